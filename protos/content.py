@@ -1,0 +1,51 @@
+"""Content addressing as both ends of the wire do it: digests, chunk size and durable writes."""
+
+import os
+from pathlib import Path
+
+from blake3 import blake3
+
+CHUNK_BYTES = 1 << 20
+"""Most data bytes in one message."""
+
+RANGE_BYTES = 16 << 20
+"""Most bytes that one upload or download call moves, so that each ends well under 10 s."""
+
+DIGEST_LENGTH = 64
+"""Hexadecimal characters of a digest."""
+
+
+def digest_of(data: bytes) -> str:
+    """BLAKE3 of `data`, hexadecimal."""
+    return blake3(data).hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """BLAKE3 of a file's bytes, hexadecimal, read through a memory map."""
+    return blake3().update_mmap(path).hexdigest()
+
+
+def is_digest(text: str) -> bool:
+    """Whether `text` has the form of a digest; anything else must never become a file name."""
+    return len(text) == DIGEST_LENGTH and all(c in "0123456789abcdef" for c in text)
+
+
+def sync_directory(folder: Path) -> None:
+    """Make renames and new names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durable(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write beside `path`, sync, rename over it, sync the folder: whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    sync_directory(path.parent)

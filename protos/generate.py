@@ -14,7 +14,7 @@ GENERATED = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi")
 
 
 def generate(out: Path) -> None:
-    """Run protoc over every source, as `-I.` at the root, so that imports read `protos.feddp.v1`."""
+    """Run protoc over every source, with the root as its path: imports read `protos.feddp.v1`."""
     flags = ["python_out", "mypy_out", "grpc_python_out", "mypy_grpc_out"]
     arguments = ["protoc", f"-I{ROOT}", *(f"--{flag}={out}" for flag in flags), *SOURCES]
     if protoc.main(arguments) != 0:
@@ -24,7 +24,9 @@ def generate(out: Path) -> None:
 def stale(fresh: Path) -> list[str]:
     """Names of generated files that differ from, or are missing beside, a fresh run."""
     committed, new = ROOT / "protos/feddp/v1", fresh / "protos/feddp/v1"
-    names = {path.name for folder in (committed, new) for mask in GENERATED for path in folder.glob(mask)}
+    names = {
+        path.name for folder in (committed, new) for mask in GENERATED for path in folder.glob(mask)
+    }
     _, mismatch, errors = filecmp.cmpfiles(committed, new, sorted(names), shallow=False)
     return sorted(mismatch + errors)
 
@@ -32,7 +34,9 @@ def stale(fresh: Path) -> list[str]:
 def main() -> None:
     """`python protos/generate.py [--check]`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail when the committed code is stale")
+    parser.add_argument(
+        "--check", action="store_true", help="fail when the committed code is stale"
+    )
     if not parser.parse_args().check:
         generate(ROOT)
         return

@@ -1,5 +1,8 @@
 """How an error of `protos.errors` travels: gRPC status plus `google.rpc.ErrorInfo`."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -35,24 +38,23 @@ def _packed(message: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) 
 def details(error: errors.FeddpError) -> bytes:
     """Serialized google.rpc.Status for the trailing metadata key `DETAILS_KEY`."""
     status = status_pb2.Status(code=grpc.StatusCode[error.code].value[0], message=error.message)
-    status.details.append(
-        _packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
-    )
+    status.details.append(_packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)))
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(round(error.retry_after_s * 1000))
         status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
-    return status.SerializeToString()
+    return bytes(status.SerializeToString())
 
 
-def from_rpc(call: grpc.RpcError) -> errors.FeddpError:
+def from_rpc(call: Any) -> errors.FeddpError:
     """The error that the peer raised, or one that says that the peer was not reached.
 
-    Works for `grpc.RpcError` of both the synchronous and the asyncio API.
+    `call` is a `grpc.RpcError` of the synchronous or the asyncio API.
     """
     code: grpc.StatusCode = call.code()
     text: str = call.details() or code.name
-    for key, value in call.trailing_metadata() or ():
+    metadata: Iterable[tuple[str, bytes]] = call.trailing_metadata() or ()
+    for key, value in metadata:
         if key == DETAILS_KEY:
             return _from_details(value, code, text)
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):

@@ -1,0 +1,65 @@
+"""Who may call what: one table, and whatever is not in it is refused."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from protos.errors import NotAllowed
+
+Role = Literal["operator", "engineer", "privacy-officer", "node"]
+
+_PEOPLE: frozenset[str] = frozenset({"operator", "engineer", "privacy-officer"})
+_TRAINING: frozenset[str] = frozenset({"engineer", "node"})
+
+RULES: dict[str, frozenset[str]] = {
+    "Federation/Session": frozenset({"node"}),
+    "Federation/SubmitUpdate": frozenset({"node"}),
+    "Transfer/Download": _TRAINING | {"operator", "privacy-officer"},
+    "Transfer/Upload": _TRAINING,
+    "Transfer/UploadStatus": _TRAINING,
+    "Nodes/CreateToken": frozenset({"operator"}),
+    "Nodes/ListNodes": _PEOPLE,
+    "Nodes/GetNode": _PEOPLE,
+    "Nodes/DisableNode": frozenset({"operator"}),
+    "Nodes/EnableNode": frozenset({"operator"}),
+    "Jobs/SubmitJob": frozenset({"engineer"}),
+    "Jobs/ListJobs": _PEOPLE,
+    "Jobs/GetJob": _PEOPLE,
+    "Jobs/WatchJob": _PEOPLE,
+    "Jobs/CancelJob": frozenset({"operator", "engineer"}),
+    "Budgets/ListAccounts": _PEOPLE,
+    "Budgets/ListEntries": _PEOPLE,
+    "Models/ListModels": _PEOPLE,
+    "Models/GetModel": _PEOPLE,
+}
+"""`Service/Method` -> roles that may call it. The enrolment port serves Enrollment/Join alone."""
+
+WITHOUT_CERTIFICATE = frozenset({"Enrollment/Join"})
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, as the certificate and the registry say.
+
+    Attributes:
+        node: the node's name, or empty for people.
+        project: people see and touch their own project's jobs and models.
+    """
+
+    name: str
+    roles: frozenset[str]
+    project: str = ""
+    node: str = ""
+
+
+def allow(method: str, caller: Caller) -> None:
+    """Return if `caller` may call `Service/Method`.
+
+    Raises:
+        NotAllowed: ROLE_REQUIRED.
+    """
+    roles = RULES.get(method, frozenset())
+    if not roles & caller.roles:
+        needed = " or ".join(sorted(roles)) or "nobody's"
+        raise NotAllowed(
+            "ROLE_REQUIRED", f"{caller.name} may not call {method}: it needs the role {needed}"
+        )

@@ -1,0 +1,127 @@
+"""`feddp coordinator check`: would this configuration serve, and what will surprise somebody?"""
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from cryptography import x509
+from sqlalchemy.exc import SQLAlchemyError
+
+from certs.authority import Authority
+from certs.credentials import server_credentials
+from coordinator.config import CoordinatorConfig, effects, load_config
+from coordinator.server import server_certificate
+from coordinator.store import people
+from coordinator.store.database import Database
+from protos.errors import FeddpError
+
+EXPIRES_SOON_DAYS = 14
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One result. Only an "error" keeps the coordinator from serving."""
+
+    level: Literal["ok", "note", "warning", "error"]
+    subject: str
+    text: str
+
+
+def check(config_path: Path) -> list[Finding]:
+    """Check a configuration and what it points to; changes nothing.
+
+    Raises:
+        Malformed: CONFIG_INVALID, all faults of the file at once.
+    """
+    config = load_config(config_path, os.environ)
+    found = [Finding("ok", str(config_path), "the configuration is valid")]
+    for look in (_authority, _database, _blobs, _ports):
+        found.extend(look(config))
+    found.extend(Finding(one.level, one.key, one.text) for one in effects(config))
+    return found
+
+
+def _authority(config: CoordinatorConfig) -> Iterator[Finding]:
+    try:
+        authority = Authority.load(config.storage.pki_dir)
+        chain, key = server_certificate(config)
+        server_credentials(chain, key, authority.trust_bundle)
+    except FeddpError as error:
+        yield Finding("error", "certificates", error.message)
+        return
+    leaf = x509.load_pem_x509_certificates(chain)[0]
+    left = leaf.not_valid_after_utc - datetime.now(UTC)
+    said = f"the server's certificate ends at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+    if left.total_seconds() <= 0:
+        yield Finding("error", "certificates", f"{said}: it is over, and no node will connect")
+    elif left.days < EXPIRES_SOON_DAYS:
+        yield Finding("warning", "certificates", f"{said}: renew it")
+    else:
+        yield Finding("ok", "certificates", said)
+
+
+def _database(config: CoordinatorConfig) -> Iterator[Finding]:
+    path = Path(config.storage.database_url.removeprefix("sqlite:///"))
+    if not path.exists():
+        yield Finding(
+            "error", "storage.database_url", f"{path} does not exist; run `feddp coordinator init`"
+        )
+        return
+    database = Database(config.storage.database_url)
+    try:
+        users = database.read_now(people.all_users)
+        nodes = database.read_now(people.all_nodes)
+        yield Finding(
+            "ok", "storage.database_url", f"readable; {len(nodes)} nodes, {len(users)} users"
+        )
+    except SQLAlchemyError as error:
+        yield Finding(
+            "error",
+            "storage.database_url",
+            f"the database cannot be read ({type(error).__name__}); restore it from a backup, or "
+            "serve once with this version to upgrade an older one",
+        )
+    finally:
+        database.close()
+
+
+def _blobs(config: CoordinatorConfig) -> Iterator[Finding]:
+    folder = config.storage.blob_dir
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if os.access(existing, os.W_OK | os.X_OK):
+        yield Finding("ok", "storage.blob_dir", f"{folder} can be written")
+    else:
+        yield Finding(
+            "error",
+            "storage.blob_dir",
+            f"{existing} cannot be written by this user; models go there",
+        )
+
+
+def _ports(config: CoordinatorConfig) -> Iterator[Finding]:
+    server = config.server
+    for host, port, name in (
+        (server.host, server.port, "server.port"),
+        (server.host, server.enrollment_port, "server.enrollment_port"),
+        (server.health_host, server.health_port, "server.health_port"),
+    ):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                yield Finding(
+                    "warning",
+                    name,
+                    f"port {port} cannot be opened now ({error.strerror}): this coordinator runs "
+                    "already, or another program holds it",
+                )
+            else:
+                yield Finding("ok", name, f"port {port} is free")

@@ -1,0 +1,134 @@
+"""Sections that the coordinator shares with the router and with the tools around both.
+
+`no_effect` says why a key changes nothing in the coordinator.
+"""
+
+from typing import Literal
+
+from pydantic import field_validator
+
+from coordinator.keys import Section, key
+
+NO_QUERIES = "the query router reads it; the coordinator answers no queries"
+
+
+class Routing(Section):
+    """How the router spreads queries."""
+
+    strategy: str = key(
+        "weighted_response_time",
+        "How queries are planned over nodes.",
+        pattern=r"^[a-z][a-z0-9_]{0,63}$",
+        allowed="a lower-case name",
+        no_effect=NO_QUERIES,
+    )
+    max_concurrent_requests: int = key(
+        500, "Most queries under way at once.", ge=1, le=1_000_000, no_effect=NO_QUERIES
+    )
+    timeout: float = key(
+        45.0, "Longest time for one query.", unit="s", gt=0, le=3600, no_effect=NO_QUERIES
+    )
+    load_balancing: str = key(
+        "weighted_response_time",
+        "How a node is chosen among equals.",
+        pattern=r"^[a-z][a-z0-9_]{0,63}$",
+        allowed="a lower-case name",
+        no_effect=NO_QUERIES,
+    )
+
+
+class Security(Section):
+    """Who gets in."""
+
+    enable_mtls: bool = key(
+        True, "Client certificates on server.port; they cannot be switched off.", allowed="true"
+    )
+    token_expiry: int = key(
+        1800,
+        "Lifetime of a user's session at the router.",
+        unit="s",
+        ge=60,
+        le=86_400,
+        no_effect="the coordinator has no sessions to expire: it looks the caller's certificate up"
+        " on every call; a join token's lifetime is `feddp node token --ttl`",
+    )
+    rate_limit_per_user: int = key(
+        30, "Queries of one user.", unit="per hour", ge=1, le=1_000_000, no_effect=NO_QUERIES
+    )
+    allowed_origins: tuple[str, ...] = key(
+        (),
+        "Web origins whose pages may call the router.",
+        allowed="a list of https://HOST",
+        no_effect="browsers call the router, never the coordinator",
+    )
+
+    @field_validator("enable_mtls")
+    @classmethod
+    def _mtls_stays(cls, value: bool) -> bool:
+        if not value:
+            raise ValueError("anyone could pose as a hospital; remove the line")
+        return value
+
+
+class Compliance(Section):
+    """Duties of the organisation that runs the coordinator."""
+
+    frameworks: tuple[str, ...] = key(
+        (),
+        "Rules that the installation is run under.",
+        allowed="a list of names, such as hipaa, gdpr, hitech",
+        no_effect="a name changes nothing by itself; the protections are the same for everyone",
+    )
+    audit_retention_days: int = key(
+        2555,
+        "How long ledgers and job records are kept at least.",
+        unit="days",
+        ge=1,
+        le=36_525,
+        no_effect="the coordinator deletes no ledger entry and no job, so every retention is met",
+    )
+    enable_detailed_logging: bool = key(
+        True,
+        "Detailed logs.",
+        no_effect="monitoring.log_level sets the detail; no level logs a value computed from data",
+    )
+    pii_encryption_required: bool = key(
+        True,
+        "Encryption of personal data at rest.",
+        no_effect="no patient record reaches the coordinator; it does not encrypt its database and"
+        " models itself, so put storage on an encrypted volume",
+    )
+
+
+class Monitoring(Section):
+    """What the coordinator tells about itself."""
+
+    prometheus_endpoint: str = key(
+        "",
+        "Address of Prometheus.",
+        allowed="a URL",
+        no_effect="Prometheus fetches /metrics from server.health_port; nothing is pushed to it",
+    )
+    grafana_endpoint: str = key(
+        "", "Address of Grafana.", allowed="a URL", no_effect="Grafana asks Prometheus, not us"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = key("INFO", "Least level logged.")
+    metrics_retention: str = key(
+        "30d",
+        "How long metrics are kept.",
+        pattern=r"^[1-9][0-9]{0,4}[smhdwy]$",
+        allowed="a number and one of s, m, h, d, w, y",
+        no_effect="Prometheus keeps metrics: give it --storage.tsdb.retention.time",
+    )
+    alert_webhook: str = key(
+        "",
+        "Where alerts go.",
+        allowed="a URL",
+        no_effect="the coordinator sends no alerts: Alertmanager does, from the metrics",
+        secret=True,
+    )
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _any_case(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value

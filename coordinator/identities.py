@@ -1,0 +1,69 @@
+"""Who a connection is: its certificate, looked up in the registry on every rpc."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from certs.peer import Peer, peer_of
+from certs.registry import CertificateRecord, admit
+from certs.spiffe import SpiffeId
+from coordinator.authz import Caller
+from coordinator.store import people
+from coordinator.store.database import Database
+from protos.errors import NotAllowed
+
+AuthContext = Mapping[str, object]
+
+
+class Identities:
+    """The registry of certificates, nodes and users, kept in memory.
+
+    The database is the truth; this process is its only writer and calls `reload` after a change.
+    """
+
+    def __init__(self, database: Database, trust_domain: str) -> None:
+        self._database = database
+        self._trust_domain = trust_domain
+        self._certificates: dict[str, CertificateRecord] = {}
+        self._users: dict[str, people.User] = {}
+        self._disabled: set[str] = set()
+
+    async def reload(self) -> None:
+        """Read everything again."""
+        self._certificates = await self._database.read(people.certificate_rows)
+        self._users = await self._database.read(people.all_users)
+        nodes = await self._database.read(people.all_nodes)
+        self._disabled = {node.name for node in nodes if node.status == "disabled"}
+
+    def peer(self, auth_context: Mapping[str, list[bytes]]) -> Peer:
+        """The certificate behind a connection; refuses anything below TLS 1.3."""
+        return peer_of(auth_context, self._trust_domain)
+
+    def caller(self, peer: Peer) -> Caller:
+        """The caller behind a certificate, if it may speak now.
+
+        Raises:
+            Unauthenticated: as `certs.registry.admit`.
+            NotAllowed: NODE_DISABLED, USER_UNKNOWN.
+        """
+        admit(peer, self._certificates.get(peer.fingerprint), datetime.now(UTC))
+        identity: SpiffeId = peer.spiffe_id
+        if identity.kind == "node":
+            if identity.name in self._disabled:
+                raise NotAllowed(
+                    "NODE_DISABLED",
+                    f"node {identity.name} is disabled at the coordinator; ask its operator",
+                )
+            return Caller(identity.name, frozenset({"node"}), node=identity.name)
+        user = self._users.get(identity.name)
+        if identity.kind != "user" or user is None:
+            raise NotAllowed("USER_UNKNOWN", f"{identity} has no role at this coordinator")
+        return Caller(user.name, user.roles, project=user.project)
+
+    def expires_at(self, node: str) -> float:
+        """When the node's newest certificate ends, in seconds since the epoch; 0 for none."""
+        ends = [
+            record.not_after.timestamp()
+            for record in self._certificates.values()
+            if record.spiffe_id.kind == "node" and record.spiffe_id.name == node
+        ]
+        return max(ends, default=0.0)

@@ -1,0 +1,139 @@
+"""A new coordinator: its configuration, authority, server certificate and operator's profile."""
+
+import ipaddress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import yaml
+
+from certs.authority import Authority
+from certs.enrolment import new_key, private_pem, save_private_key
+from certs.spiffe import SpiffeId, check_trust_domain
+from coordinator.store import people
+from coordinator.store.database import Database
+from protos.content import write_durable
+from protos.errors import Conflict, Malformed
+
+CONFIG_FILE = "coordinator.yaml"
+OPERATOR = "operator"
+OPERATOR_ROLES = frozenset({"operator", "engineer", "privacy-officer"})
+PERSON_LIFETIME = timedelta(days=365)
+SERVER_LIFETIME = timedelta(days=365)
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """Where things are."""
+
+    folder: Path
+    config: Path
+    profile: Path
+    trust_domain: str
+    root_fingerprint: str
+
+
+def init(
+    folder: Path,
+    trust_domain: str,
+    *,
+    host: str = "localhost",
+    port: int = 8443,
+    enrollment_port: int = 8444,
+    health_port: int = 8080,
+) -> Installation:
+    """Make an installation in `folder`: all of it, or an error and nothing.
+
+    Args:
+        host: the name or address that nodes and people dial; it goes into the server's
+            certificate. With "localhost" or a loopback address the server listens on loopback.
+
+    Raises:
+        Conflict: ALREADY_INITIALISED.
+        Malformed: SPIFFE_INVALID, HOST_INVALID, DIRECTORY_UNUSABLE.
+    """
+    check_trust_domain(trust_domain)
+    config = folder / CONFIG_FILE
+    for path in (config, folder / "pki", folder / "coordinator.db", folder / "operator"):
+        if path.exists():
+            raise Conflict(
+                "ALREADY_INITIALISED",
+                f"{folder} already holds {path.name}; nothing was changed. Choose an empty "
+                "directory, or serve what is there",
+            )
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Malformed(
+            "DIRECTORY_UNUSABLE", f"{folder} cannot be made ({error.strerror}); choose another"
+        ) from None
+    pki = folder / "pki"
+    authority = Authority.create(pki, trust_domain)
+    database = Database(f"sqlite:///{folder / 'coordinator.db'}")
+    database.migrate()
+    _issue_server(pki, authority, host)
+    profile = _issue_operator(folder / "operator", authority, database, f"{host}:{port}")
+    database.close()
+    settings = {
+        "server": {
+            "host": "127.0.0.1" if _is_loopback(host) else "0.0.0.0",  # noqa: S104
+            "port": port,
+            "enrollment_port": enrollment_port,
+            "health_port": health_port,
+            "public_host": host,
+        }
+    }
+    text = (
+        "# One coordinator. Every key, its meaning and its default: config/full.yaml of the\n"
+        "# project, or `feddp coordinator check --config` on this file.\n"
+        + yaml.safe_dump(settings, sort_keys=False)
+    )
+    write_durable(config, text.encode())
+    fingerprint = authority.root.fingerprint(authority.root.signature_hash_algorithm)  # type: ignore[arg-type]
+    return Installation(folder, config, profile, trust_domain, fingerprint.hex(":").upper())
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _issue_server(pki: Path, authority: Authority, host: str) -> None:
+    names, addresses = ["localhost"], ["127.0.0.1", "::1"]
+    try:
+        addresses.append(str(ipaddress.ip_address(host)))
+    except ValueError:
+        names.append(host)
+    key = new_key()
+    issued = authority.issue(
+        key.public_key(),
+        SpiffeId(authority.trust_domain, "coordinator"),
+        now=datetime.now(UTC),
+        lifetime=SERVER_LIFETIME,
+        dns_names=sorted(set(names)),
+        ip_addresses=sorted(set(addresses)),
+    )
+    save_private_key(pki / "server.key", key)
+    write_durable(pki / "server.crt", issued.chain_pem, 0o644)
+
+
+def _issue_operator(folder: Path, authority: Authority, database: Database, address: str) -> Path:
+    folder.mkdir(mode=0o700)
+    key = new_key()
+    issued = authority.issue(
+        key.public_key(),
+        SpiffeId(authority.trust_domain, "user", OPERATOR),
+        now=datetime.now(UTC),
+        lifetime=PERSON_LIFETIME,
+    )
+    database.write_now(lambda connection: people.add_certificate(connection, issued))
+    user = people.User(OPERATOR, OPERATOR_ROLES, "default")
+    database.write_now(lambda connection: people.add_user(connection, user))
+    write_durable(folder / "key.pem", private_pem(key))
+    write_durable(folder / "chain.pem", issued.chain_pem)
+    write_durable(folder / "bundle.pem", authority.trust_bundle)
+    described = yaml.safe_dump({"address": address, "name": OPERATOR})
+    write_durable(folder / "profile.yaml", described.encode())
+    return folder

@@ -1,0 +1,59 @@
+"""The ledger read straight from the database, with the server running or stopped."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from coordinator import views
+from coordinator.config import load_config
+from coordinator.installation import CONFIG_FILE
+from coordinator.store import ledger as ledger_store
+from coordinator.store.database import Database
+from privacy.filters import Filter
+from privacy.ledger import Entry
+from protos.errors import NotFound
+from protos.feddp.v1 import budgets_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerView:
+    """Every entry of some accounts, and what `privacy.verification` needs to check them."""
+
+    entries: list[Entry]
+    accounts: list[budgets_pb2.BudgetAccount]
+    filters: Mapping[str, Filter]
+    public_keys: Mapping[str, bytes]
+
+
+def ledger(folder: Path, data_set: str | None = None) -> LedgerView:
+    """The ledger of the installation in `folder`.
+
+    Raises:
+        NotFound: INSTALLATION_MISSING.
+        Malformed: CONFIG_INVALID.
+    """
+    config_path = folder / CONFIG_FILE
+    if not config_path.is_file():
+        raise NotFound("INSTALLATION_MISSING", f"{folder} holds no {CONFIG_FILE}")
+    config = load_config(config_path, {})
+    database = Database(config.storage.database_url)
+
+    def work(connection: Connection) -> LedgerView:
+        accounts = views.accounts(connection, data_set or "")
+        names = {account.account for account in accounts}
+        known = [a for a in ledger_store.all_accounts(connection) if a.account in names]
+        return LedgerView(
+            entries=[
+                entry for name in sorted(names) for entry in ledger_store.chain(connection, name)
+            ],
+            accounts=accounts,
+            filters={account.account: account.filter for account in known},
+            public_keys={account.node: account.ledger_public_key for account in accounts},
+        )
+
+    try:
+        return database.read_now(work)
+    finally:
+        database.close()

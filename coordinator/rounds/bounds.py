@@ -1,0 +1,70 @@
+"""Public bounds on one round: how large an update can be, and what noise alone would do.
+
+Everything here follows from what was ordered; nothing is measured from updates.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from coordinator.rounds.events import Offer
+
+UNBOUNDED_NORM = 1e6
+"""For tasks whose step size the coordinator does not know."""
+
+_DECLARED_N_SLACK = 4.0
+"""A hospital may hold up to four times the records that its steward declared."""
+
+_NOISE_DEVIATIONS = 12.0
+
+
+@dataclass(frozen=True, slots=True)
+class RoundOrder:
+    """What every node of a round is told.
+
+    Attributes:
+        learning_rate: step size of plain SGD; None when the task has no such thing.
+        max_grad_norm: the clipping bound C.
+        parameters: P, values in the model.
+    """
+
+    learning_rate: float | None
+    local_steps: int
+    max_grad_norm: float
+    proximal_mu: float
+    parameters: int
+
+
+def noise_std(order: RoundOrder, offer: Offer) -> float | None:
+    """Standard deviation of the noise in each value of one node's update; None if unknown."""
+    if offer.noise_multiplier is None:
+        return 0.0
+    if order.learning_rate is None:
+        return None
+    mean_over = offer.sample_rate * offer.declared_n
+    per_step = order.learning_rate * offer.noise_multiplier * order.max_grad_norm / mean_over
+    return per_step * math.sqrt(order.local_steps)
+
+
+def update_norm_max(order: RoundOrder, offer: Offer) -> float:
+    """The largest norm that an honest node's update can have, but for one chance in 10^20."""
+    std = noise_std(order, offer)
+    if order.learning_rate is None or std is None:
+        return UNBOUNDED_NORM
+    signal = order.learning_rate * order.local_steps * order.max_grad_norm * _DECLARED_N_SLACK
+    noise = std * (math.sqrt(order.parameters) + _NOISE_DEVIATIONS)
+    growth = max(1.0, abs(1.0 - order.learning_rate * order.proximal_mu)) ** order.local_steps
+    return (signal + noise) * growth
+
+
+def global_noise_norm(
+    order: RoundOrder, offers: Sequence[Offer], weights: Sequence[float]
+) -> float | None:
+    """Expected norm of the noise that one round adds to the global model; None if unknown."""
+    total, variance = math.fsum(weights), 0.0
+    for offer, weight in zip(offers, weights, strict=True):
+        std = noise_std(order, offer)
+        if std is None:
+            return None
+        variance += (weight / total * std) ** 2
+    return math.sqrt(variance * order.parameters)

@@ -1,0 +1,124 @@
+"""A job in memory: what was submitted, and the phase that its journal adds up to."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pydantic import TypeAdapter
+
+from coordinator.jobspec import Job
+from coordinator.rounds import events, machine
+from coordinator.rounds.phases import (
+    Attempt,
+    Ended,
+    Phase,
+    Plan,
+    RoundRecord,
+    Selecting,
+    Training,
+    current_round,
+)
+from coordinator.store.jobs import JobRecord
+from protos.content import digest_of
+from protos.errors import invariant
+
+_JOB: TypeAdapter[Job] = TypeAdapter(Job)
+
+
+def job_to_json(job: Job) -> str:
+    """A resolved job as the store keeps it."""
+    return _JOB.dump_json(job).decode()
+
+
+def job_from_json(text: str) -> Job:
+    """The job that `job_to_json` wrote."""
+    return _JOB.validate_json(text)
+
+
+def plan_of(job: Job) -> Plan:
+    """The part of a job that the round machine decides by."""
+    return Plan(
+        min_participants=job.min_participants,
+        rounds_planned=job.rounds_planned,
+        deadline_s=job.deadline_s,
+        convergence_patience=job.convergence_patience,
+    )
+
+
+def replay(plan: Plan, steps: Iterable[tuple[float, events.Event]]) -> tuple[Phase, int]:
+    """(the phase that a journal adds up to, number of its steps)."""
+    phase: Phase | None = None
+    count = 0
+    for now_s, event in steps:
+        if isinstance(event, events.JobSubmitted):
+            invariant(phase is None, "a job is submitted once")
+            phase, _ = machine.start(plan, event, now_s)
+        else:
+            invariant(phase is not None, "a journal begins with its submission")
+            phase, _ = machine.step(phase, event, now_s)  # type: ignore[arg-type]
+        count += 1
+    invariant(phase is not None, "a job has a journal")
+    return phase, count  # type: ignore[return-value]
+
+
+@dataclass(slots=True)
+class LiveJob:
+    """A job and its phase. Only the driver changes it, under `lock`."""
+
+    record: JobRecord
+    job: Job
+    phase: Phase
+    steps: int
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def job_id(self) -> str:
+        """The job's id."""
+        return self.record.job_id
+
+    @property
+    def spec_digest(self) -> str:
+        """BLAKE3 of the submitted bytes."""
+        return digest_of(self.record.spec)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing further happens."""
+        return isinstance(self.phase, Ended)
+
+    def rounds(self) -> list[RoundRecord]:
+        """Every round so far, the one under way last."""
+        under_way = current_round(self.phase)
+        return [*self.phase.course.done, *([under_way] if under_way else [])]
+
+    def attempt(self, attempt_id: str) -> tuple[RoundRecord, Attempt] | None:
+        """An attempt of this job and its round."""
+        for record in reversed(self.rounds()):
+            attempt = record.attempt(attempt_id)
+            if attempt is not None:
+                return record, attempt
+        return None
+
+    def last_noise(self, node: str) -> float | None:
+        """The noise multiplier of the node's newest attempt."""
+        for record in reversed(self.rounds()):
+            for attempt in reversed(record.attempts):
+                if attempt.node == node:
+                    return attempt.offer.noise_multiplier
+        return None
+
+    def is_waiting(self) -> bool:
+        """Whether the job cannot go on by itself and says for whom it waits."""
+        match self.phase:
+            case Selecting(surveyed=surveyed):
+                return surveyed
+            case Training(waiting=waiting):
+                return bool(waiting)
+            case _:
+                return False
+
+    def announce(self) -> None:
+        """Wake everybody who watches."""
+        self.changed.set()
+        self.changed = asyncio.Event()

@@ -1,0 +1,212 @@
+"""The phases of a job, each a frozen value. design: Selecting -> Reserving -> Training ->
+Aggregating -> Publishing -> (Selecting | Ended)."""
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from coordinator.rounds.events import Absence, Offer
+
+
+class AttemptState(Enum):
+    """Where an attempt stands. The last five are final."""
+
+    ORDERED = "ordered"  # reserved; the node may not know of it yet
+    ACCEPTED = "accepted"  # the node booked it, and may open the data at any moment
+    RECEIVED = "received"  # its update is on our disk, and posted
+    NO_UPDATE = "no_update"  # the data was opened, nothing came of it, posted whole
+    REFUSED = "refused"  # the node signed that it never opened the data, voided
+    LATE = "late"  # open when the round closed at its deadline, posted whole
+    LOST = "lost"  # open when the round closed without its node, posted whole
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try of one node at one round.
+
+    Attributes:
+        silent: the node is not heard; its attempt is still open.
+    """
+
+    attempt_id: str
+    offer: Offer
+    ordered_at_s: float
+    state: AttemptState = AttemptState.ORDERED
+    silent: bool = False
+    ended_at_s: float = 0.0
+    digest: str = ""
+    update_bytes: int = 0
+    reason: str = ""
+    message: str = ""
+
+    @property
+    def node(self) -> str:
+        """The node that was ordered."""
+        return self.offer.node
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the node may still resolve it."""
+        return self.state in (AttemptState.ORDERED, AttemptState.ACCEPTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is fixed when the job is submitted, as far as the machine decides by it."""
+
+    min_participants: int
+    rounds_planned: int
+    deadline_s: float
+    convergence_patience: int
+    attempts_per_round: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """One round, as far as it has come; the moments are 0 until they are reached."""
+
+    number: int
+    started_at_s: float
+    reserved_at_s: float = 0.0
+    trained_at_s: float = 0.0
+    folded_at_s: float = 0.0
+    published_at_s: float = 0.0
+    attempts: tuple[Attempt, ...] = ()
+    left_out: tuple[Absence, ...] = ()
+    model: str = ""
+    model_bytes: int = 0
+    drift: float | None = None
+    drift_noise: float | None = None
+
+    def attempt(self, attempt_id: str) -> Attempt | None:
+        """The attempt of that id, if it belongs to this round."""
+        return next((a for a in self.attempts if a.attempt_id == attempt_id), None)
+
+    def with_attempt(self, changed: Attempt) -> "RoundRecord":
+        """The same round with one attempt replaced."""
+        same = tuple(changed if a.attempt_id == changed.attempt_id else a for a in self.attempts)
+        return replace(self, attempts=same)
+
+    @property
+    def received(self) -> tuple[Attempt, ...]:
+        """Attempts whose updates we hold."""
+        return tuple(a for a in self.attempts if a.state is AttemptState.RECEIVED)
+
+    @property
+    def opened(self) -> tuple[Attempt, ...]:
+        """Attempts that are not resolved."""
+        return tuple(a for a in self.attempts if a.is_open)
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What every phase carries: the plan, the current model and the rounds before.
+
+    Attributes:
+        initial: digest of the model that the first round started from.
+        model: digest of the model that the next round starts from.
+        settled_rounds: rounds in a row whose drift was below the threshold.
+    """
+
+    plan: Plan
+    initial: str
+    model: str
+    done: tuple[RoundRecord, ...] = ()
+    settled_rounds: int = 0
+
+    @property
+    def next_round(self) -> int:
+        """Number of the round under way, from 1."""
+        return len(self.done) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Selecting:
+    """Looking for nodes. Leaves when `min_participants` can take part, or never can.
+
+    `offers` says how many could take part when it was last looked; `waiting` who could not.
+    """
+
+    course: Course
+    since_s: float
+    waiting: tuple[Absence, ...] = ()
+    offers: int = 0
+    surveyed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reserving:
+    """The ledger is asked for every offer. Leaves with its answer."""
+
+    course: Course
+    since_s: float
+    offers: tuple[Offer, ...]
+    left_out: tuple[Absence, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Nodes work. Leaves when each attempt is resolved or lost, or at the deadline, with quorum.
+
+    Below quorum it keeps what it has and waits; `waiting` says for whom. `topping_up` while the
+    ledger is asked for further nodes.
+    """
+
+    course: Course
+    round: RoundRecord
+    deadline_at_s: float
+    deadline_passed: bool = False
+    waiting: tuple[Absence, ...] = ()
+    topping_up: tuple[Offer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregating:
+    """Updates are averaged. Leaves with the new model's digest."""
+
+    course: Course
+    round: RoundRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Publishing:
+    """The model is listed. Leaves to the next round or, if `status` is set, to the end."""
+
+    course: Course
+    round: RoundRecord
+    status: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """No further round; the answer is made from the rounds that were published."""
+
+    course: Course
+    status: str
+    message: str
+    unfinished: RoundRecord | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Final. `status` is what users see; `answer` the digest of the job's model, or empty."""
+
+    course: Course
+    status: str
+    message: str
+    ended_at_s: float
+    answer: str = ""
+    unfinished: RoundRecord | None = None
+
+
+Phase = Selecting | Reserving | Training | Aggregating | Publishing | Closing | Ended
+
+
+def current_round(phase: Phase) -> RoundRecord | None:
+    """The round under way or cut off, if attempts of it exist."""
+    match phase:
+        case Training() | Aggregating() | Publishing():
+            return phase.round
+        case Closing() | Ended():
+            return phase.unfinished
+        case Selecting() | Reserving():
+            return None

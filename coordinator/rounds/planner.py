@@ -1,0 +1,177 @@
+"""Who can take part in a round, and with which release. Pure; decides by public facts alone:
+what stewards declared and what the ledger holds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from coordinator.jobspec import Job
+from coordinator.rounds.events import Absence, Offer
+from coordinator.store.ledger import Account
+from privacy.calibration import noise_multiplier_for
+from privacy.filters import make_filter
+from privacy.releases import Mechanism, Release
+from protos.errors import FeddpError, invariant
+from protos.feddp.v1 import federation_pb2 as federation
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What is known of one node that holds the job's data set.
+
+    Attributes:
+        disabled: an operator has disabled it.
+        data_set: as the node published it last.
+        steward: the account's bounds as the node published them last; None if it did not.
+        account: the account in the central ledger; None before the node's first session.
+        job_units: filter units that this job has posted or holds there.
+        last_noise_multiplier: of this job's newest attempt there; None for none.
+    """
+
+    node: str
+    connected: bool
+    disabled: bool
+    data_set: federation.DataSet
+    steward: federation.Account | None
+    account: Account | None
+    job_units: int
+    last_noise_multiplier: float | None
+
+
+def survey(
+    job: Job, task_hash: str, nodes: list[NodeFacts], rounds_left: int
+) -> tuple[tuple[Offer, ...], tuple[Absence, ...]]:
+    """Sort nodes into offers and absences.
+
+    Args:
+        nodes: every node that publishes the job's data set, connected or not.
+        rounds_left: rounds that a node's budget must last for, this one included.
+    """
+    offers: list[Offer] = []
+    absences: list[Absence] = []
+    for facts in nodes:
+        answer = consider(job, task_hash, facts, rounds_left)
+        if isinstance(answer, Offer):
+            offers.append(answer)
+        else:
+            absences.append(answer)
+    return tuple(offers), tuple(absences)
+
+
+def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Offer | Absence:
+    """One node's offer, or why there is none."""
+    if facts.disabled:
+        return _absent(facts, "DISABLED", "is disabled; `feddp node enable` lets it back in")
+    if not facts.connected:
+        return _absent(facts, "OFFLINE", "is not connected")
+    wanted = f"{job.task}@{task_hash}"
+    if wanted not in facts.data_set.tasks:
+        return _absent(
+            facts,
+            "TASK_NOT_ALLOWED",
+            f"its policy does not allow {job.task}@{task_hash[:12]}… on {job.dataset}; its data "
+            "steward can",
+        )
+    account, steward = facts.account, facts.steward
+    if account is None or steward is None:
+        return _absent(facts, "ACCOUNT_UNKNOWN", "its policy has no valid account for the data set")
+    if job.mechanism == "none" and not steward.unaccounted_allowed:
+        return _absent(facts, "UNACCOUNTED_REFUSED", "its policy refuses releases without noise")
+    try:
+        release = _release(job, facts, account, steward, rounds_left)
+        cost_units = account.filter.cost_units(release)
+    except FeddpError as error:
+        return _absent(facts, "BUDGET", error.message, for_good=True)
+    if release.noise_multiplier is not None:
+        if release.noise_multiplier < steward.noise_multiplier_min:
+            return _absent(
+                facts,
+                "NOISE_TOO_LOW",
+                f"its policy asks for a noise multiplier of {steward.noise_multiplier_min:g} or "
+                "more",
+            )
+        refusal = _over_budget(facts, account, steward, cost_units)
+        if refusal is not None:
+            return refusal
+    return Offer(
+        facts.node,
+        account.account,
+        facts.data_set.declared_n,
+        release.mechanism,
+        release.noise_multiplier,
+        release.sample_rate,
+    )
+
+
+def _release(
+    job: Job,
+    facts: NodeFacts,
+    account: Account,
+    steward: federation.Account,
+    rounds_left: int,
+) -> Release:
+    """The next round's release.
+
+    With a target epsilon each round takes what remains of the job's share over the rounds that
+    remain, so that an attempt that came to nothing costs noise later and never the promise.
+    """
+    if job.mechanism == "no_data":
+        return Release("no_data", None, 1.0, 0)
+    if job.mechanism == "none":
+        return Release("none", None, 1.0, job.local_steps)
+    declared_n = facts.data_set.declared_n
+    sample_rate = 1.0
+    if account.filter.kind == "rdp" and declared_n >= job.poisson_from_n:
+        sample_rate = min(1.0, job.batch_size / declared_n)
+    mechanism: Mechanism = "gaussian" if sample_rate == 1.0 else "poisson_gaussian"
+    if job.noise_multiplier is not None:
+        return Release(mechanism, job.noise_multiplier, sample_rate, job.local_steps)
+    invariant(job.target_epsilon is not None, "a job fixes its epsilon or its noise")
+    target = job.target_epsilon or 0.0
+    share = make_filter(account.filter.kind, account.filter.order, target, job.delta)
+    left_units = share.limit_units - facts.job_units
+    noise = facts.last_noise_multiplier
+    if noise is not None:
+        same = Release(mechanism, noise, sample_rate, job.local_steps)
+        if share.cost_units(same) * rounds_left <= left_units:
+            return same
+    noise = noise_multiplier_for(share, left_units, rounds_left, job.local_steps, sample_rate)
+    noise = max(noise, steward.noise_multiplier_min)
+    return Release(mechanism, noise, sample_rate, job.local_steps)
+
+
+def _over_budget(
+    facts: NodeFacts, account: Account, steward: federation.Account, cost_units: int
+) -> Absence | None:
+    filter_, balance = account.filter, account.balance
+    per_job = make_filter(
+        filter_.kind, filter_.order, steward.epsilon_per_job_max, filter_.delta
+    ).limit_units
+    if facts.job_units + cost_units > per_job:
+        return _absent(
+            facts,
+            "BUDGET",
+            f"its policy allows epsilon {steward.epsilon_per_job_max:g} for one job, and another "
+            "round would pass it",
+            for_good=True,
+        )
+    if cost_units > balance.remaining_units:
+        spent = filter_.epsilon_of(balance.posted_units)
+        return _absent(
+            facts,
+            "BUDGET",
+            f"account {account.account} has spent epsilon {spent:.4g} of {filter_.epsilon_limit:g}"
+            f" at delta {filter_.delta:g}, and another round would pass the limit",
+            for_good=balance.posted_units + cost_units > filter_.limit_units,
+        )
+    return None
+
+
+def _absent(facts: NodeFacts, reason: str, message: str, *, for_good: bool = False) -> Absence:
+    return Absence(facts.node, reason, message, for_good)
+
+
+def learning_rate(task_config: Mapping[str, Any]) -> float | None:
+    """The step size, if the task's configuration has one; bounds and noise floors need it."""
+    value = task_config.get("learning_rate")
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

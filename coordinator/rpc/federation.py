@@ -1,0 +1,259 @@
+"""Federation: the agents' sessions, and the updates that they hand in."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import structlog
+from sqlalchemy import Connection
+
+from coordinator import aggregation
+from coordinator.blobs import BlobStore
+from coordinator.identities import Identities
+from coordinator.rounds import bounds, events
+from coordinator.rounds.driver import Rounds
+from coordinator.rounds.effects import reserve_statement, round_order
+from coordinator.rounds.live import LiveJob
+from coordinator.rounds.phases import Attempt, AttemptState, RoundRecord
+from coordinator.rpc.gate import Context, caller, peer
+from coordinator.sessions import NodeSession, Sessions
+from coordinator.store import ledger, people
+from coordinator.store.database import Database
+from privacy.ledger import Statement
+from protos.errors import (
+    Conflict,
+    FeddpError,
+    Malformed,
+    NotFound,
+    TooLate,
+    Unavailable,
+    WrongPhase,
+)
+from protos.feddp.v1 import federation_pb2 as pb
+from protos.feddp.v1 import federation_pb2_grpc as pb_grpc
+
+log = structlog.get_logger(__name__)
+
+PROTOCOL_VERSION = 1
+IDENTITY_CHECK_S = 2.0
+
+
+@dataclass(slots=True)
+class FederationService(pb_grpc.FederationServicer):
+    """Serves node agents."""
+
+    database: Database
+    blobs: BlobStore
+    sessions: Sessions
+    rounds: Rounds
+    identities: Identities
+    heartbeat_interval_s: int
+    draining: bool = False
+
+    # Session
+
+    async def Session(
+        self, request_iterator: AsyncIterator[pb.AgentMessage], context: Context
+    ) -> AsyncIterator[pb.CoordinatorMessage]:
+        """See federation.proto."""
+        if self.draining:
+            raise Unavailable(
+                "DRAINING", "this coordinator is stopping; reconnect", retry_after_s=1
+            )
+        node, seen = caller().node, peer()
+        await context.send_initial_metadata(())
+        hello = await self._hello(request_iterator)
+        closed = await self._greet(node, hello)
+        session = self.sessions.open(node)
+        log.info("session_opened", node=node, agent_version=hello.agent_version)
+        reader = asyncio.create_task(self._read(request_iterator, session))
+        reader.add_done_callback(lambda _: session.end())
+        watch = asyncio.create_task(self._watch_identity(session, seen))
+        try:
+            yield pb.CoordinatorMessage(
+                welcome=pb.Welcome(heartbeat_interval_s=self.heartbeat_interval_s, closed=closed)
+            )
+            await self.rounds.node_arrived(node)
+            async for message in session.messages():
+                yield message
+        finally:
+            self.sessions.close(session)
+            for task in (reader, watch):
+                task.cancel()
+            log.info("session_closed", node=node)
+        for task in (watch, reader):
+            if task.done() and not task.cancelled() and (fault := task.exception()) is not None:
+                raise fault
+        if self.draining:
+            raise Unavailable(
+                "DRAINING", "this coordinator is stopping; reconnect", retry_after_s=1
+            )
+
+    async def _hello(self, incoming: AsyncIterator[pb.AgentMessage]) -> pb.Hello:
+        first = await anext(aiter(incoming), None)
+        if first is None or first.WhichOneof("message") != "hello":
+            raise Malformed("HELLO_EXPECTED", "a session begins with Hello")
+        if first.hello.protocol_version != PROTOCOL_VERSION:
+            raise WrongPhase(
+                "PROTOCOL_VERSION",
+                f"the agent speaks protocol {first.hello.protocol_version} and this coordinator "
+                f"{PROTOCOL_VERSION}; upgrade the older one",
+            )
+        return first.hello
+
+    async def _greet(self, node: str, hello: pb.Hello) -> list[pb.AttemptClosed]:
+        """Keep what the node publishes; tell which of its attempts are closed."""
+
+        def work(connection: Connection) -> list[pb.AttemptClosed]:
+            people.keep_hello(connection, node, hello, time.time())
+            for account in hello.accounts:
+                try:
+                    with connection.begin_nested():
+                        ledger.open_account(
+                            connection,
+                            f"{node}/{account.name}",
+                            node,
+                            account.filter,
+                            account.rdp_order,
+                            account.epsilon_limit,
+                            account.delta,
+                        )
+                except FeddpError as error:
+                    log.warning(
+                        "account_refused", node=node, account=account.name, reason=error.reason
+                    )
+            closed = []
+            for attempt_id in hello.open_attempts:
+                outcome = ledger.outcome(connection, attempt_id)
+                if outcome is not None:
+                    closed.append(pb.AttemptClosed(attempt_id=attempt_id, outcome=outcome))
+            return closed
+
+        return await self.database.write(work)
+
+    async def _read(self, incoming: AsyncIterator[pb.AgentMessage], session: NodeSession) -> None:
+        async for message in incoming:
+            session.heard()
+            try:
+                await self._take(session.node, message)
+            except (NotFound, TooLate, Malformed) as error:
+                log.warning("message_refused", node=session.node, reason=error.reason)
+
+    async def _take(self, node: str, message: pb.AgentMessage) -> None:
+        match message.WhichOneof("message"):
+            case "order_accepted":
+                accepted = message.order_accepted
+                live, record, attempt = await self.rounds.find(accepted.attempt_id, node)
+                statement = statement_of(live, record, attempt)
+                await self._check(node, statement, accepted.reserve_signature)
+                await self.rounds.apply(
+                    live,
+                    events.OrderWasAccepted(accepted.attempt_id, accepted.reserve_signature),
+                )
+            case "order_refused":
+                refused = message.order_refused
+                live, record, attempt = await self.rounds.find(refused.attempt_id, node)
+                statement = statement_of(live, record, attempt).resolved("void")
+                await self._check(node, statement, refused.void_signature)
+                log.info("order_refused", job_id=live.job_id, node=node, reason=refused.reason)
+                await self.rounds.apply(
+                    live,
+                    events.OrderWasRefused(
+                        refused.attempt_id,
+                        refused.reason[:64],
+                        refused.message[:500],
+                        refused.void_signature,
+                    ),
+                )
+                self._answer(node, refused.attempt_id, live)
+            case "no_update":
+                empty = message.no_update
+                live, record, attempt = await self.rounds.find(empty.attempt_id, node)
+                statement = statement_of(live, record, attempt).resolved("post")
+                await self._check(node, statement, empty.post_signature)
+                await self.rounds.apply(
+                    live, events.NoUpdateReceived(empty.attempt_id, empty.post_signature)
+                )
+                self._answer(node, empty.attempt_id, live)
+            case "heartbeat":
+                pass
+            case _:
+                raise Malformed("MESSAGE_UNKNOWN", "an agent message of no known kind")
+
+    def _answer(self, node: str, attempt_id: str, live: LiveJob) -> None:
+        """Tell the node how the attempt is booked, so that it can let go of it."""
+        found = live.attempt(attempt_id)
+        if found is not None and not found[1].is_open:
+            outcome = "void" if found[1].state is AttemptState.REFUSED else "post"
+            closed = pb.AttemptClosed(attempt_id=attempt_id, outcome=outcome)
+            self.sessions.send(node, pb.CoordinatorMessage(attempt_closed=closed))
+
+    async def _check(self, node: str, statement: Statement, signature: bytes) -> None:
+        record = await self.database.read(lambda connection: people.node(connection, node))
+        ledger.check_signature(record.ledger_public_key, statement, signature)
+
+    async def _watch_identity(self, session: NodeSession, seen: object) -> None:
+        """A live stream outlives its certificate: look again, and cut."""
+        while True:
+            await asyncio.sleep(IDENTITY_CHECK_S)
+            try:
+                self.identities.caller(seen)  # type: ignore[arg-type]
+            except FeddpError:
+                session.end()
+                raise
+
+    # Updates
+
+    async def SubmitUpdate(
+        self, request: pb.SubmitUpdateRequest, context: Context
+    ) -> pb.SubmitUpdateResponse:
+        """See federation.proto."""
+        node = caller().node
+        live, record, attempt = await self.rounds.find(request.attempt_id, node)
+        if attempt.state is AttemptState.RECEIVED:
+            if attempt.digest != request.digest:
+                raise Conflict(
+                    "UPDATE_CONFLICT", f"attempt {attempt.attempt_id} has another update already"
+                )
+            return pb.SubmitUpdateResponse()
+        if not attempt.is_open:
+            raise TooLate("ATTEMPT_CLOSED", f"attempt {attempt.attempt_id} is closed; it is booked")
+        path = self.blobs.update(attempt.attempt_id, request.digest)
+        statement = statement_of(live, record, attempt).resolved("post")
+        await self._check(node, statement, request.post_signature)
+        try:
+            await asyncio.to_thread(check_update, live, attempt, path, self.blobs)
+        except Malformed as error:
+            await self._refuse_update(live, attempt, request, error)
+            raise
+        event = events.UpdateReceived(
+            attempt.attempt_id, request.digest, path.stat().st_size, request.post_signature
+        )
+        await self.rounds.hand_in(live, attempt, event)
+        return pb.SubmitUpdateResponse()
+
+    async def _refuse_update(
+        self, live: LiveJob, attempt: Attempt, request: pb.SubmitUpdateRequest, error: Malformed
+    ) -> None:
+        """It left the node, so it is posted; it does not count."""
+        log.warning("update_refused", job_id=live.job_id, node=attempt.node, reason=error.reason)
+        await self.rounds.apply(
+            live,
+            events.NoUpdateReceived(
+                attempt.attempt_id, request.post_signature, error.reason, error.message
+            ),
+        )
+        self.blobs.drop_update(attempt.attempt_id, request.digest)
+
+
+def statement_of(live: LiveJob, record: RoundRecord, attempt: Attempt) -> Statement:
+    """The reserve statement of an attempt."""
+    return reserve_statement(live, record.number, events.Grant(attempt.attempt_id, attempt.offer))
+
+
+def check_update(live: LiveJob, attempt: Attempt, path: object, blobs: BlobStore) -> None:
+    """Check an update against the job's model and its public bounds."""
+    shape = aggregation.shape_of(blobs.model(live.phase.course.initial))
+    norm_max = bounds.update_norm_max(round_order(live, shape), attempt.offer)
+    aggregation.check_update(path, shape, norm_max)  # type: ignore[arg-type]

@@ -1,0 +1,180 @@
+"""The one interceptor: every rpc passes identity, role and error mapping here."""
+
+# grpc's classes are generic in their type stubs only: annotations must stay unevaluated.
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import structlog
+
+from certs.peer import Peer
+from coordinator.authz import WITHOUT_CERTIFICATE, Caller, allow
+from coordinator.identities import Identities
+from coordinator.metrics import Metrics
+from protos import status
+from protos.errors import FeddpError, Internal, NotAllowed
+
+log = structlog.get_logger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_caller: contextvars.ContextVar[Caller] = contextvars.ContextVar("caller")
+_peer: contextvars.ContextVar[Peer] = contextvars.ContextVar("peer")
+
+
+def caller() -> Caller:
+    """Who called the rpc that is being served."""
+    return _caller.get()
+
+
+def peer() -> Peer:
+    """The certificate that called the rpc that is being served."""
+    return _peer.get()
+
+
+class Gate(grpc.aio.ServerInterceptor):
+    """Admits callers and maps errors.
+
+    Args:
+        identities: None on the enrolment port, where callers have no certificate.
+    """
+
+    def __init__(self, identities: Identities | None, metrics: Metrics) -> None:
+        self._identities = identities
+        self._metrics = metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wrap the handler of the method that is called."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        path: str = handler_call_details.method
+        method = path.rpartition(".")[2]
+        return _wrapped(handler, _Call(self, path, method))
+
+    def admit(self, context: Context, method: str) -> None:
+        """Let the caller in, or raise."""
+        if self._identities is None:
+            if method not in WITHOUT_CERTIFICATE:
+                raise NotAllowed("ROLE_REQUIRED", f"{method} is not served on the enrolment port")
+            return
+        seen = self._identities.peer(context.auth_context())  # type: ignore[arg-type]
+        who = self._identities.caller(seen)
+        allow(method, who)
+        _peer.set(seen)
+        _caller.set(who)
+
+    def count(self, path: str, code: str, seconds: float) -> None:
+        """Count a finished rpc."""
+        self._metrics.request(path, code, seconds)
+
+
+class _Call:
+    """One method behind the gate."""
+
+    def __init__(self, gate: Gate, path: str, method: str) -> None:
+        self._gate = gate
+        self._path = path
+        self._method = method
+
+    async def unary(
+        self, behavior: Callable[[Any, Context], Awaitable[Any]], request: Any, context: Context
+    ) -> Any:
+        """Serve a method that answers once."""
+        began_s, code = time.monotonic(), "OK"
+        try:
+            self._gate.admit(context, self._method)
+            return await behavior(request, context)
+        except FeddpError as error:
+            code = error.code
+            await _abort(context, error)
+        except (asyncio.CancelledError, grpc.aio.AbortError):
+            code = "CANCELLED"
+            raise
+        except Exception:  # noqa: BLE001 - becomes an incident
+            code = "INTERNAL"
+            await _abort(context, _incident(self._method))
+        finally:
+            self._gate.count(self._path, code, time.monotonic() - began_s)
+
+    async def stream(
+        self, behavior: Callable[[Any, Context], AsyncIterator[Any]], request: Any, context: Context
+    ) -> AsyncIterator[Any]:
+        """Serve a method that answers many times."""
+        began_s, code = time.monotonic(), "OK"
+        try:
+            self._gate.admit(context, self._method)
+            async for response in behavior(request, context):
+                yield response
+        except FeddpError as error:
+            code = error.code
+            await _abort(context, error)
+        except (asyncio.CancelledError, GeneratorExit, grpc.aio.AbortError):
+            code = "CANCELLED"
+            raise
+        except Exception:  # noqa: BLE001 - becomes an incident
+            code = "INTERNAL"
+            await _abort(context, _incident(self._method))
+        finally:
+            self._gate.count(self._path, code, time.monotonic() - began_s)
+
+
+def _wrapped(
+    handler: grpc.RpcMethodHandler[Any, Any], call: _Call
+) -> grpc.RpcMethodHandler[Any, Any]:
+    forms: dict[tuple[bool, bool], tuple[Any, Any, Any]] = {
+        (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary, call.unary),
+        (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary, call.unary),
+        (False, True): (grpc.unary_stream_rpc_method_handler, handler.unary_stream, call.stream),
+        (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream, call.stream),
+    }
+    make, behavior, serve = forms[(handler.request_streaming, handler.response_streaming)]
+
+    if handler.response_streaming:
+
+        async def streaming(request: Any, context: Context) -> AsyncIterator[Any]:
+            async for response in serve(behavior, request, context):
+                yield response
+
+        served: Any = streaming
+    else:
+
+        async def answering(request: Any, context: Context) -> Any:
+            return await serve(behavior, request, context)
+
+        served = answering
+    wrapped: grpc.RpcMethodHandler[Any, Any] = make(
+        served,
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
+    return wrapped
+
+
+async def _abort(context: Context, error: FeddpError) -> None:
+    await context.abort(
+        grpc.StatusCode[error.code],
+        error.message,
+        trailing_metadata=((status.DETAILS_KEY, status.details(error)),),
+    )
+
+
+def _incident(method: str) -> Internal:
+    incident = secrets.token_hex(4)
+    log.exception("rpc_failed", method=method, incident=incident)
+    return Internal(
+        "INTERNAL",
+        f"the coordinator failed at {method}; its log has the cause under incident {incident}",
+    )

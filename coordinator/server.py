@@ -1,0 +1,262 @@
+"""The coordinator's process: start-up, ports, and an orderly stop."""
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import grpc
+import structlog
+
+from certs.authority import Authority
+from certs.credentials import enrolment_server_credentials, server_credentials
+from coordinator.blobs import BlobStore
+from coordinator.config import CoordinatorConfig, load_config
+from coordinator.health import HealthServer
+from coordinator.identities import Identities
+from coordinator.metrics import Metrics
+from coordinator.rounds.driver import Rounds
+from coordinator.rounds.effects import Effects
+from coordinator.rpc.enrollment import EnrollmentService
+from coordinator.rpc.federation import FederationService
+from coordinator.rpc.gate import Gate
+from coordinator.rpc.jobs import JobsService
+from coordinator.rpc.people import BudgetsService, ModelsService, NodesService
+from coordinator.rpc.transfer import TRANSFERS_MAX, TransferService
+from coordinator.sessions import Sessions
+from coordinator.store import people
+from coordinator.store.database import Database
+from coordinator.views import accounts
+from protos.errors import Malformed, NotFound
+from protos.feddp.v1 import (
+    budgets_pb2_grpc,
+    enrollment_pb2_grpc,
+    federation_pb2_grpc,
+    jobs_pb2_grpc,
+    models_pb2_grpc,
+    nodes_pb2_grpc,
+    transfer_pb2_grpc,
+)
+
+log = structlog.get_logger(__name__)
+
+DRAIN_S = 5.0
+OBSERVE_S = 2.0
+
+OPTIONS: list[tuple[str, int]] = [
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.max_receive_message_length", 8 << 20),
+    ("grpc.max_concurrent_streams", 1_000),
+    ("grpc.so_reuseport", 0),
+]
+"""So that a session survives a quiet network and a second coordinator cannot share the port."""
+
+
+class Coordinator:
+    """One running coordinator."""
+
+    def __init__(self, config: CoordinatorConfig) -> None:
+        self.config = config
+        storage, server = config.storage, config.server
+        self.authority = Authority.load(storage.pki_dir)
+        self.database = Database(storage.database_url)
+        self.database.migrate()
+        blob_dir = storage.blob_dir
+        self.blobs = BlobStore(blob_dir)
+        self.metrics = Metrics()
+        federation = config.federation
+        self.sessions = Sessions(federation.node_silent_s, federation.node_disconnected_s)
+        self.identities = Identities(self.database, self.authority.trust_domain)
+        effects = Effects(self.database, self.blobs, self.sessions)
+        self.rounds = Rounds(self.database, self.sessions, effects, self.metrics)
+        self.federation = FederationService(
+            self.database,
+            self.blobs,
+            self.sessions,
+            self.rounds,
+            self.identities,
+            federation.heartbeat_interval_s,
+        )
+        self._health = HealthServer(
+            server.health_host, server.health_port, self._ready, self.metrics.registry
+        )
+        self._servers: list[grpc.aio.Server] = []
+        self._is_ready = False
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await self.start()
+        observer = asyncio.create_task(self._observe())
+        await stop.wait()
+        log.info("coordinator_draining")
+        observer.cancel()
+        await self.stop()
+        log.info("coordinator_stopped")
+
+    async def start(self) -> None:
+        """Open the ports and take up every job."""
+        server = self.config.server
+        await self.identities.reload()
+        chain, key = server_certificate(self.config)
+        main = self._server(Gate(self.identities, self.metrics))
+        self._add_services(main)
+        credentials = server_credentials(chain, key, self.authority.trust_bundle)
+        _bind(main, server.host, server.port, credentials)
+        enrolment = self._server(Gate(None, self.metrics))
+        address = _join(server.public_host, server.public_port)
+        enrollment_pb2_grpc.add_EnrollmentServicer_to_server(
+            EnrollmentService(self.database, self.authority, self.identities, address), enrolment
+        )
+        _bind(
+            enrolment,
+            server.host,
+            server.enrollment_port,
+            enrolment_server_credentials(chain, key),
+        )
+        self._health.start()
+        await self.rounds.start()
+        for one in (main, enrolment):
+            await one.start()
+            self._servers.append(one)
+        self._is_ready = True
+        log.info(
+            "coordinator_ready",
+            port=server.port,
+            enrollment_port=server.enrollment_port,
+            health_port=server.health_port,
+            trust_domain=self.authority.trust_domain,
+        )
+
+    async def stop(self) -> None:
+        """Send the agents away, finish what is being written, close."""
+        self._is_ready = False
+        self.federation.draining = True
+        self.sessions.drain()
+        await asyncio.gather(*(one.stop(DRAIN_S) for one in self._servers))
+        await self.rounds.stop()
+        self._health.stop()
+        self.database.close()
+
+    def _server(self, gate: Gate) -> grpc.aio.Server:
+        return grpc.aio.server(interceptors=[gate], options=OPTIONS)
+
+    def _add_services(self, server: grpc.aio.Server) -> None:
+        public = self.config.server
+        enrollment_address = _join(public.public_host, public.public_enrollment_port)
+        federation_pb2_grpc.add_FederationServicer_to_server(self.federation, server)
+        transfer_pb2_grpc.add_TransferServicer_to_server(
+            TransferService(
+                self.database,
+                self.blobs,
+                self.rounds,
+                self.metrics,
+                self.config.storage.model_bytes_max,
+                asyncio.Semaphore(TRANSFERS_MAX),
+            ),
+            server,
+        )
+        nodes_pb2_grpc.add_NodesServicer_to_server(
+            NodesService(
+                self.database, self.authority, self.identities, self.sessions, enrollment_address
+            ),
+            server,
+        )
+        jobs_pb2_grpc.add_JobsServicer_to_server(
+            JobsService(self.database, self.blobs, self.rounds, self.config), server
+        )
+        budgets_pb2_grpc.add_BudgetsServicer_to_server(BudgetsService(self.database), server)
+        models_pb2_grpc.add_ModelsServicer_to_server(ModelsService(self.database), server)
+
+    def _ready(self) -> Mapping[str, bool]:
+        return {"serving": self._is_ready, "database": self._database_answers()}
+
+    def _database_answers(self) -> bool:
+        try:
+            self.database.read_now(people.all_users)
+        except Exception:  # noqa: BLE001 - whatever it is, the answer is no
+            return False
+        return True
+
+    async def _observe(self) -> None:
+        """Keep the gauges current, and remember when nodes were heard."""
+        while True:
+            with contextlib.suppress(OSError):
+                await self._observe_once()
+            await asyncio.sleep(OBSERVE_S)
+
+    async def _observe_once(self) -> None:
+        connected = {n: time.time() for n in self.sessions.nodes() if self.sessions.connected(n)}
+        await self.database.write(lambda connection: people.keep_seen(connection, connected))
+        for record in await self.database.read(people.all_nodes):
+            if record.status != "invited":
+                self.metrics.node_health(record.name, record.name in connected)
+        for account in await self.database.read(lambda connection: accounts(connection, "")):
+            spent = account.epsilon_spent if account.HasField("epsilon_spent") else None
+            for data_set in account.data_sets:
+                self.metrics.budget(account.node, data_set, account.epsilon_limit, spent)
+
+
+def server_certificate(config: CoordinatorConfig) -> tuple[bytes, bytes]:
+    """(chain, key) of the server, PEM.
+
+    Raises:
+        NotFound: SERVER_CERTIFICATE_MISSING.
+    """
+    server, pki = config.server, config.storage.pki_dir
+    chain, key = server.ssl_cert or pki / "server.crt", server.ssl_key or pki / "server.key"
+    try:
+        return chain.read_bytes(), key.read_bytes()
+    except OSError as error:
+        raise NotFound(
+            "SERVER_CERTIFICATE_MISSING",
+            f"{error.filename} cannot be read ({error.strerror}); `feddp coordinator init` makes "
+            "one, or set server.ssl_cert and server.ssl_key",
+        ) from None
+
+
+def _bind(
+    server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials
+) -> None:
+    try:
+        server.add_secure_port(_join(host, port), credentials)
+    except RuntimeError:
+        raise Malformed(
+            "PORT_IN_USE",
+            f"port {port} on {host} cannot be opened; another program may hold it: choose another "
+            "in the configuration, or stop that program",
+        ) from None
+
+
+def _join(host: str, port: int) -> str:
+    """host:port, with brackets around an IPv6 address."""
+    try:
+        brackets = ipaddress.ip_address(host).version == 6
+    except ValueError:
+        brackets = False
+    return f"[{host}]:{port}" if brackets else f"{host}:{port}"
+
+
+def serve(config_path: Path) -> None:
+    """Run the coordinator that `config_path` describes until it is told to stop.
+
+    Raises:
+        Malformed: CONFIG_INVALID, PORT_IN_USE, DATABASE_UNUSABLE.
+        NotFound: AUTHORITY_MISSING, SERVER_CERTIFICATE_MISSING.
+    """
+    config = load_config(config_path, os.environ)
+    asyncio.run(_serve(config))
+
+
+async def _serve(config: CoordinatorConfig) -> None:
+    await Coordinator(config).run()

@@ -1,0 +1,134 @@
+"""Jobs, their journals and their models."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, select, update
+
+from coordinator.rounds import events
+from coordinator.store.schema import jobs, journal, models
+from protos.errors import NotFound
+
+RUNNING = "running"
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job as it was submitted.
+
+    Attributes:
+        spec: the submitted bytes, kept exactly.
+        resolved: the job with the coordinator's settings of that moment filled in, as JSON.
+        status: "running" until it has ended.
+    """
+
+    job_id: str
+    project: str
+    name: str
+    submitted_by: str
+    request_id: str
+    spec: bytes
+    resolved: str
+    task_hash: str
+    status: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """A model that can be listed. `kind` is "initial", "round" or "answer"."""
+
+    job_id: str
+    kind: str
+    round: int
+    digest: str
+    bytes: int
+    created_at: float
+    project: str
+
+
+def _job(row: Row[Any]) -> JobRecord:
+    return JobRecord(**row._mapping)
+
+
+def add(connection: Connection, record: JobRecord) -> None:
+    """Keep a new job."""
+    connection.execute(
+        jobs.insert().values({c.name: getattr(record, c.name) for c in jobs.columns})
+    )
+
+
+def job(connection: Connection, job_id: str) -> JobRecord:
+    """One job.
+
+    Raises:
+        NotFound: JOB_UNKNOWN.
+    """
+    row = connection.execute(select(jobs).where(jobs.c.job_id == job_id)).one_or_none()
+    if row is None:
+        raise NotFound("JOB_UNKNOWN", f"there is no job {job_id}; `feddp job list` shows them")
+    return _job(row)
+
+
+def same_request(connection: Connection, user: str, request_id: str) -> JobRecord | None:
+    """The job that an earlier call with the same request id made, if any."""
+    row = connection.execute(
+        select(jobs).where(jobs.c.submitted_by == user, jobs.c.request_id == request_id)
+    ).one_or_none()
+    return None if row is None else _job(row)
+
+
+def listed(connection: Connection, *, status: str | None = None) -> list[JobRecord]:
+    """Jobs, newest first."""
+    wanted = select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.job_id)
+    if status is not None:
+        wanted = wanted.where(jobs.c.status == status)
+    return [_job(row) for row in connection.execute(wanted)]
+
+
+def set_status(connection: Connection, job_id: str, status: str) -> None:
+    """Remember that a job has ended, and how."""
+    connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(status=status))
+
+
+def append(connection: Connection, job_id: str, seq: int, at_s: float, event: events.Event) -> None:
+    """Write one step of a job. A `seq` that exists is refused by the primary key, so that two
+    writers can never both go on from the same step."""
+    connection.execute(
+        journal.insert().values(job_id=job_id, seq=seq, at=at_s, event=events.to_json(event))
+    )
+
+
+def history(connection: Connection, job_id: str) -> list[tuple[float, events.Event]]:
+    """A job's steps in order, each with its moment."""
+    rows = connection.execute(
+        select(journal.c.at, journal.c.event)
+        .where(journal.c.job_id == job_id)
+        .order_by(journal.c.seq)
+    )
+    return [(row.at, events.from_json(row.event)) for row in rows]
+
+
+def add_model(connection: Connection, record: ModelRecord) -> None:
+    """List a model; listing the same one again changes nothing."""
+    known = connection.execute(
+        select(func.count())
+        .select_from(models)
+        .where(
+            models.c.job_id == record.job_id,
+            models.c.kind == record.kind,
+            models.c.round == record.round,
+        )
+    ).scalar_one()
+    if not known:
+        connection.execute(
+            models.insert().values({c.name: getattr(record, c.name) for c in models.columns})
+        )
+
+
+def models_of(connection: Connection, job_id: str | None = None) -> list[ModelRecord]:
+    """Models in the order in which they were made."""
+    wanted = select(models).order_by(models.c.created_at, models.c.job_id, models.c.round)
+    if job_id is not None:
+        wanted = wanted.where(models.c.job_id == job_id)
+    return [ModelRecord(**row._mapping) for row in connection.execute(wanted)]

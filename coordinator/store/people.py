@@ -1,0 +1,252 @@
+"""Nodes, users, tokens and certificates."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, select, update
+from sqlalchemy.dialects.sqlite import insert
+
+from certs.authority import IssuedCertificate
+from certs.registry import CertificateRecord
+from certs.spiffe import SpiffeId
+from coordinator.store.schema import certificates, nodes, tokens, users
+from protos.errors import Conflict, NotAllowed, NotFound, Unauthenticated
+from protos.feddp.v1 import federation_pb2 as federation
+
+REPLY_LOST_S = 15 * 60
+"""How long the same key may redeem its token again, in case the reply was lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """A node as the coordinator knows it.
+
+    Attributes:
+        status: "invited", "enrolled" or "disabled".
+        hello: what it published last; empty before its first session.
+    """
+
+    name: str
+    node_class: str
+    status: str
+    ledger_public_key: bytes
+    last_seen_at: float
+    hello: federation.Hello
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A person or program that calls for people's rpcs."""
+
+    name: str
+    roles: frozenset[str]
+    project: str
+
+
+def _node(row: Row[Any]) -> NodeRecord:
+    return NodeRecord(
+        row.name,
+        row.node_class,
+        row.status,
+        row.ledger_public_key,
+        row.last_seen_at,
+        federation.Hello.FromString(row.hello),
+    )
+
+
+def node(connection: Connection, name: str) -> NodeRecord:
+    """One node.
+
+    Raises:
+        NotFound: NODE_UNKNOWN.
+    """
+    row = connection.execute(select(nodes).where(nodes.c.name == name)).one_or_none()
+    if row is None:
+        raise NotFound("NODE_UNKNOWN", f"there is no node {name}; `feddp node list` shows them")
+    return _node(row)
+
+
+def all_nodes(connection: Connection) -> list[NodeRecord]:
+    """Every node, by name."""
+    return [_node(row) for row in connection.execute(select(nodes).order_by(nodes.c.name))]
+
+
+def invite(
+    connection: Connection,
+    name: str,
+    node_class: str,
+    secret_hash: str,
+    *,
+    now_s: float,
+    expires_at_s: float,
+) -> None:
+    """Make a token for a node; earlier unused tokens of that node are void.
+
+    Raises:
+        Conflict: NODE_EXISTS, a node of that name has joined.
+    """
+    row = connection.execute(select(nodes).where(nodes.c.name == name)).one_or_none()
+    if row is not None and row.status != "invited":
+        raise Conflict(
+            "NODE_EXISTS",
+            f"a node named {name} has already joined; choose another name, or take it away with "
+            f"`feddp node disable {name}` if it is not wanted any more",
+        )
+    connection.execute(
+        insert(nodes)
+        .values(
+            name=name,
+            node_class=node_class,
+            status="invited",
+            ledger_public_key=b"",
+            created_at=now_s,
+            last_seen_at=0.0,
+            hello=b"",
+        )
+        .on_conflict_do_update(index_elements=["name"], set_={"node_class": node_class})
+    )
+    connection.execute(tokens.delete().where(tokens.c.node == name, tokens.c.redeemed_by == ""))
+    connection.execute(
+        tokens.insert().values(
+            secret_hash=secret_hash,
+            node=name,
+            expires_at=expires_at_s,
+            redeemed_by="",
+            redeemed_at=0.0,
+            chain=b"",
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Redemption:
+    """A token that this key may use; `chain` is the earlier answer when it is asked for again."""
+
+    node: str
+    node_class: str
+    chain: bytes
+
+
+def redeem(connection: Connection, secret_hash: str, key_digest: str, now_s: float) -> Redemption:
+    """Mark a token as used by a key: one conditional UPDATE, so that of many callers one wins.
+
+    Raises:
+        Unauthenticated: TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED.
+    """
+    won = connection.execute(
+        update(tokens)
+        .where(
+            tokens.c.secret_hash == secret_hash,
+            tokens.c.redeemed_by == "",
+            tokens.c.expires_at > now_s,
+        )
+        .values(redeemed_by=key_digest, redeemed_at=now_s)
+    ).rowcount
+    row = connection.execute(
+        select(tokens, nodes.c.node_class, nodes.c.status)
+        .join(nodes, nodes.c.name == tokens.c.node)
+        .where(tokens.c.secret_hash == secret_hash)
+    ).one_or_none()
+    again = "ask the coordinator's operator for a new one: `feddp node token NAME`"
+    if row is None:
+        raise Unauthenticated("TOKEN_INVALID", f"the coordinator does not know this token; {again}")
+    if row.status == "disabled":
+        raise NotAllowed("NODE_DISABLED", f"node {row.node} is disabled at the coordinator")
+    if not won:
+        same_key = row.redeemed_by == key_digest
+        if not same_key and not row.redeemed_by:
+            raise Unauthenticated("TOKEN_EXPIRED", f"this token has expired; {again}")
+        if not same_key or now_s > row.redeemed_at + REPLY_LOST_S:
+            raise Unauthenticated("TOKEN_USED", f"this token was used already; {again}")
+    return Redemption(row.node, row.node_class, row.chain)
+
+
+def enrol(
+    connection: Connection, secret_hash: str, name: str, ledger_public_key: bytes, chain: bytes
+) -> None:
+    """Keep what was issued for a token, and let the node in."""
+    connection.execute(
+        update(tokens).where(tokens.c.secret_hash == secret_hash).values(chain=chain)
+    )
+    connection.execute(
+        update(nodes)
+        .where(nodes.c.name == name)
+        .values(status="enrolled", ledger_public_key=ledger_public_key)
+    )
+
+
+def set_status(connection: Connection, name: str, status: str) -> NodeRecord:
+    """Disable or enable a node that has joined.
+
+    Raises:
+        NotFound: NODE_UNKNOWN.
+        Conflict: NODE_NOT_JOINED.
+    """
+    known = node(connection, name)
+    if status == "enrolled" and not known.ledger_public_key:
+        raise Conflict("NODE_NOT_JOINED", f"node {name} has not joined yet; give it a token")
+    connection.execute(update(nodes).where(nodes.c.name == name).values(status=status))
+    return node(connection, name)
+
+
+def keep_hello(connection: Connection, name: str, hello: federation.Hello, now_s: float) -> None:
+    """Remember what a node published and when."""
+    connection.execute(
+        update(nodes)
+        .where(nodes.c.name == name)
+        .values(hello=hello.SerializeToString(), last_seen_at=now_s)
+    )
+
+
+def keep_seen(connection: Connection, seen_at_s: dict[str, float]) -> None:
+    """Remember when nodes were heard last."""
+    for name, at_s in seen_at_s.items():
+        connection.execute(update(nodes).where(nodes.c.name == name).values(last_seen_at=at_s))
+
+
+def add_certificate(connection: Connection, issued: IssuedCertificate) -> None:
+    """Register a certificate; one that is not registered is refused everywhere."""
+    connection.execute(
+        insert(certificates)
+        .values(
+            fingerprint=issued.fingerprint,
+            spiffe_id=str(issued.spiffe_id),
+            not_before=issued.not_before.timestamp(),
+            not_after=issued.not_after.timestamp(),
+            revoked=False,
+        )
+        .on_conflict_do_nothing()
+    )
+
+
+def certificate_rows(connection: Connection) -> dict[str, CertificateRecord]:
+    """Every registered certificate, by fingerprint."""
+    return {row.fingerprint: _certificate(row) for row in connection.execute(select(certificates))}
+
+
+def _certificate(row: Row[Any]) -> CertificateRecord:
+    return CertificateRecord(
+        row.fingerprint,
+        SpiffeId.parse(row.spiffe_id),
+        datetime.fromtimestamp(row.not_before, UTC),
+        datetime.fromtimestamp(row.not_after, UTC),
+        row.revoked,
+    )
+
+
+def add_user(connection: Connection, user: User) -> None:
+    """Register a user."""
+    connection.execute(
+        users.insert().values(
+            name=user.name, roles=",".join(sorted(user.roles)), project=user.project
+        )
+    )
+
+
+def all_users(connection: Connection) -> dict[str, User]:
+    """Every user, by name."""
+    return {
+        row.name: User(row.name, frozenset(row.roles.split(",")), row.project)
+        for row in connection.execute(select(users))
+    }

@@ -1,0 +1,155 @@
+"""The coordinator's tables. A change here needs a migration beside it; a test compares the two."""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("node_class", String(8), nullable=False),
+    Column("status", String(8), nullable=False),  # invited, enrolled, disabled
+    Column("ledger_public_key", LargeBinary, nullable=False),  # empty until it joined
+    Column("created_at", Float, nullable=False),
+    Column("last_seen_at", Float, nullable=False),
+    Column("hello", LargeBinary, nullable=False),  # the newest Hello, serialized; empty before
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("secret_hash", String(64), primary_key=True),
+    Column("node", String(63), ForeignKey("nodes.name"), nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("redeemed_by", String(64), nullable=False),  # digest of the public key, or empty
+    Column("redeemed_at", Float, nullable=False),
+    Column("chain", LargeBinary, nullable=False),  # what was answered, for a lost reply
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("roles", String(255), nullable=False),  # comma-separated
+    Column("project", String(63), nullable=False),
+)
+
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("fingerprint", String(64), primary_key=True),
+    Column("spiffe_id", String(255), nullable=False, index=True),
+    Column("not_before", Float, nullable=False),
+    Column("not_after", Float, nullable=False),
+    Column("revoked", Boolean, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("job_id", String(64), primary_key=True),
+    Column("project", String(63), nullable=False),
+    Column("name", String(63), nullable=False),
+    Column("submitted_by", String(63), nullable=False),
+    Column("request_id", String(64), nullable=False),
+    Column("spec", LargeBinary, nullable=False),
+    Column("resolved", Text, nullable=False),  # the Job as JSON, settings filled in
+    Column("task_hash", String(64), nullable=False),
+    Column("status", String(16), nullable=False, index=True),
+    Column("created_at", Float, nullable=False),
+    UniqueConstraint("submitted_by", "request_id"),
+)
+
+journal = Table(
+    "journal",
+    metadata,
+    Column("job_id", String(64), ForeignKey("jobs.job_id"), primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("event", LargeBinary, nullable=False),
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("job_id", String(64), ForeignKey("jobs.job_id"), primary_key=True),
+    Column("kind", String(8), primary_key=True),  # initial, round, answer
+    Column("round", Integer, primary_key=True),
+    Column("digest", String(64), nullable=False, index=True),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("project", String(63), nullable=False),
+)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("account", String(127), primary_key=True),
+    Column("node", String(63), ForeignKey("nodes.name"), nullable=False),
+    Column("filter", String(8), nullable=False),
+    Column("rdp_order", Integer, nullable=False),
+    Column("epsilon_limit", Float, nullable=False),
+    Column("delta", Float, nullable=False),
+    Column("posted_units", BigInteger, nullable=False),
+    Column("guarantee", Boolean, nullable=False),
+    Column("entries", Integer, nullable=False),
+    Column("head_hash", String(64), nullable=False),
+)
+
+entries = Table(
+    "entries",
+    metadata,
+    Column("account", String(127), ForeignKey("accounts.account"), primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("kind", String(8), nullable=False),
+    Column("attempt_id", String(64), nullable=False),
+    Column("project", String(63), nullable=False),
+    Column("node", String(63), nullable=False),
+    Column("dataset", String(63), nullable=False),
+    Column("job_id", String(64), nullable=False),
+    Column("round", Integer, nullable=False),
+    Column("unit", String(16), nullable=False),
+    Column("declared_n", BigInteger, nullable=False),
+    Column("mechanism", String(32), nullable=False),
+    Column("noise_multiplier", Float, nullable=True),
+    Column("sample_rate", Float, nullable=False),
+    Column("steps", Integer, nullable=False),
+    Column("prev_hash", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("node_signature", LargeBinary, nullable=False),
+    UniqueConstraint("attempt_id", "kind"),
+    Index("ix_entries_job_id", "job_id"),
+)
+
+reservations = Table(  # open reservations only; a row goes when its attempt is resolved
+    "reservations",
+    metadata,
+    Column("attempt_id", String(64), primary_key=True),
+    Column("account", String(127), ForeignKey("accounts.account"), nullable=False, index=True),
+    Column("job_id", String(64), nullable=False, index=True),
+    Column("units", BigInteger, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("accounted", Boolean, nullable=False),
+)

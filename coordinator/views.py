@@ -1,0 +1,277 @@
+"""What people see: protobuf messages made from phases, records and the ledger."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import lru_cache
+
+from sqlalchemy import Connection
+
+from coordinator.rounds.events import Absence
+from coordinator.rounds.live import LiveJob
+from coordinator.rounds.phases import (
+    Attempt,
+    AttemptState,
+    Ended,
+    RoundRecord,
+    Selecting,
+    Training,
+)
+from coordinator.store import ledger, people
+from coordinator.store.jobs import ModelRecord
+from privacy.accounting import epsilon_spent
+from privacy.ledger import Entry
+from privacy.releases import Release
+from protos.feddp.v1 import budgets_pb2, jobs_pb2, ledger_pb2, models_pb2, nodes_pb2
+
+PHASES = {"Closing": "publishing"}
+
+
+def node(
+    record: people.NodeRecord, *, connected: bool, certificate_expires_at: float
+) -> nodes_pb2.Node:
+    """A node for operators."""
+    return nodes_pb2.Node(
+        name=record.name,
+        node_class=record.node_class,
+        status=record.status,
+        connected=connected,
+        last_seen_at=record.last_seen_at,
+        agent_version=record.hello.agent_version,
+        certificate_expires_at=certificate_expires_at,
+        data_sets=[
+            nodes_pb2.NodeDataSet(
+                name=d.name,
+                account=f"{record.name}/{d.account}",
+                declared_n=d.declared_n,
+                schema_json=d.schema_json,
+            )
+            for d in record.hello.data_sets
+        ],
+        tasks=sorted({task for d in record.hello.data_sets for task in d.tasks}),
+        ledger_public_key=record.ledger_public_key,
+    )
+
+
+def model(record: ModelRecord) -> models_pb2.Model:
+    """A model for engineers."""
+    return models_pb2.Model(
+        digest=record.digest,
+        job_id=record.job_id,
+        kind=record.kind,
+        round=record.round,
+        bytes=record.bytes,
+        created_at=record.created_at,
+        project=record.project,
+    )
+
+
+def entry(found: Entry) -> ledger_pb2.LedgerEntry:
+    """A ledger entry as the wire carries it."""
+    return ledger_pb2.LedgerEntry(
+        seq=found.seq,
+        **found.statement.fields(),
+        prev_hash=found.prev_hash,
+        hash=found.hash,
+        node_signature=found.node_signature,
+    )
+
+
+def accounts(connection: Connection, data_set: str) -> list[budgets_pb2.BudgetAccount]:
+    """Accounts, or those that pay for one data set, with their running epsilon."""
+    nodes = {record.name: record for record in people.all_nodes(connection)}
+    found = []
+    for account in ledger.all_accounts(connection):
+        owner = nodes[account.node]
+        published = [
+            d.name
+            for d in owner.hello.data_sets
+            if f"{account.node}/{d.account}" == account.account
+        ]
+        posted = [
+            e.statement
+            for e in ledger.chain(connection, account.account)
+            if e.statement.kind == "post"
+        ]
+        data_sets = sorted({*published, *(s.dataset for s in posted)})
+        if data_set and data_set not in data_sets:
+            continue
+        filter_, balance = account.filter, account.balance
+        found.append(
+            budgets_pb2.BudgetAccount(
+                account=account.account,
+                node=account.node,
+                data_sets=data_sets,
+                filter=filter_.kind,
+                rdp_order=filter_.order,
+                epsilon_limit=filter_.epsilon_limit,
+                delta=filter_.delta,
+                epsilon_spent=reported(tuple(s.release for s in posted), filter_.delta),
+                pending_units=balance.pending_units,
+                posted_units=balance.posted_units,
+                limit_units=filter_.limit_units,
+                guarantee=balance.guarantee,
+                entries=account.entries,
+                head_hash=account.head_hash,
+                ledger_public_key=owner.ledger_public_key,
+            )
+        )
+    return found
+
+
+@lru_cache(maxsize=4096)
+def reported(releases: tuple[Release, ...], delta: float) -> float | None:
+    """dp-accounting's epsilon of what was posted, rounded up; None without a guarantee."""
+    return epsilon_spent(releases, delta)
+
+
+@dataclass(frozen=True, slots=True)
+class JobFacts:
+    """What a job's view needs of the store.
+
+    Attributes:
+        posted: each node's releases with the round that they belong to, in chain order.
+        limits: each node's account limit and delta.
+        classes: each node's class.
+    """
+
+    posted: dict[str, list[tuple[int, Release]]]
+    limits: dict[str, tuple[float, float]]
+    classes: dict[str, str]
+
+
+def job_facts(connection: Connection, live: LiveJob) -> JobFacts:
+    """Read a job's postings and its nodes' accounts."""
+    posted: dict[str, list[tuple[int, Release]]] = defaultdict(list)
+    limits: dict[str, tuple[float, float]] = {}
+    names = {a.offer.account for one in live.rounds() for a in one.attempts}
+    for name in sorted(names):
+        account = ledger.read_account(connection, name)
+        limits[account.node] = (account.filter.epsilon_limit, account.filter.delta)
+        for statement in ledger.posted_by(connection, live.job_id, name):
+            posted[account.node].append((statement.round, statement.release))
+    classes = {record.name: record.node_class for record in people.all_nodes(connection)}
+    return JobFacts(dict(posted), limits, classes)
+
+
+def job(live: LiveJob, facts: JobFacts) -> jobs_pb2.Job:
+    """A job for engineers."""
+    phase, spec = live.phase, live.job
+    done = phase.course.done
+    ended = phase if isinstance(phase, Ended) else None
+    status = ended.status if ended else "waiting" if live.is_waiting() else "running"
+    name = type(phase).__name__
+    return jobs_pb2.Job(
+        job_id=live.job_id,
+        project=live.record.project,
+        name=spec.name,
+        status=status,
+        phase=PHASES.get(name, name.lower()),
+        round=max(1, len(live.rounds())) if ended else phase.course.next_round,
+        rounds_done=len(done),
+        rounds_planned=spec.rounds_planned,
+        waiting=_waiting(live),
+        nodes=[_node(live, facts, node) for node in sorted(facts.limits)],
+        rounds=[_round(live, facts, one) for one in live.rounds()],
+        model_digest=ended.answer if ended else "",
+        data_set=spec.dataset,
+        task=spec.task,
+        created_at=live.record.created_at,
+        ended_at=ended.ended_at_s if ended else 0.0,
+        message=ended.message if ended else "",
+        submitted_by=live.record.submitted_by,
+        spec_digest=live.spec_digest,
+        target_epsilon=spec.target_epsilon or 0.0,
+        delta=spec.delta,
+        convergence_threshold=spec.convergence_threshold,
+    )
+
+
+def _waiting(live: LiveJob) -> list[jobs_pb2.Waiting]:
+    phase = live.phase
+    if not isinstance(phase, Selecting | Training) or not live.is_waiting():
+        return []
+    need = phase.course.plan.min_participants
+    if isinstance(phase, Training):
+        have, what = len(phase.round.received), "updates are here"
+    else:
+        have, what = phase.offers, "nodes are ready"
+    summary = f"{have} of at least {need} {what}; whoever is ready counts, the others are named"
+    return [
+        jobs_pb2.Waiting(reason="QUORUM", message=summary),
+        *(jobs_pb2.Waiting(node=a.node, reason=a.reason, message=a.message) for a in phase.waiting),
+    ]
+
+
+def _node(live: LiveJob, facts: JobFacts, name: str) -> jobs_pb2.JobNode:
+    limit, _ = facts.limits[name]
+    delta = live.job.delta
+    releases = tuple(release for _, release in facts.posted.get(name, []))
+    return jobs_pb2.JobNode(
+        name=name,
+        node_class=facts.classes.get(name, ""),
+        epsilon_spent=reported(releases, delta),
+        epsilon_limit=live.job.target_epsilon or limit,
+        delta=delta,
+        rounds_participated=sum(
+            any(a.node == name for a in one.received) for one in live.phase.course.done
+        ),
+    )
+
+
+_OUTCOMES = {
+    AttemptState.ORDERED: "open",
+    AttemptState.ACCEPTED: "open",
+    AttemptState.RECEIVED: "update",
+    AttemptState.NO_UPDATE: "no_update",
+    AttemptState.REFUSED: "refused",
+    AttemptState.LATE: "late",
+    AttemptState.LOST: "lost",
+}
+
+
+def _round(live: LiveJob, facts: JobFacts, one: RoundRecord) -> jobs_pb2.Round:
+    newest: dict[str, list[Attempt]] = defaultdict(list)
+    for attempt in one.attempts:
+        newest[attempt.node].append(attempt)
+    took_part = [_participation(live, facts, one, tries) for tries in newest.values()]
+    left_out = [_left_out(absence) for absence in one.left_out if absence.node not in newest]
+    return jobs_pb2.Round(
+        number=one.number,
+        started_at=one.started_at_s,
+        ended_at=one.published_at_s,
+        reserving_s=max(0.0, one.reserved_at_s - one.started_at_s),
+        training_s=max(0.0, one.trained_at_s - one.reserved_at_s),
+        aggregating_s=max(0.0, one.folded_at_s - one.trained_at_s),
+        publishing_s=max(0.0, one.published_at_s - one.folded_at_s),
+        model_bytes=one.model_bytes,
+        update_bytes=sum(a.update_bytes for a in one.received),
+        participation=took_part + left_out,
+        drift=one.drift,
+        drift_noise=one.drift_noise,
+        model_digest=one.model,
+    )
+
+
+def _participation(
+    live: LiveJob, facts: JobFacts, one: RoundRecord, tries: list[Attempt]
+) -> jobs_pb2.Participation:
+    last = tries[-1]
+    releases = tuple(r for number, r in facts.posted.get(last.node, []) if number <= one.number)
+    outcome = _OUTCOMES[last.state]
+    return jobs_pb2.Participation(
+        node=last.node,
+        outcome=outcome,
+        reason=last.reason,
+        message=last.message,
+        noise_multipliers=[
+            a.offer.noise_multiplier for a in tries if a.offer.noise_multiplier is not None
+        ],
+        epsilon_after=reported(releases, live.job.delta),
+        seconds=max(0.0, last.ended_at_s - last.ordered_at_s) if last.ended_at_s else 0.0,
+    )
+
+
+def _left_out(absence: Absence) -> jobs_pb2.Participation:
+    return jobs_pb2.Participation(
+        node=absence.node, outcome="left_out", reason=absence.reason, message=absence.message
+    )

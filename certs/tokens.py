@@ -1,0 +1,139 @@
+"""Join tokens: one string that brings a new machine to its coordinator, safely, in one paste."""
+
+import base64
+import hashlib
+import re
+import secrets
+from dataclasses import dataclass, field
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+
+from protos.errors import Malformed
+
+PREFIX = "feddp1."
+"""Names the layout of the payload; another layout gets another number."""
+
+SECRET_BYTES = 32
+
+_CHECKSUM_BYTES = 8
+_SECRET = re.compile(r"[A-Za-z0-9_-]{22,255}")
+_ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]{1,249}|\[[0-9A-Fa-f:.]{2,45}\]):([0-9]{1,5})")
+
+
+def new_secret() -> str:
+    """A fresh single-use secret of 256 random bits, as text."""
+    return secrets.token_urlsafe(SECRET_BYTES)
+
+
+def hash_secret(secret: str) -> str:
+    """SHA-256 of `secret`, hexadecimal: all that the coordinator stores.
+
+    A secret is 256 random bits, so a slow hash would add nothing.
+    """
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class JoinToken:
+    """What a joining machine needs: where to go, whom to believe, and its right to join.
+
+    Attributes:
+        address: "host:port" of the enrolment port.
+        secret: single-use; at least 128 random bits as unpadded base64url. Never shown.
+        root_der: the authority's root certificate. The machine trusts this root and no other, so
+            it makes no connection that it cannot verify.
+
+    Raises:
+        Malformed: TOKEN_INVALID.
+    """
+
+    address: str
+    secret: str = field(repr=False)
+    root_der: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        match = _ADDRESS.fullmatch(self.address)
+        if match is None or not 1 <= int(match[1]) <= 65535:
+            raise _invalid(f"its address {self.address[:80]!a} is not host:port")
+        if not _SECRET.fullmatch(self.secret):
+            raise _invalid("its secret is not 22 to 255 base64url characters")
+        _certificate(self.root_der)
+
+    @property
+    def root_pem(self) -> bytes:
+        """The root as `channel_credentials` takes it."""
+        return _certificate(self.root_der).public_bytes(serialization.Encoding.PEM)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the root in colon-separated hexadecimal, for people to compare."""
+        return _certificate(self.root_der).fingerprint(hashes.SHA256()).hex(":").upper()
+
+    def secret_hash(self) -> str:
+        """`hash_secret` of the secret."""
+        return hash_secret(self.secret)
+
+    def encode(self) -> str:
+        """The token as one string without spaces. Whoever has it can join: show it once."""
+        address, secret = self.address.encode(), self.secret.encode()
+        payload = bytes((len(address), len(secret))) + address + secret + self.root_der
+        text = base64.urlsafe_b64encode(payload + _checksum(payload)).decode()
+        return PREFIX + text.rstrip("=")
+
+    @classmethod
+    def parse(cls, text: str) -> "JoinToken":
+        """Read what `encode` wrote; blanks and line breaks that a paste added are ignored.
+
+        Raises:
+            Malformed: TOKEN_INVALID; the message never holds a part of the token.
+        """
+        joined = "".join(text.split())
+        if not joined.startswith(PREFIX):
+            raise _invalid(f"it does not start with {PREFIX}")
+        payload = _payload(joined.removeprefix(PREFIX))
+        address_end = 2 + payload[0]
+        secret_end = address_end + payload[1]
+        try:
+            address, secret = (
+                payload[2:address_end].decode(),
+                payload[address_end:secret_end].decode(),
+            )
+        except UnicodeDecodeError:
+            raise _invalid("its contents have another layout") from None
+        return cls(address, secret, payload[secret_end:])
+
+
+def _payload(encoded: str) -> bytes:
+    """The payload, once the checksum over it holds."""
+    try:
+        data = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
+    except ValueError:
+        raise _invalid("it is cut off or holds a character that does not belong") from None
+    payload, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+    # Decoding skips foreign characters and takes several spellings of the same bytes; only the
+    # one that `encode` writes is a token.
+    canonical = base64.urlsafe_b64encode(data).decode().rstrip("=") == encoded
+    if len(payload) < 2 or checksum != _checksum(payload) or not canonical:
+        raise _invalid("it is cut off or a character has changed")
+    return payload
+
+
+def _checksum(payload: bytes) -> bytes:
+    """Finds accidents, not attacks: whoever can forge a token can also forge this."""
+    return hashlib.sha256(PREFIX.encode() + payload).digest()[:_CHECKSUM_BYTES]
+
+
+def _certificate(der: bytes) -> x509.Certificate:
+    try:
+        return x509.load_der_x509_certificate(der)
+    except (ValueError, x509.InvalidVersion):
+        raise _invalid("it holds no readable root certificate") from None
+
+
+def _invalid(what: str) -> Malformed:
+    return Malformed(
+        "TOKEN_INVALID",
+        f"this is not a whole join token: {what}; copy it again, from {PREFIX} to its last "
+        "character, or ask the operator for a new one (`feddp node token NAME`)",
+    )

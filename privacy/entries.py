@@ -1,0 +1,203 @@
+"""Ledger statements and entries: canonical bytes, hash chain and signatures.
+
+docs/privacy.md gives the canonical bytes for those who check them with other tools.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, get_args
+
+from blake3 import blake3
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from privacy.releases import Mechanism, Release
+from protos.errors import Malformed
+
+Kind = Literal["reserve", "post", "void"]
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+
+DOMAIN: Final = b"feddp-ledger-v1\n"
+GENESIS: Final = "0" * 64
+SIGNATURE_BYTES: Final = 64
+TEXT_MAX: Final = 256
+COUNT_MAX: Final = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What the node signs: one attempt's release, and whether it is reserved, posted or void.
+
+    Attributes:
+        account: "NODE/NAME", the patient population that pays.
+        round: from 1; 0 for a release outside a round.
+        unit: whose presence is protected: "patient".
+        declared_n: the record count that the data steward typed; never counted.
+
+    Raises:
+        Malformed: STATEMENT_INVALID, or RELEASE_INVALID for the last four fields.
+    """
+
+    kind: Kind
+    attempt_id: str
+    project: str
+    node: str
+    account: str
+    dataset: str
+    job_id: str
+    round: int
+    unit: str
+    declared_n: int
+    mechanism: Mechanism
+    noise_multiplier: float | None
+    sample_rate: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise _invalid("kind is reserve, post or void")
+        for name in ("attempt_id", "project", "node", "account", "unit"):
+            _check_text(name, getattr(self, name), length_min=1)
+        for name in ("dataset", "job_id"):
+            _check_text(name, getattr(self, name), length_min=0)
+        for name in ("round", "declared_n"):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value <= COUNT_MAX:
+                raise _invalid(f"{name} is a whole number, not negative")
+        if self.declared_n < 1 and self.mechanism != "no_data":
+            raise _invalid("declared_n is at least 1 where data is read")
+        release = self.release
+        # One release has one spelling, so that the same statement always has the same bytes.
+        object.__setattr__(self, "noise_multiplier", release.noise_multiplier)
+        object.__setattr__(self, "sample_rate", release.sample_rate)
+
+    @property
+    def release(self) -> Release:
+        """What leaves, or left, the node."""
+        return Release(self.mechanism, self.noise_multiplier, self.sample_rate, self.steps)
+
+    def resolved(self, kind: Kind) -> "Statement":
+        """The same statement with another kind."""
+        return replace(self, kind=kind)
+
+    def fields(self) -> dict[str, Any]:
+        """Every field by its name, in the ledger's order."""
+        return {name: getattr(self, name) for name in STATEMENT_FIELDS}
+
+    def canonical(self) -> bytes:
+        """The bytes that a node signs."""
+        return _canonical(self.fields())
+
+    def digest(self) -> str:
+        """BLAKE3 of the statement without its kind: what reserve, post and void have in common."""
+        return blake3(self.resolved("reserve").canonical()).hexdigest()
+
+
+STATEMENT_FIELDS: Final = tuple(Statement.__dataclass_fields__)
+ENTRY_FIELDS: Final = ("seq", *STATEMENT_FIELDS, "prev_hash", "hash", "node_signature")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of an account's chain.
+
+    Attributes:
+        seq: position in the account's chain, from 1.
+        prev_hash: `hash` of the entry before; GENESIS for the first.
+        hash: BLAKE3 over the statement, `seq` and `prev_hash`.
+        node_signature: Ed25519 over `statement.canonical()`; empty until the node has signed.
+    """
+
+    seq: int
+    statement: Statement
+    prev_hash: str
+    hash: str
+    node_signature: bytes = b""
+
+
+def append(statement: Statement, prev: Entry | None, node_signature: bytes = b"") -> Entry:
+    """The entry that follows `prev` (None: the account's first).
+
+    Raises:
+        Malformed: STATEMENT_INVALID, `prev` belongs to another account.
+    """
+    if prev is not None and prev.statement.account != statement.account:
+        raise _invalid("an entry follows one of its own account")
+    seq, prev_hash = (1, GENESIS) if prev is None else (prev.seq + 1, prev.hash)
+    digest = entry_hash(seq, prev_hash, statement)
+    return Entry(seq, statement, prev_hash, digest, node_signature)
+
+
+def entry_hash(seq: int, prev_hash: str, statement: Statement) -> str:
+    """BLAKE3, hexadecimal, over the canonical bytes of the statement, `seq` and `prev_hash`."""
+    body = {**statement.fields(), "seq": seq, "prev_hash": prev_hash}
+    return blake3(_canonical(body)).hexdigest()
+
+
+def sign(key: Ed25519PrivateKey, statement: Statement) -> bytes:
+    """The node's signature over a statement, 64 bytes."""
+    return key.sign(statement.canonical())
+
+
+def signature_ok(public_key: bytes, statement: Statement, signature: bytes) -> bool:
+    """Whether the 32 raw bytes of `public_key` signed exactly this statement."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, statement.canonical())
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def to_json(entry: Entry) -> dict[str, Any]:
+    """Flat, with the field names of LedgerEntry in ledger.proto; the signature in hexadecimal."""
+    return {
+        "seq": entry.seq,
+        **entry.statement.fields(),
+        "prev_hash": entry.prev_hash,
+        "hash": entry.hash,
+        "node_signature": entry.node_signature.hex(),
+    }
+
+
+def from_json(value: Mapping[str, Any]) -> Entry:
+    """The entry that `to_json` gave; every field present, none besides, one spelling of each.
+
+    Raises:
+        Malformed: ENTRY_INVALID, STATEMENT_INVALID or RELEASE_INVALID.
+    """
+    if not isinstance(value, Mapping) or set(value) != set(ENTRY_FIELDS):
+        raise Malformed("ENTRY_INVALID", f"An entry has the fields {', '.join(ENTRY_FIELDS)}.")
+    seq, signature = value["seq"], value["node_signature"]
+    if type(seq) is not int or not 1 <= seq <= COUNT_MAX:
+        raise Malformed("ENTRY_INVALID", "seq is a whole number from 1.")
+    for name in ("prev_hash", "hash"):
+        if not _is_hex(value[name]) or len(value[name]) != len(GENESIS):
+            raise Malformed("ENTRY_INVALID", f"{name} is 64 lower-case hexadecimal digits.")
+    if not _is_hex(signature) or len(signature) not in (0, 2 * SIGNATURE_BYTES):
+        raise Malformed("ENTRY_INVALID", "node_signature is empty or 128 hexadecimal digits.")
+    statement = Statement(**{name: value[name] for name in STATEMENT_FIELDS})
+    return Entry(seq, statement, value["prev_hash"], value["hash"], bytes.fromhex(signature))
+
+
+def _canonical(body: Mapping[str, Any]) -> bytes:
+    """DOMAIN, then JSON: keys sorted, no spaces, ASCII only, no NaN; floats as Python prints."""
+    text = json.dumps(
+        body, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
+    return DOMAIN + text.encode("ascii")
+
+
+def _is_hex(text: object) -> bool:
+    return isinstance(text, str) and all(c in "0123456789abcdef" for c in text)
+
+
+def _check_text(name: str, value: object, length_min: int) -> None:
+    if not isinstance(value, str) or not length_min <= len(value) <= TEXT_MAX:
+        raise _invalid(f"{name} is {length_min} to {TEXT_MAX} characters")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise _invalid(f"{name} is not text that UTF-8 can hold")
+
+
+def _invalid(what: str) -> Malformed:
+    return Malformed("STATEMENT_INVALID", f"This is no ledger statement: {what}.")

@@ -1,0 +1,285 @@
+"""Privacy filters: one number that adds up, and a limit on it fixed with the budget.
+
+A filter is valid for jobs that are chosen after seeing earlier results and for jobs that run at
+the same time, because what it adds up is a single number per release: mu^2 of Gaussian
+differential privacy, or the Renyi divergence at one order that was fixed beforehand.
+
+Sources: Feldman and Zrnic 2021 (arXiv 2008.11193); Haney et al. 2023 (2309.05901); Whitehouse et
+al. 2023 (2203.05481). Costs are integers, rounded up; limits are integers, rounded down; so a sum
+has no rounding errors and no order.
+"""
+
+import math
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Final, Literal, Protocol
+
+from privacy.gaussian_dp import delta_above, epsilon_above, float_above, sqrt_above
+from privacy.releases import Release
+from protos.errors import BudgetRefused, Malformed
+
+UNITS: Final = 10**12
+"""Units in 1 of mu^2 (gdp) or in 1 of Renyi divergence (rdp)."""
+
+EPSILON_MIN: Final = 1.0e-4
+EPSILON_MAX: Final = 1.0e4
+"""Keeps `limit_units` well below 2^63."""
+DELTA_MIN: Final = 1.0e-30
+DELTA_MAX: Final = 0.5
+ORDER_MIN: Final = 2
+ORDER_MAX: Final = 256
+
+_FULL_BATCH_BELOW: Final = 1000
+_DEFAULT_ORDERS: Final = range(2, 65)
+
+_SERIES_ROUNDING: Final = 1 + Fraction(1, 10**11)
+"""Covers the rounding errors of the subsampled series (under 1e-12 of its value)."""
+
+
+class Filter(Protocol):
+    """Counts releases against one account's limit.
+
+    Attributes:
+        kind: "gdp" or "rdp"; `order` is 0 for gdp, the committed Renyi order for rdp.
+        limit_units: the most that may ever be reserved and posted, rounded down.
+    """
+
+    @property
+    def kind(self) -> Literal["gdp", "rdp"]: ...
+    @property
+    def order(self) -> int: ...
+    @property
+    def epsilon_limit(self) -> float: ...
+    @property
+    def delta(self) -> float: ...
+    @property
+    def limit_units(self) -> int: ...
+
+    def cost_units(self, release: Release) -> int:
+        """Units that `release` costs, rounded up; 0 for "no_data" and for "none".
+
+        Raises:
+            BudgetRefused: MECHANISM_NOT_COVERED, no proven bound for this mechanism here.
+        """
+        ...
+
+    def epsilon_of(self, units: int) -> float:
+        """The epsilon at `delta` that `units` in all guarantee, rounded up; 0.0 for 0 units.
+
+        At most `epsilon_limit` for every `units` up to `limit_units`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class GdpFilter:
+    """Adds up mu^2 = steps / noise_multiplier^2 of full-batch Gaussian releases: exact."""
+
+    epsilon_limit: float
+    delta: float
+    limit_units: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "limit_units", _gdp_limit(self.epsilon_limit, self.delta))
+
+    @property
+    def kind(self) -> Literal["gdp", "rdp"]:
+        """Gaussian differential privacy."""
+        return "gdp"
+
+    @property
+    def order(self) -> int:
+        """No order."""
+        return 0
+
+    def cost_units(self, release: Release) -> int:
+        """See `Filter.cost_units`."""
+        if release.mechanism in ("no_data", "none"):
+            return 0
+        if release.mechanism != "gaussian" or release.noise_multiplier is None:
+            raise BudgetRefused(
+                "MECHANISM_NOT_COVERED",
+                f"A gdp account has no proven bound for {release.mechanism}: use full batches, "
+                "or an account whose filter is rdp.",
+            )
+        return math.ceil(release.steps * UNITS / Fraction(release.noise_multiplier) ** 2)
+
+    def epsilon_of(self, units: int) -> float:
+        """See `Filter.epsilon_of`."""
+        if units <= 0:
+            return 0.0
+        mu = sqrt_above(Fraction(units, UNITS))
+        # The limit was certified by this very test; the search below ends an ulp or so above.
+        if units <= self.limit_units:
+            return min(epsilon_above(mu, self.delta), self.epsilon_limit)
+        return epsilon_above(mu, self.delta)
+
+
+@dataclass(frozen=True, slots=True)
+class RdpFilter:
+    """Adds up the Renyi divergence at one integer order, fixed with the budget."""
+
+    order: int
+    epsilon_limit: float
+    delta: float
+    limit_units: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        room = Fraction(self.epsilon_limit) - _conversion(self.order, self.delta)
+        units = math.floor(room * UNITS)
+        if units < 1:
+            cost = conversion_cost(self.order, self.delta)
+            raise Malformed(
+                "LIMIT_BELOW_CONVERSION_COST",
+                f"An rdp account of order {self.order} at delta {self.delta:g} starts at epsilon "
+                f"{math.ceil(cost * 100) / 100:.2f}, its conversion cost, and the limit is "
+                f"{self.epsilon_limit:g}: raise the order or the limit, or use gdp.",
+            )
+        object.__setattr__(self, "limit_units", units)
+
+    @property
+    def kind(self) -> Literal["gdp", "rdp"]:
+        """Renyi differential privacy."""
+        return "rdp"
+
+    def cost_units(self, release: Release) -> int:
+        """See `Filter.cost_units`.
+
+        Source: Mironov, Talwar and Zhang 2019 (arXiv 1908.10530), section 3.3; the order that
+        they bound (with against without the patient) is the larger of the two.
+        """
+        if release.mechanism in ("no_data", "none"):
+            return 0
+        if release.noise_multiplier is None:
+            raise BudgetRefused(
+                "MECHANISM_NOT_COVERED",
+                f"An rdp account has no proven bound for {release.mechanism}.",
+            )
+        if release.sample_rate == 1.0:
+            per_step = Fraction(self.order, 2) / Fraction(release.noise_multiplier) ** 2
+        else:
+            rdp = subsampled_rdp(release.sample_rate, release.noise_multiplier, self.order)
+            if not math.isfinite(rdp):
+                return UNITS**4  # Beyond any limit, and an integer all the same.
+            per_step = Fraction(rdp) * _SERIES_ROUNDING
+        return math.ceil(release.steps * UNITS * per_step)
+
+    def epsilon_of(self, units: int) -> float:
+        """See `Filter.epsilon_of`; a running account starts at its conversion cost."""
+        if units <= 0:
+            return 0.0
+        return max(0.0, float_above(Fraction(units, UNITS) + _conversion(self.order, self.delta)))
+
+
+def make_filter(kind: str, order: int, epsilon_limit: float, delta: float) -> Filter:
+    """The filter of an account whose lifetime limit is (`epsilon_limit`, `delta`).
+
+    Args:
+        kind: "gdp" (full-batch Gaussian releases) or "rdp" (Poisson-subsampled ones too).
+        order: 0 for gdp; the Renyi order, 2 to 256, for rdp.
+
+    Raises:
+        Malformed: FILTER_INVALID, or LIMIT_BELOW_CONVERSION_COST for an rdp account whose limit
+            its conversion alone would use up.
+    """
+    if not _within(epsilon_limit, EPSILON_MIN, EPSILON_MAX):
+        raise Malformed(
+            "FILTER_INVALID", f"epsilon_limit must be from {EPSILON_MIN:g} to {EPSILON_MAX:g}."
+        )
+    check_delta(delta)
+    if kind == "gdp":
+        if type(order) is not int or order != 0:
+            raise Malformed("FILTER_INVALID", "A gdp filter has no order: leave rdp_order at 0.")
+        return GdpFilter(float(epsilon_limit), float(delta))
+    if kind == "rdp":
+        _check_order(order)
+        return RdpFilter(order, float(epsilon_limit), float(delta))
+    raise Malformed("FILTER_INVALID", "A filter is gdp or rdp.")
+
+
+def conversion_cost(order: int, delta: float) -> float:
+    """The epsilon at which an rdp account of `order` starts, rounded up; may be negative.
+
+    Source: Canonne, Kamath and Steinke 2020 (arXiv 2004.00010), Proposition 12.
+
+    Raises:
+        Malformed: FILTER_INVALID.
+    """
+    _check_order(order)
+    check_delta(delta)
+    return float_above(_conversion(order, delta))
+
+
+def default_filter(declared_n: int, epsilon_limit: float, delta: float) -> tuple[str, int]:
+    """(kind, order) for an account whose largest data set declares `declared_n` records.
+
+    gdp under 1,000 records, where full batches cost nothing; else rdp at the smallest order of 2
+    to 64 whose conversion cost is at most half the limit; gdp where no order is.
+    """
+    if declared_n >= _FULL_BATCH_BELOW:
+        for order in _DEFAULT_ORDERS:
+            if conversion_cost(order, delta) <= epsilon_limit / 2:
+                return "rdp", order
+    return "gdp", 0
+
+
+def subsampled_rdp(sample_rate: float, noise_multiplier: float, order: int) -> float:
+    """Renyi divergence at integer `order` of one Poisson-subsampled Gaussian step.
+
+    With `sum_i binomial(order, i) (1-q)^(order-i) q^i = 1` taken out, every term left is
+    positive, so a divergence far below 1e-16 keeps its digits.
+    """
+    log_q, log_rest = math.log(sample_rate), math.log1p(-sample_rate)
+    logs = []
+    for i in range(2, order + 1):
+        exponent = (i * i - i) / 2 / noise_multiplier / noise_multiplier
+        log_growth = exponent + math.log(-math.expm1(-exponent)) if exponent > 0 else -math.inf
+        logs.append(math.log(math.comb(order, i)) + (order - i) * log_rest + i * log_q + log_growth)
+    top = max(logs)
+    if math.isinf(top):
+        return max(0.0, top)
+    log_excess = top + math.log(math.fsum(math.exp(value - top) for value in logs))
+    # log(1 + e^x) without overflow.
+    log_a = max(log_excess, 0.0) + math.log1p(math.exp(-abs(log_excess)))
+    return (math.exp(log_excess) if log_excess < -40.0 else log_a) / (order - 1)
+
+
+def _gdp_limit(epsilon: float, delta: float) -> int:
+    """The most units whose mu the exact curve certifies at (`epsilon`, `delta`)."""
+
+    def fits(units: int) -> bool:
+        return delta_above(epsilon, sqrt_above(Fraction(units, UNITS))) <= delta
+
+    high = 1
+    while fits(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    if low < 1:
+        raise Malformed("FILTER_INVALID", "This epsilon and delta leave no budget at all.")
+    return low
+
+
+def _conversion(order: int, delta: float) -> Fraction:
+    """The conversion cost as an exact number a little above the real one."""
+    cost = math.log1p(-1.0 / order) - (math.log(delta) + math.log(order)) / (order - 1)
+    return Fraction(cost) + Fraction(1, 10**13)
+
+
+def _within(value: object, low: float, high: float) -> bool:
+    return type(value) in (int, float) and low <= float(value) <= high  # type: ignore[arg-type]
+
+
+def check_delta(delta: float) -> None:
+    """Raise Malformed (FILTER_INVALID) unless `delta` is one that an account may have."""
+    if not _within(delta, DELTA_MIN, DELTA_MAX):
+        raise Malformed("FILTER_INVALID", f"delta must be from {DELTA_MIN:g} to {DELTA_MAX:g}.")
+
+
+def _check_order(order: int) -> None:
+    if type(order) is not int or not ORDER_MIN <= order <= ORDER_MAX:
+        raise Malformed(
+            "FILTER_INVALID", f"An rdp order is a whole number from {ORDER_MIN} to {ORDER_MAX}."
+        )

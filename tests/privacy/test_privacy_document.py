@@ -1,0 +1,78 @@
+"""docs/privacy.md: its code recomputes our hashes, signatures and epsilon."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.exceptions import InvalidSignature
+from ledger_samples import KEY, PUBLIC, statement
+
+from privacy.accounting import epsilon_spent
+from privacy.calibration import REPORT_SLACK_UNITS
+from privacy.filters import make_filter
+from privacy.ledger import GENESIS, append, sign, to_json
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "privacy.md"
+
+
+@pytest.fixture
+def document_code(tmp_path: Path) -> dict[str, Any]:
+    """The functions of every Python block."""
+    blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    source = tmp_path / "blocks.py"
+    source.write_text("\n".join(blocks))
+    return runpy.run_path(str(source))
+
+
+def test_the_documented_check_accepts_our_entries_and_no_others(
+    document_code: dict[str, Any],
+) -> None:
+    """An outsider with the page and the exported JSON finds what we find."""
+    first = statement("ä-𝄞", noise_multiplier=1e-7)
+    void = first.resolved("void")
+    entries = [append(first, None, sign(KEY, first))]
+    entries += [append(void, entries[0], sign(KEY, void)), append(statement("b"), entries[0])]
+    exported = [json.loads(json.dumps(to_json(one))) for one in entries]
+    check = document_code["check"]
+    check(exported[0], GENESIS, PUBLIC)
+    check(exported[1], exported[0]["hash"], PUBLIC)
+    check(exported[2], exported[0]["hash"], PUBLIC)
+    with pytest.raises(AssertionError):
+        check({**exported[1], "steps": 2}, exported[0]["hash"], PUBLIC)
+    unsigned = to_json(append(void, entries[0]))
+    with pytest.raises(InvalidSignature):
+        check(unsigned, exported[0]["hash"], PUBLIC)
+
+
+def test_the_documented_epsilon_is_ours(document_code: dict[str, Any]) -> None:
+    """Over posted entries, reservations and work without data left out: ours, not rounded."""
+    posts = [
+        statement("a", "post", noise_multiplier=9.0, steps=5),
+        statement("b", "post", noise_multiplier=12.5),
+        statement(
+            "c", "post", mechanism="poisson_gaussian", noise_multiplier=1.1, sample_rate=0.05
+        ),
+        statement("d", "post", mechanism="no_data", noise_multiplier=None),
+    ]
+    lines = [one.fields() for one in [*posts, statement("e"), posts[0].resolved("void")]]
+    theirs = document_code["epsilon"](lines, 1e-5)
+    booked = epsilon_spent([one.release for one in posts], 1e-5)
+    assert booked is not None
+    assert theirs * (1 - 1e-6) <= booked <= theirs * 1.0002
+
+
+@pytest.mark.parametrize(("epsilon", "releases"), [(0.05, 60), (0.1, 220), (0.5, 4200)])
+def test_the_documented_slack_is_under_two_hundredths_of_a_percent(
+    epsilon: float, releases: int
+) -> None:
+    """Up to so many releases, and no more than a few beyond."""
+    account = make_filter("gdp", 0, epsilon, 1e-5)
+
+    def lost(count: int) -> float:
+        left = account.limit_units - count * REPORT_SLACK_UNITS
+        return 1 - account.epsilon_of(left) / epsilon
+
+    assert lost(releases) <= 2e-4 < lost(releases + releases // 10)

@@ -1,0 +1,137 @@
+"""Takes an order to the steward's rules and the node's own ledger. Runs in the ledger's thread."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from node_agent.datasets import DataSetSpec
+from node_agent.orders import Order
+from node_agent.policy import Refusal, filter_of, judge, judge_terms
+from node_agent.state import State
+from node_agent.steward import Steward
+from node_agent.tasks.registry import TaskInfo
+from privacy.filters import Filter
+from protos.errors import FeddpError, Limited, NotAllowed
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """Booked; `signature` is over the reserve statement."""
+
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Never opened and never will be; `signature` is over the void statement."""
+
+    reason: str
+    message: str
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Done long ago and nothing left to hand in; `signature` is over the post statement."""
+
+    signature: bytes
+
+
+Decision = Reserved | Refused | Spent
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an order is carried out with.
+
+    Attributes:
+        tick_s: outcomes leave at multiples of it from the opening; 0 where no data is read.
+    """
+
+    data_set: DataSetSpec
+    tick_s: float
+
+
+class Admission:
+    """Decides; every decision is durable when it is returned."""
+
+    def __init__(
+        self,
+        node: str,
+        state: State,
+        steward: Steward,
+        tasks: Callable[[], Mapping[str, TaskInfo]],
+        model_bytes_max: int,
+    ) -> None:
+        self._node = node
+        self._state = state
+        self._steward = steward
+        self._tasks = tasks
+        self._model_bytes_max = model_bytes_max
+
+    def decide(self, order: Order) -> Decision:
+        """Reserve or refuse; the same order again gets the same answer."""
+        row = self._state.attempt(order.attempt_id)
+        if row is None:
+            return self._decide_new(order)
+        if row.order != order:
+            # The statement of the first order may be reserved or spent: nothing is signed here.
+            return Refused("ATTEMPT_CONFLICT", "This attempt was ordered with other terms.", b"")
+        match row.state:
+            case "refused":
+                return Refused(row.reason, row.message, self._state.signature(order, "void"))
+            case "closed" if row.outcome == "void":
+                signature = self._state.signature(order, "void")
+                return Refused("ATTEMPT_CLOSED", "This attempt was voided.", signature)
+            case "closed":
+                return Spent(self._state.signature(order, "post"))
+            case _:
+                return Reserved(self._state.signature(order, "reserve"))
+
+    def terms(self, order: Order) -> Terms | Refusal:
+        """The terms, or a refusal if the steward has changed the rules since the order came."""
+        try:
+            rules = self._steward.rules()
+        except FeddpError as error:
+            return _unreadable(error)
+        refusal = judge_terms(rules.policy, rules.data_sets, self._tasks(), order)
+        if refusal is not None:
+            return refusal
+        data_set = next(one for one in rules.data_sets if one.name == order.data_set)
+        silent = order.release.mechanism != "no_data"
+        return Terms(data_set, rules.policy.outcome_tick_s if silent else 0.0)
+
+    def _decide_new(self, order: Order) -> Decision:
+        try:
+            filter_ = self._judged(order)
+        except FeddpError as error:
+            signature = self._state.refuse(order, error.reason, error.message)
+            return Refused(error.reason, error.message, signature)
+        return Reserved(self._state.reserve(order, filter_))
+
+    def _judged(self, order: Order) -> Filter:
+        """The filter to book an allowed order with.
+
+        Raises:
+            FeddpError: why it is not allowed; may be told to the coordinator.
+        """
+        if order.base_model_bytes > self._model_bytes_max:
+            raise Limited(
+                "MODEL_TOO_LARGE", f"This node takes models up to {self._model_bytes_max} bytes."
+            )
+        try:
+            rules = self._steward.rules()
+        except FeddpError as error:
+            refusal = _unreadable(error)
+            raise NotAllowed(refusal.reason, refusal.message) from None
+        standing = self._state.standing(order)
+        found = judge(rules.policy, rules.data_sets, self._tasks(), order, self._node, standing)
+        account = rules.policy.account(order.account)
+        if found is not None or account is None:
+            refused = found or Refusal("ACCOUNT_MISMATCH", "There is no such account.")
+            raise NotAllowed(refused.reason, refused.message)
+        return filter_of(account, rules.data_sets, standing.fixed)
+
+
+def _unreadable(error: FeddpError) -> Refusal:
+    """The files are unreadable, so nothing is allowed; what is wrong in them stays here."""
+    return Refusal(error.reason, "The node's policy or data sets cannot be read; its steward can.")

@@ -1,0 +1,273 @@
+"""Run an agent, or tell how it stands. Nothing here loads what training needs."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import structlog
+
+from node_agent.admission import Admission
+from node_agent.config import AgentConfig, Folder, load_config
+from node_agent.identity import Identity, load_identity
+from node_agent.launchers.base import Limits, StartWorker
+from node_agent.launchers.local import LocalWorker
+from node_agent.own_ledger import KeptAccount
+from node_agent.policy import AccountPolicy, filter_of
+from node_agent.session.driver import CONNECTED_NOTE, Driver, Parts
+from node_agent.session.ledger_thread import LedgerThread
+from node_agent.session.link import CHANNEL_OPTIONS
+from node_agent.spool import Spool
+from node_agent.state import State
+from node_agent.steward import Rules, Steward
+from node_agent.tasks.registry import installed
+from privacy.ledger import verify
+from protos.errors import Conflict, FeddpError, Malformed
+
+log = structlog.get_logger(__name__)
+
+LOCK_TRIES: Final = 10
+LOCK_WAIT_S: Final = 0.1
+
+
+def run(path: Path) -> None:
+    """Run the agent of a folder until SIGTERM or SIGINT.
+
+    Raises:
+        NotFound: NOT_JOINED.
+        Malformed: CONFIG_INVALID, IDENTITY_INVALID, POLICY_INVALID, DATASETS_INVALID, ...
+        Conflict: AGENT_RUNNING.
+    """
+    folder = Folder(path.absolute())
+    config, identity = _read(folder)
+    # A steward's mistake is told before anything starts; later ones refuse every order.
+    Steward(folder).rules()
+    with _lock(folder):
+        asyncio.run(serve(folder, config, identity, LocalWorker.start, asyncio.Event()))
+
+
+async def serve(
+    folder: Folder,
+    config: AgentConfig,
+    identity: Identity,
+    start_worker: StartWorker,
+    stop: asyncio.Event,
+) -> None:
+    """Work until `stop` is set or a signal comes."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    folder.logs.mkdir(mode=0o700, exist_ok=True)
+    ledger = LedgerThread()
+    state = State(folder.state_db, identity.node, identity.ledger_key)
+    channel = grpc.aio.secure_channel(
+        config.coordinator, identity.credentials(), options=CHANNEL_OPTIONS
+    )
+    steward = Steward(folder)
+    log.info("agent_started", node=identity.node, coordinator=config.coordinator)
+    if identity.expires_at < datetime.now(UTC):
+        log.error("certificate_expired", at=identity.expires_at.isoformat())
+    try:
+        driver = Driver(
+            Parts(
+                channel=channel,
+                address=config.coordinator,
+                state=state,
+                ledger=ledger,
+                steward=steward,
+                admission=Admission(
+                    identity.node, state, steward, installed, config.model_bytes_max
+                ),
+                spool=Spool(folder.spool),
+                start_worker=start_worker,
+                logs=folder.logs,
+                limits=Limits(**config.worker.model_dump()),
+                tasks=installed,
+            )
+        )
+        await driver.run(stop)
+    finally:
+        await channel.close()
+        ledger.close()
+        state.close()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+    log.info("agent_stopped", node=identity.node)
+
+
+def status(path: Path) -> dict[str, Any]:
+    """How the agent of a folder stands, whether it runs or not; JSON-ready.
+
+    Raises:
+        NotFound: NOT_JOINED.
+        Malformed: CONFIG_INVALID, IDENTITY_INVALID.
+    """
+    folder = Folder(path.absolute())
+    config, identity = _read(folder)
+    running = _is_locked(folder)
+    answer: dict[str, Any] = {
+        "node": identity.node,
+        "node_class": config.node_class,
+        "coordinator": config.coordinator,
+        "certificate_expires_at": identity.expires_at.timestamp(),
+        "running": running,
+        "connected": False,
+        "connected_since": None,
+        "rules": {"ok": True, "message": ""},
+        "data_sets": [],
+        "accounts": [],
+        "attempts": {},
+        "ledger": {"verified": True, "entries": 0, "problems": []},
+    }
+    rules = None
+    try:
+        rules = Steward(folder).rules()
+        answer["data_sets"] = [_data_set(spec.name, rules) for spec in rules.data_sets]
+    except FeddpError as error:
+        answer["rules"] = {"ok": False, "message": error.message}
+    kept: list[KeptAccount] = []
+    if folder.state_db.exists():
+        state = State(folder.state_db, identity.node, identity.ledger_key)
+        try:
+            kept = state.ledger.accounts()
+            since = state.note(CONNECTED_NOTE)
+            answer["attempts"] = state.counts()
+            answer["ledger"] = _verified(state, kept, identity)
+            if running and since:
+                answer |= {"connected": True, "connected_since": float(since)}
+        except sqlite3.DatabaseError:
+            answer["ledger"] = {
+                "verified": False,
+                "entries": 0,
+                "problems": [f"{folder.state_db} cannot be read"],
+            }
+        finally:
+            state.close()
+    answer["accounts"] = _accounts(identity.node, rules, kept)
+    return answer
+
+
+def _read(folder: Folder) -> tuple[AgentConfig, Identity]:
+    config, identity = load_config(folder), load_identity(folder.identity)
+    if (config.node, config.trust_domain) != (identity.node, identity.spiffe_id.trust_domain):
+        raise Malformed(
+            "IDENTITY_MISMATCH",
+            f"{folder.agent_yaml} is for node {config.node} of {config.trust_domain} and the "
+            f"certificate for {identity.spiffe_id}; restore the one that does not belong here",
+        )
+    return config, identity
+
+
+@contextlib.contextmanager
+def _lock(folder: Folder) -> Iterator[None]:
+    """Hold the folder; the kernel lets go of it when the process ends, however it ends."""
+    descriptor = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        for left in reversed(range(LOCK_TRIES)):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if left == 0:
+                    raise Conflict(
+                        "AGENT_RUNNING",
+                        f"an agent runs on {folder.root} already; stop it first, or use it",
+                    ) from None
+                # Someone may only be looking, as `status` does.
+                time.sleep(LOCK_WAIT_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_locked(folder: Folder) -> bool:
+    try:
+        descriptor = os.open(folder.lock, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _data_set(name: str, rules: Rules) -> dict[str, Any]:
+    spec = next(one for one in rules.data_sets if one.name == name)
+    return {
+        "name": spec.name,
+        "account": spec.account,
+        "declared_n": spec.declared_n,
+        "version": spec.version,
+        "tasks": sorted(rules.policy.tasks_on(spec.name)),
+    }
+
+
+def _verified(state: State, kept: list[KeptAccount], identity: Identity) -> dict[str, Any]:
+    entries = state.ledger.entries()
+    filters = {one.account: one.filter(one.epsilon_limit_highest) for one in kept}
+    found = verify(entries, filters, {identity.node: identity.ledger_public_key})
+    problems = [f"{one.account} entry {one.seq}: {one.text}" for one in found.problems]
+    for one in kept:
+        balance = found.balances.get(one.account)
+        if found.ok and balance is not None and balance.posted_units != one.posted_units:
+            problems.append(f"{one.account}: the balance kept is not what its entries add up to")
+    heads = {name: {"seq": seq, "hash": digest} for name, (seq, digest) in found.heads.items()}
+    return {
+        "verified": not problems,
+        "entries": len(entries),
+        "problems": problems,
+        "heads": heads,
+    }
+
+
+def _accounts(node: str, rules: Rules | None, kept: list[KeptAccount]) -> list[dict[str, Any]]:
+    """Accounts of the policy and of the ledger; figures at the limit that is in force."""
+    by_name = {one.account.removeprefix(f"{node}/"): one for one in kept}
+    policies = {one.name: one for one in rules.policy.accounts} if rules else {}
+    return [
+        _account(name, policies.get(name), by_name.get(name), rules)
+        for name in sorted({*by_name, *policies})
+    ]
+
+
+def _account(
+    name: str, policy: AccountPolicy | None, kept: KeptAccount | None, rules: Rules | None
+) -> dict[str, Any]:
+    answer: dict[str, Any] = {"name": name, "message": ""}
+    try:
+        if policy is not None and rules is not None:
+            filter_ = filter_of(policy, rules.data_sets, kept.fixed if kept else None)
+        elif kept is not None:
+            filter_ = kept.filter(kept.epsilon_limit)
+        else:
+            return answer
+    except FeddpError as error:
+        answer["message"] = error.message
+        if kept is None:
+            return answer
+        filter_ = kept.filter(kept.epsilon_limit)
+    posted = kept.posted_units if kept else 0
+    guarantee = kept.guarantee if kept else True
+    spent = filter_.epsilon_of(posted)
+    return answer | {
+        "filter": filter_.kind,
+        "rdp_order": filter_.order,
+        "delta": filter_.delta,
+        "epsilon_limit": filter_.epsilon_limit,
+        "epsilon_spent": spent if guarantee else None,
+        "epsilon_remaining": max(0.0, filter_.epsilon_limit - spent) if guarantee else None,
+        "guarantee": guarantee,
+        "posted_units": posted,
+        "limit_units": filter_.limit_units,
+    }

@@ -1,0 +1,58 @@
+"""When to try again after an rpc failed."""
+
+import random
+from typing import Final
+
+import grpc
+
+from protos.errors import FeddpError
+from protos.status import from_rpc
+
+FIRST_S: Final = 0.5
+MAX_S: Final = 15.0
+SLOW_S: Final = 30.0
+"""Between tries that only a person can make succeed: a disabled node, another version."""
+
+_AGAIN: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    }
+)
+_SHUT_OUT: Final = frozenset({"UNAUTHENTICATED"})
+_SHUT_OUT_REASONS: Final = frozenset({"NODE_DISABLED", "ROLE_NOT_ALLOWED"})
+
+
+class Backoff:
+    """Full jitter: each wait is anything up to a bound that doubles, so that agents spread."""
+
+    def __init__(self, random_: random.Random | None = None) -> None:
+        self._random = random_ or random.Random()
+        self._tries = 0
+
+    def reset(self) -> None:
+        """It worked: the next failure starts from the beginning."""
+        self._tries = 0
+
+    def next_s(self) -> float:
+        """How long to wait now."""
+        bound_s = min(MAX_S, FIRST_S * 2.0 ** min(self._tries, 10))
+        self._tries += 1
+        return self._random.uniform(0.0, bound_s)
+
+    def after(self, error: grpc.RpcError) -> float | None:
+        """How long to wait before the same request again; None if it can never succeed."""
+        found = from_rpc(error)
+        if found.retry_after_s is not None:
+            return max(found.retry_after_s, self.next_s())
+        if error.code() in _AGAIN or found.retryable:
+            return self.next_s()
+        return SLOW_S if is_shut_out(found) else None
+
+
+def is_shut_out(error: FeddpError) -> bool:
+    """Whether the coordinator refuses this node altogether, until a person changes that."""
+    return error.code in _SHUT_OUT or error.reason in _SHUT_OUT_REASONS

@@ -1,0 +1,191 @@
+"""What an agent's folder holds, and `agent.yaml` in it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from certs.spiffe import check_name, check_trust_domain
+from protos.errors import FeddpError, Malformed, NotFound
+
+FILE_BYTES_MAX: Final = 1 << 20
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_ADDRESS = r"^(?:[^\s:\[\]]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Names within an agent's DIR."""
+
+    root: Path
+
+    @property
+    def agent_yaml(self) -> Path:
+        """Where the coordinator is, and the agent's limits."""
+        return self.root / "agent.yaml"
+
+    @property
+    def policy_yaml(self) -> Path:
+        """The data steward's policy."""
+        return self.root / "policy.yaml"
+
+    @property
+    def datasets_yaml(self) -> Path:
+        """The data steward's data sets."""
+        return self.root / "datasets.yaml"
+
+    @property
+    def identity(self) -> Path:
+        """Keys, certificate chain and trust bundle."""
+        return self.root / "identity"
+
+    @property
+    def state_db(self) -> Path:
+        """Attempts and the node's own ledger."""
+        return self.root / "state.db"
+
+    @property
+    def spool(self) -> Path:
+        """Models that came in, updates that wait to go out."""
+        return self.root / "spool"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of workers; never leave the hospital."""
+        return self.root / "logs"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one agent that runs here."""
+        return self.root / "agent.lock"
+
+
+class WorkerLimits(BaseModel):
+    """What a training worker may use; see `node_agent.launchers.base.Limits`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    threads: int = Field(default=1, ge=1, le=1024)
+    nice: int = Field(default=5, ge=0, le=19)
+    memory_bytes_max: int = Field(default=0, ge=0)
+
+
+class AgentConfig(BaseModel):
+    """`agent.yaml`.
+
+    Attributes:
+        coordinator: "host:port" of the coordinator's mTLS port.
+        node: this node's name; must be the one in its certificate.
+        model_bytes_max: a larger model is refused, not fetched.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    coordinator: Annotated[str, Field(pattern=_ADDRESS)]
+    trust_domain: str
+    node: str
+    node_class: Annotated[str, Field(pattern="^(edge|hpc|cloud)$")]
+    model_bytes_max: int = Field(default=8 << 30, ge=1)
+    worker: WorkerLimits = WorkerLimits()
+
+    @field_validator("node")
+    @classmethod
+    def _node_name(cls, value: str) -> str:
+        return _checked(check_name, value)
+
+    @field_validator("trust_domain")
+    @classmethod
+    def _trust_domain(cls, value: str) -> str:
+        return _checked(check_trust_domain, value)
+
+
+def load_config(folder: Folder) -> AgentConfig:
+    """Read `agent.yaml`.
+
+    Raises:
+        NotFound: NOT_JOINED, there is none.
+        Malformed: CONFIG_INVALID; the message names the key.
+    """
+    if not folder.agent_yaml.exists():
+        raise NotFound(
+            "NOT_JOINED",
+            f"{folder.root} holds no agent; join with `feddp agent join TOKEN --dir {folder.root}`",
+        )
+    value = read_yaml(folder.agent_yaml, "CONFIG_INVALID")
+    return parse(AgentConfig, value, folder.agent_yaml, "CONFIG_INVALID")
+
+
+def read_yaml(path: Path, reason: str) -> dict[str, Any]:
+    """The mapping in a YAML file; a repeated key is refused, as its last value would win silently.
+
+    Raises:
+        Malformed: `reason`; the message names the file and the line.
+    """
+    try:
+        data = path.read_bytes()
+        if len(data) > FILE_BYTES_MAX:
+            raise Malformed(reason, f"{path} is larger than {FILE_BYTES_MAX} bytes; shorten it")
+        text = data.decode()
+        _refuse_repeated(yaml.compose(text, Loader=yaml.SafeLoader), path, reason)
+        value = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError):
+        raise Malformed(
+            reason, f"{path} cannot be read; write it, or restore it from a backup"
+        ) from None
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" near line {mark.line + 1}" if mark is not None else ""
+        raise Malformed(reason, f"{path} is not YAML{where}; mend it there") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise Malformed(reason, f"{path} must hold `key: value` lines")
+    return value
+
+
+def parse(model: type[Model], value: dict[str, Any], path: Path, reason: str) -> Model:
+    """`value` as `model`.
+
+    Raises:
+        Malformed: `reason`; the message names the first wrong key.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in fault["loc"])
+        text = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            text = "there is no such key; check its spelling"
+        elif fault["type"] == "float_type" and isinstance(fault["input"], str):
+            text += "; YAML reads 1e-5 as text: write 1.0e-5"
+        raise Malformed(
+            reason, f"{path}: key {key}: {text}" if key else f"{path}: {text}"
+        ) from None
+
+
+def _refuse_repeated(node: yaml.Node | None, path: Path, reason: str) -> None:
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_repeated(item, path, reason)
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, item in node.value:
+            name = str(key.value)
+            if name in seen:
+                line = key.start_mark.line + 1
+                raise Malformed(reason, f"{path} line {line} gives {name!r} again; keep one")
+            seen.add(name)
+            _refuse_repeated(item, path, reason)
+
+
+def _checked(check: Any, value: str) -> str:
+    """A check of ours as pydantic wants it."""
+    try:
+        return str(check(value))
+    except FeddpError as error:
+        raise ValueError(error.message) from None

@@ -1,0 +1,145 @@
+"""Data sets as the data steward declares them in `datasets.yaml`; nothing here opens the data."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictStr,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from node_agent.config import read_yaml
+from protos.errors import Malformed
+
+FILE_NAME: Final = "datasets.yaml"
+CATEGORIES_MAX: Final = 1000
+COLUMNS_MAX: Final = 10_000
+DECLARED_N_MAX: Final = 2**53
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+ColumnName = Annotated[StrictStr, Field(min_length=1, max_length=256)]
+
+
+class CategoryColumn(BaseModel):
+    """A column of text that holds one of the listed values."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    category: list[ColumnName] = Field(min_length=1, max_length=CATEGORIES_MAX)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "CategoryColumn":
+        if len(set(self.category)) != len(self.category):
+            raise ValueError("a category is listed twice")
+        return self
+
+
+def _form(value: object) -> str:
+    return "<number>" if isinstance(value, str) else "<category>"
+
+
+ColumnType = Annotated[
+    Annotated[Literal["number"], Tag("<number>")] | Annotated[CategoryColumn, Tag("<category>")],
+    # Which of the two forms was meant, so that a fault is reported in that one.
+    Discriminator(_form),
+]
+
+
+class DataSetSpec(BaseModel):
+    """One data set: where its records are, how they read, and what the steward says of its size.
+
+    Attributes:
+        source: absolute path of a .csv or .parquet file, once loaded.
+        patient: the column that says whose record a row is: the unit that is protected.
+        label: the column that holds 0 or 1.
+        declared_n: number of patients, typed by the steward and public; never counted.
+        version: opaque counter that the steward raises when the records change.
+        account: the privacy account that pays.
+        columns: the columns that a task may use, and their types.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    source: Path
+    patient: ColumnName
+    label: ColumnName
+    declared_n: int = Field(ge=1, le=DECLARED_N_MAX, strict=True)
+    version: int = Field(ge=1, lt=2**63, strict=True)
+    account: Name = "patients"
+    columns: dict[ColumnName, ColumnType] = Field(min_length=1, max_length=COLUMNS_MAX)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DataSetSpec":
+        if self.source.suffix not in (".csv", ".parquet"):
+            raise ValueError("source must end in .csv or .parquet")
+        if self.patient == self.label:
+            raise ValueError("patient and label must be two columns")
+        if self.columns.get(self.label, "number") != "number":
+            raise ValueError("the label column holds 0 or 1; declare it as number or not at all")
+        return self
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    data_sets: list[dict[str, Any]]
+
+
+def load_data_sets(folder: Path) -> list[DataSetSpec]:
+    """The data sets that `folder`/datasets.yaml declares, sources made absolute.
+
+    Raises:
+        Malformed: DATASETS_INVALID; the message names the file, the data set and the key.
+    """
+    path = folder / FILE_NAME
+    content = read_yaml(path, "DATASETS_INVALID")
+    try:
+        entries = _File.model_validate(content).data_sets
+    except ValidationError as error:
+        raise _invalid(path, f"has a wrong shape: {_first(error)}") from None
+    specs = [_spec(path, number, entry) for number, entry in enumerate(entries, start=1)]
+    for name, times in Counter(spec.name for spec in specs).items():
+        if times > 1:
+            raise _invalid(path, f"declares data set {name!r} {times} times; names must differ")
+    return specs
+
+
+def schema_json(spec: DataSetSpec) -> str:
+    """Declared columns and their types as JSON, for engineers; no path, patient or label column."""
+    columns = spec.model_dump(mode="json", include={"columns"})["columns"]
+    for hidden in (spec.patient, spec.label):
+        columns.pop(hidden, None)
+    return json.dumps({"columns": columns}, sort_keys=True)
+
+
+def _spec(path: Path, number: int, entry: dict[str, Any]) -> DataSetSpec:
+    name = entry.get("name")
+    title = f"data set {name!r}" if isinstance(name, str) else f"data set number {number}"
+    try:
+        spec = DataSetSpec.model_validate(entry)
+    except ValidationError as error:
+        raise _invalid(path, f"has a wrong {title}: {_first(error)}") from None
+    return spec.model_copy(update={"source": (path.parent / spec.source).absolute()})
+
+
+def _first(error: ValidationError) -> str:
+    """The first fault: its key and what is wrong; the steward mends one and runs again."""
+    fault = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in fault["loc"] if part not in ("<number>", "<category>"))
+    text = fault["msg"].removeprefix("Value error, ")
+    if "category" in fault["loc"] and fault["type"] == "string_type":
+        text += " (YAML reads TRUE, No and 1 as other than text: quote them)"
+    return f"key {key}: {text}" if key else text
+
+
+def _invalid(path: Path, what: str) -> Malformed:
+    return Malformed("DATASETS_INVALID", f"{path} {what}")

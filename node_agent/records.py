@@ -1,0 +1,240 @@
+"""Records of a data set as arrays, read in the worker only (pyarrow and numpy load here).
+
+A problem names the file, the column and the row, never what stands there, and never leaves the
+hospital: `DataProblem` is no error of `protos.errors`, so nothing can send it by accident.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import structlog
+from numpy.typing import NDArray
+
+from node_agent.datasets import CategoryColumn, DataSetSpec
+from node_agent.tasks.tabular_config import FEATURE_LIMIT, Feature
+
+log = structlog.get_logger(__name__)
+
+MISSING: Final = frozenset({"", "NA", "N/A", "NaN", "nan", "NULL", "null"})
+"""Cells of a CSV file that count as absent, unless the column declares one as a category."""
+
+Cells = Sequence[Any]
+
+
+class DataProblem(Exception):
+    """The records cannot be read as declared. For the hospital only; holds no value of a cell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Complete rows, in file order.
+
+    Attributes:
+        features: (rows, F) float32, scaled and clipped.
+        labels: (rows,) float32 of 0 and 1.
+        patients: (rows,) int64, 0 to P - 1 by first appearance; equal for rows of one patient.
+    """
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.float32]
+    patients: NDArray[np.int64]
+
+
+def read_records(spec: DataSetSpec, features: Sequence[Feature]) -> Records:
+    """Read the columns that `features` use; rows that lack any of them are left out.
+
+    A row without a patient is left out too: nobody's budget would pay for it. How many were left
+    out goes to this machine's log only.
+
+    Raises:
+        DataProblem: no file, a missing column, a cell that does not read as declared, a label
+            other than 0 and 1, or no complete row.
+    """
+    columns = list(dict.fromkeys(feature.column for feature in features))
+    table = _read(spec, [spec.patient, spec.label, *columns])
+    patients = _texts(spec, spec.patient, table[spec.patient], frozenset())
+    labels = _labels(spec, table[spec.label])
+    values: dict[str, NDArray[Any]] = {}
+    complete = np.array([patient is not None for patient in patients], dtype=bool)
+    complete &= ~np.isnan(labels)
+    for column in columns:
+        declared = spec.columns[column]
+        if isinstance(declared, CategoryColumn):
+            texts = _categories(spec, column, table[column], declared)
+            complete &= np.array([text is not None for text in texts], dtype=bool)
+            values[column] = np.array(texts, dtype=object)
+        else:
+            numbers = _numbers(spec, column, table[column])
+            complete &= ~np.isnan(numbers)
+            values[column] = numbers
+    if not complete.any():
+        raise DataProblem(f"{spec.source} has no row with a patient and every used column")
+    log.info(
+        "records_read",
+        data_set=spec.name,
+        rows=int(complete.sum()),
+        rows_left_out=int((~complete).sum()),
+    )
+    return Records(
+        features=feature_matrix(features, {name: v[complete] for name, v in values.items()}),
+        labels=labels[complete].astype(np.float32),
+        patients=_numbered([p for p, kept in zip(patients, complete, strict=True) if kept]),
+    )
+
+
+def feature_matrix(
+    features: Sequence[Feature], columns: dict[str, NDArray[Any]]
+) -> NDArray[np.float32]:
+    """Scale columns as the job's configuration says.
+
+    Args:
+        features: F features.
+        columns: (rows,) numbers, or texts for a feature with a category; complete.
+
+    Returns:
+        (rows, F) float32: clip((x - center) / scale, -3, 3).
+    """
+    scaled = []
+    for feature in features:
+        x = columns[feature.column]
+        if feature.category is not None:
+            x = x == feature.category
+        x = (x.astype(np.float64) - feature.center) / feature.scale
+        scaled.append(np.clip(x, -FEATURE_LIMIT, FEATURE_LIMIT).astype(np.float32))
+    return np.ascontiguousarray(np.stack(scaled, axis=1))
+
+
+def _numbered(patients: Sequence[str | None]) -> NDArray[np.int64]:
+    index: dict[str | None, int] = {}
+    return np.array([index.setdefault(name, len(index)) for name in patients], dtype=np.int64)
+
+
+def _read(spec: DataSetSpec, wanted: list[str]) -> dict[str, Cells]:
+    """Cells of the wanted columns: texts from CSV, typed values or None from Parquet."""
+    declared = {*wanted, *spec.columns}
+    read = _read_parquet if spec.source.suffix == ".parquet" else _read_csv
+    try:
+        table = read(spec.source, declared, wanted)
+    except FileNotFoundError:
+        raise DataProblem(f"{spec.source} does not exist; see data set {spec.name!r}") from None
+    except PermissionError:
+        raise DataProblem(f"{spec.source} may not be read by this account") from None
+    if table.num_rows == 0:
+        raise DataProblem(f"{spec.source} holds no rows")
+    return {name: table.column(name).to_pylist() for name in wanted}
+
+
+def _read_csv(path: Path, declared: set[str], wanted: list[str]) -> pa.Table:
+    bad_rows: list[int | None] = []
+
+    def refuse(row: Any) -> str:
+        bad_rows.append(row.number)
+        return "error"
+
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse)
+    # Without threads pyarrow counts the rows, so that a bad one has a number.
+    read = pyarrow.csv.ReadOptions(use_threads=False)
+    try:
+        with pyarrow.csv.open_csv(path, read_options=read, parse_options=parse) as reader:
+            _check_header(path, reader.schema.names, declared)
+        bad_rows.clear()
+        convert = pyarrow.csv.ConvertOptions(
+            include_columns=wanted,
+            column_types=dict.fromkeys(wanted, pa.string()),
+            strings_can_be_null=False,
+        )
+        return pyarrow.csv.read_csv(path, read, parse, convert)
+    # The library's own text quotes the row, hence `from None`.
+    except pa.ArrowInvalid:
+        if path.stat().st_size == 0:
+            raise DataProblem(f"{path} is empty") from None
+        where = f" at line {bad_rows[0]}: it has another number of cells" if bad_rows else ""
+        raise DataProblem(f"{path} is not a CSV file in UTF-8{where}") from None
+
+
+def _read_parquet(path: Path, declared: set[str], wanted: list[str]) -> pa.Table:
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            _check_header(path, file.schema_arrow.names, declared)
+            return file.read(columns=wanted)
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        raise DataProblem(f"{path} is not a Parquet file that can be read") from None
+
+
+def _check_header(path: Path, names: list[str], declared: set[str]) -> None:
+    for name in sorted(declared):
+        times = names.count(name)
+        if times != 1:
+            what = "is missing" if times == 0 else f"stands {times} times"
+            raise DataProblem(f"column {name!r} {what} in {path}")
+
+
+def _texts(
+    spec: DataSetSpec, column: str, cells: Cells, never_missing: frozenset[str]
+) -> list[str | None]:
+    """Trimmed texts, None where missing. Whole numbers of a Parquet file read as their digits."""
+    missing = MISSING - never_missing
+    texts: list[str | None] = []
+    for row, cell in enumerate(cells, start=1):
+        if cell is None:
+            texts.append(None)
+        elif isinstance(cell, str):
+            text = cell.strip()
+            texts.append(None if text in missing else text)
+        elif isinstance(cell, int) and not isinstance(cell, bool):
+            texts.append(str(cell))
+        else:
+            raise _bad(spec, column, row, "is neither text nor a whole number")
+    return texts
+
+
+def _categories(
+    spec: DataSetSpec, column: str, cells: Cells, declared: CategoryColumn
+) -> list[str | None]:
+    known = frozenset(declared.category)
+    texts = _texts(spec, column, cells, known)
+    for row, text in enumerate(texts, start=1):
+        if text is not None and text not in known:
+            raise _bad(spec, column, row, "is none of the declared categories")
+    return texts
+
+
+def _numbers(spec: DataSetSpec, column: str, cells: Cells) -> NDArray[np.float64]:
+    """(rows,) finite numbers, NaN where missing."""
+    return np.array([_number(spec, column, row, cell) for row, cell in enumerate(cells, start=1)])
+
+
+def _number(spec: DataSetSpec, column: str, row: int, cell: Any) -> float:
+    # An underscore is legal in a Python number, in a hospital's table it is a slip.
+    text = cell.strip() if isinstance(cell, str) else cell
+    if text is None or text in MISSING or (isinstance(text, float) and math.isnan(text)):
+        return math.nan
+    try:
+        number = math.nan if isinstance(text, str) and "_" in text else float(text)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise _bad(spec, column, row, "is not a number")
+    return number
+
+
+def _labels(spec: DataSetSpec, cells: Cells) -> NDArray[np.float64]:
+    labels = _numbers(spec, spec.label, cells)
+    wrong = np.flatnonzero(~np.isnan(labels) & (labels != 0) & (labels != 1))
+    if wrong.size:
+        raise _bad(spec, spec.label, int(wrong[0]) + 1, "is a label other than 0 and 1")
+    return labels
+
+
+def _bad(spec: DataSetSpec, column: str, row: int, what: str) -> DataProblem:
+    """Rows count from 1 after the header."""
+    return DataProblem(f"column {column!r}, row {row} of {spec.source} {what}")

@@ -1,0 +1,82 @@
+"""What the agent machine remembers: frozen values, built again from `state.db` after a restart."""
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Final
+
+from node_agent.orders import Order
+
+
+class Phase(Enum):
+    """Where an attempt stands."""
+
+    JUDGING = "judging"
+    FETCHING = "fetching"  # reserved; its model is on the way
+    READY = "ready"  # its model is here; waits for its turn
+    WITHDRAWING = "withdrawing"  # never opened; the void is being booked
+    PREPARING = "preparing"  # the worker gets ready; the data is not open
+    TRAINING = "training"  # the data is open
+    HOLDING = "holding"  # over and booked; the outcome waits for its tick
+    SUBMITTING = "submitting"  # the update is on its way out
+    TELLING = "telling"  # no update; told, and told again until it is closed
+
+
+AT_WORK: Final = (Phase.PREPARING, Phase.TRAINING, Phase.HOLDING)
+"""One attempt at a time. HOLDING counts, so that when the next one begins tells nothing about how
+long the data took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt that the coordinator has not closed.
+
+    Attributes:
+        accepted: signature over the reserve statement.
+        digest: of the spooled update; empty for none.
+        posted: signature over the post statement.
+    """
+
+    order: Order
+    phase: Phase
+    accepted: bytes = b""
+    opened_at_s: float = 0.0
+    tick_s: float = 0.0
+    digest: str = ""
+    posted: bytes = b""
+
+    @property
+    def attempt_id(self) -> str:
+        """Its id."""
+        return self.order.attempt_id
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """The whole state.
+
+    Attributes:
+        attempts: in the order of arrival, which is the order of work.
+        welcomed: the coordinator hears us.
+        worker_job: the job whose worker is alive; empty for none.
+        idle_since_s: when the worker was last at work.
+    """
+
+    attempts: tuple[Attempt, ...] = ()
+    welcomed: bool = False
+    worker_job: str = ""
+    idle_since_s: float = 0.0
+    stopping: bool = False
+
+    def find(self, attempt_id: str) -> Attempt | None:
+        """An attempt by its id."""
+        return next((one for one in self.attempts if one.attempt_id == attempt_id), None)
+
+    def having(self, changed: Attempt) -> "Agent":
+        """The state with an attempt put in the place of the one with its id."""
+        same = (changed if one.attempt_id == changed.attempt_id else one for one in self.attempts)
+        return replace(self, attempts=tuple(same))
+
+    def without(self, attempt_id: str) -> "Agent":
+        """The state without an attempt."""
+        rest = tuple(one for one in self.attempts if one.attempt_id != attempt_id)
+        return replace(self, attempts=rest)

@@ -1,0 +1,327 @@
+"""The shell around the agent machine: carries out its commands, brings it events and the time."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+
+from node_agent.admission import Admission, Decision, Refused, Reserved
+from node_agent.launchers.base import Limits, StartWorker
+from node_agent.orders import Order
+from node_agent.session import commands as c
+from node_agent.session import events as e
+from node_agent.session.attempts import Agent
+from node_agent.session.greeting import hello
+from node_agent.session.ledger_thread import LedgerThread
+from node_agent.session.link import Link
+from node_agent.session.machine import step
+from node_agent.session.training import Training
+from node_agent.spool import Spool
+from node_agent.state import AttemptRow, State
+from node_agent.steward import Steward
+from node_agent.tasks.registry import TaskInfo
+from node_agent.transfer import Transfers
+from protos.errors import FeddpError
+from protos.feddp.v1 import federation_pb2 as pb
+
+log = structlog.get_logger(__name__)
+
+CONNECTED_NOTE = "connected_since_s"
+
+
+def steady_clock() -> Callable[[], float]:
+    """Seconds since the epoch that never jump while this process lives."""
+    offset_s = time.time() - time.monotonic()
+    return lambda: offset_s + time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a driver works with.
+
+    Attributes:
+        channel: to the coordinator at `address`, "host:port".
+        tasks: the installed tasks.
+    """
+
+    channel: grpc.aio.Channel
+    address: str
+    state: State
+    ledger: LedgerThread
+    steward: Steward
+    admission: Admission
+    spool: Spool
+    start_worker: StartWorker
+    logs: Path
+    limits: Limits
+    tasks: Callable[[], Mapping[str, TaskInfo]]
+
+
+class Driver:
+    """One agent at work."""
+
+    def __init__(self, parts: Parts, clock: Callable[[], float] | None = None) -> None:
+        self._parts = parts
+        self._clock = clock or steady_clock()
+        self._agent = Agent(idle_since_s=self._clock())
+        self._link = Link(parts.channel, parts.address, self._dispatch, self._clock)
+        self._transfers = Transfers(parts.channel, parts.spool, asyncio.sleep)
+        self._training = Training(
+            state=parts.state,
+            ledger=parts.ledger,
+            admission=parts.admission,
+            spool=parts.spool,
+            start_worker=parts.start_worker,
+            logs=parts.logs,
+            limits=parts.limits,
+            dispatch=self._dispatch,
+            wanted=lambda attempt_id: self._agent.find(attempt_id) is not None,
+            clock=self._clock,
+        )
+        self._group = asyncio.TaskGroup()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._of_attempt: dict[str, set[asyncio.Task[None]]] = {}
+        self._handing_in: set[str] = set()
+        self._recent_models: dict[str, list[str]] = {}
+        self._published: tuple[object, ...] = ()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set. Whatever cannot be written ends the agent: it fails closed."""
+        resumed = await self._parts.ledger.run(self._recover)
+        try:
+            async with self._group:
+                self._dispatch(e.Restarted(resumed))
+                self._spawn(self._link.run())
+                self._spawn(self._beat())
+                await stop.wait()
+                self._dispatch(e.StopRequested())
+                for task in list(self._tasks):
+                    task.cancel()
+        finally:
+            self._training.stop()
+            await self._training.ended()
+            await self._parts.ledger.run(self._parts.state.set_note, CONNECTED_NOTE, "")
+
+    # Events in
+
+    def _dispatch(self, event: e.Event) -> None:
+        self._agent, asked = step(self._agent, event, self._clock())
+        match event:
+            case e.WelcomeReceived():
+                log.info("connected", coordinator=self._parts.address)
+                self._note_connected(f"{self._clock():.3f}")
+            case e.Disconnected():
+                self._note_connected("")
+        for command in asked:
+            self._carry_out(command)
+
+    def _note_connected(self, since_s: str) -> None:
+        self._spawn(self._parts.ledger.run(self._parts.state.set_note, CONNECTED_NOTE, since_s))
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._link.heartbeat_s)
+            self._dispatch(e.HeartbeatDue())
+            stamp = await asyncio.to_thread(self._parts.steward.stamp)
+            if self._agent.welcomed and stamp != self._published:
+                log.info("policy_changed")
+                self._dispatch(e.PolicyChanged())
+
+    # Commands out
+
+    def _carry_out(self, command: c.Command) -> None:
+        match command:
+            case c.SendHeartbeat() | c.SendAccepted() | c.SendRefused() | c.SendNoUpdate():
+                self._link.send(_message(command))
+            case c.SendHello(open_attempts):
+                self._spawn(self._say_hello(open_attempts))
+            case c.Reconnect():
+                self._link.reconnect()
+            case c.JudgeOrder(order):
+                self._spawn(self._judge(order), order.attempt_id)
+            case c.FetchModel(order):
+                self._spawn(self._fetch(order), order.attempt_id)
+            case c.Withdraw(order, reason, message):
+                self._spawn(self._withdraw(order, reason, message), order.attempt_id)
+            case c.OpenAndTrain(order):
+                # Not bound to the attempt: a closed attempt's worker is stopped instead.
+                self._spawn(self._training.run(order))
+            case c.ScheduleOutcome(attempt_id, at_s):
+                self._spawn(self._tick(attempt_id, at_s), attempt_id)
+            case c.UploadAndSubmit(attempt_id, digest, signature):
+                if attempt_id not in self._handing_in:
+                    self._handing_in.add(attempt_id)
+                    self._spawn(self._hand_in(attempt_id, digest, signature), attempt_id)
+            case c.Abandon(attempt_id):
+                for task in self._of_attempt.pop(attempt_id, set()):
+                    if task is not asyncio.current_task():
+                        task.cancel()
+            case c.CloseAttempt(attempt_id, outcome):
+                self._spawn(self._close(attempt_id, outcome))
+            case c.StopWorker():
+                self._training.stop()
+            case c.ForgetModels():
+                self._forget_models()
+            case c.ReportConflict(attempt_id):
+                log.error("order_conflicts", attempt_id=attempt_id)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], attempt_id: str = "") -> None:
+        try:
+            task = self._group.create_task(work)
+        except RuntimeError:
+            # The agent is ending on an error; what is left is in the state database.
+            work.close()
+            return
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if attempt_id:
+            mine = self._of_attempt.setdefault(attempt_id, set())
+            mine.add(task)
+            task.add_done_callback(mine.discard)
+
+    async def _say_hello(self, open_attempts: tuple[str, ...]) -> None:
+        outbox = self._link.outbox
+        message = await self._parts.ledger.run(self._hello, open_attempts)
+        if outbox is not None:
+            outbox.put_nowait(pb.AgentMessage(hello=message))
+
+    def _hello(self, open_attempts: tuple[str, ...]) -> pb.Hello:
+        steward, state = self._parts.steward, self._parts.state
+        self._published = steward.stamp()
+        try:
+            rules = steward.rules()
+        except FeddpError as error:
+            log.error("rules_unreadable", reason=error.reason, detail=error.message)
+            rules = None
+        return hello(rules, self._parts.tasks(), state.fixed_filter, open_attempts)
+
+    async def _judge(self, order: Order) -> None:
+        decision: Decision = await self._parts.ledger.run(self._parts.admission.decide, order)
+        attempt_id, fields = order.attempt_id, _fields(order)
+        match decision:
+            case Reserved(signature):
+                log.info("order_accepted", **fields)
+                self._dispatch(e.OrderReserved(attempt_id, signature))
+            case Refused(reason, message, signature):
+                log.warning("order_refused", reason=reason, detail=message, **fields)
+                self._dispatch(e.OrderRefused(attempt_id, reason, message, signature))
+            case _:
+                log.warning("order_spent", **fields)
+                self._dispatch(e.OrderSpent(attempt_id, decision.signature))
+
+    async def _fetch(self, order: Order) -> None:
+        try:
+            await self._transfers.fetch(order.base_model_digest, order.base_model_bytes)
+        except FeddpError as error:
+            log.error("model_unavailable", reason=error.reason, **_fields(order))
+            message = f"The round's model could not be fetched: {error.reason}."
+            self._dispatch(e.WorkImpossible(order.attempt_id, "MODEL_UNAVAILABLE", message))
+            return
+        recent = self._recent_models.setdefault(order.job_id, [])
+        if order.base_model_digest not in recent[-1:]:
+            recent.append(order.base_model_digest)
+        del recent[:-2]
+        await self._sweep_models()
+        self._dispatch(e.ModelReady(order.attempt_id))
+
+    async def _withdraw(self, order: Order, reason: str, message: str) -> None:
+        signature = await self._parts.ledger.run(
+            self._parts.state.withdraw, order.attempt_id, reason, message
+        )
+        if signature is not None:
+            log.warning("order_withdrawn", reason=reason, detail=message, **_fields(order))
+            self._dispatch(e.OrderRefused(order.attempt_id, reason, message, signature))
+
+    async def _tick(self, attempt_id: str, at_s: float) -> None:
+        await asyncio.sleep(max(0.0, at_s - self._clock()))
+        self._dispatch(e.TickReached(attempt_id))
+
+    async def _hand_in(self, attempt_id: str, digest: str, signature: bytes) -> None:
+        try:
+            await self._transfers.hand_in(attempt_id, digest, signature)
+        except FileNotFoundError:
+            log.error("update_vanished", attempt_id=attempt_id)
+            self._dispatch(e.UpdateVanished(attempt_id))
+        except FeddpError as error:
+            log.error(
+                "update_rejected", attempt_id=attempt_id, reason=error.reason, detail=error.message
+            )
+            self._dispatch(e.UpdateRejected(attempt_id))
+        else:
+            log.info("update_submitted", attempt_id=attempt_id)
+            self._dispatch(e.UpdateAcknowledged(attempt_id))
+        finally:
+            self._handing_in.discard(attempt_id)
+
+    async def _close(self, attempt_id: str, outcome: e.Outcome) -> None:
+        row = await self._parts.ledger.run(self._parts.state.close_attempt, attempt_id, outcome)
+        if row is None:
+            log.warning("closed_attempt_unknown", attempt_id=attempt_id)
+            return
+        if row.state == "opened" and outcome == "void":
+            log.error("void_of_opened_attempt", attempt_id=attempt_id)
+        if row.update_digest:
+            await asyncio.to_thread(self._parts.spool.drop_update, row.update_digest)
+
+    def _forget_models(self) -> None:
+        jobs = {one.order.job_id for one in self._agent.attempts} | {self._agent.worker_job}
+        self._recent_models = {
+            job_id: kept for job_id, kept in self._recent_models.items() if job_id in jobs
+        }
+        self._spawn(self._sweep_models())
+
+    async def _sweep_models(self) -> None:
+        needed = {one.order.base_model_digest for one in self._agent.attempts}
+        needed.update(*self._recent_models.values())
+        await asyncio.to_thread(self._parts.spool.keep_models, needed)
+
+    def _recover(self) -> tuple[e.Resumed, ...]:
+        state = self._parts.state
+        for attempt_id in state.recover():
+            log.warning("attempt_lost", attempt_id=attempt_id)
+        rows = state.live()
+        self._parts.spool.keep_only(
+            {row.order.base_model_digest for row in rows}, {row.update_digest for row in rows}
+        )
+        return tuple(_resumed(row, state) for row in rows)
+
+
+def _resumed(row: AttemptRow, state: State) -> e.Resumed:
+    reserved = row.state == "reserved"
+    return e.Resumed(
+        order=row.order,
+        state="reserved" if reserved else "spooled" if row.update_digest else "no_update",
+        opened_at_s=row.opened_at_s,
+        tick_s=row.tick_s,
+        digest=row.update_digest,
+        accepted=state.signature(row.order, "reserve"),
+        signature=b"" if reserved else state.signature(row.order, "post"),
+    )
+
+
+def _message(
+    command: c.SendHeartbeat | c.SendAccepted | c.SendRefused | c.SendNoUpdate,
+) -> pb.AgentMessage:
+    match command:
+        case c.SendHeartbeat():
+            return pb.AgentMessage(heartbeat=pb.Heartbeat())
+        case c.SendAccepted(attempt_id, signature):
+            accepted = pb.OrderAccepted(attempt_id=attempt_id, reserve_signature=signature)
+            return pb.AgentMessage(order_accepted=accepted)
+        case c.SendRefused(attempt_id, reason, message, signature):
+            refused = pb.OrderRefused(
+                attempt_id=attempt_id, reason=reason, message=message, void_signature=signature
+            )
+            return pb.AgentMessage(order_refused=refused)
+        case c.SendNoUpdate(attempt_id, signature):
+            empty = pb.NoUpdate(attempt_id=attempt_id, post_signature=signature)
+            return pb.AgentMessage(no_update=empty)
+
+
+def _fields(order: Order) -> dict[str, Any]:
+    return {"job_id": order.job_id, "round": order.round, "attempt_id": order.attempt_id}

@@ -1,0 +1,229 @@
+"""All that the agent machine may learn."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from node_agent.orders import Order
+
+Outcome = Literal["post", "void"]
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """An attempt that `state.db` holds after a restart; what was opened is lost by now.
+
+    Attributes:
+        digest: of the spooled update; empty for "no_update" and "reserved".
+        accepted: signature over the reserve statement.
+        signature: over the post statement; empty for "reserved".
+    """
+
+    order: Order
+    state: Literal["reserved", "spooled", "no_update"]
+    opened_at_s: float = 0.0
+    tick_s: float = 0.0
+    digest: str = ""
+    accepted: bytes = b""
+    signature: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """The agent has started; always the first event."""
+
+    attempts: tuple[Resumed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A stream is open; nothing was said on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The stream is gone, and what was not delivered with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WelcomeReceived:
+    """The coordinator has taken our Hello. `closed`: attempts that it has resolved meanwhile."""
+
+    closed: tuple[tuple[str, Outcome], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatDue:
+    """It is time to be heard."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainReceived:
+    """The coordinator is about to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChanged:
+    """The steward wrote a file, so the coordinator must hear a new Hello."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """The agent is to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class OrderReceived:
+    """A well-formed order, new or again."""
+
+    order: Order
+
+
+@dataclass(frozen=True, slots=True)
+class OrderUnreadable:
+    """An order that no statement can be made from, so that nothing can be signed."""
+
+    attempt_id: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class OrderReserved:
+    """The node's ledger holds the reservation."""
+
+    attempt_id: str
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OrderRefused:
+    """The node refuses for ever; the refusal is durable."""
+
+    attempt_id: str
+    reason: str
+    message: str
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OrderSpent:
+    """The attempt was over before, and nothing is left to hand in."""
+
+    attempt_id: str
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReady:
+    """The round's model is in the spool."""
+
+    attempt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkImpossible:
+    """No model or no worker: the data was not opened and will not be."""
+
+    attempt_id: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataOpened:
+    """The opening is durable. From here on the outside learns of an outcome at a tick only.
+
+    Attributes:
+        tick_s: 0 where no data is read.
+    """
+
+    attempt_id: str
+    at_s: float
+    tick_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingEnded:
+    """It is booked as posted.
+
+    Attributes:
+        digest: of the spooled update; empty for no update, whatever the cause.
+        signature: over the post statement.
+    """
+
+    attempt_id: str
+    digest: str
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TickReached:
+    """The outcome may be told now."""
+
+    attempt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateAcknowledged:
+    """The coordinator has the update, durably and posted."""
+
+    attempt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRejected:
+    """The coordinator will never take the update; it stays posted."""
+
+    attempt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateVanished:
+    """The update's bytes are gone from the spool. Training again would be a second release."""
+
+    attempt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptClosedReceived:
+    """The coordinator has resolved the attempt."""
+
+    attempt_id: str
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class JobEndedReceived:
+    """No order of this job will follow, and what was open of it is posted."""
+
+    job_id: str
+
+
+AttemptEvent = (
+    OrderReserved
+    | OrderRefused
+    | OrderSpent
+    | ModelReady
+    | WorkImpossible
+    | DataOpened
+    | TrainingEnded
+    | TickReached
+    | UpdateAcknowledged
+    | UpdateRejected
+    | UpdateVanished
+)
+Event = (
+    AttemptEvent
+    | Restarted
+    | Connected
+    | Disconnected
+    | WelcomeReceived
+    | HeartbeatDue
+    | DrainReceived
+    | PolicyChanged
+    | StopRequested
+    | OrderReceived
+    | OrderUnreadable
+    | AttemptClosedReceived
+    | JobEndedReceived
+)

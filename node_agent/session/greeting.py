@@ -1,0 +1,104 @@
+"""What an agent says first: declared by the steward, nothing computed from records."""
+
+import importlib.metadata
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import structlog
+
+from node_agent.datasets import DataSetSpec, schema_json
+from node_agent.policy import FixedFilter, Policy, filter_of
+from node_agent.steward import Rules
+from node_agent.tasks.registry import TaskInfo
+from protos.errors import FeddpError
+from protos.feddp.v1 import federation_pb2 as pb
+
+log = structlog.get_logger(__name__)
+
+PROTOCOL_VERSION: Final = 1
+
+
+def hello(
+    rules: Rules | None,
+    tasks: Mapping[str, TaskInfo],
+    fixed: Callable[[str], FixedFilter | None],
+    open_attempts: Sequence[str],
+) -> pb.Hello:
+    """The Hello of a session.
+
+    Args:
+        rules: None when the steward's files cannot be read: then nothing is published.
+        fixed: how an account counts since its first entry.
+    """
+    message = pb.Hello(
+        protocol_version=PROTOCOL_VERSION,
+        agent_version=agent_version(),
+        open_attempts=open_attempts,
+    )
+    if rules is None:
+        return message
+    installed = {f"{info.name}@{info.content_hash}": info for info in tasks.values()}
+    allowed: set[str] = set()
+    for spec in rules.data_sets:
+        names = sorted(rules.policy.tasks_on(spec.name) & installed.keys())
+        allowed.update(names)
+        message.data_sets.append(_data_set(spec, names))
+    message.accounts.extend(_accounts(rules.policy, rules.data_sets, fixed))
+    for name in sorted(allowed):
+        info = installed[name]
+        message.tasks.append(
+            pb.Task(
+                name=info.name,
+                content_hash=info.content_hash,
+                config_schema_json=json.dumps(info.config_schema, sort_keys=True),
+            )
+        )
+    return message
+
+
+def agent_version() -> str:
+    """The installed package's version."""
+    try:
+        return importlib.metadata.version("feddp")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _data_set(spec: DataSetSpec, tasks: Sequence[str]) -> pb.DataSet:
+    return pb.DataSet(
+        name=spec.name,
+        account=spec.account,
+        declared_n=spec.declared_n,
+        schema_json=schema_json(spec),
+        version=spec.version,
+        tasks=tasks,
+    )
+
+
+def _accounts(
+    policy: Policy,
+    data_sets: Sequence[DataSetSpec],
+    fixed: Callable[[str], FixedFilter | None],
+) -> list[pb.Account]:
+    """Accounts as they count; one whose policy contradicts its entries is not published."""
+    found = []
+    for account in policy.accounts:
+        try:
+            filter_ = filter_of(account, data_sets, fixed(account.name))
+        except FeddpError as error:
+            log.error("account_unusable", account=account.name, reason=error.reason, do=str(error))
+            continue
+        found.append(
+            pb.Account(
+                name=account.name,
+                filter=filter_.kind,
+                rdp_order=filter_.order,
+                epsilon_limit=account.epsilon_limit,
+                delta=account.delta,
+                epsilon_per_job_max=account.epsilon_per_job_max,
+                noise_multiplier_min=account.noise_multiplier_min,
+                unaccounted_allowed=account.unaccounted == "allow",
+            )
+        )
+    return found

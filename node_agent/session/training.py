@@ -1,0 +1,186 @@
+"""One attempt at a time in the job's worker: prepare, open, train, spool."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from node_agent.admission import Admission
+from node_agent.datasets import DataSetSpec
+from node_agent.launchers.base import Limits, StartWorker, Worker, WorkerDied
+from node_agent.orders import Order
+from node_agent.policy import Refusal
+from node_agent.session import events as e
+from node_agent.session.ledger_thread import LedgerThread
+from node_agent.spool import Spool
+from node_agent.state import State
+
+log = structlog.get_logger(__name__)
+
+STARTS_MAX: Final = 2
+"""A worker that dies before the data is open has told nothing, so that it may be tried again."""
+
+
+class Impossible(Exception):
+    """The data was not opened. May be told to the coordinator."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+class Training:
+    """Runs attempts in a worker that is kept for the next round of its job.
+
+    Args:
+        dispatch: takes the events that answer `OpenAndTrain`.
+        wanted: whether an attempt is still to be worked at.
+        clock: seconds; goes on across restarts.
+    """
+
+    def __init__(
+        self,
+        *,
+        state: State,
+        ledger: LedgerThread,
+        admission: Admission,
+        spool: Spool,
+        start_worker: StartWorker,
+        logs: Path,
+        limits: Limits,
+        dispatch: Callable[[e.Event], None],
+        wanted: Callable[[str], bool],
+        clock: Callable[[], float],
+    ) -> None:
+        self._state = state
+        self._ledger = ledger
+        self._admission = admission
+        self._spool = spool
+        self._start_worker = start_worker
+        self._logs = logs
+        self._limits = limits
+        self._dispatch = dispatch
+        self._wanted = wanted
+        self._clock = clock
+        self._turn = asyncio.Lock()
+        self._worker: Worker | None = None
+        self._prepared: dict[str, Any] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def run(self, order: Order) -> None:
+        """Work at one attempt; ends in one of the events that `OpenAndTrain` names."""
+        async with self._turn:
+            if not self._wanted(order.attempt_id):
+                return
+            terms = await self._ledger.run(self._admission.terms, order)
+            try:
+                if isinstance(terms, Refusal):
+                    raise Impossible(terms.reason, terms.message)
+                worker = await self._ready_worker(order, terms.data_set)
+            except Impossible as error:
+                self._dispatch(e.WorkImpossible(order.attempt_id, error.reason, error.message))
+                return
+            at_s = self._clock()
+            if not await self._ledger.run(self._state.open, order.attempt_id, at_s, terms.tick_s):
+                self.stop()
+                return
+            self._dispatch(e.DataOpened(order.attempt_id, at_s, terms.tick_s))
+            await self._end(order, await self._train(worker, order))
+
+    def stop(self) -> None:
+        """End the worker, whatever it does; the next attempt gets a new one."""
+        worker, self._worker, self._prepared = self._worker, None, {}
+        if worker is not None:
+            task = asyncio.get_running_loop().create_task(worker.stop())
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+
+    async def ended(self) -> None:
+        """Wait until every stopped worker is gone."""
+        await asyncio.gather(*self._ending)
+
+    async def _ready_worker(self, order: Order, data_set: DataSetSpec) -> Worker:
+        wanted = {
+            "op": "prepare",
+            "job_id": order.job_id,
+            "task": order.task,
+            "task_hash": order.task_hash,
+            "task_config": order.task_config(),
+            "data_set": data_set.model_dump(mode="json"),
+            "declared_n": order.declared_n,
+        }
+        if self._worker is not None and self._prepared == wanted:
+            return self._worker
+        self.stop()
+        for _ in range(STARTS_MAX):
+            if not self._wanted(order.attempt_id):
+                break
+            try:
+                log_path = self._logs / f"worker-{order.job_id}.log"
+                self._worker = worker = await self._start_worker(
+                    order.job_id, log_path, self._limits
+                )
+                answer = await worker.request(wanted)
+            except (WorkerDied, OSError) as error:
+                log.error("worker_failed", job_id=order.job_id, detail=str(error))
+                self.stop()
+                continue
+            if answer.get("op") == "prepared":
+                self._prepared = wanted
+                return worker
+            self.stop()
+            raise Impossible(
+                str(answer.get("reason", "WORKER_FAILED")),
+                str(answer.get("message", "The worker gave no reason.")),
+            )
+        raise Impossible("WORKER_FAILED", "The node could not start a worker; its log says why.")
+
+    async def _train(self, worker: Worker, order: Order) -> str:
+        """Digest of the update, which is in the spool; empty for none, whatever the cause."""
+        release = order.release
+        request = {
+            "op": "train",
+            "attempt_id": order.attempt_id,
+            "round": order.round,
+            "base_model": str(self._spool.model(order.base_model_digest)),
+            "base_model_digest": order.base_model_digest,
+            "out": str(self._spool.out(order.attempt_id)),
+            "release": {
+                "mechanism": release.mechanism,
+                "noise_multiplier": release.noise_multiplier,
+                "sample_rate": release.sample_rate,
+                "steps": release.steps,
+            },
+            "declared_n": order.declared_n,
+            "max_grad_norm": order.max_grad_norm,
+            "proximal_mu": order.proximal_mu,
+        }
+        fields = {"job_id": order.job_id, "round": order.round, "attempt_id": order.attempt_id}
+        try:
+            answer = await worker.request(request)
+            if answer.get("op") != "trained":
+                log.warning("no_update", detail=str(answer.get("detail", "")), **fields)
+                return ""
+            digest = str(answer.get("digest"))
+            if await asyncio.to_thread(self._spool.keep_update, order.attempt_id, digest):
+                return digest
+            log.error("update_unreadable", **fields)
+        except (WorkerDied, OSError) as error:
+            log.error("worker_failed", detail=str(error), **fields)
+            if self._worker is worker:
+                self.stop()
+        return ""
+
+    async def _end(self, order: Order, digest: str) -> None:
+        attempt_id = order.attempt_id
+        if digest:
+            signature = await self._ledger.run(self._state.spool, attempt_id, digest)
+        else:
+            signature = await self._ledger.run(self._state.lose, attempt_id)
+        if signature is not None:
+            self._dispatch(e.TrainingEnded(attempt_id, digest, signature))
+        elif digest:
+            await asyncio.to_thread(self._spool.drop_update, digest)

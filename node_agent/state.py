@@ -1,0 +1,318 @@
+"""What an agent must never forget: `state.db`, with its attempts and the node's own ledger.
+
+An attempt goes `reserved -> opened -> spooled | no_update -> closed`, or to `refused`, which is
+final: the node has signed that it never opened the data. Each step and its ledger entry are one
+transaction, durable before anything that follows from it is done. SQLite is used by one thread.
+"""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from node_agent.orders import Order
+from node_agent.own_ledger import SCHEMA as LEDGER_SCHEMA
+from node_agent.own_ledger import OwnLedger
+from node_agent.policy import FixedFilter, Standing
+from privacy.filters import Filter
+from privacy.ledger import Kind, Pending
+from protos.errors import Malformed, invariant
+from protos.feddp.v1 import federation_pb2 as pb
+
+SCHEMA_VERSION: Final = 1
+
+_SCHEMA: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE attempts (
+    attempt_id TEXT PRIMARY KEY,
+    job_id TEXT NOT NULL,
+    account TEXT NOT NULL,
+    round INTEGER NOT NULL,
+    state TEXT NOT NULL
+        CHECK (state IN ('reserved', 'opened', 'spooled', 'no_update', 'closed', 'refused')),
+    wire BLOB NOT NULL,
+    units INTEGER NOT NULL,
+    opened_at_s REAL NOT NULL DEFAULT 0,
+    tick_s REAL NOT NULL DEFAULT 0,
+    update_digest TEXT NOT NULL DEFAULT '',
+    outcome TEXT NOT NULL DEFAULT '' CHECK (outcome IN ('', 'post', 'void')),
+    reason TEXT NOT NULL DEFAULT '',
+    message TEXT NOT NULL DEFAULT ''
+) STRICT;
+CREATE INDEX attempts_by_job ON attempts (job_id);
+CREATE INDEX attempts_by_state ON attempts (state);
+"""
+
+AttemptState = Literal["reserved", "opened", "spooled", "no_update", "closed", "refused"]
+
+LIVE: Final = ("reserved", "opened", "spooled", "no_update")
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """One attempt, as it stands.
+
+    Attributes:
+        opened_at_s: by the agent's clock; 0 before the data was opened.
+        tick_s: outcomes leave at multiples of it from the opening; 0 for at once.
+        update_digest: of the spooled update; empty for none.
+        outcome: how the node's ledger has booked it; empty while it is reserved or opened.
+    """
+
+    order: Order
+    state: AttemptState
+    units: int
+    opened_at_s: float
+    tick_s: float
+    update_digest: str
+    outcome: Literal["", "post", "void"]
+    reason: str
+    message: str
+
+
+class State:
+    """Open `state.db`; safe to close at any moment, as a crash is."""
+
+    def __init__(self, path: Path, node: str, key: Ed25519PrivateKey) -> None:
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._node = node
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute("PRAGMA busy_timeout = 5000")
+        self._prepare(path)
+        self.ledger = OwnLedger(self._connection, key)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._connection.close()
+
+    # Reading
+
+    def attempt(self, attempt_id: str) -> AttemptRow | None:
+        """One attempt; None if this node never heard of it."""
+        rows = self._rows("WHERE attempt_id = ?", attempt_id)
+        return rows[0] if rows else None
+
+    def live(self) -> list[AttemptRow]:
+        """Attempts that the coordinator has not closed yet, in the order of arrival."""
+        return self._rows("WHERE state IN (?, ?, ?, ?)", *LIVE)
+
+    def counts(self) -> dict[str, int]:
+        """Attempts by state."""
+        query = "SELECT state, count(*) FROM attempts GROUP BY state ORDER BY state"
+        return dict(self._connection.execute(query).fetchall())
+
+    def standing(self, order: Order) -> Standing:
+        """What the ledger knows that matters for an order."""
+        account = f"{self._node}/{order.account}"
+        one = self._connection.execute
+        kept = self.ledger.account(account)
+        open_rows = self._rows("WHERE state IN ('reserved', 'opened') AND account = ?", account)
+        (job_units,) = one(
+            "SELECT coalesce(sum(units), 0) FROM attempts"
+            " WHERE job_id = ? AND account = ? AND outcome != 'void'",
+            (order.job_id, account),
+        ).fetchone()
+        (job_round,) = one(
+            "SELECT coalesce(max(round), 0) FROM attempts WHERE job_id = ? AND outcome != 'void'",
+            (order.job_id,),
+        ).fetchone()
+        (unresolved,) = one(
+            "SELECT count(*) FROM attempts WHERE state IN ('reserved', 'opened')"
+        ).fetchone()
+        (same_round,) = one(
+            "SELECT count(*) FROM attempts WHERE state IN ('reserved', 'opened')"
+            " AND job_id = ? AND round = ? AND attempt_id != ?",
+            (order.job_id, order.round, order.attempt_id),
+        ).fetchone()
+        return Standing(
+            fixed=kept.fixed if kept else None,
+            posted_units=kept.posted_units if kept else 0,
+            pending=tuple(self._pending(row) for row in open_rows),
+            guarantee=kept.guarantee if kept else True,
+            job_units=job_units,
+            job_round=job_round,
+            round_unresolved=same_round > 0,
+            unresolved=unresolved,
+        )
+
+    def fixed_filter(self, account: str) -> FixedFilter | None:
+        """How an account, named without the node, counts; None before its first entry."""
+        kept = self.ledger.account(f"{self._node}/{account}")
+        return kept.fixed if kept else None
+
+    def note(self, key: str) -> str:
+        """A note of the agent about itself; empty if there is none."""
+        row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return str(row[0]) if row else ""
+
+    # Steps
+
+    def set_note(self, key: str, value: str) -> None:
+        """Keep a note for `feddp agent status`."""
+        self._connection.execute(
+            "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            (key, value),
+        )
+
+    def reserve(self, order: Order, filter_: Filter) -> bytes:
+        """Set an order's cost aside; returns the signature over its reserve statement.
+
+        The caller has judged the order by `standing` in the same turn.
+        """
+        statement = order.statement(self._node, "reserve")
+        with self._transaction():
+            self._insert(order, "reserved", filter_.cost_units(order.release))
+            self.ledger.fix(statement.account, filter_)
+            return self.ledger.append(statement)
+
+    def refuse(self, order: Order, reason: str, message: str) -> bytes:
+        """Refuse an order for ever; returns the signature over its void statement.
+
+        Nothing was reserved, so the node's own chain holds nothing of it.
+        """
+        with self._transaction():
+            self._insert(order, "refused", 0, outcome="void", reason=reason, message=message)
+        return self.signature(order, "void")
+
+    def withdraw(self, attempt_id: str, reason: str, message: str) -> bytes | None:
+        """Refuse a reserved attempt whose data was never opened; None if it is past that."""
+        with self._transaction():
+            row = self.attempt(attempt_id)
+            if row is None or row.state != "reserved":
+                return None
+            self._update(
+                attempt_id, state="refused", outcome="void", reason=reason, message=message
+            )
+            return self._resolve(row, "void")
+
+    def open(self, attempt_id: str, opened_at_s: float, tick_s: float) -> bool:
+        """Note that the data is about to be opened; False if the attempt is not reserved."""
+        with self._transaction():
+            row = self.attempt(attempt_id)
+            if row is None or row.state != "reserved":
+                return False
+            self._update(attempt_id, state="opened", opened_at_s=opened_at_s, tick_s=tick_s)
+            return True
+
+    def spool(self, attempt_id: str, digest: str) -> bytes | None:
+        """Book an update whose bytes are durable in the spool, before the first of them leaves.
+
+        Returns:
+            The signature over the post statement; None if the attempt was closed meanwhile.
+        """
+        return self._end(attempt_id, "spooled", digest)
+
+    def lose(self, attempt_id: str) -> bytes | None:
+        """Book an opened attempt that gave no update: posted whole. Returns as `spool`."""
+        return self._end(attempt_id, "no_update", "")
+
+    def close_attempt(self, attempt_id: str, outcome: Literal["post", "void"]) -> AttemptRow | None:
+        """Book what the coordinator booked; what was opened is posted whatever it says.
+
+        Returns:
+            The attempt as it was before; None if it is unknown here.
+        """
+        with self._transaction():
+            row = self.attempt(attempt_id)
+            if row is None or row.state in ("closed", "refused"):
+                return row
+            if row.outcome == "":
+                mine = outcome if row.state == "reserved" else "post"
+                self._update(attempt_id, outcome=mine)
+                self._resolve(row, mine)
+            self._update(attempt_id, state="closed")
+            return row
+
+    def recover(self) -> list[str]:
+        """After a restart: what was opened and not spooled is lost, and posted whole."""
+        lost = [row.order.attempt_id for row in self._rows("WHERE state = 'opened'")]
+        for attempt_id in lost:
+            self.lose(attempt_id)
+        return lost
+
+    def signature(self, order: Order, kind: Kind) -> bytes:
+        """The node's signature over an order's statement; the same each time."""
+        return self.ledger.sign(order.statement(self._node, kind))
+
+    # Inside
+
+    def _end(self, attempt_id: str, state: AttemptState, digest: str) -> bytes | None:
+        with self._transaction():
+            row = self.attempt(attempt_id)
+            if row is None or row.state != "opened":
+                return None
+            self._update(attempt_id, state=state, outcome="post", update_digest=digest)
+            return self._resolve(row, "post")
+
+    def _resolve(self, row: AttemptRow, kind: Literal["post", "void"]) -> bytes:
+        statement = row.order.statement(self._node, kind)
+        return self.ledger.append(statement, posted_units=row.units if kind == "post" else 0)
+
+    def _pending(self, row: AttemptRow) -> Pending:
+        statement = row.order.statement(self._node, "reserve")
+        accounted = row.order.release.mechanism != "none"
+        return Pending(row.order.attempt_id, row.units, statement.digest(), accounted)
+
+    def _insert(self, order: Order, state: AttemptState, units: int, **more: str) -> None:
+        values = {
+            "attempt_id": order.attempt_id,
+            "job_id": order.job_id,
+            "account": f"{self._node}/{order.account}",
+            "round": order.round,
+            "state": state,
+            "wire": order.wire,
+            "units": units,
+            **more,
+        }
+        columns, marks = ", ".join(values), ", ".join("?" * len(values))
+        query = f"INSERT INTO attempts ({columns}) VALUES ({marks})"  # noqa: S608
+        self._connection.execute(query, tuple(values.values()))
+
+    def _update(self, attempt_id: str, **values: str | float) -> None:
+        columns = ", ".join(f"{name} = ?" for name in values)
+        query = f"UPDATE attempts SET {columns} WHERE attempt_id = ?"  # noqa: S608
+        changed = self._connection.execute(query, (*values.values(), attempt_id)).rowcount
+        invariant(changed == 1, f"attempt {attempt_id} is not in the state database")
+
+    def _rows(self, where: str, *values: str) -> list[AttemptRow]:
+        query = (
+            "SELECT wire, state, units, opened_at_s, tick_s, update_digest, outcome, reason,"  # noqa: S608
+            f" message FROM attempts {where} ORDER BY rowid"
+        )
+        return [
+            AttemptRow(Order.from_wire(pb.WorkOrder.FromString(wire)), *rest)
+            for wire, *rest in self._connection.execute(query, values)
+        ]
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    def _prepare(self, path: Path) -> None:
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise Malformed(
+                "STATE_NEWER",
+                f"{path} was written by a newer agent (schema {version}); upgrade this one",
+            )
+        if version == 0:
+            script = f"{_SCHEMA}{LEDGER_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};"
+            self._connection.executescript(f"BEGIN IMMEDIATE;{script}COMMIT;")
+            self.set_note("node", self._node)
+        if self.note("node") != self._node:
+            raise Malformed(
+                "STATE_OF_ANOTHER_NODE",
+                f"{path} is the ledger of node {self.note('node')}, not of {self._node}; "
+                "restore the folder from its own backup",
+            )

@@ -1,0 +1,54 @@
+"""The steward's two files, read again whenever they changed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from node_agent.config import Folder
+from node_agent.datasets import DataSetSpec, load_data_sets
+from node_agent.policy import Policy, load_policy
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the steward says now."""
+
+    policy: Policy
+    data_sets: tuple[DataSetSpec, ...]
+
+
+class Steward:
+    """Reads `policy.yaml` and `datasets.yaml`; keeps them while the files stay the same."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._seen: tuple[object, ...] | None = None
+        self._rules: Rules | None = None
+
+    def rules(self) -> Rules:
+        """The rules in force.
+
+        Raises:
+            Malformed: POLICY_INVALID or DATASETS_INVALID; then nothing is allowed.
+        """
+        seen = self._stamp()
+        if self._rules is None or seen != self._seen:
+            self._rules = None
+            policy = load_policy(self._folder.policy_yaml)
+            self._rules = Rules(policy, tuple(load_data_sets(self._folder.root)))
+            self._seen = seen
+        return self._rules
+
+    def stamp(self) -> tuple[object, ...]:
+        """Differs from an earlier one when a file was written since."""
+        return self._stamp()
+
+    def _stamp(self) -> tuple[object, ...]:
+        return (_stamp(self._folder.policy_yaml), _stamp(self._folder.datasets_yaml))
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

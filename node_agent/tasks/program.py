@@ -1,0 +1,37 @@
+"""What the worker runs: one task bound to one job's configuration and data set."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privacy.releases import Release
+
+Weights = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One attempt as the program needs it.
+
+    Attributes:
+        release: what will leave, fixed before the data is opened.
+        declared_n: the steward's public number of patients.
+        max_grad_norm: clipping bound of one patient's summed gradient.
+        proximal_mu: FedProx mu.
+    """
+
+    release: Release
+    declared_n: int
+    max_grad_norm: float
+    proximal_mu: float
+
+
+class Program(Protocol):
+    """A task that runs in the worker."""
+
+    def update(self, base: Weights, order: Order) -> Weights:
+        """Trained weights minus `base`, same names and shapes, float32; opens data at need."""
+        ...

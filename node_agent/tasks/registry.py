@@ -1,0 +1,169 @@
+"""The tasks that this agent has installed, known without loading what trains them."""
+
+import functools
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import safetensors
+from blake3 import blake3
+from pydantic import BaseModel, ValidationError
+
+from node_agent.datasets import DataSetSpec
+from node_agent.tasks import null_config, tabular_config
+from node_agent.tasks.null_config import NullConfig
+from node_agent.tasks.tabular_config import TabularConfig
+from protos.errors import Malformed, NotFound, invariant
+
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+TABULAR: Final = "tabular-classifier"
+NULL: Final = "null"
+
+Shapes = dict[str, tuple[int, ...]]
+
+_WORKER = ("node_agent/worker.py", "node_agent/tasks/program.py", "node_agent/tasks/registry.py")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """What the node publishes of a task.
+
+    Attributes:
+        content_hash: BLAKE3 over the names and bytes of the sources that run beside the data, in
+            hexadecimal; a policy that allows the task pins it.
+        config_schema: JSON Schema of `task_config`.
+        reads_data: whether the task opens the data set; one that does not releases "no_data".
+    """
+
+    name: str
+    content_hash: str
+    config_schema: dict[str, Any]
+    reads_data: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    config: type[BaseModel]
+    sources: tuple[str, ...]
+    reads_data: bool
+    shapes: Callable[[Any], Shapes]
+    initial_values: Callable[[Any, int], Mapping[str, Any]]
+
+
+_ENTRIES: Final = {
+    TABULAR: _Entry(
+        config=TabularConfig,
+        sources=(
+            *_WORKER,
+            "node_agent/datasets.py",
+            "node_agent/records.py",
+            "node_agent/tasks/tabular.py",
+            "node_agent/tasks/tabular_config.py",
+            "privacy/dp_sgd.py",
+            "privacy/noise.py",
+        ),
+        reads_data=True,
+        shapes=tabular_config.shapes,
+        initial_values=tabular_config.initial_values,
+    ),
+    NULL: _Entry(
+        config=NullConfig,
+        sources=(*_WORKER, "node_agent/tasks/null.py", "node_agent/tasks/null_config.py"),
+        reads_data=False,
+        shapes=null_config.shapes,
+        initial_values=lambda config, _seed: null_config.initial_values(config),
+    ),
+}
+
+
+@functools.cache
+def installed() -> dict[str, TaskInfo]:
+    """Every installed task by name; hashed once, as the code in this process will not change."""
+    return {
+        name: TaskInfo(
+            name, content_hash(entry.sources), entry.config.model_json_schema(), entry.reads_data
+        )
+        for name, entry in _ENTRIES.items()
+    }
+
+
+def content_hash(sources: tuple[str, ...], root: Path = ROOT) -> str:
+    """BLAKE3 over name, length and bytes of each source, in the order of their names."""
+    hasher = blake3()
+    for name in sorted(sources):
+        data = (root / name).read_bytes()
+        hasher.update(f"{name}\n{len(data)}\n".encode())
+        hasher.update(data)
+    return hasher.hexdigest()
+
+
+def config_model(name: str) -> type[BaseModel]:
+    """The pydantic model of a task's configuration.
+
+    Raises:
+        NotFound: TASK_UNKNOWN.
+    """
+    return _entry(name).config
+
+
+def parse_config(name: str, config: Mapping[str, Any], data_set: DataSetSpec | None) -> BaseModel:
+    """A job's `task_config`, checked against the task and the data set's declared schema.
+
+    Args:
+        data_set: None checks the configuration alone.
+
+    Raises:
+        NotFound: TASK_UNKNOWN.
+        Malformed: TASK_CONFIG_INVALID; the message names the key, and holds nothing from data.
+    """
+    try:
+        parsed = _entry(name).config.model_validate(dict(config))
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in fault["loc"])
+        text = fault["msg"].removeprefix("Value error, ")
+        raise Malformed(
+            "TASK_CONFIG_INVALID",
+            f"The task_config of task {name!r} is wrong: {key + ': ' if key else ''}{text}",
+        ) from None
+    if data_set is not None and isinstance(parsed, TabularConfig):
+        tabular_config.check_against(parsed, data_set)
+    return parsed
+
+
+def model_shapes(name: str, config: BaseModel) -> Shapes:
+    """Names and shapes of the float32 tensors of a task's model."""
+    return _entry(name).shapes(config)
+
+
+def initial_model(name: str, config: Mapping[str, Any], seed: int) -> bytes:
+    """The model that the first round starts from, as safetensors; the same seed, the same bytes.
+
+    Raises:
+        NotFound: TASK_UNKNOWN.
+        Malformed: TASK_CONFIG_INVALID.
+    """
+    invariant(sys.byteorder == "little", "safetensors are little-endian and so must the host be")
+    parsed = parse_config(name, config, None)
+    values = _entry(name).initial_values(parsed, seed)
+    specs = {}
+    for tensor, shape in model_shapes(name, parsed).items():
+        address, length = values[tensor].buffer_info()
+        invariant(length == math.prod(shape), f"tensor {tensor} has another size than its shape")
+        specs[tensor] = safetensors.TensorSpec(
+            dtype="float32", shape=list(shape), data_ptr=address, data_len=4 * length
+        )
+    # `values` owns the memory behind the specs and outlives this call.
+    return bytes(safetensors.serialize(specs))
+
+
+def _entry(name: str) -> _Entry:
+    if name not in _ENTRIES:
+        raise NotFound(
+            "TASK_UNKNOWN",
+            f"There is no task {name!r} here; installed are {', '.join(sorted(_ENTRIES))}.",
+        )
+    return _ENTRIES[name]

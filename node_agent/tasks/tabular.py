@@ -1,0 +1,114 @@
+"""The tabular classifier: its torch model, its loss and its training beside the data."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from node_agent.datasets import DataSetSpec
+from node_agent.records import Records, read_records
+from node_agent.tasks.program import Order, Weights
+from node_agent.tasks.tabular_config import TabularConfig
+from privacy.dp_sgd import Training, train
+from privacy.noise import SecureNoise
+from privacy.releases import Release
+
+
+class TabularModel(nn.Module):  # type: ignore[misc]
+    """Linear layers with ReLU between them; without hidden layers a logistic regression."""
+
+    def __init__(self, config: TabularConfig) -> None:
+        super().__init__()
+        widths = [len(config.features), *config.hidden]
+        self.hidden = nn.ModuleList(
+            nn.Linear(wide, out) for wide, out in zip(widths, config.hidden, strict=False)
+        )
+        self.linear = nn.Linear(widths[-1], 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits.
+
+        Args:
+            features: (rows, F).
+
+        Returns:
+            (rows, 1).
+        """
+        for layer in self.hidden:
+            features = torch.relu(layer(features))
+        output: Tensor = self.linear(features)
+        return output
+
+
+def loss_per_row(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of each row, unreduced.
+
+    Args:
+        logits: (rows, 1).
+        labels: (rows,) of 0 and 1.
+
+    Returns:
+        (rows,); a shape of (rows, 1) would make some per-example gradient code clip nothing.
+    """
+    return binary_cross_entropy_with_logits(logits.squeeze(1), labels, reduction="none")
+
+
+class TabularProgram:
+    """One job's training; reads the data at its first update and keeps it in memory."""
+
+    def __init__(self, config: TabularConfig, data_set: DataSetSpec) -> None:
+        self._config = config
+        self._data_set = data_set
+        self._records: Records | None = None
+        self._rehearse()
+
+    def update(self, base: Weights, order: Order) -> Weights:
+        """Train from `base` by DP-SGD with fresh noise; the trained weights minus `base`.
+
+        Raises:
+            DataProblem: the records do not read as declared. For the hospital's eyes only.
+        """
+        if self._records is None:
+            self._records = read_records(self._data_set, self._config.features)
+        records = self._records
+        model = TabularModel(self._config)
+        start = {name: torch.from_numpy(value) for name, value in base.items()}
+        model.load_state_dict(start)
+        self._train(model, records, order)
+        trained = model.state_dict()
+        return {name: (trained[name] - value).numpy() for name, value in start.items()}
+
+    def _train(self, model: TabularModel, records: Records, order: Order) -> None:
+        training = Training(
+            learning_rate=self._config.learning_rate,
+            local_steps=order.release.steps,
+            max_grad_norm=order.max_grad_norm,
+            proximal_mu=order.proximal_mu,
+            release=order.release,
+            declared_n=order.declared_n,
+        )
+        train(
+            model,
+            torch.from_numpy(records.features),
+            torch.from_numpy(records.labels),
+            torch.from_numpy(records.patients),
+            loss_per_row,
+            training,
+            SecureNoise(),
+        )
+
+    def _rehearse(self) -> None:
+        """One step on a made-up row: torch loads a second's worth of modules at the first.
+
+        It also finds an installation that cannot train before the data is opened, when the
+        node may still say so and the budget is not charged.
+        """
+        width = len(self._config.features)
+        made_up = Records(
+            features=np.zeros((1, width), np.float32),
+            labels=np.zeros(1, np.float32),
+            patients=np.zeros(1, np.int64),
+        )
+        release = Release("gaussian", noise_multiplier=1.0, sample_rate=1.0, steps=1)
+        order = Order(release, declared_n=1, max_grad_norm=1.0, proximal_mu=0.0)
+        self._train(TabularModel(self._config), made_up, order)

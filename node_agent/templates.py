@@ -1,0 +1,43 @@
+"""What a fresh agent's policy and data sets look like: nothing is allowed, everything is shown."""
+
+from typing import Final
+
+POLICY_YAML: Final = """\
+# The data steward's policy. What is not allowed here is refused, whoever asks.
+# The agent reads this file again when it changes.
+
+accounts: []
+# An account is a population of patients and what may ever be learned from it.
+# - name: patients
+#   epsilon_limit: 10.0        # the most that may ever be spent, at delta
+#   delta: 1.0e-5              # write 1.0e-5: YAML reads 1e-5 as text
+#   filter: auto               # auto, gdp (full batches) or rdp (sampling too)
+#   rdp_order: 0               # with filter: rdp only
+#   epsilon_per_job_max: 5.0   # the most for one job
+#   noise_multiplier_min: 0.3  # the least noise in one release
+#   unaccounted: refuse        # allow: releases without noise; voids the guarantee for ever
+
+allow: []
+# Which installed tasks may run on which data set; the hash pins the task's code.
+# - data_set: heart-disease
+#   tasks: ["tabular-classifier@HASH"]
+
+outcome_tick_s: 0.5            # outcomes leave only at multiples of this after opening the data
+"""
+
+DATASETS_YAML: Final = """\
+# The data sets that this node offers. What stands here is published; the records are not.
+# The agent reads this file again when it changes.
+
+data_sets: []
+# - name: heart-disease
+#   source: data/train.csv     # .csv or .parquet, from this folder or absolute
+#   patient: patient_id        # the column that says whose record a row is; never published
+#   label: disease             # the column that holds 0 or 1; never published
+#   declared_n: 200            # patients, typed by you and public; never counted
+#   version: 1                 # raise it when the records change
+#   account: patients          # who pays; one account unless the patients differ
+#   columns:
+#     age: number
+#     sex: {category: [Male, Female]}
+"""

@@ -1,0 +1,302 @@
+"""The process that trains beside the data: `python -m node_agent.worker`, one per job and node.
+
+Requests and answers are JSON, one a line, on stdin and stdout; everything else goes to stderr,
+which is a log file of the hospital. The process ends with its stdin. Once the data is open the
+only answers are "trained" and "no_update", whatever happens; the detail of a "no_update" is for
+the hospital and holds no value from a record.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import queue
+import resource
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from node_agent.datasets import DataSetSpec
+from node_agent.tasks import registry
+from privacy.releases import Mechanism, Release
+from protos.content import digest_of, digest_of_file, write_durable
+from protos.errors import FeddpError
+
+if TYPE_CHECKING:
+    from node_agent.tasks.program import Program, Weights
+
+log = structlog.get_logger(__name__)
+
+PR_SET_PDEATHSIG: Final = 1
+
+Answer = dict[str, Any]
+
+
+class Prepare(BaseModel):
+    """Load what the job needs, except the data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    op: Literal["prepare"]
+    job_id: str
+    task: str
+    task_hash: str
+    task_config: dict[str, Any]
+    data_set: DataSetSpec
+    declared_n: int
+
+
+class ReleaseFields(BaseModel):
+    """What will leave; `privacy.releases.Release` checks the combination."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    mechanism: Mechanism
+    noise_multiplier: float | None = None
+    sample_rate: float
+    steps: int
+
+
+class Train(BaseModel):
+    """One attempt."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    op: Literal["train"]
+    attempt_id: str
+    round: int
+    base_model: Path
+    base_model_digest: str
+    out: Path
+    release: ReleaseFields
+    declared_n: int = Field(ge=1)
+    max_grad_norm: float = Field(ge=0, allow_inf_nan=False)
+    proximal_mu: float = Field(ge=0, allow_inf_nan=False)
+
+
+_REQUEST: Final[TypeAdapter[Prepare | Train]] = TypeAdapter(Prepare | Train)
+
+
+class NoUpdate(Exception):
+    """There will be no update, for this reason; a sentence for the hospital, without values."""
+
+
+class Worker:
+    """Answers requests; holds one job's program, and through it the job's data."""
+
+    def __init__(self) -> None:
+        self._prepared: Prepare | None = None
+        self._program: Program | None = None
+        self._shapes: registry.Shapes = {}
+        self._attempts: set[str] = set()
+
+    def handle(self, line: bytes) -> Answer:
+        """The answer to one request line."""
+        try:
+            request = _REQUEST.validate_json(line)
+        except ValidationError:
+            log.error("request_malformed")
+            return _refused("REQUEST_MALFORMED", "The worker could not read the agent's request.")
+        if isinstance(request, Prepare):
+            return self._prepare(request)
+        try:
+            return self._train(request)
+        except NoUpdate as problem:
+            detail = str(problem)
+        # From here on every failure, foreseen or not, must look the same outside.
+        except Exception as error:  # noqa: BLE001
+            detail = _place(error)
+        log.warning("no_update", attempt_id=request.attempt_id, round=request.round, detail=detail)
+        return {"op": "no_update", "attempt_id": request.attempt_id, "detail": detail}
+
+    def _prepare(self, request: Prepare) -> Answer:
+        if self._prepared is not None:
+            if self._prepared == request:
+                return {"op": "prepared"}
+            return _refused("WORKER_TAKEN", "This worker is prepared for another job.")
+        try:
+            config = registry.parse_config(request.task, request.task_config, request.data_set)
+            if registry.installed()[request.task].content_hash != request.task_hash:
+                return _refused(
+                    "TASK_HASH",
+                    f"Task {request.task!r} is installed here with another content hash than the"
+                    " order names; compare the versions of agent and job.",
+                )
+            if request.declared_n != request.data_set.declared_n:
+                return _refused("DECLARED_N", "The order and the data set declare other sizes.")
+            program = _program(request.task, config, request.data_set)
+        except FeddpError as error:
+            return _refused(error.reason, error.message)
+        # The data is not open yet, so that this may be told; the text of the error stays here.
+        except Exception as error:  # noqa: BLE001
+            log.error("prepare_failed", job_id=request.job_id, place=_place(error))
+            return _refused("TASK_UNAVAILABLE", "The task cannot start on this node; see its log.")
+        self._prepared, self._program = request, program
+        self._shapes = registry.model_shapes(request.task, config)
+        return {"op": "prepared"}
+
+    def _train(self, request: Train) -> Answer:
+        from node_agent.tasks.program import Order
+
+        prepared, program = self._prepared, self._program
+        if prepared is None or program is None:
+            raise NoUpdate("the worker was not prepared")
+        if request.attempt_id in self._attempts:
+            raise NoUpdate("the attempt was run before; a second run would be a second release")
+        self._attempts.add(request.attempt_id)
+        release = Release(**request.release.model_dump())
+        reads_data = registry.installed()[prepared.task].reads_data
+        if reads_data == (release.mechanism == "no_data"):
+            raise NoUpdate(f"task {prepared.task} cannot release by {release.mechanism}")
+        if reads_data and request.max_grad_norm == 0:
+            raise NoUpdate("max_grad_norm must be above 0")
+        if request.declared_n != prepared.declared_n:
+            raise NoUpdate("the declared size differs from the one the worker was prepared with")
+        base = _base_model(request.base_model, request.base_model_digest, self._shapes)
+        order = Order(release, request.declared_n, request.max_grad_norm, request.proximal_mu)
+        delta = program.update(base, order)
+        data = _serialized(delta, self._shapes)
+        write_durable(request.out, data)
+        log.info("trained", attempt_id=request.attempt_id, round=request.round)
+        return {
+            "op": "trained",
+            "attempt_id": request.attempt_id,
+            "digest": digest_of(data),
+            "bytes": len(data),
+        }
+
+
+def _program(task: str, config: BaseModel, data_set: DataSetSpec) -> "Program":
+    """Import and build a task's program; seconds for the one that needs torch."""
+    from node_agent.tasks.null_config import NullConfig
+    from node_agent.tasks.tabular_config import TabularConfig
+
+    if isinstance(config, TabularConfig):
+        from node_agent.tasks.tabular import TabularProgram
+
+        return TabularProgram(config, data_set)
+    if isinstance(config, NullConfig):
+        from node_agent.tasks.null import NullProgram
+
+        return NullProgram(config)
+    raise TypeError(task)
+
+
+def _base_model(path: Path, digest: str, shapes: registry.Shapes) -> "Weights":
+    """The round's model, checked against its digest and the task's own model."""
+    import numpy as np
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if digest_of_file(path) != digest:
+            raise NoUpdate("the base model's bytes do not match its digest")
+        with safe_open(path, framework="np") as file:
+            if set(file.keys()) != set(shapes):
+                raise NoUpdate("the base model's tensors are not the task's")
+            weights = {}
+            for name, shape in shapes.items():
+                view = file.get_slice(name)
+                if view.get_dtype() != "F32" or tuple(view.get_shape()) != shape:
+                    raise NoUpdate(f"tensor {name} of the base model has a wrong type or shape")
+                weights[name] = file.get_tensor(name)
+                if not np.isfinite(weights[name]).all():
+                    raise NoUpdate(f"tensor {name} of the base model is not finite")
+    except (OSError, SafetensorError):
+        raise NoUpdate("the base model cannot be read") from None
+    return weights
+
+
+def _serialized(delta: "Weights", shapes: registry.Shapes) -> bytes:
+    import numpy as np
+    from safetensors.numpy import save
+
+    if {name: value.shape for name, value in delta.items()} != shapes:
+        raise NoUpdate("the update's tensors are not the model's")
+    if not all(np.isfinite(value).all() for value in delta.values()):
+        raise NoUpdate("the update is not finite")
+    return bytes(save({n: np.ascontiguousarray(v, np.float32) for n, v in delta.items()}))
+
+
+def _refused(reason: str, message: str) -> Answer:
+    return {"op": "refused", "reason": reason, "message": message}
+
+
+def _place(error: Exception) -> str:
+    """Class and place of an error, for the hospital; its text may quote a record and stays out.
+
+    A `DataProblem` is written by us and holds no value.
+    """
+    if type(error).__name__ == "DataProblem" or isinstance(error, FeddpError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[-4:]]
+    return f"{type(error).__name__} at {' > '.join(places)}"
+
+
+def take_stdout() -> BinaryIO:
+    """The answer pipe; from now on whatever libraries print to stdout goes to stderr."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return answers
+
+
+def end_with_parent() -> None:
+    """Ask Linux to end this process with its agent, also while it trains; elsewhere EOF does."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def request_lines() -> "queue.SimpleQueue[bytes]":
+    """Lines of stdin, read by a thread that ends the process at EOF even in mid-training.
+
+    Ending at once is safe: an update appears by rename, whole or not at all.
+    """
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin.buffer:
+            lines.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, name="stdin", daemon=True).start()
+    return lines
+
+
+def main() -> None:
+    """Serve one job until stdin ends."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nice", type=int, default=0, help="added to the process's niceness")
+    parser.add_argument("--memory-bytes-max", type=int, default=0, help="0: no limit")
+    options = parser.parse_args()
+    answers = take_stdout()
+    end_with_parent()
+    os.nice(options.nice)
+    # A core file would be a copy of patients' records.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if options.memory_bytes_max:
+        limit = options.memory_bytes_max
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    worker, lines = Worker(), request_lines()
+    while True:
+        answer = worker.handle(lines.get())
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

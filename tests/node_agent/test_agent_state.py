@@ -1,0 +1,264 @@
+"""The agent's database: crash points, the node's own chain, and what is never forgotten."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from node_agent.admission import Admission, Refused, Reserved, Spent
+from node_agent.config import Folder
+from node_agent.policy import Standing
+from node_agent.state import State
+from node_agent.steward import Steward
+from privacy.filters import make_filter
+from privacy.ledger import signature_ok, verify
+from protos.errors import Malformed
+from tests.node_agent.samples import (
+    LEDGER_KEY,
+    NODE,
+    POLICY,
+    TASKS,
+    order,
+    write_rules,
+)
+
+FILTER = make_filter("gdp", 0, 10.0, 1.0e-5)
+PUBLIC = LEDGER_KEY.public_key().public_bytes_raw()
+COST = FILTER.cost_units(order().release)
+Reopen = Callable[[], State]
+
+
+@pytest.fixture
+def reopen(tmp_path: Path) -> Iterator[Reopen]:
+    """Opens the database anew, as a process does after `kill -9`: the old one is just dropped."""
+    opened: list[State] = []
+
+    def open_() -> State:
+        opened.append(State(tmp_path / "state.db", NODE, LEDGER_KEY))
+        return opened[-1]
+
+    yield open_
+    for state in opened:
+        state.close()
+
+
+def kinds(state: State) -> list[str]:
+    return [entry.statement.kind for entry in state.ledger.entries()]
+
+
+def verified(state: State) -> bool:
+    filters = {
+        one.account: one.filter(one.epsilon_limit_highest) for one in state.ledger.accounts()
+    }
+    return verify(state.ledger.entries(), filters, {NODE: PUBLIC}).ok
+
+
+def test_each_step_survives_a_crash_right_after_it(reopen: Reopen) -> None:
+    """The database is opened anew after every transaction: state and ledger say the same."""
+    state = reopen()
+    signature = state.reserve(order(), FILTER)
+    assert signature_ok(PUBLIC, order().statement(NODE, "reserve"), signature)
+    state = reopen()
+    assert (state.counts(), kinds(state)) == ({"reserved": 1}, ["reserve"])
+    assert state.standing(order("other")).pending[0].units == COST
+    assert state.open("a1", 100.0, 0.5)
+    state = reopen()
+    assert (state.counts(), kinds(state)) == ({"opened": 1}, ["reserve"])
+    signature = state.spool("a1", "d" * 64) or b""
+    assert signature_ok(PUBLIC, order().statement(NODE, "post"), signature)
+    state = reopen()
+    assert (state.counts(), kinds(state)) == ({"spooled": 1}, ["reserve", "post"])
+    assert state.standing(order("other")) == Standing(
+        fixed=state.fixed_filter("patients"), posted_units=COST, job_units=COST, job_round=1
+    )
+    state.close_attempt("a1", "post")
+    state = reopen()
+    assert (state.counts(), kinds(state)) == ({"closed": 1}, ["reserve", "post"])
+    assert state.live() == []
+    assert verified(state)
+
+
+def test_a_step_that_fails_in_the_middle_leaves_nothing(
+    reopen: Reopen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger entry cannot be written: the attempt's new state is not there either."""
+    state = reopen()
+    state.reserve(order(), FILTER)
+    state.open("a1", 100.0, 0.5)
+
+    def broken(*_: object, **__: object) -> bytes:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(state.ledger, "append", broken)
+    with pytest.raises(OSError, match="^disk full$"):
+        state.spool("a1", "d" * 64)
+    monkeypatch.undo()
+    assert (reopen().counts(), kinds(reopen())) == ({"opened": 1}, ["reserve"])
+
+
+def test_an_opened_attempt_that_was_lost_is_posted_whole_and_never_trained_again(
+    reopen: Reopen,
+) -> None:
+    """After a crash while the data was open: charged, no update, and no second opening."""
+    state = reopen()
+    state.reserve(order(), FILTER)
+    state.open("a1", 100.0, 0.5)
+    state = reopen()
+    assert state.recover() == ["a1"]
+    assert (state.counts(), kinds(state)) == ({"no_update": 1}, ["reserve", "post"])
+    assert not state.open("a1", 200.0, 0.5)
+    assert reopen().recover() == []
+    assert state.ledger.accounts()[0].posted_units == COST
+
+
+def test_a_reserved_attempt_goes_on_after_a_crash(reopen: Reopen) -> None:
+    """Nothing was opened, so nothing is lost."""
+    reopen().reserve(order(), FILTER)
+    state = reopen()
+    assert state.recover() == []
+    assert [row.order for row in state.live()] == [order()]
+    assert state.open("a1", 100.0, 0.5)
+
+
+def test_the_coordinators_outcome_is_booked_where_none_was(reopen: Reopen) -> None:
+    """A reservation ends as the coordinator says; what was opened is posted whatever it says."""
+    state = reopen()
+    for attempt_id, number in (("a1", 1), ("a2", 2), ("a3", 3)):
+        state.reserve(order(attempt_id, round=number), FILTER)
+    state.open("a3", 100.0, 0.5)
+    state.close_attempt("a1", "void")
+    state.close_attempt("a2", "post")
+    state.close_attempt("a3", "void")
+    state.close_attempt("a3", "post")
+    assert kinds(state) == ["reserve"] * 3 + ["void", "post", "post"]
+    assert state.ledger.accounts()[0].posted_units == 2 * COST
+    assert verified(state)
+    assert state.close_attempt("never", "post") is None
+
+
+def test_nothing_is_done_twice(reopen: Reopen) -> None:
+    """A late or repeated step changes nothing: no second opening, posting or withdrawal."""
+    state = reopen()
+    state.reserve(order(), FILTER)
+    assert state.open("a1", 100.0, 0.5)
+    assert not state.open("a1", 101.0, 0.5)
+    assert state.withdraw("a1", "R", "m") is None
+    assert state.lose("a1")
+    assert state.lose("a1") is None
+    assert state.spool("a1", "d" * 64) is None
+    assert kinds(state) == ["reserve", "post"]
+
+
+def test_a_release_without_noise_voids_the_guarantee_for_ever(reopen: Reopen) -> None:
+    """Posting it costs no units and marks the account; a void would not have."""
+    state = reopen()
+    bare = order(release_mechanism="none", release_noise_multiplier=None)
+    state.reserve(bare, FILTER)
+    assert state.ledger.accounts()[0].guarantee
+    state.open("a1", 100.0, 0.5)
+    state.lose("a1")
+    assert not reopen().ledger.accounts()[0].guarantee
+
+
+def test_a_lower_limit_does_not_break_the_chain_that_a_higher_one_allowed(reopen: Reopen) -> None:
+    """The steward lowers the limit below what was spent: the past still verifies."""
+    state = reopen()
+    state.reserve(order(), FILTER)
+    state.open("a1", 1.0, 0.5)
+    state.lose("a1")
+    free = order("a2", release_noise_multiplier=1000.0)
+    state.reserve(free, make_filter("gdp", 0, 0.1, 1.0e-5))
+    assert verified(state)
+    assert state.ledger.accounts()[0].epsilon_limit == 0.1
+
+
+def test_another_nodes_ledger_is_not_continued(reopen: Reopen, tmp_path: Path) -> None:
+    """A state database that was copied from another node is refused, not written into."""
+    reopen()
+    with pytest.raises(Malformed) as caught:
+        State(tmp_path / "state.db", "beta", LEDGER_KEY)
+    assert caught.value.reason == "STATE_OF_ANOTHER_NODE"
+
+
+@pytest.fixture
+def admission(reopen: Reopen, tmp_path: Path) -> Callable[[], Admission]:
+    """Opens the desk that takes orders, anew each time."""
+    write_rules(tmp_path)
+    steward = Steward(Folder(tmp_path))
+    return lambda: Admission(NODE, reopen(), steward, lambda: TASKS, 1 << 20)
+
+
+def test_the_same_order_gets_the_same_answer_at_every_stage(
+    admission: Callable[[], Admission], reopen: Reopen
+) -> None:
+    """Reserved, opened and spooled answer alike; closed answers that it is spent."""
+    first = admission().decide(order())
+    assert isinstance(first, Reserved)
+    state = reopen()
+    state.open("a1", 1.0, 0.5)
+    assert admission().decide(order()) == first
+    state.spool("a1", "d" * 64)
+    assert admission().decide(order()) == first
+    state.close_attempt("a1", "post")
+    assert isinstance(admission().decide(order()), Spent)
+    assert kinds(state) == ["reserve", "post"]
+
+
+def test_a_refusal_is_for_ever(admission: Callable[[], Admission], tmp_path: Path) -> None:
+    """The node has signed that it never opens the data, so a milder policy changes nothing."""
+    asked = order(release_noise_multiplier=0.29)
+    first = admission().decide(asked)
+    assert isinstance(first, Refused)
+    assert first.reason == "NOISE_TOO_LOW"
+    assert signature_ok(PUBLIC, asked.statement(NODE, "void"), first.signature)
+    milder = {**POLICY["accounts"][0], "noise_multiplier_min": 0.1}
+    write_rules(tmp_path, {**POLICY, "accounts": [milder]})
+    assert admission().decide(asked) == first
+    assert isinstance(admission().decide(order("a2", release_noise_multiplier=0.29)), Reserved)
+
+
+def test_a_known_attempt_with_other_terms_gets_no_signature(
+    admission: Callable[[], Admission],
+) -> None:
+    """The first order's statement may be spent: signing a void of a second would be a lie."""
+    admission().decide(order())
+    answer = admission().decide(order(release_noise_multiplier=20.0))
+    assert isinstance(answer, Refused)
+    assert (answer.reason, answer.signature) == ("ATTEMPT_CONFLICT", b"")
+
+
+def test_an_unreadable_policy_refuses_everything(
+    admission: Callable[[], Admission], tmp_path: Path
+) -> None:
+    """The steward is in the middle of an edit: refused, and nothing of the file is told."""
+    (tmp_path / "policy.yaml").write_text("accounts: [secret-name")
+    answer = admission().decide(order())
+    assert isinstance(answer, Refused)
+    assert answer.reason == "POLICY_INVALID"
+    assert "secret-name" not in answer.message
+
+
+def test_the_budget_is_refused_by_the_nodes_own_ledger(
+    admission: Callable[[], Admission], tmp_path: Path
+) -> None:
+    """Orders go on until the steward's limit, pending ones included; the next is refused."""
+    account = {**POLICY["accounts"][0], "epsilon_limit": 5.0}
+    write_rules(tmp_path, {**POLICY, "accounts": [account]})
+    limit = make_filter("gdp", 0, 5.0, 1.0e-5)
+    fitting = limit.limit_units // limit.cost_units(order(release_noise_multiplier=4.0).release)
+    answers = [
+        admission().decide(order(f"a{n}", job_id=f"job-{n}", release_noise_multiplier=4.0))
+        for n in range(fitting + 1)
+    ]
+    assert [type(answer) for answer in answers] == [Reserved] * fitting + [Refused]
+    assert isinstance(answers[-1], Refused)
+    assert answers[-1].reason == "BUDGET_REFUSED"
+
+
+def test_a_larger_model_than_the_agent_takes_is_refused(
+    admission: Callable[[], Admission],
+) -> None:
+    """Before a byte of it is fetched."""
+    answer = admission().decide(order(base_model_bytes=(1 << 20) + 1))
+    assert isinstance(answer, Refused)
+    assert answer.reason == "MODEL_TOO_LARGE"

@@ -1,0 +1,197 @@
+"""The steward's policy file, and every reason for which an order is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node_agent.policy import (
+    STEPS_MAX,
+    UNRESOLVED_MAX,
+    FixedFilter,
+    Standing,
+    filter_of,
+    judge,
+    judge_spending,
+    load_policy,
+)
+from privacy.calibration import noise_multiplier_for
+from privacy.filters import make_filter
+from protos.errors import FeddpError, Malformed, WrongPhase
+from tests.node_agent.samples import NO_DATA, NODE, TASKS, data_set, order, policy
+
+FIXED = FixedFilter("gdp", 0, 1.0e-5)
+LIMIT_UNITS = make_filter("gdp", 0, 10.0, 1.0e-5).limit_units
+
+
+def reason(order_: Any, policy_: Any = None, standing: Standing | None = None) -> str:
+    found = judge(policy_ or policy(), [data_set()], TASKS, order_, NODE, standing or Standing())
+    return found.reason if found else ""
+
+
+def test_an_order_within_the_policy_is_allowed() -> None:
+    """Nothing to say against it: no refusal, with and without data."""
+    assert reason(order()) == ""
+    assert reason(order(**NO_DATA)) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"data_set": "lungs"}, "DATA_SET_UNKNOWN"),
+        ({"task": "other"}, "TASK_NOT_ALLOWED"),
+        ({"task_hash": "0" * 64}, "TASK_NOT_ALLOWED"),
+        ({"account": "others"}, "ACCOUNT_MISMATCH"),
+        ({"release_declared_n": 200}, "DECLARED_N_MISMATCH"),
+        ({"release_unit": "visit"}, "UNIT_MISMATCH"),
+        ({"release_steps": STEPS_MAX + 1}, "STEPS_LIMIT"),
+        ({"max_grad_norm": 0.0}, "CLIPPING_MISSING"),
+        ({"release_noise_multiplier": 0.29}, "NOISE_TOO_LOW"),
+        ({"delta": 1.0e-4}, "DELTA_MISMATCH"),
+        (
+            {"release_mechanism": "poisson_gaussian", "release_sample_rate": 0.001},
+            "SAMPLE_RATE_TOO_LOW",
+        ),
+        (
+            {"release_mechanism": "poisson_gaussian", "release_sample_rate": 0.1},
+            "MECHANISM_NOT_COVERED",
+        ),
+        ({"release_mechanism": "none", "release_noise_multiplier": None}, "UNACCOUNTED_REFUSED"),
+        ({"release_noise_multiplier": 0.3, "release_steps": 100}, "EPSILON_PER_JOB"),
+        ({"target_epsilon": 0.5}, "TARGET_EXCEEDED"),
+    ],
+)
+def test_each_breach_of_the_policy_has_its_reason(changes: dict[str, Any], expected: str) -> None:
+    """One field of an allowed order is changed, and the refusal names what it breaks."""
+    assert reason(order(**changes)) == expected
+
+
+def test_a_task_cannot_claim_to_read_no_data() -> None:
+    """A release that costs nothing is for tasks that open nothing, and only for them."""
+    free = {name: value for name, value in NO_DATA.items() if name not in ("task", "task_hash")}
+    assert reason(order(**free)) == "MECHANISM_MISMATCH"
+
+
+def test_an_allowed_task_that_is_not_installed_is_refused() -> None:
+    """The policy pins a hash that this agent's code does not have: nothing runs under it."""
+    found = judge(policy(), [data_set()], {}, order(), NODE, Standing())
+    assert found is not None
+    assert found.reason == "TASK_NOT_INSTALLED"
+
+
+def test_releases_without_noise_need_the_stewards_word() -> None:
+    """`unaccounted: allow` lets them pass, whatever is left of the budget."""
+    bare = order(release_mechanism="none", release_noise_multiplier=None)
+    full = Standing(FIXED, posted_units=LIMIT_UNITS)
+    assert reason(bare, policy(unaccounted="allow"), full) == ""
+
+
+def test_the_nodes_own_ledger_refuses_what_does_not_fit() -> None:
+    """Exactly what is left fits; one unit less does not, whatever the coordinator holds."""
+    asked = order()
+    cost = make_filter("gdp", 0, 10.0, 1.0e-5).cost_units(asked.release)
+    assert reason(asked, standing=Standing(FIXED, LIMIT_UNITS - cost)) == ""
+    assert reason(asked, standing=Standing(FIXED, LIMIT_UNITS - cost + 1)) == "BUDGET_REFUSED"
+
+
+def test_what_the_job_spent_before_counts_against_its_own_bounds() -> None:
+    """Earlier rounds of the job count towards the most that one job may cost."""
+    most = make_filter("gdp", 0, 5.0, 1.0e-5).limit_units
+    cost = make_filter("gdp", 0, 10.0, 1.0e-5).cost_units(order().release)
+    assert reason(order(), standing=Standing(FIXED, job_units=most - cost)) == ""
+    assert reason(order(), standing=Standing(FIXED, job_units=most - cost + 1)) == "EPSILON_PER_JOB"
+
+
+def test_a_plan_that_uses_up_its_target_passes_to_the_last_round() -> None:
+    """Noise that was calibrated for four rounds is not refused in the fourth by rounding."""
+    share = make_filter("gdp", 0, 2.0, 1.0e-5)
+    noise = noise_multiplier_for(share, share.limit_units, 4, 5, 1.0)
+    asked = order(target_epsilon=2.0, release_noise_multiplier=noise)
+    cost = share.cost_units(asked.release)
+    assert reason(asked, standing=Standing(FIXED, job_units=3 * cost)) == ""
+    assert reason(asked, standing=Standing(FIXED, job_units=4 * cost)) == "TARGET_EXCEEDED"
+
+
+@pytest.mark.parametrize(
+    ("standing", "expected"),
+    [
+        (Standing(job_round=3), "ROUND_NOT_ADVANCING"),
+        (Standing(job_round=2, round_unresolved=True), "ROUND_NOT_ADVANCING"),
+        (Standing(job_round=2), ""),
+        (Standing(job_round=1), ""),
+        (Standing(unresolved=UNRESOLVED_MAX), "BUSY"),
+    ],
+)
+def test_rounds_only_advance(standing: Standing, expected: str) -> None:
+    """A lower round never; the same round again only once the earlier attempt is resolved."""
+    assert reason(order(round=2), standing=standing) == expected
+
+
+def test_an_accounts_filter_is_fixed_by_its_first_entry() -> None:
+    """Another filter or delta is refused by name; another limit is the steward's right."""
+    for changed in (policy(filter="rdp", rdp_order=6), policy(delta=1.0e-6)):
+        with pytest.raises(WrongPhase) as caught:
+            filter_of(changed.accounts[0], [data_set()], FIXED)
+        assert caught.value.reason == "POLICY_FILTER_CHANGED"
+        found = judge_spending(changed, [data_set()], order(), NODE, Standing(FIXED))
+        assert found is not None
+        assert found.reason == "POLICY_FILTER_CHANGED"
+    raised = policy(epsilon_limit=20.0).accounts[0]
+    assert filter_of(raised, [data_set()], FIXED).epsilon_limit == 20.0
+
+
+def test_auto_chooses_by_the_largest_declared_size_and_then_stays() -> None:
+    """2,000 declared patients give rdp; an account that began with gdp stays with it."""
+    many = [data_set(), data_set(name="more", declared_n=2000)]
+    account = policy().accounts[0]
+    assert filter_of(account, many, None).kind == "rdp"
+    assert filter_of(account, many, FIXED).kind == "gdp"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("acounts: []", "acounts"),
+        ("accounts: [{name: p, epsilon_limit: 1, delta: 1e-5}]", "delta"),
+        ("outcome_tick_s: 0", "outcome_tick_s"),
+        ("allow: [{data_set: d, tasks: [tabular-classifier]}]", "tasks"),
+        ("allow: []\nallow: []", "allow"),
+        ("allow: [", "YAML"),
+        ("- 1", "key: value"),
+    ],
+)
+def test_a_wrong_policy_file_names_what_is_wrong(tmp_path: Path, text: str, named: str) -> None:
+    """The steward reads the key, or the place, in the error; nothing is half-read."""
+    path = tmp_path / "policy.yaml"
+    path.write_text(text)
+    with pytest.raises(Malformed) as caught:
+        load_policy(path)
+    assert caught.value.reason == "POLICY_INVALID"
+    assert named in caught.value.message
+
+
+def test_an_empty_policy_allows_nothing(tmp_path: Path) -> None:
+    """What a fresh agent has: every order is refused."""
+    path = tmp_path / "policy.yaml"
+    path.write_text("accounts: []\n")
+    assert reason(order(), load_policy(path)) == "TASK_NOT_ALLOWED"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attempt_id": "../x"},
+        {"base_model_digest": "x"},
+        {"round": 0},
+        {"max_grad_norm": float("nan")},
+        {"task_config_json": "{"},
+        {"task_config_json": '{"a": NaN}'},
+        {"release_noise_multiplier": float("inf")},
+        {"release_mechanism": "laplace"},
+        {"project": ""},
+    ],
+)
+def test_a_malformed_order_is_no_order(changes: dict[str, Any]) -> None:
+    """Nothing that could become a file name, a NaN or a crash gets past the reader."""
+    with pytest.raises(FeddpError):
+        order(**changes)

@@ -1,0 +1,181 @@
+"""Reading records: what becomes of them, and problems that name a place but never a value."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from node_agent.datasets import DataSetSpec
+from node_agent.records import DataProblem, read_records
+from node_agent.tasks.tabular_config import Feature
+
+AGE = Feature(column="age", center=50.0, scale=10.0)
+MALE = Feature(column="sex", category="Male", center=0.5, scale=0.5)
+HEADER = "patient_id,age,sex,unused,disease\n"
+
+
+def spec_of(source: Path, **change: Any) -> DataSetSpec:
+    """A declaration of a file with an age and a sex."""
+    return DataSetSpec.model_validate(
+        {
+            "name": "d",
+            "source": str(source),
+            "patient": "patient_id",
+            "label": "disease",
+            "declared_n": 10,
+            "version": 1,
+            "columns": {"age": "number", "sex": {"category": ["Male", "Female"]}},
+            **change,
+        }
+    )
+
+
+def csv_spec(folder: Path, rows: str, header: str = HEADER) -> DataSetSpec:
+    """A declaration beside a CSV file of `rows`."""
+    path = folder / "train.csv"
+    path.write_text(header + rows, encoding="utf-8")
+    return spec_of(path)
+
+
+def problem(spec: DataSetSpec, *features: Feature) -> str:
+    """What the hospital is told."""
+    with pytest.raises(DataProblem) as caught:
+        read_records(spec, features or (AGE, MALE))
+    assert caught.value.__cause__ is None
+    return str(caught.value)
+
+
+def test_csv_becomes_scaled_features(tmp_path: Path) -> None:
+    """Numbers and categories are scaled, clipped at 3 and ordered as the job's features."""
+    spec = csv_spec(tmp_path, "a,60,Male,,1\nb, 5 ,Female,x,0\nc,1e3,Male,,1.0\n")
+    records = read_records(spec, [MALE, AGE])
+    assert records.features.dtype == records.labels.dtype == np.float32
+    assert records.features.tolist() == [[1, 1], [-1, -3], [1, 3]]
+    assert records.labels.tolist() == [1, 0, 1]
+    assert records.patients.tolist() == [0, 1, 2]
+
+
+def test_rows_of_one_patient_share_an_index(tmp_path: Path) -> None:
+    """The unit is the patient, whatever the order of rows and the spaces around an id."""
+    spec = csv_spec(tmp_path, "p,60,Male,,1\nq,50,Male,,1\n p ,40,Male,,0\n")
+    records = read_records(spec, [AGE])
+    assert records.patients.dtype == np.int64
+    assert records.patients.tolist() == [0, 1, 0]
+
+
+def test_incomplete_rows_are_left_out(tmp_path: Path) -> None:
+    """A row without patient, label or a used cell is dropped; an unused empty cell is no matter."""
+    rows = ",60,Male,,1\nb,,Male,,1\nc,60,NA,,1\nd,60,Male,,\ne,nan,Male,,0\nf,60,Male,,0\n"
+    records = read_records(csv_spec(tmp_path, rows), [AGE, MALE])
+    assert records.patients.tolist() == [0]
+    assert records.labels.tolist() == [0]
+
+
+def test_cell_of_an_unused_column_does_not_matter(tmp_path: Path) -> None:
+    """A declared column that the job does not use is not read."""
+    records = read_records(csv_spec(tmp_path, "a,60,???,,1\n"), [AGE])
+    assert records.features.tolist() == [[1]]
+
+
+def test_a_declared_category_wins_over_a_missing_mark(tmp_path: Path) -> None:
+    """Where the steward declares NA as a category, it is one."""
+    spec = csv_spec(tmp_path, "a,60,NA,,1\nb,60,Male,,1\n")
+    spec = spec_of(spec.source, columns={"age": "number", "sex": {"category": ["Male", "NA"]}})
+    assert read_records(spec, [MALE]).features.tolist() == [[-1], [1]]
+
+
+@pytest.mark.parametrize("cell", ["s3cret77", "6_777", "inf", "1e999", "0x77", "7,7"])
+def test_unparsable_number_names_column_and_row_never_the_value(tmp_path: Path, cell: str) -> None:
+    """A cell that is no finite number stops the reading; its text is not repeated."""
+    text = problem(csv_spec(tmp_path, f'a,60,Male,,1\nb,"{cell}",Male,,0\n'))
+    assert "column 'age', row 2" in text
+    assert cell not in text.replace(str(tmp_path), "")
+
+
+def test_undeclared_category_names_column_and_row_never_the_value(tmp_path: Path) -> None:
+    """A category outside the declared list stops the reading."""
+    text = problem(csv_spec(tmp_path, "a,60,Male,,1\nb,60,s3cret,,0\n"))
+    assert "column 'sex', row 2" in text
+    assert "s3cret" not in text
+
+
+@pytest.mark.parametrize("label", ["77", "-77", "0.77", "yes77"])
+def test_label_other_than_0_and_1_is_a_problem(tmp_path: Path, label: str) -> None:
+    """Labels are 0 or 1."""
+    text = problem(csv_spec(tmp_path, f"a,60,Male,,1\nb,60,Male,,{label}\n"))
+    assert "column 'disease', row 2" in text
+    assert "77" not in text.replace(str(tmp_path), "")
+
+
+def test_missing_and_repeated_columns_are_named(tmp_path: Path) -> None:
+    """Every declared column must stand in the header once, used or not."""
+    text = problem(csv_spec(tmp_path, "a,60,1\n", "patient_id,age,disease\n"), AGE)
+    assert "column 'sex' is missing" in text
+    spec = csv_spec(tmp_path, "a,60,60,Male,1\n", "patient_id,age,age,sex,disease\n")
+    assert "column 'age' stands 2 times" in problem(spec)
+
+
+def test_ragged_row_names_its_line_never_its_cells(tmp_path: Path) -> None:
+    """A row with too many cells is reported by line; the parser's own text would quote it."""
+    text = problem(csv_spec(tmp_path, "a,60,Male,,1\nb,60,Male,s3cret,0,1\n"))
+    assert "line 3" in text
+    assert "s3cret" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (HEADER.encode(), "no rows"),
+        (HEADER.encode() + b"a,60,,,1\n", "no row with"),
+        (HEADER.encode() + b"a,60,\xff\xfe,,1\n", "not a CSV file in UTF-8"),
+    ],
+)
+def test_file_without_usable_rows_is_a_problem(tmp_path: Path, content: bytes, said: str) -> None:
+    """An empty file, a bare header, no complete row and another encoding are told apart."""
+    path = tmp_path / "train.csv"
+    path.write_bytes(content)
+    assert said in problem(spec_of(path))
+
+
+def test_absent_file_is_a_problem(tmp_path: Path) -> None:
+    """A source that is not there is named."""
+    assert "does not exist" in problem(spec_of(tmp_path / "no.csv"))
+    assert "does not exist" in problem(spec_of(tmp_path / "no.parquet"))
+
+
+def parquet(folder: Path, **columns: Any) -> DataSetSpec:
+    """A declaration beside a Parquet file; columns not given are good."""
+    path = folder / "train.parquet"
+    good = {
+        "patient_id": pa.array([7, 8, 7, None]),
+        "age": pa.array([60.0, None, 40.0, 50.0]),
+        "sex": pa.array(["Male", "Male", "Female", "Male"]).dictionary_encode(),
+        "disease": pa.array([True, False, False, True]),
+    }
+    pq.write_table(pa.table({**good, **columns}), path)
+    return spec_of(path)
+
+
+def test_parquet_reads_like_csv(tmp_path: Path) -> None:
+    """Typed columns, dictionaries, nulls and true/false labels."""
+    records = read_records(parquet(tmp_path), [AGE, MALE])
+    assert records.features.tolist() == [[1, 1], [-1, -1]]
+    assert records.labels.tolist() == [1, 0]
+    assert records.patients.tolist() == [0, 0]
+
+
+def test_parquet_of_another_type_is_a_problem(tmp_path: Path) -> None:
+    """Types that do not read as declared stop the reading and are named by place."""
+    text = problem(parquet(tmp_path, age=pa.array([1.0, np.inf, 1.0, 1.0])))
+    assert "column 'age', row 2" in text
+    text = problem(parquet(tmp_path, sex=pa.array([1.5, 2.5, 1.5, 1.5])))
+    assert "column 'sex', row 1" in text
+    text = problem(parquet(tmp_path, patient_id=pa.array([1.5, 2.5, 1.5, 1.5])))
+    assert "column 'patient_id', row 1" in text
+    path = tmp_path / "train.parquet"
+    path.write_bytes(b"PAR1 s3cret")
+    assert "not a Parquet file" in problem(spec_of(path))

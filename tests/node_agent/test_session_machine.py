@@ -1,0 +1,358 @@
+"""The agent machine, read as transcripts: `>>` an event, `<<` the commands that must follow."""
+
+from typing import Any
+
+import pytest
+
+from node_agent.orders import Order
+from node_agent.session import commands as c
+from node_agent.session import events as e
+from node_agent.session.attempts import Agent, Phase
+from node_agent.session.machine import WORKER_IDLE_S, next_tick_s, step
+from protos.errors import InvariantBroken
+from tests.node_agent.samples import order
+
+TICK_S = 0.5
+OPENED_S = 100.0
+A1 = order("a1")
+B1 = order("b1", job_id="job-2")
+DIGEST = "d" * 64
+
+
+class Playbook:
+    """An agent played forward. What a step asked for must be read before the next event."""
+
+    def __init__(
+        self, agent: Agent | None = None, asked: tuple[c.Command, ...] = (), now_s: float = OPENED_S
+    ) -> None:
+        self.agent = agent or Agent()
+        self.asked = asked
+        self.now_s = now_s
+
+    def at(self, now_s: float) -> "Playbook":
+        """The same at another time."""
+        return Playbook(self.agent, self.asked, now_s)
+
+    def __rshift__(self, event: e.Event) -> "Playbook":
+        assert not self.asked, f"not expected: {self.asked}"
+        agent, asked = step(self.agent, event, self.now_s)
+        return Playbook(agent, tuple(asked), self.now_s)
+
+    def __lshift__(self, expected: c.Command | None) -> "Playbook":
+        if expected is None:
+            assert not self.asked, f"not expected: {self.asked}"
+            return self
+        assert self.asked, f"nothing left where {expected} was expected"
+        assert self.asked[0] == expected
+        return Playbook(self.agent, self.asked[1:], self.now_s)
+
+    def phase(self, attempt_id: str) -> Phase:
+        """Where an attempt stands."""
+        attempt = self.agent.find(attempt_id)
+        assert attempt is not None
+        return attempt.phase
+
+
+def connected() -> Playbook:
+    """An agent that the coordinator hears."""
+    book = Playbook() >> e.Restarted(()) << None
+    book = book >> e.Connected() << c.SendHello(()) << None
+    return book >> e.WelcomeReceived() << None
+
+
+def fetching(book: Playbook, one: Order = A1) -> Playbook:
+    """An order that was accepted."""
+    book = book >> e.OrderReceived(one) << c.JudgeOrder(one) << None
+    book = book >> e.OrderReserved(one.attempt_id, b"res")
+    return book << c.SendAccepted(one.attempt_id, b"res") << c.FetchModel(one) << None
+
+
+def preparing() -> Playbook:
+    """A worker that gets ready."""
+    return fetching(connected()) >> e.ModelReady("a1") << c.OpenAndTrain(A1) << None
+
+
+def training() -> Playbook:
+    """The data is open."""
+    return preparing() >> e.DataOpened("a1", OPENED_S, TICK_S) << None
+
+
+def ended(digest: str, now_s: float = OPENED_S + 0.7) -> Playbook:
+    """Training is over; the outcome waits for 101.0, the next multiple of the tick."""
+    book = training().at(now_s) >> e.TrainingEnded("a1", digest, b"post")
+    return book << c.ScheduleOutcome("a1", OPENED_S + 1.0) << None
+
+
+def submitting() -> Playbook:
+    """The update is on its way."""
+    book = ended(DIGEST).at(OPENED_S + 1.0) >> e.TickReached("a1")
+    return book << c.UploadAndSubmit("a1", DIGEST, b"post") << None
+
+
+def telling() -> Playbook:
+    """No update was told."""
+    book = ended("").at(OPENED_S + 1.0) >> e.TickReached("a1")
+    return book << c.SendNoUpdate("a1", b"post") << None
+
+
+def test_a_round_from_order_to_acknowledgement() -> None:
+    """Accept, fetch, open, train, wait for the tick, hand in, close."""
+    book = submitting() >> e.UpdateAcknowledged("a1") << c.CloseAttempt("a1", "post") << None
+    assert book.agent.attempts == ()
+    assert book.agent.worker_job == "job-1"
+
+
+def test_both_outcomes_wait_for_the_same_tick() -> None:
+    """An update, no update and a crash at the same moment are told at the same moment."""
+    for digest in (DIGEST, ""):
+        for after_s in (0.51, 0.7, 1.0):
+            ended(digest, OPENED_S + after_s)
+
+
+@pytest.mark.parametrize(
+    ("now_s", "expected"), [(100.0, 100.5), (100.2, 100.5), (100.5, 100.5), (100.6, 101.0)]
+)
+def test_ticks_count_from_the_opening(now_s: float, expected: float) -> None:
+    """Multiples of the tick, never the opening itself, never the past."""
+    assert next_tick_s(OPENED_S, TICK_S, now_s) == pytest.approx(expected)
+
+
+def test_a_clock_that_was_set_back_delays_an_outcome_by_one_tick_at_most() -> None:
+    """The opening seems to lie in the future: the wait begins now."""
+    assert next_tick_s(1.0e6, TICK_S, OPENED_S) == OPENED_S + TICK_S
+
+
+def test_without_data_there_is_no_tick() -> None:
+    """What depends on nobody need not be hidden."""
+    book = preparing() >> e.DataOpened("a1", OPENED_S, 0.0) << None
+    book = book.at(OPENED_S + 0.123) >> e.TrainingEnded("a1", DIGEST, b"post")
+    assert book.asked == (c.ScheduleOutcome("a1", OPENED_S + 0.123),)
+
+
+def test_a_repeated_order_is_answered_alike_until_the_tick() -> None:
+    """Fetching, ready, preparing, training, over: the same words, and no work is begun twice."""
+    busy = fetching(preparing(), B1) >> e.ModelReady("b1") << None
+    cases = [
+        (fetching(connected()), A1),
+        (busy, B1),
+        (preparing(), A1),
+        (training(), A1),
+        (ended(DIGEST), A1),
+        (ended(""), A1),
+    ]
+    for book, one in cases:
+        assert (book >> e.OrderReceived(one)).asked == (c.SendAccepted(one.attempt_id, b"res"),)
+
+
+def test_a_repeated_order_after_the_tick_gets_the_outcome_again() -> None:
+    """The same bytes, or the same no; never another training."""
+    again = c.UploadAndSubmit("a1", DIGEST, b"post")
+    assert (submitting() >> e.OrderReceived(A1)).asked == (again,)
+    assert (telling() >> e.OrderReceived(A1)).asked == (c.SendNoUpdate("a1", b"post"),)
+
+
+def test_an_order_that_is_being_judged_is_not_judged_twice() -> None:
+    """The answer is on its way."""
+    book = connected() >> e.OrderReceived(A1) << c.JudgeOrder(A1)
+    assert (book >> e.OrderReceived(A1)).asked == ()
+
+
+def test_the_same_attempt_with_other_terms_is_reported_and_ignored() -> None:
+    """Only the hospital hears of it."""
+    other = order("a1", release_steps=6)
+    assert (training() >> e.OrderReceived(other)).asked == (c.ReportConflict("a1"),)
+
+
+def test_a_refusal_is_told_and_forgotten() -> None:
+    """The database remembers it; the machine need not."""
+    book = connected() >> e.OrderReceived(A1) << c.JudgeOrder(A1)
+    book = book >> e.OrderRefused("a1", "NOISE_TOO_LOW", "m", b"void")
+    book = book << c.SendRefused("a1", "NOISE_TOO_LOW", "m", b"void") << None
+    assert book.agent.attempts == ()
+
+
+def test_an_order_that_was_spent_long_ago_gets_its_no_again() -> None:
+    """A coordinator that was restored from a backup asks again: posted, and no update."""
+    book = connected() >> e.OrderReceived(A1) << c.JudgeOrder(A1)
+    book = book >> e.OrderSpent("a1", b"post") << c.SendNoUpdate("a1", b"post") << None
+    assert book.agent.attempts == ()
+
+
+def test_an_unreadable_order_is_refused_without_a_signature() -> None:
+    """There is no statement that could be signed."""
+    book = connected() >> e.OrderUnreadable("a1", "ORDER_INVALID", "m")
+    assert book.asked == (c.SendRefused("a1", "ORDER_INVALID", "m", b""),)
+
+
+@pytest.mark.parametrize("book", [fetching(connected()), preparing()])
+def test_what_fails_before_the_opening_is_withdrawn(book: Playbook) -> None:
+    """No model or no worker: the reservation is voided, then refused by name."""
+    book = book >> e.WorkImpossible("a1", "WORKER_FAILED", "m")
+    book = book << c.Withdraw(A1, "WORKER_FAILED", "m") << None
+    book = book >> e.OrderReceived(A1) << None
+    book = book >> e.OrderRefused("a1", "WORKER_FAILED", "m", b"void")
+    book << c.SendRefused("a1", "WORKER_FAILED", "m", b"void") << None
+
+
+def test_orders_of_a_second_job_wait_until_the_first_ones_outcome_may_be_told() -> None:
+    """The second begins at the tick: its beginning tells nothing about the first one's data."""
+    book = fetching(training(), B1) >> e.ModelReady("b1") << None
+    book = book.at(OPENED_S + 0.7) >> e.TrainingEnded("a1", DIGEST, b"post")
+    book = book << c.ScheduleOutcome("a1", OPENED_S + 1.0) << None
+    book = book.at(OPENED_S + 1.0) >> e.TickReached("a1")
+    book = book << c.UploadAndSubmit("a1", DIGEST, b"post")
+    book = book << c.StopWorker() << c.OpenAndTrain(B1) << None
+    assert book.agent.worker_job == "job-2"
+
+
+def test_the_next_round_of_the_same_job_keeps_the_worker() -> None:
+    """A round does not pay for starting Python again."""
+    second = order("a2", round=2)
+    book = submitting() >> e.UpdateAcknowledged("a1") << c.CloseAttempt("a1", "post")
+    fetching(book, second) >> e.ModelReady("a2") << c.OpenAndTrain(second) << None
+
+
+def test_a_lost_stream_loses_nothing() -> None:
+    """Said in vain while away; after Welcome the outcomes are said again."""
+    away = ended("") >> e.Disconnected() << None
+    away = away >> e.TickReached("a1") << None
+    back = away >> e.Connected() << c.SendHello(("a1",)) << None
+    back >> e.WelcomeReceived() << c.SendNoUpdate("a1", b"post") << None
+    away = ended(DIGEST) >> e.Disconnected() << None
+    away = away >> e.TickReached("a1") << c.UploadAndSubmit("a1", DIGEST, b"post") << None
+    back = away >> e.Connected() << c.SendHello(("a1",)) << None
+    back >> e.WelcomeReceived() << c.UploadAndSubmit("a1", DIGEST, b"post") << None
+
+
+def test_a_reservation_that_came_while_away_is_accepted_when_the_order_comes_again() -> None:
+    """Work begins all the same."""
+    book = connected() >> e.OrderReceived(A1) << c.JudgeOrder(A1)
+    book = book >> e.Disconnected() << None
+    book = book >> e.OrderReserved("a1", b"res") << c.FetchModel(A1) << None
+    book = book >> e.Connected() << c.SendHello(("a1",)) << None
+    book = book >> e.WelcomeReceived() << None
+    book >> e.OrderReceived(A1) << c.SendAccepted("a1", b"res") << None
+
+
+def test_welcome_closes_what_the_coordinator_has_resolved() -> None:
+    """Booked alike, and not told again."""
+    book = telling() >> e.Connected() << c.SendHello(("a1",)) << None
+    book = book >> e.WelcomeReceived((("a1", "post"),))
+    book = book << c.CloseAttempt("a1", "post") << c.Abandon("a1") << None
+    assert book.agent.attempts == ()
+
+
+@pytest.mark.parametrize("book", [preparing(), training()])
+def test_closing_an_attempt_at_work_stops_its_worker_and_begins_the_next(book: Playbook) -> None:
+    """The round went on without us: what is under way helps nobody."""
+    book = fetching(book, B1) >> e.ModelReady("b1") << None
+    book = book >> e.AttemptClosedReceived("a1", "post")
+    book = book << c.CloseAttempt("a1", "post") << c.Abandon("a1") << c.StopWorker()
+    book = book << c.OpenAndTrain(B1) << None
+    # What the stopped worker's end brings is too late to matter.
+    book >> e.TrainingEnded("a1", "", b"post") << None
+
+
+def test_closing_a_waiting_attempt_leaves_the_worker_alone() -> None:
+    """Only the one at work has a worker."""
+    book = fetching(training(), B1) >> e.AttemptClosedReceived("b1", "void")
+    book << c.CloseAttempt("b1", "void") << c.Abandon("b1") << None
+
+
+def test_an_unknown_closed_attempt_is_left_to_the_database() -> None:
+    """It may be one that this process has forgotten."""
+    book = connected() >> e.AttemptClosedReceived("old", "post")
+    book << c.CloseAttempt("old", "post") << None
+
+
+def test_the_end_of_a_job_ends_its_worker_and_posts_what_was_open() -> None:
+    """Only the node can void, so the coordinator has posted whatever it did not hear of."""
+    book = training() >> e.JobEndedReceived("job-1")
+    book = book << c.CloseAttempt("a1", "post") << c.Abandon("a1") << c.StopWorker()
+    book = book << c.ForgetModels() << None
+    assert book.agent == Agent(welcomed=True, idle_since_s=OPENED_S)
+
+
+def test_the_end_of_another_job_touches_nothing() -> None:
+    """But its models are not needed any more."""
+    book = training() >> e.JobEndedReceived("job-9") << c.ForgetModels() << None
+    assert book.phase("a1") is Phase.TRAINING
+
+
+def test_an_update_that_is_never_taken_stays_posted() -> None:
+    """The coordinator's no is final; nothing is trained again under this id."""
+    submitting() >> e.UpdateRejected("a1") << c.CloseAttempt("a1", "post") << None
+
+
+def test_an_update_that_vanished_is_no_update() -> None:
+    """A disk lost it: it was charged, and a second training would be a second release."""
+    book = submitting() >> e.UpdateVanished("a1") << c.SendNoUpdate("a1", b"post") << None
+    assert book.phase("a1") is Phase.TELLING
+
+
+def test_after_a_restart_everything_goes_on_from_where_it_was() -> None:
+    """Reserved is fetched, spooled is handed in, lost is told; each outcome at a tick."""
+    spooled, lost = order("s1"), order("l1")
+    kept = (
+        e.Resumed(A1, "reserved", accepted=b"res"),
+        e.Resumed(spooled, "spooled", 99.8, TICK_S, DIGEST, b"res", b"post"),
+        e.Resumed(lost, "no_update", 99.8, TICK_S, "", b"res", b"post"),
+    )
+    book = Playbook() >> e.Restarted(kept) << c.FetchModel(A1)
+    at_s = pytest.approx(100.3)
+    book = book << c.ScheduleOutcome("s1", at_s) << c.ScheduleOutcome("l1", at_s) << None
+    book = book >> e.TickReached("s1") << c.UploadAndSubmit("s1", DIGEST, b"post") << None
+    book = book >> e.Connected() << c.SendHello(("a1", "s1", "l1")) << None
+    book = book >> e.WelcomeReceived() << c.UploadAndSubmit("s1", DIGEST, b"post") << None
+    book = book >> e.ModelReady("a1") << None
+    book = book >> e.TickReached("l1") << c.SendNoUpdate("l1", b"post")
+    book << c.OpenAndTrain(A1) << None
+
+
+def test_heartbeats_are_for_those_who_listen() -> None:
+    """None before Welcome and none on a broken stream."""
+    assert (Playbook() >> e.HeartbeatDue()).asked == ()
+    assert (connected() >> e.HeartbeatDue()).asked == (c.SendHeartbeat(),)
+    assert (connected() >> e.Disconnected() >> e.HeartbeatDue()).asked == ()
+
+
+def test_a_worker_that_waits_too_long_for_the_next_round_is_ended() -> None:
+    """Its memory is the hospital's; a worker at work is left alone."""
+    idle = submitting() >> e.UpdateAcknowledged("a1") << c.CloseAttempt("a1", "post")
+    late_s = OPENED_S + 1.0 + WORKER_IDLE_S
+    book = idle.at(late_s) >> e.HeartbeatDue() << c.SendHeartbeat()
+    book = book << c.StopWorker() << c.ForgetModels() << None
+    assert book.agent.worker_job == ""
+    assert (training().at(late_s) >> e.HeartbeatDue()).asked == (c.SendHeartbeat(),)
+
+
+@pytest.mark.parametrize("event", [e.DrainReceived(), e.PolicyChanged()])
+def test_drain_and_a_new_policy_open_another_stream(event: e.Event) -> None:
+    """Nothing under way is touched."""
+    book = training() >> event << c.Reconnect() << None
+    assert book.phase("a1") is Phase.TRAINING
+
+
+def test_a_stopping_agent_takes_nothing_up() -> None:
+    """No orders, no work; a worker that ends now was ended by us, so nothing is withdrawn."""
+    book = preparing() >> e.StopRequested() << c.StopWorker() << None
+    book = book >> e.OrderReceived(B1) << None
+    book = book >> e.WorkImpossible("a1", "WORKER_FAILED", "m") << None
+    assert book.phase("a1") is Phase.PREPARING
+
+
+@pytest.mark.parametrize(
+    ("book", "event"),
+    [
+        (fetching(connected()), e.DataOpened("a1", 0.0, 0.5)),
+        (preparing(), e.TrainingEnded("a1", DIGEST, b"")),
+        (training(), e.TickReached("a1")),
+        (training(), e.WorkImpossible("a1", "R", "m")),
+        (ended(DIGEST), e.UpdateAcknowledged("a1")),
+        (connected(), e.Outcome),
+    ],
+)
+def test_what_cannot_happen_is_an_error(book: Playbook, event: Any) -> None:
+    """An unknown pair of state and event stops the agent instead of being guessed at."""
+    with pytest.raises(InvariantBroken):
+        book >> event

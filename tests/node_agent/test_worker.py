@@ -1,0 +1,287 @@
+"""The worker's answers: what trains, what is refused, and that all failures look the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from node_agent.datasets import DataSetSpec
+from node_agent.tasks import registry, tabular
+from node_agent.worker import Worker
+from protos.content import digest_of_file
+
+CONFIG: dict[str, Any] = {
+    "model": "logistic",
+    "learning_rate": 2.0,
+    "features": [{"column": "age", "center": 50.0, "scale": 10.0}],
+}
+GAUSSIAN = {"mechanism": "gaussian", "noise_multiplier": 2.0, "sample_rate": 1.0, "steps": 3}
+PLAIN = {"mechanism": "none", "noise_multiplier": None, "sample_rate": 1.0, "steps": 3}
+NO_DATA = {"mechanism": "no_data", "noise_multiplier": None, "sample_rate": 1.0, "steps": 0}
+
+
+class Bench:
+    """A worker, the files around it and good requests to change one thing in."""
+
+    def __init__(self, folder: Path, task: str = "tabular-classifier") -> None:
+        self.worker = Worker()
+        self.source = folder / "train.csv"
+        self.source.write_text("patient_id,age,disease\na,60,1\nb,40,0\nc,70,1\n")
+        self.out = folder / "out.safetensors"
+        self.base = folder / "base.safetensors"
+        self.task = task
+        self.config = CONFIG if task == "tabular-classifier" else {"parameters": 100}
+        self.base.write_bytes(registry.initial_model(task, self.config, 0))
+        self.attempts = 0
+
+    def prepare(self, **change: Any) -> dict[str, Any]:
+        """Answer to a good prepare with `change`."""
+        spec = DataSetSpec.model_validate(
+            {
+                "name": "d",
+                "source": str(self.source),
+                "patient": "patient_id",
+                "label": "disease",
+                "declared_n": 10,
+                "version": 1,
+                "columns": {"age": "number"},
+            }
+        )
+        request = {
+            "op": "prepare",
+            "job_id": "j",
+            "task": self.task,
+            "task_hash": registry.installed()[self.task].content_hash,
+            "task_config": self.config,
+            "data_set": spec.model_dump(mode="json"),
+            "declared_n": 10,
+        }
+        return self.worker.handle(json.dumps({**request, **change}).encode())
+
+    def train(self, **change: Any) -> dict[str, Any]:
+        """Answer to a good train, a new attempt each time, with `change`."""
+        self.attempts += 1
+        request = {
+            "op": "train",
+            "attempt_id": f"attempt-{self.attempts}",
+            "round": self.attempts,
+            "base_model": str(self.base),
+            "base_model_digest": digest_of_file(self.base),
+            "out": str(self.out),
+            "release": GAUSSIAN if self.task == "tabular-classifier" else NO_DATA,
+            "declared_n": 10,
+            "max_grad_norm": 0.1,
+            "proximal_mu": 0.1,
+        }
+        return self.worker.handle(json.dumps({**request, **change}).encode())
+
+    def no_update(self, **change: Any) -> str:
+        """The hospital's detail of a train that must give no update and no file."""
+        answer = self.train(**change)
+        assert set(answer) == {"op", "attempt_id", "detail"}
+        assert answer["op"] == "no_update"
+        assert not self.out.exists()
+        return str(answer["detail"])
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """A worker prepared for the tabular task."""
+    bench = Bench(tmp_path)
+    assert bench.prepare() == {"op": "prepared"}
+    return bench
+
+
+def test_update_is_a_float32_delta_of_the_models_shape(bench: Bench) -> None:
+    """Trained minus base, same names and shapes, with the digest and size that were answered."""
+    answer = bench.train()
+    assert answer == {
+        "op": "trained",
+        "attempt_id": "attempt-1",
+        "digest": digest_of_file(bench.out),
+        "bytes": bench.out.stat().st_size,
+    }
+    delta = load_file(bench.out)
+    assert {n: v.shape for n, v in delta.items()} == {"linear.weight": (1, 1), "linear.bias": (1,)}
+    assert all(v.dtype == np.float32 and v.any() for v in delta.values())
+
+
+def test_delta_starts_from_the_base_model(bench: Bench) -> None:
+    """Without noise one step of known gradients gives the delta by hand, from a non-zero base."""
+    save_file({"linear.weight": np.float32([[100]]), "linear.bias": np.float32([0])}, bench.base)
+    bench.train(release={**PLAIN, "steps": 1})
+    # Every record is right beyond doubt at this weight, so that no gradient is left.
+    assert np.allclose(load_file(bench.out)["linear.weight"], 0, atol=1e-6)
+    save_file({"linear.weight": np.float32([[-100]]), "linear.bias": np.float32([0])}, bench.base)
+    bench.train(release={**PLAIN, "steps": 1})
+    # Gradients (-1,-1), (-1,1), (-2,-1) over (weight, bias), each clipped to 0.1; over n = 10.
+    weight = 2.0 * 0.1 * (2 / 2**0.5 + 2 / 5**0.5) / 10
+    assert np.allclose(load_file(bench.out)["linear.weight"], weight, atol=1e-5)
+
+
+def test_noise_is_fresh_in_each_attempt(bench: Bench) -> None:
+    """Two attempts at the same work release different updates."""
+    assert bench.train()["digest"] != bench.train()["digest"]
+    first = bench.train(release=PLAIN)
+    assert first["digest"] == bench.train(release=PLAIN)["digest"]
+
+
+def test_data_is_read_once_and_not_before_the_first_training(tmp_path: Path) -> None:
+    """Prepare works without the file; after the first round the file is not needed again."""
+    bench = Bench(tmp_path)
+    away = bench.source.rename(tmp_path / "away.csv")
+    assert bench.prepare() == {"op": "prepared"}
+    assert "does not exist" in bench.no_update()
+    away.rename(bench.source)
+    assert bench.train()["op"] == "trained"
+    bench.source.unlink()
+    assert bench.train()["op"] == "trained"
+
+
+def test_bad_record_becomes_no_update_without_its_value(bench: Bench) -> None:
+    """A cell that does not parse gives no update; the detail names the place only."""
+    bench.source.write_text("patient_id,age,disease\na,60,1\nb,s3cret,0\n")
+    detail = bench.no_update()
+    assert "column 'age', row 2" in detail
+    assert "s3cret" not in detail
+
+
+@pytest.mark.parametrize("error", [ValueError("s3cret"), MemoryError("s3cret"), KeyError("s3cret")])
+def test_any_failure_in_training_becomes_no_update(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Whatever training raises, the answer has the same form and none of the error's text."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(tabular, "train", fail)
+    detail = bench.no_update()
+    assert type(error).__name__ in detail
+    assert "s3cret" not in detail
+
+
+def test_update_that_is_not_finite_is_no_update(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that overflowed are not released."""
+
+    def overflow(model: Any, *_: object) -> None:
+        model.linear.weight.data.fill_(float("inf"))
+
+    monkeypatch.setattr(tabular, "train", overflow)
+    assert "not finite" in bench.no_update()
+
+
+def test_same_attempt_does_not_run_twice(bench: Bench) -> None:
+    """A second run of an attempt would be a second release under one charge."""
+    bench.train(attempt_id="a")
+    bench.out.unlink()
+    assert "before" in bench.no_update(attempt_id="a")
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"linear.weight": np.zeros((1, 1), np.float32)},
+        {"linear.weight": np.zeros((1, 2), np.float32), "linear.bias": np.zeros(1, np.float32)},
+        {"linear.weight": np.zeros((1, 1)), "linear.bias": np.zeros(1, np.float32)},
+        {"linear.weight": np.float32([[np.nan]]), "linear.bias": np.zeros(1, np.float32)},
+        {n: np.zeros((1, 1), np.float32) for n in ("linear.weight", "linear.bias", "more")},
+    ],
+)
+def test_base_model_that_is_not_the_tasks_is_no_update(
+    bench: Bench, tensors: dict[str, Any]
+) -> None:
+    """Missing, extra, misshapen, double-precision and NaN tensors are not trained."""
+    save_file(tensors, bench.base)
+    assert "base model" in bench.no_update()
+
+
+def test_base_model_with_other_bytes_is_no_update(bench: Bench) -> None:
+    """Digest, presence and form of the base model's file are checked."""
+    assert "digest" in bench.no_update(base_model_digest="0" * 64)
+    assert "cannot be read" in bench.no_update(base_model=str(bench.base.with_name("no")))
+    bench.base.write_bytes(b"no safetensors")
+    assert "cannot be read" in bench.no_update()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"declared_n": 11},
+        {"max_grad_norm": 0.0},
+        {"release": NO_DATA},
+        {"release": {**GAUSSIAN, "noise_multiplier": None}},
+        {"release": {**GAUSSIAN, "noise_multiplier": 0.0}},
+        {"release": {**GAUSSIAN, "steps": 0}},
+    ],
+)
+def test_order_that_was_not_booked_so_is_no_update(bench: Bench, change: dict[str, Any]) -> None:
+    """Another declared size, no clipping bound and impossible releases do not open the data."""
+    bench.source.unlink()
+    assert "does not exist" not in bench.no_update(**change)
+
+
+def test_installation_that_cannot_train_refuses_before_the_data_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepare rehearses a step on a made-up row: a broken library costs no budget."""
+
+    def broken(*_: object) -> None:
+        raise ImportError("s3cret")
+
+    monkeypatch.setattr(tabular, "train", broken)
+    answer = Bench(tmp_path).prepare()
+    assert (answer["op"], answer["reason"]) == ("refused", "TASK_UNAVAILABLE")
+    assert "s3cret" not in answer["message"]
+
+
+def test_train_before_prepare_is_no_update(tmp_path: Path) -> None:
+    """A worker that was not prepared has nothing to train."""
+    assert "not prepared" in Bench(tmp_path).no_update()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"task": "nonsense"}, "TASK_UNKNOWN"),
+        ({"task_hash": "0" * 64}, "TASK_HASH"),
+        ({"task_config": {**CONFIG, "model": "forest"}}, "TASK_CONFIG_INVALID"),
+        (
+            {"task_config": {**CONFIG, "features": [{**CONFIG["features"][0], "column": "x"}]}},
+            "TASK_CONFIG_INVALID",
+        ),
+        ({"declared_n": 11}, "DECLARED_N"),
+        ({"data_set": {}}, "REQUEST_MALFORMED"),
+        ({"op": "eval"}, "REQUEST_MALFORMED"),
+    ],
+)
+def test_prepare_refuses_with_a_reason(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    """What can be told before the data is open is told by a stable reason."""
+    bench = Bench(tmp_path)
+    answer = bench.prepare(**change)
+    assert (answer["op"], answer["reason"]) == ("refused", reason)
+    assert bench.prepare() == {"op": "prepared"}
+
+
+def test_worker_serves_one_job(bench: Bench) -> None:
+    """The same prepare again is harmless; another job is refused, as the data is in memory."""
+    assert bench.prepare() == {"op": "prepared"}
+    assert bench.prepare(job_id="other")["reason"] == "WORKER_TAKEN"
+
+
+def test_null_task_opens_no_data_and_answers_fresh_bytes(tmp_path: Path) -> None:
+    """The null task trains without the file, never the same update twice, and only as no_data."""
+    bench = Bench(tmp_path, "null")
+    bench.source.unlink()
+    assert bench.prepare() == {"op": "prepared"}
+    first = bench.train(max_grad_norm=0.0)
+    assert first["op"] == "trained"
+    assert load_file(bench.out)["parameters"].shape == (100,)
+    assert bench.train(max_grad_norm=0.0)["digest"] != first["digest"]
+    bench.out.unlink()
+    assert "cannot release" in bench.no_update(release=GAUSSIAN)

@@ -75,9 +75,9 @@ class BlobStore:
     def received(self, owner: str, digest: str) -> tuple[int, bool]:
         """(durable bytes of an upload, whether it is complete and checked)."""
         name = _staged_name(owner, digest)
-        for done in (self._updates / name, self._models / digest):
-            if done.is_file() and (done.parent is self._updates or owner.startswith("user.")):
-                return done.stat().st_size, True
+        done = self._models / digest if owner.startswith("user.") else self._updates / name
+        if done.is_file():
+            return done.stat().st_size, True
         partial = self._partial / name
         return (partial.stat().st_size if partial.exists() else 0), False
 

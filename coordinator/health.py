@@ -93,7 +93,9 @@ def _application(ready: Ready, metrics: "WSGIApplication") -> "WSGIApplication":
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return _json(start, "405 Method Not Allowed", {"error": "GET and HEAD only"})
         if path == "/metrics":
-            return _without_body_of_head(environ, metrics(environ, start))
+            # The library answers GET only.
+            as_get = environ | {"REQUEST_METHOD": "GET"}
+            return _without_body_of_head(environ, metrics(as_get, start))
         if path == "/health":
             return _without_body_of_head(environ, _json(start, "200 OK", {"status": "alive"}))
         checks = _checked(ready)

@@ -29,6 +29,7 @@ from protos.errors import FeddpError, NotFound, TooLate, WrongPhase
 log = structlog.get_logger(__name__)
 
 TICK_S = 0.5
+SURVEY_AGAIN_S = 5.0
 RETRY_S = (0.2, 1.0, 5.0, 15.0)
 
 
@@ -148,6 +149,8 @@ class Rounds:
                 if event is None:
                     return None
                 phase, asked = machine.step(live.phase, event, now_s)
+                if phase == live.phase and not asked:
+                    return None
                 booked = [one for one in asked if isinstance(one, c.LedgerCommand)]
                 self._write(connection, live, phase, now_s, event, booked)
                 return phase, [one for one in asked if not isinstance(one, c.LedgerCommand)]
@@ -295,6 +298,9 @@ class Rounds:
 
     async def _tick(self, live: LiveJob) -> None:
         phase = live.phase
+        if live.is_waiting() and time.monotonic() - live.surveyed_at_s >= SURVEY_AGAIN_S:
+            live.surveyed_at_s = time.monotonic()
+            self._spawn(live, [c.Survey()])
         if not isinstance(phase, Training):
             return
         for attempt in phase.round.opened:

@@ -69,6 +69,7 @@ class LiveJob:
     job: Job
     phase: Phase
     steps: int
+    surveyed_at_s: float = 0.0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 

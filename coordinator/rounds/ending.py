@@ -1,0 +1,76 @@
+"""How a job ends, and what becomes of its open attempts."""
+
+from dataclasses import replace
+
+from coordinator.rounds import commands as c
+from coordinator.rounds import events as e
+from coordinator.rounds.phases import (
+    AttemptState,
+    Closing,
+    Course,
+    Ended,
+    Phase,
+    RoundRecord,
+    current_round,
+)
+from protos.errors import invariant
+
+Step = tuple[Phase, list[c.Command]]
+
+
+def never_again(course: Course, usable: set[str], absences: tuple[e.Absence, ...]) -> bool:
+    """Whether spent budgets alone keep the job below quorum for good."""
+    spent = {a.node for a in absences if a.reason == "BUDGET" and a.for_good} - usable
+    others = {a.node for a in absences} - spent
+    need = course.plan.min_participants
+    return len(usable | others) < need <= len(usable | others | spent)
+
+
+def end_job(
+    course: Course,
+    status: str,
+    message: str,
+    now_s: float,
+    unfinished: RoundRecord | None = None,
+) -> Step:
+    """End the job; open attempts are posted whole, since what became of them is unknown."""
+    closed, charges = close_open(unfinished, now_s) if unfinished else (None, [])
+    if status == "budget_exhausted" and course.done:
+        return Closing(course, status, message, closed), [*charges, c.WriteAnswer(len(course.done))]
+    return Ended(course, status, message, now_s, "", closed), [*charges, c.EndJob()]
+
+
+def close_open(record: RoundRecord, now_s: float) -> tuple[RoundRecord, list[c.Command]]:
+    """Close what is open: the outcome is unknown, so it is booked as released."""
+    asked: list[c.Command] = []
+    for attempt in record.opened:
+        state = AttemptState.LOST if attempt.silent else AttemptState.LATE
+        record = record.with_attempt(
+            replace(
+                attempt,
+                state=state,
+                ended_at_s=now_s,
+                reason="OFFLINE" if attempt.silent else "DEADLINE",
+                message="was not heard from when the round closed"
+                if attempt.silent
+                else "had not answered when the round closed",
+            )
+        )
+        asked.append(c.PostCharge(attempt.attempt_id, b""))
+        asked.append(c.NotifyClosed(attempt.attempt_id, attempt.node, "post"))
+    return record, asked
+
+
+def cancel(phase: Phase, event: e.CancelRequested, now_s: float) -> Step:
+    invariant(not isinstance(phase, Ended), "an ended job cannot be cancelled")
+    message = f"cancelled by {event.by}; what was spent stays booked"
+    return end_job(phase.course, "cancelled", message, now_s, current_round(phase))
+
+
+def fail(phase: Phase, event: e.StepFailed, now_s: float) -> Step:
+    return end_job(phase.course, "failed", event.message, now_s, current_round(phase))
+
+
+def exhausted_message(absences: tuple[e.Absence, ...]) -> str:
+    names = ", ".join(sorted(a.node for a in absences if a.reason == "BUDGET"))
+    return f"the privacy budget of {names} does not allow another round, and too few nodes remain"

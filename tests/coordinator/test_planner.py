@@ -1,0 +1,184 @@
+"""Who may take part, and with which noise."""
+
+from dataclasses import replace
+
+import pytest
+
+from coordinator.config import CoordinatorConfig
+from coordinator.jobspec import Job, parse_job
+from coordinator.rounds.events import Absence, Offer
+from coordinator.rounds.planner import NodeFacts, consider
+from coordinator.store.ledger import Account
+from privacy.accounting import epsilon_spent
+from privacy.filters import make_filter
+from privacy.ledger import Balance, Pending
+from privacy.releases import Release
+from protos.feddp.v1 import federation_pb2 as federation
+
+HASH = "0" * 64
+SPEC = b"""
+name: heart
+task: tabular-classifier
+dataset: heart-disease
+federation: {rounds: 4, local_steps: 5}
+privacy: {target_epsilon: 2.0, delta: 1.0e-5}
+"""
+
+
+def job(spec: bytes = SPEC) -> Job:
+    return parse_job(spec, CoordinatorConfig())
+
+
+def facts(
+    *,
+    limit: float = 5.0,
+    kind: str = "gdp",
+    order: int = 0,
+    declared_n: int = 199,
+    balance: Balance | None = None,
+    per_job: float = 5.0,
+    job_units: int = 0,
+    last: float | None = None,
+) -> NodeFacts:
+    filter_ = make_filter(kind, order, limit, 1e-5)
+    account = Account("a/patients", "a", balance or Balance(filter_), 0, HASH)
+    return NodeFacts(
+        node="a",
+        connected=True,
+        disabled=False,
+        data_set=federation.DataSet(
+            name="heart-disease",
+            account="patients",
+            declared_n=declared_n,
+            tasks=[f"tabular-classifier@{HASH}"],
+        ),
+        steward=federation.Account(
+            name="patients",
+            filter=kind,
+            epsilon_limit=limit,
+            delta=1e-5,
+            epsilon_per_job_max=per_job,
+            noise_multiplier_min=0.3,
+        ),
+        account=account,
+        job_units=job_units,
+        last_noise_multiplier=last,
+    )
+
+
+def offered(answer: Offer | Absence) -> Offer:
+    assert isinstance(answer, Offer), answer
+    return answer
+
+
+def absent(answer: Offer | Absence) -> Absence:
+    assert isinstance(answer, Absence), answer
+    return answer
+
+
+def test_the_planned_rounds_together_cost_the_target_and_not_more() -> None:
+    """Four rounds of five steps at the offered noise spend epsilon 2, by dp-accounting."""
+    offer = offered(consider(job(), HASH, facts(), 4))
+    release = Release("gaussian", offer.noise_multiplier, 1.0, 5)
+    spent = epsilon_spent([release] * 4, 1e-5)
+    assert spent is not None
+    assert 1.999 < spent <= 2.0
+
+
+def test_noise_stays_the_same_from_round_to_round_when_nothing_went_wrong() -> None:
+    """What remains over the rounds that remain is the same share each round."""
+    first = offered(consider(job(), HASH, facts(), 4))
+    cost = facts().account.filter.cost_units(  # type: ignore[union-attr]
+        Release("gaussian", first.noise_multiplier, 1.0, 5)
+    )
+    for done in (1, 2, 3):
+        later = facts(job_units=done * cost, last=first.noise_multiplier)
+        assert offered(consider(job(), HASH, later, 4 - done)) == first
+
+
+def test_an_attempt_that_came_to_nothing_costs_noise_later_and_never_the_promise() -> None:
+    """Two charges in round one: the rest of the budget is spread over the four rounds left."""
+    first = offered(consider(job(), HASH, facts(), 4))
+    release = Release("gaussian", first.noise_multiplier, 1.0, 5)
+    cost = facts().account.filter.cost_units(release)  # type: ignore[union-attr]
+    again = offered(consider(job(), HASH, facts(job_units=cost, last=first.noise_multiplier), 4))
+    assert again.noise_multiplier is not None
+    assert first.noise_multiplier is not None
+    assert again.noise_multiplier > first.noise_multiplier
+    repeated = Release("gaussian", again.noise_multiplier, 1.0, 5)
+    spent = epsilon_spent([release, *([repeated] * 4)], 1e-5)
+    assert spent is not None
+    assert spent <= 2.0
+
+
+def test_nothing_left_of_the_jobs_share_is_a_budget_absence_for_good() -> None:
+    """A share that is used up cannot come back during the job."""
+    share = make_filter("gdp", 0, 2.0, 1e-5).limit_units
+    answer = absent(consider(job(), HASH, facts(job_units=share, last=9.0), 1))
+    assert (answer.reason, answer.for_good) == ("BUDGET", True)
+
+
+def test_an_account_that_cannot_pay_is_left_out_with_its_figures() -> None:
+    """The message says how much was spent of how much, which the ledger shows anyway."""
+    filter_ = make_filter("gdp", 0, 5.0, 1e-5)
+    spent = Balance(filter_, posted_units=filter_.limit_units - 10)
+    answer = absent(consider(job(), HASH, facts(balance=spent), 4))
+    assert (answer.reason, answer.for_good) == ("BUDGET", True)
+    assert "of 5 at delta 1e-05" in answer.message
+
+
+def test_a_pending_reservation_of_another_job_is_not_for_good() -> None:
+    """It may still be voided, so the job waits."""
+    filter_ = make_filter("gdp", 0, 5.0, 1e-5)
+    held = Balance(filter_, pending=(Pending("other", filter_.limit_units - 10, HASH),))
+    answer = absent(consider(job(), HASH, facts(balance=held), 4))
+    assert (answer.reason, answer.for_good) == ("BUDGET", False)
+
+
+def test_the_stewards_limit_for_one_job_holds() -> None:
+    """Epsilon 0.5 a job: the first of four rounds of an epsilon-2 job already passes it."""
+    answer = absent(consider(job(), HASH, facts(per_job=0.5), 4))
+    assert answer.reason == "BUDGET"
+    assert "for one job" in answer.message
+
+
+def test_large_data_sets_are_sampled_and_small_ones_are_not() -> None:
+    """Poisson sampling from 1,000 declared records, on an account whose filter covers it."""
+    spec = SPEC.replace(b"target_epsilon: 2.0", b"target_epsilon: 8.0")
+    large = facts(kind="rdp", order=4, limit=10.0, declared_n=5000, per_job=10.0)
+    offer = offered(consider(job(spec), HASH, large, 4))
+    assert (offer.mechanism, offer.sample_rate) == ("poisson_gaussian", 256 / 5000)
+    small = facts(kind="rdp", order=4, limit=10.0, declared_n=999, per_job=10.0)
+    assert offered(consider(job(spec), HASH, small, 4)).mechanism == "gaussian"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"connected": False}, "OFFLINE"),
+        ({"disabled": True}, "DISABLED"),
+        ({"account": None}, "ACCOUNT_UNKNOWN"),
+        ({"data_set": federation.DataSet(name="heart-disease")}, "TASK_NOT_ALLOWED"),
+    ],
+)
+def test_each_absence_has_its_own_reason(change: dict[str, object], reason: str) -> None:
+    """People read these to know whom to call."""
+    answer = consider(job(), HASH, replace(facts(), **change), 4)  # type: ignore[arg-type]
+    assert absent(answer).reason == reason
+
+
+def test_a_job_without_noise_needs_the_stewards_word() -> None:
+    """`unaccounted: allow` must stand in the policy; it is refused by default."""
+    spec = SPEC.replace(b"target_epsilon: 2.0, delta: 1.0e-5", b"mechanism: none")
+    assert absent(consider(job(spec), HASH, facts(), 4)).reason == "UNACCOUNTED_REFUSED"
+    allowed = facts()
+    assert allowed.steward is not None
+    allowed.steward.unaccounted_allowed = True
+    offer = offered(consider(job(spec), HASH, allowed, 4))
+    assert (offer.mechanism, offer.noise_multiplier) == ("none", None)
+
+
+def test_a_fixed_noise_below_the_stewards_minimum_is_refused() -> None:
+    """The steward's least noise holds whatever the job asks."""
+    spec = SPEC.replace(b"target_epsilon: 2.0, delta: 1.0e-5", b"noise_multiplier: 0.2")
+    assert absent(consider(job(spec), HASH, facts(), 4)).reason == "NOISE_TOO_LOW"

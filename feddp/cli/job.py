@@ -1,0 +1,137 @@
+"""`feddp job`: submit, look at, follow and cancel training jobs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from feddp.cli import output
+from feddp.cli.options import Dir, Json, ProfileFolder, connect
+
+if TYPE_CHECKING:
+    from feddp.client import Client
+
+app = typer.Typer(help="Submit, follow and cancel training jobs.", no_args_is_help=True)
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Where the HTML report goes. Default: feddp-report-ID.html in this folder.",
+    ),
+]
+
+
+@app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The job, in YAML.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Fixes the initial weights; never noise or sampling.")
+    ] = 0,
+    report: Report = None,
+    folder: Dir = None,
+    profile: ProfileFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Start a job. With --watch the exit code is the job's: 0 done, 1 failed, 4 out of budget."""
+    with connect(folder, profile) as client:
+        job = client.submit(file, seed)
+        if watch:
+            if not as_json:
+                output.line(f"job {job.job_id} submitted")
+            _follow(client, job.job_id, report, "json-end" if as_json else "people")
+            return
+    if as_json:
+        output.print_json(output.as_dict(job))
+        return
+    output.line(f"job {job.job_id} submitted")
+    output.line(f"follow it: feddp job watch {job.job_id}")
+
+
+@app.command("list")
+def list_(folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False) -> None:
+    """Every job of your project, newest first."""
+    with connect(folder, profile) as client:
+        jobs = client.jobs()
+    if as_json:
+        output.print_json({"jobs": [output.as_dict(job) for job in jobs]})
+        return
+    output.table(
+        ("ID", "NAME", "STATUS", "ROUNDS", "DATA SET", "SUBMITTED"),
+        [
+            (
+                job.job_id,
+                job.name,
+                job.status,
+                f"{job.rounds_done}/{job.rounds_planned}",
+                job.data_set,
+                output.moment(job.created_at),
+            )
+            for job in jobs
+        ],
+    )
+
+
+@app.command()
+def show(
+    job_id: Id, folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False
+) -> None:
+    """One job: where it is, whom it waits for, what it has cost each node."""
+    with connect(folder, profile) as client:
+        job, spec = client.job_and_spec(job_id)
+    if as_json:
+        text = spec.decode("utf-8", errors="replace")
+        output.print_json({**output.as_dict(job), "spec": text})
+        return
+    from feddp.cli.job_text import job_facts, node_rows
+
+    output.facts(job_facts(job))
+    if job.nodes:
+        output.line("")
+        output.table(*node_rows(job))
+
+
+@app.command()
+def watch(
+    job_id: Id,
+    report: Report = None,
+    folder: Dir = None,
+    profile: ProfileFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Follow a job to its end; its exit code is the job's. With --json one line a change."""
+    with connect(folder, profile) as client:
+        _follow(client, job_id, report, "json-changes" if as_json else "people")
+
+
+@app.command()
+def cancel(
+    job_id: Id, folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False
+) -> None:
+    """End a job; what it has spent stays booked."""
+    with connect(folder, profile) as client:
+        job = client.cancel(job_id)
+    if as_json:
+        output.print_json(output.as_dict(job))
+    else:
+        output.line(f"job {job_id} is {job.status}; what it has spent stays booked")
+
+
+def _follow(client: "Client", job_id: str, report: Path | None, how: str) -> None:
+    from feddp.cli.following import code_of, follow, write_report
+
+    try:
+        job = follow(client, job_id, how)
+    except KeyboardInterrupt:
+        output.note(
+            f"stopped watching; job {job_id} goes on. `feddp job watch {job_id}` follows it again, "
+            f"`feddp job cancel {job_id}` ends it"
+        )
+        raise typer.Exit(130) from None
+    path = report or Path(f"feddp-report-{job_id}.html")
+    if write_report(client, job, path):
+        output.note(f"report: {path}")
+    raise typer.Exit(code_of(job))

@@ -1,0 +1,148 @@
+"""`feddp node`: invite, look at, disable and enable nodes."""
+
+import re
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from feddp.cli import output
+from feddp.cli.options import Dir, Json, ProfileFolder, connect
+
+if TYPE_CHECKING:
+    from protos.feddp.v1.nodes_pb2 import Node
+
+app = typer.Typer(help="Invite, look at, disable and enable nodes.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The node's name.")]
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "": 1}
+
+
+@app.command()
+def token(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and '-'.")
+    ],
+    node_class: Annotated[
+        str, typer.Option("--class", metavar="edge|hpc|cloud", help="What kind of machine it is.")
+    ] = "edge",
+    ttl: Annotated[str, typer.Option(help="How long the token may be redeemed: 30m, 24h, 7d.")] = (
+        "24h"
+    ),
+    folder: Dir = None,
+    profile: ProfileFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Make a join token for one node; it is shown once and works once."""
+    from protos.errors import Malformed
+
+    if node_class not in ("edge", "hpc", "cloud"):
+        raise Malformed("CLASS_INVALID", f"--class is edge, hpc or cloud, not {node_class!a}")
+    ttl_s = _seconds(ttl)
+    with connect(folder, profile) as client:
+        made = client.create_token(name, node_class, ttl_s)
+    if as_json:
+        output.print_json({"token": made.token, "expires_at": made.expires_at, "node": name})
+        return
+    output.line(made.token)
+    if sys.stdout.isatty():
+        output.note(f"valid until {output.moment(made.expires_at)}, for one use. At the hospital:")
+        output.note("  feddp agent join TOKEN --dir DIR")
+
+
+@app.command("list")
+def list_(folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False) -> None:
+    """Every node, and whether it is connected."""
+    with connect(folder, profile) as client:
+        nodes = client.nodes()
+    if as_json:
+        output.print_json({"nodes": [output.as_dict(node) for node in nodes]})
+        return
+    output.table(
+        ("NAME", "CLASS", "STATUS", "CONNECTED", "LAST SEEN", "DATA SETS"),
+        [
+            (
+                node.name,
+                node.node_class,
+                node.status,
+                "yes" if node.connected else "no",
+                output.moment(node.last_seen_at),
+                ", ".join(data_set.name for data_set in node.data_sets),
+            )
+            for node in nodes
+        ],
+    )
+
+
+@app.command()
+def show(
+    name: Name, folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False
+) -> None:
+    """One node: its state, certificate, data sets and the tasks that it allows."""
+    with connect(folder, profile) as client:
+        node = client.node(name)
+    _show(node, as_json)
+
+
+@app.command()
+def disable(
+    name: Name, folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False
+) -> None:
+    """Refuse a node from now on and cut its connections within 5 s."""
+    with connect(folder, profile) as client:
+        node = client.disable(name)
+    _changed(node, "disabled; `feddp node enable` admits it again", as_json)
+
+
+@app.command()
+def enable(
+    name: Name, folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False
+) -> None:
+    """Admit a disabled node again."""
+    with connect(folder, profile) as client:
+        node = client.enable(name)
+    _changed(node, "enabled; it comes back by itself", as_json)
+
+
+def _changed(node: "Node", text: str, as_json: bool) -> None:
+    if as_json:
+        output.print_json(output.as_dict(node))
+    else:
+        output.line(f"{node.name} is {text}")
+
+
+def _show(node: "Node", as_json: bool) -> None:
+    if as_json:
+        output.print_json(output.as_dict(node))
+        return
+    key = node.ledger_public_key.hex()
+    output.facts(
+        [
+            ("name", node.name),
+            ("class", node.node_class),
+            ("status", node.status),
+            ("connected", "yes" if node.connected else "no"),
+            ("last seen", output.moment(node.last_seen_at)),
+            ("agent", node.agent_version or "unknown"),
+            ("certificate until", output.moment(node.certificate_expires_at)),
+            ("ledger key", key or "none before it has joined"),
+            *(
+                (
+                    f"data set {data_set.name}",
+                    f"{data_set.declared_n} patients declared, paid by {data_set.account}",
+                )
+                for data_set in node.data_sets
+            ),
+            *(("allows task", task) for task in node.tasks),
+        ]
+    )
+
+
+def _seconds(text: str) -> int:
+    from protos.errors import Malformed
+
+    found = re.fullmatch(r"(\d{1,7})([smhd]?)", text)
+    if found is None:
+        raise Malformed("TTL_INVALID", f"--ttl {text[:20]!a} is no time; write 30m, 24h or 7d")
+    return int(found[1]) * _UNITS_S[found[2]]

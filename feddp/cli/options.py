@@ -1,0 +1,45 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from feddp.client import Client
+
+Dir = Annotated[
+    Path | None,
+    typer.Option(
+        "--dir",
+        metavar="DIR",
+        help="Installation on this machine: the folder of `coordinator init`, or a demo's. "
+        "Default: $FEDDP_DIR.",
+    ),
+]
+ProfileFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile",
+        metavar="FOLDER",
+        help="A profile for a coordinator on another machine. Default: $FEDDP_PROFILE.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON only; errors are JSON on stderr.")]
+DataSet = Annotated[
+    str, typer.Option("--dataset", metavar="D", help="Only accounts that pay for this data set.")
+]
+
+
+def connect(folder: Path | None, profile: Path | None) -> "Client":
+    """A client for the installation that the options or the environment select.
+
+    Raises:
+        FeddpError: no installation is selected, or its profile cannot be read.
+    """
+    from feddp.profile import Selection
+
+    selected = Selection.of(folder, profile).load_profile()
+    from feddp.client import Client
+
+    return Client(selected)

@@ -1,0 +1,117 @@
+"""What commands print: JSON for programs, tables and lines for people, errors on stderr."""
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from decimal import ROUND_CEILING, Decimal
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+
+def as_dict(message: "Message") -> dict[str, Any]:
+    """A wire message as JSON knows it: every field, None for an unset optional, bytes as hex."""
+    return {
+        field.name: (
+            None
+            if field.has_presence and not message.HasField(field.name)
+            else _value(getattr(message, field.name), field.is_repeated)
+        )
+        for field in message.DESCRIPTOR.fields
+    }
+
+
+def _value(value: Any, repeated: bool) -> Any:
+    if repeated:
+        return [_value(one, False) for one in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return as_dict(value) if hasattr(value, "DESCRIPTOR") else value
+
+
+def print_json(value: object, *, one_line: bool = False) -> None:
+    """One JSON value on stdout."""
+    text = json.dumps(value, allow_nan=False, indent=None if one_line else 2)
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def line(text: str) -> None:
+    """One line on stdout."""
+    sys.stdout.write(f"{clean(text)}\n")
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """One line for people on stderr, so that stdout holds the answer only."""
+    sys.stderr.write(f"{clean(text)}\n")
+    sys.stderr.flush()
+
+
+def clean(text: str) -> str:
+    """Text without characters that could steer a terminal: names come from other machines."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on stdout; without frames and never wrapped when stdout is a pipe."""
+    from rich import box
+    from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    console = Console(file=sys.stdout, width=None if terminal else 1000, highlight=False)
+    console.print(rich_table(headers, rows, frame=box.SIMPLE_HEAD if terminal else None))
+
+
+def rich_table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, frame: Any = None) -> Any:
+    """The same as a value for rich; cells are text, never markup."""
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Table(box=frame, show_edge=False, pad_edge=False, header_style="bold")
+    for header in headers:
+        found.add_column(header, overflow="fold")
+    for row in rows:
+        found.add_row(*(Text(clean(cell)) for cell in row))
+    return found
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> None:
+    """Names and values on stdout, one a line."""
+    found = list(pairs)
+    width = max((len(name) for name, _ in found), default=0)
+    for name, value in found:
+        line(f"{name:<{width}}  {value}")
+
+
+def moment(epoch_s: float) -> str:
+    """Seconds since the epoch as UTC text; "never" for 0."""
+    if epoch_s <= 0:
+        return "never"
+    return datetime.fromtimestamp(epoch_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def epsilon(value: float | None, digits: int = 4) -> str:
+    """An epsilon, never shown smaller than it is; "none" where there is no guarantee."""
+    if value is None:
+        return "none"
+    if not math.isfinite(value):
+        return "unbounded"
+    step = Decimal(1).scaleb(-digits)
+    text = f"{Decimal(repr(value)).quantize(step, ROUND_CEILING):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def bytes_text(count: int) -> str:
+    """A size for people."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

@@ -1,0 +1,49 @@
+"""A job file as far as the engineer's side reads it; the coordinator judges the rest."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from protos.errors import Malformed
+
+SPEC_BYTES_MAX = 1 << 20
+
+
+def read_spec(spec: Path | bytes) -> bytes:
+    """The bytes of a job file.
+
+    Raises:
+        Malformed: FILE_UNREADABLE, JOB_INVALID.
+    """
+    if isinstance(spec, Path):
+        try:
+            spec = spec.read_bytes()
+        except OSError as error:
+            raise Malformed(
+                "FILE_UNREADABLE", f"{error.filename} cannot be read: {error.strerror}"
+            ) from None
+    if len(spec) > SPEC_BYTES_MAX:
+        raise Malformed(
+            "JOB_INVALID", f"the job file has {len(spec)} bytes; {SPEC_BYTES_MAX} is the most"
+        )
+    return spec
+
+
+def task_of(spec: bytes) -> tuple[str, Mapping[str, Any]]:
+    """The task's name and configuration.
+
+    Raises:
+        Malformed: JOB_INVALID.
+    """
+    try:
+        content = yaml.safe_load(spec)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        raise Malformed("JOB_INVALID", "the job file is not YAML that can be read") from None
+    if not isinstance(content, dict) or not isinstance(content.get("task"), str):
+        raise Malformed("JOB_INVALID", "the job file must be a mapping with `task: NAME`")
+    task_config = content.get("task_config", {})
+    if not isinstance(task_config, dict):
+        raise Malformed("JOB_INVALID", "task_config in the job file must be a mapping")
+    return content["task"], task_config

@@ -1,0 +1,165 @@
+"""The report's tables. Every word that is not ours is escaped."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from protos.feddp.v1.budgets_pb2 import BudgetAccount
+from protos.feddp.v1.jobs_pb2 import Job, Participation
+
+OUTCOMES = {
+    "update": ("✓", "update received"),
+    "no_update": ("○", "data opened, no update"),
+    "refused": ("✕", "refused by the hospital"),
+    "late": ("»", "too late for the round"),
+    "lost": ("!", "connection lost"),
+    "left_out": ("–", "not asked"),
+}
+_PENDING = ("·", "no outcome yet")
+
+
+def epsilon(value: float) -> str:
+    """Rounded up in the fourth significant digit, so that no figure here flatters."""
+    if not value:
+        return "0"
+    shown = f"{value:.4g}"
+    step = 10.0 ** (_exponent(value) - 3)
+    return shown if float(shown) >= value else f"{float(shown) + step:.4g}"
+
+
+def small(value: float) -> str:
+    """1e-5, not 1e-05."""
+    return f"{value:g}".replace("e-0", "e-")
+
+
+def _exponent(value: float) -> int:
+    return int(f"{value:e}".partition("e")[2])
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
+    """A table of cells that are HTML already."""
+    head = "".join(f"<th scope=col>{name}</th>" for name in heads)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return (
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def hospitals(job: Job) -> str:
+    """Epsilon of each hospital beside its limit."""
+    limit = "Target of this job" if job.target_epsilon else "Lifetime limit"
+    heads = ["Hospital", "Class", "Running epsilon", limit, "Delta", "Rounds"]
+    return table(heads, (_hospital(node) for node in job.nodes), "numbers")
+
+
+def _hospital(node: Any) -> list[str]:
+    known = node.HasField("epsilon_spent") or not node.rounds_participated
+    spent = epsilon(node.epsilon_spent) if known else "none: no guarantee"
+    if known and node.epsilon_limit:
+        share = min(1.0, node.epsilon_spent / node.epsilon_limit)
+        spent += f' <span class="meter"><i style="width:{share:.0%}"></i></span>'
+    return [
+        escape(node.name),
+        escape(node.node_class),
+        spent,
+        f"{node.epsilon_limit:g}" if node.epsilon_limit else "–",
+        small(node.delta) if node.delta and known else "–",
+        str(node.rounds_participated),
+    ]
+
+
+def accounts(given: Sequence[BudgetAccount]) -> str:
+    """The accounts that pay, over all jobs."""
+    rows = (
+        [
+            escape(account.account),
+            escape(", ".join(account.data_sets)),
+            escape(account.filter) + (f" {account.rdp_order}" if account.rdp_order else ""),
+            epsilon(account.epsilon_spent) if account.HasField("epsilon_spent") else "none",
+            f"{account.epsilon_limit:g}",
+            small(account.delta),
+            "yes" if account.guarantee else "<strong>no, for ever</strong>",
+        ]
+        for account in given
+    )
+    heads = [
+        "Account",
+        "Data sets",
+        "Filter",
+        "Running epsilon, all jobs",
+        "Lifetime limit",
+        "Delta",
+        "Guarantee",
+    ]
+    return table(heads, rows, "numbers")
+
+
+def participation(job: Job) -> str:
+    """Who took part in which round, and below it who did not and why."""
+    names = _names(job)
+    cells: dict[tuple[str, int], Participation] = {
+        (each.node, number.number): each for number in job.rounds for each in number.participation
+    }
+    heads = ["Hospital", *(str(number.number) for number in job.rounds)]
+    rows = (
+        [escape(name), *(_cell(cells.get((name, number.number))) for number in job.rounds)]
+        for name in names
+    )
+    used = {each.outcome for each in cells.values()}
+    key = " · ".join(
+        f"{sign} {words}" for outcome, (sign, words) in OUTCOMES.items() if outcome in used
+    )
+    return f'{table(heads, rows, "matrix")}<p class="small">{key}</p>{_absences(job)}'
+
+
+def _names(job: Job) -> list[str]:
+    seen = {node.name: None for node in job.nodes}
+    seen |= {each.node: None for number in job.rounds for each in number.participation}
+    return list(seen)
+
+
+def _cell(each: Participation | None) -> str:
+    if each is None:
+        return '<span class="o-none" title="not part of it">·</span>'
+    sign, words = OUTCOMES.get(each.outcome, _PENDING)
+    why = f": {each.reason}" if each.reason else ""
+    known = each.outcome if each.outcome in OUTCOMES else "none"
+    return f'<span class="o-{known}" title="{escape(words + why)}">{sign}</span>'
+
+
+def _absences(job: Job) -> str:
+    rows = [
+        [
+            str(number.number),
+            escape(each.node),
+            OUTCOMES.get(each.outcome, _PENDING)[1],
+            f"{escape(each.message or each.reason)}"
+            + (f" <code>{escape(each.reason)}</code>" if each.message and each.reason else ""),
+        ]
+        for number in job.rounds
+        for each in number.participation
+        if each.outcome != "update"
+    ]
+    if not rows:
+        return "<p>Every hospital's update was in every round.</p>" if job.rounds else ""
+    return table(["Round", "Hospital", "Outcome", "Why"], rows)
+
+
+def test_metrics(metrics: Mapping[str, Any]) -> str:
+    """Pooled figures, then each hospital's."""
+    rows = [_metric_row("all, pooled", metrics)]
+    rows += [
+        _metric_row(str(name), values)
+        for name, values in (metrics.get("per_node") or {}).items()
+        if isinstance(values, Mapping)
+    ]
+    return table(["Held-out rows of", "Accuracy", "AUC", "Brier"], rows, "numbers")
+
+
+def _metric_row(name: str, values: Mapping[str, Any]) -> list[str]:
+    return [escape(name), *(_figure(values.get(key)) for key in ("accuracy", "auc", "brier"))]
+
+
+def _figure(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, (int, float)) else "–"

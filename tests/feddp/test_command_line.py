@@ -1,0 +1,158 @@
+"""What holds for every command: help, usage errors, bugs, missing extras, what is imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import Run
+
+from feddp.cli import output
+from feddp.cli.app import app
+
+COMMANDS = [
+    "demo",
+    *(f"coordinator {verb}" for verb in ("init", "serve", "check")),
+    *(f"node {verb}" for verb in ("token", "list", "show", "disable", "enable")),
+    *(f"agent {verb}" for verb in ("join", "run", "status")),
+    *(f"job {verb}" for verb in ("submit", "list", "show", "watch", "cancel")),
+    *(f"model {verb}" for verb in ("list", "show", "download")),
+    *(f"budget {verb}" for verb in ("show", "ledger", "verify")),
+]
+
+
+def test_the_commands_are_exactly_these() -> None:
+    """A command that is not in the list has no help test."""
+    found = [command.name for command in app.registered_commands]
+    for group in app.registered_groups:
+        inner = group.typer_instance
+        assert inner is not None
+        for command in inner.registered_commands:
+            verb = command.name or command.callback.__name__  # type: ignore[union-attr]
+            found.append(f"{group.name} {verb}")
+    assert sorted(filter(None, found)) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(run: Run, command: str) -> None:
+    """A usage line and a sentence, exit code 0."""
+    ran = run(*command.split(), "--help")
+    assert ran.code == 0
+    assert ran.out.startswith(f"Usage: feddp {command}")
+    assert ran.err == ""
+
+
+@pytest.mark.parametrize(
+    "words", [["no-such"], ["node", "show"], ["node", "list", "--no-such"], ["job", "submit"]]
+)
+def test_wrong_usage_is_exit_2_and_points_to_the_help(run: Run, words: list[str]) -> None:
+    """One line on stderr."""
+    ran = run(*words)
+    assert (ran.code, ran.out) == (2, "")
+    assert "--help` shows the usage" in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+def test_wrong_usage_with_json_is_json(run: Run) -> None:
+    """A program that asked for JSON can read every error."""
+    ran = run("node", "list", "--json", "--no-such")
+    assert (ran.code, ran.error["reason"]) == (2, "USAGE")
+
+
+def test_a_bug_is_one_line_without_a_traceback_or_its_words(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The log holds the incident and the places; neither it nor the line holds what it said."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("patient 17 has 1.25")
+
+    monkeypatch.setattr("feddp.profile.Selection.of", broken)
+    ran = run("node", "list")
+    log = tmp_path / "state/feddp/errors.log"
+    assert ran.code == 1
+    assert len(ran.err.splitlines()) == 1
+    assert "Traceback" not in ran.err
+    assert str(log) in ran.err
+    incident = ran.err.partition("incident ")[2][:8]
+    text = log.read_text()
+    assert f"incident {incident}: RuntimeError in feddp node list" in text
+    assert "options.py" in text
+    for told in (ran.err, text):
+        assert "patient 17" not in told
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "extra"),
+    [
+        (["coordinator", "check", "--config", "c.yaml"], "coordinator.check", "coordinator"),
+        (["agent", "join", "TOKEN", "--dir", "d"], "node_agent.enrol", "agent"),
+        (["demo"], "feddp.demo.runner", "demo"),
+    ],
+)
+def test_a_missing_extra_is_named(
+    run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str], module: str, extra: str
+) -> None:
+    """With the command that installs it, exit code 2."""
+
+    class Absent:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == module:
+                raise ModuleNotFoundError("no module named numpy", name="numpy")
+
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
+    ran = run(*words)
+    assert ran.code == 2
+    assert f"pip install 'feddp[{extra}]'" in ran.err
+
+
+def _loaded(code: str) -> set[str]:
+    """Names of the modules that a fresh interpreter has loaded after `code`."""
+    text = f"import sys\n{code}\nprint(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    return set(ran.stdout.split())
+
+
+def test_the_commands_load_without_what_only_some_of_them_need() -> None:
+    """`feddp --help` stays quick, and an idle agent small."""
+    loaded = _loaded("import feddp.cli.app")
+    heavy = {"grpc", "numpy", "torch", "sqlalchemy", "pygal", "rich.live", "cryptography", "yaml"}
+    assert loaded & heavy == set()
+
+
+def test_an_idle_agent_has_not_loaded_what_only_training_needs() -> None:
+    """What `feddp agent run` imports before it waits for work."""
+    code = "import feddp.cli.app\nimport feddp.logging\nimport node_agent.agent"
+    heavy = {"numpy", "torch", "sqlalchemy", "pygal", "dp_accounting", "pyarrow", "pandas"}
+    assert _loaded(code) & heavy == set()
+
+
+def test_the_client_loads_without_the_coordinators_extra() -> None:
+    """A bare install gives the command line and the client."""
+    heavy = {"numpy", "torch", "sqlalchemy", "dp_accounting", "pyarrow", "pygal"}
+    assert _loaded("import feddp.client, feddp.cli.ledgers, feddp.cli.following") & heavy == set()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "none"),
+        (2.0, "2"),
+        (1.10001, "1.1001"),
+        (1.1, "1.1"),
+        (0.0, "0"),
+        (float("inf"), "unbounded"),
+    ],
+)
+def test_an_epsilon_is_never_shown_smaller_than_it_is(value: float | None, text: str) -> None:
+    """Rounded up, never to nearest."""
+    assert output.epsilon(value) == text
+
+
+def test_python_m_feddp_is_the_same_command() -> None:
+    """The version, from a fresh process."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "feddp", "--version"], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.startswith("feddp 0.")

@@ -1,0 +1,264 @@
+"""Commands against a server with real mutual TLS: exit codes and what is on each stream."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from command_line import Run
+from fake_coordinator import Coordinator
+from job_scripts import SPEC, job_in
+
+from protos import errors
+from protos.content import digest_of
+from protos.feddp.v1.models_pb2 import Model
+from protos.feddp.v1.nodes_pb2 import Node, NodeDataSet
+
+
+def test_a_token_alone_is_on_stdout(coordinator: Coordinator, run: Run) -> None:
+    """A script can pass the output on as it is."""
+    ran = run(
+        "node", "token", "a", "--class", "hpc", "--ttl", "30m", "--profile", coordinator.profile
+    )
+    assert (ran.code, ran.out, ran.err) == (0, "feddp1.a.hpc.1800\n", "")
+
+
+def test_a_token_as_json(coordinator: Coordinator, run: Run) -> None:
+    """`token` is the fixed name."""
+    ran = run("node", "token", "a", "--json", "--profile", coordinator.profile)
+    assert ran.json["token"] == "feddp1.a.edge.86400"
+
+
+@pytest.mark.parametrize("words", [["--ttl", "soon"], ["--class", "laptop"]])
+def test_a_wrong_option_of_token_is_usage(
+    coordinator: Coordinator, run: Run, words: list[str]
+) -> None:
+    """Nothing is asked of the coordinator."""
+    ran = run("node", "token", "a", *words, "--profile", coordinator.profile)
+    assert ran.code == 2
+    assert coordinator.state.calls == []
+
+
+def test_nodes_are_listed_shown_and_disabled(coordinator: Coordinator, run: Run) -> None:
+    """Every field of a node is in the JSON, with bytes in hexadecimal."""
+    data_set = NodeDataSet(name="heart", account="a/patients", declared_n=199)
+    coordinator.state.nodes["a"] = Node(
+        name="a", status="enrolled", data_sets=[data_set], ledger_public_key=b"\x01\xff"
+    )
+    where = ("--profile", coordinator.profile)
+    assert run("node", "list", "--json", *where).json["nodes"][0]["name"] == "a"
+    shown = run("node", "show", "a", "--json", *where).json
+    assert shown["ledger_public_key"] == "01ff"
+    assert shown["data_sets"][0]["declared_n"] == 199
+    assert run("node", "disable", "a", "--json", *where).json["status"] == "disabled"
+    assert run("node", "enable", "a", "--json", *where).json["status"] == "enrolled"
+    assert "199 patients declared" in run("node", "show", "a", *where).out
+    assert "enrolled" in run("node", "list", *where).out
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.Malformed("JOB_INVALID", "said"), 2),
+        (errors.Conflict("NODE_EXISTS", "said"), 2),
+        (errors.Unauthenticated("CERTIFICATE_UNKNOWN", "said"), 3),
+        (errors.NotAllowed("NOT_ALLOWED", "said"), 3),
+        (errors.NotFound("NODE_UNKNOWN", "said"), 3),
+        (errors.BudgetRefused("BUDGET_REFUSED", "said"), 4),
+        (errors.WrongPhase("JOB_ENDED", "said"), 1),
+        (errors.Limited("TOO_MANY", "said", retry_after_s=1.0), 1),
+        (errors.Internal("INTERNAL", "said"), 1),
+    ],
+)
+def test_the_kind_of_error_is_the_exit_code(
+    coordinator: Coordinator, run: Run, error: errors.FeddpError, code: int
+) -> None:
+    """What the coordinator said goes to stderr, and stdout stays empty."""
+    coordinator.state.faults["ListNodes"] = [error, error]
+    ran = run("node", "list", "--json", "--profile", coordinator.profile)
+    assert (ran.code, ran.out, ran.error) == (code, "", {"reason": error.reason, "message": "said"})
+    ran = run("node", "list", "--profile", coordinator.profile)
+    assert (ran.code, ran.out, ran.err) == (code, "", "error: said\n")
+
+
+def test_an_absent_coordinator_is_exit_5(coordinator: Coordinator, run: Run) -> None:
+    """The message names the address and the profile."""
+    coordinator.stop()
+    ran = run("node", "list", "--profile", coordinator.profile)
+    assert ran.code == 5
+    assert f"127.0.0.1:{coordinator.port}" in ran.err
+
+
+def test_submit_prints_the_job(coordinator: Coordinator, run: Run, tmp_path: Path) -> None:
+    """Without --watch it returns at once."""
+    (tmp_path / "job.yaml").write_bytes(SPEC)
+    ran = run("job", "submit", "job.yaml", "--json", "--profile", coordinator.profile)
+    assert (ran.code, ran.json["job_id"]) == (0, "j1")
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [("converged", 0), ("completed", 0), ("budget_exhausted", 4), ("failed", 1), ("cancelled", 1)],
+)
+def test_the_exit_code_of_watch_is_the_jobs(
+    coordinator: Coordinator, run: Run, tmp_path: Path, status: str, code: int
+) -> None:
+    """As fixed for submit --watch, watch and demo."""
+    coordinator.state.watches = [[job_in("running"), job_in(status, 2)]]
+    ran = run("job", "watch", "j1", "--profile", coordinator.profile)
+    assert ran.code == code
+    assert (tmp_path / "feddp-report-j1.html").read_text().startswith("<!doctype html>")
+
+
+def test_submit_and_watch_as_json_is_the_ended_job(
+    coordinator: Coordinator, run: Run, tmp_path: Path
+) -> None:
+    """One JSON value on stdout; where the report is goes to stderr."""
+    (tmp_path / "job.yaml").write_bytes(SPEC)
+    coordinator.state.watches = [[job_in("running"), job_in("completed", 2)]]
+    words = ("submit", "job.yaml", "--watch", "--json", "--report", tmp_path / "r.html")
+    ran = run("job", *words, "--profile", coordinator.profile)
+    assert ran.code == 0
+    assert ran.json["status"] == "completed"
+    assert ran.json["nodes"][0]["epsilon_spent"] == pytest.approx(1.40002)
+    assert "r.html" in ran.err
+    assert (tmp_path / "r.html").exists()
+
+
+def test_watch_as_json_is_one_line_a_change(coordinator: Coordinator, run: Run) -> None:
+    """The stream's repetitions are no change."""
+    running, done = job_in("running"), job_in("completed", 2)
+    coordinator.state.watches = [[running, running, done]]
+    ran = run("job", "watch", "j1", "--json", "--profile", coordinator.profile)
+    assert [json.loads(text)["status"] for text in ran.out.splitlines()] == ["running", "completed"]
+
+
+def test_watch_in_a_pipe_says_what_changes(coordinator: Coordinator, run: Run) -> None:
+    """For whom the job waits, each round, the end; a running epsilon is called one, rounded up."""
+    coordinator.state.watches = [
+        [
+            job_in("running"),
+            job_in("waiting", waiting="b"),
+            job_in("running"),
+            job_in("running", 1),
+            job_in("completed", 2),
+        ]
+    ]
+    ran = run("job", "watch", "j1", "--profile", coordinator.profile)
+    assert ran.out.splitlines() == [
+        "round 1 of 2 began",
+        "waiting for b: OFFLINE: it is not connected",
+        "no longer waiting",
+        "round 2 of 2 began",
+        "round 1 of 2 done, 1 updates, running epsilon at most 0.7001",
+        "round 2 of 2 done, 1 updates, running epsilon at most 1.4001",
+        "completed after 2 rounds",
+    ]
+
+
+def test_ctrl_c_stops_watching_and_not_the_job(
+    coordinator: Coordinator, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message says how to go on watching and how to end the job."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("feddp.client.Client.watch", interrupted)
+    ran = run("job", "watch", "j1", "--profile", coordinator.profile)
+    assert ran.code == 130
+    assert "job j1 goes on" in ran.err
+    assert "feddp job cancel j1" in ran.err
+    assert coordinator.state.called("CancelJob") == 0
+
+
+def test_a_job_is_listed_shown_and_cancelled(coordinator: Coordinator, run: Run) -> None:
+    """`show` holds the file that was submitted."""
+    where = ("--profile", coordinator.profile)
+    coordinator.state.jobs["j1"] = job_in("waiting", 1, waiting="b")
+    coordinator.state.specs["j1"] = SPEC
+    assert run("job", "list", "--json", *where).json["jobs"][0]["job_id"] == "j1"
+    assert run("job", "show", "j1", "--json", *where).json["spec"] == SPEC.decode()
+    text = run("job", "show", "j1", *where).out
+    assert "b: OFFLINE: it is not connected" in text
+    assert "RUNNING EPSILON" in text
+    assert run("job", "show", "j2", *where).code == 3
+    assert run("job", "cancel", "j1", "--json", *where).json["status"] == "cancelled"
+
+
+def test_a_model_is_listed_shown_and_downloaded(
+    coordinator: Coordinator, run: Run, tmp_path: Path
+) -> None:
+    """The file's digest is the model's id; a second download is refused without --force."""
+    where = ("--profile", coordinator.profile)
+    digest = digest_of(b"weights")
+    coordinator.state.blobs[digest] = b"weights"
+    coordinator.state.models = [Model(digest=digest, job_id="j1", kind="answer", bytes=7)]
+    assert run("model", "list", "--json", *where).json["models"][0]["digest"] == digest
+    assert run("model", "show", "j1", "--json", *where).json["kind"] == "answer"
+    out = tmp_path / "m.safetensors"
+    ran = run("model", "download", "j1", "--out", out, "--json", *where)
+    assert ran.json == {"path": str(out), "digest": digest, "bytes": 7}
+    assert out.read_bytes() == b"weights"
+    assert run("model", "download", "j1", "--out", out, *where).code == 2
+    assert run("model", "download", "j1", "--out", out, "--force", *where).code == 0
+    assert run("model", "show", "j2", *where).code == 3
+
+
+def test_names_from_other_machines_cannot_steer_the_terminal(
+    coordinator: Coordinator, run: Run
+) -> None:
+    """Control characters are shown as question marks, and markup as text."""
+    job = job_in("running")
+    job.name = "\x1b[2J[red]x"
+    coordinator.state.jobs["j1"] = job
+    where = ("--profile", coordinator.profile)
+    for words in (("list",), ("show", "j1")):
+        out = run("job", *words, *where).out
+        assert "\x1b" not in out
+        assert "?[2J[red]x" in out
+
+
+def test_an_installation_is_found_in_its_folder_and_in_a_demos(
+    coordinator: Coordinator, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--dir and FEDDP_DIR take both; FEDDP_PROFILE takes a profile."""
+    installation = tmp_path / "demo" / "coordinator"
+    installation.mkdir(parents=True)
+    (installation / "coordinator.yaml").write_text("{}")
+    coordinator.profile.rename(installation / "operator")
+    assert run("node", "list", "--dir", installation).code == 0
+    assert run("node", "list", "--dir", tmp_path / "demo").code == 0
+    monkeypatch.setenv("FEDDP_DIR", str(tmp_path / "demo"))
+    assert run("node", "list").code == 0
+    monkeypatch.setenv("FEDDP_PROFILE", str(installation / "operator"))
+    assert run("node", "list").code == 0
+    assert run("node", "list", "--dir", tmp_path).code == 3
+
+
+def test_no_installation_is_a_clear_usage_error(run: Run) -> None:
+    """It names both options and both variables."""
+    ran = run("node", "list", "--json")
+    assert (ran.code, ran.error["reason"]) == (2, "SELECTION_MISSING")
+    for word in ("--dir", "--profile", "FEDDP_DIR", "FEDDP_PROFILE"):
+        assert word in ran.error["message"]
+
+
+def test_a_damaged_profile_is_named(coordinator: Coordinator, run: Run) -> None:
+    """The file, and what it must hold."""
+    where = ("--json", "--profile", coordinator.profile)
+    (coordinator.profile / "profile.yaml").write_text("address: 3")
+    assert run("node", "list", *where).error["reason"] == "PROFILE_INVALID"
+    (coordinator.profile / "key.pem").unlink()
+    missing = run("node", "list", *where).error
+    assert missing["reason"] == "PROFILE_MISSING"
+    assert "key.pem" in missing["message"]
+
+
+def test_a_free_port_is_not_waited_for(run: Run, coordinator: Coordinator) -> None:
+    """A wrong port in a profile is exit code 5, not a hang."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (coordinator.profile / "profile.yaml").write_text(f"address: 127.0.0.1:{port}\nname: operator")
+    assert run("job", "list", "--profile", coordinator.profile).code == 5

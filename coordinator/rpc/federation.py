@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import structlog
 from sqlalchemy import Connection
 
+from certs.peer import Peer
 from coordinator import aggregation
 from coordinator.blobs import BlobStore
 from coordinator.identities import Identities
@@ -82,9 +83,7 @@ class FederationService(pb_grpc.FederationServicer):
             for task in (reader, watch):
                 task.cancel()
             log.info("session_closed", node=node)
-        for task in (watch, reader):
-            if task.done() and not task.cancelled() and (fault := task.exception()) is not None:
-                raise fault
+        self.identities.caller(seen)  # says why, if the node was cut for its identity
         if self.draining:
             raise Unavailable(
                 "DRAINING", "this coordinator is stopping; reconnect", retry_after_s=1
@@ -193,15 +192,15 @@ class FederationService(pb_grpc.FederationServicer):
         record = await self.database.read(lambda connection: people.node(connection, node))
         ledger.check_signature(record.ledger_public_key, statement, signature)
 
-    async def _watch_identity(self, session: NodeSession, seen: object) -> None:
+    async def _watch_identity(self, session: NodeSession, seen: Peer) -> None:
         """A live stream outlives its certificate: look again, and cut."""
         while True:
             await asyncio.sleep(IDENTITY_CHECK_S)
             try:
-                self.identities.caller(seen)  # type: ignore[arg-type]
+                self.identities.caller(seen)
             except FeddpError:
                 session.end()
-                raise
+                return
 
     # Updates
 

@@ -10,7 +10,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -47,7 +46,7 @@ def _measure(
     credentials: grpc.ChannelCredentials, port: int, nodes: int, message_bytes: int, rounds: int
 ) -> float:
     channels = [grpc.secure_channel(f"localhost:{port}", credentials) for _ in range(nodes)]
-    calls: list[Callable[[bytes], bytes]] = [channel.unary_unary(PATH) for channel in channels]
+    calls: list[Any] = [channel.unary_unary(PATH) for channel in channels]
     payload = os.urandom(message_bytes)
 
     def exchange(number: int) -> None:

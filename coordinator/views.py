@@ -195,7 +195,7 @@ def _waiting(live: LiveJob) -> list[jobs_pb2.Waiting]:
         have, what = len(phase.round.received), "updates are here"
     else:
         have, what = phase.offers, "nodes are ready"
-    summary = f"{have} of at least {need} {what}; whoever is ready counts, the others are named"
+    summary = f"{have} of at least {need} {what}"
     return [
         jobs_pb2.Waiting(reason="QUORUM", message=summary),
         *(jobs_pb2.Waiting(node=a.node, reason=a.reason, message=a.message) for a in phase.waiting),

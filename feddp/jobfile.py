@@ -8,7 +8,7 @@ import yaml
 
 from protos.errors import Malformed
 
-SPEC_BYTES_MAX = 1 << 20
+SPEC_BYTES_MAX = 64 << 10
 
 
 def read_spec(spec: Path | bytes) -> bytes:

@@ -82,11 +82,6 @@ def _without_foreign_words(_: WrappedLogger, __: str, event: EventDict) -> Event
     for field, value in event.items():
         if isinstance(value, BaseException) and not field.startswith("_"):
             event[field] = _told(value)
-    record = event.get("_record")
-    if error is None and record is not None and record.exc_info:
-        error = _exception_of(record.exc_info)
-    if record is not None:
-        record.exc_info = record.exc_text = record.stack_info = None
     if error is not None:
         event["event"] = _purged(str(event.get("event", "")), error)
         event["exception"] = [_described(each) for each in _chain(error)]

@@ -50,7 +50,7 @@ def run(path: Path) -> None:
     config, identity = _read(folder)
     # A steward's mistake is told before anything starts; later ones refuse every order.
     Steward(folder).rules()
-    with _lock(folder):
+    with locked(folder):
         asyncio.run(serve(folder, config, identity, LocalWorker.start, asyncio.Event()))
 
 
@@ -167,8 +167,12 @@ def _read(folder: Folder) -> tuple[AgentConfig, Identity]:
 
 
 @contextlib.contextmanager
-def _lock(folder: Folder) -> Iterator[None]:
-    """Hold the folder; the kernel lets go of it when the process ends, however it ends."""
+def locked(folder: Folder) -> Iterator[None]:
+    """Hold the folder; the kernel lets go of it when the process ends, however it ends.
+
+    Raises:
+        Conflict: AGENT_RUNNING.
+    """
     descriptor = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         for left in reversed(range(LOCK_TRIES)):

@@ -80,9 +80,10 @@ class State:
     def __init__(self, path: Path, node: str, key: Ed25519PrivateKey) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._node = node
+        # `feddp agent status` may read at the same time.
+        self._connection.execute("PRAGMA busy_timeout = 5000")
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
-        self._connection.execute("PRAGMA busy_timeout = 5000")
         self._prepare(path)
         self.ledger = OwnLedger(self._connection, key)
 

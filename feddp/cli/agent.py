@@ -1,7 +1,7 @@
 """`feddp agent`: join a federation, run the node agent, see how it is."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,13 +22,25 @@ def join(
     """Redeem a join token: makes the node's keys here and brings its certificate."""
     from node_agent.enrol import join as join_federation
 
-    join_federation(token, folder)
+    made = join_federation(token, folder)
     if as_json:
-        output.print_json({"dir": str(folder), "joined": True})
+        output.print_json(
+            {
+                "node": made.node,
+                "class": made.node_class,
+                "spiffe_id": made.spiffe_id,
+                "coordinator": made.coordinator,
+                "dir": str(made.path),
+                "certificate_expires_at": made.expires_at.timestamp(),
+            }
+        )
         return
-    output.line(f"joined; the node's identity is in {folder / 'identity'}")
-    output.line(f"say what may be learned in policy.yaml and datasets.yaml in {folder}, then:")
-    output.line(f"  feddp agent run --dir {folder}")
+    output.line(f"joined as {made.node} ({made.node_class}); coordinator {made.coordinator}")
+    output.line(f"certificate until {output.moment(made.expires_at.timestamp())}")
+    if made.policy_written:
+        output.line(f"{folder / 'policy.yaml'} allows nothing yet: the data steward edits it and")
+        output.line(f"declares the data in {folder / 'datasets.yaml'}")
+    output.line(f"start it: feddp agent run --dir {folder}")
 
 
 @app.command()
@@ -50,4 +62,46 @@ def status(folder: Folder, as_json: Json = False) -> None:
     from node_agent.agent import status as agent_status
 
     found = agent_status(folder)
-    output.print_json(found)
+    if as_json:
+        output.print_json(found)
+        return
+    output.facts(_facts(found))
+
+
+def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    ledger = found["ledger"]
+    said = "verifies" if ledger["verified"] else "does NOT verify"
+    return [
+        ("node", f"{found['node']} ({found['node_class']})"),
+        ("coordinator", found["coordinator"]),
+        ("running", "yes" if found["running"] else "no"),
+        ("connected", _connected(found)),
+        ("certificate until", output.moment(found["certificate_expires_at"])),
+        ("steward's files", "in order" if found["rules"]["ok"] else found["rules"]["message"]),
+        *(
+            (
+                f"data set {one['name']}",
+                f"{one['declared_n']} patients declared, paid by {one['account']}, "
+                f"{len(one['tasks'])} tasks allowed",
+            )
+            for one in found["data_sets"]
+        ),
+        *((f"account {one['name']}", _account(one)) for one in found["accounts"]),
+        ("own ledger", f"{ledger['entries']} entries, {said}"),
+        *(("problem", text) for text in ledger["problems"]),
+    ]
+
+
+def _connected(found: dict[str, Any]) -> str:
+    if not found["connected"]:
+        return "no"
+    return f"yes, since {output.moment(found['connected_since'])}"
+
+
+def _account(one: dict[str, Any]) -> str:
+    if one["message"]:
+        return str(one["message"])
+    limit = f"limit {output.epsilon(one['epsilon_limit'])} at delta {one['delta']:g}"
+    if not one["guarantee"]:
+        return f"NO GUARANTEE: something was released without accounting; {limit}"
+    return f"{limit}; running epsilon {output.epsilon(one['epsilon_spent'])}"

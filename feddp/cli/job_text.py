@@ -65,6 +65,8 @@ def node_states(job: Job) -> dict[str, str]:
     states = {node.name: job.phase for node in job.nodes}
     if job.rounds:
         for part in job.rounds[-1].participation:
+            if part.outcome == "open":
+                continue
             states[part.node] = part.outcome + (f" ({part.reason})" if part.reason else "")
     for waiting in job.waiting:
         if waiting.node:
@@ -102,13 +104,13 @@ class Changes:
 
     def of(self, job: Job) -> Iterator[str]:
         """Lines about what changed; none when nothing did."""
-        if job.round > self._round and job.phase != "ended":
-            self._round = job.round
-            yield f"round {job.round} of {job.rounds_planned} began"
         for found in job.rounds:
             if found.ended_at and found.number not in self._done:
                 self._done.add(found.number)
                 yield _round_line(found, job)
+        if job.round > self._round and job.phase != "ended":
+            self._round = job.round
+            yield f"round {job.round} of {job.rounds_planned} began"
         waiting = tuple(waiting_text(one) for one in job.waiting)
         if waiting != self._waiting:
             self._waiting = waiting
@@ -128,7 +130,10 @@ def _round_line(found: Round, job: Job) -> str:
         for part in found.participation
         if part.outcome != "update"
     ]
-    parts = [f"round {found.number} of {job.rounds_planned} done", f"{len(updates)} updates"]
+    parts = [
+        f"round {found.number} of {job.rounds_planned} done",
+        f"{len(updates)} update{'' if len(updates) == 1 else 's'}",
+    ]
     parts += others
     running = [part.epsilon_after for part in updates if part.HasField("epsilon_after")]
     if running:

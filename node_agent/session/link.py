@@ -23,6 +23,8 @@ Outbox = asyncio.Queue[pb.AgentMessage]
 READY_WAIT_S: Final = 5.0
 REPEAT_LOG_S: Final = 60.0
 HEARTBEAT_S: Final = 5.0
+HEARTBEAT_UNKNOWN_S: Final = 0.5
+"""Until the first Welcome, so that the beat that follows it comes in time; sends nothing."""
 
 CHANNEL_OPTIONS: Final = (
     ("grpc.keepalive_time_ms", 20_000),
@@ -60,7 +62,7 @@ class Link:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.outbox: Outbox | None = None
-        self.heartbeat_s = HEARTBEAT_S
+        self.heartbeat_s = HEARTBEAT_UNKNOWN_S
         self._channel = channel
         self._stub = pb_grpc.FederationStub(channel)
         self._address = address

@@ -117,21 +117,27 @@ def parse_config(name: str, config: Mapping[str, Any], data_set: DataSetSpec | N
 
     Raises:
         NotFound: TASK_UNKNOWN.
-        Malformed: TASK_CONFIG_INVALID; the message names the key, and holds nothing from data.
+        Malformed: TASK_CONFIG_INVALID; the message names every wrong key, and nothing from data.
     """
     try:
         parsed = _entry(name).config.model_validate(dict(config))
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(str(part) for part in fault["loc"])
-        text = fault["msg"].removeprefix("Value error, ")
         raise Malformed(
-            "TASK_CONFIG_INVALID",
-            f"The task_config of task {name!r} is wrong: {key + ': ' if key else ''}{text}",
+            "TASK_CONFIG_INVALID", f"The task_config of task {name!r} is wrong: {_faults(error)}"
         ) from None
     if data_set is not None and isinstance(parsed, TabularConfig):
         tabular_config.check_against(parsed, data_set)
     return parsed
+
+
+def _faults(error: ValidationError) -> str:
+    """Every fault with its key, in one line."""
+    said = []
+    for fault in error.errors(include_url=False, include_input=False):
+        key = ".".join(str(part) for part in fault["loc"])
+        text = fault["msg"].removeprefix("Value error, ")
+        said.append(f"{key}: {text}" if key else text)
+    return "; ".join(said)
 
 
 def model_shapes(name: str, config: BaseModel) -> Shapes:

@@ -46,7 +46,7 @@ def server(checks: Checks, metrics: Metrics) -> Iterator[HealthServer]:
 
 def ask(server: HealthServer, path: str, method: str = "GET") -> tuple[int, bytes]:
     """Status and body."""
-    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)) as connection:
         connection.request(method, path)
         answer = connection.getresponse()
         return answer.status, answer.read()

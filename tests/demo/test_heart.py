@@ -7,13 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from feddp.demo import heart, hospital
 from node_agent.datasets import load_data_sets
 from node_agent.policy import load_policy
 from node_agent.tasks import registry
+from node_agent.tasks.tabular import TabularModel
+from node_agent.tasks.tabular_config import TabularConfig
 from node_agent.worker import Worker
+from privacy.calibration import noise_multiplier_for
+from privacy.filters import make_filter
 from protos.content import digest_of_file
 from protos.errors import NotFound
 
@@ -80,9 +85,22 @@ def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train_all(
-    tmp_path: Path, found: dict[str, heart.Hospital], config: dict[str, Any], mu: float = 0.01
+    tmp_path: Path,
+    found: dict[str, heart.Hospital],
+    config: dict[str, Any],
+    epsilon: float | None = None,
 ) -> Path:
     """Four rounds of five steps over four workers in this process; the mean of the last half."""
+    release: dict[str, Any] = {
+        "mechanism": "none",
+        "noise_multiplier": None,
+        "sample_rate": 1.0,
+        "steps": 5,
+    }
+    if epsilon is not None:
+        share = make_filter("gdp", 0, epsilon, 1e-5)
+        noise = noise_multiplier_for(share, share.limit_units, 4, 5, 1.0)
+        release |= {"mechanism": "gaussian", "noise_multiplier": noise}
     workers: dict[str, Worker] = {}
     for name, one in found.items():
         hospital.write_hospital(tmp_path / name, one)
@@ -113,15 +131,10 @@ def train_all(
                 "base_model": str(model),
                 "base_model_digest": digest_of_file(model),
                 "out": str(out),
-                "release": {
-                    "mechanism": "none",
-                    "noise_multiplier": None,
-                    "sample_rate": 1.0,
-                    "steps": 5,
-                },
+                "release": release,
                 "declared_n": len(found[name].train_rows),
                 "max_grad_norm": 0.1,
-                "proximal_mu": mu,
+                "proximal_mu": 0.01,
             }
             answer = worker.handle(json.dumps(order).encode())
             assert answer["op"] == "trained", answer
@@ -153,11 +166,45 @@ def test_training_without_noise_reaches_the_reference_figures(
     assert set(result["per_node"]) == set(heart.NODES)
 
 
+@pytest.mark.parametrize(
+    ("epsilon", "accuracy", "auc", "brier"),
+    [(1.0, 0.792, 0.874, 0.147), (2.0, 0.788, 0.878, 0.145)],
+)
+def test_training_with_noise_holds_the_bars(
+    tmp_path: Path,
+    found: dict[str, heart.Hospital],
+    epsilon: float,
+    accuracy: float,
+    auc: float,
+    brier: float,
+) -> None:
+    """The mean of 20 runs with fresh noise; each bar is five deviations of that mean away."""
+    runs = []
+    for number in range(20):
+        path = train_all(tmp_path / str(number), found, CONFIG, epsilon)
+        result = heart.evaluate(path, found)
+        runs.append((result["accuracy"], result["auc"], result["brier"]))
+    mean = np.mean(runs, axis=0)
+    assert mean[0] >= accuracy
+    assert mean[1] >= auc
+    assert mean[2] <= brier
+
+
 def test_mlp_trains_and_evaluates(tmp_path: Path, found: dict[str, heart.Hospital]) -> None:
     """The MLP goes the same way and ranks the held-out rows well; 0.87 with this seed."""
     config = {**CONFIG, "model": "mlp", "hidden": [32]}
     result = heart.evaluate(train_all(tmp_path, found, config), found)
     assert result["auc"] > 0.85
+
+
+@pytest.mark.parametrize("shape", [{}, {"model": "mlp", "hidden": [8, 4]}])
+def test_prediction_agrees_with_the_model_that_trained(shape: dict[str, Any]) -> None:
+    """The numpy forward pass gives the torch model's probabilities."""
+    model = TabularModel(TabularConfig.model_validate({**CONFIG, **shape}))
+    features = np.random.default_rng(0).normal(size=(50, len(heart.FEATURES))).astype(np.float32)
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    expected = torch.sigmoid(model(torch.from_numpy(features))).detach().numpy()[:, 0]
+    assert heart.predict(weights, features) == pytest.approx(expected, abs=1e-6)
 
 
 def test_auc_is_null_where_one_class_is_there(

@@ -107,6 +107,20 @@ def test_a_missing_extra_is_named(
     assert f"pip install 'feddp[{extra}]'" in ran.err
 
 
+@pytest.mark.parametrize("verb", ["run", "status"])
+def test_a_folder_without_an_agent_is_exit_3(run: Run, tmp_path: Path, verb: str) -> None:
+    """And says how to join."""
+    ran = run("agent", verb, "--dir", tmp_path)
+    assert (ran.code, ran.out) == (3, "")
+    assert "feddp agent join" in ran.err
+
+
+def test_a_token_that_is_none_is_exit_2_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    """Nothing half-done: the folder is not even made."""
+    assert run("agent", "join", "nonsense", "--dir", tmp_path / "a").code == 2
+    assert not (tmp_path / "a").exists()
+
+
 def _loaded(code: str) -> set[str]:
     """Names of the modules that a fresh interpreter has loaded after `code`."""
     text = f"import sys\n{code}\nprint(*sys.modules)"

@@ -149,9 +149,9 @@ def test_watch_in_a_pipe_says_what_changes(coordinator: Coordinator, run: Run) -
         "round 1 of 2 began",
         "waiting for b: OFFLINE: it is not connected",
         "no longer waiting",
+        "round 1 of 2 done, 1 update, running epsilon at most 0.7001",
         "round 2 of 2 began",
-        "round 1 of 2 done, 1 updates, running epsilon at most 0.7001",
-        "round 2 of 2 done, 1 updates, running epsilon at most 1.4001",
+        "round 2 of 2 done, 1 update, running epsilon at most 1.4001",
         "completed after 2 rounds",
     ]
 

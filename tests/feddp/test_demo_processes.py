@@ -122,7 +122,6 @@ time.sleep(600)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 def test_a_demo_that_is_killed_leaves_no_process(tmp_path: Path, run: Run) -> None:
     """kill -9 of the demo takes its processes with it."""
     port, enrollment_port, health_port = choose_ports(None)

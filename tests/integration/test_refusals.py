@@ -274,11 +274,10 @@ def test_a_task_config_is_checked_by_the_coordinator_too(
 
 def test_fewer_than_three_nodes_wait_and_are_named(coordinator: Federation) -> None:
     """The job waits in the open; it says how many it needs and who is away."""
-    for name in THREE:
-        node = RawNode.enrolled(coordinator, name)
+    nodes = [RawNode.enrolled(coordinator, name) for name in THREE]
+    for node in nodes:
         node.open()
-        if name == "gamma":
-            node.close()
+    nodes[2].close()
     wait_for("gamma is gone", lambda: not _connected(coordinator, "gamma"))
     job_id = coordinator.submit(null_job(1))
     wait_for("the job waits", lambda: coordinator.job(job_id).status == "waiting")

@@ -61,7 +61,7 @@ def data_set(**changes: Any) -> DataSetSpec:
 
 def work_order(attempt_id: str = "a1", **changes: Any) -> pb.WorkOrder:
     """An order that the policy allows; `release_` fields go to the release."""
-    release = {
+    release: dict[str, Any] = {
         "unit": "patient",
         "declared_n": 199,
         "mechanism": "gaussian",

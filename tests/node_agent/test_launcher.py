@@ -132,8 +132,10 @@ def test_stop_ends_a_worker_in_mid_training(tmp_path: Path) -> None:
         running = asyncio.create_task(worker.request({**train, "release": ENDLESS}))
         await training_begun(tmp_path / "worker.log")
         await asyncio.wait_for(worker.stop(), 4)
-        with pytest.raises(WorkerDied):
+        with pytest.raises(WorkerDied) as caught:
             await running
+        # It ended by itself at the end of its stdin; nobody had to kill it.
+        assert caught.value.exit_code == 0
         assert not psutil.pid_exists(worker.pid)
 
     asyncio.run(scenario())
@@ -187,6 +189,38 @@ def test_worker_ends_with_a_killed_agent(tmp_path: Path) -> None:
     gone, alive = psutil.wait_procs([worker], timeout=2)
     assert not alive
     assert gone
+
+
+ORPHANING_AGENT = """
+import subprocess, sys
+worker = subprocess.Popen([sys.executable, "-m", "node_agent.worker"], stdin=int(sys.argv[1]))
+print("pid", worker.pid, flush=True)
+worker.wait()
+"""
+
+
+def test_worker_ends_with_its_agent_though_its_stdin_stays_open() -> None:
+    """Another process that holds the pipe does not keep a dead agent's worker alive."""
+    inner, outer = os.pipe()
+    os.set_inheritable(inner, True)
+    agent = subprocess.Popen(
+        [sys.executable, "-c", ORPHANING_AGENT, str(inner)],
+        stdout=subprocess.PIPE,
+        pass_fds=[inner],
+        text=True,
+    )
+    assert agent.stdout is not None
+    with agent:
+        worker = psutil.Process(int(agent.stdout.readline().split()[1]))
+        # An answer shows that the worker is up.
+        os.write(outer, b"{}\n")
+        assert "REQUEST_MALFORMED" in agent.stdout.readline()
+        agent.kill()
+        agent.wait()
+        _, alive = psutil.wait_procs([worker], timeout=2)
+    os.close(outer)
+    os.close(inner)
+    assert not alive
 
 
 def test_only_protocol_lines_reach_stdout(tmp_path: Path) -> None:

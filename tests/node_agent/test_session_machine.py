@@ -299,7 +299,7 @@ def test_after_a_restart_everything_goes_on_from_where_it_was() -> None:
         e.Resumed(lost, "no_update", 99.8, TICK_S, "", b"res", b"post"),
     )
     book = Playbook() >> e.Restarted(kept) << c.FetchModel(A1)
-    at_s = pytest.approx(100.3)
+    at_s: Any = pytest.approx(100.3)
     book = book << c.ScheduleOutcome("s1", at_s) << c.ScheduleOutcome("l1", at_s) << None
     book = book >> e.TickReached("s1") << c.UploadAndSubmit("s1", DIGEST, b"post") << None
     book = book >> e.Connected() << c.SendHello(("a1", "s1", "l1")) << None

@@ -122,6 +122,16 @@ def test_delta_starts_from_the_base_model(bench: Bench) -> None:
     assert np.allclose(load_file(bench.out)["linear.weight"], weight, atol=1e-5)
 
 
+def test_proximal_term_of_the_order_pulls_back_to_the_base(bench: Bench) -> None:
+    """Where the gradient is constant, two steps with mu move (2 - lr * mu) / 2 as far."""
+    save_file({"linear.weight": np.float32([[-100]]), "linear.bias": np.float32([0])}, bench.base)
+    moved = {}
+    for mu in (0.0, 0.1):
+        bench.train(release={**PLAIN, "steps": 2}, proximal_mu=mu)
+        moved[mu] = load_file(bench.out)["linear.weight"].item()
+    assert moved[0.1] / moved[0.0] == pytest.approx((2 - 2.0 * 0.1) / 2, abs=1e-3)
+
+
 def test_noise_is_fresh_in_each_attempt(bench: Bench) -> None:
     """Two attempts at the same work release different updates."""
     assert bench.train()["digest"] != bench.train()["digest"]
@@ -190,7 +200,11 @@ def test_same_attempt_does_not_run_twice(bench: Bench) -> None:
         {"linear.weight": np.zeros((1, 2), np.float32), "linear.bias": np.zeros(1, np.float32)},
         {"linear.weight": np.zeros((1, 1)), "linear.bias": np.zeros(1, np.float32)},
         {"linear.weight": np.float32([[np.nan]]), "linear.bias": np.zeros(1, np.float32)},
-        {n: np.zeros((1, 1), np.float32) for n in ("linear.weight", "linear.bias", "more")},
+        {
+            "linear.weight": np.zeros((1, 1), np.float32),
+            "linear.bias": np.zeros(1, np.float32),
+            "more": np.zeros(1, np.float32),
+        },
     ],
 )
 def test_base_model_that_is_not_the_tasks_is_no_update(

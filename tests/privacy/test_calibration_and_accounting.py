@@ -117,7 +117,8 @@ def test_units_of_a_guarantee_are_the_filters_limit() -> None:
 @pytest.mark.parametrize("epsilon", [0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0])
 def test_booked_epsilon_agrees_with_pld_over_the_entries(epsilon: float) -> None:
     """At most 0.1 % above what an outsider recomputes, at most a millionth below."""
-    for releases, steps in ((4, 5), (20, 1), (1, 20)):
+    # A long plan at a large epsilon takes the outsider's accountant seconds, and adds nothing.
+    for releases, steps in ((4, 5), (20 if epsilon <= 2 else 6, 1), (1, 20)):
         used = planned(epsilon, releases, steps)
         booked, theirs = epsilon_spent(used, DELTA), recomputed(used)
         assert booked is not None
@@ -128,8 +129,8 @@ def test_booked_epsilon_agrees_with_pld_over_the_entries(epsilon: float) -> None
 def test_mixed_entries_agree_with_pld_in_any_order(seed: int) -> None:
     """Grouping equal entries changes neither the figure nor which side it is on."""
     g = random.Random(seed)
-    kinds = [gaussian(g.uniform(3, 40), g.randint(1, 9)) for _ in range(3)]
-    used = [g.choice(kinds) for _ in range(g.randint(1, 12))]
+    kinds = [gaussian(g.uniform(6, 40), g.randint(1, 9)) for _ in range(3)]
+    used = [g.choice(kinds) for _ in range(g.randint(1, 8))]
     if seed % 3 == 0:
         used += [poisson(g.uniform(0.8, 2), g.uniform(0.01, 0.2), g.randint(1, 50))] * 2
     booked, theirs = epsilon_spent(used, DELTA), recomputed(used)

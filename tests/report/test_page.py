@@ -49,6 +49,7 @@ def test_the_page_needs_nothing_but_itself():
         for name in attributes
     )
     assert "default-src 'none'" in text
+    assert text.count("<style") == 1, "the drawings take their colours from the page"
 
 
 def test_every_name_is_escaped():

@@ -1,0 +1,170 @@
+"""The agent as a process: its lock, its status, its end, and what it does not load."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from certs.authority import Authority
+from node_agent.agent import locked, run, status
+from node_agent.config import Folder, load_config
+from node_agent.identity import load_identity
+from node_agent.state import State
+from privacy.filters import make_filter
+from protos.errors import Conflict, Malformed, NotFound
+from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
+from tests.node_agent.samples import NODE, order
+
+HEAVY = ("numpy", "torch", "pyarrow", "sqlalchemy", "pandas", "dp_accounting", "opacus")
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    """An agent that has joined; nobody listens at its coordinator's address."""
+    return make_agent(tmp_path / "agent", Authority.create(tmp_path / "ca", TRUST_DOMAIN), 9)
+
+
+def spend(folder: Folder, limit: float = 10.0) -> None:
+    """One posted attempt in the agent's database."""
+    state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
+    state.reserve(order(), make_filter("gdp", 0, limit, 1.0e-5))
+    state.open("a1", 1.0, 0.5)
+    state.lose("a1")
+    state.close()
+
+
+def test_an_idle_agent_has_not_loaded_what_training_needs() -> None:
+    """Memory: torch and its like belong to the worker, sqlalchemy to the coordinator."""
+    script = (
+        "import sys, node_agent.agent, node_agent.enrol\n"
+        "node_agent.agent.installed()\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_two_agents_never_run_in_one_folder(folder: Folder) -> None:
+    """The second is refused by name; looking at the status is always possible."""
+    with locked(folder):
+        assert status(folder.root)["running"]
+        with pytest.raises(Conflict) as caught:
+            run(folder.root)
+        assert caught.value.reason == "AGENT_RUNNING"
+    assert not status(folder.root)["running"]
+
+
+def test_an_agent_ends_cleanly_at_sigterm(folder: Folder) -> None:
+    """Exit code 0, also while its coordinator cannot be reached; and it says that it waits."""
+    script = f"import pathlib, node_agent.agent as a; a.run(pathlib.Path({str(folder.root)!r}))"
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", script],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    said = b""
+    try:
+        while b"coordinator_unreachable" not in said:
+            readable, _, _ = select.select([process.stdout], [], [], 30)
+            assert readable, said
+            piece = os.read(process.stdout.fileno(), 65536)
+            assert piece, said
+            said += piece
+        assert b"127.0.0.1:9" in said
+        process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 0, said + rest
+    assert b"agent_stopped" in rest
+
+
+def test_status_tells_what_was_spent_and_checks_the_nodes_own_chain(folder: Folder) -> None:
+    """Spent, limit and remaining per account; attempts by state; the ledger verifies."""
+    spend(folder)
+    found = status(folder.root)
+    (account,) = found["accounts"]
+    assert found["attempts"] == {"no_update": 1}
+    assert found["ledger"]["verified"]
+    assert found["ledger"]["entries"] == 2
+    assert account["epsilon_limit"] == 10.0
+    assert account["epsilon_spent"] + account["epsilon_remaining"] == pytest.approx(10.0)
+    assert account["epsilon_spent"] > 0
+    assert (found["node"], found["connected"], found["running"]) == (NODE, False, False)
+    assert found["data_sets"][0]["name"] == "heart"
+
+
+def test_status_finds_a_ledger_that_was_changed_by_hand(folder: Folder) -> None:
+    """A cheaper release in the past, or a smaller balance, does not go unseen."""
+    spend(folder)
+    state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
+    connection = state._connection
+    connection.execute("UPDATE accounts SET posted_units = 1")
+    assert not status(folder.root)["ledger"]["verified"]
+    connection.execute("UPDATE entries SET entry = replace(entry, '10.0', '99.0')")
+    found = status(folder.root)["ledger"]
+    assert not found["verified"]
+    assert "entry 1" in found["problems"][0]
+    state.close()
+
+
+def test_status_works_before_the_first_run_and_with_a_broken_policy(folder: Folder) -> None:
+    """It says what is wrong with the rules and shows the rest."""
+    assert status(folder.root)["ledger"]["entries"] == 0
+    spend(folder)
+    folder.policy_yaml.write_text("polizy: 1")
+    found = status(folder.root)
+    assert not found["rules"]["ok"]
+    assert "polizy" in found["rules"]["message"]
+    assert found["accounts"][0]["epsilon_spent"] > 0
+
+
+def test_a_wrong_policy_stops_the_start(folder: Folder) -> None:
+    """The steward hears of a mistake at once, not at the first order."""
+    folder.policy_yaml.write_text("polizy: 1")
+    with pytest.raises(Malformed) as caught:
+        run(folder.root)
+    assert caught.value.reason == "POLICY_INVALID"
+
+
+def test_a_folder_without_an_agent_says_how_to_join(tmp_path: Path) -> None:
+    """No agent.yaml: the command stands in the error."""
+    for function in (run, status):
+        with pytest.raises(NotFound) as caught:
+            function(tmp_path)
+        assert caught.value.reason == "NOT_JOINED"
+        assert "feddp agent join" in caught.value.message
+
+
+def test_another_nodes_certificate_is_not_used(folder: Folder) -> None:
+    """agent.yaml and the certificate must name the same node."""
+    text = folder.agent_yaml.read_text()
+    folder.agent_yaml.write_text(text.replace("node: alpha", "node: beta"))
+    with pytest.raises(Malformed) as caught:
+        run(folder.root)
+    assert caught.value.reason == "IDENTITY_MISMATCH"
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [("coordinator: nowhere", "coordinator"), ("node_class: laptop", "node_class"), ("x: 1", "x")],
+)
+def test_a_wrong_agent_yaml_names_the_key(folder: Folder, line: str, key: str) -> None:
+    """One wrong line is enough to find it."""
+    lines = [
+        one for one in folder.agent_yaml.read_text().splitlines() if not one.startswith(f"{key}:")
+    ]
+    folder.agent_yaml.write_text("\n".join([*lines, line]))
+    with pytest.raises(Malformed) as caught:
+        load_config(folder)
+    assert caught.value.reason == "CONFIG_INVALID"
+    assert f"key {key}" in caught.value.message

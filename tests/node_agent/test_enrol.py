@@ -1,0 +1,244 @@
+"""Joining: over real TLS that trusts the token's root alone; whole, or nothing, or resumable."""
+
+import json
+import socket
+import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from certs.authority import NODE_LIFETIME, Authority
+from certs.credentials import enrolment_server_credentials
+from certs.enrolment import check_ledger_key, new_key, public_key_of_csr
+from certs.spiffe import SpiffeId
+from certs.tokens import JoinToken, new_secret
+from node_agent.config import Folder, load_config
+from node_agent.enrol import join
+from node_agent.identity import load_identity
+from node_agent.steward import Steward
+from protos.errors import (
+    Conflict,
+    FeddpError,
+    Malformed,
+    Unauthenticated,
+    Unavailable,
+)
+from protos.feddp.v1 import enrollment_pb2 as pb
+from protos.feddp.v1 import enrollment_pb2_grpc
+from protos.status import DETAILS_KEY, details
+from tests.node_agent.agent_federation import TRUST_DOMAIN, machine_certificate
+from tests.node_agent.samples import NODE
+
+
+class FakeEnrolment(enrollment_pb2_grpc.EnrollmentServicer):
+    """Certifies whoever asks, unless told otherwise.
+
+    Attributes:
+        signs: the authority that certifies; not always the one that the token names.
+        lose_answers: so many answers get lost.
+        changes: fields of the answer that are told wrongly.
+    """
+
+    def __init__(self, authority: Authority) -> None:
+        self.authority = authority
+        self.signs = authority
+        self.kind: Any = "node"
+        self.refusal: FeddpError | None = None
+        self.lose_answers = 0
+        self.swap_key = False
+        self.changes: dict[str, Any] = {}
+        self.csrs: list[bytes] = []
+        self._server = grpc.server(ThreadPoolExecutor(2))
+        enrollment_pb2_grpc.add_EnrollmentServicer_to_server(self, self._server)
+        chain, key = machine_certificate(authority)
+        credentials = enrolment_server_credentials(chain, key)
+        self.port = self._server.add_secure_port("127.0.0.1:0", credentials)
+        self._server.start()
+
+    def stop(self) -> None:
+        """Stop listening."""
+        self._server.stop(None).wait()
+
+    def token(self, port: int = 0) -> str:
+        """A token for this coordinator."""
+        address = f"127.0.0.1:{port or self.port}"
+        return JoinToken(address, new_secret(), self.authority.root_der).encode()
+
+    def Join(self, request: Any, context: Any) -> Any:  # noqa: N802
+        check_ledger_key(request.ledger_public_key, request.csr, request.ledger_key_proof)
+        self.csrs.append(request.csr)
+        if self.refusal is not None:
+            context.set_trailing_metadata(((DETAILS_KEY, details(self.refusal)),))
+            context.abort(grpc.StatusCode[self.refusal.code], self.refusal.message)
+        if self.lose_answers:
+            self.lose_answers -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the answer got lost")
+        key = new_key().public_key() if self.swap_key else public_key_of_csr(request.csr)
+        name = SpiffeId(TRUST_DOMAIN, self.kind, NODE)
+        issued = self.signs.issue(key, name, now=datetime.now(UTC), lifetime=NODE_LIFETIME)
+        fields = {
+            "certificate_chain": issued.chain_pem,
+            "trust_bundle": self.authority.trust_bundle,
+            "spiffe_id": str(name),
+            "node": NODE,
+            "node_class": "hpc",
+            "coordinator_address": "127.0.0.1:8443",
+        }
+        return pb.JoinResponse(**{**fields, **self.changes})
+
+
+@pytest.fixture
+def enrolment(tmp_path: Path) -> Iterator[FakeEnrolment]:
+    """A coordinator's enrolment port on this machine."""
+    server = FakeEnrolment(Authority.create(tmp_path / "ca", TRUST_DOMAIN))
+    yield server
+    server.stop()
+
+
+def test_a_join_makes_a_folder_that_an_agent_can_run_in(
+    enrolment: FakeEnrolment, tmp_path: Path
+) -> None:
+    """Identity, configuration and the steward's files; keys for their owner only."""
+    root = tmp_path / "site" / "agent"
+    result = join(enrolment.token(), root)
+    folder = Folder(root)
+    assert (result.node, result.node_class, result.policy_written) == (NODE, "hpc", True)
+    assert load_config(folder).coordinator == "127.0.0.1:8443"
+    identity = load_identity(folder.identity)
+    assert str(identity.spiffe_id) == f"spiffe://{TRUST_DOMAIN}/node/{NODE}"
+    assert identity.bundle == enrolment.authority.trust_bundle
+    identity.credentials()
+    for name in ("node.key", "ledger.key"):
+        assert stat.S_IMODE((folder.identity / name).stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.identity.stat().st_mode) == 0o700
+
+
+def test_a_fresh_agent_allows_nothing(enrolment: FakeEnrolment, tmp_path: Path) -> None:
+    """The steward's files are there to be filled in, and valid as they are."""
+    join(enrolment.token(), tmp_path / "agent")
+    rules = Steward(Folder(tmp_path / "agent")).rules()
+    assert (rules.policy.accounts, rules.policy.allow, rules.data_sets) == ([], [], ())
+
+
+def test_the_stewards_files_are_never_written_over(
+    enrolment: FakeEnrolment, tmp_path: Path
+) -> None:
+    """A policy that was laid out before the join stays as it is."""
+    root = tmp_path / "agent"
+    root.mkdir()
+    (root / "policy.yaml").write_text("accounts: []  # mine\n")
+    assert not join(enrolment.token(), root).policy_written
+    assert (root / "policy.yaml").read_text() == "accounts: []  # mine\n"
+
+
+def test_a_folder_joins_once(enrolment: FakeEnrolment, tmp_path: Path) -> None:
+    """The second join is refused before it asks anybody, and the identity stays."""
+    join(enrolment.token(), tmp_path / "agent")
+    before = (tmp_path / "agent/identity/node.crt").read_bytes()
+    with pytest.raises(Conflict) as caught:
+        join(enrolment.token(), tmp_path / "agent")
+    assert caught.value.reason == "ALREADY_JOINED"
+    assert len(enrolment.csrs) == 1
+    assert (tmp_path / "agent/identity/node.crt").read_bytes() == before
+
+
+@pytest.mark.parametrize("reason", ["TOKEN_USED", "TOKEN_EXPIRED", "TOKEN_INVALID"])
+def test_a_refused_join_leaves_nothing(
+    enrolment: FakeEnrolment, tmp_path: Path, reason: str
+) -> None:
+    """The coordinator says no: not even an empty folder stays."""
+    enrolment.refusal = Unauthenticated(reason, "no")
+    with pytest.raises(Unauthenticated) as caught:
+        join(enrolment.token(), tmp_path / "site/agent")
+    assert caught.value.reason == reason
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_refused_join_leaves_what_was_there(enrolment: FakeEnrolment, tmp_path: Path) -> None:
+    """A folder and a policy that the steward made are not ours to remove."""
+    enrolment.refusal = Unauthenticated("TOKEN_USED", "no")
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent/policy.yaml").write_text("accounts: []")
+    with pytest.raises(Unauthenticated):
+        join(enrolment.token(), tmp_path / "agent")
+    assert [one.name for one in (tmp_path / "agent").iterdir()] == ["policy.yaml"]
+
+
+def test_a_lost_answer_is_asked_for_again_with_the_same_keys(
+    enrolment: FakeEnrolment, tmp_path: Path
+) -> None:
+    """The token may be redeemed by now, for these keys and no others."""
+    token = enrolment.token()
+    enrolment.lose_answers = 1
+    with pytest.raises(Unavailable) as caught:
+        join(token, tmp_path / "agent")
+    assert caught.value.reason == "UNREACHABLE"
+    ledger_key = (tmp_path / "agent/identity/ledger.key").read_bytes()
+    join(token, tmp_path / "agent")
+    first, second = (public_key_of_csr(csr) for csr in enrolment.csrs)
+    assert first == second
+    assert (tmp_path / "agent/identity/ledger.key").read_bytes() == ledger_key
+
+
+def test_an_unreachable_coordinator_is_named_and_nothing_stays(
+    enrolment: FakeEnrolment, tmp_path: Path
+) -> None:
+    """Host and port stand in the error."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        with pytest.raises(Unavailable) as caught:
+            join(enrolment.token(port), tmp_path / "agent", connect_timeout_s=0.3)
+    assert caught.value.reason == "UNREACHABLE"
+    assert f"127.0.0.1:{port}" in caught.value.message
+    assert not (tmp_path / "agent").exists()
+
+
+def test_a_coordinator_of_another_root_never_sees_the_secret(
+    enrolment: FakeEnrolment, tmp_path: Path
+) -> None:
+    """The token pins the root: someone else at that address is not spoken to."""
+    other = Authority.create(tmp_path / "other", TRUST_DOMAIN)
+    token = JoinToken(f"127.0.0.1:{enrolment.port}", new_secret(), other.root_der).encode()
+    with pytest.raises(Unavailable):
+        join(token, tmp_path / "agent", connect_timeout_s=0.5)
+    assert enrolment.csrs == []
+
+
+@pytest.mark.parametrize("fault", ["root", "key", "kind", "name", "class", "chain"])
+def test_an_answer_that_does_not_hold_is_not_written(
+    enrolment: FakeEnrolment, tmp_path: Path, fault: str
+) -> None:
+    """Another root, key, kind or name than promised: no certificate and no configuration."""
+    match fault:
+        case "root":
+            enrolment.signs = Authority.create(tmp_path / "other", TRUST_DOMAIN)
+        case "key":
+            enrolment.swap_key = True
+        case "kind":
+            enrolment.kind = "user"
+        case "name":
+            enrolment.changes = {"node": "beta"}
+        case "class":
+            enrolment.changes = {"node_class": "laptop"}
+        case "chain":
+            enrolment.changes = {"certificate_chain": b"-"}
+    with pytest.raises(Malformed) as caught:
+        join(enrolment.token(), tmp_path / "agent")
+    assert caught.value.reason == "JOIN_ANSWER_INVALID"
+    assert not (tmp_path / "agent/identity/node.crt").exists()
+    assert not (tmp_path / "agent/agent.yaml").exists()
+
+
+def test_a_broken_token_touches_nothing(tmp_path: Path) -> None:
+    """It is refused before a folder is made, and no part of it is told."""
+    with pytest.raises(Malformed) as caught:
+        join("feddp1.c2VjcmV0", tmp_path / "agent")
+    assert caught.value.reason == "TOKEN_INVALID"
+    assert "c2VjcmV0" not in json.dumps(caught.value.message)
+    assert not (tmp_path / "agent").exists()

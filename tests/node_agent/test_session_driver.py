@@ -1,0 +1,369 @@
+"""The agent against a coordinator over real gRPC and mTLS, with a worker that trains nothing."""
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from certs.authority import Authority
+from node_agent.agent import status
+from node_agent.config import Folder
+from node_agent.identity import load_identity
+from node_agent.launchers.local import LocalWorker
+from node_agent.orders import Order
+from node_agent.state import State
+from node_agent.tasks.registry import initial_model, installed
+from privacy.ledger import signature_ok
+from protos.content import digest_of
+from protos.errors import NotAllowed, NotFound
+from protos.feddp.v1 import federation_pb2 as pb
+from tests.node_agent.agent_federation import (
+    MODEL_BYTES,
+    TRUST_DOMAIN,
+    UPDATE_BYTES,
+    WAIT_S,
+    FakeCoordinator,
+    FakeWorker,
+    RunningAgent,
+    make_agent,
+    real_order,
+)
+from tests.node_agent.samples import NO_DATA, NODE, POLICY, write_rules
+
+DIGEST = digest_of(UPDATE_BYTES)
+Scene = Callable[[FakeCoordinator, Folder, FakeWorker], Coroutine[Any, Any, None]]
+
+
+def play(tmp_path: Path, scene: Scene) -> Folder:
+    """Run a scene with a coordinator that listens; gives the agent's folder."""
+
+    async def run() -> Folder:
+        authority = Authority.create(tmp_path / "ca", TRUST_DOMAIN)
+        coordinator = FakeCoordinator(authority)
+        await coordinator.start()
+        folder = make_agent(tmp_path / "agent", authority, coordinator.port)
+        try:
+            await scene(coordinator, folder, FakeWorker())
+        finally:
+            await coordinator.stop()
+        return folder
+
+    return asyncio.run(run())
+
+
+def entries(folder: Folder) -> list[tuple[str, str]]:
+    """The node's own ledger: kind and attempt of each entry."""
+    state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
+    try:
+        found = [entry.statement for entry in state.ledger.entries()]
+        return [(statement.kind, statement.attempt_id) for statement in found]
+    finally:
+        state.close()
+
+
+async def until(claim: Callable[[], bool]) -> None:
+    """Wait for a claim about another task to come true."""
+    async with asyncio.timeout(WAIT_S):
+        while not claim():  # noqa: ASYNC110 - the claims are of files and counters
+            await asyncio.sleep(0.01)
+
+
+async def until_closed(folder: Folder) -> None:
+    """Wait until no attempt is open in the agent's database."""
+    await until(lambda: not set(status(folder.root)["attempts"]) - {"closed", "refused"})
+
+
+def signed(folder: Folder, order: pb.WorkOrder, kind: Any, signature: bytes) -> bool:
+    """Whether the node signed this statement of the order."""
+    public = load_identity(folder.identity).ledger_public_key
+    return signature_ok(public, Order.from_wire(order).statement(NODE, kind), signature)
+
+
+def test_a_round_from_hello_to_the_submitted_update(tmp_path: Path) -> None:
+    """Hello, accept, fetch, train, upload, submit; the ledger has one reserve and one post."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+        async with RunningAgent(folder, worker):
+            hello = await coordinator.heard("hello")
+            assert [one.name for one in hello.data_sets] == ["heart"]
+            assert [one.filter for one in hello.accounts] == ["gdp"]
+            assert len(hello.tasks) == len(hello.data_sets[0].tasks) == 2
+            accepted = await coordinator.heard("order_accepted")
+            assert signed(folder, real_order(), "reserve", accepted.reserve_signature)
+            await coordinator.until_submitted()
+            await until_closed(folder)
+            coordinator.send(job_ended=pb.JobEnded(job_id="job-1"))
+            await until(lambda: worker.stops == 1)
+            await until(lambda: not list((folder.spool / "models").iterdir()))
+        submitted = coordinator.submitted[0]
+        assert submitted.digest == DIGEST
+        assert signed(folder, real_order(), "post", submitted.post_signature)
+        assert bytes(coordinator.uploads[DIGEST]) == UPDATE_BYTES
+        train = worker.requests[1]
+        assert train["base_model_digest"] == digest_of(MODEL_BYTES)
+        assert worker.trained == ["a1"]
+        assert list((folder.spool / "updates").iterdir()) == []
+
+    folder = play(tmp_path, scene)
+    assert entries(folder) == [("reserve", "a1"), ("post", "a1")]
+
+
+def test_a_lost_answer_costs_one_more_call_and_no_charge(tmp_path: Path) -> None:
+    """SubmitUpdate took effect and its answer got lost: the same bytes again, nothing retrained."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+        coordinator.lose_answers = 1
+        coordinator.cut_uploads = 1
+        async with RunningAgent(folder, worker):
+            await coordinator.until_submitted(2)
+            await until_closed(folder)
+        first, second = coordinator.submitted
+        assert first == second
+        assert worker.trained == ["a1"]
+
+    assert entries(play(tmp_path, scene)) == [("reserve", "a1"), ("post", "a1")]
+
+
+@pytest.mark.parametrize("fault", ["die", "no_update", "lie"])
+def test_whatever_happens_after_the_opening_is_no_update_and_posted_whole(
+    tmp_path: Path, fault: str
+) -> None:
+    """A dead worker, a worker's no and a worker's lie look alike outside, and cost alike."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+        worker.script = [fault]
+        async with RunningAgent(folder, worker):
+            empty = await coordinator.heard("no_update")
+            assert signed(folder, real_order(), "post", empty.post_signature)
+            coordinator.send(attempt_closed=pb.AttemptClosed(attempt_id="a1", outcome="post"))
+            await until_closed(folder)
+        assert coordinator.submitted == []
+
+    assert entries(play(tmp_path, scene)) == [("reserve", "a1"), ("post", "a1")]
+
+
+def test_an_agent_that_ends_while_the_data_is_open_never_trains_that_attempt_again(
+    tmp_path: Path,
+) -> None:
+    """After the restart the same order gets "no update"; the next attempt is a new charge."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+        worker.script = ["hang"]
+        async with RunningAgent(folder, worker):
+            await asyncio.wait_for(worker.training.wait(), WAIT_S)
+        assert status(folder.root)["attempts"] == {"opened": 1}
+        async with RunningAgent(folder, worker):
+            await coordinator.heard("no_update")
+            coordinator.send(work_order=real_order("a2"))
+            await coordinator.until_submitted()
+            await until(lambda: status(folder.root)["attempts"].get("closed") == 1)
+        assert worker.trained == ["a1", "a2"]
+
+    expected = [("reserve", "a1"), ("post", "a1"), ("reserve", "a2"), ("post", "a2")]
+    assert entries(play(tmp_path, scene)) == expected
+
+
+def test_a_spooled_update_is_submitted_after_a_restart_without_training(tmp_path: Path) -> None:
+    """The first process trained and could not hand in; the second hands in the same bytes."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+        coordinator.lose_answers = 10**6
+        async with RunningAgent(folder, worker):
+            await coordinator.until_submitted()
+        assert status(folder.root)["attempts"] == {"spooled": 1}
+        coordinator.lose_answers = 0
+        count = len(coordinator.submitted)
+        async with RunningAgent(folder, worker):
+            await coordinator.until_submitted(count + 1)
+            await until_closed(folder)
+        assert {one.digest for one in coordinator.submitted} == {DIGEST}
+        assert worker.trained == ["a1"]
+
+    assert entries(play(tmp_path, scene)) == [("reserve", "a1"), ("post", "a1")]
+
+
+def test_an_update_that_vanished_from_the_disk_is_no_update(tmp_path: Path) -> None:
+    """It was charged; training again would be a second release under one charge."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+        coordinator.lose_answers = 10**6
+        async with RunningAgent(folder, worker):
+            await coordinator.until_submitted()
+        (folder.spool / "updates" / DIGEST).unlink()
+        async with RunningAgent(folder, worker):
+            await coordinator.heard("no_update")
+        assert worker.trained == ["a1"]
+
+    assert entries(play(tmp_path, scene)) == [("reserve", "a1"), ("post", "a1")]
+
+
+def test_a_refused_order_is_refused_again_after_a_restart(tmp_path: Path) -> None:
+    """The same reason and the same signature; nothing is reserved and no worker starts."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        refused_order = real_order(release_noise_multiplier=0.1)
+        coordinator.orders = [refused_order]
+        answers = []
+        for _ in range(2):
+            async with RunningAgent(folder, worker):
+                answers.append(await coordinator.heard("order_refused"))
+        assert answers[0] == answers[1]
+        assert answers[0].reason == "NOISE_TOO_LOW"
+        assert signed(folder, refused_order, "void", answers[0].void_signature)
+        assert worker.starts == 0
+
+    assert entries(play(tmp_path, scene)) == []
+
+
+def test_a_model_that_cannot_be_had_voids_the_reservation(tmp_path: Path) -> None:
+    """The data was not opened: accepted, then withdrawn with a signed void."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+        coordinator.refuse_download = NotFound("BLOB_MISSING", "there is no such blob")
+        async with RunningAgent(folder, worker):
+            await coordinator.heard("order_accepted")
+            refused = await coordinator.heard("order_refused")
+            assert refused.reason == "MODEL_UNAVAILABLE"
+            assert signed(folder, real_order(), "void", refused.void_signature)
+
+    assert entries(play(tmp_path, scene)) == [("reserve", "a1"), ("void", "a1")]
+
+
+def test_the_next_round_has_its_worker_and_its_model_already(tmp_path: Path) -> None:
+    """One start and one download serve two rounds that begin from the same model."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+        async with RunningAgent(folder, worker):
+            await coordinator.until_submitted(1)
+            coordinator.send(work_order=real_order("a2", round=2))
+            await coordinator.until_submitted(2)
+            await until_closed(folder)
+        assert (worker.starts, coordinator.downloads) == (1, 1)
+        assert [one["op"] for one in worker.requests] == ["prepare", "train", "train"]
+
+    play(tmp_path, scene)
+
+
+def test_closing_an_attempt_while_it_trains_kills_its_worker(tmp_path: Path) -> None:
+    """The round went on without this node: posted, and nothing is handed in."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+        worker.script = ["hang"]
+        async with RunningAgent(folder, worker):
+            await asyncio.wait_for(worker.training.wait(), WAIT_S)
+            coordinator.send(attempt_closed=pb.AttemptClosed(attempt_id="a1", outcome="post"))
+            await until_closed(folder)
+            await until(lambda: worker.stops == 1)
+            coordinator.send(work_order=real_order("a2", round=2))
+            await coordinator.until_submitted()
+        assert worker.starts == 2
+
+    play(tmp_path, scene)
+
+
+def test_the_agent_is_heard_while_its_worker_trains(tmp_path: Path) -> None:
+    """Heartbeats go on, and the same order in the meantime gets the same acceptance."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+        worker.script = ["hang"]
+        async with RunningAgent(folder, worker):
+            first = await coordinator.heard("order_accepted")
+            await asyncio.wait_for(worker.training.wait(), WAIT_S)
+            await coordinator.heard("heartbeat")
+            await coordinator.heard("heartbeat")
+            coordinator.send(work_order=real_order())
+            assert await coordinator.heard("order_accepted") == first
+            assert status(folder.root)["connected"]
+        assert not status(folder.root)["connected"]
+
+    play(tmp_path, scene)
+
+
+def test_an_agent_outlives_its_coordinator(tmp_path: Path) -> None:
+    """It starts before the coordinator does, and comes back when the coordinator does."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        await coordinator.stop()
+        async with RunningAgent(folder, worker) as agent:
+            await asyncio.sleep(0.3)
+            assert not agent.has_ended()
+            coordinator.orders = [real_order()]
+            await coordinator.start()
+            await coordinator.heard("order_accepted")
+            await coordinator.stop()
+            await coordinator.start()
+            hello = await coordinator.heard("hello")
+            assert set(hello.open_attempts) <= {"a1"}
+
+    play(tmp_path, scene)
+
+
+def test_drain_brings_the_agent_back_with_a_new_hello(tmp_path: Path) -> None:
+    """The coordinator asks it to reconnect; so does a change of the policy."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        async with RunningAgent(folder, worker):
+            await coordinator.heard("hello")
+            await coordinator.heard("heartbeat")
+            coordinator.send(drain=pb.Drain())
+            await coordinator.heard("hello")
+            await coordinator.heard("heartbeat")
+            write_rules(folder.root, {**POLICY, "allow": []})
+            hello = await coordinator.heard("hello")
+            assert list(hello.data_sets[0].tasks) == []
+
+    play(tmp_path, scene)
+
+
+def test_a_disabled_node_keeps_asking(tmp_path: Path) -> None:
+    """PERMISSION_DENIED does not end the agent: an operator may enable it again."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.refuse_session = NotAllowed("NODE_DISABLED", "node alpha is disabled")
+        async with RunningAgent(folder, worker) as agent:
+            await asyncio.sleep(0.5)
+            assert not agent.has_ended()
+        assert coordinator.sessions == 0
+
+    play(tmp_path, scene)
+
+
+def test_a_real_worker_process_trains_and_ends_with_its_job(tmp_path: Path) -> None:
+    """The null task in a process of its own: no data, no charge, an update all the same."""
+    config = {"parameters": 8}
+    model = initial_model("null", config, 0)
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.model = model
+        asked = real_order(
+            **NO_DATA
+            | {
+                "task_hash": installed()["null"].content_hash,
+                "task_config_json": json.dumps(config),
+                "base_model_digest": digest_of(model),
+                "base_model_bytes": len(model),
+            }
+        )
+        coordinator.orders = [asked]
+        async with RunningAgent(folder, LocalWorker):
+            await coordinator.until_submitted()
+            await until_closed(folder)
+        (update,) = coordinator.uploads.values()
+        assert len(update) == len(model)
+        account = status(folder.root)["accounts"][0]
+        assert (account["epsilon_spent"], account["guarantee"]) == (0.0, True)
+
+    assert entries(play(tmp_path, scene)) == [("reserve", "a1"), ("post", "a1")]

@@ -28,9 +28,8 @@ from coordinator.rpc.jobs import JobsService
 from coordinator.rpc.people import BudgetsService, ModelsService, NodesService
 from coordinator.rpc.transfer import TRANSFERS_MAX, TransferService
 from coordinator.sessions import Sessions
-from coordinator.store import people
+from coordinator.store import ledger, people
 from coordinator.store.database import Database
-from coordinator.views import accounts
 from protos.errors import Malformed, NotFound
 from protos.feddp.v1 import (
     budgets_pb2_grpc,
@@ -198,13 +197,22 @@ class Coordinator:
     async def _observe_once(self) -> None:
         connected = {n: time.time() for n in self.sessions.nodes() if self.sessions.connected(n)}
         await self.database.write(lambda connection: people.keep_seen(connection, connected))
+        known = {a.account: a for a in await self.database.read(ledger.all_accounts)}
         for record in await self.database.read(people.all_nodes):
             if record.status != "invited":
                 self.metrics.node_health(record.name, record.name in connected)
-        for account in await self.database.read(lambda connection: accounts(connection, "")):
-            spent = account.epsilon_spent if account.HasField("epsilon_spent") else None
-            for data_set in account.data_sets:
-                self.metrics.budget(account.node, data_set, account.epsilon_limit, spent)
+            self._observe_budgets(record, known)
+
+    def _observe_budgets(
+        self, node: people.NodeRecord, known: Mapping[str, ledger.Account]
+    ) -> None:
+        for data_set in node.hello.data_sets:
+            account = known.get(f"{node.name}/{data_set.account}")
+            if account is None:
+                continue
+            filter_, balance = account.filter, account.balance
+            spent = filter_.epsilon_of(balance.posted_units) if balance.guarantee else None
+            self.metrics.budget(node.name, data_set.name, filter_.epsilon_limit, spent)
 
 
 def server_certificate(config: CoordinatorConfig) -> tuple[bytes, bytes]:

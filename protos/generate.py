@@ -2,6 +2,7 @@
 
 import argparse
 import filecmp
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +16,8 @@ GENERATED = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi")
 
 def generate(out: Path) -> None:
     """Run protoc over every source, with the root as its path: imports read `protos.feddp.v1`."""
+    # protoc finds its plug-ins by PATH: take those of this environment, activated or not.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     flags = ["python_out", "mypy_out", "grpc_python_out", "mypy_grpc_out"]
     arguments = ["protoc", f"-I{ROOT}", *(f"--{flag}={out}" for flag in flags), *SOURCES]
     if protoc.main(arguments) != 0:

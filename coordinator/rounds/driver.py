@@ -108,7 +108,10 @@ class Rounds:
             lambda connection: job_store.history(connection, record.job_id)
         )
         phase, count = replay(plan_of(job), steps)
-        live = self._live.setdefault(record.job_id, LiveJob(record, job, phase, count))
+        live = LiveJob(record, job, phase, count)
+        if live.has_ended:
+            return live  # read again when it is asked for again; nothing changes any more
+        self._live[record.job_id] = live
         for one in live.rounds():
             self._index(live, one.attempts)
         return live

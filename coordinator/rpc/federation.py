@@ -26,7 +26,6 @@ from protos.errors import (
     Conflict,
     FeddpError,
     Malformed,
-    NotFound,
     TooLate,
     Unavailable,
     WrongPhase,
@@ -136,8 +135,11 @@ class FederationService(pb_grpc.FederationServicer):
             session.heard()
             try:
                 await self._take(session.node, message)
-            except (NotFound, TooLate, Malformed) as error:
+            except FeddpError as error:
                 log.warning("message_refused", node=session.node, reason=error.reason)
+            except Exception:
+                log.exception("message_failed", node=session.node)
+                return
 
     async def _take(self, node: str, message: pb.AgentMessage) -> None:
         match message.WhichOneof("message"):

@@ -17,7 +17,7 @@ _STATUS = {
     "running": "Running",
     "waiting": "Waiting",
     "converged": "Converged",
-    "completed": "Completed: the planned rounds are done",
+    "completed": "Completed",
     "budget_exhausted": "Stopped: the privacy budget is used up",
     "failed": "Failed",
     "cancelled": "Cancelled",

@@ -84,7 +84,7 @@ def test_every_name_is_escaped():
 def test_the_summary_tells_status_rounds_epsilon_and_digests():
     """The first screen answers what happened and at what cost."""
     words = Page(full()).words
-    assert "Completed: the planned rounds are done" in words
+    assert "Completed" in words
     assert "4 of 4 planned" in words
     assert "ab" * 32 in words
     assert "cd" * 32 in words

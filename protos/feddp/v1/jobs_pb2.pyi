@@ -472,7 +472,7 @@ class Participation(_message.Message):
     SECONDS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     outcome: _builtins.str
-    """"update", "no_update", "refused", "late", "lost", "left_out"."""
+    """"open" while it works; then "update", "no_update", "refused", "late", "lost", "left_out"."""
     reason: _builtins.str
     """UPPER_SNAKE; empty for "update"."""
     message: _builtins.str

@@ -55,6 +55,19 @@ def _invalid(what: str) -> Malformed:
     return Malformed("MODEL_INVALID", f"the model was refused: {what}")
 
 
+def check_model(path: Path) -> None:
+    """Refuse an initial model that is not a safetensors file of finite float32 tensors.
+
+    Raises:
+        Malformed: MODEL_INVALID.
+    """
+    shape = shape_of(path)
+    with safe_open(path, framework="numpy") as file:
+        for name, _ in shape.tensors:
+            if not np.isfinite(file.get_tensor(name)).all():
+                raise _invalid(f"tensor {name} holds a value that is not finite")
+
+
 def check_update(path: Path, expected: Shape, norm_max: float) -> None:
     """Check one update before it counts.
 

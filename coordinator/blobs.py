@@ -56,6 +56,12 @@ class BlobStore:
         """Forget an update that is folded, or refused."""
         (self._updates / _staged_name(attempt_id, digest)).unlink(missing_ok=True)
 
+    def drop_attempt(self, attempt_id: str) -> None:
+        """Forget everything of an attempt that is over."""
+        for folder in (self._partial, self._updates):
+            for path in folder.glob(f"{attempt_id}.*"):
+                path.unlink(missing_ok=True)
+
     def read(self, digest: str, offset: int, length: int) -> Iterator[bytes]:
         """A range of a model in pieces of at most CHUNK_BYTES.
 
@@ -89,6 +95,9 @@ class BlobStore:
             Unavailable: STORE_FULL, the disk takes no more; nothing of this call is counted.
         """
         path = self._partial / _staged_name(owner, digest)
+        for other in self._partial.glob(f"{owner}.*"):
+            if other != path:
+                other.unlink(missing_ok=True)  # one upload at a time for each owner
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", 0) as file:
             held = file.seek(0, os.SEEK_END)
             if held != offset:

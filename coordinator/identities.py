@@ -1,5 +1,6 @@
 """Who a connection is: its certificate, looked up in the registry on every rpc."""
 
+import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -26,9 +27,14 @@ class Identities:
         self._certificates: dict[str, CertificateRecord] = {}
         self._users: dict[str, people.User] = {}
         self._disabled: set[str] = set()
+        self._reloading = asyncio.Lock()
 
     async def reload(self) -> None:
-        """Read everything again."""
+        """Read everything again; never an older state over a newer one."""
+        async with self._reloading:
+            await self._reload()
+
+    async def _reload(self) -> None:
         self._certificates = await self._database.read(people.certificate_rows)
         self._users = await self._database.read(people.all_users)
         nodes = await self._database.read(people.all_nodes)

@@ -49,7 +49,7 @@ def ledger(folder: Path, data_set: str | None = None) -> LedgerView:
                 entry for name in sorted(names) for entry in ledger_store.chain(connection, name)
             ],
             accounts=accounts,
-            filters={account.account: account.filter for account in known},
+            filters={account.account: account.verifying_filter for account in known},
             public_keys={account.node: account.ledger_public_key for account in accounts},
         )
 

@@ -1,7 +1,6 @@
 """The coordinator's process: start-up, ports, and an orderly stop."""
 
 import asyncio
-import contextlib
 import ipaddress
 import os
 import signal
@@ -190,8 +189,10 @@ class Coordinator:
     async def _observe(self) -> None:
         """Keep the gauges current, and remember when nodes were heard."""
         while True:
-            with contextlib.suppress(OSError):
+            try:
                 await self._observe_once()
+            except Exception:
+                log.exception("observer_failed")
             await asyncio.sleep(OBSERVE_S)
 
     async def _observe_once(self) -> None:

@@ -113,6 +113,7 @@ def accounts(connection: Connection, data_set: str) -> list[budgets_pb2.BudgetAc
                 entries=account.entries,
                 head_hash=account.head_hash,
                 ledger_public_key=owner.ledger_public_key,
+                epsilon_limit_highest=account.epsilon_limit_highest,
             )
         )
     return found

@@ -27,7 +27,7 @@ from certs.enrolment import (
 from certs.spiffe import SpiffeId
 from certs.tokens import JoinToken
 from node_agent.config import AgentConfig, Folder
-from node_agent.identity import BUNDLE, CHAIN, KEY, LEDGER_KEY, node_id_of
+from node_agent.identity import BUNDLE, CHAIN, KEY, LEDGER_KEY, load_identity, node_id_of
 from node_agent.templates import DATASETS_YAML, POLICY_YAML
 from protos.content import write_durable
 from protos.errors import Conflict, FeddpError, Malformed, Unavailable
@@ -72,7 +72,8 @@ def join(token: str, path: Path, connect_timeout_s: float = CONNECT_TIMEOUT_S) -
     """Redeem a token and write identity, configuration and, where absent, the steward's files.
 
     A join whose answer was lost is done again with the same token and keeps its keys; one that was
-    refused or never reached the coordinator leaves nothing behind.
+    refused or never reached the coordinator leaves nothing behind. A node whose certificate has
+    ended joins again in its own folder with a new token, and keeps its ledger.
 
     Raises:
         Malformed: TOKEN_INVALID; JOIN_ANSWER_INVALID, the coordinator's answer does not hold.
@@ -82,11 +83,7 @@ def join(token: str, path: Path, connect_timeout_s: float = CONNECT_TIMEOUT_S) -
     """
     parsed = JoinToken.parse(token)
     folder = Folder(path.absolute())
-    if (folder.identity / CHAIN).exists():
-        raise Conflict(
-            "ALREADY_JOINED",
-            f"{folder.root} holds the identity of a node already; join with another --dir",
-        )
+    former = _former(folder)
     # Undone unless the coordinator may have redeemed the token for these keys.
     with contextlib.ExitStack() as undo:
         for part in (*reversed(folder.root.parents), folder.root, folder.identity):
@@ -104,7 +101,28 @@ def join(token: str, path: Path, connect_timeout_s: float = CONNECT_TIMEOUT_S) -
         answer = _ask(parsed, request, connect_timeout_s, undo)
         undo.pop_all()
     spiffe_id, leaf = _check(parsed, key, answer)
+    if former not in ("", spiffe_id.name):
+        raise _answer_invalid(f"it is for node {spiffe_id.name} and this folder is {former}'s")
     return _write(folder, parsed, answer, spiffe_id, leaf)
+
+
+def _former(folder: Folder) -> str:
+    """The node that this folder belonged to until its certificate ended; empty for a new folder.
+
+    Raises:
+        Conflict: ALREADY_JOINED, the certificate is valid.
+        Malformed: IDENTITY_INVALID.
+    """
+    if not (folder.identity / CHAIN).exists():
+        return ""
+    identity = load_identity(folder.identity)
+    if identity.expires_at > datetime.now(UTC):
+        raise Conflict(
+            "ALREADY_JOINED",
+            f"{folder.root} holds the identity of node {identity.node} already; join with another "
+            "--dir",
+        )
+    return identity.node
 
 
 def _remove_folder(path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Final, TypeVar
+from weakref import WeakValueDictionary
 
 import grpc
 import structlog
@@ -26,6 +27,9 @@ log = structlog.get_logger(__name__)
 CALL_TIMEOUT_S: Final = 120.0
 """For one range on a slow link; what arrived by then is not sent again."""
 
+DAMAGED_MAX: Final = 3
+"""Uploads of the same bytes that may arrive damaged."""
+
 _Answer = TypeVar("_Answer")
 
 
@@ -39,6 +43,7 @@ class Transfers:
         self._federation = federation_pb2_grpc.FederationStub(channel)
         self._spool = spool
         self._sleep = sleep
+        self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def fetch(self, digest: str, size: int) -> None:
         """Bring a model of `size` bytes into the spool; one that is there is not fetched.
@@ -47,13 +52,15 @@ class Transfers:
             FeddpError: the coordinator will not give it.
             Malformed: DIGEST_MISMATCH, what came twice is not what was named.
         """
-        if await asyncio.to_thread(self._spool.model(digest).exists):
-            return
-        for _ in range(2):
-            await self._fetch_ranges(digest, size)
-            if await asyncio.to_thread(self._spool.keep_model, digest):
+        # Two jobs may start from the same model; the second finds what the first has fetched.
+        async with self._fetching.setdefault(digest, asyncio.Lock()):
+            if await asyncio.to_thread(self._spool.model(digest).exists):
                 return
-            log.warning("model_digest_mismatch", digest=digest)
+            for _ in range(2):
+                await self._fetch_ranges(digest, size)
+                if await asyncio.to_thread(self._spool.keep_model, digest):
+                    return
+                log.warning("model_digest_mismatch", digest=digest)
         raise Malformed("DIGEST_MISMATCH", f"The bytes of model {digest} do not match its name.")
 
     async def hand_in(self, attempt_id: str, digest: str, signature: bytes) -> None:
@@ -122,6 +129,7 @@ class Transfers:
     ) -> None:
         status = transfer_pb2.UploadStatusRequest(attempt_id=attempt_id, digest=digest)
         ask = self._transfer.UploadStatus
+        mismatches = 0
         while True:
             try:
                 answer = await ask(status, timeout=CALL_TIMEOUT_S)
@@ -136,7 +144,11 @@ class Transfers:
                     if not answer.complete and answer.durable_bytes <= before:
                         await self._sleep(backoff.next_s())
             except grpc.RpcError as error:
-                if from_rpc(error).reason == "OFFSET_MISMATCH":
+                reason = from_rpc(error).reason
+                mismatches += reason == "DIGEST_MISMATCH"
+                # The coordinator dropped bytes that were damaged on the way or on its disk.
+                damaged = reason == "DIGEST_MISMATCH" and mismatches < DAMAGED_MAX
+                if reason == "OFFSET_MISMATCH" or damaged:
                     await self._sleep(backoff.next_s())
                     continue
                 await self._wait(error, backoff, "upload", attempt_id=attempt_id)

@@ -80,7 +80,17 @@ class Train(BaseModel):
     proximal_mu: float = Field(ge=0, allow_inf_nan=False)
 
 
-_REQUEST: Final[TypeAdapter[Prepare | Train]] = TypeAdapter(Prepare | Train)
+class Check(BaseModel):
+    """Look at a round's model before the data is open, when a fault may still be told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    op: Literal["check"]
+    base_model: Path
+    base_model_digest: str
+
+
+_REQUEST: Final[TypeAdapter[Prepare | Check | Train]] = TypeAdapter(Prepare | Check | Train)
 
 
 class NoUpdate(Exception):
@@ -105,6 +115,8 @@ class Worker:
             return _refused("REQUEST_MALFORMED", "The worker could not read the agent's request.")
         if isinstance(request, Prepare):
             return self._prepare(request)
+        if isinstance(request, Check):
+            return self._check(request)
         try:
             return self._train(request)
         except NoUpdate as problem:
@@ -140,6 +152,13 @@ class Worker:
         self._prepared, self._program = request, program
         self._shapes = registry.model_shapes(request.task, config)
         return {"op": "prepared"}
+
+    def _check(self, request: Check) -> Answer:
+        try:
+            _base_model(request.base_model, request.base_model_digest, self._shapes)
+        except NoUpdate as problem:
+            return _refused("MODEL_INVALID", f"The round's model cannot be trained: {problem}.")
+        return {"op": "checked"}
 
     def _train(self, request: Train) -> Answer:
         from node_agent.tasks.program import Order

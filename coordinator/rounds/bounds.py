@@ -53,8 +53,10 @@ def update_norm_max(order: RoundOrder, offer: Offer) -> float:
         return UNBOUNDED_NORM
     signal = order.learning_rate * order.local_steps * order.max_grad_norm * _DECLARED_N_SLACK
     noise = std * (math.sqrt(order.parameters) + _NOISE_DEVIATIONS)
-    growth = max(1.0, abs(1.0 - order.learning_rate * order.proximal_mu)) ** order.local_steps
-    return (signal + noise) * growth
+    pull = max(1.0, abs(1.0 - order.learning_rate * order.proximal_mu))
+    if order.local_steps * math.log(pull) > math.log(UNBOUNDED_NORM):
+        return UNBOUNDED_NORM
+    return min(UNBOUNDED_NORM, (signal + noise) * pull**order.local_steps)
 
 
 def global_noise_norm(

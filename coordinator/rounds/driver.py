@@ -18,7 +18,7 @@ from coordinator.rounds import events as e
 from coordinator.rounds import machine
 from coordinator.rounds.effects import Effects, Reply
 from coordinator.rounds.live import LiveJob, job_from_json, plan_of, replay
-from coordinator.rounds.phases import Attempt, Ended, Phase, RoundRecord, Training
+from coordinator.rounds.phases import Attempt, Ended, Phase, RoundRecord, Selecting, Training
 from coordinator.sessions import Sessions
 from coordinator.store import jobs as job_store
 from coordinator.store import ledger
@@ -68,7 +68,14 @@ class Rounds:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def submit(self, record: JobRecord, job: Job, initial_model: str) -> LiveJob:
-        """Begin a job; its record and first step commit together."""
+        """Begin a job; its record and first step commit together.
+
+        A caller that is cancelled does not cut it in two.
+        """
+        work = asyncio.ensure_future(self._submit(record, job, initial_model))
+        return await asyncio.shield(work)
+
+    async def _submit(self, record: JobRecord, job: Job, initial_model: str) -> LiveJob:
         event, now_s = e.JobSubmitted(initial_model), time.time()
         phase, asked = machine.start(plan_of(job), event, now_s)
 
@@ -228,26 +235,35 @@ class Rounds:
         task.add_done_callback(self._tasks.discard)
 
     async def _carry_out(self, live: LiveJob, command: c.Command) -> None:
-        """Carry out a command, again after a fault that may pass; then fail the job."""
-        for delay_s in (*RETRY_S, None):
+        """Carry out a command, again and again while the fault may pass.
+
+        An error of ours that cannot pass fails the job; anything else (a full disk, a locked
+        database) is waited out, because the job must not be lost to it.
+        """
+        name, delays_s = type(command).__name__, iter(RETRY_S)
+        while True:
             try:
                 reply = await self._effects.run(live, command)
                 if reply is not None:
                     await self.apply_reply(live, reply)
                 return
             except FeddpError as error:
-                fault, message = error.reason, error.message
-            except Exception as error:
-                fault, message = type(error).__name__, "the coordinator could not do its part"
-                log.exception("command_failed", job_id=live.job_id, command=type(command).__name__)
-            log.warning(
-                "command_retry", job_id=live.job_id, command=type(command).__name__, fault=fault
-            )
-            if delay_s is None:
-                name = type(command).__name__
-                await self.apply(live, e.StepFailed(f"{message} ({name}: {fault}); see its log"))
+                log.warning("command_refused", job_id=live.job_id, command=name, fault=error.reason)
+                if not error.retryable:
+                    await self._fail(live, f"{error.message} ({name}: {error.reason})")
+                    return
+            except Exception:
+                log.exception("command_failed", job_id=live.job_id, command=name)
+            await asyncio.sleep(next(delays_s, RETRY_S[-1]))
+
+    async def _fail(self, live: LiveJob, message: str) -> None:
+        while True:
+            try:
+                await self.apply(live, e.StepFailed(message))
                 return
-            await asyncio.sleep(delay_s)
+            except Exception:
+                log.exception("job_cannot_fail", job_id=live.job_id)
+                await asyncio.sleep(RETRY_S[-1])
 
     # What nodes say
 
@@ -297,11 +313,15 @@ class Rounds:
         while True:
             await asyncio.sleep(TICK_S)
             for live in self.running():
-                await self._tick(live)
+                try:
+                    await self._tick(live)
+                except Exception:
+                    log.exception("tick_failed", job_id=live.job_id)
 
     async def _tick(self, live: LiveJob) -> None:
         phase = live.phase
-        if live.is_waiting() and time.monotonic() - live.surveyed_at_s >= SURVEY_AGAIN_S:
+        looking = isinstance(phase, Selecting) or live.is_waiting()
+        if looking and time.monotonic() - live.surveyed_at_s >= SURVEY_AGAIN_S:
             live.surveyed_at_s = time.monotonic()
             self._spawn(live, [c.Survey()])
         if not isinstance(phase, Training):
@@ -310,5 +330,7 @@ class Rounds:
             if not attempt.silent and self._sessions.lost(attempt.node):
                 log.info("node_lost", job_id=live.job_id, node=attempt.node)
                 await self.apply(live, e.NodeWasLost(attempt.node))
+            elif attempt.silent and self._sessions.connected(attempt.node):
+                await self.apply(live, e.NodeReturned(attempt.node))
         if time.time() >= phase.deadline_at_s and not phase.deadline_passed:
             await self.apply(live, e.DeadlinePassed(phase.round.number))

@@ -33,7 +33,7 @@ from coordinator.store import ledger, people
 from coordinator.store.database import Database
 from coordinator.store.jobs import ModelRecord
 from privacy.ledger import Statement
-from protos.errors import BudgetRefused, NotFound, invariant
+from protos.errors import BudgetRefused, FeddpError, NotFound, invariant
 from protos.feddp.v1 import federation_pb2 as federation
 
 Reply = Callable[[Connection, LiveJob], e.Event | None]
@@ -59,6 +59,7 @@ class Effects:
             case c.SendOrder(attempt_id):
                 self._send_order(live, attempt_id)
             case c.NotifyClosed(attempt_id, node, outcome):
+                await asyncio.to_thread(self.blobs.drop_attempt, attempt_id)
                 closed = federation.AttemptClosed(attempt_id=attempt_id, outcome=outcome)
                 self.sessions.send(node, federation.CoordinatorMessage(attempt_closed=closed))
             case c.FoldUpdates(number):
@@ -138,8 +139,8 @@ class Effects:
         for node in {a.node for one in live.rounds() for a in one.attempts}:
             self.sessions.send(node, ended)
         for one in live.rounds():
-            for attempt in one.received:
-                self.blobs.drop_update(attempt.attempt_id, attempt.digest)
+            for attempt in one.attempts:
+                self.blobs.drop_attempt(attempt.attempt_id)
 
 
 def node_facts(connection: Connection, effects: Effects, live: LiveJob) -> list[planner.NodeFacts]:
@@ -192,6 +193,8 @@ def reserve(connection: Connection, live: LiveJob, command: c.ReserveBudgets) ->
             grants.append(grant)
         except BudgetRefused as error:
             refused.append(e.Absence(offer.node, "BUDGET", error.message))
+        except FeddpError as error:
+            refused.append(e.Absence(offer.node, error.reason, error.message))
     if len(grants) < command.at_least:
         savepoint.rollback()
         grants = []

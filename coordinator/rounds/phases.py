@@ -25,6 +25,7 @@ class Attempt:
 
     Attributes:
         silent: the node is not heard; its attempt is still open.
+        excused: the node came back since, so that this try does not keep it from another one.
     """
 
     attempt_id: str
@@ -32,6 +33,7 @@ class Attempt:
     ordered_at_s: float
     state: AttemptState = AttemptState.ORDERED
     silent: bool = False
+    excused: bool = False
     ended_at_s: float = 0.0
     digest: str = ""
     update_bytes: int = 0
@@ -51,13 +53,21 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is fixed when the job is submitted, as far as the machine decides by it."""
+    """What is fixed when the job is submitted, as far as the machine decides by it.
+
+    Attributes:
+        attempts_per_round: tries that a node is charged for while it stays connected.
+        attempts_per_round_max: tries that it is charged for in all, however often it comes back.
+        refused_again_s: a node that refused is asked again after so long, or when it comes back.
+    """
 
     min_participants: int
     rounds_planned: int
     deadline_s: float
     convergence_patience: int
     attempts_per_round: int = 2
+    attempts_per_round_max: int = 4
+    refused_again_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,9 +77,25 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
         return _absent(facts, "ACCOUNT_UNKNOWN", "its policy has no valid account for the data set")
     if job.mechanism == "none" and not steward.unaccounted_allowed:
         return _absent(facts, "UNACCOUNTED_REFUSED", "its policy refuses releases without noise")
+    filter_ = account.filter
+    announced = (steward.filter, steward.rdp_order, steward.delta)
+    if announced != (filter_.kind, filter_.order, filter_.delta):
+        return _absent(
+            facts,
+            "ACCOUNT_CHANGED",
+            f"its policy counts account {account.account} by another filter or delta than the "
+            "account was created with; its data steward sets them back",
+        )
+    if job.mechanism == "dp" and job.delta != filter_.delta:
+        return _absent(
+            facts,
+            "DELTA_MISMATCH",
+            f"its account has delta {filter_.delta:g} and the job asks for {job.delta:g}; set "
+            "privacy.delta in the job",
+        )
     try:
         release = _release(job, facts, account, steward, rounds_left)
-        cost_units = account.filter.cost_units(release)
+        cost_units = filter_.cost_units(release)
     except FeddpError as error:
         return _absent(facts, "BUDGET", error.message, for_good=True)
     if release.noise_multiplier is not None:
@@ -90,7 +106,10 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
                 f"its policy asks for a noise multiplier of {steward.noise_multiplier_min:g} or "
                 "more",
             )
-        refusal = _over_budget(facts, account, steward, cost_units)
+        try:
+            refusal = _over_budget(facts, account, steward, cost_units)
+        except FeddpError as error:
+            return _absent(facts, "POLICY_INVALID", f"its epsilon_per_job_max: {error.message}")
         if refusal is not None:
             return refusal
     return Offer(
@@ -131,7 +150,7 @@ def _release(
     share = make_filter(account.filter.kind, account.filter.order, target, job.delta)
     left_units = share.limit_units - facts.job_units
     noise = facts.last_noise_multiplier
-    if noise is not None:
+    if noise is not None and noise >= steward.noise_multiplier_min:
         same = Release(mechanism, noise, sample_rate, job.local_steps)
         if share.cost_units(same) * rounds_left <= left_units:
             return same

@@ -16,6 +16,9 @@ from coordinator.rounds.phases import (
     Training,
 )
 
+NODE_BUDGET_REASONS = frozenset({"BUDGET_REFUSED", "EPSILON_PER_JOB", "TARGET_EXCEEDED"})
+"""Refusals by which a node's own ledger says that it can pay no further round of this job."""
+
 
 def accepted(phase: Training, event: e.OrderWasAccepted, now_s: float) -> Step:
     attempt = phase.round.attempt(event.attempt_id)
@@ -89,10 +92,14 @@ def lost(phase: Training, event: e.NodeWasLost, now_s: float) -> Step:
 
 def returned(phase: Training, event: e.NodeReturned, now_s: float) -> Step:
     record, again = phase.round, list[c.Command]()
-    for attempt in record.opened:
-        if attempt.node == event.node:
+    for attempt in record.attempts:
+        if attempt.node != event.node:
+            continue
+        if attempt.is_open:
             record = record.with_attempt(replace(attempt, silent=False))
             again.append(c.SendOrder(attempt.attempt_id))
+        elif not attempt.excused:
+            record = record.with_attempt(replace(attempt, excused=True))
     return _advance(replace(phase, round=record), now_s, again)
 
 
@@ -135,7 +142,8 @@ def _why(attempt: Attempt) -> e.Absence:
         return e.Absence(attempt.node, "OFFLINE", "is not connected; its order is open")
     if attempt.is_open:
         return e.Absence(attempt.node, "TRAINING", "has not answered its order yet")
-    return e.Absence(attempt.node, attempt.reason, attempt.message)
+    reason = "BUDGET" if attempt.reason in NODE_BUDGET_REASONS else attempt.reason
+    return e.Absence(attempt.node, reason, attempt.message, for_good=reason == "BUDGET")
 
 
 def top_up(phase: Training, event: e.NodesSurveyed, now_s: float) -> Step:
@@ -146,12 +154,13 @@ def top_up(phase: Training, event: e.NodesSurveyed, now_s: float) -> Step:
         len(record.received) + len(heard) >= plan.min_participants and not phase.deadline_passed
     ):
         return phase, []
-    offers = tuple(o for o in event.offers if _may_try(record, o.node, plan))
+    offers = tuple(o for o in event.offers if _may_try(record, o.node, plan, now_s))
     if offers:
         asked = c.ReserveBudgets(record.number, offers, 0)
         return replace(phase, topping_up=offers), [asked]
     held = {a.node for a in (*record.received, *record.opened)}
-    absences = tuple(a for a in event.absences if a.node not in held)
+    broke = tuple(_why(a) for a in _latest(record).values() if a.reason in NODE_BUDGET_REASONS)
+    absences = (*broke, *(a for a in event.absences if a.node not in held))
     if ending.never_again(phase.course, held, absences):
         return ending.end_job(
             phase.course, "budget_exhausted", ending.exhausted_message(absences), now_s, record
@@ -161,10 +170,20 @@ def top_up(phase: Training, event: e.NodesSurveyed, now_s: float) -> Step:
     return replace(phase, waiting=phase.waiting + added), []
 
 
-def _may_try(record: RoundRecord, node: str, plan: Plan) -> bool:
+def _may_try(record: RoundRecord, node: str, plan: Plan, now_s: float) -> bool:
+    """Whether a node may be ordered again in this round."""
     tries = [a for a in record.attempts if a.node == node]
-    settled = all(a.state is AttemptState.NO_UPDATE for a in tries)
-    return settled and len(tries) < plan.attempts_per_round
+    charged = [a for a in tries if a.state is AttemptState.NO_UPDATE]
+    refused = [a for a in tries if a.state is AttemptState.REFUSED]
+    if len(charged) + len(refused) < len(tries):
+        return False  # it works, or its part is done
+    if any(a.reason in NODE_BUDGET_REASONS for a in refused):
+        return False
+    last = refused[-1] if refused else None
+    if last and not last.excused and now_s - last.ended_at_s < plan.refused_again_s:
+        return False
+    counted = sum(not a.excused for a in charged)
+    return counted < plan.attempts_per_round and len(charged) < plan.attempts_per_round_max
 
 
 def topped_up(phase: Training, event: e.BudgetsReserved, now_s: float) -> Step:

@@ -16,6 +16,7 @@ from coordinator.identities import Identities
 from coordinator.rpc.gate import Context
 from coordinator.store import people
 from coordinator.store.database import Database
+from protos.errors import NotAllowed
 from protos.feddp.v1 import enrollment_pb2 as pb
 from protos.feddp.v1 import enrollment_pb2_grpc as pb_grpc
 
@@ -47,6 +48,12 @@ class EnrollmentService(pb_grpc.EnrollmentServicer):
 
         def redeem(connection: Connection) -> tuple[people.Redemption, bytes]:
             won = people.redeem(connection, secret_hash, key_digest, now.timestamp())
+            if won.ledger_public_key not in (b"", request.ledger_public_key):
+                raise NotAllowed(
+                    "LEDGER_KEY_CHANGED",
+                    f"node {won.node} joined before with another ledger key; join again in its own "
+                    "folder (or restore that from a backup), so that its budgets stay with it",
+                )
             if won.chain:
                 return won, won.chain
             issued = self._authority.issue(

@@ -1,6 +1,7 @@
 """Federation: the agents' sessions, and the updates that they hand in."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ log = structlog.get_logger(__name__)
 
 PROTOCOL_VERSION = 1
 IDENTITY_CHECK_S = 2.0
+PUBLISHED_MAX = 256
+DECLARED_N_MAX = 10**12
 
 
 @dataclass(slots=True)
@@ -98,6 +101,7 @@ class FederationService(pb_grpc.FederationServicer):
                 f"the agent speaks protocol {first.hello.protocol_version} and this coordinator "
                 f"{PROTOCOL_VERSION}; upgrade the older one",
             )
+        check_hello(first.hello)
         return first.hello
 
     async def _greet(self, node: str, hello: pb.Hello) -> list[pb.AttemptClosed]:
@@ -155,6 +159,16 @@ class FederationService(pb_grpc.FederationServicer):
             case "order_refused":
                 refused = message.order_refused
                 live, record, attempt = await self.rounds.find(refused.attempt_id, node)
+                if not refused.void_signature:
+                    # Not proven unopened, so it is charged; that needs nobody's signature.
+                    await self.rounds.apply(
+                        live,
+                        events.NoUpdateReceived(
+                            refused.attempt_id, b"", refused.reason[:64], refused.message[:500]
+                        ),
+                    )
+                    self._answer(node, refused.attempt_id, live)
+                    return
                 statement = statement_of(live, record, attempt).resolved("void")
                 await self._check(node, statement, refused.void_signature)
                 log.info("order_refused", job_id=live.job_id, node=node, reason=refused.reason)
@@ -246,6 +260,29 @@ class FederationService(pb_grpc.FederationServicer):
             ),
         )
         self.blobs.drop_update(attempt.attempt_id, request.digest)
+
+
+def check_hello(hello: pb.Hello) -> None:
+    """Refuse what no honest agent publishes, before any of it is kept.
+
+    Raises:
+        Malformed: HELLO_INVALID.
+    """
+    lists = (hello.data_sets, hello.accounts, hello.tasks, hello.open_attempts)
+    sound = (
+        all(len(one) <= PUBLISHED_MAX for one in lists)
+        and all(1 <= d.declared_n <= DECLARED_N_MAX and d.name for d in hello.data_sets)
+        and all(
+            a.name
+            and math.isfinite(a.epsilon_per_job_max)
+            and a.epsilon_per_job_max > 0
+            and math.isfinite(a.noise_multiplier_min)
+            and a.noise_multiplier_min >= 0
+            for a in hello.accounts
+        )
+    )
+    if not sound:
+        raise Malformed("HELLO_INVALID", "the agent's Hello holds values that no policy can have")
 
 
 def statement_of(live: LiveJob, record: RoundRecord, attempt: Attempt) -> Statement:

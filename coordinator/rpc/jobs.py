@@ -4,11 +4,14 @@ import asyncio
 import json
 import secrets
 import time
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jsonschema
+import referencing
+import referencing.exceptions
 from sqlalchemy import Connection
 
 from coordinator import aggregation, views
@@ -27,6 +30,7 @@ from protos.feddp.v1 import jobs_pb2 as pb
 from protos.feddp.v1 import jobs_pb2_grpc as pb_grpc
 
 WATCH_REPEAT_S = 5.0
+SCHEMA_BYTES_MAX = 64 << 10
 
 
 @dataclass(slots=True)
@@ -55,7 +59,8 @@ class JobsService(pb_grpc.JobsServicer):
             raise NotAllowed("PROJECT", f"{who.name} submits jobs of project {who.project} only")
         nodes = await self.database.read(people.all_nodes)
         check_published(job, request.task_hash, nodes)
-        aggregation.shape_of(self.blobs.model(request.initial_model_digest))
+        initial = self.blobs.model(request.initial_model_digest)
+        await asyncio.to_thread(aggregation.check_model, initial)
         record = JobRecord(
             job_id=f"job-{secrets.token_hex(6)}",
             project=job.project,
@@ -138,28 +143,67 @@ def check_published(job: Job, task_hash: str, nodes: list[people.NodeRecord]) ->
         raise NotFound(
             "DATA_SET_UNKNOWN", f"no node publishes the data set {job.dataset}; known: {known}"
         )
-    tasks = {(t.name, t.content_hash): t for node in joined for t in node.hello.tasks}
-    task = tasks.get((job.task, task_hash))
-    if task is None:
-        known = ", ".join(sorted(f"{name}@{digest[:12]}…" for name, digest in tasks)) or "none yet"
+    schemas: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for node in joined:
+        for task in node.hello.tasks:
+            schemas[task.name, task.content_hash][task.config_schema_json] += 1
+    published = schemas.get((job.task, task_hash))
+    if published is None:
+        known = ", ".join(sorted(f"{name}@{digest[:12]}…" for name, digest in schemas))
         raise NotFound(
             "TASK_UNKNOWN",
-            f"no node allows the task {job.task}@{task_hash[:12]}…; known: {known}. If only the "
-            "hash differs, your version of feddp and the nodes' are not the same",
+            f"no node allows the task {job.task}@{task_hash[:12]}…; known: {known or 'none yet'}. "
+            "If only the hash differs, your version of feddp and the nodes' are not the same",
         )
-    check_task_config(job.task_config, json.loads(task.config_schema_json))
+    # What most nodes publish: one that lies can neither admit nor refuse a configuration.
+    check_task_config(job.task_config, published.most_common(1)[0][0])
+    check_delta(job, joined)
 
 
-def check_task_config(config: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
+def check_delta(job: Job, nodes: list[people.NodeRecord]) -> None:
+    """Refuse a job with noise whose delta is no account's.
+
+    Raises:
+        Malformed: DELTA_MISMATCH.
+    """
+    deltas = {
+        account.delta
+        for node in nodes
+        for data_set in node.hello.data_sets
+        for account in node.hello.accounts
+        if data_set.name == job.dataset and account.name == data_set.account
+    }
+    if job.mechanism == "dp" and job.delta not in deltas:
+        known = ", ".join(f"{delta:g}" for delta in sorted(deltas)) or "none"
+        raise Malformed(
+            "DELTA_MISMATCH",
+            f"the job's delta is {job.delta:g} and the accounts that pay for {job.dataset} have "
+            f"{known}: set privacy.delta to theirs",
+        )
+
+
+def check_task_config(config: Mapping[str, Any], schema_json: str) -> None:
     """Check task_config against the schema that the nodes published with the task.
+
+    The schema comes from nodes, so nothing in it may reach out or take long: references outside
+    it do not resolve, and one with a regular expression is not used (each node checks anyway).
 
     Raises:
         Malformed: TASK_CONFIG_INVALID, every fault with its place.
     """
-    validator = jsonschema.Draft202012Validator(schema)
-    faults = sorted(
-        validator.iter_errors(dict(config)), key=lambda fault: list(map(str, fault.path))
-    )
+    if len(schema_json) > SCHEMA_BYTES_MAX or '"pattern' in schema_json:
+        return
+    try:
+        schema = json.loads(schema_json)
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except (ValueError, RecursionError, jsonschema.SchemaError):
+        return
+    validator = jsonschema.Draft202012Validator(schema, registry=referencing.Registry())
+    try:
+        found = list(validator.iter_errors(dict(config)))
+    except (referencing.exceptions.Unresolvable, RecursionError):
+        return
+    faults = sorted(found, key=lambda fault: list(map(str, fault.path)))
     if faults:
         lines = [
             f"  task_config{''.join(f'.{part}' for part in fault.path)}: {fault.message[:200]}"

@@ -1,5 +1,6 @@
 """Nodes, Budgets and Models: what people look at and operators change."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ import structlog
 from sqlalchemy import Connection
 
 from certs.authority import Authority
-from certs.spiffe import check_name
+from certs.spiffe import SpiffeId, check_name
 from certs.tokens import JoinToken, new_secret
 from coordinator import views
 from coordinator.identities import Identities
@@ -64,6 +65,7 @@ class NodesService(nodes_pb2_grpc.NodesServicer):
                 request.node,
                 request.node_class,
                 token.secret_hash(),
+                spiffe_id=str(SpiffeId(self.authority.trust_domain, "node", request.node)),
                 now_s=now_s,
                 expires_at_s=expires_at_s,
             )
@@ -91,7 +93,6 @@ class NodesService(nodes_pb2_grpc.NodesServicer):
     ) -> nodes_pb2.DisableNodeResponse:
         """See nodes.proto."""
         record = await self._set_status(request.node, "disabled")
-        self.sessions.cut(request.node)
         return nodes_pb2.DisableNodeResponse(node=self._view(record))
 
     async def EnableNode(
@@ -102,11 +103,18 @@ class NodesService(nodes_pb2_grpc.NodesServicer):
         return nodes_pb2.EnableNodeResponse(node=self._view(record))
 
     async def _set_status(self, node: str, status: str) -> people.NodeRecord:
+        """Store, registry and session change together, whether or not the caller waits."""
+        user = caller().name
+        return await asyncio.shield(asyncio.ensure_future(self._change(node, status, user)))
+
+    async def _change(self, node: str, status: str, user: str) -> people.NodeRecord:
         record = await self.database.write(
             lambda connection: people.set_status(connection, node, status)
         )
         await self.identities.reload()
-        log.info("node_status", node=node, status=status, user=caller().name)
+        if status == "disabled":
+            self.sessions.cut(node)
+        log.info("node_status", node=node, status=status, user=user)
         return record
 
     def _view(self, record: people.NodeRecord) -> nodes_pb2.Node:

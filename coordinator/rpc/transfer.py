@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from coordinator.blobs import BlobStore
 from coordinator.metrics import Metrics
@@ -13,12 +14,15 @@ from coordinator.rpc.gate import Context, caller
 from coordinator.store import jobs as job_store
 from coordinator.store.database import Database
 from protos.content import CHUNK_BYTES, RANGE_BYTES, is_digest
-from protos.errors import Malformed, NotAllowed, TooLate
+from protos.errors import Malformed, NotAllowed, TooLate, Unavailable
 from protos.feddp.v1 import transfer_pb2 as pb
 from protos.feddp.v1 import transfer_pb2_grpc as pb_grpc
 
 UPDATE_BYTES_SLACK = 64 << 10
 """A safetensors header may differ in its padding and metadata from the model's."""
+
+CALL_S_MAX = 60.0
+"""A peer that neither sends nor reads gives its place to another."""
 
 TRANSFERS_MAX = 16
 """Calls that hold bytes at once; the others wait, and gRPC's flow control holds their senders."""
@@ -34,6 +38,7 @@ class TransferService(pb_grpc.TransferServicer):
     metrics: Metrics
     model_bytes_max: int
     slots: asyncio.Semaphore
+    _storing: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
     async def Download(
         self, request: pb.DownloadRequest, context: Context
@@ -41,7 +46,7 @@ class TransferService(pb_grpc.TransferServicer):
         """See transfer.proto."""
         await self._may_read(request.digest)
         length = min(request.length or RANGE_BYTES, RANGE_BYTES)
-        async with self.slots:
+        async with self.slots, asyncio.timeout(CALL_S_MAX):
             pieces = self.blobs.read(request.digest, request.offset, length)
             while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
                 self.metrics.transferred("sent", len(piece))
@@ -75,10 +80,17 @@ class TransferService(pb_grpc.TransferServicer):
         header = first.header
         owner = await self._owner(header)
         async with self.slots:
-            pieces = await self._pieces(first, request_iterator, header)
-            _, complete = self.blobs.received(owner, header.digest)
-            if not complete:
-                await asyncio.to_thread(self._store, owner, header, pieces)
+            try:
+                async with asyncio.timeout(CALL_S_MAX):
+                    pieces = await self._pieces(first, request_iterator, header)
+            except TimeoutError:
+                raise Unavailable(
+                    "TRANSFER_STALLED", f"no more bytes came within {CALL_S_MAX:.0f} s; go on"
+                ) from None
+            async with self._storing.setdefault(owner, asyncio.Lock()):
+                _, complete = self.blobs.received(owner, header.digest)
+                if not complete:
+                    await asyncio.to_thread(self._store, owner, header, pieces)
         return self._status(owner, header.digest)
 
     def _store(self, owner: str, header: pb.UploadHeader, pieces: list[bytes]) -> None:

@@ -25,11 +25,18 @@ class Account:
     balance: Balance
     entries: int
     head_hash: str
+    epsilon_limit_highest: float = 0.0
 
     @property
     def filter(self) -> Filter:
-        """The filter, fixed when the account was created."""
+        """The filter, fixed with the account's first entry; its limit is today's."""
         return self.balance.filter
+
+    @property
+    def verifying_filter(self) -> Filter:
+        """The filter at the highest limit that the account ever had."""
+        now = self.balance.filter
+        return make_filter(now.kind, now.order, self.epsilon_limit_highest, now.delta)
 
 
 def open_account(
@@ -43,8 +50,8 @@ def open_account(
 ) -> Account:
     """The account, created at its first mention from what the steward announced.
 
-    Filter and delta never change. A lower limit that is announced later is kept; a higher one is
-    not: raising a guarantee is not a node's word alone.
+    Filter and delta never change once an entry counts by them. A lower limit that is announced
+    later is kept; a higher one is not: raising a guarantee is not a node's word alone.
 
     Raises:
         Malformed: FILTER_INVALID, or ACCOUNT_CHANGED for another filter or delta.
@@ -59,11 +66,24 @@ def open_account(
                 filter=kind,
                 rdp_order=order,
                 epsilon_limit=epsilon_limit,
+                epsilon_limit_highest=epsilon_limit,
                 delta=delta,
                 posted_units=0,
                 guarantee=True,
                 entries=0,
                 head_hash=GENESIS,
+            )
+        )
+    elif row.entries == 0:  # nothing counts by the old terms yet
+        connection.execute(
+            update(accounts)
+            .where(accounts.c.account == account)
+            .values(
+                filter=kind,
+                rdp_order=order,
+                epsilon_limit=epsilon_limit,
+                epsilon_limit_highest=epsilon_limit,
+                delta=delta,
             )
         )
     elif (row.filter, row.rdp_order, row.delta) != (kind, order, delta):
@@ -105,7 +125,9 @@ def _account(connection: Connection, row: Row[Any]) -> Account:
     pending = tuple(Pending(r.attempt_id, r.units, r.digest, r.accounted) for r in held)
     filter_ = make_filter(row.filter, row.rdp_order, row.epsilon_limit, row.delta)
     balance = Balance(filter_, row.posted_units, pending, guarantee=row.guarantee)
-    return Account(row.account, row.node, balance, row.entries, row.head_hash)
+    return Account(
+        row.account, row.node, balance, row.entries, row.head_hash, row.epsilon_limit_highest
+    )
 
 
 def book(connection: Connection, statement: Statement, signature: bytes = b"") -> None:

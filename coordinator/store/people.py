@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from certs.authority import IssuedCertificate
@@ -78,20 +78,29 @@ def invite(
     node_class: str,
     secret_hash: str,
     *,
+    spiffe_id: str,
     now_s: float,
     expires_at_s: float,
 ) -> None:
     """Make a token for a node; earlier unused tokens of that node are void.
 
+    A node whose certificate has ended may join again under its name; `enrol` then asks for the
+    same ledger key, so that the name, its accounts and what they spent stay with the hospital.
+
     Raises:
-        Conflict: NODE_EXISTS, a node of that name has joined.
+        Conflict: NODE_EXISTS, a node of that name has joined and can still connect.
     """
     row = connection.execute(select(nodes).where(nodes.c.name == name)).one_or_none()
-    if row is not None and row.status != "invited":
+    if row is not None and row.status == "disabled":
+        raise Conflict("NODE_EXISTS", f"node {name} is already there, disabled; enable it first")
+    ends = connection.execute(
+        select(func.max(certificates.c.not_after)).where(certificates.c.spiffe_id == spiffe_id)
+    ).scalar_one()
+    if row is not None and row.status != "invited" and (ends or 0.0) > now_s:
         raise Conflict(
             "NODE_EXISTS",
-            f"a node named {name} has already joined; choose another name, or take it away with "
-            f"`feddp node disable {name}` if it is not wanted any more",
+            f"a node named {name} has already joined and its certificate is valid; for another "
+            "hospital choose another name",
         )
     connection.execute(
         insert(nodes)
@@ -121,11 +130,17 @@ def invite(
 
 @dataclass(frozen=True, slots=True)
 class Redemption:
-    """A token that this key may use; `chain` is the earlier answer when it is asked for again."""
+    """A token that this key may use.
+
+    Attributes:
+        chain: the earlier answer, when it is asked for again.
+        ledger_public_key: the ledger key that the node joined with before; empty for a new node.
+    """
 
     node: str
     node_class: str
     chain: bytes
+    ledger_public_key: bytes
 
 
 def redeem(connection: Connection, secret_hash: str, key_digest: str, now_s: float) -> Redemption:
@@ -144,7 +159,7 @@ def redeem(connection: Connection, secret_hash: str, key_digest: str, now_s: flo
         .values(redeemed_by=key_digest, redeemed_at=now_s)
     ).rowcount
     row = connection.execute(
-        select(tokens, nodes.c.node_class, nodes.c.status)
+        select(tokens, nodes.c.node_class, nodes.c.status, nodes.c.ledger_public_key)
         .join(nodes, nodes.c.name == tokens.c.node)
         .where(tokens.c.secret_hash == secret_hash)
     ).one_or_none()
@@ -159,7 +174,7 @@ def redeem(connection: Connection, secret_hash: str, key_digest: str, now_s: flo
             raise Unauthenticated("TOKEN_EXPIRED", f"this token has expired; {again}")
         if not same_key or now_s > row.redeemed_at + REPLY_LOST_S:
             raise Unauthenticated("TOKEN_USED", f"this token was used already; {again}")
-    return Redemption(row.node, row.node_class, row.chain)
+    return Redemption(row.node, row.node_class, row.chain, row.ledger_public_key)
 
 
 def enrol(
@@ -177,15 +192,13 @@ def enrol(
 
 
 def set_status(connection: Connection, name: str, status: str) -> NodeRecord:
-    """Disable or enable a node that has joined.
+    """Disable or enable a node; enabling one that never joined makes it "invited".
 
     Raises:
         NotFound: NODE_UNKNOWN.
-        Conflict: NODE_NOT_JOINED.
     """
-    known = node(connection, name)
-    if status == "enrolled" and not known.ledger_public_key:
-        raise Conflict("NODE_NOT_JOINED", f"node {name} has not joined yet; give it a token")
+    if status == "enrolled" and not node(connection, name).ledger_public_key:
+        status = "invited"
     connection.execute(update(nodes).where(nodes.c.name == name).values(status=status))
     return node(connection, name)
 

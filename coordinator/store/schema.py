@@ -111,6 +111,7 @@ accounts = Table(
     Column("filter", String(8), nullable=False),
     Column("rdp_order", Integer, nullable=False),
     Column("epsilon_limit", Float, nullable=False),
+    Column("epsilon_limit_highest", Float, nullable=False),  # what the chain is verified against
     Column("delta", Float, nullable=False),
     Column("posted_units", BigInteger, nullable=False),
     Column("guarantee", Boolean, nullable=False),

@@ -84,7 +84,10 @@ def from_file(path: Path) -> Ledger:
 def _of(entries: list[ledger.Entry], accounts: list[dict[str, Any]]) -> Ledger:
     filters = {
         str(account["account"]): make_filter(
-            account["filter"], account["rdp_order"], account["epsilon_limit"], account["delta"]
+            account["filter"],
+            account["rdp_order"],
+            account["epsilon_limit_highest"],
+            account["delta"],
         )
         for account in accounts
     }

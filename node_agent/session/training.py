@@ -80,6 +80,7 @@ class Training:
                 if isinstance(terms, Refusal):
                     raise Impossible(terms.reason, terms.message)
                 worker = await self._ready_worker(order, terms.data_set)
+                await self._check_model(worker, order)
             except Impossible as error:
                 self._dispatch(e.WorkImpossible(order.attempt_id, error.reason, error.message))
                 return
@@ -137,6 +138,27 @@ class Training:
                 str(answer.get("message", "The worker gave no reason.")),
             )
         raise Impossible("WORKER_FAILED", "The node could not start a worker; its log says why.")
+
+    async def _check_model(self, worker: Worker, order: Order) -> None:
+        """A model that does not fit is found out before the data is open, and costs nothing."""
+        request = {
+            "op": "check",
+            "base_model": str(self._spool.model(order.base_model_digest)),
+            "base_model_digest": order.base_model_digest,
+        }
+        try:
+            answer = await worker.request(request)
+        except (WorkerDied, OSError) as error:
+            log.error("worker_failed", job_id=order.job_id, detail=str(error))
+            self.stop()
+            raise Impossible(
+                "WORKER_FAILED", "The node's worker ended before it began; its log says why."
+            ) from None
+        if answer.get("op") != "checked":
+            raise Impossible(
+                str(answer.get("reason", "WORKER_FAILED")),
+                str(answer.get("message", "The worker gave no reason.")),
+            )
 
     async def _train(self, worker: Worker, order: Order) -> str:
         """Digest of the update, which is in the spool; empty for none, whatever the cause."""

@@ -147,6 +147,12 @@ def test_an_honest_update_keeps_within_the_norm_bound() -> None:
     assert np.linalg.norm(draws, axis=1).max() < bounds.update_norm_max(ORDER, OFFER)
 
 
+def test_a_pull_that_overflows_has_a_bound_all_the_same() -> None:
+    """lr * mu far above 2 makes FedProx diverge; the bound is then the largest norm there is."""
+    wild = bounds.RoundOrder(2.0, 300, 0.1, 10.0, 14)
+    assert bounds.update_norm_max(wild, OFFER) == bounds.UNBOUNDED_NORM
+
+
 def test_pure_noise_never_settles_and_a_still_model_does() -> None:
     """Noise above the threshold is not resolvable; without noise three still rounds are."""
     noisy = convergence.choose_window(10, 3, 0.001, 0.13, 1.0)

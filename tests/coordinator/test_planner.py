@@ -55,6 +55,7 @@ def facts(
         steward=federation.Account(
             name="patients",
             filter=kind,
+            rdp_order=order,
             epsilon_limit=limit,
             delta=1e-5,
             epsilon_per_job_max=per_job,
@@ -165,6 +166,33 @@ def test_each_absence_has_its_own_reason(change: dict[str, object], reason: str)
     """People read these to know whom to call."""
     answer = consider(job(), HASH, replace(facts(), **change), 4)  # type: ignore[arg-type]
     assert absent(answer).reason == reason
+
+
+def test_another_delta_or_filter_than_the_accounts_is_an_absence_with_its_own_reason() -> None:
+    """Such a round could be ordered and would be refused by every node."""
+    spec = SPEC.replace(b"delta: 1.0e-5", b"delta: 1.0e-6")
+    assert absent(consider(job(spec), HASH, facts(), 4)).reason == "DELTA_MISMATCH"
+    changed = facts()
+    assert changed.steward is not None
+    changed.steward.filter = "rdp"
+    assert absent(consider(job(), HASH, changed, 4)).reason == "ACCOUNT_CHANGED"
+
+
+def test_a_policy_that_makes_no_sense_keeps_only_its_own_node_out() -> None:
+    """A per-job limit below the filter's conversion cost is this node's absence, no error."""
+    spec = SPEC.replace(b"target_epsilon: 2.0", b"target_epsilon: 8.0")
+    broken = facts(kind="rdp", order=3, limit=10.0, declared_n=5000, per_job=3.0)
+    assert absent(consider(job(spec), HASH, broken, 4)).reason == "POLICY_INVALID"
+
+
+def test_a_higher_least_noise_is_taken_up_within_the_job() -> None:
+    """The steward asks for more noise after round one: later rounds have it."""
+    first = offered(consider(job(), HASH, facts(), 4)).noise_multiplier
+    assert first is not None
+    stricter = facts(last=first)
+    assert stricter.steward is not None
+    stricter.steward.noise_multiplier_min = 2 * first
+    assert offered(consider(job(), HASH, stricter, 3)).noise_multiplier == 2 * first
 
 
 def test_a_job_without_noise_needs_the_stewards_word() -> None:

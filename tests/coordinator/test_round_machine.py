@@ -265,12 +265,41 @@ def test_every_phase_knows_what_to_ask_for_after_a_restart(
     assert machine.resume(phase) == asked
 
 
-def test_a_node_whose_only_charge_was_a_refusal_is_not_asked_again_in_the_round() -> None:
-    """A policy's no is an answer; asking again each second would be noise."""
+def test_a_node_that_refused_is_asked_again_after_a_while_or_when_it_comes_back() -> None:
+    """A refusal may pass (a worker that could not start); asking each second would be noise."""
     book = training("a", "b", "c") >> update("a1") >> update("b1")
-    book = book >> e.OrderWasRefused("c1", "WITHDRAWN", "was withdrawn", b"void")
-    book = Playbook(book.phase, []) >> surveyed("a", "b", "c") << None
-    assert [a.reason for a in book.phase.waiting] == ["WITHDRAWN"]
+    book = book >> e.OrderWasRefused("c1", "WORKER_FAILED", "could not start", b"void")
+    book = Playbook(book.phase, [], book.now_s) >> surveyed("a", "b", "c") << None
+    assert [a.reason for a in book.phase.waiting] == ["WORKER_FAILED"]
+    later = Playbook(book.phase, [], book.now_s + PLAN.refused_again_s)
+    _ = later >> surveyed("a", "b", "c") << c.ReserveBudgets(1, offers("c"), 0) << None
+    back = (book >> e.NodeReturned("c")) << c.Survey() << None
+    _ = back >> surveyed("a", "b", "c") << c.ReserveBudgets(1, offers("c"), 0) << None
+
+
+@pytest.mark.parametrize("reason", ["BUDGET_REFUSED", "EPSILON_PER_JOB", "TARGET_EXCEEDED"])
+def test_a_nodes_own_ledger_can_end_the_job_as_exhausted(reason: str) -> None:
+    """The node is the authority on its budget: three holders, one that cannot pay, no quorum."""
+    book = training("a", "b", "c") >> update("a1") >> update("b1")
+    book = book >> e.OrderWasRefused("c1", reason, "its own ledger refuses", b"void")
+    book = Playbook(book.phase, [], book.now_s) >> surveyed("a", "b", "c") << c.EndJob() << None
+    assert book.phase.status == "budget_exhausted"
+    assert "c" in book.phase.message
+
+
+def test_a_node_that_comes_back_may_try_again_but_not_for_ever() -> None:
+    """Its hospital may have mended what was broken; four charges in a round are the most."""
+    book = training("a", "b", "c") >> update("a1") >> update("b1")
+    attempt_id, charged = "c1", 0
+    for number in range(8):
+        book = book >> e.NoUpdateReceived(attempt_id, b"sig") >> e.NodeReturned("c")
+        charged += 1
+        book = book >> surveyed("a", "b", "c")
+        if not isinstance(book.commands[:1] and book.commands[0], c.ReserveBudgets):
+            break
+        attempt_id = f"c-{number}"
+        book = book >> e.BudgetsReserved((e.Grant(attempt_id, offers("c")[0]),), ())
+    assert charged == PLAN.attempts_per_round_max
 
 
 def test_a_failed_step_ends_the_job_with_its_reason() -> None:

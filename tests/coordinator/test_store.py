@@ -16,12 +16,13 @@ from sqlalchemy.exc import IntegrityError
 from coordinator.rounds import events
 from coordinator.store import jobs, ledger, people
 from coordinator.store.database import Database
-from coordinator.store.schema import metadata
+from coordinator.store.schema import certificates, metadata
 from privacy.ledger import Statement, sign
 from privacy.verification import verify
 from protos.errors import BudgetRefused, Conflict, FeddpError, Malformed, Unauthenticated
 
 NODE, ACCOUNT = "a", "a/patients"
+SPIFFE = "spiffe://test.example/node/a"
 KEY = Ed25519PrivateKey.generate()
 PUBLIC = KEY.public_key().public_bytes_raw()
 
@@ -31,10 +32,19 @@ def database(tmp_path: Path) -> Iterator[Database]:
     """A fresh store with one node and one account of epsilon 1."""
     opened = Database(f"sqlite:///{tmp_path / 'c.db'}")
     opened.migrate()
-    opened.write_now(lambda c: people.invite(c, NODE, "edge", "s", now_s=0, expires_at_s=1000))
+    invite(opened, "s")
     opened.write_now(lambda c: ledger.open_account(c, ACCOUNT, NODE, "gdp", 0, 1.0, 1e-5))
     yield opened
     opened.close()
+
+
+def invite(database: Database, secret_hash: str, *, now_s: float = 0.0) -> None:
+    """A token for the node."""
+    database.write_now(
+        lambda c: people.invite(
+            c, NODE, "hpc", secret_hash, spiffe_id=SPIFFE, now_s=now_s, expires_at_s=now_s + 1000
+        )
+    )
 
 
 def statement(attempt_id: str, noise: float = 20.0, kind: str = "reserve") -> Statement:
@@ -119,17 +129,42 @@ def test_wrong_and_expired_tokens_are_told_apart(
     assert caught.value.reason == reason
 
 
-def test_a_node_that_has_joined_cannot_be_invited_again(database: Database) -> None:
-    """Two machines under one name would share an identity."""
+def joined(database: Database) -> None:
+    """The node joins, with a certificate that is valid until 500."""
+    database.write_now(lambda c: people.redeem(c, "s", "key", 10.0))
     database.write_now(lambda c: people.enrol(c, "s", NODE, PUBLIC, b"chain"))
+    row = {"fingerprint": "f", "spiffe_id": SPIFFE, "not_before": 0, "not_after": 500}
+    database.write_now(lambda c: c.execute(certificates.insert().values(**row, revoked=False)))
+
+
+def test_a_node_that_can_still_connect_cannot_be_invited_again(database: Database) -> None:
+    """Two machines under one name would share an identity."""
+    joined(database)
     with pytest.raises(Conflict) as caught:
-        database.write_now(lambda c: people.invite(c, NODE, "hpc", "t", now_s=0, expires_at_s=9))
+        invite(database, "t", now_s=499)
     assert caught.value.reason == "NODE_EXISTS"
+
+
+def test_a_node_whose_certificate_has_ended_may_join_again_as_itself(database: Database) -> None:
+    """The new token knows the ledger key that must be shown again; nothing is reset."""
+    joined(database)
+    invite(database, "t", now_s=501)
+    again = database.write_now(lambda c: people.redeem(c, "t", "new key", 510.0))
+    assert (again.ledger_public_key, again.chain) == (PUBLIC, b"")
+
+
+def test_a_node_disabled_before_it_joined_can_be_let_in_again(database: Database) -> None:
+    """Enabling makes it "invited": it has no key yet."""
+    database.write_now(lambda c: people.set_status(c, NODE, "disabled"))
+    with pytest.raises(Conflict):
+        invite(database, "t")
+    assert database.write_now(lambda c: people.set_status(c, NODE, "enrolled")).status == "invited"
+    invite(database, "t")
 
 
 def test_a_new_token_voids_the_unused_one_before(database: Database) -> None:
     """Of two tokens for one name only the newest works."""
-    database.write_now(lambda c: people.invite(c, NODE, "hpc", "t", now_s=0, expires_at_s=1000))
+    invite(database, "t")
     with pytest.raises(Unauthenticated, match="does not know"):
         database.write_now(lambda c: people.redeem(c, "s", "key", 10.0))
     assert database.write_now(lambda c: people.redeem(c, "t", "key", 10.0)).node_class == "hpc"
@@ -185,9 +220,17 @@ def test_racing_reservations_never_pass_the_limit(database: Database) -> None:
     assert account.balance.pending_units == granted * cost
 
 
-def test_filter_and_delta_of_an_account_never_change(database: Database) -> None:
+def test_filter_and_delta_of_an_account_never_change_once_it_has_an_entry(
+    database: Database,
+) -> None:
     """A policy that is edited later cannot turn the guarantee into another one."""
-    for kind, order, delta in (("rdp", 16, 1e-5), ("gdp", 0, 1e-6)):
+    changes = (("rdp", 16, 1e-5), ("gdp", 0, 1e-6))
+    for kind, order, delta in (*changes, ("gdp", 0, 1e-5)):  # nothing counts by them yet
+        database.write_now(
+            lambda c, k=kind, o=order, d=delta: ledger.open_account(c, ACCOUNT, NODE, k, o, 1.0, d)
+        )
+    database.write_now(lambda c: ledger.book(c, statement("x")))
+    for kind, order, delta in changes:
         with pytest.raises(Malformed) as caught:
             database.write_now(
                 lambda c, k=kind, o=order, d=delta: ledger.open_account(
@@ -197,11 +240,25 @@ def test_filter_and_delta_of_an_account_never_change(database: Database) -> None
         assert caught.value.reason == "ACCOUNT_CHANGED"
 
 
+def test_a_lowered_limit_does_not_make_the_earlier_entries_wrong(database: Database) -> None:
+    """The chain is verified against the highest limit that it was written under."""
+    for number in range(5):
+        for kind in ("reserve", "post"):
+            one = statement(f"x{number}", kind=kind)
+            database.write_now(lambda c, one=one: ledger.book(c, one, sign(KEY, one)))
+    after = database.write_now(lambda c: ledger.open_account(c, ACCOUNT, NODE, "gdp", 0, 0.5, 1e-5))
+    assert after.balance.posted_units > after.filter.limit_units
+    chain = database.read_now(lambda c: list(ledger.chain(c, ACCOUNT)))
+    assert verify(chain, {ACCOUNT: after.verifying_filter}, {NODE: PUBLIC}).ok
+    assert not verify(chain, {ACCOUNT: after.filter}, {NODE: PUBLIC}).ok
+
+
 @pytest.mark.parametrize(("announced", "kept"), [(0.5, 0.5), (2.0, 1.0)])
 def test_a_limit_can_be_lowered_but_not_raised_by_the_node_alone(
     database: Database, announced: float, kept: float
 ) -> None:
     """Raising a lifetime guarantee is not one party's word."""
+    database.write_now(lambda c: ledger.book(c, statement("x")))
     after = database.write_now(
         lambda c: ledger.open_account(c, ACCOUNT, NODE, "gdp", 0, announced, 1e-5)
     )
@@ -241,7 +298,7 @@ def test_whatever_happens_the_exported_ledger_verifies(
     the balance equals the chain's, and the limit holds."""
     opened = Database(f"sqlite:///{tmp_path_factory.mktemp('db') / 'c.db'}")
     opened.migrate()
-    opened.write_now(lambda c: people.invite(c, NODE, "edge", "s", now_s=0, expires_at_s=1000))
+    invite(opened, "s")
     opened.write_now(lambda c: ledger.open_account(c, ACCOUNT, NODE, "gdp", 0, 1.0, 1e-5))
     noises: dict[str, float] = {}
     for kind, attempt_id, noise, crash in actions:

@@ -58,6 +58,7 @@ def booked(coordinator: Coordinator) -> Coordinator:
             data_sets=["heart-disease"],
             filter="gdp",
             epsilon_limit=2.0,
+            epsilon_limit_highest=2.0,
             delta=1e-5,
             epsilon_spent=0.40001,
             posted_units=used,
@@ -129,7 +130,7 @@ def _tampered(content: Any, how: str) -> None:
     elif how == "signature":
         content["entries"][1]["node_signature"] = content["entries"][0]["node_signature"]
     elif how == "limit":
-        content["accounts"][0]["epsilon_limit"] = 0.01
+        content["accounts"][0]["epsilon_limit_highest"] = 0.01
     elif how == "head":
         content["accounts"][0]["head_hash"] = "0" * 64
     elif how == "stranger":

@@ -177,16 +177,14 @@ def test_the_node_refuses_by_its_own_ledger_when_the_coordinators_limit_is_raise
         database.execute("UPDATE accounts SET epsilon_limit = 100")
     # The nodes announce their true limit at each session, so the forgery must come after it.
     second = coordinator.submit(job_file())
-    wait_for(
-        "a node's refusal is shown",
-        lambda: "BUDGET_REFUSED" in {w.reason for w in coordinator.job(second).waiting},
-    )
+    job = coordinator.wait_for_end(second)
+    assert job.status == "budget_exhausted"
+    refusals = {p.node: p.reason for p in job.rounds[-1].participation}
+    assert refusals == dict.fromkeys(NODES[:3], "BUDGET_REFUSED")
     voided = {e.statement.node for e in coordinator.entries("void")}
     assert voided == set(NODES[:3])
     assert all(e.node_signature for e in coordinator.entries("void"))
     assert "BUDGET_REFUSED" in coordinator.log("alpha")
-    with coordinator.client() as client:
-        client.cancel(second)
 
 
 def test_a_restarted_machine_of_the_coordinator_serves_the_same_answer(

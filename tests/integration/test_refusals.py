@@ -147,6 +147,28 @@ def test_a_node_cannot_be_named_twice(coordinator: Federation) -> None:
     assert (code != 0, "alpha" in err, "already" in err) == (True, True, True)
 
 
+def test_a_node_whose_certificate_has_ended_joins_again_with_its_own_ledger_key_only(
+    coordinator: Federation, tmp_path: Path
+) -> None:
+    """Its name and budgets stay with its ledger key; another machine cannot take them over."""
+    coordinator.add_node("alpha")
+    with coordinator.database() as database:
+        database.execute("UPDATE certificates SET not_after = 1 WHERE spiffe_id LIKE '%alpha'")
+    with coordinator.client() as client:
+        token = client.create_token("alpha", "edge", 3600).token
+    code, err = refused("agent", "join", token, "--dir", str(tmp_path / "thief"))
+    assert (code, "ledger key" in err) == (3, True)
+    # Its own folder is only asked to join again once its certificate has ended there too.
+    chain = coordinator.agent("alpha") / "identity/node.crt"
+    code, err = refused("agent", "join", token, "--dir", str(coordinator.agent("alpha")))
+    assert "already" in err
+    chain.unlink()
+    code, out, err = run_cli("agent", "join", token, "--dir", str(coordinator.agent("alpha")))
+    assert code == 0, out + err
+    coordinator.start("alpha")
+    coordinator.wait_for_nodes("alpha")
+
+
 def test_a_disabled_node_is_cut_within_five_seconds_and_refused(coordinator: Federation) -> None:
     """Its live stream ends, its calls are refused, and `enable` lets it back in."""
     node = RawNode.enrolled(coordinator, "alpha")

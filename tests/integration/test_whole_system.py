@@ -92,6 +92,14 @@ def test_a_null_job_proves_the_path_and_costs_nothing(federation: Federation) ->
     assert {e.statement.mechanism for e in federation.entries()} == {"no_data"}
 
 
+def test_two_jobs_from_the_same_model_run_at_once(federation: Federation) -> None:
+    """Every logistic model starts at zeros, so two jobs name one blob; both finish."""
+    jobs = [federation.submit(job_file(name=f"job {number}")) for number in (1, 2)]
+    ended = [federation.wait_for_end(job_id) for job_id in jobs]
+    assert [job.status for job in ended] == ["completed", "completed"]
+    assert all(node.epsilon_spent <= 2.0 for job in ended for node in job.nodes)
+
+
 def test_health_readiness_and_metrics_are_served(federation: Federation) -> None:
     """Probes and Prometheus get plain HTTP; each connected node is healthy."""
 

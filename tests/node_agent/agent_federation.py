@@ -108,6 +108,8 @@ class FakeWorker:
         self.requests.append(message)
         if message["op"] == "prepare":
             return {"op": "prepared"}
+        if message["op"] == "check":
+            return {"op": "checked"}
         self.training.set()
         match self.script.pop(0) if self.script else "update":
             case "update":

@@ -250,7 +250,13 @@ def test_the_next_round_has_its_worker_and_its_model_already(tmp_path: Path) -> 
             await coordinator.until_submitted(2)
             await until_closed(folder)
         assert (worker.starts, coordinator.downloads) == (1, 1)
-        assert [one["op"] for one in worker.requests] == ["prepare", "train", "train"]
+        assert [one["op"] for one in worker.requests] == [
+            "prepare",
+            "check",
+            "train",
+            "check",
+            "train",
+        ]
 
     play(tmp_path, scene)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 
 from node_agent.datasets import DataSetSpec
 from node_agent.tasks import registry, tabular
@@ -78,6 +78,15 @@ class Bench:
         }
         return self.worker.handle(json.dumps({**request, **change}).encode())
 
+    def check(self, **change: Any) -> dict[str, Any]:
+        """Answer to a look at the base model with `change`."""
+        request = {
+            "op": "check",
+            "base_model": str(self.base),
+            "base_model_digest": digest_of_file(self.base),
+        }
+        return self.worker.handle(json.dumps({**request, **change}).encode())
+
     def no_update(self, **change: Any) -> str:
         """The hospital's detail of a train that must give no update and no file."""
         answer = self.train(**change)
@@ -93,6 +102,24 @@ def bench(tmp_path: Path) -> Bench:
     bench = Bench(tmp_path)
     assert bench.prepare() == {"op": "prepared"}
     return bench
+
+
+@pytest.mark.parametrize("fault", ["digest", "shape", "nan", "bytes"])
+def test_model_that_does_not_fit_is_told_before_the_data_is_open(bench: Bench, fault: str) -> None:
+    """The reservation can then be voided: no record was read, and the answer says why."""
+    assert bench.check() == {"op": "checked"}
+    bench.source.unlink()
+    if fault == "digest":
+        answer = bench.check(base_model_digest="0" * 64)
+    else:
+        weight = np.full((1, 2 if fault == "shape" else 1), np.nan if fault == "nan" else 0.0)
+        tensors = {
+            "linear.weight": weight.astype(np.float32),
+            "linear.bias": np.zeros(1, np.float32),
+        }
+        bench.base.write_bytes(b"none" if fault == "bytes" else save(tensors))
+        answer = bench.check()
+    assert (answer["op"], answer["reason"]) == ("refused", "MODEL_INVALID")
 
 
 def test_update_is_a_float32_delta_of_the_models_shape(bench: Bench) -> None:

@@ -78,6 +78,7 @@ class BudgetAccount(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     HEAD_HASH_FIELD_NUMBER: _builtins.int
     LEDGER_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    EPSILON_LIMIT_HIGHEST_FIELD_NUMBER: _builtins.int
     account: _builtins.str
     """"NODE/NAME"."""
     node: _builtins.str
@@ -99,6 +100,8 @@ class BudgetAccount(_message.Message):
     head_hash: _builtins.str
     ledger_public_key: _builtins.bytes
     """Raw Ed25519 key that signs for this account's node."""
+    epsilon_limit_highest: _builtins.float
+    """The highest that `epsilon_limit` ever was; earlier entries were admitted under it."""
     @_builtins.property
     def data_sets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -119,10 +122,11 @@ class BudgetAccount(_message.Message):
         entries: _builtins.int = ...,
         head_hash: _builtins.str = ...,
         ledger_public_key: _builtins.bytes = ...,
+        epsilon_limit_highest: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_epsilon_spent", b"_epsilon_spent", "epsilon_spent", b"epsilon_spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon_spent", b"_epsilon_spent", "account", b"account", "data_sets", b"data_sets", "delta", b"delta", "entries", b"entries", "epsilon_limit", b"epsilon_limit", "epsilon_spent", b"epsilon_spent", "filter", b"filter", "guarantee", b"guarantee", "head_hash", b"head_hash", "ledger_public_key", b"ledger_public_key", "limit_units", b"limit_units", "node", b"node", "pending_units", b"pending_units", "posted_units", b"posted_units", "rdp_order", b"rdp_order"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon_spent", b"_epsilon_spent", "account", b"account", "data_sets", b"data_sets", "delta", b"delta", "entries", b"entries", "epsilon_limit", b"epsilon_limit", "epsilon_limit_highest", b"epsilon_limit_highest", "epsilon_spent", b"epsilon_spent", "filter", b"filter", "guarantee", b"guarantee", "head_hash", b"head_hash", "ledger_public_key", b"ledger_public_key", "limit_units", b"limit_units", "node", b"node", "pending_units", b"pending_units", "posted_units", b"posted_units", "rdp_order", b"rdp_order"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__epsilon_spent: _TypeAlias = _typing.Literal["epsilon_spent"]  # noqa: Y015
     _WhichOneofArgType__epsilon_spent: _TypeAlias = _typing.Literal["_epsilon_spent", b"_epsilon_spent"]  # noqa: Y015

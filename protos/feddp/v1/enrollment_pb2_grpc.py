@@ -52,7 +52,8 @@ class EnrollmentServicer(object):
         """Redeems a join token for a certificate. Called by anyone who holds a token.
         Safe to retry: the same key gets the same certificate again for 15 minutes.
         Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED),
-        INVALID_ARGUMENT (CSR_INVALID, LEDGER_KEY_INVALID).
+        INVALID_ARGUMENT (CSR_INVALID, LEDGER_KEY_INVALID), PERMISSION_DENIED (NODE_DISABLED,
+        LEDGER_KEY_CHANGED: a node that joins again must hold the ledger key that it had).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

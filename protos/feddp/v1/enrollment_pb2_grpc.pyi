@@ -39,7 +39,8 @@ class EnrollmentStub:
     """Redeems a join token for a certificate. Called by anyone who holds a token.
     Safe to retry: the same key gets the same certificate again for 15 minutes.
     Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED),
-    INVALID_ARGUMENT (CSR_INVALID, LEDGER_KEY_INVALID).
+    INVALID_ARGUMENT (CSR_INVALID, LEDGER_KEY_INVALID), PERMISSION_DENIED (NODE_DISABLED,
+    LEDGER_KEY_CHANGED: a node that joins again must hold the ledger key that it had).
     """
 
 @_typing.type_check_only
@@ -53,7 +54,8 @@ class EnrollmentAsyncStub(EnrollmentStub):
     """Redeems a join token for a certificate. Called by anyone who holds a token.
     Safe to retry: the same key gets the same certificate again for 15 minutes.
     Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED),
-    INVALID_ARGUMENT (CSR_INVALID, LEDGER_KEY_INVALID).
+    INVALID_ARGUMENT (CSR_INVALID, LEDGER_KEY_INVALID), PERMISSION_DENIED (NODE_DISABLED,
+    LEDGER_KEY_CHANGED: a node that joins again must hold the ledger key that it had).
     """
 
 class EnrollmentServicer(metaclass=_abc_1.ABCMeta):
@@ -70,7 +72,8 @@ class EnrollmentServicer(metaclass=_abc_1.ABCMeta):
         """Redeems a join token for a certificate. Called by anyone who holds a token.
         Safe to retry: the same key gets the same certificate again for 15 minutes.
         Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED),
-        INVALID_ARGUMENT (CSR_INVALID, LEDGER_KEY_INVALID).
+        INVALID_ARGUMENT (CSR_INVALID, LEDGER_KEY_INVALID), PERMISSION_DENIED (NODE_DISABLED,
+        LEDGER_KEY_CHANGED: a node that joins again must hold the ledger key that it had).
         """
 
 def add_EnrollmentServicer_to_server(servicer: EnrollmentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

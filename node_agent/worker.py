@@ -81,13 +81,15 @@ class Train(BaseModel):
 
 
 class Check(BaseModel):
-    """Look at a round's model before the data is open, when a fault may still be told."""
+    """Look at a round's model, and at how long an attempt takes on made-up records, before the
+    data is open, when a fault may still be told."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     op: Literal["check"]
     base_model: Path
     base_model_digest: str
+    steps: int = Field(ge=0)
 
 
 _REQUEST: Final[TypeAdapter[Prepare | Check | Train]] = TypeAdapter(Prepare | Check | Train)
@@ -105,6 +107,7 @@ class Worker:
         self._program: Program | None = None
         self._shapes: registry.Shapes = {}
         self._attempts: set[str] = set()
+        self._rehearsed: dict[int, float] = {}
 
     def handle(self, line: bytes) -> Answer:
         """The answer to one request line."""
@@ -154,11 +157,21 @@ class Worker:
         return {"op": "prepared"}
 
     def _check(self, request: Check) -> Answer:
+        prepared, program = self._prepared, self._program
+        if prepared is None or program is None:
+            return _refused("NOT_PREPARED", "The worker was not prepared.")
         try:
             _base_model(request.base_model, request.base_model_digest, self._shapes)
         except NoUpdate as problem:
             return _refused("MODEL_INVALID", f"The round's model cannot be trained: {problem}.")
-        return {"op": "checked"}
+        try:
+            if request.steps not in self._rehearsed:
+                seconds = program.rehearsal_s(prepared.declared_n, request.steps)
+                self._rehearsed[request.steps] = seconds
+        except Exception as error:  # noqa: BLE001 - made-up data: nothing of a record is in it
+            log.error("rehearsal_failed", place=_place(error))
+            return _refused("TASK_UNAVAILABLE", "The task cannot train on this node; see its log.")
+        return {"op": "checked", "rehearsal_s": self._rehearsed[request.steps]}
 
     def _train(self, request: Train) -> Answer:
         from node_agent.tasks.program import Order

@@ -1,6 +1,7 @@
 """One attempt at a time in the job's worker: prepare, open, train, spool."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,24 @@ log = structlog.get_logger(__name__)
 
 STARTS_MAX: Final = 2
 """A worker that dies before the data is open has told nothing, so that it may be tried again."""
+
+
+REHEARSALS: Final = 4.0
+"""The outcome is due after so many times what the rehearsal took: room for a busy machine, and for
+a hospital that holds more records than its steward declared."""
+
+TRAINING_SHARE: Final = 0.9
+"""Of the time to the outcome; the rest is for booking it."""
+
+
+def outcome_after_s(tick_s: float, rehearsal_s: float) -> float:
+    """When the outcome leaves, counted from the opening: fixed before the data is opened.
+
+    A whole number of ticks; 0 where no data is read.
+    """
+    if tick_s <= 0:
+        return 0.0
+    return tick_s * max(1, math.ceil(REHEARSALS * rehearsal_s / tick_s))
 
 
 class Impossible(Exception):
@@ -80,16 +99,17 @@ class Training:
                 if isinstance(terms, Refusal):
                     raise Impossible(terms.reason, terms.message)
                 worker = await self._ready_worker(order, terms.data_set)
-                await self._check_model(worker, order)
+                rehearsal_s = await self._check_model(worker, order)
             except Impossible as error:
                 self._dispatch(e.WorkImpossible(order.attempt_id, error.reason, error.message))
                 return
+            outcome_s = outcome_after_s(terms.tick_s, rehearsal_s)
             at_s = self._clock()
-            if not await self._ledger.run(self._state.open, order.attempt_id, at_s, terms.tick_s):
+            if not await self._ledger.run(self._state.open, order.attempt_id, at_s, outcome_s):
                 self.stop()
                 return
-            self._dispatch(e.DataOpened(order.attempt_id, at_s, terms.tick_s))
-            await self._end(order, await self._train(worker, order))
+            self._dispatch(e.DataOpened(order.attempt_id, at_s, outcome_s))
+            await self._end(order, await self._train(worker, order, outcome_s))
 
     def stop(self) -> None:
         """End the worker, whatever it does; the next attempt gets a new one."""
@@ -139,10 +159,14 @@ class Training:
             )
         raise Impossible("WORKER_FAILED", "The node could not start a worker; its log says why.")
 
-    async def _check_model(self, worker: Worker, order: Order) -> None:
-        """A model that does not fit is found out before the data is open, and costs nothing."""
+    async def _check_model(self, worker: Worker, order: Order) -> float:
+        """Seconds that the attempt takes on made-up records of the declared size.
+
+        A model that does not fit is found out here, before the data is open, and costs nothing.
+        """
         request = {
             "op": "check",
+            "steps": order.release.steps,
             "base_model": str(self._spool.model(order.base_model_digest)),
             "base_model_digest": order.base_model_digest,
         }
@@ -159,9 +183,14 @@ class Training:
                 str(answer.get("reason", "WORKER_FAILED")),
                 str(answer.get("message", "The worker gave no reason.")),
             )
+        return float(answer.get("rehearsal_s", 0.0))
 
-    async def _train(self, worker: Worker, order: Order) -> str:
-        """Digest of the update, which is in the spool; empty for none, whatever the cause."""
+    async def _train(self, worker: Worker, order: Order, outcome_s: float) -> str:
+        """Digest of the update, which is in the spool; empty for none, whatever the cause.
+
+        What is not done shortly before the outcome is due is not done at all: a later outcome
+        would tell how long the data took.
+        """
         release = order.release
         request = {
             "op": "train",
@@ -182,7 +211,9 @@ class Training:
         }
         fields = {"job_id": order.job_id, "round": order.round, "attempt_id": order.attempt_id}
         try:
-            answer = await worker.request(request)
+            limit_s = outcome_s * TRAINING_SHARE if outcome_s > 0 else None
+            async with asyncio.timeout(limit_s):
+                answer = await worker.request(request)
             if answer.get("op") != "trained":
                 log.warning("no_update", detail=str(answer.get("detail", "")), **fields)
                 return ""
@@ -190,6 +221,10 @@ class Training:
             if await asyncio.to_thread(self._spool.keep_update, order.attempt_id, digest):
                 return digest
             log.error("update_unreadable", **fields)
+        except TimeoutError:
+            log.error("training_too_long", limit_s=limit_s, **fields)
+            if self._worker is worker:
+                self.stop()
         except (WorkerDied, OSError) as error:
             log.error("worker_failed", detail=str(error), **fields)
             if self._worker is worker:

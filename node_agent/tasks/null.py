@@ -14,6 +14,11 @@ class NullProgram:
     def __init__(self, config: NullConfig) -> None:
         self._shapes = shapes(config)
 
+    def rehearsal_s(self, declared_n: int, steps: int) -> float:
+        """Nothing that takes time is done."""
+        del declared_n, steps
+        return 0.0
+
     def update(self, base: Weights, order: Order) -> Weights:
         """Independent normal values; `base` and `order` do not matter."""
         del base, order

@@ -32,6 +32,10 @@ class Order:
 class Program(Protocol):
     """A task that runs in the worker."""
 
+    def rehearsal_s(self, declared_n: int, steps: int) -> float:
+        """Seconds that an attempt takes on made-up records of the declared size; opens no data."""
+        ...
+
     def update(self, base: Weights, order: Order) -> Weights:
         """Trained weights minus `base`, same names and shapes, float32; opens data at need."""
         ...

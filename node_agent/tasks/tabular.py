@@ -1,5 +1,10 @@
 """The tabular classifier: its torch model, its loss and its training beside the data."""
 
+import csv
+import tempfile
+import time
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -53,6 +58,24 @@ def loss_per_row(logits: Tensor, labels: Tensor) -> Tensor:
     return binary_cross_entropy_with_logits(logits.squeeze(1), labels, reduction="none")
 
 
+REHEARSED_ROWS_MAX = 20_000
+
+
+def _write_made_up(path: Path, data_set: DataSetSpec, rows: int) -> None:
+    """A file of the declared columns, one record a patient, with nothing of the real one in it."""
+    columns: list[str] = [data_set.patient, data_set.label]
+    values: list[str] = ["", "0"]
+    for name, kind in data_set.columns.items():
+        if name not in columns:
+            columns.append(name)
+            values.append("0" if kind == "number" else kind.category[0])
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for number in range(rows):
+            writer.writerow([f"p{number}", *values[1:]])
+
+
 class TabularProgram:
     """One job's training; reads the data at its first update and keeps it in memory."""
 
@@ -61,6 +84,24 @@ class TabularProgram:
         self._data_set = data_set
         self._records: Records | None = None
         self._rehearse()
+
+    def rehearsal_s(self, declared_n: int, steps: int) -> float:
+        """Write, read and train on made-up records: everything that an attempt does, by size.
+
+        Beyond `REHEARSED_ROWS_MAX` records the time is taken in proportion.
+        """
+        rows = min(declared_n, REHEARSED_ROWS_MAX)
+        release = Release("gaussian", noise_multiplier=1.0, sample_rate=1.0, steps=steps)
+        order = Order(release, declared_n=rows, max_grad_norm=1.0, proximal_mu=0.0)
+        with tempfile.TemporaryDirectory(prefix="feddp-rehearsal-") as folder:
+            source = Path(folder) / "made-up.csv"
+            _write_made_up(source, self._data_set, rows)
+            made_up = self._data_set.model_copy(update={"source": source})
+            began_s = time.perf_counter()
+            records = read_records(made_up, self._config.features)
+            self._train(TabularModel(self._config), records, order)
+            seconds = time.perf_counter() - began_s
+        return seconds * declared_n / rows
 
     def update(self, base: Weights, order: Order) -> Weights:
         """Train from `base` by DP-SGD with fresh noise; the trained weights minus `base`.

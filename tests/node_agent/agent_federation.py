@@ -88,7 +88,8 @@ def real_order(attempt_id: str = "a1", **changes: Any) -> pb.WorkOrder:
 
 @dataclass
 class FakeWorker:
-    """Trains nothing. `script` says, per training, what happens: update, no_update, die, hang."""
+    """Trains nothing. `script` says, per training, what happens: update, no_update, lie, die, hang
+    (as the rehearsal foretold) or overrun (longer than the rehearsal took)."""
 
     script: list[str] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -109,7 +110,8 @@ class FakeWorker:
         if message["op"] == "prepare":
             return {"op": "prepared"}
         if message["op"] == "check":
-            return {"op": "checked"}
+            hangs = self.script[:1] == ["hang"]
+            return {"op": "checked", "rehearsal_s": 0.75 if hangs else 0.0}
         self.training.set()
         match self.script.pop(0) if self.script else "update":
             case "update":
@@ -126,7 +128,7 @@ class FakeWorker:
             case "lie":
                 _write(message["out"], b"other")
                 return {"op": "trained", "digest": digest_of(UPDATE_BYTES), "bytes": 1}
-            case "hang":
+            case "hang" | "overrun":
                 await self.stopped.wait()
         raise WorkerDied("killed", -9)
 

@@ -14,6 +14,7 @@ from node_agent.config import Folder
 from node_agent.identity import load_identity
 from node_agent.launchers.local import LocalWorker
 from node_agent.orders import Order
+from node_agent.session.training import outcome_after_s
 from node_agent.state import State
 from node_agent.tasks.registry import initial_model, installed
 from privacy.ledger import signature_ok
@@ -129,7 +130,7 @@ def test_a_lost_answer_costs_one_more_call_and_no_charge(tmp_path: Path) -> None
     assert entries(play(tmp_path, scene)) == [("reserve", "a1"), ("post", "a1")]
 
 
-@pytest.mark.parametrize("fault", ["die", "no_update", "lie"])
+@pytest.mark.parametrize("fault", ["die", "no_update", "lie", "overrun"])
 def test_whatever_happens_after_the_opening_is_no_update_and_posted_whole(
     tmp_path: Path, fault: str
 ) -> None:
@@ -373,3 +374,14 @@ def test_a_real_worker_process_trains_and_ends_with_its_job(tmp_path: Path) -> N
         assert (account["epsilon_spent"], account["guarantee"]) == (0.0, True)
 
     assert entries(play(tmp_path, scene)) == [("reserve", "a1"), ("post", "a1")]
+
+
+@pytest.mark.parametrize(
+    ("tick_s", "rehearsal_s", "due_s"),
+    [(0.5, 0.0, 0.5), (0.5, 0.124, 0.5), (0.5, 0.126, 1.0), (0.5, 10.0, 40.0), (0.0, 10.0, 0.0)],
+)
+def test_the_outcomes_moment_follows_from_public_facts_alone(
+    tick_s: float, rehearsal_s: float, due_s: float
+) -> None:
+    """Four rehearsals, in whole ticks; where no data is read there is nothing to hide."""
+    assert outcome_after_s(tick_s, rehearsal_s) == due_s

@@ -37,26 +37,30 @@ class Bench:
         self.base.write_bytes(registry.initial_model(task, self.config, 0))
         self.attempts = 0
 
-    def prepare(self, **change: Any) -> dict[str, Any]:
-        """Answer to a good prepare with `change`."""
+    def declared(self, declared_n: int = 10) -> dict[str, Any]:
+        """The data set's declaration."""
         spec = DataSetSpec.model_validate(
             {
                 "name": "d",
                 "source": str(self.source),
                 "patient": "patient_id",
                 "label": "disease",
-                "declared_n": 10,
+                "declared_n": declared_n,
                 "version": 1,
                 "columns": {"age": "number"},
             }
         )
+        return spec.model_dump(mode="json")
+
+    def prepare(self, **change: Any) -> dict[str, Any]:
+        """Answer to a good prepare with `change`."""
         request = {
             "op": "prepare",
             "job_id": "j",
             "task": self.task,
             "task_hash": registry.installed()[self.task].content_hash,
             "task_config": self.config,
-            "data_set": spec.model_dump(mode="json"),
+            "data_set": self.declared(),
             "declared_n": 10,
         }
         return self.worker.handle(json.dumps({**request, **change}).encode())
@@ -84,6 +88,7 @@ class Bench:
             "op": "check",
             "base_model": str(self.base),
             "base_model_digest": digest_of_file(self.base),
+            "steps": 5,
         }
         return self.worker.handle(json.dumps({**request, **change}).encode())
 
@@ -104,10 +109,24 @@ def bench(tmp_path: Path) -> Bench:
     return bench
 
 
+def test_rehearsal_takes_its_time_from_the_declared_size_and_opens_no_data(tmp_path: Path) -> None:
+    """A hundred times the records take longer; the real file is not even there."""
+    seconds = []
+    for declared_n in (10, 20_000):
+        (tmp_path / str(declared_n)).mkdir()
+        one = Bench(tmp_path / str(declared_n))
+        one.source.unlink()
+        assert one.prepare(declared_n=declared_n, data_set=one.declared(declared_n)) == {
+            "op": "prepared"
+        }
+        seconds.append(one.check()["rehearsal_s"])
+    assert 0 < 5 * seconds[0] < seconds[1]
+
+
 @pytest.mark.parametrize("fault", ["digest", "shape", "nan", "bytes"])
 def test_model_that_does_not_fit_is_told_before_the_data_is_open(bench: Bench, fault: str) -> None:
     """The reservation can then be voided: no record was read, and the answer says why."""
-    assert bench.check() == {"op": "checked"}
+    assert bench.check()["op"] == "checked"
     bench.source.unlink()
     if fault == "digest":
         answer = bench.check(base_model_digest="0" * 64)

@@ -13,18 +13,18 @@ with Client(Profile.load(Path("installation/operator"))) as client:
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 
 from certs.credentials import channel_credentials
-from feddp.jobfile import read_spec, task_of
+from feddp.jobfile import data_set_of, read_spec, task_of
 from feddp.profile import Profile
 from feddp.transfer import download, upload
-from protos.errors import Unavailable
+from protos.errors import Malformed, Unavailable
 from protos.feddp.v1 import budgets_pb2, jobs_pb2, models_pb2, nodes_pb2
 from protos.feddp.v1.budgets_pb2 import BudgetAccount
 from protos.feddp.v1.budgets_pb2_grpc import BudgetsStub
@@ -131,6 +131,7 @@ class Client:
         data = read_spec(spec)
         task, task_config = task_of(data)
         model = initial_model(task, task_config, seed)
+        self._check_columns(data, task, task_config)
         digest = upload(self._transfer, model, self._again)
         request = jobs_pb2.SubmitJobRequest(
             spec=data,
@@ -141,6 +142,26 @@ class Client:
         )
         job: Job = self._again(lambda: self._jobs.SubmitJob(request, timeout=CALL_TIMEOUT_S)).job
         return job
+
+    def _check_columns(self, spec: bytes, task: str, task_config: Mapping[str, Any]) -> None:
+        """Refuse a task_config that fits none of the data sets as their nodes publish them."""
+        from node_agent.datasets import published
+        from node_agent.tasks.registry import parse_config
+
+        name, faults, fits = data_set_of(spec), list[Malformed](), False
+        for node in self.nodes():
+            for one in node.data_sets:
+                if one.name != name:
+                    continue
+                try:
+                    parse_config(task, task_config, published(one.name, one.schema_json))
+                    fits = True
+                except Malformed as fault:
+                    faults.append(fault)
+                except ValueError:
+                    fits = True  # it publishes no schema that we can read; the node decides
+        if faults and not fits:
+            raise faults[0]
 
     def jobs(self) -> list[Job]:
         """Every job that the caller may see, newest first, without its rounds."""

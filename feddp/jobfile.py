@@ -37,13 +37,25 @@ def task_of(spec: bytes) -> tuple[str, Mapping[str, Any]]:
     Raises:
         Malformed: JOB_INVALID.
     """
-    try:
-        content = yaml.safe_load(spec)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-        raise Malformed("JOB_INVALID", "the job file is not YAML that can be read") from None
-    if not isinstance(content, dict) or not isinstance(content.get("task"), str):
+    content = _mapping(spec)
+    if not isinstance(content.get("task"), str):
         raise Malformed("JOB_INVALID", "the job file must be a mapping with `task: NAME`")
     task_config = content.get("task_config", {})
     if not isinstance(task_config, dict):
         raise Malformed("JOB_INVALID", "task_config in the job file must be a mapping")
     return content["task"], task_config
+
+
+def data_set_of(spec: bytes) -> str:
+    """The data set that the job names; empty if it names none (the coordinator says so)."""
+    return str(_mapping(spec).get("dataset", ""))
+
+
+def _mapping(spec: bytes) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(spec)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        raise Malformed("JOB_INVALID", "the job file is not YAML that can be read") from None
+    if not isinstance(content, dict):
+        raise Malformed("JOB_INVALID", "the job file must be a mapping with `task: NAME`")
+    return content

@@ -97,6 +97,8 @@ class Admission:
         if refusal is not None:
             return refusal
         data_set = next(one for one in rules.data_sets if one.name == order.data_set)
+        if order.release.mechanism != "no_data" and not data_set.source.exists():
+            return Refusal("SOURCE_MISSING", "The data set's file is not where it is declared.")
         silent = order.release.mechanism != "no_data"
         return Terms(data_set, rules.policy.outcome_tick_s if silent else 0.0)
 

@@ -26,7 +26,7 @@ from node_agent.session.driver import CONNECTED_NOTE, Driver, Parts
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.link import CHANNEL_OPTIONS
 from node_agent.spool import Spool
-from node_agent.state import State
+from node_agent.state import State, ledger_missing
 from node_agent.steward import Rules, Steward
 from node_agent.tasks.registry import installed
 from privacy.ledger import verify
@@ -42,12 +42,14 @@ def run(path: Path) -> None:
     """Run the agent of a folder until SIGTERM or SIGINT.
 
     Raises:
-        NotFound: NOT_JOINED.
+        NotFound: NOT_JOINED, LEDGER_MISSING.
         Malformed: CONFIG_INVALID, IDENTITY_INVALID, POLICY_INVALID, DATASETS_INVALID, ...
         Conflict: AGENT_RUNNING.
     """
     folder = Folder(path.absolute())
     config, identity = _read(folder)
+    if not folder.state_db.exists():
+        raise ledger_missing(folder)
     # A steward's mistake is told before anything starts; later ones refuse every order.
     Steward(folder).rules()
     with locked(folder):

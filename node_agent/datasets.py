@@ -113,6 +113,26 @@ def load_data_sets(folder: Path) -> list[DataSetSpec]:
     return specs
 
 
+def published(name: str, schema: str) -> DataSetSpec:
+    """A data set as far as its node publishes it: columns and types; enough to check a task_config.
+
+    Raises:
+        ValueError: `schema` is not what `schema_json` gives.
+    """
+    columns = json.loads(schema).get("columns", {})
+    return DataSetSpec.model_validate(
+        {
+            "name": name,
+            "source": "published.csv",
+            "patient": " patient",
+            "label": " label",
+            "declared_n": 1,
+            "version": 1,
+            "columns": columns,
+        }
+    )
+
+
 def schema_json(spec: DataSetSpec) -> str:
     """Declared columns and their types as JSON, for engineers; no path, patient or label column."""
     columns = spec.model_dump(mode="json", include={"columns"})["columns"]

@@ -28,6 +28,7 @@ from certs.spiffe import SpiffeId
 from certs.tokens import JoinToken
 from node_agent.config import AgentConfig, Folder
 from node_agent.identity import BUNDLE, CHAIN, KEY, LEDGER_KEY, load_identity, node_id_of
+from node_agent.state import State, ledger_missing
 from node_agent.templates import DATASETS_YAML, POLICY_YAML
 from protos.content import write_durable
 from protos.errors import Conflict, FeddpError, Malformed, Unavailable
@@ -103,7 +104,7 @@ def join(token: str, path: Path, connect_timeout_s: float = CONNECT_TIMEOUT_S) -
     spiffe_id, leaf = _check(parsed, key, answer)
     if former not in ("", spiffe_id.name):
         raise _answer_invalid(f"it is for node {spiffe_id.name} and this folder is {former}'s")
-    return _write(folder, parsed, answer, spiffe_id, leaf)
+    return _write(folder, parsed, answer, spiffe_id, leaf, ledger_key)
 
 
 def _former(folder: Folder) -> str:
@@ -122,6 +123,8 @@ def _former(folder: Folder) -> str:
             f"{folder.root} holds the identity of node {identity.node} already; join with another "
             "--dir",
         )
+    if not folder.state_db.exists():
+        raise ledger_missing(folder)
     return identity.node
 
 
@@ -203,6 +206,7 @@ def _write(
     answer: pb.JoinResponse,
     spiffe_id: SpiffeId,
     leaf: x509.Certificate,
+    ledger_key: ed25519.Ed25519PrivateKey,
 ) -> JoinResult:
     """The certificate comes last: with it the join is complete."""
     config = {
@@ -222,6 +226,8 @@ def _write(
         write_durable(folder.policy_yaml, POLICY_YAML.encode())
     if not folder.datasets_yaml.exists():
         write_durable(folder.datasets_yaml, DATASETS_YAML.encode())
+    # The ledger begins here and nowhere else: an agent that finds none does not run.
+    State(folder.state_db, spiffe_id.name, ledger_key).close()
     write_durable(folder.identity / BUNDLE, token.root_pem, 0o644)
     write_durable(folder.agent_yaml, yaml.safe_dump(config, sort_keys=False).encode())
     write_durable(folder.identity / CHAIN, answer.certificate_chain, 0o644)

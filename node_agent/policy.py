@@ -73,12 +73,13 @@ class Policy(_Model):
     """`policy.yaml`; what it does not allow is refused.
 
     Attributes:
-        outcome_tick_s: outcomes leave only at multiples of this from the opening of the data.
+        outcome_tick_s: outcomes leave at one multiple of this from the opening of the data, fixed
+            beforehand; training that is not done by then is charged and lost, so leave it room.
     """
 
     accounts: list[AccountPolicy] = []
     allow: list[Allowance] = []
-    outcome_tick_s: float = Field(default=0.5, gt=0, le=3600, allow_inf_nan=False)
+    outcome_tick_s: float = Field(default=1.0, gt=0, le=3600, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _each_once(self) -> "Policy":

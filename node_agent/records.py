@@ -79,7 +79,6 @@ def read_records(spec: DataSetSpec, features: Sequence[Feature]) -> Records:
     log.info(
         "records_read",
         data_set=spec.name,
-        rows=int(complete.sum()),
         rows_left_out=int((~complete).sum()),
     )
     return Records(

@@ -14,13 +14,14 @@ from typing import Final, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from node_agent.config import Folder
 from node_agent.orders import Order
 from node_agent.own_ledger import SCHEMA as LEDGER_SCHEMA
 from node_agent.own_ledger import OwnLedger
 from node_agent.policy import FixedFilter, Standing
 from privacy.filters import Filter
 from privacy.ledger import Kind, Pending
-from protos.errors import Malformed, invariant
+from protos.errors import Malformed, NotFound, invariant
 from protos.feddp.v1 import federation_pb2 as pb
 
 SCHEMA_VERSION: Final = 1
@@ -72,6 +73,15 @@ class AttemptRow:
     outcome: Literal["", "post", "void"]
     reason: str
     message: str
+
+
+def ledger_missing(folder: Folder) -> NotFound:
+    """Why an agent without its ledger does not run."""
+    return NotFound(
+        "LEDGER_MISSING",
+        f"{folder.state_db} is missing: it holds what this node's patients have spent, and an "
+        "empty one would forget it. Restore it from a backup",
+    )
 
 
 class State:

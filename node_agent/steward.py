@@ -6,6 +6,7 @@ from pathlib import Path
 from node_agent.config import Folder
 from node_agent.datasets import DataSetSpec, load_data_sets
 from node_agent.policy import Policy, load_policy
+from protos.errors import Malformed
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,9 @@ class Steward:
         if self._rules is None or seen != self._seen:
             self._rules = None
             policy = load_policy(self._folder.policy_yaml)
-            self._rules = Rules(policy, tuple(load_data_sets(self._folder.root)))
+            rules = Rules(policy, tuple(load_data_sets(self._folder.root)))
+            _check_accounts(rules)
+            self._rules = rules
             self._seen = seen
         return self._rules
 
@@ -44,6 +47,17 @@ class Steward:
 
     def _stamp(self) -> tuple[object, ...]:
         return (_stamp(self._folder.policy_yaml), _stamp(self._folder.datasets_yaml))
+
+
+def _check_accounts(rules: Rules) -> None:
+    known = ", ".join(account.name for account in rules.policy.accounts) or "none"
+    for one in rules.data_sets:
+        if rules.policy.account(one.account) is None:
+            raise Malformed(
+                "DATASETS_INVALID",
+                f"datasets.yaml: data set {one.name} is paid by account {one.account}, and "
+                f"policy.yaml has no such account; it has: {known}",
+            )
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

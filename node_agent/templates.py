@@ -22,7 +22,7 @@ allow: []
 # - data_set: heart-disease
 #   tasks: ["tabular-classifier@HASH"]
 
-outcome_tick_s: 0.5            # outcomes leave only at multiples of this after opening the data
+outcome_tick_s: 1.0            # seconds; outcomes leave at a multiple fixed before data is opened
 """
 
 DATASETS_YAML: Final = """\

@@ -35,6 +35,9 @@ log = structlog.get_logger(__name__)
 
 PR_SET_PDEATHSIG: Final = 1
 
+REHEARSAL_CHEAP_S: Final = 0.25
+"""A rehearsal shorter than this is done again for each attempt: the machine may be busier now."""
+
 Answer = dict[str, Any]
 
 
@@ -165,7 +168,7 @@ class Worker:
         except NoUpdate as problem:
             return _refused("MODEL_INVALID", f"The round's model cannot be trained: {problem}.")
         try:
-            if request.steps not in self._rehearsed:
+            if self._rehearsed.get(request.steps, 0.0) < REHEARSAL_CHEAP_S:
                 seconds = program.rehearsal_s(prepared.declared_n, request.steps)
                 self._rehearsed[request.steps] = seconds
         except Exception as error:  # noqa: BLE001 - made-up data: nothing of a record is in it

@@ -151,10 +151,10 @@ def node_facts(connection: Connection, effects: Effects, live: LiveJob) -> list[
         if data_set is None:
             continue
         name = f"{node.name}/{data_set.account}"
-        account, spent_units = None, 0
+        account, spent = None, (0, 0)
         try:
             account = ledger.read_account(connection, name)
-            spent_units = ledger.job_units(connection, live.job_id, account)
+            spent = ledger.job_spending(connection, live.job_id, account)
         except NotFound:
             pass  # its policy was refused; the planner says so
         facts.append(
@@ -165,7 +165,8 @@ def node_facts(connection: Connection, effects: Effects, live: LiveJob) -> list[
                 data_set=data_set,
                 steward=next((a for a in node.hello.accounts if a.name == data_set.account), None),
                 account=account,
-                job_units=spent_units,
+                job_units=spent[0],
+                job_releases=spent[1],
                 last_noise_multiplier=live.last_noise(node.name),
             )
         )

@@ -8,7 +8,7 @@ from typing import Any
 from coordinator.jobspec import Job
 from coordinator.rounds.events import Absence, Offer
 from coordinator.store.ledger import Account
-from privacy.calibration import noise_multiplier_for
+from privacy.calibration import REPORT_SLACK_UNITS, noise_multiplier_for
 from privacy.filters import make_filter
 from privacy.releases import Mechanism, Release
 from protos.errors import FeddpError, invariant
@@ -25,6 +25,7 @@ class NodeFacts:
         steward: the account's bounds as the node published them last; None if it did not.
         account: the account in the central ledger; None before the node's first session.
         job_units: filter units that this job has posted or holds there.
+        job_releases: how many releases these are.
         last_noise_multiplier: of this job's newest attempt there; None for none.
     """
 
@@ -35,6 +36,7 @@ class NodeFacts:
     steward: federation.Account | None
     account: Account | None
     job_units: int
+    job_releases: int
     last_noise_multiplier: float | None
 
 
@@ -148,11 +150,13 @@ def _release(
     invariant(job.target_epsilon is not None, "a job fixes its epsilon or its noise")
     target = job.target_epsilon or 0.0
     share = make_filter(account.filter.kind, account.filter.order, target, job.delta)
-    left_units = share.limit_units - facts.job_units
+    # What calibration leaves unused for each release stays unused for those that were made.
+    slack_units = REPORT_SLACK_UNITS if share.kind == "gdp" else 0
+    left_units = share.limit_units - facts.job_units - facts.job_releases * slack_units
     noise = facts.last_noise_multiplier
     if noise is not None and noise >= steward.noise_multiplier_min:
         same = Release(mechanism, noise, sample_rate, job.local_steps)
-        if share.cost_units(same) * rounds_left <= left_units:
+        if (share.cost_units(same) + slack_units) * rounds_left <= left_units:
             return same
     noise = noise_multiplier_for(share, left_units, rounds_left, job.local_steps, sample_rate)
     noise = max(noise, steward.noise_multiplier_min)

@@ -112,7 +112,7 @@ class FederationService(pb_grpc.FederationServicer):
             for account in hello.accounts:
                 try:
                     with connection.begin_nested():
-                        ledger.open_account(
+                        kept = ledger.open_account(
                             connection,
                             f"{node}/{account.name}",
                             node,
@@ -120,6 +120,15 @@ class FederationService(pb_grpc.FederationServicer):
                             account.rdp_order,
                             account.epsilon_limit,
                             account.delta,
+                        )
+                    limit = kept.filter.epsilon_limit
+                    if limit != account.epsilon_limit or limit != kept.epsilon_limit_highest:
+                        log.warning(
+                            "account_limits_differ",
+                            account=kept.account,
+                            announced=account.epsilon_limit,
+                            in_force=limit,
+                            highest=kept.epsilon_limit_highest,
                         )
                 except FeddpError as error:
                     log.warning(

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jsonschema
@@ -122,6 +122,9 @@ class JobsService(pb_grpc.JobsServicer):
         return live
 
     async def _view(self, live: LiveJob) -> pb.Job:
+        # The phase first: what the ledger has posted since can only make the figures larger.
+        live = replace(live)
+
         def gather(connection: Connection) -> views.JobFacts:
             return views.job_facts(connection, live)
 

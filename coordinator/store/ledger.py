@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import Connection, Row, select, update
 
 from coordinator.store.schema import accounts, entries, reservations
 from privacy.filters import Filter, make_filter
@@ -273,18 +273,19 @@ def posted_by(connection: Connection, job_id: str, account: str) -> list[Stateme
     return [_entry(row).statement for row in rows]
 
 
-def job_units(connection: Connection, job_id: str, account: Account) -> int:
-    """Filter units that a job has posted or holds in an account."""
-    posted = sum(
+def job_spending(connection: Connection, job_id: str, account: Account) -> tuple[int, int]:
+    """(filter units, number of releases) that a job has posted or holds in an account."""
+    posted = [
         account.filter.cost_units(statement.release)
         for statement in posted_by(connection, job_id, account.account)
-    )
+    ]
     held = connection.execute(
-        select(func.coalesce(func.sum(reservations.c.units), 0)).where(
+        select(reservations.c.units).where(
             reservations.c.job_id == job_id, reservations.c.account == account.account
         )
-    ).scalar_one()
-    return posted + int(held)
+    ).scalars()
+    units = [*posted, *held]
+    return sum(units), len(units)
 
 
 def chain(connection: Connection, account: str) -> Iterator[Entry]:

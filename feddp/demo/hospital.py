@@ -63,7 +63,7 @@ def write_hospital(
     policy = {
         "accounts": [account],
         "allow": [{"data_set": heart.DATA_SET, "tasks": pinned}],
-        "outcome_tick_s": 0.5,
+        "outcome_tick_s": 1.0,
     }
     parse(Policy, policy, folder / POLICY_NAME, "POLICY_INVALID")
     data = folder / "data"

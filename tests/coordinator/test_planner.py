@@ -38,6 +38,7 @@ def facts(
     balance: Balance | None = None,
     per_job: float = 5.0,
     job_units: int = 0,
+    job_releases: int = 0,
     last: float | None = None,
 ) -> NodeFacts:
     filter_ = make_filter(kind, order, limit, 1e-5)
@@ -63,6 +64,7 @@ def facts(
         ),
         account=account,
         job_units=job_units,
+        job_releases=job_releases,
         last_noise_multiplier=last,
     )
 
@@ -93,7 +95,7 @@ def test_noise_stays_the_same_from_round_to_round_when_nothing_went_wrong() -> N
         Release("gaussian", first.noise_multiplier, 1.0, 5)
     )
     for done in (1, 2, 3):
-        later = facts(job_units=done * cost, last=first.noise_multiplier)
+        later = facts(job_units=done * cost, job_releases=done, last=first.noise_multiplier)
         assert offered(consider(job(), HASH, later, 4 - done)) == first
 
 
@@ -102,7 +104,8 @@ def test_an_attempt_that_came_to_nothing_costs_noise_later_and_never_the_promise
     first = offered(consider(job(), HASH, facts(), 4))
     release = Release("gaussian", first.noise_multiplier, 1.0, 5)
     cost = facts().account.filter.cost_units(release)  # type: ignore[union-attr]
-    again = offered(consider(job(), HASH, facts(job_units=cost, last=first.noise_multiplier), 4))
+    charged = facts(job_units=cost, job_releases=1, last=first.noise_multiplier)
+    again = offered(consider(job(), HASH, charged, 4))
     assert again.noise_multiplier is not None
     assert first.noise_multiplier is not None
     assert again.noise_multiplier > first.noise_multiplier
@@ -110,6 +113,25 @@ def test_an_attempt_that_came_to_nothing_costs_noise_later_and_never_the_promise
     spent = epsilon_spent([release, *([repeated] * 4)], 1e-5)
     assert spent is not None
     assert spent <= 2.0
+
+
+def test_after_many_failed_attempts_the_report_still_shows_at_most_the_target() -> None:
+    """The accountant's rounding grows with each entry; room for it is kept for all of them."""
+    spec = SPEC.replace(b"target_epsilon: 2.0", b"target_epsilon: 0.2").replace(
+        b"rounds: 4", b"rounds: 60"
+    )
+    made: list[Release] = []
+    account = facts().account
+    assert account is not None
+    last: float | None = None
+    for rounds_left in [*range(60, 30, -1), *[30] * 3, *range(30, 0, -1)]:
+        units = sum(account.filter.cost_units(one) for one in made)
+        now = facts(job_units=units, job_releases=len(made), last=last)
+        last = offered(consider(job(spec), HASH, now, rounds_left)).noise_multiplier
+        made.append(Release("gaussian", last, 1.0, 5))
+    spent = epsilon_spent(made, 1e-5)
+    assert spent is not None
+    assert 0.199 < spent <= 0.2
 
 
 def test_nothing_left_of_the_jobs_share_is_a_budget_absence_for_good() -> None:

@@ -163,7 +163,7 @@ class Federation:
         write_data(self.agent(name), rows)
         self.set_policy(name, **policy)
 
-    def set_policy(self, name: str, *, tick_s: float = 0.05, **account: Any) -> None:
+    def set_policy(self, name: str, *, tick_s: float = 1.0, **account: Any) -> None:
         """Write a node's policy."""
         tasks = [f"{task.name}@{task.content_hash}" for task in installed().values()]
         bounds = {

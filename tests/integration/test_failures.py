@@ -40,17 +40,17 @@ def per_round(federation: Federation) -> Counter[tuple[str, int]]:
     return Counter((e.statement.node, e.statement.round) for e in federation.entries("reserve"))
 
 
-@pytest.mark.parametrize("done", [0, 1, 3])
+@pytest.mark.parametrize("done", [0, 1, 2])
 def test_kill_9_of_the_coordinator_in_any_round_loses_and_repeats_nothing(
     federation: Federation, done: int
 ) -> None:
     """The same job finishes after a restart, with one charge and one training for each round."""
-    job_id = federation.submit(job_file(federation={"rounds": 6}))
+    job_id = federation.submit(job_file(federation={"rounds": 4}))
     rounds_done(federation, job_id, done)
     federation.kill("coordinator")
     federation.start("coordinator")
     job = federation.wait_for_end(job_id)
-    assert (job.status, job.rounds_done) == ("completed", 6), job.message
+    assert (job.status, job.rounds_done) == ("completed", 4), job.message
     assert set(per_round(federation).values()) == {1}
     check_books(federation, job)
 
@@ -69,8 +69,6 @@ def test_ten_kills_of_the_coordinator_during_one_job(federation: Federation) -> 
 
 def test_one_killed_agent_of_four_does_not_stop_the_job(federation: Federation) -> None:
     """The round goes on with three within the time that a lost node is given."""
-    for name in NODES:
-        federation.set_policy(name, tick_s=0.5)
     job_id = federation.submit(job_file(federation={"rounds": 8}))
     rounds_done(federation, job_id, 1)
     federation.kill("delta")
@@ -86,8 +84,6 @@ def test_one_killed_agent_of_four_does_not_stop_the_job(federation: Federation) 
 
 def test_two_killed_agents_make_the_job_wait_until_one_returns(federation: Federation) -> None:
     """Below quorum the job names whom it waits for, keeps what it has, and goes on by itself."""
-    for name in NODES:
-        federation.set_policy(name, tick_s=0.5)
     job_id = federation.submit(job_file(federation={"rounds": 8}))
     rounds_done(federation, job_id, 1)
     for name in ("gamma", "delta"):
@@ -128,7 +124,7 @@ def test_a_worker_killed_after_it_opened_the_data_is_posted_whole_and_tried_anew
         coordinator.add_node(name)
         coordinator.start(name)
     coordinator.wait_for_nodes(*NODES[:3])
-    coordinator.set_policy("alpha", tick_s=3.0)
+    coordinator.set_policy("alpha", tick_s=5.0)
     job_id = coordinator.submit(job_file())
 
     def opened() -> bool:

@@ -13,13 +13,14 @@ import yaml
 
 from certs.authority import NODE_LIFETIME, Authority
 from certs.credentials import server_credentials
-from certs.enrolment import new_key, new_ledger_key, private_pem, save_private_key
+from certs.enrolment import load_ledger_key, new_key, new_ledger_key, private_pem, save_private_key
 from certs.spiffe import SpiffeId
 from node_agent.agent import locked, serve
 from node_agent.config import Folder, load_config
 from node_agent.identity import load_identity
 from node_agent.launchers.base import Limits, WorkerDied
 from node_agent.launchers.local import LocalWorker
+from node_agent.state import State
 from node_agent.tasks.registry import installed
 from protos.content import digest_of
 from protos.errors import FeddpError
@@ -73,6 +74,7 @@ def make_agent(path: Path, authority: Authority, port: int) -> Folder:
     tasks = [f"{info.name}@{info.content_hash}" for info in installed().values()]
     allow = [{"data_set": "heart", "tasks": tasks}]
     write_rules(path, {**POLICY, "allow": allow, "outcome_tick_s": 0.05})
+    State(folder.state_db, NODE, load_ledger_key(folder.identity / "ledger.key")).close()
     return folder
 
 

@@ -114,3 +114,8 @@ def write_rules(folder: Path, policy_: dict[str, Any] | None = None, data_sets: 
     (folder / "policy.yaml").write_text(yaml.safe_dump(policy_ or POLICY))
     listed = [DATA_SET] if data_sets is None else data_sets
     (folder / "datasets.yaml").write_text(yaml.safe_dump({"data_sets": listed}))
+    for one in listed:
+        source = folder / str(one["source"])
+        if not source.exists():
+            source.parent.mkdir(parents=True, exist_ok=True)
+            source.touch()

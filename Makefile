@@ -5,7 +5,7 @@ PROTOS := $(wildcard protos/feddp/v1/*.proto)
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint protos bench wheel clean
+.PHONY: help setup demo test lint protos sim bench wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ lint: $(READY) ## ruff, mypy strict, and whether the generated code is current
 
 protos: $(READY) ## generate the wire code from protos/feddp/v1
 	$(BIN)/python protos/generate.py
+
+sim: $(READY) ## simulated jobs with seeded faults; SEED=7 for one, SEEDS=500 FIRST_SEED=1 for many
+	$(BIN)/python -m tests.simulation $(if $(SEED),--first-seed $(SEED) --seeds 1,--seeds $(or $(SEEDS),500) --first-seed $(or $(FIRST_SEED),1))
 
 bench: $(READY) ## time a round beside a bare gRPC floor; writes build/bench.json
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -38,6 +38,9 @@ def ledger(folder: Path, data_set: str | None = None) -> LedgerView:
     if not config_path.is_file():
         raise NotFound("INSTALLATION_MISSING", f"{folder} holds no {CONFIG_FILE}")
     config = load_config(config_path, {})
+    path = Path(config.storage.database_url.removeprefix("sqlite:///"))
+    if not path.is_file():
+        raise NotFound("DATABASE_MISSING", f"{path} is missing; restore it from a backup")
     database = Database(config.storage.database_url)
 
     def work(connection: Connection) -> LedgerView:

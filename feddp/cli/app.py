@@ -1,5 +1,6 @@
 """The command `feddp`: one file per noun beside this one, and one place where errors end."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -50,6 +51,9 @@ def main(arguments: list[str] | None = None) -> None:
     not allowed; 4 budget refused; 5 the peer was not reached; 130 interrupted by Ctrl-C.
     """
     words = sys.argv[1:] if arguments is None else arguments
+    os.umask(0o077)  # keys, databases, logs and reports are their owner's
+    # gRPC's own lines come before our sentences and say less.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         code = app(args=words, prog_name="feddp", standalone_mode=False)
     except BrokenPipeError:

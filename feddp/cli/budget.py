@@ -1,13 +1,17 @@
 """`feddp budget`: what was spent, on what, and whether the ledger proves it."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from feddp.cli import output
 from feddp.cli.failures import FAILED
 from feddp.cli.options import DataSet, Dir, Json, ProfileFolder
+from protos.errors import NotFound
+
+if TYPE_CHECKING:
+    from feddp.cli.ledgers import Ledger
 
 app = typer.Typer(
     help="Privacy accounts and their ledger; with --dir it works while the server is stopped.",
@@ -24,6 +28,8 @@ def show(
     from feddp.profile import Selection
 
     found = read(Selection.of(folder, profile), data_set)
+    if data_set:
+        _require_accounts(found, data_set)
     if as_json:
         output.print_json({"accounts": found.accounts})
         return
@@ -32,6 +38,16 @@ def show(
         [_row(account) for account in found.accounts],
     )
     output.line("The limit at delta is the guarantee; the running epsilon is a figure on the way.")
+    output.line("LEFT is of the filter's units, which add up; epsilon does not.")
+
+
+def _require_accounts(found: "Ledger", data_set: str) -> None:
+    """An empty selection proves nothing, so it is no success."""
+    if not found.accounts and not found.entries:
+        what = f"no account pays for a data set {data_set}" if data_set else "there is no account"
+        raise NotFound(
+            "NOTHING_TO_VERIFY", f"{what}; `feddp budget show` lists the accounts that there are"
+        )
 
 
 def _row(account: dict[str, Any]) -> list[str]:
@@ -60,6 +76,8 @@ def ledger(
     from feddp.profile import Selection
 
     found = read(Selection.of(folder, profile), data_set)
+    if data_set:
+        _require_accounts(found, data_set)
     if as_json:
         output.print_json(found.export())
         return
@@ -110,11 +128,19 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check hash chains, signatures, one resolution an attempt, and limits; exit 1 if one fails."""
-    from feddp.cli.ledgers import check, from_file, read
+    from feddp.cli.ledgers import Check, Ledger, Tampered, check, from_file, read
     from feddp.profile import Selection
+    from protos.errors import Malformed
 
-    found = from_file(file) if file is not None else read(Selection.of(folder, profile), data_set)
-    result = check(found)
+    if file is not None and (data_set or folder or profile):
+        raise Malformed("USAGE", "verify takes a FILE, or --dir, --profile and --dataset; not both")
+    try:
+        found = from_file(file) if file else read(Selection.of(folder, profile), data_set)
+        _require_accounts(found, data_set)
+        result = check(found)
+    except Tampered as error:
+        found = Ledger([], [], {}, {})
+        result = Check([error.problem], 0, {})
     if as_json:
         output.print_json(
             {

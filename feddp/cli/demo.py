@@ -24,8 +24,11 @@ def demo(
         int, typer.Option(min=0, max=2**32 - 1, help="Of the split into train and test rows.")
     ] = 43,
     epsilon: Annotated[
-        float, typer.Option(metavar="E", help="Limit of each hospital's account, and the target.")
-    ] = 2.0,
+        float | None,
+        typer.Option(
+            metavar="E", help="Limit of each hospital's account, and the target; 2 without it."
+        ),
+    ] = None,
     delta: Annotated[float, typer.Option(metavar="D", help="The delta that goes with it.")] = 1e-5,
     no_dp: Annotated[
         bool, typer.Option("--no-dp", help="Without noise, booked as without a guarantee.")
@@ -36,14 +39,21 @@ def demo(
 ) -> None:
     """Four hospitals train a heart-disease model; leaves model, metrics, epsilon and a report."""
     from feddp.demo.runner import Settings, run
+    from protos.errors import Malformed
 
+    if no_dp and epsilon is not None:
+        raise Malformed("USAGE", "--no-dp trains without noise and has no epsilon; leave one out")
+    if json_file is not None and (
+        str(json_file) == "-" or not json_file.absolute().parent.is_dir()
+    ):
+        raise Malformed("USAGE", f"--json {json_file}: name a file in a folder that exists")
     settings = Settings(
         folder=folder,
         json_file=json_file,
         port_base=port_base,
         seed=seed,
         split_seed=split_seed,
-        epsilon=epsilon,
+        epsilon=2.0 if epsilon is None else epsilon,
         delta=delta,
         private=not no_dp,
         keep=keep,

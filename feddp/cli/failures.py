@@ -54,7 +54,13 @@ def exit_code_of(error: BaseException) -> int:
         return _CODES.get(type(error), FAILED)
     if isinstance(error, ModuleNotFoundError) and _extra(error, []):
         return USAGE
-    return FAILED
+    named = isinstance(error, OSError) and error.strerror and error.filename
+    return USAGE if named or _is_database_error(error) else FAILED
+
+
+def _is_database_error(error: BaseException) -> bool:
+    """By name: the agent's command must not import SQLAlchemy to ask."""
+    return any(kind.__name__ == "DatabaseError" for kind in type(error).__mro__)
 
 
 def tell(error: BaseException, words: list[str]) -> None:
@@ -80,6 +86,17 @@ def _described(error: BaseException, words: list[str]) -> tuple[str, str]:
             "EXTRA_MISSING",
             f"this command needs the package {error.name}, which is not installed; run: "
             f"pip install 'feddp[{extra}]'",
+        )
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return (
+            "FILE_UNUSABLE",
+            f"{error.filename}: {error.strerror}; check the path, its owner and the disk",
+        )
+    if _is_database_error(error):
+        return (
+            "DATABASE_UNUSABLE",
+            "a database of feddp cannot be read (coordinator.db or an agent's state.db): it is "
+            "damaged or not one of feddp's; restore it from a backup",
         )
     incident = secrets.token_hex(4)
     place = _log(error, incident, words)

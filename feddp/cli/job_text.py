@@ -43,7 +43,15 @@ def target_text(job: Job) -> str:
 
 def node_rows(job: Job) -> tuple[Sequence[str], list[Sequence[str]]]:
     """Headers and a row for each node."""
-    headers = ("NODE", "CLASS", "STATE", "ROUNDS", RUNNING_EPSILON, "LIMIT", "DELTA")
+    headers = (
+        "NODE",
+        "CLASS",
+        "STATE",
+        "ROUNDS",
+        RUNNING_EPSILON,
+        "TARGET" if job.target_epsilon else "LIMIT",
+        "DELTA",
+    )
     states = node_states(job)
     rows: list[Sequence[str]] = [
         (

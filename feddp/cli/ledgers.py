@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from feddp.cli.output import as_dict
 from privacy import ledger
 from privacy.filters import Filter, make_filter
-from protos.errors import Malformed
+from protos.errors import FeddpError, Malformed
 
 if TYPE_CHECKING:
     from feddp.client import Client
@@ -66,19 +66,59 @@ def from_file(path: Path) -> Ledger:
     """What `budget ledger --json` printed.
 
     Raises:
-        Malformed: EXPORT_INVALID, or what is wrong with an entry.
+        Malformed: FILE_UNREADABLE, EXPORT_INVALID.
+        Tampered: an entry or an account is not one that was ever printed.
     """
     try:
         content = json.loads(path.read_bytes())
         values, accounts = list(content["entries"]), list(content["accounts"])
-        entries = [ledger.from_json(value) for value in values]
-        return _of(entries, [dict(account) for account in accounts])
     except OSError as error:
         raise Malformed("FILE_UNREADABLE", f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, RecursionError):
         raise Malformed(
             "EXPORT_INVALID", f"{path} is not what `feddp budget ledger --json` prints"
         ) from None
+    if not all(isinstance(value, dict) for value in (*values, *accounts)):
+        raise Malformed("EXPORT_INVALID", f"{path} is not what `feddp budget ledger --json` prints")
+    entries = []
+    for number, value in enumerate(values, start=1):
+        try:
+            entries.append(ledger.from_json(value))
+        except (FeddpError, ValueError, TypeError, KeyError) as error:
+            raise Tampered(*_named(value, number), _said(error)) from None
+    try:
+        return _checked_accounts(_of(entries, accounts))
+    except (FeddpError, ValueError, TypeError, KeyError) as error:
+        raise Tampered("(accounts)", 0, f"an account is not one: {_said(error)}") from None
+
+
+def _checked_accounts(found: Ledger) -> Ledger:
+    for account in found.accounts:
+        for name, kind in _ACCOUNT_FIELDS.items():
+            if type(account[name]) is not kind:
+                raise TypeError(name)
+    return found
+
+
+_ACCOUNT_FIELDS = {"entries": int, "posted_units": int, "guarantee": bool, "head_hash": str}
+
+
+class Tampered(Exception):
+    """The first thing in an export that no coordinator wrote: (account, seq, text)."""
+
+    def __init__(self, account: str, seq: int, text: str) -> None:
+        super().__init__(text)
+        self.problem = (account, seq, text)
+
+
+def _named(fields: dict[str, Any], number: int) -> tuple[str, int]:
+    """The account and seq that an entry claims, or its place in the file."""
+    seq = fields.get("seq")
+    return str(fields.get("account", "(unknown)"))[:127], seq if type(seq) is int else number
+
+
+def _said(error: Exception) -> str:
+    return error.message if isinstance(error, FeddpError) else f"{type(error).__name__}"
 
 
 def _of(entries: list[ledger.Entry], accounts: list[dict[str, Any]]) -> Ledger:
@@ -120,17 +160,38 @@ class Check:
 
 
 def check(found: Ledger) -> Check:
-    """Verify every chain, and that none is shorter than its account says."""
+    """Verify every chain, and that each account says of itself what its chain adds up to."""
     result = ledger.verify(found.entries, found.filters, found.public_keys)
     problems = [(one.account, one.seq, one.text) for one in result.problems]
     broken = {account for account, _, _ in problems}
+    seen: set[str] = set()
     for account in found.accounts:
-        name, entries = str(account["account"]), int(account["entries"])
-        seq, digest = result.heads.get(name, (0, ledger.GENESIS))
-        if name in broken:
-            continue
-        if seq < entries:
-            problems.append((name, seq + 1, f"the account says {entries} entries, {seq} are here"))
-        elif seq == entries and entries and digest != account["head_hash"]:
-            problems.append((name, seq, "the account names another last entry than this one"))
+        name = str(account["account"])
+        if name in seen:
+            problems.append((name, 0, "the account is listed twice"))
+        elif name not in broken:
+            seq, digest = result.heads.get(name, (0, ledger.GENESIS))
+            bad_seq = seq + 1 if seq < account["entries"] else seq
+            problems += [
+                (name, bad_seq, text) for text in _differences(account, result, seq, digest)
+            ]
+        seen.add(name)
     return Check(problems, len(result.unattested), result.counts)
+
+
+def _differences(
+    account: dict[str, Any], result: ledger.Verification, seq: int, digest: str
+) -> list[str]:
+    """Where an account's own figures are not those of its chain; the first is enough."""
+    balance = result.balances.get(str(account["account"]))
+    posted = balance.posted_units if balance else 0
+    guarantee = balance.guarantee if balance else True
+    if seq != account["entries"]:
+        return [f"the account says {account['entries']} entries, {seq} are here"]
+    if digest != account["head_hash"]:
+        return ["the account names another last entry than this one"]
+    if posted != account["posted_units"]:
+        return [f"the account says {account['posted_units']} posted units, its entries {posted}"]
+    if guarantee != account["guarantee"]:
+        return ["the account says otherwise than its entries whether it has a guarantee"]
+    return []

@@ -145,4 +145,7 @@ def _seconds(text: str) -> int:
     found = re.fullmatch(r"(\d{1,7})([smhd]?)", text)
     if found is None:
         raise Malformed("TTL_INVALID", f"--ttl {text[:20]!a} is no time; write 30m, 24h or 7d")
-    return int(found[1]) * _UNITS_S[found[2]]
+    seconds = int(found[1]) * _UNITS_S[found[2]]
+    if seconds > 7 * 86400:
+        raise Malformed("TTL_INVALID", f"--ttl {text} is too long: a token lives 7 days at most")
+    return seconds

@@ -133,6 +133,21 @@ def _tampered(content: Any, how: str) -> None:
         content["accounts"][0]["epsilon_limit_highest"] = 0.01
     elif how == "head":
         content["accounts"][0]["head_hash"] = "0" * 64
+    elif how in ("kind", "steps", "signature case"):
+        key, value = {
+            "kind": ("kind", "foo"),
+            "steps": ("steps", "abc"),
+            "signature case": ("node_signature", content["entries"][1]["node_signature"].upper()),
+        }[how]
+        content["entries"][1][key] = value
+    elif how == "no head":
+        del content["accounts"][0]["head_hash"]
+    elif how == "units":
+        content["accounts"][0]["posted_units"] = 1
+    elif how == "guarantee":
+        content["accounts"][0]["guarantee"] = False
+    elif how == "twice":
+        content["accounts"].append(dict(content["accounts"][0]))
     elif how == "stranger":
         content["accounts"] = []
 
@@ -147,6 +162,13 @@ def _tampered(content: Any, how: str) -> None:
         ("limit", 1),
         ("head", 4),
         ("stranger", 1),
+        ("kind", 2),
+        ("steps", 2),
+        ("signature case", 2),
+        ("no head", 0),
+        ("units", 4),
+        ("guarantee", 4),
+        ("twice", 0),
     ],
 )
 def test_a_tampered_ledger_does_not_verify(
@@ -190,4 +212,6 @@ def test_an_installations_ledger_is_read_while_its_server_is_stopped(
     assert run("coordinator", "init", "--dir", folder, "--json").code == 0
     for command, name in (("show", "accounts"), ("ledger", "entries")):
         assert run("budget", command, "--json", "--dir", folder).json[name] == []
-    assert run("budget", "verify", "--dir", folder).code == 0
+    # An empty ledger proves nothing: that is no success.
+    assert run("budget", "verify", "--dir", folder).code == 3
+    assert run("budget", "show", "--dataset", "none", "--dir", folder).code == 3

@@ -5,12 +5,18 @@ import sys
 import time
 from collections import Counter
 
+from protos.errors import FeddpError, InvariantBroken
 from tests.simulation.world import Broken, World
 
 TRANSCRIPT_LINES = 20
 
 
-def main() -> None:
+def say(line: str) -> None:
+    """One line for the person at the terminal."""
+    sys.stdout.write(line + "\n")
+
+
+def main() -> int:
     """Run the seeds; a failing one is told with the end of its transcript."""
     parser = argparse.ArgumentParser(prog="make sim", description=__doc__)
     parser.add_argument("--first-seed", type=int, default=1)
@@ -22,13 +28,19 @@ def main() -> None:
         world = World(seed)
         try:
             endings[world.run()] += 1
-        except Broken:
-            sys.exit(f"run it again with `make sim SEED={seed}`")
+        except (Broken, InvariantBroken, FeddpError) as error:
+            for line in world.transcript[-TRANSCRIPT_LINES:]:
+                say(line)
+            say(f"seed {seed}: {type(error).__name__}: {error}")
+            say(f"run it again with `make sim SEED={seed}`")
+            return 1
         events, faults = events + world.events, faults + world.faults
-    time.monotonic() - began_s
-    for _status, _count in sorted(endings.items()):
-        pass
+    took_s = time.monotonic() - began_s
+    say(f"{options.seeds} seeds, {events} events, {faults} faults in {took_s:.1f} s")
+    for status, count in sorted(endings.items()):
+        say(f"{status}: {count}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

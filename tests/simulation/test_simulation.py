@@ -9,7 +9,7 @@ import pytest
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
 from coordinator.rounds import machine
-from coordinator.rounds.phases import Phase, Training
+from coordinator.rounds.phases import Aggregating, Phase, Training
 from protos.errors import FeddpError, InvariantBroken
 from tests.simulation.world import Broken, World
 
@@ -25,7 +25,6 @@ def test_the_same_seed_plays_the_same_job() -> None:
     first, second = World(11), World(11)
     first.run()
     second.run()
-    # Signatures differ by key only; the key is one for the process.
     assert first.transcript == second.transcript
     assert len(first.transcript) > 5
 
@@ -60,8 +59,11 @@ def fold_below_quorum(world: World) -> None:
 
     def bad(phase: Phase, event: e.Event, now_s: float) -> Step:
         if isinstance(phase, Training):
-            plan = replace(phase.course.plan, min_participants=1)
-            phase = replace(phase, course=replace(phase.course, plan=plan))
+            course = phase.course
+            lowered = replace(course, plan=replace(course.plan, min_participants=1))
+            following, asked = machine.step(replace(phase, course=lowered), event, now_s)
+            if isinstance(following, Aggregating):
+                return replace(following, course=course), asked
         return machine.step(phase, event, now_s)
 
     world.step = bad
@@ -108,25 +110,27 @@ def never_survey_again(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "plant",
+    ("plant", "finding"),
     [
-        post_twice,
-        void_what_is_unknown,
-        fold_below_quorum,
-        forget_to_journal,
-        train_again_on_resend,
-        never_charge_lost_attempts,
-        never_survey_again,
+        (post_twice, "reserved or resolved twice"),
+        (void_what_is_unknown, "does not verify"),
+        (fold_below_quorum, "folded below quorum"),
+        (forget_to_journal, "journal does not add up"),
+        (train_again_on_resend, "is trained twice"),
+        (never_charge_lost_attempts, "open reservation"),
+        (never_survey_again, "neither ended nor waits"),
     ],
 )
-def test_a_planted_bug_is_found_within_fifty_seeds(plant: Callable[[World], None]) -> None:
-    """Each of these would lose an update, a charge or a patient's budget."""
-    found = 0
+def test_a_planted_bug_is_found_within_fifty_seeds(
+    plant: Callable[[World], None], finding: str
+) -> None:
+    """Each of these would lose an update, a charge or a patient's budget, and is called by name."""
+    found: list[str] = []
     for seed in range(50):
         world = World(seed)
         plant(world)
         try:
             world.run()
-        except (Broken, InvariantBroken, FeddpError):
-            found += 1
-    assert found > 0
+        except (Broken, InvariantBroken, FeddpError) as error:
+            found.append(str(error))
+    assert any(finding in text for text in found), found[:5]

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from coordinator import views
 from coordinator.config import load_config
@@ -31,17 +32,10 @@ def ledger(folder: Path, data_set: str | None = None) -> LedgerView:
     """The ledger of the installation in `folder`.
 
     Raises:
-        NotFound: INSTALLATION_MISSING.
+        NotFound: INSTALLATION_MISSING, DATABASE_MISSING.
         Malformed: CONFIG_INVALID.
     """
-    config_path = folder / CONFIG_FILE
-    if not config_path.is_file():
-        raise NotFound("INSTALLATION_MISSING", f"{folder} holds no {CONFIG_FILE}")
-    config = load_config(config_path, {})
-    path = Path(config.storage.database_url.removeprefix("sqlite:///"))
-    if not path.is_file():
-        raise NotFound("DATABASE_MISSING", f"{path} is missing; restore it from a backup")
-    database = Database(config.storage.database_url)
+    database = _open(folder)
 
     def work(connection: Connection) -> LedgerView:
         accounts = views.accounts(connection, data_set or "")
@@ -60,3 +54,35 @@ def ledger(folder: Path, data_set: str | None = None) -> LedgerView:
         return database.read_now(work)
     finally:
         database.close()
+
+
+def stored_entries(folder: Path) -> list[dict[str, Any]]:
+    """Every ledger row as it stands, with an entry's field names, whether it makes sense or not.
+
+    Raises:
+        NotFound: INSTALLATION_MISSING, DATABASE_MISSING.
+        Malformed: CONFIG_INVALID.
+    """
+    database = _open(folder)
+    # Without the schema's types: a tampered value would fail in their conversion.
+    query = text("SELECT * FROM entries ORDER BY account, seq")
+    try:
+        rows = database.read_now(lambda connection: connection.execute(query).mappings().all())
+    finally:
+        database.close()
+    return [
+        {name: value.hex() if isinstance(value, bytes) else value for name, value in row.items()}
+        for row in rows
+    ]
+
+
+def _open(folder: Path) -> Database:
+    """The database, which must be there: opening it would make an empty one."""
+    config_path = folder / CONFIG_FILE
+    if not config_path.is_file():
+        raise NotFound("INSTALLATION_MISSING", f"{folder} holds no {CONFIG_FILE}")
+    config = load_config(config_path, {})
+    path = Path(config.storage.database_url.removeprefix("sqlite:///"))
+    if not path.is_file():
+        raise NotFound("DATABASE_MISSING", f"{path} is missing; restore it from a backup")
+    return Database(config.storage.database_url)

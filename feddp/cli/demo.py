@@ -43,10 +43,11 @@ def demo(
 
     if no_dp and epsilon is not None:
         raise Malformed("USAGE", "--no-dp trains without noise and has no epsilon; leave one out")
-    if json_file is not None and (
-        str(json_file) == "-" or not json_file.absolute().parent.is_dir()
-    ):
-        raise Malformed("USAGE", f"--json {json_file}: name a file in a folder that exists")
+    if json_file is not None:
+        parent = json_file.absolute().parent
+        # The demo makes its own folder; any other has to be there.
+        if str(json_file) == "-" or not (parent.is_dir() or parent == folder.absolute()):
+            raise Malformed("USAGE", f"--json {json_file}: name a file in a folder that exists")
     settings = Settings(
         folder=folder,
         json_file=json_file,

@@ -54,13 +54,17 @@ def exit_code_of(error: BaseException) -> int:
         return _CODES.get(type(error), FAILED)
     if isinstance(error, ModuleNotFoundError) and _extra(error, []):
         return USAGE
-    named = isinstance(error, OSError) and error.strerror and error.filename
-    return USAGE if named or _is_database_error(error) else FAILED
+    return USAGE if isinstance(error, OSError) or _is_database_error(error) else FAILED
 
 
 def _is_database_error(error: BaseException) -> bool:
     """By name: the agent's command must not import SQLAlchemy to ask."""
     return any(kind.__name__ == "DatabaseError" for kind in type(error).__mro__)
+
+
+def _is_busy(error: BaseException) -> bool:
+    cause = getattr(error, "orig", None) or error  # SQLAlchemy wraps the driver's error
+    return str(getattr(cause, "sqlite_errorname", "")).startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
 
 def tell(error: BaseException, words: list[str]) -> None:
@@ -87,11 +91,13 @@ def _described(error: BaseException, words: list[str]) -> tuple[str, str]:
             f"this command needs the package {error.name}, which is not installed; run: "
             f"pip install 'feddp[{extra}]'",
         )
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return (
-            "FILE_UNUSABLE",
-            f"{error.filename}: {error.strerror}; check the path, its owner and the disk",
-        )
+    if isinstance(error, OSError):
+        # A foreign library's own words may hold more than a path.
+        what = error.strerror or "the system refused to read or write"
+        where = f"{error.filename}: " if error.filename else ""
+        return "FILE_UNUSABLE", f"{where}{what}; check the path, its owner and the disk"
+    if _is_database_error(error) and _is_busy(error):
+        return "DATABASE_BUSY", "another process holds the database; try again in a moment"
     if _is_database_error(error):
         return (
             "DATABASE_UNUSABLE",

@@ -1,7 +1,7 @@
 """Where a ledger comes from: the database, a coordinator, or an exported file; and its check."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,11 @@ class Ledger:
 
 
 def read(selection: "Selection", data_set: str) -> Ledger:
-    """From the database beside --dir, running or stopped; through the coordinator otherwise."""
+    """From the database beside --dir, running or stopped; through the coordinator otherwise.
+
+    Raises:
+        Tampered: an entry is none that a coordinator wrote.
+    """
     installation = selection.installation()
     if installation is None:
         from feddp.client import Client
@@ -49,17 +53,39 @@ def read(selection: "Selection", data_set: str) -> Ledger:
         with Client(selection.load_profile()) as client:
             return from_client(client, data_set)
     from coordinator.offline import ledger as read_database
+    from coordinator.offline import stored_entries
 
-    view = read_database(installation, data_set or None)
+    try:
+        view = read_database(installation, data_set or None)
+        if not all(isinstance(entry.node_signature, bytes) for entry in view.entries):
+            raise Malformed("LEDGER_DAMAGED", "the database holds a signature that is not bytes")
+    except (FeddpError, ValueError, TypeError) as error:
+        if isinstance(error, FeddpError) and not isinstance(error, Malformed):
+            raise
+        # Which row it was is told by the same parser that reads an export.
+        _entries(stored_entries(installation))
+        raise
     accounts = [as_dict(account) for account in view.accounts]
     return Ledger(list(view.entries), accounts, view.filters, view.public_keys)
 
 
 def from_client(client: "Client", data_set: str) -> Ledger:
-    """Accounts first, so that entries written in between are not missed."""
+    """The ledger as of the first answer, though a running job books on between the answers.
+
+    Raises:
+        Tampered: the coordinator holds an entry that it cannot have written.
+    """
     accounts = [as_dict(account) for account in client.accounts(data_set)]
-    entries = [ledger.from_json(as_dict(entry)) for entry in client.ledger(data_set)]
-    return _of(entries, accounts)
+    values = [as_dict(entry) for entry in client.ledger(data_set)]
+    before = {account["account"]: account["entries"] for account in accounts}
+    grown = {
+        one.account: before.get(one.account, 0)
+        for one in client.accounts(data_set)
+        if one.entries > before.get(one.account, 0)
+    }
+    # An account that did not grow is compared whole: more entries than it says are a fault.
+    kept = [one for one in values if one["seq"] <= grown.get(one["account"], one["seq"])]
+    return _of(_entries(kept), accounts)
 
 
 def from_file(path: Path) -> Ledger:
@@ -80,16 +106,21 @@ def from_file(path: Path) -> Ledger:
         ) from None
     if not all(isinstance(value, dict) for value in (*values, *accounts)):
         raise Malformed("EXPORT_INVALID", f"{path} is not what `feddp budget ledger --json` prints")
-    entries = []
-    for number, value in enumerate(values, start=1):
-        try:
-            entries.append(ledger.from_json(value))
-        except (FeddpError, ValueError, TypeError, KeyError) as error:
-            raise Tampered(*_named(value, number), _said(error)) from None
+    entries = _entries(values)
     try:
         return _checked_accounts(_of(entries, accounts))
     except (FeddpError, ValueError, TypeError, KeyError) as error:
         raise Tampered("(accounts)", 0, f"an account is not one: {_said(error)}") from None
+
+
+def _entries(values: Iterable[dict[str, Any]]) -> list[ledger.Entry]:
+    found = []
+    for number, value in enumerate(values, start=1):
+        try:
+            found.append(ledger.from_json(value))
+        except (FeddpError, ValueError, TypeError, KeyError) as error:
+            raise Tampered(*_named(value, number), _said(error)) from None
+    return found
 
 
 def _checked_accounts(found: Ledger) -> Ledger:
@@ -103,11 +134,11 @@ def _checked_accounts(found: Ledger) -> Ledger:
 _ACCOUNT_FIELDS = {"entries": int, "posted_units": int, "guarantee": bool, "head_hash": str}
 
 
-class Tampered(Exception):
-    """The first thing in an export that no coordinator wrote: (account, seq, text)."""
+class Tampered(FeddpError):
+    """The first thing in a ledger that no coordinator wrote: (account, seq, text)."""
 
     def __init__(self, account: str, seq: int, text: str) -> None:
-        super().__init__(text)
+        super().__init__("LEDGER_DAMAGED", f"account {account}, entry {seq}: {text}")
         self.problem = (account, seq, text)
 
 

@@ -1,6 +1,8 @@
 """`feddp budget` over rpc, over a database and over an exported file."""
 
 import json
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from command_line import Run
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fake_coordinator import Coordinator, wire
 
+from feddp.cli.ledgers import check, from_client
+from feddp.client import Client
 from privacy import ledger
 from privacy.filters import make_filter
 from protos.feddp.v1.budgets_pb2 import BudgetAccount
@@ -183,6 +187,148 @@ def test_a_tampered_ledger_does_not_verify(
     assert ran.json["verified"] is False
     assert ran.json["problems"][0]["seq"] == seq
     assert f"entry {seq}" in run("budget", "verify", "ledger.json").out
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kind", "foo"),
+        ("noise_multiplier", None),
+        ("steps", "abc"),
+        ("sample_rate", float("inf")),
+        ("node_signature", "AB" * 64),
+        ("node_signature", "0"),
+    ],
+)
+def test_an_entry_that_cannot_be_read_is_named(
+    booked: Coordinator, run: Run, tmp_path: Path, field: str, value: object
+) -> None:
+    """A finding of the check with exit code 1, not an error inside."""
+    content = run("budget", "ledger", "--json", "--profile", booked.profile).json
+    content["entries"][1][field] = value
+    (tmp_path / "ledger.json").write_text(json.dumps(content))
+    ran = run("budget", "verify", "ledger.json")
+    assert (ran.code, ran.err) == (1, "")
+    assert "BAD: account a/patients, entry 2" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("entries", None),
+        ("head_hash", None),
+        ("entries", "x"),
+        ("entries", 3),
+        ("posted_units", 1),
+        ("guarantee", False),
+    ],
+)
+def test_an_account_that_says_otherwise_than_its_entries_is_bad(
+    booked: Coordinator, run: Run, tmp_path: Path, field: str, value: object
+) -> None:
+    """Each figure of the account is compared; None takes the field away."""
+    content = run("budget", "ledger", "--json", "--profile", booked.profile).json
+    content["accounts"][0][field] = value
+    if value is None:
+        del content["accounts"][0][field]
+    (tmp_path / "ledger.json").write_text(json.dumps(content))
+    ran = run("budget", "verify", "ledger.json")
+    assert (ran.code, ran.err) == (1, "")
+    assert "BAD: account" in ran.out
+
+
+def test_what_a_running_job_books_meanwhile_is_no_fault(
+    booked: Coordinator, client: Client
+) -> None:
+    """Entries that came after the accounts were read belong to the next look."""
+    entries, (account,) = booked.state.entries, booked.state.accounts
+    before = BudgetAccount()
+    before.CopyFrom(account)
+    before.entries, before.posted_units, before.head_hash = 1, 0, entries[0].hash
+    answers = iter([[before], [account]])
+    client.accounts = lambda _="": next(answers)  # type: ignore[method-assign]
+    found = from_client(client, "")
+    assert [entry.seq for entry in found.entries] == [1]
+    assert check(found).problems == []
+
+
+def test_more_entries_than_the_account_says_are_a_fault(booked: Coordinator, run: Run) -> None:
+    """When nothing was booked meanwhile."""
+    booked.state.accounts[0].entries = 3
+    ran = run("budget", "verify", "--profile", booked.profile)
+    assert ran.code == 1
+    assert "the account says 3 entries, 4 are here" in ran.out
+
+
+def _installed(run: Run, folder: Path, entries: list[ledger.Entry]) -> Path:
+    """An installation whose database holds one account with these entries."""
+    assert run("coordinator", "init", "--dir", folder, "--json").code == 0
+    budget = make_filter("gdp", 0, 2.0, 1e-5)
+    posted = budget.cost_units(statement("post", "t1").release)
+    with closing(sqlite3.connect(folder / "coordinator.db")) as database, database:
+        database.execute(
+            "INSERT INTO nodes (name, node_class, status, ledger_public_key, created_at, "
+            "last_seen_at, hello) VALUES ('a', 'edge', 'enrolled', x'', 0, 0, x'')"
+        )
+        database.execute(
+            "INSERT INTO accounts (account, node, filter, rdp_order, epsilon_limit, "
+            "epsilon_limit_highest, delta, posted_units, guarantee, entries, head_hash) "
+            "VALUES ('a/patients', 'a', 'gdp', 0, 2.0, 2.0, 1e-5, ?, 1, ?, ?)",
+            (posted, len(entries), entries[-1].hash),
+        )
+        for entry in entries:
+            row = {**ledger.to_json(entry), "node_signature": entry.node_signature}
+            names, marks = ", ".join(row), ", ".join("?" * len(row))
+            database.execute(
+                f"INSERT INTO entries ({names}) VALUES ({marks})",  # noqa: S608
+                tuple(row.values()),
+            )
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change", ["kind = 'foo'", "steps = 'abc'", "sample_rate = 9e999", "node_signature = 'x'"]
+)
+def test_a_row_of_the_database_that_cannot_be_read_is_named(
+    run: Run, tmp_path: Path, change: str
+) -> None:
+    """By verify as a finding, by the others as an error; never as something wrong inside."""
+    unsigned = [replace(one, node_signature=b"") for one in chain(Ed25519PrivateKey.generate())]
+    folder = _installed(run, tmp_path / "i", unsigned[:2])
+    assert run("budget", "verify", "--dir", folder).code == 0
+    with closing(sqlite3.connect(folder / "coordinator.db")) as database, database:
+        database.execute(f"UPDATE entries SET {change} WHERE seq = 2")  # noqa: S608
+    ran = run("budget", "verify", "--dir", folder)
+    assert (ran.code, ran.err) == (1, "")
+    assert "BAD: account a/patients, entry 2" in ran.out
+    for command in ("show", "ledger"):
+        ran = run("budget", command, "--json", "--dir", folder)
+        assert (ran.code, ran.error["reason"]) == (1, "LEDGER_DAMAGED")
+
+
+def test_a_database_that_is_missing_is_not_made_and_a_damaged_one_is_named(
+    run: Run, tmp_path: Path
+) -> None:
+    """Exit codes 3 and 2."""
+    folder = tmp_path / "i"
+    assert run("coordinator", "init", "--dir", folder, "--json").code == 0
+    database = folder / "coordinator.db"
+    for leftover in folder.glob("coordinator.db*"):
+        leftover.unlink()
+    ran = run("budget", "show", "--json", "--dir", folder)
+    assert (ran.code, ran.error["reason"]) == (3, "DATABASE_MISSING")
+    assert not database.exists()
+    database.write_bytes(b"no database" * 1000)
+    ran = run("budget", "show", "--json", "--dir", folder)
+    assert (ran.code, ran.error["reason"]) == (2, "DATABASE_UNUSABLE")
+
+
+def test_a_file_is_verified_alone(run: Run, tmp_path: Path) -> None:
+    """A selection beside it is wrong usage."""
+    (tmp_path / "ledger.json").write_text('{"entries": [], "accounts": []}')
+    assert run("budget", "verify", "ledger.json").code == 3
+    for option in ("--dataset", "--dir", "--profile"):
+        assert run("budget", "verify", "ledger.json", option, "x").code == 2
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """What holds for every command: help, usage errors, bugs, missing extras, what is imported."""
 
+import errno
+import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from command_line import Run
+from fake_coordinator import Coordinator
 
 from feddp.cli import output
 from feddp.cli.app import app
@@ -170,3 +174,53 @@ def test_python_m_feddp_is_the_same_command() -> None:
         [sys.executable, "-m", "feddp", "--version"], capture_output=True, text=True, check=True
     )
     assert ran.stdout.startswith("feddp 0.")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        PermissionError(errno.EACCES, "Permission denied", "/f"),
+        OSError("a library's own words"),
+        sqlite3.DatabaseError("file is not a database"),
+    ],
+)
+def test_a_file_or_database_that_cannot_be_used_is_one_sentence(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Exit code 2, and no words that are neither ours nor the system's."""
+
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("feddp.profile.Selection.of", broken)
+    ran = run("node", "list")
+    assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)
+    assert "something went wrong inside" not in ran.err
+    assert "own words" not in ran.err
+
+
+def test_what_a_command_writes_is_its_owners_only(tmp_path: Path) -> None:
+    """From a process whose umask would let others read."""
+    folder = tmp_path / "parent" / "i"
+    subprocess.run(
+        [sys.executable, "-m", "feddp", "coordinator", "init", "--dir", str(folder)],
+        check=True,
+        capture_output=True,
+        umask=0o022,
+    )
+    for made in (folder.parent, folder, *folder.rglob("*")):
+        assert made.stat().st_mode & 0o077 == 0, made
+
+
+def test_grpcs_own_lines_do_not_come_before_ours(tmp_path: Path, coordinator: Coordinator) -> None:
+    """A coordinator that is gone is one line on stderr."""
+    coordinator.stop()
+    ran = subprocess.run(
+        [sys.executable, "-m", "feddp", "node", "list", "--profile", str(coordinator.profile)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != "GRPC_VERBOSITY"},
+    )
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (5, 1)

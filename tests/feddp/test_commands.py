@@ -29,7 +29,7 @@ def test_a_token_as_json(coordinator: Coordinator, run: Run) -> None:
     assert ran.json["token"] == "feddp1.a.edge.86400"
 
 
-@pytest.mark.parametrize("words", [["--ttl", "soon"], ["--class", "laptop"]])
+@pytest.mark.parametrize("words", [["--ttl", "soon"], ["--ttl", "99999d"], ["--class", "laptop"]])
 def test_a_wrong_option_of_token_is_usage(
     coordinator: Coordinator, run: Run, words: list[str]
 ) -> None:
@@ -180,6 +180,9 @@ def test_a_job_is_listed_shown_and_cancelled(coordinator: Coordinator, run: Run)
     assert run("job", "list", "--json", *where).json["jobs"][0]["job_id"] == "j1"
     assert run("job", "show", "j1", "--json", *where).json["spec"] == SPEC.decode()
     text = run("job", "show", "j1", *where).out
+    assert "TARGET" in text
+    coordinator.state.jobs["j1"].target_epsilon = 0.0
+    assert "LIMIT" in run("job", "show", "j1", *where).out
     assert "b: OFFLINE: it is not connected" in text
     assert "RUNNING EPSILON" in text
     assert run("job", "show", "j2", *where).code == 3

@@ -53,11 +53,22 @@ def test_a_port_in_use_is_exit_2_and_leaves_nothing(run: Run, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "words", [["--epsilon", "0"], ["--epsilon", "nan"], ["--delta", "1"], ["--delta", "-1"]]
+    "words",
+    [
+        ["--epsilon", "0"],
+        ["--epsilon", "nan"],
+        ["--delta", "1"],
+        ["--delta", "-1"],
+        ["--epsilon", "2", "--no-dp"],
+        ["--json", "-"],
+        ["--json", "absent/result.json"],
+    ],
 )
-def test_figures_that_make_no_sense_are_usage(run: Run, words: list[str]) -> None:
-    """Before anything is started."""
+def test_options_that_make_no_sense_are_usage(run: Run, tmp_path: Path, words: list[str]) -> None:
+    """Before anything is started or made."""
     assert run("demo", "--dir", "d", *words).code == 2
+    assert not (tmp_path / "d").exists()
+    assert not (tmp_path / "absent").exists()
 
 
 def test_ports_are_the_base_and_the_two_after_it() -> None:

@@ -92,6 +92,30 @@ def test_a_null_job_proves_the_path_and_costs_nothing(federation: Federation) ->
     assert {e.statement.mechanism for e in federation.entries()} == {"no_data"}
 
 
+def test_large_data_sets_are_sampled_and_booked_so(coordinator: Federation) -> None:
+    """From 1,000 declared records an account counts by rdp, patients are sampled, and the booked
+    epsilon is dp-accounting's for Poisson sampling."""
+    for name in NODES[:3]:
+        coordinator.add_node(name, rows=1200, epsilon_limit=12.0, epsilon_per_job_max=12.0)
+        coordinator.start(name)
+    coordinator.wait_for_nodes(*NODES[:3])
+    spec = job_file(privacy={"target_epsilon": 8.0, "batch_size": 240})
+    job = coordinator.wait_for_end(coordinator.submit(spec))
+    assert job.status == "completed", job.message
+    posted = [e.statement for e in coordinator.entries("post")]
+    assert {(s.mechanism, s.sample_rate) for s in posted} == {("poisson_gaussian", 0.2)}
+    for node in job.nodes:
+        accountant = PLDAccountant()
+        for one in posted:
+            if one.node == node.name and one.noise_multiplier is not None:
+                gaussian = dp_accounting.GaussianDpEvent(one.noise_multiplier)
+                sampled = dp_accounting.PoissonSampledDpEvent(one.sample_rate, gaussian)
+                accountant.compose(dp_accounting.SelfComposedDpEvent(sampled, one.steps))
+        exact = accountant.get_epsilon(node.delta)
+        assert exact * (1 - 1e-6) <= node.epsilon_spent <= exact * 1.001
+        assert node.epsilon_spent <= 8.0
+
+
 def test_two_jobs_from_the_same_model_run_at_once(federation: Federation) -> None:
     """Every logistic model starts at zeros, so two jobs name one blob; both finish."""
     jobs = [federation.submit(job_file(name=f"job {number}")) for number in (1, 2)]

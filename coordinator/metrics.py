@@ -19,9 +19,6 @@ Phase = Literal["reserving", "training", "aggregating", "publishing"]
 Outcome = Literal["published", "below_quorum", "cancelled", "failed"]
 Direction = Literal["received", "sent"]
 EntryKind = Literal["reserve", "post", "void"]
-JobStatus = Literal[
-    "running", "waiting", "converged", "completed", "budget_exhausted", "failed", "cancelled"
-]
 
 OTHER: Final = "other"
 _FILES: Final[tuple[FileDescriptor, ...]] = (
@@ -90,7 +87,12 @@ class Metrics:
             ("kind",),
             registry=self.registry,
         )
-        self._jobs = Gauge("feddp_jobs", "Jobs by status.", ("status",), registry=self.registry)
+        self._jobs = Gauge(
+            "feddp_jobs",
+            "Jobs by status; a job that waits counts as running.",
+            ("status",),
+            registry=self.registry,
+        )
 
     def request(self, method: str, code: str, duration_s: float) -> None:
         """Count one rpc.
@@ -114,7 +116,7 @@ class Metrics:
         self._health.labels(node).set(1 if healthy else 0)
 
     def forget_node(self, node: str) -> None:
-        """Drop a node that left for good, so that no alert fires for it for ever."""
+        """Drop a node that is disabled, so that no alert fires for it for ever."""
         self._health.remove_by_labels({"node": node})
         self._budget.remove_by_labels({"node": node})
 
@@ -134,6 +136,6 @@ class Metrics:
         """Count an entry that is in the ledger."""
         self._entries.labels(kind).inc()
 
-    def jobs(self, status: JobStatus, count: int) -> None:
+    def jobs(self, status: str, count: int) -> None:
         """Show how many jobs have `status`."""
         self._jobs.labels(status).set(count)

@@ -27,6 +27,7 @@ from coordinator.rpc.jobs import JobsService
 from coordinator.rpc.people import BudgetsService, ModelsService, NodesService
 from coordinator.rpc.transfer import TRANSFERS_MAX, TransferService
 from coordinator.sessions import Sessions
+from coordinator.store import jobs as job_store
 from coordinator.store import ledger, people
 from coordinator.store.database import Database
 from protos.errors import Malformed, NotFound
@@ -198,10 +199,14 @@ class Coordinator:
     async def _observe_once(self) -> None:
         connected = {n: time.time() for n in self.sessions.nodes() if self.sessions.connected(n)}
         await self.database.write(lambda connection: people.keep_seen(connection, connected))
+        for status, number in (await self.database.read(job_store.counts)).items():
+            self.metrics.jobs(status, number)
         known = {a.account: a for a in await self.database.read(ledger.all_accounts)}
         for record in await self.database.read(people.all_nodes):
-            if record.status != "invited":
-                self.metrics.node_health(record.name, record.name in connected)
+            if record.status != "enrolled":
+                self.metrics.forget_node(record.name)
+                continue
+            self.metrics.node_health(record.name, record.name in connected)
             self._observe_budgets(record, known)
 
     def _observe_budgets(

@@ -142,28 +142,25 @@ class Rounds:
             phase, asked = machine.step(live.phase, event, now_s)
             if phase == live.phase and not asked:
                 return
-            booked = [one for one in asked if isinstance(one, c.LedgerCommand)]
-            others = [one for one in asked if not isinstance(one, c.LedgerCommand)]
             await self._database.write(
-                lambda connection: self._write(connection, live, phase, now_s, event, booked)
+                lambda connection: self._write(connection, live, phase, now_s, event, asked)
             )
-            self._commit(live, phase, others)
+            self._commit(live, event, phase, asked)
 
     async def apply_reply(self, live: LiveJob, reply: Reply) -> None:
         """Take a step whose event is found out inside the transaction; none if it gives None."""
         async with live.lock:
             now_s = time.time()
 
-            def work(connection: Connection) -> tuple[Phase, Sequence[c.Command]] | None:
+            def work(connection: Connection) -> tuple[e.Event, Phase, list[c.Command]] | None:
                 event = reply(connection, live)
                 if event is None:
                     return None
                 phase, asked = machine.step(live.phase, event, now_s)
                 if phase == live.phase and not asked:
                     return None
-                booked = [one for one in asked if isinstance(one, c.LedgerCommand)]
-                self._write(connection, live, phase, now_s, event, booked)
-                return phase, [one for one in asked if not isinstance(one, c.LedgerCommand)]
+                self._write(connection, live, phase, now_s, event, asked)
+                return event, phase, asked
 
             done = await self._database.write(work)
             if done is not None:
@@ -176,10 +173,10 @@ class Rounds:
         phase: Phase,
         now_s: float,
         event: e.Event,
-        booked: Iterable[c.LedgerCommand],
+        asked: Iterable[c.Command],
     ) -> None:
         job_store.append(connection, live.job_id, live.steps, now_s, event)
-        for command in booked:
+        for command in asked:
             match command:
                 case c.KeepSignature(attempt_id, signature):
                     ledger.keep_signature(connection, attempt_id, signature)
@@ -190,7 +187,9 @@ class Rounds:
         if isinstance(phase, Ended) and not live.has_ended:
             job_store.set_status(connection, live.job_id, phase.status)
 
-    def _commit(self, live: LiveJob, phase: Phase, asked: Sequence[c.Command]) -> None:
+    def _commit(
+        self, live: LiveJob, event: e.Event, phase: Phase, asked: Sequence[c.Command]
+    ) -> None:
         before, live.phase = live.phase, phase
         live.steps += 1
         if type(before) is not type(phase):
@@ -203,13 +202,24 @@ class Rounds:
         if isinstance(phase, Ended) and not isinstance(before, Ended):
             log.info("job_ended", job_id=live.job_id, status=phase.status, message=phase.message)
         if len(phase.course.done) > len(before.course.done):
-            self._count(phase.course.done[-1])
+            self._count_round(phase.course.done[-1])
+        self._count_entries(event, asked)
         for one in live.rounds()[-1:]:
             self._index(live, one.attempts)
         live.announce()
-        self._spawn(live, asked)
+        self._spawn(live, [one for one in asked if not isinstance(one, c.LedgerCommand)])
 
-    def _count(self, done: RoundRecord) -> None:
+    def _count_entries(self, event: e.Event, asked: Sequence[c.Command]) -> None:
+        if isinstance(event, e.BudgetsReserved):
+            for _ in event.grants:
+                self._metrics.ledger_entry("reserve")
+        for command in asked:
+            if isinstance(command, c.PostCharge):
+                self._metrics.ledger_entry("post")
+            elif isinstance(command, c.VoidCharge):
+                self._metrics.ledger_entry("void")
+
+    def _count_round(self, done: RoundRecord) -> None:
         self._metrics.round_ended("published")
         self._metrics.round_phase("reserving", done.reserved_at_s - done.started_at_s)
         self._metrics.round_phase("training", done.trained_at_s - done.reserved_at_s)

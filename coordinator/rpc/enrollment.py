@@ -3,7 +3,6 @@
 import hashlib
 from datetime import UTC, datetime
 
-import grpc
 import structlog
 from cryptography.hazmat.primitives import serialization
 from sqlalchemy import Connection
@@ -79,8 +78,3 @@ class EnrollmentService(pb_grpc.EnrollmentServicer):
             node_class=won.node_class,
             coordinator_address=self._address,
         )
-
-
-def add_to(server: grpc.aio.Server, service: EnrollmentService) -> None:
-    """Serve it."""
-    pb_grpc.add_EnrollmentServicer_to_server(service, server)

@@ -86,6 +86,12 @@ def listed(connection: Connection, *, status: str | None = None) -> list[JobReco
     return [_job(row) for row in connection.execute(wanted)]
 
 
+def counts(connection: Connection) -> dict[str, int]:
+    """Number of jobs by status."""
+    rows = connection.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status))
+    return {status: number for status, number in rows}  # noqa: C416 - rows are no tuples
+
+
 def set_status(connection: Connection, job_id: str, status: str) -> None:
     """Remember that a job has ended, and how."""
     connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(status=status))

@@ -17,6 +17,7 @@ from tests.integration.federation import (
     job_file,
     null_job,
     run_cli,
+    wait_for,
 )
 
 
@@ -136,7 +137,14 @@ def test_health_readiness_and_metrics_are_served(federation: Federation) -> None
     federation.wait_for_end(federation.submit(null_job(1)))
     text = page("/metrics")
     assert "request_duration_seconds_bucket" in text
-    assert "feddp_rounds_total" in text
+    assert 'feddp_rounds_total{outcome="published"} 1.0' in text
+    for kind in ("reserve", "post"):
+        assert f'feddp_ledger_entries_total{{kind="{kind}"}} 4.0' in text
+    assert 'federated_node_health{node="alpha"} 1.0' in text
+    with federation.client() as client:
+        client.disable("alpha")
+    wait_for("alpha is forgotten", lambda: 'node="alpha"' not in page("/metrics"))
+    wait_for("the job is shown", lambda: 'feddp_jobs{status="completed"} 1.0' in page("/metrics"))
 
 
 @pytest.mark.parametrize("command", ["job list", "node list", "model list", "budget show"])

@@ -11,6 +11,9 @@ CHUNK_BYTES = 1 << 20
 RANGE_BYTES = 16 << 20
 """Most bytes that one upload or download call moves, so that each ends well under 10 s."""
 
+INLINE_BYTES = 128 << 10
+"""A model or an update up to this size travels inside its order or its submission."""
+
 DIGEST_LENGTH = 64
 """Hexadecimal characters of a digest."""
 

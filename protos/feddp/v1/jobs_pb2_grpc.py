@@ -60,6 +60,11 @@ class JobsStub(object):
                 request_serializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.ResumeJob = channel.unary_unary(
+                '/feddp.v1.Jobs/ResumeJob',
+                request_serializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.ResumeJobRequest.SerializeToString,
+                response_deserializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.ResumeJobResponse.FromString,
+                _registered_method=True)
 
 
 class JobsServicer(object):
@@ -106,6 +111,15 @@ class JobsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResumeJob(self, request, context):
+        """Takes a failed job up again, from its last published model and with what it has spent. Called
+        by engineers. Safe to retry.
+        Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -133,6 +147,11 @@ def add_JobsServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.CancelJobRequest.FromString,
                     response_serializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'ResumeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeJob,
+                    request_deserializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.ResumeJobRequest.FromString,
+                    response_serializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.ResumeJobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -271,6 +290,33 @@ class Jobs(object):
             '/feddp.v1.Jobs/CancelJob',
             protos_dot_feddp_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
             protos_dot_feddp_dot_v1_dot_jobs__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feddp.v1.Jobs/ResumeJob',
+            protos_dot_feddp_dot_v1_dot_jobs__pb2.ResumeJobRequest.SerializeToString,
+            protos_dot_feddp_dot_v1_dot_jobs__pb2.ResumeJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,11 @@ class JobsStub:
     """What was spent stays booked. Called by engineers and operators. Safe to retry.
     Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_ENDED).
     """
+    ResumeJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]
+    """Takes a failed job up again, from its last published model and with what it has spent. Called
+    by engineers. Safe to retry.
+    Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED).
+    """
 
 @_typing.type_check_only
 class JobsAsyncStub(JobsStub):
@@ -74,6 +79,11 @@ class JobsAsyncStub(JobsStub):
     CancelJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.CancelJobResponse]  # type: ignore[assignment]
     """What was spent stays booked. Called by engineers and operators. Safe to retry.
     Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_ENDED).
+    """
+    ResumeJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]  # type: ignore[assignment]
+    """Takes a failed job up again, from its last published model and with what it has spent. Called
+    by engineers. Safe to retry.
+    Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED).
     """
 
 class JobsServicer(metaclass=_abc_1.ABCMeta):
@@ -125,6 +135,17 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_jobs_pb2.CancelJobResponse, _abc.Awaitable[_jobs_pb2.CancelJobResponse]]:
         """What was spent stays booked. Called by engineers and operators. Safe to retry.
         Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_ENDED).
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeJob(
+        self,
+        request: _jobs_pb2.ResumeJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.ResumeJobResponse, _abc.Awaitable[_jobs_pb2.ResumeJobResponse]]:
+        """Takes a failed job up again, from its last published model and with what it has spent. Called
+        by engineers. Safe to retry.
+        Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED).
         """
 
 def add_JobsServicer_to_server(servicer: JobsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -73,7 +73,7 @@ class Coordinator:
         federation = config.federation
         self.sessions = Sessions(federation.node_silent_s, federation.node_disconnected_s)
         self.identities = Identities(self.database, self.authority.trust_domain)
-        effects = Effects(self.database, self.blobs, self.sessions)
+        effects = Effects(self.blobs, self.sessions)
         self.rounds = Rounds(self.database, self.sessions, effects, self.metrics)
         self.federation = FederationService(
             self.database,

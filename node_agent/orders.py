@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from privacy.ledger import Kind, Statement
@@ -26,6 +26,9 @@ class Order:
         wire: the WorkOrder's bytes without `deadline_s`, which differs each time it is sent.
         account: without the node's name.
         release: what is to leave this node.
+        priority: among orders that wait here, a higher one is worked at first.
+        deadline_s: seconds from receipt until the round closes without us; 0 for unknown. It
+            differs each time the order is sent, and two orders are equal without it.
     """
 
     wire: bytes
@@ -46,6 +49,8 @@ class Order:
     base_model_bytes: int
     target_epsilon: float
     delta: float
+    priority: int = 0
+    deadline_s: int = field(default=0, compare=False)
 
     @classmethod
     def from_wire(cls, message: pb.WorkOrder) -> "Order":
@@ -94,6 +99,8 @@ class Order:
             base_model_bytes=message.base_model_bytes,
             target_epsilon=message.target_epsilon,
             delta=message.delta,
+            priority=message.priority,
+            deadline_s=message.deadline_s,
         )
         order.task_config()
         order.statement("node", "reserve")

@@ -12,6 +12,7 @@ has no rounding errors and no order.
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from typing import Final, Literal, Protocol
 
 from privacy.gaussian_dp import delta_above, epsilon_above, float_above, sqrt_above
@@ -244,6 +245,7 @@ def subsampled_rdp(sample_rate: float, noise_multiplier: float, order: int) -> f
     return (math.exp(log_excess) if log_excess < -40.0 else log_a) / (order - 1)
 
 
+@lru_cache(maxsize=256)
 def _gdp_limit(epsilon: float, delta: float) -> int:
     """The most units whose mu the exact curve certifies at (`epsilon`, `delta`)."""
 

@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 from sqlalchemy import Connection
@@ -53,6 +53,7 @@ class FederationService(pb_grpc.FederationServicer):
     identities: Identities
     heartbeat_interval_s: int
     draining: bool = False
+    _ledger_keys: dict[str, bytes] = field(default_factory=dict)
 
     # Session
 
@@ -161,10 +162,8 @@ class FederationService(pb_grpc.FederationServicer):
                 live, record, attempt = await self.rounds.find(accepted.attempt_id, node)
                 statement = statement_of(live, record, attempt)
                 await self._check(node, statement, accepted.reserve_signature)
-                await self.rounds.apply(
-                    live,
-                    events.OrderWasAccepted(accepted.attempt_id, accepted.reserve_signature),
-                )
+                event = events.OrderWasAccepted(accepted.attempt_id, accepted.reserve_signature)
+                self.rounds.note(live, event)
             case "order_refused":
                 refused = message.order_refused
                 live, record, attempt = await self.rounds.find(refused.attempt_id, node)
@@ -188,6 +187,7 @@ class FederationService(pb_grpc.FederationServicer):
                         refused.reason[:64],
                         refused.message[:500],
                         refused.void_signature,
+                        refused.steps_possible,
                     ),
                 )
                 self._answer(node, refused.attempt_id, live)
@@ -214,8 +214,12 @@ class FederationService(pb_grpc.FederationServicer):
             self.sessions.send(node, pb.CoordinatorMessage(attempt_closed=closed))
 
     async def _check(self, node: str, statement: Statement, signature: bytes) -> None:
-        record = await self.database.read(lambda connection: people.node(connection, node))
-        ledger.check_signature(record.ledger_public_key, statement, signature)
+        public_key = self._ledger_keys.get(node, b"")
+        if not public_key:
+            record = await self.database.read(lambda connection: people.node(connection, node))
+            # A node keeps its ledger key for ever: joining again asks for the same one.
+            public_key = self._ledger_keys[node] = record.ledger_public_key
+        ledger.check_signature(public_key, statement, signature)
 
     async def _watch_identity(self, session: NodeSession, seen: Peer) -> None:
         """A live stream outlives its certificate: look again, and cut."""

@@ -146,7 +146,8 @@ class World:
             case c.FoldUpdates(number):
                 if isinstance(self.phase, Aggregating) and self.phase.round.number == number:
                     self.apply(e.UpdatesFolded(number, f"m{number}", 40, 0.1, 0.0, False))
-            case c.PublishModel(number, _, last):
+            case c.PublishModel(number) | c.PublishLast(number):
+                last = isinstance(one, c.PublishLast)
                 if isinstance(self.phase, Publishing) and self.phase.round.number == number:
                     self.apply(e.ModelPublished(number, "answer" if last else None))
             case c.WriteAnswer():

@@ -96,7 +96,8 @@ class JobsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """Sends the job now and after every change, at least every 10 s, until it has ended; then OK.
+        """Sends the job now and after a change, a few times a second at most and at least every 10 s,
+        until it has ended; then OK.
         As ListJobs. Safe to open again. Errors: NOT_FOUND (JOB_UNKNOWN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

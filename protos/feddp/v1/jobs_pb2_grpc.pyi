@@ -44,7 +44,8 @@ class JobsStub:
     GetJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.GetJobResponse]
     """As ListJobs. Errors: NOT_FOUND (JOB_UNKNOWN)."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_jobs_pb2.WatchJobRequest, _jobs_pb2.WatchJobResponse]
-    """Sends the job now and after every change, at least every 10 s, until it has ended; then OK.
+    """Sends the job now and after a change, a few times a second at most and at least every 10 s,
+    until it has ended; then OK.
     As ListJobs. Safe to open again. Errors: NOT_FOUND (JOB_UNKNOWN).
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.CancelJobResponse]
@@ -73,7 +74,8 @@ class JobsAsyncStub(JobsStub):
     GetJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.GetJobResponse]  # type: ignore[assignment]
     """As ListJobs. Errors: NOT_FOUND (JOB_UNKNOWN)."""
     WatchJob: _aio.UnaryStreamMultiCallable[_jobs_pb2.WatchJobRequest, _jobs_pb2.WatchJobResponse]  # type: ignore[assignment]
-    """Sends the job now and after every change, at least every 10 s, until it has ended; then OK.
+    """Sends the job now and after a change, a few times a second at most and at least every 10 s,
+    until it has ended; then OK.
     As ListJobs. Safe to open again. Errors: NOT_FOUND (JOB_UNKNOWN).
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.CancelJobResponse]  # type: ignore[assignment]
@@ -123,7 +125,8 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_pb2.WatchJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_jobs_pb2.WatchJobResponse], _abc.AsyncIterator[_jobs_pb2.WatchJobResponse]]:
-        """Sends the job now and after every change, at least every 10 s, until it has ended; then OK.
+        """Sends the job now and after a change, a few times a second at most and at least every 10 s,
+        until it has ended; then OK.
         As ListJobs. Safe to open again. Errors: NOT_FOUND (JOB_UNKNOWN).
         """
 

@@ -17,6 +17,7 @@ from coordinator.blobs import BlobStore
 from coordinator.config import CoordinatorConfig, load_config
 from coordinator.health import HealthServer
 from coordinator.identities import Identities
+from coordinator.leadership import Leadership
 from coordinator.metrics import Metrics
 from coordinator.rounds.driver import Rounds
 from coordinator.rounds.effects import Effects
@@ -30,7 +31,7 @@ from coordinator.sessions import Sessions
 from coordinator.store import jobs as job_store
 from coordinator.store import ledger, people
 from coordinator.store.database import Database
-from protos.errors import Malformed, NotFound
+from protos.errors import Conflict, Malformed, NotFound
 from protos.feddp.v1 import (
     budgets_pb2_grpc,
     enrollment_pb2_grpc,
@@ -67,6 +68,7 @@ class Coordinator:
         self.authority = Authority.load(storage.pki_dir)
         self.database = Database(storage.database_url)
         self.database.migrate()
+        self._leadership = Leadership(self.database)
         blob_dir = storage.blob_dir
         self.blobs = BlobStore(blob_dir)
         self.metrics = Metrics()
@@ -95,17 +97,31 @@ class Coordinator:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        await self.start()
+        enough = [asyncio.create_task(one.wait()) for one in (stop, self._leadership.lost)]
+        starting = asyncio.create_task(self.start())
+        await asyncio.wait([starting, *enough], return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()  # it waited for another coordinator to end
+            return
+        await starting
         observer = asyncio.create_task(self._observe())
-        await stop.wait()
+        await asyncio.wait(enough, return_when=asyncio.FIRST_COMPLETED)
+        for task in (observer, *enough):
+            task.cancel()
         log.info("coordinator_draining")
-        observer.cancel()
         await self.stop()
         log.info("coordinator_stopped")
+        if self._leadership.lost.is_set():
+            raise Conflict(
+                "LEASE_LOST",
+                "another coordinator has taken over this installation's database, and this one "
+                "stopped; run one at a time",
+            )
 
     async def start(self) -> None:
         """Open the ports and take up every job."""
         server = self.config.server
+        await self._leadership.take()
         await self.identities.reload()
         chain, key = server_certificate(self.config)
         main = self._server(Gate(self.identities, self.metrics))
@@ -144,6 +160,7 @@ class Coordinator:
         self.sessions.drain()
         await asyncio.gather(*(one.stop(DRAIN_S) for one in self._servers))
         await self.rounds.stop()
+        await self._leadership.give_back()
         self._health.stop()
         self.database.close()
 
@@ -267,6 +284,7 @@ def serve(config_path: Path) -> None:
     Raises:
         Malformed: CONFIG_INVALID, PORT_IN_USE, DATABASE_UNUSABLE.
         NotFound: AUTHORITY_MISSING, SERVER_CERTIFICATE_MISSING.
+        Conflict: LEASE_LOST, another coordinator has taken over.
     """
     config = load_config(config_path, os.environ)
     asyncio.run(_serve(config))

@@ -238,7 +238,7 @@ def test_an_order_of_a_higher_priority_is_worked_at_first() -> None:
 
 
 def test_a_node_that_is_too_slow_says_how_many_steps_it_can_do() -> None:
-    """It never opened the data, so that nothing is charged, and the coordinator may ask for less."""
+    """It never opened the data, so that nothing is charged; it may be asked for less."""
     book = preparing() >> e.WorkImpossible("a1", "STEPS_TOO_MANY", "m", 3)
     book = book << c.Withdraw(A1, "STEPS_TOO_MANY", "m", 3) << None
     book = book >> e.OrderRefused("a1", "STEPS_TOO_MANY", "m", b"void", 3)

@@ -19,7 +19,8 @@ from coordinator.rounds.answers import Answers
 from coordinator.rounds.effects import Effects
 from coordinator.rounds.live import LiveJob, job_from_json, plan_of, replay
 from coordinator.rounds.phases import Attempt, Ended, RoundRecord, Selecting, Training
-from coordinator.rounds.turns import Input, Taken, Turn, take_turn
+from coordinator.rounds.turn_taker import TurnTaker
+from coordinator.rounds.turns import Input, Taken, Turn
 from coordinator.sessions import Sessions
 from coordinator.store import jobs as job_store
 from coordinator.store import ledger
@@ -32,8 +33,6 @@ log = structlog.get_logger(__name__)
 TICK_S = 0.5
 SURVEY_AGAIN_S = 5.0
 RETRY_S = (0.2, 1.0, 5.0, 15.0)
-NOTE_S = 0.02
-"""How long an event that nobody waits for may wait for a turn to ride on."""
 
 
 class Rounds:
@@ -46,7 +45,9 @@ class Rounds:
         self._sessions = sessions
         self._effects = effects
         self._metrics = metrics
-        self._answers = Answers(sessions, self.taken)
+        self._turns = TurnTaker(
+            database, Answers(sessions, self.taken), self._keep, self._commit, self._caught_up
+        )
         self._live: dict[str, LiveJob] = {}
         self._attempts: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -148,71 +149,26 @@ class Rounds:
     # Turns
 
     async def apply(self, live: LiveJob, given: Input) -> None:
-        """Have an event, a command or a reply taken in the job's next turn, and wait until it is
-        journalled.
-
-        A caller that is cancelled does not cut the turn in two: memory and journal stay equal.
-
-        Raises:
-            InvariantBroken: the job's phase does not know such an event.
-        """
+        """Have an input taken and wait until it is journalled. Raises as `TurnTaker.take`."""
         if self._stopping:
             raise Unavailable(
                 "DRAINING", "this coordinator is stopping; try again", retry_after_s=1
             )
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        live.inbox.append((given, done))
-        self._take_turns(live)
-        await asyncio.shield(done)
+        await self._turns.take(live, given)
 
     def note(self, live: LiveJob, event: e.Event) -> None:
-        """Have an event taken soon: nobody waits for it, so that it rides on the next turn."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.add_done_callback(lambda _: _log_fault(live, done))
-        live.inbox.append((event, done))
-        asyncio.get_running_loop().call_later(NOTE_S, self._take_turns, live)
+        """Have an event taken that nobody waits for."""
+        self._turns.note(live, event)
 
-    def _take_turns(self, live: LiveJob) -> None:
-        if live.inbox and not live.has_turn:
-            live.has_turn = True
-            self._keep(self._turns(live))
-
-    async def _turns(self, live: LiveJob) -> None:
-        """What arrives during a turn is taken together in the next one."""
-        try:
-            while live.inbox:
-                batch, live.inbox = live.inbox, []
-                await self._turn(live, batch)
-        finally:
-            live.has_turn = False
-
-    async def _turn(
-        self, live: LiveJob, batch: Sequence[tuple[Input, "asyncio.Future[None]"]]
-    ) -> None:
-        now_s = time.time()
-        inputs = [given for given, _ in batch]
-
-        def work(connection: Connection) -> Turn:
-            return take_turn(connection, live, inputs, self._answers, now_s)
-
-        try:
-            turn = await self._database.write(work)
-        except Exception as error:  # noqa: BLE001 - told to whoever gave the input
-            if len(batch) == 1:
-                _settle(batch[0][1], error)
-                return
-            # One of them is at fault: alone, it harms nobody else.
-            for one in batch:
-                await self._turn(live, [one])
-            return
-        for kind, number in turn.booked.items():
-            self._metrics.ledger_entries(kind, number)
-        self._commit(live, turn)
-        for place, (_, done) in enumerate(batch):
-            _settle(done, turn.faults.get(place))
+    def _caught_up(self, live: LiveJob) -> None:
+        for one in live.rounds()[-1:]:
+            self._index(live, one.attempts)
+        live.announce()
+        self._spawn(live, machine.resume(live.phase))
 
     def _commit(self, live: LiveJob, turn: Turn) -> None:
-        live.phase, live.steps = turn.phase, turn.steps
+        for kind, number in turn.booked.items():
+            self._metrics.ledger_entries(kind, number)
         for one in turn.taken:
             self._tell(live, one)
         for record in live.rounds()[-1:]:
@@ -397,17 +353,3 @@ class Rounds:
 def _frees_nodes(one: Taken) -> bool:
     """Whether nodes that worked for the job may work for another now."""
     return isinstance(one.before, Training) and not isinstance(one.phase, Training)
-
-
-def _settle(done: "asyncio.Future[None]", fault: Exception | None) -> None:
-    if done.done():
-        return
-    if fault is None:
-        done.set_result(None)
-    else:
-        done.set_exception(fault)
-
-
-def _log_fault(live: LiveJob, done: "asyncio.Future[None]") -> None:
-    if not done.cancelled() and done.exception() is not None:
-        log.error("event_lost", job_id=live.job_id, exc_info=done.exception())

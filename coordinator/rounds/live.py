@@ -75,6 +75,7 @@ class LiveJob:
     Attributes:
         inbox: what is to be taken in the next turn.
         has_turn: somebody takes turns until the inbox is empty.
+        unsure: a turn's transaction failed; it may have committed all the same.
     """
 
     record: JobRecord
@@ -84,6 +85,7 @@ class LiveJob:
     surveyed_at_s: float = 0.0
     inbox: list[Any] = field(default_factory=list)
     has_turn: bool = False
+    unsure: bool = False
     _round_costs: dict[str, dict[int, tuple[RoundRecord, int, int]]] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -12,7 +12,7 @@ from coordinator.rounds.turn_order import taken
 from coordinator.store.jobs import JobRecord
 from tests.coordinator.playbook import PLAN, training
 
-SPEC = b"name: n\ntask: \"null\"\ndataset: d\nfederation: {rounds: 2}\n"
+SPEC = b'name: n\ntask: "null"\ndataset: d\nfederation: {rounds: 2}\n'
 
 
 def live(name: str, phase: Phase, priority: int = 0) -> LiveJob:

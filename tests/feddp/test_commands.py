@@ -9,6 +9,7 @@ from command_line import Run
 from fake_coordinator import Coordinator
 from job_scripts import SPEC, job_in
 
+from feddp.cli.job_text import Changes
 from protos import errors
 from protos.content import digest_of
 from protos.feddp.v1.models_pb2 import Model

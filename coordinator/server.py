@@ -25,7 +25,7 @@ from coordinator.rpc.federation import FederationService
 from coordinator.rpc.gate import Gate
 from coordinator.rpc.jobs import JobsService
 from coordinator.rpc.people import BudgetsService, ModelsService, NodesService
-from coordinator.rpc.transfer import TRANSFERS_MAX, TransferService
+from coordinator.rpc.transfer import TransferService
 from coordinator.sessions import Sessions
 from coordinator.store import jobs as job_store
 from coordinator.store import ledger, people
@@ -161,7 +161,6 @@ class Coordinator:
                 self.rounds,
                 self.metrics,
                 self.config.storage.model_bytes_max,
-                asyncio.Semaphore(TRANSFERS_MAX),
             ),
             server,
         )

@@ -46,7 +46,7 @@ def pack(data: bytes, *, zstd: bool) -> Chunk:
         zstd: whether the receiver can unpack it.
     """
     compression = pb.COMPRESSION_UNSPECIFIED
-    if zstd and _pays(data):
+    if zstd and pays(data):
         packed = _compressor().compress(data)
         if len(packed) < PAYS * len(data):
             data, compression = packed, pb.COMPRESSION_ZSTD
@@ -95,7 +95,8 @@ def _decompressed(data: bytes) -> bytes:
         ) from None
 
 
-def _pays(data: bytes) -> bool:
+def pays(data: bytes) -> bool:
+    """Whether a sample says that compressing is worth its time."""
     middle = max(0, (len(data) - SAMPLE_BYTES) // 2)
     sample = data[middle : middle + SAMPLE_BYTES]
     return len(_compressor().compress(sample)) < PAYS * len(sample)

@@ -150,6 +150,7 @@ class TransferService(pb_grpc.TransferServicer):
         if header.offset > header.size:
             raise Malformed("OFFSET_MISMATCH", "an upload cannot go on behind its end")
         async with self._uploads.turn(receiving.context):
+            messages.ahead = True
             appending = await self._in_thread(
                 self.blobs.begin, receiving.owner, header.digest, header.offset
             )

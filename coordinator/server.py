@@ -26,7 +26,7 @@ from coordinator.rpc.federation import FederationService
 from coordinator.rpc.gate import Gate
 from coordinator.rpc.jobs import JobsService
 from coordinator.rpc.people import BudgetsService, ModelsService, NodesService
-from coordinator.rpc.transfer import TRANSFERS_MAX, TransferService
+from coordinator.rpc.transfer import TransferService
 from coordinator.sessions import Sessions
 from coordinator.store import jobs as job_store
 from coordinator.store import ledger, people
@@ -54,9 +54,12 @@ OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.max_receive_message_length", 8 << 20),
     ("grpc.max_concurrent_streams", 1_000),
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.so_reuseport", 0),
 ]
-"""So that a session survives a quiet network and a second coordinator cannot share the port."""
+"""So that a session survives a quiet network, a second coordinator cannot share the port, and gRPC
+buffers no more of an upload than the message that is being read: its probe of the bandwidth would
+let each sender fill some 10 MiB."""
 
 
 class Coordinator:
@@ -178,7 +181,6 @@ class Coordinator:
                 self.rounds,
                 self.metrics,
                 self.config.storage.model_bytes_max,
-                asyncio.Semaphore(TRANSFERS_MAX),
             ),
             server,
         )

@@ -23,7 +23,8 @@ class Order:
     """One attempt at one round. Two orders are equal exactly when they ask for the same work.
 
     Attributes:
-        wire: the WorkOrder's bytes without `deadline_s`, which differs each time it is sent.
+        wire: the WorkOrder's bytes without `deadline_s`, which differs each time it is sent, and
+            without `base_model`, which its digest names.
         account: without the node's name.
         release: what is to leave this node.
         priority: among orders that wait here, a higher one is worked at first.
@@ -62,6 +63,7 @@ class Order:
         kept = pb.WorkOrder()
         kept.CopyFrom(message)
         kept.ClearField("deadline_s")
+        kept.ClearField("base_model")
         wire = kept.SerializeToString(deterministic=True)
         if len(wire) > ORDER_BYTES_MAX:
             raise _invalid(f"it has more than {ORDER_BYTES_MAX} bytes")

@@ -182,6 +182,7 @@ def work_order(
         proximal_mu=job.proximal_mu,
         base_model_digest=phase.course.model,
         base_model_bytes=blobs.model(phase.course.model).stat().st_size,
+        base_model=blobs.inline_model(phase.course.model),
         deadline_s=max(1, round(phase.deadline_at_s - time.time())),
         target_epsilon=job.target_epsilon or 0.0,
         delta=job.delta,

@@ -23,6 +23,7 @@ from coordinator.sessions import NodeSession, Sessions
 from coordinator.store import ledger, people
 from coordinator.store.database import Database
 from privacy.ledger import Statement
+from protos.content import INLINE_BYTES
 from protos.errors import (
     Conflict,
     FeddpError,
@@ -247,9 +248,11 @@ class FederationService(pb_grpc.FederationServicer):
             return pb.SubmitUpdateResponse()
         if not attempt.is_open:
             raise TooLate("ATTEMPT_CLOSED", f"attempt {attempt.attempt_id} is closed; it is booked")
-        path = self.blobs.update(attempt.attempt_id, request.digest)
         statement = statement_of(live, record, attempt).resolved("post")
         await self._check(node, statement, request.post_signature)
+        if request.data:
+            await self._keep_inline(attempt, request)
+        path = self.blobs.update(attempt.attempt_id, request.digest)
         try:
             await asyncio.to_thread(check_update, live, attempt, path, self.blobs)
         except Malformed as error:
@@ -260,6 +263,16 @@ class FederationService(pb_grpc.FederationServicer):
         )
         await self.rounds.hand_in(live, attempt, event)
         return pb.SubmitUpdateResponse()
+
+    async def _keep_inline(self, attempt: Attempt, request: pb.SubmitUpdateRequest) -> None:
+        if len(request.data) > INLINE_BYTES:
+            raise Malformed(
+                "TOO_LARGE",
+                f"an update of more than {INLINE_BYTES} bytes is uploaded before it is submitted",
+            )
+        await asyncio.to_thread(
+            self.blobs.keep_update, attempt.attempt_id, request.digest, request.data
+        )
 
     async def _refuse_update(
         self, live: LiveJob, attempt: Attempt, request: pb.SubmitUpdateRequest, error: Malformed

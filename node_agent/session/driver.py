@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import structlog
 
+from node_agent import bandwidth
 from node_agent.admission import Admission, Decision, Refused, Reserved
 from node_agent.launchers.base import Limits, StartWorker
 from node_agent.orders import Order
@@ -69,8 +70,19 @@ class Driver:
         self._parts = parts
         self._clock = clock or steady_clock()
         self._agent = Agent(idle_since_s=self._clock())
-        self._link = Link(parts.channel, parts.address, self._dispatch, self._clock)
-        self._transfers = Transfers(parts.channel, parts.spool, asyncio.sleep)
+        self._transfers = Transfers(
+            parts.channel,
+            parts.spool,
+            asyncio.sleep,
+            bandwidth.Throttle(lambda: parts.steward.rules().policy.transfer),
+        )
+        self._link = Link(
+            parts.channel,
+            parts.address,
+            self._dispatch,
+            self._clock,
+            offer_model=self._transfers.offer,
+        )
         self._training = Training(
             state=parts.state,
             ledger=parts.ledger,

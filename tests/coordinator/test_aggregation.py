@@ -1,4 +1,4 @@
-"""Averaging, checking and storing models and updates."""
+"""Averaging and checking models and updates."""
 
 from pathlib import Path
 
@@ -7,11 +7,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from coordinator import aggregation
-from coordinator.blobs import BlobStore
 from coordinator.rounds import bounds, convergence
 from coordinator.rounds.events import Offer
-from protos.content import digest_of
-from protos.errors import Malformed, NotFound
+from protos.errors import Malformed
 
 
 def save(path: Path, **tensors: object) -> Path:
@@ -76,55 +74,6 @@ def test_other_precisions_are_refused(tmp_path: Path, base: Path) -> None:
     save_file({"w": np.zeros((1, 2)), "b": np.zeros(1)}, tmp_path / "u")
     with pytest.raises(Malformed, match="F64"):
         aggregation.check_update(tmp_path / "u", aggregation.shape_of(base), 10.0)
-
-
-@pytest.fixture
-def blobs(tmp_path: Path) -> BlobStore:
-    return BlobStore(tmp_path / "blobs")
-
-
-def test_an_upload_goes_on_where_the_durable_bytes_end(blobs: BlobStore) -> None:
-    """Two calls make one blob; a call at another offset changes nothing."""
-    data = b"x" * 3000
-    digest = digest_of(data)
-    assert blobs.stage("att", digest, 0, [data[:1000]]) == 1000
-    with pytest.raises(Malformed) as caught:
-        blobs.stage("att", digest, 2000, [data[2000:]])
-    assert caught.value.reason == "OFFSET_MISMATCH"
-    assert blobs.received("att", digest) == (1000, False)
-    assert blobs.stage("att", digest, 1000, [data[1000:]]) == 3000
-    blobs.finish_update("att", digest)
-    assert blobs.received("att", digest) == (3000, True)
-    assert blobs.update("att", digest).read_bytes() == data
-
-
-def test_bytes_with_another_digest_are_dropped(blobs: BlobStore) -> None:
-    """A lying digest is refused and the honest bytes can be sent afterwards."""
-    digest = digest_of(b"honest")
-    blobs.stage("att", digest, 0, [b"lies.."])
-    with pytest.raises(Malformed) as caught:
-        blobs.finish_update("att", digest)
-    assert caught.value.reason == "DIGEST_MISMATCH"
-    blobs.stage("att", digest, 0, [b"honest"])
-    blobs.finish_update("att", digest)
-
-
-def test_an_attempt_cannot_hand_in_the_bytes_of_another(blobs: BlobStore) -> None:
-    """Updates are named by attempt and digest: knowing a digest gives nothing."""
-    digest = digest_of(b"theirs")
-    blobs.stage("theirs", digest, 0, [b"theirs"])
-    blobs.finish_update("theirs", digest)
-    assert blobs.received("mine", digest) == (0, False)
-    with pytest.raises(NotFound):
-        blobs.update("mine", digest)
-
-
-@pytest.mark.parametrize("digest", ["", "../../etc/passwd", "A" * 64, "0" * 63])
-def test_only_digests_become_file_names(blobs: BlobStore, digest: str) -> None:
-    """A path that a caller makes up is refused before the file system sees it."""
-    with pytest.raises(Malformed):
-        blobs.stage("att", digest, 0, [b"x"])
-    assert not blobs.has_model(digest)
 
 
 ORDER = bounds.RoundOrder(

@@ -11,6 +11,7 @@ from privacy.releases import Release
 from protos.content import is_digest
 from protos.errors import Malformed
 from protos.feddp.v1 import federation_pb2 as pb
+from protos.updates import UPDATE_DTYPES, UpdateDtype
 
 TASK_CONFIG_BYTES_MAX: Final = 1 << 20
 ORDER_BYTES_MAX: Final = 2 << 20
@@ -26,6 +27,7 @@ class Order:
         wire: the WorkOrder's bytes without `deadline_s`, which differs each time it is sent.
         account: without the node's name.
         release: what is to leave this node.
+        update_dtype: the form in which its values leave.
     """
 
     wire: bytes
@@ -46,6 +48,7 @@ class Order:
     base_model_bytes: int
     target_epsilon: float
     delta: float
+    update_dtype: UpdateDtype
 
     @classmethod
     def from_wire(cls, message: pb.WorkOrder) -> "Order":
@@ -94,6 +97,7 @@ class Order:
             base_model_bytes=message.base_model_bytes,
             target_epsilon=message.target_epsilon,
             delta=message.delta,
+            update_dtype=_update_dtype(message.update_dtype),
         )
         order.task_config()
         order.statement("node", "reserve")
@@ -140,6 +144,14 @@ def _release(message: pb.Release) -> Release:
     noise = message.noise_multiplier if message.HasField("noise_multiplier") else None
     # Release checks the mechanism's name itself.
     return Release(message.mechanism, noise, message.sample_rate, message.steps)  # type: ignore[arg-type]
+
+
+def _update_dtype(name: str) -> UpdateDtype:
+    """The form that an order names; a coordinator of before there was a choice names none."""
+    for known in UPDATE_DTYPES:
+        if (name or "float32") == known:
+            return known
+    raise _invalid(f"update_dtype is none of {', '.join(UPDATE_DTYPES)}")
 
 
 def _no_constant(name: str) -> Any:

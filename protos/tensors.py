@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
+from protos.errors import invariant
+
 HEADER_BYTES_MAX: Final = 2 << 20
 """Room for some 20,000 tensors; parsed, such a header takes a few dozen MiB at the worst."""
 
@@ -141,8 +143,10 @@ def make_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
 
     Wide types must come first if the values are to be aligned.
     """
-    entries, end = {}, 0
+    entries: dict[str, object] = {}
+    end = 0
     for name, dtype, shape in tensors:
+        invariant(name not in entries, "no two tensors of a file have the same name")
         first, end = end, end + math.prod(shape) * _BYTES_EACH[dtype]
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [first, end]}
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()

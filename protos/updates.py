@@ -9,6 +9,8 @@ that it does not hold did not change.
 | bfloat16 | NAME, BF16 |
 | int8 | NAME, I8, and `NAME.scale`, F32, one for each 1024 values: delta = scale * value |
 
+A model with tensors NAME and NAME.scale, which no torch module has, cannot travel as int8.
+
 Both narrow forms are rounded stochastically, so that their mean is the delta (`protos.encoding`).
 Rounding comes after the noise, and what is computed from a private release alone is as private as
 it is: it costs no epsilon.

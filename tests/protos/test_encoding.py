@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from protos import encoding
 from protos.content import digest_of_file
 from protos.encoding import NotFinite, write_update
+from protos.errors import InvariantBroken
 from protos.tensors import NotTensors, Tensor, parse_header, read_header
 from protos.updates import BLOCK_VALUES, NORM_GROWTH_MAX, UpdateDtype, parts_of
 
@@ -176,3 +177,10 @@ def test_another_form_than_ordered_is_refused(tensors: list[Tensor], dtype: Upda
     """Missing, surplus and misshapen scales, and any other type."""
     with pytest.raises(NotTensors):
         parts_of(tensors, dtype)
+
+
+def test_a_scale_never_takes_the_place_of_a_tensor(tmp_path: Path) -> None:
+    """A model with tensors NAME and NAME.scale cannot travel as int8, and nothing wrong does."""
+    with pytest.raises(InvariantBroken):
+        write_update(tmp_path / "update", {"w": mixed(3), "w.scale": mixed(1)}, "int8")
+    assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,6 @@
 import asyncio
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy import Connection
 
@@ -187,10 +186,11 @@ def work_order(
         target_epsilon=job.target_epsilon or 0.0,
         delta=job.delta,
         priority=job.priority,
+        update_dtype=job.update_dtype,
     )
 
 
-def round_order(live: LiveJob, shape: aggregation.Shape) -> bounds.RoundOrder:
+def round_order(live: LiveJob) -> bounds.RoundOrder:
     """What the public bounds of a round follow from."""
     job = live.job
     return bounds.RoundOrder(
@@ -198,39 +198,48 @@ def round_order(live: LiveJob, shape: aggregation.Shape) -> bounds.RoundOrder:
         local_steps=job.local_steps,
         max_grad_norm=job.max_grad_norm,
         proximal_mu=job.proximal_mu,
-        parameters=shape.parameters,
+        update_dtype=job.update_dtype,
     )
 
 
 def fold(live: LiveJob, phase: Aggregating, blobs: BlobStore) -> e.UpdatesFolded:
-    """Average the round's updates, weighted by declared sizes, and measure the drift."""
+    """Average the round's updates, weighted by declared sizes, and measure the drift.
+
+    In the order of the nodes' names, so that the order of arrival changes nothing.
+    """
     received = sorted(phase.round.received, key=lambda a: a.node)
     weights = [float(max(1, a.offer.declared_n)) for a in received]
     base = blobs.model(phase.course.model)
     scratch = blobs.scratch(f"{live.job_id}.{phase.round.number}")
     updates = [blobs.update(a.attempt_id, a.digest) for a in received]
-    aggregation.fold(base, updates, weights, scratch)
+    folded = aggregation.fold(base, updates, weights, scratch, live.job.update_dtype)
     size = scratch.stat().st_size
     digest = blobs.adopt_model(scratch)
-    order = round_order(live, aggregation.shape_of(base))
-    noise = bounds.global_noise_norm(order, [a.offer for a in received], weights)
-    drift, share, settled = _drift(live, phase, blobs, blobs.model(digest), noise)
+    offers = [a.offer for a in received]
+    noise = bounds.global_noise_norm(round_order(live), offers, weights, folded.update_values)
+    drift, share, settled = _drift(live, phase, blobs, digest, folded, noise)
     return e.UpdatesFolded(phase.round.number, digest, size, drift, share, settled)
 
 
 def _drift(
-    live: LiveJob, phase: Aggregating, blobs: BlobStore, new: Path, noise: float | None
+    live: LiveJob,
+    phase: Aggregating,
+    blobs: BlobStore,
+    new: str,
+    folded: aggregation.Folded,
+    noise: float | None,
 ) -> tuple[float, float | None, bool]:
     """(drift, what noise alone would make of it, whether the round counts as settled)."""
     threshold, patience = live.job.convergence_threshold, live.job.convergence_patience
     before = [phase.course.initial, *(one.model for one in phase.course.done)]
-    _, model_norm = aggregation.distance(new, new)
-    window = convergence.choose_window(len(before), patience, threshold, noise, model_norm)
-    moved, _ = aggregation.distance(blobs.model(before[-window.rounds]), new)
-    drift = convergence.drift(moved, window.rounds, model_norm)
+    window = convergence.choose_window(len(before), patience, threshold, noise, folded.norm)
+    moved = folded.moved
+    if window.rounds > 1:
+        moved, _ = aggregation.distance(blobs.model(before[-window.rounds]), blobs.model(new))
+    drift = convergence.drift(moved, window.rounds, folded.norm)
     if noise is None:
         return drift, None, False
-    share = convergence.noise_share(noise, window.rounds, model_norm)
+    share = convergence.noise_share(noise, window.rounds, folded.norm)
     return drift, share, convergence.settled(window, drift, share, threshold)
 
 

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import structlog
 from sqlalchemy import Connection
@@ -316,8 +317,12 @@ def statement_of(live: LiveJob, record: RoundRecord, attempt: Attempt) -> Statem
     return reserve_statement(live, record.number, events.Grant(attempt.attempt_id, attempt.offer))
 
 
-def check_update(live: LiveJob, attempt: Attempt, path: object, blobs: BlobStore) -> None:
+def check_update(live: LiveJob, attempt: Attempt, path: Path, blobs: BlobStore) -> None:
     """Check an update against the job's model and its public bounds."""
-    shape = aggregation.shape_of(blobs.model(live.phase.course.initial))
-    norm_max = bounds.update_norm_max(round_order(live, shape), attempt.offer)
-    aggregation.check_update(path, shape, norm_max)  # type: ignore[arg-type]
+    model = aggregation.shape_of(blobs.model(live.phase.course.initial))
+    order = round_order(live)
+
+    def norm_max(values: int) -> float:
+        return bounds.update_norm_max(order, attempt.offer, values)
+
+    aggregation.check_update(path, model, live.job.update_dtype, norm_max)

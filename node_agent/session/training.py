@@ -234,6 +234,7 @@ class Training:
             "declared_n": order.declared_n,
             "max_grad_norm": order.max_grad_norm,
             "proximal_mu": order.proximal_mu,
+            "update_dtype": order.update_dtype,
         }
         fields = {"job_id": order.job_id, "round": order.round, "attempt_id": order.attempt_id}
         try:

@@ -9,7 +9,6 @@ import numpy as np
 import psutil
 
 MIB: Final = 1 << 20
-SAMPLE_S: Final = 0.02
 
 
 def resident_mib(pid: int) -> float:
@@ -46,11 +45,13 @@ class CpuTrace:
     Rounds are known by their times only when the job has ended: nobody may watch it before.
     """
 
+    sample_s = 0.02
+
     def __init__(self, pid: int) -> None:
         """Nothing is sampled before the `with`."""
         self._pid = pid
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._times: list[float] = []
         self._cpu_s: list[float] = []
 
@@ -67,11 +68,39 @@ class CpuTrace:
         at_start, at_end = np.interp([start, end], self._times, self._cpu_s)
         return float(at_end - at_start)
 
-    def _sample(self) -> None:
-        while not self._ended.wait(SAMPLE_S):
+    def _run(self) -> None:
+        while not self._ended.wait(self.sample_s):
             try:
-                value = cpu_s(self._pid)
+                value = self._sample()
             except psutil.NoSuchProcess:
                 return
             self._times.append(time.time())
             self._cpu_s.append(value)
+
+    def _sample(self) -> float:
+        return cpu_s(self._pid)
+
+
+class TreeTrace(CpuTrace):
+    """CPU seconds of a process and all it has started, and the most memory they held together."""
+
+    sample_s = 0.1
+
+    def __init__(self, pid: int) -> None:
+        """Nothing is sampled before the `with`."""
+        super().__init__(pid)
+        self.peak_mib = 0.0
+
+    def _sample(self) -> float:
+        root = psutil.Process(self._pid)
+        total_s, resident = 0.0, 0
+        for process in (root, *root.children(recursive=True)):
+            try:
+                times = process.cpu_times()
+                resident += process.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+            # What a child took that has ended is in its parent's account.
+            total_s += times.user + times.system + times.children_user + times.children_system
+        self.peak_mib = max(self.peak_mib, resident / MIB)
+        return total_s

@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-HEADINGS = ("case", "metric", "value", "unit", "floor", "ratio", "to hold", "held")
-
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -75,7 +73,7 @@ def bound_of(one: Result) -> Bound | None:
 
 
 def rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
-    """Results as texts under `HEADINGS`."""
+    """Results as texts in the order of `headings`."""
     made = []
     for one in results:
         bound = bound_of(one)
@@ -86,10 +84,15 @@ def rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
     return made
 
 
-def table(results: Sequence[Result]) -> str:
+def headings(floor: str = "floor") -> tuple[str, ...]:
+    """Names of the columns; beside a peer, the floor's has the peer's name."""
+    return ("case", "metric", "value", "unit", floor, "ratio", "to hold", "held")
+
+
+def table(results: Sequence[Result], floor: str = "floor") -> str:
     """The results in columns, for a terminal."""
-    lines = [HEADINGS, *rows(results)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
+    lines = [headings(floor), *rows(results)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
         for line in lines

@@ -4,6 +4,7 @@ It runs in a virtual environment of its own, never its simulation.
 """
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -123,9 +124,10 @@ class _Flower:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environment,
+                start_new_session=True,
             )
         self._started[name] = process
-        self._running.callback(_kill_tree, process)
+        self._running.callback(_kill_session, process)
         return process
 
     def until_listening(self, port: int) -> None:
@@ -168,14 +170,8 @@ def _times(moments: Path) -> list[float]:
     return [float(line) for line in moments.read_text().split()] if moments.exists() else []
 
 
-def _kill_tree(process: "subprocess.Popen[bytes]") -> None:
+def _kill_session(process: "subprocess.Popen[bytes]") -> None:
     """Kill it with all that it has started: they would go on without it."""
-    try:
-        children = psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        children = []
-    process.kill()
-    for child in children:
-        with suppress(psutil.NoSuchProcess):
-            child.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -29,7 +29,7 @@ POLL_S: Final = 2.0
 LOOK_S: Final = 0.2
 START_S_MAX: Final = 60.0
 START_S_PER_NODE: Final = 4.0
-FREE_MEMORY_BYTES_MIN: Final = 1 << 30
+FREE_MEMORY_BYTES_MIN: Final = 2 << 30
 
 
 @dataclass(slots=True)
@@ -143,7 +143,7 @@ class Federation:
             if now_s > deadline_s:
                 raise self.failed(f"{what} within {seconds_max:.0f} s")
             if psutil.virtual_memory().available < FREE_MEMORY_BYTES_MIN:
-                raise self.failed("the machine has less than 1 GiB of memory left; stopped")
+                raise self.failed("the machine has less than 2 GiB of memory left; stopped")
             if now_s >= next_s:
                 try:
                     if condition():

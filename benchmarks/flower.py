@@ -156,7 +156,7 @@ class _Flower:
             if time.monotonic() > deadline_s:
                 raise self._failed(f"{what} within {seconds_max:.0f} s", "superlink")
             if psutil.virtual_memory().available < FREE_MEMORY_BYTES_MIN:
-                raise self._failed("the machine has less than 1 GiB of memory left", "superlink")
+                raise self._failed("the machine has less than 2 GiB of memory left", "superlink")
             time.sleep(LOOK_S)
 
     def _failed(self, what: str, name: str) -> PeerFailed:

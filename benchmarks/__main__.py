@@ -9,13 +9,16 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
+
 from benchmarks.cases import ALL, DEFAULT, QUICK, Case
 from benchmarks.federation import free_disk_bytes
-from benchmarks.results import Result, table, write
+from benchmarks.results import Result, peaks_beside_fewest_nodes, table, write
 from protos.errors import FeddpError
 
 GB = 1_000_000_000
 DISK_BYTES_SPARE = 2 * GB
+FAILURES = (FeddpError, RuntimeError, OSError, psutil.Error)
 
 
 def main() -> int:
@@ -36,6 +39,7 @@ def main() -> int:
     if options.quick:
         chosen = {name: QUICK[name] for name in options.case or QUICK if name in QUICK}
     results, failed = _run(chosen)
+    results += peaks_beside_fewest_nodes(results)
     write(options.out, results)
     print(table(results))
     print(f"written to {options.out}")
@@ -57,7 +61,7 @@ def _run(cases: Mapping[str, Case]) -> tuple[list[Result], list[str]]:
         began_s = time.monotonic()
         try:
             results += case.run(name)
-        except (FeddpError, RuntimeError, OSError) as error:
+        except FAILURES as error:
             failed.append(name)
             print(f"{name}: {error}", file=sys.stderr, flush=True)
         print(f"{name}: {time.monotonic() - began_s:.0f} s", flush=True)

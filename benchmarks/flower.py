@@ -142,12 +142,13 @@ class _Flower:
         )
         (self._home / "config.toml").write_text(described)
         asked = self.start("flwr", "run", "run", APP, "bench", "--run-config", config)
-        if asked.wait(START_S_MAX):
-            raise self._failed("flwr run was refused", "run")
         del self._started["run"]
+        self.until(lambda: asked.poll() is not None, START_S_MAX, "flwr run did not return")
+        if asked.returncode:
+            raise self._failed("flwr run was refused", "run")
 
     def until(self, condition: Callable[[], bool], seconds_max: float, what: str) -> None:
-        """Wait while every process runs, no client has failed and memory lasts."""
+        """Wait while every process runs and memory lasts."""
         deadline_s = time.monotonic() + seconds_max
         while not condition():
             for name, process in self._started.items():

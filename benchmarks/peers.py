@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from benchmarks.cases import KB_40, MB_100
 from benchmarks.flower import PeerRounds, run_flower
 from benchmarks.null_round import NullRounds
@@ -22,6 +24,7 @@ from benchmarks.results import Result, result, table, write
 from protos.errors import FeddpError
 
 FLOWER: Final = "flwr>=1.41,<1.42"
+FAILURES: Final = (FeddpError, RuntimeError, OSError, psutil.Error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ def main() -> int:
         began_s = time.monotonic()
         try:
             results += _compare(name, CASES[name], binaries)
-        except (FeddpError, RuntimeError, OSError) as error:
+        except FAILURES as error:
             failed.append(name)
             print(f"{name}: {error}", file=sys.stderr, flush=True)
         print(f"{name}: {time.monotonic() - began_s:.0f} s", flush=True)

@@ -62,7 +62,11 @@ ROUND_BOUNDS = {
     ("idle-4", "agent_idle_cpu"): Bound(0.5),
 }
 MEMORY_OVER_MODEL_MIB = 64.0
-BOUNDS_OF_ALL = {"agent_peak_memory": Bound(100), "coordinator_idle_memory": Bound(200)}
+BOUNDS_OF_ALL = {
+    "agent_peak_memory": Bound(100),
+    "coordinator_idle_memory": Bound(200),
+    "peak_beside_fewest_nodes": Bound(1.1, "ratio"),
+}
 
 
 def bound_of(one: Result) -> Bound | None:
@@ -82,6 +86,27 @@ def rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
         row = (one.case, one.metric, f"{one.value:g}", one.unit, *numbers)
         made.append((*row, "" if bound is None else str(bound), held))
     return made
+
+
+def peaks_beside_fewest_nodes(results: Sequence[Result]) -> list[Result]:
+    """The coordinator's peaks with more nodes beside that with the fewest, for each large model."""
+    peaks: dict[str, list[Result]] = {}
+    for one in results:
+        if one.metric == "coordinator_peak_over_idle" and one.floor is not None:
+            peaks.setdefault(one.case.partition("x")[2], []).append(one)
+    made = []
+    for same_model in peaks.values():
+        fewest, *others = sorted(same_model, key=_nodes)
+        made += [
+            result(one.case, "peak_beside_fewest_nodes", one.value, one.unit, fewest.value)
+            for one in others
+        ]
+    return made
+
+
+def _nodes(one: Result) -> int:
+    """K of a case named null-KxSIZE."""
+    return int(one.case.partition("x")[0].rpartition("-")[2])
 
 
 def headings(floor: str = "floor") -> tuple[str, ...]:

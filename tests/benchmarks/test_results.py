@@ -9,7 +9,7 @@ from benchmarks.cases import ALL, DEFAULT
 from benchmarks.document import markdown, replaced
 from benchmarks.fold_floor import fold_floor_s
 from benchmarks.measuring import CpuTrace
-from benchmarks.results import bound_of, read, result, rows, write
+from benchmarks.results import bound_of, peaks_beside_fewest_nodes, read, result, rows, write
 
 
 def test_file_holds_the_fixed_names_and_reads_back(tmp_path: Path) -> None:
@@ -42,6 +42,24 @@ def test_peak_may_be_one_model_and_64_mib() -> None:
     bound = bound_of(result("null-16x100MB", "coordinator_peak_over_idle", 150, "MiB", 95.4))
     assert bound is not None
     assert bound.most == 159.0
+
+
+def test_peak_with_many_nodes_is_compared_with_that_of_few() -> None:
+    """The peak must not grow with the nodes; small models, all constant, are not compared."""
+    metric = "coordinator_peak_over_idle"
+    found = peaks_beside_fewest_nodes(
+        [
+            result("null-16x100MB", metric, 120, "MiB", 95.4),
+            result("null-4x100MB", metric, 100, "MiB", 95.4),
+            result("null-64x40KB", metric, 30, "MiB"),
+            result("null-4x40KB", metric, 5, "MiB"),
+        ]
+    )
+    [row] = rows(found)
+    assert row == (
+        *("null-16x100MB", "peak_beside_fewest_nodes", "120", "MiB", "100", "1.2"),
+        *("ratio 1.1", "NO"),
+    )
 
 
 def test_every_case_of_the_issue_is_there_by_its_name() -> None:

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from flwr.app import ArrayRecord, Context
+from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
@@ -21,11 +21,18 @@ def main(grid: Grid, context: Context) -> None:
         with moments.open("a") as file:
             file.write(f"{time.time()}\n")
 
+    def count(replies: list[RecordDict], _weighted_by: str) -> MetricRecord:
+        # FedAvg would average what is left when clients fail, and such a round is not ours.
+        if len(replies) != nodes:
+            raise RuntimeError(f"{len(replies)} of {nodes} clients answered")
+        return MetricRecord({"replies": len(replies)})
+
     FedAvg(
         fraction_evaluate=0.0,
         min_train_nodes=nodes,
         min_evaluate_nodes=0,
         min_available_nodes=nodes,
+        train_metrics_aggr_fn=count,
     ).start(
         grid=grid,
         initial_arrays=ArrayRecord([np.zeros(int(config["parameters"]), dtype=np.float32)]),

@@ -127,7 +127,7 @@ class _Flower:
                 start_new_session=True,
             )
         self._started[name] = process
-        self._running.callback(_kill_session, process)
+        self._running.callback(_kill_tree, process)
         return process
 
     def until_listening(self, port: int) -> None:
@@ -171,8 +171,12 @@ def _times(moments: Path) -> list[float]:
     return [float(line) for line in moments.read_text().split()] if moments.exists() else []
 
 
-def _kill_session(process: "subprocess.Popen[bytes]") -> None:
-    """Kill it with all that it has started: they would go on without it."""
+def _kill_tree(process: "subprocess.Popen[bytes]") -> None:
+    """Kill it with all that it has started, some of it in sessions of its own."""
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -38,10 +38,10 @@ class PeerCase:
 
 CASES: Final = {
     "flower-4x40KB": PeerCase(
-        NullRounds(4, KB_40, warm_up=3, rounds=20, floor_rounds=3, seconds_max=60), 3, 120
+        NullRounds(4, KB_40, warm_up=3, rounds=20, floor_rounds=3, seconds_max=40), 3, 90
     ),
     "flower-4x100MB": PeerCase(
-        NullRounds(4, MB_100, warm_up=1, rounds=3, floor_rounds=1, seconds_max=90), 2, 180
+        NullRounds(4, MB_100, warm_up=1, rounds=3, floor_rounds=1, seconds_max=80), 2, 150
     ),
 }
 

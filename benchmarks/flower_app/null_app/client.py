@@ -1,4 +1,7 @@
-"""A Flower client that answers with the model and something added: equal bytes travel for free."""
+"""A Flower client that answers with the model and something added.
+
+The sum differs in every chunk of every reply: equal chunks would travel once.
+"""
 
 import random
 

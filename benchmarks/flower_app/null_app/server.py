@@ -27,6 +27,8 @@ def main(grid: Grid, context: Context) -> None:
             raise RuntimeError(f"{len(replies)} of {nodes} clients answered")
         return MetricRecord({"replies": len(replies)})
 
+    # Not zeros: chunks of a message that are equal travel once.
+    values = np.random.default_rng().standard_normal(int(config["parameters"]), dtype=np.float32)
     FedAvg(
         fraction_evaluate=0.0,
         min_train_nodes=nodes,
@@ -35,7 +37,7 @@ def main(grid: Grid, context: Context) -> None:
         train_metrics_aggr_fn=count,
     ).start(
         grid=grid,
-        initial_arrays=ArrayRecord([np.zeros(int(config["parameters"]), dtype=np.float32)]),
+        initial_arrays=ArrayRecord([values]),
         num_rounds=int(config["rounds"]),
         evaluate_fn=note,
     )

@@ -13,6 +13,7 @@ import psutil
 
 from benchmarks.cases import ALL, DEFAULT, QUICK, Case
 from benchmarks.federation import free_disk_bytes
+from benchmarks.measuring import give_way
 from benchmarks.results import Result, peaks_beside_fewest_nodes, table, write
 from protos.errors import FeddpError
 
@@ -50,6 +51,7 @@ def main() -> int:
 
 def _run(cases: Mapping[str, Case]) -> tuple[list[Result], list[str]]:
     """Results, and the names of the cases that failed; a case without room is left out."""
+    give_way()
     results: list[Result] = []
     failed = []
     for name, case in cases.items():

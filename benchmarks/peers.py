@@ -19,6 +19,7 @@ import psutil
 
 from benchmarks.cases import KB_40, MB_100
 from benchmarks.flower import PeerRounds, run_flower
+from benchmarks.measuring import give_way
 from benchmarks.null_round import NullRounds
 from benchmarks.results import Result, result, table, write
 from protos.errors import FeddpError
@@ -54,6 +55,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("build/bench-peers.json"))
     options = parser.parse_args()
     binaries = _environment(options.venv)
+    give_way()
     results: list[Result] = []
     failed = []
     for name in options.case or CASES:

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from node_agent.datasets import DataSetSpec
 from node_agent.tasks import registry
-from node_agent.tasks.files import NoUpdate, read_base, spool_update
+from node_agent.tasks.no_update import NoUpdate
 from privacy.releases import Mechanism, Release
 from protos.errors import FeddpError
 from protos.updates import UpdateDtype
@@ -176,6 +176,7 @@ class Worker:
         return {"op": "checked", "rehearsal_s": self._rehearsed[request.steps]}
 
     def _train(self, request: Train) -> Answer:
+        from node_agent.tasks.files import spool_update
         from node_agent.tasks.program import Order
 
         prepared, program = self._prepared, self._program
@@ -207,6 +208,8 @@ class Worker:
 
     def _take_base(self, request: Check | Train) -> "Weights":
         """The round's model; what a check left is given away, so that it is read once a round."""
+        from node_agent.tasks.files import read_base
+
         kept, self._base = self._base, None
         if kept is not None and kept[0] == request.base_model_digest:
             return kept[1]

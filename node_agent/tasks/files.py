@@ -6,6 +6,7 @@ from typing import Final
 import numpy as np
 from blake3 import blake3
 
+from node_agent.tasks.no_update import NoUpdate
 from node_agent.tasks.program import Weights
 from node_agent.tasks.registry import Shapes
 from protos.encoding import NotFinite, write_update
@@ -14,10 +15,6 @@ from protos.updates import UpdateDtype, parts_of
 
 PIECE_BYTES: Final = 1 << 20
 """Read and hashed in one go, so that the bytes are still in a core's cache."""
-
-
-class NoUpdate(Exception):
-    """There will be no update, for this reason; a sentence for the hospital, without values."""
 
 
 def read_base(path: Path, digest: str, shapes: Shapes) -> Weights:

@@ -27,6 +27,7 @@ Shapes = dict[str, tuple[int, ...]]
 _WORKER = (
     "node_agent/worker.py",
     "node_agent/tasks/files.py",
+    "node_agent/tasks/no_update.py",
     "node_agent/tasks/program.py",
     "node_agent/tasks/registry.py",
     "protos/encoding.py",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
@@ -40,6 +40,7 @@ def library_takes(data: bytes) -> bool:
     return True
 
 
+@settings(deadline=None)
 @given(st.dictionaries(NAMES, st.tuples(TYPES, SHAPES), max_size=5))
 def test_what_the_library_writes_is_read_with_the_same_values(tensors: dict[str, Any]) -> None:
     """Names, types, shapes and the place of the values agree, for any names and empty tensors."""
@@ -55,6 +56,7 @@ def test_what_the_library_writes_is_read_with_the_same_values(tensors: dict[str,
         np.testing.assert_array_equal(raw.view(arrays[name].dtype).reshape(shape), arrays[name])
 
 
+@settings(deadline=None)
 @given(st.dictionaries(NAMES, st.tuples(st.sampled_from(["F32", "I8", "BF16"]), SHAPES)))
 def test_headers_of_ours_are_read_by_us_and_by_the_library(tensors: dict[str, Any]) -> None:
     """What `make_header` announces is what both find."""
@@ -134,6 +136,7 @@ def test_half_a_character_is_no_name() -> None:
         parsed(packed(b'{"\\ud800":' + json.dumps(A).encode() + b"}"))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_damaged_file_is_never_read_where_the_library_refuses(draw: st.DataObject) -> None:
     """Whatever byte of the header is changed, we accept nothing that the library does not."""

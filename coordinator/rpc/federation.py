@@ -251,29 +251,37 @@ class FederationService(pb_grpc.FederationServicer):
             raise TooLate("ATTEMPT_CLOSED", f"attempt {attempt.attempt_id} is closed; it is booked")
         statement = statement_of(live, record, attempt).resolved("post")
         await self._check(node, statement, request.post_signature)
-        if request.data:
-            await self._keep_inline(attempt, request)
-        path = self.blobs.update(attempt.attempt_id, request.digest)
-        try:
-            await asyncio.to_thread(check_update, live, attempt, path, self.blobs)
-        except Malformed as error:
-            await self._refuse_update(live, attempt, request, error)
-            raise
+        size, fault = await asyncio.to_thread(self._keep_and_check, live, attempt, request)
+        if fault is not None:
+            await self._refuse_update(live, attempt, request, fault)
+            raise fault
         event = events.UpdateReceived(
-            attempt.attempt_id, request.digest, path.stat().st_size, request.post_signature
+            attempt.attempt_id, request.digest, size, request.post_signature
         )
         await self.rounds.hand_in(live, attempt, event)
         return pb.SubmitUpdateResponse()
 
-    async def _keep_inline(self, attempt: Attempt, request: pb.SubmitUpdateRequest) -> None:
+    def _keep_and_check(
+        self, live: LiveJob, attempt: Attempt, request: pb.SubmitUpdateRequest
+    ) -> tuple[int, Malformed | None]:
+        """(size of the update, which is durable; why it does not count, if it does not).
+
+        Raises:
+            NotFound: BLOB_MISSING; Malformed, Unavailable: as `BlobStore.keep_update`.
+        """
         if len(request.data) > INLINE_BYTES:
             raise Malformed(
                 "TOO_LARGE",
                 f"an update of more than {INLINE_BYTES} bytes is uploaded before it is submitted",
             )
-        await asyncio.to_thread(
-            self.blobs.keep_update, attempt.attempt_id, request.digest, request.data
-        )
+        if request.data:
+            self.blobs.keep_update(attempt.attempt_id, request.digest, request.data)
+        path = self.blobs.update(attempt.attempt_id, request.digest)
+        try:
+            check_update(live, attempt, path, self.blobs)
+        except Malformed as error:
+            return 0, error
+        return path.stat().st_size, None
 
     async def _refuse_update(
         self, live: LiveJob, attempt: Attempt, request: pb.SubmitUpdateRequest, error: Malformed

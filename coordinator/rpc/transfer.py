@@ -256,9 +256,7 @@ def _read(descriptor: int, offset: int, length: int, zstd: bool) -> chunks.Chunk
 
 
 def _answer(durable: int, *, complete: bool) -> pb.UploadResponse:
-    return pb.UploadResponse(
-        durable_bytes=durable, complete=complete, accepted=chunks.ACCEPTED
-    )
+    return pb.UploadResponse(durable_bytes=durable, complete=complete, accepted=chunks.ACCEPTED)
 
 
 def _now_s() -> float:

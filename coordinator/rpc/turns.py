@@ -23,9 +23,7 @@ class Turns:
         self._free = asyncio.Semaphore(most)
 
     @asynccontextmanager
-    async def turn(
-        self, context: Context, cancel_at_s: float | None = None
-    ) -> AsyncIterator[None]:
+    async def turn(self, context: Context, cancel_at_s: float | None = None) -> AsyncIterator[None]:
         """Hold a place until the block ends, or the call does, whichever comes first.
 
         Args:

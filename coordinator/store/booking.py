@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, select, update
 
-from coordinator.store.ledger import accounts_where, entry_of
+from coordinator.store.ledger import entry_of, named_accounts
 from coordinator.store.schema import accounts, entries, reservations
 from privacy.ledger import Balance, Entry, Kind, Pending, Statement, entry_hash
 from protos.errors import NotFound, invariant
@@ -64,8 +64,7 @@ class Books:
         unknown = [one for one in attempt_ids if one not in self._kinds]
         if unknown:
             found: dict[str, set[str]] = {one: set() for one in unknown}
-            rows = self.connection.execute(select(entries).where(entries.c.attempt_id.in_(unknown)))
-            for row in rows:
+            for row in self.connection.execute(_OF_ATTEMPTS, {"attempts": unknown}):
                 found[row.attempt_id].add(row.kind)
                 if row.kind == "reserve":
                     self._statements[row.attempt_id] = entry_of(row).statement
@@ -77,13 +76,9 @@ class Books:
             self._read_accounts(missing)
 
     def _read_accounts(self, names: list[str]) -> None:
-        for account in accounts_where(self.connection, accounts.c.account.in_(names)):
+        for account in named_accounts(self.connection, names):
             self._kept[account.account] = _Kept(account.balance, account.entries, account.head_hash)
-        last = select(accounts.c.account, accounts.c.head_hash, entries.c.hash).join(
-            entries,
-            and_(entries.c.account == accounts.c.account, entries.c.seq == accounts.c.entries),
-        )
-        for row in self.connection.execute(last.where(accounts.c.account.in_(names))):
+        for row in self.connection.execute(_LAST, {"names": names}):
             invariant(row.head_hash == row.hash, "the chain's head is not its last entry")
 
     def book(self, statement: Statement, signature: bytes = b"") -> None:
@@ -173,6 +168,16 @@ class Books:
             one.clear()
 
 
+_OF_ATTEMPTS = select(entries).where(
+    entries.c.attempt_id.in_(bindparam("attempts", expanding=True))
+)
+_LAST = (
+    select(accounts.c.head_hash, entries.c.hash)
+    .join(
+        entries, and_(entries.c.account == accounts.c.account, entries.c.seq == accounts.c.entries)
+    )
+    .where(accounts.c.account.in_(bindparam("names", expanding=True)))
+)
 _BALANCE = (
     update(accounts)
     .where(accounts.c.account == bindparam("of_account"))

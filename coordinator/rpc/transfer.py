@@ -90,7 +90,7 @@ class TransferService(pb_grpc.TransferServicer):
                 while offset < end and _now_s() < ends_s:
                     length = min(CHUNK_BYTES, end - offset)
                     data = _read_cached(descriptor, offset, length)
-                    if data is None or zstd and chunks.pays(data):
+                    if data is None or (zstd and chunks.pays(data)):
                         chunk = await self._in_thread(_read, descriptor, offset, length, zstd)
                     else:
                         chunk = chunks.pack(data, zstd=False)
@@ -256,9 +256,7 @@ def _read(descriptor: int, offset: int, length: int, zstd: bool) -> chunks.Chunk
 
 
 def _answer(durable: int, *, complete: bool) -> pb.UploadResponse:
-    return pb.UploadResponse(
-        durable_bytes=durable, complete=complete, accepted=chunks.ACCEPTED
-    )
+    return pb.UploadResponse(durable_bytes=durable, complete=complete, accepted=chunks.ACCEPTED)
 
 
 def _now_s() -> float:

@@ -23,9 +23,7 @@ class Turns:
         self._free = asyncio.Semaphore(most)
 
     @asynccontextmanager
-    async def turn(
-        self, context: Context, cancel_at_s: float | None = None
-    ) -> AsyncIterator[None]:
+    async def turn(self, context: Context, cancel_at_s: float | None = None) -> AsyncIterator[None]:
         """Hold a place until the block ends, or the call does, whichever comes first.
 
         Args:
@@ -43,11 +41,11 @@ class Turns:
                 "the coordinator moves as many bytes as it can; the transfer goes on later",
                 retry_after_s=BUSY_RETRY_S,
             ) from None
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
         place = _Place(self._free)
-        context.add_done_callback(place.leave)
-        stuck = loop.call_at(cancel_at_s, task.cancel) if cancel_at_s is not None else None
+        context.add_done_callback(place.leave)  # type: ignore[arg-type]
+        task, stuck = asyncio.current_task(), None
+        if task is not None and cancel_at_s is not None:
+            stuck = asyncio.get_running_loop().call_at(cancel_at_s, task.cancel)
         try:
             yield
         finally:
@@ -71,8 +69,9 @@ class _Place:
 class Incoming(Generic[_Message]):
     """The messages of a call until its time is over.
 
-    While `ahead` is set one is read ahead; a call that waits for its turn must not hold any. A read that comes too late is not cancelled (gRPC leaks what a cancelled read held): it ends
-    with its call.
+    While `ahead` is set one is read ahead; a call that waits for its turn must not hold any. A read
+    that comes too late is not cancelled (gRPC leaks what a cancelled read held): it ends with its
+    call.
     """
 
     def __init__(self, messages: AsyncIterator[_Message], ends_s: float) -> None:

@@ -24,7 +24,7 @@ from protos.feddp.v1 import transfer_pb2 as pb
 from protos.feddp.v1 import transfer_pb2_grpc as pb_grpc
 from protos.status import from_rpc
 
-MODEL = os.urandom(3 * CHUNK_BYTES)
+MODEL = os.urandom(12 * CHUNK_BYTES)
 UPDATE = os.urandom(3 * CHUNK_BYTES)
 DIGEST = digest_of(UPDATE)
 
@@ -250,9 +250,9 @@ def test_a_download_that_nobody_reads_gives_its_place_up(
     async def scene(bench: Bench) -> None:
         bench.service._downloads = Turns(1)
         request = pb.DownloadRequest(digest=digest_of(MODEL))
-        stuck = bench.stub.Download(request)
+        stuck = bench.stub.Download(request)  # more than gRPC buffers
         await stuck.initial_metadata()
-        await asyncio.sleep(0)
+        monkeypatch.setattr(transfer, "CALL_S_MAX", 9.0)
         got = [message async for message in bench.stub.Download(request)]
         assert b"".join(map(chunks.unpack, got)) == MODEL
         stuck.cancel()

@@ -63,8 +63,8 @@ def _until(
         if stalled == STALLED_MAX:
             raise Malformed(
                 "TRANSFER_STALLED",
-                f"the coordinator {verb} none of the bytes after {now} of {size}; look into its log "
-                "for this transfer",
+                f"the coordinator {verb} none of the bytes after {now} of {size}; look into its "
+                "log for this transfer",
             )
         done = now
 

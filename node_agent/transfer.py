@@ -120,7 +120,9 @@ class Transfers:
                 await self._wait(error, backoff, "download", digest=growing.digest)
             else:
                 if growing.offset == before:
-                    raise Malformed("MODEL_SHORT", f"Model {growing.digest} is shorter than ordered.")
+                    raise Malformed(
+                        "MODEL_SHORT", f"Model {growing.digest} is shorter than ordered."
+                    )
                 self._down.moved(growing.offset - before, time.monotonic() - began_s)
                 backoff.reset()
 
@@ -166,9 +168,7 @@ class Transfers:
             raise
         self._submitted.discard(attempt_id)
 
-    async def _submit(
-        self, request: federation_pb2.SubmitUpdateRequest, backoff: Backoff
-    ) -> bool:
+    async def _submit(self, request: federation_pb2.SubmitUpdateRequest, backoff: Backoff) -> bool:
         """Whether it is in; False if the coordinator has not got the bytes."""
         damaged = 0
         while True:
@@ -233,9 +233,7 @@ class Transfers:
             self._up.moved(answer.durable_bytes - header.offset, time.monotonic() - began_s)
         return answer
 
-    async def _wait(
-        self, error: Exception, backoff: Backoff, what: str, **fields: str
-    ) -> None:
+    async def _wait(self, error: Exception, backoff: Backoff, what: str, **fields: str) -> None:
         """Wait before the next try, or raise if there is none."""
         delay_s: float | None
         if isinstance(error, grpc.RpcError):

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from protos.content import CHUNK_BYTES, RANGE_BYTES, digest_of, digest_of_file, sync_directory
 from protos.errors import Conflict, Malformed, NotFound
@@ -11,8 +12,14 @@ from protos.feddp.v1.transfer_pb2_grpc import TransferStub
 
 RANGE_TIMEOUT_S = 60.0
 
-Attempt = Callable[[Callable[[], int]], int]
-"""Runs a call that may be sent again, and sends it again while the peer is away."""
+T = TypeVar("T")
+
+
+class Attempt(Protocol):
+    """Runs a call that may be sent again, and sends it again while the peer is away."""
+
+    def __call__(self, call: Callable[[], T], /) -> T:
+        """What the call answered."""
 
 
 def upload(stub: TransferStub, data: bytes, attempt: Attempt) -> str:
@@ -26,30 +33,26 @@ def upload(stub: TransferStub, data: bytes, attempt: Attempt) -> str:
     """
     digest = digest_of(data)
 
-    def durable() -> int:
+    def one_range() -> transfer.UploadResponse:
+        # After a lost reply only the coordinator knows how much it has.
         request = transfer.UploadStatusRequest(digest=digest)
         answer = stub.UploadStatus(request, timeout=RANGE_TIMEOUT_S)
-        # A complete blob may have been there before us.
-        return len(data) if answer.complete else answer.durable_bytes
-
-    def one_range() -> int:
-        # After a lost reply only the coordinator knows how much it has.
-        offset = durable()
-        if offset >= len(data):
-            return offset
-        answer = stub.Upload(_requests(data, digest, offset), timeout=RANGE_TIMEOUT_S)
-        return len(data) if answer.complete else answer.durable_bytes
+        if not answer.complete:
+            # Also where every byte is there: a coordinator that died before it had checked them
+            # does that when an upload, if only an empty one, goes on.
+            requests = _requests(data, digest, answer.durable_bytes)
+            answer = stub.Upload(requests, timeout=RANGE_TIMEOUT_S)
+        return answer
 
     done = -1
-    while done < len(data):
-        now = attempt(one_range)
-        if now <= done:
+    while not (answer := attempt(one_range)).complete:
+        if answer.durable_bytes <= done:
             raise Malformed(
                 "UPLOAD_STALLED",
-                f"the coordinator took none of the bytes after {now} of {len(data)}; look into "
+                f"the coordinator took none of the bytes after {done} of {len(data)}; look into "
                 "its log for this upload",
             )
-        done = now
+        done = answer.durable_bytes
     return digest
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,24 @@ RESUME_S_MAX = 10.0
 
 
 class Nursery:
-    """Starts processes of one role without the time that imports take."""
+    """Starts processes of one role without the time that imports take.
 
-    def __init__(self, role: str) -> None:
+    Args:
+        within: a command that runs the one that follows it, as `unshare` does.
+        environment: variables of its processes beside ours.
+    """
+
+    def __init__(
+        self, role: str, within: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    ) -> None:
+        own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(points.ROOT)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.shim", "--nursery", role],
+            [*within, sys.executable, "-m", "tests.chaos.shim", "--nursery", role],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=points.ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(points.ROOT)},
+            env={**os.environ, **own, **(environment or {})},
         )
         self._lock = threading.Lock()
         assert self._answer() == "ready"
@@ -74,14 +82,17 @@ class Life:
 class WatchedFederation(Federation):
     """Restarts what dies, until told to leave it away."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
+        super().__init__(folder, host)
         self._nurseries = {role: Nursery(role) for role in points.TREES}
+        self._own_nurseries: dict[str, Nursery] = {}
         self._lives: dict[str, Life] = {}
+        self.commit_fault = folder / "commit.fault"
         self._away: set[str] = set()
         self._lock = threading.RLock()
         self._ending = threading.Event()
         self.deaths: dict[str, int] = {}
+        self.rolling_job = ""
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
 
@@ -95,18 +106,24 @@ class WatchedFederation(Federation):
         if name == "coordinator":
             wait_for("the coordinator answers", self._answers, RESUME_S_MAX)
 
+    def bear_in(self, name: str, nursery: Nursery) -> None:
+        """Start a process from a nursery of its own from now on."""
+        self._own_nurseries[name] = nursery
+
     def _begin(self, name: str) -> None:
         if name == "coordinator":
             role, arguments = name, ["coordinator", "serve", "--config"]
             arguments.append(str(self.installation.config))
         else:
             role, arguments = "agent", ["agent", "run", "--dir", str(self.agent(name))]
+        nursery = self._own_nurseries.get(name) or self._nurseries[role]
         environment = {
+            "FEDDP_COMMIT_FAULT": str(self.commit_fault) if role == "coordinator" else "",
             "FEDDP_KILL_FILE": str(self._kill_file(name)),
             "FEDDP_POINTS_SEEN": str(self.folder / f"{name}.seen"),
         }
         log = self.folder / f"{name}.log"
-        pid = self._nurseries[role].start(arguments, environment, log)
+        pid = nursery.start(arguments, environment, log)
         self._lives[name] = Life(pid, os.pidfd_open(pid))
 
     def _answers(self) -> bool:
@@ -168,7 +185,7 @@ class WatchedFederation(Federation):
             life.kill()
             os.close(life.descriptor)
         self._lives.clear()
-        for nursery in self._nurseries.values():
+        for nursery in {*self._nurseries.values(), *self._own_nurseries.values()}:
             nursery.close()
 
     # Points
@@ -176,19 +193,26 @@ class WatchedFederation(Federation):
     def _kill_file(self, name: str) -> Path:
         return self.folder / f"{name}.kill"
 
-    def arm(self, name: str, point: str) -> None:
-        """Let a process die the next time that it passes a point."""
-        beside = self._kill_file(name).with_suffix(".new")
-        beside.write_text(point)
+    def _points_armed(self, name: str) -> list[str]:
+        path = self._kill_file(name)
+        return path.read_text().split() if path.exists() else []
+
+    def _arm_only(self, name: str, wanted: list[str]) -> None:
+        beside = self._kill_file(name).with_suffix(".beside")
+        beside.write_text("\n".join(wanted))
         beside.replace(self._kill_file(name))
 
-    def armed(self, name: str) -> bool:
-        """Whether a process has yet to die."""
-        return self._kill_file(name).exists()
+    def arm(self, name: str, point: str) -> None:
+        """Let a process die the next time that it passes a point."""
+        self._arm_only(name, [*self._points_armed(name), point])
+
+    def armed(self, name: str, point: str) -> bool:
+        """Whether a process has yet to die there."""
+        return point in self._points_armed(name)
 
     def disarm(self, name: str) -> None:
         """Let it live."""
-        self._kill_file(name).unlink(missing_ok=True)
+        self._arm_only(name, [])
 
     def seen(self, name: str) -> set[str]:
         """The points that a process has passed since `forget_seen`."""

@@ -31,7 +31,6 @@ JOURNAL: Final = "coordinator.rounds.events"
 NOT_SERVING: Final = {
     "coordinator.installation:": "only `feddp coordinator init`",
     "coordinator.store.migrations.": "only the first start after an upgrade changes a table",
-    "coordinator.store.database:Database.read_now:": "reads; nothing becomes durable",
     "coordinator.sessions:Sessions.drain:": "only an orderly stop",
     "node_agent.enrol:": "only `feddp agent join`",
     "node_agent.worker:": "another process, which the agent outlives or ends",
@@ -89,11 +88,12 @@ def kind_of_call(call: ast.Call, awaited: bool) -> str:
 
 
 def opens_transaction(item: ast.withitem) -> bool:
-    """Whether a `with` commits at its end. A savepoint does not."""
+    """Whether a `with` commits at its end. A savepoint does not, nor has a reader anything to."""
     call = item.context_expr
     return (
         isinstance(call, ast.Call)
         and isinstance(call.func, ast.Attribute)
+        and "reader" not in ast.unparse(call.func.value)
         and call.func.attr in ("begin", "begin_transaction", "transaction", "_transaction")
     )
 

@@ -8,20 +8,25 @@ import itertools
 import os
 import shutil
 import signal
+import sqlite3
 import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
+import grpc
 import yaml
 
 from feddp.client import CALL_TIMEOUT_S, Client
+from feddp.transfer import upload
 from node_agent.enrol import join
+from node_agent.identity import load_identity
 from node_agent.tasks.registry import initial_model, installed
 from protos.errors import FeddpError
-from protos.feddp.v1 import jobs_pb2
+from protos.feddp.v1 import federation_pb2, federation_pb2_grpc, jobs_pb2
 from tests.chaos.lives import RESUME_S_MAX, WatchedFederation
-from tests.integration.federation import null_job
+from tests.integration.federation import job_file, null_job, wait_for
 
 NODES: Final = ("alpha", "beta", "gamma")
 SPARE: Final = "spare"
@@ -50,8 +55,6 @@ def submit(federation: WatchedFederation, what: bytes) -> str:
     )
 
     def call(client: Client) -> str:
-        from feddp.transfer import upload
-
         request.initial_model_digest = upload(client._transfer, model, client._again)
         answer = client._jobs.SubmitJob(request, timeout=CALL_TIMEOUT_S)
         return str(answer.job.job_id)
@@ -71,6 +74,24 @@ def watch(federation: WatchedFederation, job_id: str) -> None:
     federation.again(lambda client: [None for _ in client.watch(job_id)])
 
 
+def rolling(federation: WatchedFederation) -> Jobs:
+    """A long job, begun by an earlier call or by this one, goes on by two rounds."""
+    job_id = federation.rolling_job = federation.rolling_job or submit_once(federation, spec(60))
+    goal = 0
+
+    def moved_on() -> bool:
+        nonlocal goal
+        job = federation.again(lambda client: client.job(job_id))
+        goal = goal or job.rounds_done + 2
+        return bool(job.ended_at or job.rounds_done >= goal)
+
+    wait_for("two rounds more are done", moved_on, 2 * RESUME_S_MAX)
+    if not federation.again(lambda client: client.job(job_id)).ended_at:
+        return {}
+    federation.rolling_job = ""
+    return {job_id: "completed"}
+
+
 def plain(federation: WatchedFederation) -> Jobs:
     """An engineer submits a job, watches it and fetches the model."""
     job_id = submit_once(federation, spec())
@@ -83,7 +104,8 @@ def plain(federation: WatchedFederation) -> Jobs:
 def office(federation: WatchedFederation) -> Jobs:
     """People look at everything."""
     ask = federation.again
-    job_id = ask(lambda client: client.jobs())[0].job_id
+    jobs = ask(lambda client: client.jobs())
+    job_id = next(job.job_id for job in jobs if job.status == "completed")
     ask(lambda client: client.job(job_id))
     watch(federation, job_id)
     ask(lambda client: client.nodes())
@@ -172,11 +194,23 @@ def lost_update(federation: WatchedFederation) -> Jobs:
     return {job_id: "completed"}
 
 
-def same_update(federation: WatchedFederation) -> Jobs:
-    """The coordinator dies between booking an update and saying so; the agent asks again."""
-    federation.arm("coordinator", "coordinator.rounds.events:UpdateReceived:journal:after")
+def asked_again(federation: WatchedFederation) -> Jobs:
+    """A node did not hear that its update was taken, and hands it in again."""
     job_id = submit_once(federation, spec())
     watch(federation, job_id)
+    folder = federation.agent("alpha")
+    with sqlite3.connect(folder / "state.db", timeout=10) as state:
+        attempt_id, digest = state.execute(
+            "SELECT attempt_id, update_digest FROM attempts WHERE job_id = ?", (job_id,)
+        ).fetchone()
+    request = federation_pb2.SubmitUpdateRequest(attempt_id=attempt_id, digest=digest)
+
+    def call(_: Client) -> None:
+        credentials = load_identity(folder / "identity").credentials()
+        with grpc.secure_channel(federation.address, credentials) as channel:
+            federation_pb2_grpc.FederationStub(channel).SubmitUpdate(request, timeout=5)
+
+    federation.again(call)
     return {job_id: "completed"}
 
 
@@ -203,9 +237,74 @@ def deadline(federation: WatchedFederation) -> Jobs:
     return {job_id: "completed"}
 
 
+def broken(federation: WatchedFederation) -> Jobs:
+    """The disk has lost the model that a job stands on: the job fails and says so."""
+    blobs = federation.installation.folder / "blobs"
+    before = {path.name for path in blobs.iterdir()}
+    for name in NODES:
+        federation.send_away(name)
+    job_id = submit_once(federation, spec())
+    for path in blobs.iterdir():
+        if path.is_file() and path.name not in before:
+            path.unlink()
+    for name in NODES:
+        federation.start(name)
+    watch(federation, job_id)
+    federation.wait_for_nodes(*NODES)
+    return {job_id: "failed"}
+
+
+def spent(federation: WatchedFederation) -> Jobs:
+    """The data sets' budgets admit one round of two: the answer is made of that one."""
+    name = f"cohort-{uuid.uuid4().hex[:6]}"
+    job = {**yaml.safe_load(job_file(dataset=name)), "name": name}
+    job["federation"] = {"rounds": 2, "local_steps": 1}
+    job["privacy"] = {"noise_multiplier": 4.0, "delta": 1.0e-5, "max_grad_norm": 1.0}
+    for node in NODES[:2]:
+        _publish(federation.agent(node), name)
+    wanted = yaml.safe_dump(job).encode()
+    wait_for("the data set is published", lambda: _published(federation, name), RESUME_S_MAX)
+    job_id = submit_once(federation, wanted)
+    watch(federation, job_id)
+    return {job_id: "budget_exhausted"}
+
+
+def _publish(folder: Path, name: str) -> None:
+    declared = yaml.safe_load((folder / "datasets.yaml").read_text())
+    policy = yaml.safe_load((folder / "policy.yaml").read_text())
+    declared["data_sets"].append({**declared["data_sets"][0], "name": name, "account": name})
+    policy["accounts"].append({**policy["accounts"][0], "name": name, "epsilon_limit": 1.1})
+    policy["allow"].append({**policy["allow"][0], "data_set": name})
+    policy["outcome_tick_s"] = 0.2
+    for path, content in (("datasets.yaml", declared), ("policy.yaml", policy)):
+        beside = folder / f".{path}"
+        beside.write_text(yaml.safe_dump(content))
+        beside.replace(folder / path)
+
+
+def _published(federation: WatchedFederation, name: str) -> bool:
+    nodes = federation.again(lambda client: client.nodes())
+    return sum(name in {one.name for one in node.data_sets} for node in nodes) == 2
+
+
 SCENARIOS: Final[dict[str, Scenario]] = {
     one.__name__: one
-    for one in (office, plain, again, restart, cancel, enrolment, refuse, withdraw, lost_update,
-                same_update, away, deadline)
+    for one in (
+        office,
+        rolling,
+        plain,
+        again,
+        restart,
+        cancel,
+        enrolment,
+        refuse,
+        withdraw,
+        lost_update,
+        asked_again,
+        away,
+        deadline,
+        broken,
+        spent,
+    )
 }
 """The cheap ones first: a point is killed in the first scenario that passes it."""

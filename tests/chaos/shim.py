@@ -3,22 +3,24 @@
 Environment:
     FEDDP_KILL_AT: the point at which the process sends itself SIGKILL.
     FEDDP_KILL_PASS: at which passing of it; 1 unless set.
-    FEDDP_KILL_FILE: a file that may name such a point at any time; it is removed before the kill,
-        so that the next life is not killed too.
+    FEDDP_KILL_FILE: a file that may name such points at any time, one a line; each is taken out
+        before the kill, so that the next life is not killed too.
     FEDDP_POINTS_SEEN: a file; each point is appended when it is passed.
+    FEDDP_COMMIT_FAULT: a file; while it says "before" or "after", each commit fails: undone, or
+        done without the process hearing of it, as when the connection to a database breaks.
 
 `--nursery ROLE` loads what a role needs once and then starts a process for each request line on
 stdin: a fork takes a twentieth of the time that imports take. Each is a process of its own.
 """
 
 import builtins
-import contextlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import json
 import os
 import signal
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -39,6 +41,7 @@ class Points:
         self._target = ""
         self._kill_file = ""
         self._seen_file = ""
+        self._fault_file = ""
 
     def arm(self, environment: dict[str, str]) -> None:
         """Take up what the environment asks for."""
@@ -46,6 +49,7 @@ class Points:
         self._left = int(environment.get("FEDDP_KILL_PASS", "1"))
         self._kill_file = environment.get("FEDDP_KILL_FILE", "")
         self._seen_file = environment.get("FEDDP_POINTS_SEEN", "")
+        self._fault_file = environment.get("FEDDP_COMMIT_FAULT", "")
 
     def passing(self, point: str) -> None:
         """Note the point; die if it is the one."""
@@ -55,17 +59,33 @@ class Points:
             self._left -= 1
             if self._left == 0:
                 die()
-        if self._kill_file and self._named() == point:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._kill_file)
-                die()
+        if self._kill_file and self._disarmed(point):
+            die()
 
-    def _named(self) -> str:
+    def check_commit(self, moment: str) -> None:
+        """Raise what a database raises whose disk is gone, if that is asked for."""
+        try:
+            with open(self._fault_file) as file:
+                wanted = file.read()
+        except FileNotFoundError:
+            return
+        if wanted == moment:
+            raise sqlite3.OperationalError("disk I/O error")
+
+    def _disarmed(self, point: str) -> bool:
+        """Whether the file names the point; it does so no more afterwards."""
         try:
             with open(self._kill_file) as file:
-                return file.read()
+                named = file.read().split()
         except FileNotFoundError:
-            return ""
+            return False
+        if point not in named:
+            return False
+        named.remove(point)
+        with open(f"{self._kill_file}.new", "w") as file:
+            file.write("\n".join(named))
+        os.replace(f"{self._kill_file}.new", self._kill_file)
+        return True
 
     def _note(self, point: str) -> None:
         descriptor = os.open(self._seen_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -117,7 +137,13 @@ class Transaction:
         names = [self._name, *(f"{points.JOURNAL}:{one}:journal" for one in self._journal)]
         for name in names:
             POINTS.passing(f"{name}:before")
+        try:
+            POINTS.check_commit("before")
+        except sqlite3.OperationalError as fault:
+            self._inner.__exit__(type(fault), fault, None)
+            raise
         answer = self._inner.__exit__(None, None, None)
+        POINTS.check_commit("after")
         for name in names:
             POINTS.passing(f"{name}:after")
         return answer

@@ -13,21 +13,23 @@ from tests.integration.federation import wait_for
 
 @dataclass(slots=True)
 class Census:
-    """Which scenario takes which process past a point."""
+    """Which scenarios take which process past a point."""
 
     federation: WatchedFederation
-    passed: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
-    """(role, point) -> (scenario, process)."""
+    passed: dict[tuple[str, str], list[tuple[str, str]]] = field(default_factory=dict)
+    """(role, point) -> (scenario, process), the cheapest first."""
 
     def take(self) -> None:
         """Play every scenario once with nobody killed but by the scenario itself."""
         for name, act in SCENARIOS.items():
             self.federation.forget_seen()
+            import time; t0=time.monotonic()
             finish(self.federation, act(self.federation))
+            print("SCENARIO", name, round(time.monotonic()-t0,2))
             for process in ("coordinator", *NODES):
                 role = "coordinator" if process == "coordinator" else "agent"
                 for point in self.federation.seen(process):
-                    self.passed.setdefault((role, point), (name, process))
+                    self.passed.setdefault((role, point), []).append((name, process))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def finish(federation: WatchedFederation, jobs: Jobs) -> None:
             found[:] = [federation.again(lambda client: client.job(job_id))]
             return bool(found[0].ended_at > 0)  # type: ignore[attr-defined]
 
-        wait_for(f"job {job_id} ends", ended, RESUME_S_MAX)
+        wait_for(f"job {job_id} ends", ended, 2 * RESUME_S_MAX)
         job = found[0]
         assert job.status == status, job.message  # type: ignore[attr-defined]
         books.check_job(federation, job)  # type: ignore[arg-type]
@@ -68,16 +70,16 @@ def finish(federation: WatchedFederation, jobs: Jobs) -> None:
 
 def kill_at(census: Census, role: str, point: str) -> None:
     """One process dies at the point, comes back, and everything ends as without that."""
-    assert (role, point) in census.passed, "no scenario passes this point"
-    scenario, process = census.passed[role, point]
     federation = census.federation
-    federation.arm(process, point)
-    try:
-        jobs = SCENARIOS[scenario](federation)
-        wait_for("the process dies", lambda: not federation.armed(process), RESUME_S_MAX)
-    finally:
-        federation.disarm(process)
-    finish(federation, jobs)
+    for scenario, process in census.passed.get((role, point), []):
+        federation.arm(process, point)
+        try:
+            finish(federation, SCENARIOS[scenario](federation))
+            if not federation.armed(process, point):
+                return
+        finally:
+            federation.disarm(process)
+    pytest.fail("no scenario passes this point")
 
 
 def test_every_named_point_is_exercised(census: Census) -> None:
@@ -112,4 +114,7 @@ def test_an_agent_killed_at(census: Census, point: str) -> None:
 
 def test_after_all_of_that_the_ledgers_verify(census: Census) -> None:
     """One chain per account, from the first entry to the last."""
-    books.check_ledgers(census.federation)
+    federation = census.federation
+    while federation.rolling_job:
+        finish(federation, SCENARIOS["rolling"](federation))
+    books.check_ledgers(federation)

@@ -14,6 +14,7 @@ stdin: a fork takes a twentieth of the time that imports take. Each is a process
 """
 
 import builtins
+import ctypes
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -29,6 +30,8 @@ from types import CodeType, ModuleType, TracebackType
 from typing import Any, Final
 
 from tests.chaos import points
+
+PR_SET_PDEATHSIG: Final = 1
 
 ROLES: Final = {"coordinator": "coordinator.server", "agent": "node_agent.agent"}
 
@@ -234,6 +237,7 @@ def nursery(role: str) -> None:
 
 def _born(request: dict[str, Any]) -> None:
     """Be one of its processes; does not return."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a killed test leaves nothing
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
     descriptor = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

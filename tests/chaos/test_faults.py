@@ -187,6 +187,7 @@ def test_after_49_hours_a_spooled_update_is_taken_and_nothing_is_trained_again(
     if found is None or found.origin is None:
         pytest.skip("the package libfaketime is not installed, so time cannot be moved")
     library = Path(found.origin).parent / "vendor/libfaketime/src/libfaketime.so.1"
+    watched.configure(node_disconnected_s=30, node_silent_s=30)
     begin(watched)
     with watched.leaving_away("coordinator"):
         watched.arm("coordinator", "coordinator.rounds.events:UpdateReceived:journal:before")
@@ -199,10 +200,12 @@ def test_after_49_hours_a_spooled_update_is_taken_and_nothing_is_trained_again(
         "FAKETIME": f"+{AWAY_S}s",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
-    for name in ("coordinator", *NODES):
-        role = "coordinator" if name == "coordinator" else "agent"
-        watched.bear_in(name, Nursery(role, environment=later))
+    agents = Nursery("agent", environment=later)
+    watched.bear_in("coordinator", Nursery("coordinator", environment=later))
+    for name in NODES:
+        watched.bear_in(name, agents)
         watched.start(name)
+    watched.start("coordinator")
     job = completed(watched, job_id)
     assert job.ended_at > time.time() + AWAY_S - 3600, "time was not moved"
     assert {p.outcome for p in job.rounds[0].participation} == {"update"}

@@ -23,9 +23,7 @@ class Census:
         """Play every scenario once with nobody killed but by the scenario itself."""
         for name, act in SCENARIOS.items():
             self.federation.forget_seen()
-            import time; t0=time.monotonic()
             finish(self.federation, act(self.federation))
-            print("SCENARIO", name, round(time.monotonic()-t0,2))
             for process in ("coordinator", *NODES):
                 role = "coordinator" if process == "coordinator" else "agent"
                 for point in self.federation.seen(process):

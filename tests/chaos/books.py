@@ -23,7 +23,8 @@ def _attempts(folder: Path, job_id: str) -> list[tuple[str, int, str, str, str]]
     """(attempt, round, state, digest, outcome) in a node's own books."""
     with sqlite3.connect(folder / "state.db", timeout=10) as state:
         return state.execute(
-            "SELECT attempt_id, round, state, update_digest, outcome FROM attempts WHERE job_id = ?",
+            "SELECT attempt_id, round, state, update_digest, outcome FROM attempts"
+            " WHERE job_id = ?",
             (job_id,),
         ).fetchall()
 
@@ -75,8 +76,12 @@ def _check_folded(federation: Federation, job: Job, central: dict[str, str]) -> 
     """An update that the coordinator has acknowledged is part of its round's model."""
     if job.status != "completed":
         return
-    folded = {(one.number, p.node) for one in job.rounds for p in one.participation
-              if p.outcome == "update"}
+    folded = {
+        (one.number, p.node)
+        for one in job.rounds
+        for p in one.participation
+        if p.outcome == "update"
+    }
     for folder in federation.folder.glob("agents/*"):
         taken = {
             line["attempt_id"]

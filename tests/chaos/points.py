@@ -117,7 +117,7 @@ class Weaver(ast.NodeTransformer):
         self.sites.append(Site(name, what))
         return name
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:  # noqa: N802
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         service = any("Servicer" in ast.unparse(base) for base in node.bases)
         before, self._service = self._service, service
         self._path.append(node.name)
@@ -139,13 +139,13 @@ class Weaver(ast.NodeTransformer):
     visit_FunctionDef = _function  # noqa: N815
     visit_AsyncFunctionDef = _function  # noqa: N815
 
-    def visit_Lambda(self, node: ast.Lambda) -> ast.AST:  # noqa: N802
+    def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
         before, self._context = self._context, ""
         self.generic_visit(node)
         self._context = before
         return node
 
-    def visit_Return(self, node: ast.Return) -> ast.AST:  # noqa: N802
+    def visit_Return(self, node: ast.Return) -> ast.AST:
         context = self._context
         self.generic_visit(node)
         if context and node.value is not None:
@@ -154,12 +154,12 @@ class Weaver(ast.NodeTransformer):
             node.value = ast.Call(ast.Name(REPLY, ast.Load()), arguments, [])
         return node
 
-    def visit_Yield(self, node: ast.Yield) -> ast.AST:  # noqa: N802
+    def visit_Yield(self, node: ast.Yield) -> ast.AST:
         context = self._context
         self.generic_visit(node)
         return _between(self._site("reply"), node) if context else node
 
-    def visit_Await(self, node: ast.Await) -> ast.AST:  # noqa: N802
+    def visit_Await(self, node: ast.Await) -> ast.AST:
         call = node.value
         if isinstance(call, ast.Call) and (what := kind_of_call(call, True)):
             self.generic_visit(call)
@@ -167,7 +167,7 @@ class Weaver(ast.NodeTransformer):
         self.generic_visit(node)
         return node
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> ast.AST:
         what = kind_of_call(node, False)
         self.generic_visit(node)
         return _between(self._site(what), node) if what else node

@@ -76,8 +76,9 @@ def test_a_third_of_the_nodes_stopped_does_not_stop_the_job(watched: WatchedFede
     try:
         before = watched.job(job_id).rounds_done
         rounds_done(watched, job_id, min(60, before + 3))
-        missing = {p.outcome for p in watched.job(job_id).rounds[-1].participation
-                   if p.node in SIX[:2]}
+        missing = {
+            p.outcome for p in watched.job(job_id).rounds[-1].participation if p.node in SIX[:2]
+        }
         assert missing <= {"lost", "left_out", "open"}
     finally:
         for pid in stopped:

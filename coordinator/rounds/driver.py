@@ -138,18 +138,22 @@ class Rounds:
 
     async def _apply(self, live: LiveJob, event: e.Event) -> None:
         async with live.lock:
+            await self._catch_up(live)
             now_s = time.time()
             phase, asked = machine.step(live.phase, event, now_s)
             if phase == live.phase and not asked:
                 return
+            live.unsure = True
             await self._database.write(
                 lambda connection: self._write(connection, live, phase, now_s, event, asked)
             )
+            live.unsure = False
             self._commit(live, event, phase, asked)
 
     async def apply_reply(self, live: LiveJob, reply: Reply) -> None:
         """Take a step whose event is found out inside the transaction; none if it gives None."""
         async with live.lock:
+            await self._catch_up(live)
             now_s = time.time()
 
             def work(connection: Connection) -> tuple[e.Event, Phase, list[c.Command]] | None:
@@ -162,9 +166,29 @@ class Rounds:
                 self._write(connection, live, phase, now_s, event, asked)
                 return event, phase, asked
 
+            live.unsure = True
             done = await self._database.write(work)
+            live.unsure = False
             if done is not None:
                 self._commit(live, *done)
+
+    async def _catch_up(self, live: LiveJob) -> None:
+        """After a transaction whose end nobody heard of, the journal says what has happened."""
+        if not live.unsure:
+            return
+        steps = await self._database.read(
+            lambda connection: job_store.history(connection, live.job_id)
+        )
+        phase, count = replay(plan_of(live.job), steps)
+        live.unsure = False
+        if count == live.steps:
+            return
+        log.warning("job_caught_up", job_id=live.job_id, phase=type(phase).__name__)
+        live.phase, live.steps = phase, count
+        for one in live.rounds()[-1:]:
+            self._index(live, one.attempts)
+        live.announce()
+        self._spawn(live, machine.resume(phase))
 
     def _write(
         self,

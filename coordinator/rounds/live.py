@@ -63,13 +63,18 @@ def replay(plan: Plan, steps: Iterable[tuple[float, events.Event]]) -> tuple[Pha
 
 @dataclass(slots=True)
 class LiveJob:
-    """A job and its phase. Only the driver changes it, under `lock`."""
+    """A job and its phase. Only the driver changes it, under `lock`.
+
+    Attributes:
+        unsure: a step's transaction failed; it may have committed all the same.
+    """
 
     record: JobRecord
     job: Job
     phase: Phase
     steps: int
     surveyed_at_s: float = 0.0
+    unsure: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -42,6 +42,7 @@ class Nursery:
             env={**os.environ, **own, **(environment or {})},
         )
         self._lock = threading.Lock()
+        self.pid = self._process.pid
         assert self._answer() == "ready"
 
     def start(self, arguments: list[str], environment: dict[str, str], log: Path) -> int:

@@ -127,11 +127,12 @@ def test_a_full_blob_store_refuses_uploads_and_the_job_goes_on_when_there_is_roo
 ) -> None:
     """People and nodes are told STORE_FULL; nobody trains again; nothing needs a restart."""
     blobs = watched.installation.folder / "blobs"
-    watched.bear_in("coordinator", Nursery("coordinator", small_disk(blobs, 4096)))
+    nursery = Nursery("coordinator", small_disk(blobs, 4096))
+    watched.bear_in("coordinator", nursery)
     begin(watched)
     job_id = submit_once(watched, spec(40))
     rounds_done(watched, job_id, 2)
-    filler = fill(seen_by(watched.pid("coordinator"), blobs))
+    filler = fill(seen_by(nursery.pid, blobs))
     held = watched.job(job_id).rounds_done
     with pytest.raises(FeddpError) as refused, watched.client() as client:
         client.submit(spec())
@@ -153,16 +154,17 @@ def test_a_full_spool_ends_the_agent_and_it_goes_on_when_there_is_room(
     begin(watched)
     spool = watched.agent("alpha") / "spool"
     watched.send_away("alpha")
-    watched.bear_in("alpha", Nursery("agent", small_disk(spool, 256)))
+    nursery = Nursery("agent", small_disk(spool, 256))
+    watched.bear_in("alpha", nursery)
     watched.start("alpha")
     watched.wait_for_nodes(*NODES)
-    filler = fill(seen_by(watched.pid("alpha"), spool))
+    filler = fill(seen_by(nursery.pid, spool))
     job_id = submit_once(watched, spec())
     wait_for("alpha's disk is full", lambda: watched.deaths["alpha"] > 1, 30)
     filler.unlink()
     job = completed(watched, job_id)
     assert {p.outcome for p in job.rounds[0].participation} == {"update"}
-    assert "No space left on device" in watched.log("alpha")
+    assert f"the disk under {watched.agent('alpha')} takes no more" in watched.log("alpha")
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])

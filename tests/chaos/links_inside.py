@@ -71,7 +71,7 @@ def test_one_way_partitions(linked: tuple[WatchedFederation, Switch]) -> None:
     """One node cannot be heard and another cannot hear: both ends notice, the job waits below its
     quorum, and goes on by itself once the links heal."""
     federation, switch = linked
-    job_id = federation.submit(spec(60))
+    job_id = federation.submit(spec(20))
     wait_for("a round is done", lambda: federation.job(job_id).rounds_done >= 1, WAIT_S)
     mute, deaf = NODES[0], NODES[1]
     switch.lines[HOSTS[mute], COORDINATOR].cut = True

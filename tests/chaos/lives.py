@@ -93,6 +93,7 @@ class WatchedFederation(Federation):
         self._lock = threading.RLock()
         self._ending = threading.Event()
         self.deaths: dict[str, int] = {}
+        self.born_at_s: dict[str, float] = {}
         self.rolling_job = ""
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
@@ -126,6 +127,7 @@ class WatchedFederation(Federation):
         log = self.folder / f"{name}.log"
         pid = nursery.start(arguments, environment, log)
         self._lives[name] = Life(pid, os.pidfd_open(pid))
+        self.born_at_s[name] = time.monotonic()
 
     def _answers(self) -> bool:
         try:

@@ -68,14 +68,14 @@ def completed(federation: WatchedFederation, job_id: str) -> Job:
 def test_a_third_of_the_nodes_stopped_does_not_stop_the_job(watched: WatchedFederation) -> None:
     """Their round closes with the quorum, later rounds leave them out, and they come back."""
     begin(watched, SIX)
-    job_id = submit_once(watched, spec(60, min_participants=4))
+    job_id = submit_once(watched, spec(20, min_participants=4))
     rounds_done(watched, job_id, 1)
     stopped = [watched.pid(name) for name in SIX[:2]]
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     try:
         before = watched.job(job_id).rounds_done
-        rounds_done(watched, job_id, min(60, before + 3))
+        rounds_done(watched, job_id, min(20, before + 3))
         missing = {
             p.outcome for p in watched.job(job_id).rounds[-1].participation if p.node in SIX[:2]
         }

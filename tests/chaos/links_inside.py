@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.chaos import books
+from tests.chaos.acts import NODES, spec
 from tests.chaos.lives import Nursery, WatchedFederation
-from tests.chaos.scenarios import NODES, spec
 from tests.chaos.tun_switch import Switch, address, namespaces
 from tests.integration.federation import wait_for
 

@@ -15,8 +15,8 @@ import pytest
 from protos.errors import FeddpError
 from protos.feddp.v1.jobs_pb2 import Job
 from tests.chaos import books
+from tests.chaos.acts import NODES, spec, submit_once
 from tests.chaos.lives import Nursery, WatchedFederation
-from tests.chaos.scenarios import NODES, spec, submit_once
 from tests.integration.federation import wait_for
 
 SIX = ("n1", "n2", "n3", "n4", "n5", "n6")

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.chaos import books, points
+from tests.chaos.acts import NODES, Jobs, progress
 from tests.chaos.lives import RESUME_S_MAX, WatchedFederation
-from tests.chaos.scenarios import NODES, SCENARIOS, Jobs, progress
+from tests.chaos.scenarios import SCENARIOS
 from tests.integration.federation import wait_for
 
 

@@ -189,7 +189,8 @@ def namespaces(hosts: list[int], seed: int) -> Iterator[tuple[Switch, dict[int, 
         _set_up(1, [])
         commands = {}
         for host in hosts:
-            holder = subprocess.Popen([*UNSHARE, "sleep", "infinity"])
+            # It reads until its end of the pipe closes, so that it cannot outlive this process.
+            holder = subprocess.Popen([*UNSHARE, "cat"], stdin=subprocess.PIPE)
             holders.append(holder)
             own, made = Path("/proc/self/ns/net"), Path(f"/proc/{holder.pid}/ns/net")
             while made.readlink() == own.readlink():
@@ -202,8 +203,7 @@ def namespaces(hosts: list[int], seed: int) -> Iterator[tuple[Switch, dict[int, 
     finally:
         switch.close()
         for holder in holders:
-            holder.kill()
-            holder.wait()
+            holder.communicate()
 
 
 def _alone() -> bool:

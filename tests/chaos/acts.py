@@ -4,6 +4,7 @@ A scenario acts while one process may die at any moment of it, and gives the job
 each with the status in which it must end.
 """
 
+import contextlib
 import itertools
 import shutil
 import time
@@ -11,6 +12,7 @@ import uuid
 from collections.abc import Callable
 from typing import Final
 
+import grpc
 import yaml
 
 from feddp.client import CALL_TIMEOUT_S, Client
@@ -64,8 +66,16 @@ def submit_once(federation: WatchedFederation, what: bytes) -> str:
 
 
 def watch(federation: WatchedFederation, job_id: str) -> None:
-    """Look at a job until it has ended."""
-    federation.again(lambda client: [None for _ in client.watch(job_id)])
+    """Look at a job until it has ended. Each look is short, so that none can hold a test up."""
+    request = jobs_pb2.WatchJobRequest(job_id=job_id)
+    deadline_s = time.monotonic() + 6 * RESUME_S_MAX
+    while time.monotonic() < deadline_s:
+        with federation.client() as client, contextlib.suppress(grpc.RpcError):
+            for answer in client._jobs.WatchJob(request, timeout=RESUME_S_MAX):
+                if answer.job.ended_at:
+                    return
+        time.sleep(0.05)
+    raise AssertionError(f"job {job_id} does not end")
 
 
 def progress(federation: WatchedFederation, job_id: str) -> tuple[int, bool]:

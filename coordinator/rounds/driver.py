@@ -195,6 +195,8 @@ class Rounds:
             log.info("job_ended", job_id=live.job_id, status=phase.status, message=phase.message)
         for done in phase.course.done[len(before.course.done) :]:
             self._count_round(done)
+            for attempt in done.attempts:
+                live.statements.pop(attempt.attempt_id, None)
             if done.number % participation.LEFT_OUT_ROUNDS == 0:
                 for warning in participation.warnings(phase.course):
                     log.warning("hospital_left_out", job_id=live.job_id, detail=warning)

@@ -164,8 +164,9 @@ class FederationService(pb_grpc.FederationServicer):
                 live, record, attempt = await self.rounds.find(accepted.attempt_id, node)
                 statement = statement_of(live, record, attempt)
                 await self._check(node, statement, accepted.reserve_signature)
-                event = events.OrderWasAccepted(accepted.attempt_id, accepted.reserve_signature)
-                self.rounds.note(live, event)
+                self.rounds.note(
+                    live, events.OrderWasAccepted(accepted.attempt_id, accepted.reserve_signature)
+                )
             case "order_refused":
                 refused = message.order_refused
                 live, record, attempt = await self.rounds.find(refused.attempt_id, node)
@@ -198,9 +199,14 @@ class FederationService(pb_grpc.FederationServicer):
                 live, record, attempt = await self.rounds.find(empty.attempt_id, node)
                 statement = statement_of(live, record, attempt).resolved("post")
                 await self._check(node, statement, empty.post_signature)
-                await self.rounds.apply(
-                    live, events.NoUpdateReceived(empty.attempt_id, empty.post_signature)
+                if empty.reserve_signature:
+                    await self._check(
+                        node, statement_of(live, record, attempt), empty.reserve_signature
+                    )
+                event = events.NoUpdateReceived(
+                    empty.attempt_id, empty.post_signature, accepted=empty.reserve_signature
                 )
+                await self.rounds.apply(live, event)
                 self._answer(node, empty.attempt_id, live)
             case "heartbeat":
                 pass
@@ -249,14 +255,20 @@ class FederationService(pb_grpc.FederationServicer):
             return pb.SubmitUpdateResponse()
         if not attempt.is_open:
             raise TooLate("ATTEMPT_CLOSED", f"attempt {attempt.attempt_id} is closed; it is booked")
-        statement = statement_of(live, record, attempt).resolved("post")
-        await self._check(node, statement, request.post_signature)
+        reserved = statement_of(live, record, attempt)
+        await self._check(node, reserved.resolved("post"), request.post_signature)
+        if request.reserve_signature:
+            await self._check(node, reserved, request.reserve_signature)
         size, fault = await asyncio.to_thread(self._keep_and_check, live, attempt, request)
         if fault is not None:
             await self._refuse_update(live, attempt, request, fault)
             raise fault
         event = events.UpdateReceived(
-            attempt.attempt_id, request.digest, size, request.post_signature
+            attempt.attempt_id,
+            request.digest,
+            size,
+            request.post_signature,
+            request.reserve_signature,
         )
         await self.rounds.hand_in(live, attempt, event)
         return pb.SubmitUpdateResponse()
@@ -291,7 +303,11 @@ class FederationService(pb_grpc.FederationServicer):
         await self.rounds.apply(
             live,
             events.NoUpdateReceived(
-                attempt.attempt_id, request.post_signature, error.reason, error.message
+                attempt.attempt_id,
+                request.post_signature,
+                error.reason,
+                error.message,
+                request.reserve_signature,
             ),
         )
         self.blobs.drop_update(attempt.attempt_id, request.digest)

@@ -16,6 +16,7 @@ LEFT_OUT_ROUNDS = 3
 """A hospital that is left out of so many rounds in a row is warned about."""
 
 NOT_CHOSEN = "NOT_CHOSEN"
+BUSY = "BUSY"
 
 
 def choose(

@@ -63,6 +63,7 @@ class Plan:
         attempts_per_round: tries that a node is charged for while it stays connected.
         attempts_per_round_max: tries that it is charged for in all, however often it comes back.
         refused_again_s: a node that refused is asked again after so long, or when it comes back.
+        busy_wait_s: so long a round that could begin waits for nodes that work for another job.
         participants: nodes wanted in a round; 0 for all.
         over_selection: share of nodes that are ordered above `participants`.
         grace_factor: see `participation.gives_up_at_s`.
@@ -75,6 +76,7 @@ class Plan:
     attempts_per_round: int = 2
     attempts_per_round_max: int = 4
     refused_again_s: float = 60.0
+    busy_wait_s: float = 60.0
     participants: int = 0
     over_selection: float = 0.0
     grace_factor: float = 0.0
@@ -143,7 +145,8 @@ class Course:
 
 @dataclass(frozen=True, slots=True)
 class Selecting:
-    """Looking for nodes. Leaves when `min_participants` can take part, or never can.
+    """Looking for nodes. Leaves when `min_participants` can take part, or never can, and the busy
+    ones are free or were waited for long enough.
 
     `ready` says who could take part when it was last looked; `waiting` who could not.
     """

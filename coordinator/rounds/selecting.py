@@ -19,11 +19,15 @@ def survey_again(phase: Selecting, event: e.Event, now_s: float) -> Step:
 
 def select(phase: Selecting, event: e.NodesSurveyed, now_s: float) -> Step:
     course = phase.course
-    if len(event.offers) >= course.plan.min_participants:
+    waits_for_busy = now_s - phase.since_s < course.plan.busy_wait_s and any(
+        one.reason == participation.BUSY for one in event.absences
+    )
+    enough = len(event.offers) >= course.plan.min_participants
+    if enough and not waits_for_busy:
         chosen, others = participation.choose(course, event.offers)
         following = Reserving(course, now_s, chosen, event.absences + others)
         return following, [reserve_command(course, chosen)]
-    if ending.never_again(course, {o.node for o in event.offers}, event.absences):
+    if not enough and ending.never_again(course, {o.node for o in event.offers}, event.absences):
         return ending.end_job(
             course, "budget_exhausted", ending.exhausted_message(event.absences), now_s
         )

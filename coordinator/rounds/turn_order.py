@@ -9,9 +9,8 @@ from collections.abc import Iterable
 
 from coordinator.rounds.events import Absence
 from coordinator.rounds.live import LiveJob
+from coordinator.rounds.participation import BUSY
 from coordinator.rounds.phases import Reserving, Selecting, Training
-
-BUSY = "BUSY"
 
 
 def taken(live: LiveJob, others: Iterable[LiveJob], node: str) -> Absence | None:

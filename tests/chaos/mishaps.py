@@ -57,6 +57,7 @@ def lost_update(federation: WatchedFederation) -> Jobs:
 
 def asked_again(federation: WatchedFederation) -> Jobs:
     """A node did not hear that its update was taken, and hands it in again."""
+    federation.wait_for_nodes(*NODES)  # a job does not wait for one that is on its way back
     job_id = submit_once(federation, spec())
     watch(federation, job_id)
     folder = federation.agent("alpha")

@@ -85,6 +85,18 @@ def test_the_time_that_the_coordinator_was_away_is_nobodys_fault() -> None:
     assert participation.gives_up_at_s(book.phase, attempt) > book.now_s + 200
 
 
+def test_a_hospital_that_works_for_another_job_is_waited_for_but_not_for_ever() -> None:
+    """Two jobs take turns with all nodes, instead of each taking what is free at the moment."""
+    busy = e.Absence("d", "BUSY", "works for job x")
+    book = begun_() >> surveyed("a", "b", "c", absent=(busy,)) << None
+    assert isinstance(book.phase, Selecting)
+    assert book.phase.ready == ("a", "b", "c")
+    assert book.phase.waiting == (busy,)
+    (book >> surveyed(*"abcd")) << c.ReserveBudgets(1, offers(*"abcd"), 3) << None
+    late = Playbook(book.phase, [], book.now_s + PLAN.busy_wait_s)
+    (late >> surveyed("a", "b", "c", absent=(busy,))) << c.ReserveBudgets << None
+
+
 def test_participants_are_chosen_in_turn() -> None:
     """Those who took part least come first; the others are named as not chosen."""
     plan = replace(PLAN, rounds_planned=9, participants=3)

@@ -66,8 +66,11 @@ class TransferService(pb_grpc.TransferServicer):
         """Whether the node has an order that starts from this model."""
         for live in self.rounds.running():
             phase = live.phase
-            if isinstance(phase, Training) and phase.course.model == digest:
-                return any(a.node == node for a in phase.round.attempts)
+            if not isinstance(phase, Training) or phase.course.model != digest:
+                continue
+            # Several jobs may start from the same model; any one of them that ordered it will do.
+            if any(a.node == node for a in phase.round.attempts):
+                return True
         return False
 
     async def Upload(

@@ -1,0 +1,265 @@
+"""The coordinator in the simulation: its life, the sessions of nodes, their calls, and the time.
+
+What the rpc handlers do is done here in virtual time.
+"""
+
+from typing import Any
+
+from coordinator.jobspec import Job
+from coordinator.rounds import commands as c
+from coordinator.rounds import events as e
+from coordinator.rounds import machine
+from coordinator.rounds.effects import reserve_statement
+from coordinator.rounds.live import LiveJob, job_from_json, plan_of
+from coordinator.rounds.phases import Attempt, AttemptState, RoundRecord, Selecting, Training
+from coordinator.store.jobs import RUNNING, JobRecord
+from privacy.ledger import signature_ok
+from protos.errors import (
+    Conflict,
+    FeddpError,
+    Malformed,
+    NotAllowed,
+    NotFound,
+    TooLate,
+    Unavailable,
+)
+from tests.simulation.coordinator_effects import Effects
+from tests.simulation.coordinator_work import replayed
+from tests.simulation.coordinator_writer import Session
+from tests.simulation.network import TO_COORDINATOR, TO_NODE, Reply, Stream
+
+TICK_S = 2.0
+SURVEY_AGAIN_S = 5.0
+DISCONNECTED_S = 10.0
+
+
+class Coordinator(Effects):
+    """One process; what it must not forget is in `store` and `blobs`."""
+
+    def start(self) -> None:
+        """Take up every job where its journal stands."""
+        super().start()
+        self.began_at_s = self.world.now_s
+        for record in self.store.jobs():
+            if record.status != RUNNING:
+                continue
+            live = self.live[record.job_id] = self.reload(record)
+            self.apply(
+                live,
+                e.CoordinatorRestarted(),
+                lambda live=live: self.carry_out(live, self.resume(live.phase)),
+            )
+        self.write(lambda: None, lambda _: self._serve())
+        self.later(TICK_S, self._tick)
+
+    def _serve(self) -> None:
+        self.serving = True
+
+    def submit(self, record: JobRecord, job: Job, model: str) -> None:
+        """Begin a job; its record and first step commit together."""
+
+        def work() -> list[c.Command]:
+            event, now_s = e.JobSubmitted(model), self.clock()
+            phase, asked = machine.start(plan_of(job), event, now_s)
+            self.store.add_job(record)
+            self.store.journal(record.job_id, 0, now_s, event)
+            self.live[record.job_id] = LiveJob(record, job, phase, 1)
+            self.world.note(f"submitted {record.job_id} of {job.dataset}")
+            return asked
+
+        self.write(work, lambda asked: self.carry_out(self.live[record.job_id], asked))
+
+    # Sessions
+
+    def hear(self, stream: Stream, message: tuple[Any, ...]) -> None:
+        """Take what a node says."""
+        if not self.up or not self.serving or stream.server_life != self.life:
+            return
+        node = stream.node.name
+        if message[0] == "hello":
+            self.write(lambda: self.greet(node, message[1]), lambda x: self.welcome(stream, x))
+            return
+        session = self.sessions.get(node)
+        if session is None or session.stream is not stream:
+            return
+        session.heard_at_s = self.world.now_s
+        try:
+            self.take(node, message)
+        except FeddpError as error:
+            self.world.note(f"coordinator refuses {message[0]} of {node}: {error.reason}")
+
+    def greet(self, node: str, hello: Any) -> tuple[tuple[str, str], ...]:
+        """Keep what the node publishes; tell which of its attempts are closed."""
+        self.store.hellos[node] = hello
+        for account in hello.accounts:
+            self.store.open_account(f"{node}/{account.name}", node, account)
+        outcomes = [(one, self.store.outcome(one)) for one in hello.open_attempts]
+        return tuple((one, outcome) for one, outcome in outcomes if outcome is not None)
+
+    def welcome(self, stream: Stream, closed: tuple[tuple[str, str], ...]) -> None:
+        """The session is open: the node gets its open orders, and may be selected."""
+        if not stream.open[TO_COORDINATOR]:
+            return
+        node = stream.node.name
+        old = self.sessions.pop(node, None)
+        if old is not None:
+            old.stream.end(TO_COORDINATOR)
+        self.sessions[node] = Session(stream, self.world.now_s)
+        stream.send(TO_NODE, ("welcome", closed))
+        for live in self.running():
+            self.apply(live, e.NodeReturned(node))
+
+    def stream_ended(self, stream: Stream) -> None:
+        """The stream is gone."""
+        session = self.sessions.get(stream.node.name)
+        if self.up and session is not None and session.stream is stream:
+            del self.sessions[stream.node.name]
+            self.left_at_s[stream.node.name] = self.world.now_s
+
+    def lost(self, node: str) -> bool:
+        """Whether nobody waits for the node any more."""
+        if node in self.sessions:
+            return not self.connected(node)
+        left_at_s = self.left_at_s.get(node, self.began_at_s)
+        return self.world.now_s - left_at_s >= DISCONNECTED_S
+
+    def running(self) -> list[LiveJob]:
+        """Jobs that have not ended."""
+        return [live for live in self.live.values() if not live.has_ended]
+
+    def take(self, node: str, message: tuple[Any, ...]) -> None:
+        """One message of a session."""
+        match message:
+            case ("accepted", attempt_id, signature):
+                live, record, attempt = self.find(attempt_id, node)
+                self.check(live, record, attempt, "reserve", signature)
+                self.apply(live, e.OrderWasAccepted(attempt_id, signature))
+            case ("refused", attempt_id, reason, signature):
+                live, record, attempt = self.find(attempt_id, node)
+                event: e.Event = e.NoUpdateReceived(attempt_id, b"", reason, reason)
+                if signature:
+                    self.check(live, record, attempt, "void", signature)
+                    event = e.OrderWasRefused(attempt_id, reason, reason, signature)
+                self.apply(live, event, lambda: self.tell_closed(node, attempt_id, live))
+            case ("no_update", attempt_id, signature):
+                live, record, attempt = self.find(attempt_id, node)
+                self.check(live, record, attempt, "post", signature)
+                event = e.NoUpdateReceived(attempt_id, signature)
+                self.apply(live, event, lambda: self.tell_closed(node, attempt_id, live))
+
+    def tell_closed(self, node: str, attempt_id: str, live: LiveJob) -> None:
+        """Tell the node how the attempt is booked, so that it can let go of it."""
+        found = live.attempt(attempt_id)
+        if found is not None and not found[1].is_open:
+            outcome = "void" if found[1].state is AttemptState.REFUSED else "post"
+            self.say(node, ("closed", attempt_id, outcome))
+
+    def find(self, attempt_id: str, node: str) -> tuple[LiveJob, RoundRecord, Attempt]:
+        """An attempt of this node; NotFound for another's."""
+        live = self.job(self.store.reserved(attempt_id).job_id)
+        found = live.attempt(attempt_id)
+        if found is None or found[1].node != node:
+            raise NotFound("ATTEMPT_UNKNOWN", f"node {node} has no attempt {attempt_id}")
+        return live, *found
+
+    def job(self, job_id: str) -> LiveJob:
+        """A job, read from its journal if it had ended before this life."""
+        if job_id not in self.live:
+            record = next(one for one in self.store.jobs() if one.job_id == job_id)
+            return self.reload(record)
+        return self.live[job_id]
+
+    def reload(self, record: JobRecord) -> LiveJob:
+        """A job as its journal has it."""
+        job = job_from_json(record.resolved)
+        phase, steps = replayed(self.step, plan_of(job), self.store.history(record.job_id))
+        return LiveJob(record, job, phase, steps)
+
+    def check(
+        self, live: LiveJob, record: RoundRecord, attempt: Attempt, kind: Any, signature: bytes
+    ) -> None:
+        """Refuse a signature that is not the node's over exactly this statement."""
+        grant = e.Grant(attempt.attempt_id, attempt.offer)
+        statement = reserve_statement(live, record.number, grant).resolved(kind)
+        if not signature_ok(self.world.public_keys[attempt.node], statement, signature):
+            raise Malformed("SIGNATURE_INVALID", "it is not the node's")
+
+    # Calls
+
+    def download(self, node: str, digest: str, reply: Reply) -> None:
+        """A model for a node that has an order which starts from it."""
+        for live in self.running():
+            phase = live.phase
+            starts_here = isinstance(phase, Training) and phase.course.model == digest
+            if starts_here and any(a.node == node for a in phase.round.attempts):  # type: ignore[union-attr]
+                reply(digest)
+                return
+        raise NotAllowed("NOT_ALLOWED", "no order starts from it")
+
+    def upload(self, node: str, attempt_id: str, digest: str, reply: Reply) -> None:
+        """Stage an update's bytes, durably."""
+        _, _, attempt = self.find(attempt_id, node)
+        if not attempt.is_open and attempt.digest != digest:
+            raise TooLate("ATTEMPT_CLOSED", "it is booked")
+        self.blobs.updates.setdefault(attempt_id, set()).add(digest)
+        reply(digest)
+
+    def submit_update(
+        self, node: str, attempt_id: str, digest: str, signature: bytes, reply: Reply
+    ) -> None:
+        """The reply means that the update is journalled and posted, both on disk."""
+        live, record, attempt = self.find(attempt_id, node)
+        if attempt.state is AttemptState.RECEIVED:
+            if attempt.digest != digest:
+                raise Conflict("UPDATE_CONFLICT", "there is another update already")
+            self.acknowledge(attempt_id, digest, reply)
+            return
+        if not attempt.is_open:
+            raise TooLate("ATTEMPT_CLOSED", "it is booked")
+        if digest not in self.blobs.updates.get(attempt_id, ()):
+            raise Unavailable("BLOB_MISSING", "upload it first")
+        self.check(live, record, attempt, "post", signature)
+        if not self.is_sound(digest):
+            refusal = Malformed("UPDATE_INVALID", "a value is not finite")
+            event = e.NoUpdateReceived(attempt_id, signature, refusal.reason, refusal.message)
+            self.apply(live, event, lambda: reply(refusal))
+            return
+        event = e.UpdateReceived(attempt_id, digest, 40, signature)
+        self.apply(live, event, lambda: self.handed_in(live, attempt_id, digest, reply))
+
+    def is_sound(self, digest: str) -> bool:
+        """Whether an update's values pass."""
+        return not self.world.checker.damaged(digest)
+
+    def handed_in(self, live: LiveJob, attempt_id: str, digest: str, reply: Reply) -> None:
+        """Answer after the commit."""
+        found = live.attempt(attempt_id)
+        if found is None or found[1].is_open or found[1].digest != digest:
+            reply(TooLate("ATTEMPT_CLOSED", "it is booked"))
+        else:
+            self.acknowledge(attempt_id, digest, reply)
+
+    def acknowledge(self, attempt_id: str, digest: str, reply: Reply) -> None:
+        """Say that the update is ours for ever."""
+        self.world.checker.acknowledged(attempt_id, digest)
+        reply("received")
+
+    # Time
+
+    def _tick(self) -> None:
+        for live in self.running():
+            phase = live.phase
+            looking = isinstance(phase, Selecting) or live.is_waiting()
+            if looking and self.world.now_s - live.surveyed_at_s >= SURVEY_AGAIN_S:
+                live.surveyed_at_s = self.world.now_s
+                self.carry_out(live, [c.Survey()])
+            if not isinstance(phase, Training):
+                continue
+            for attempt in phase.round.opened:
+                if not attempt.silent and self.lost(attempt.node):
+                    self.apply(live, e.NodeWasLost(attempt.node))
+                elif attempt.silent and self.connected(attempt.node):
+                    self.apply(live, e.NodeReturned(attempt.node))
+            if self.clock() >= phase.deadline_at_s and not phase.deadline_passed:
+                self.apply(live, e.DeadlinePassed(phase.round.number))
+        self.later(TICK_S, self._tick)

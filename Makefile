@@ -5,7 +5,7 @@ PROTOS := $(wildcard protos/feddp/v1/*.proto)
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint protos sim bench wheel clean
+.PHONY: help setup demo test lint protos sim bench bench-peers wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,8 +36,11 @@ protos: $(READY) ## generate the wire code from protos/feddp/v1
 sim: $(READY) ## simulated jobs with seeded faults; SEED=7 for one, SEEDS=500 FIRST_SEED=1 for many
 	$(BIN)/python -m tests.simulation $(if $(SEED),--first-seed $(SEED) --seeds 1,--seeds $(or $(SEEDS),500) --first-seed $(or $(FIRST_SEED),1))
 
-bench: $(READY) ## time a round beside a bare gRPC floor; writes build/bench.json
+bench: $(READY) ## rounds beside bare gRPC floors, ~10 min; ARGS="--quick" or "--case NAME"; writes build/bench.json
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-peers: $(READY) ## the same rounds in Flower, in an environment of its own, and here
+	FLWR_TELEMETRY_ENABLED=0 $(BIN)/python -m benchmarks.peers $(ARGS)
 
 wheel: $(READY) ## build dist/feddp-*.whl
 	$(BIN)/python -m build --wheel

@@ -1,73 +1,112 @@
 """The floor of a round: the same bytes by bare gRPC over mTLS, with nothing kept or checked.
 
-Each of the clients downloads one message and uploads one, all at the same time; the server is a
-process of its own, as the coordinator is.
+The server is a process of its own, as the coordinator is. Every client downloads one model and
+uploads one, all at the same time, each over its own connection: in one message where it fits, else
+in streams of 1 MiB messages. Clients of large models are processes, as agents are; clients of small
+ones are threads of one process, which is faster there.
 """
 
-import asyncio
-import os
 import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-import grpc
-
+from benchmarks.floor_messages import CHUNK_BYTES
+from benchmarks.measuring import cpu_s
 from certs.authority import Authority
-from certs.credentials import channel_credentials, server_credentials
 from certs.enrolment import new_key, private_pem
 from certs.spiffe import SpiffeId
 
-PATH = "/floor.Floor/Exchange"
+KINDS = ("aio", "sync")
+PROBE_BYTES_MAX = 50_000_000
+WARM_UP_ROUNDS = 3
 
 
-def floor_round_s(folder: Path, nodes: int, message_bytes: int, rounds: int) -> float:
-    """Median seconds of one round."""
-    credentials = _credentials(folder)
-    server = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.floor", str(folder), str(message_bytes)],
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """What one round costs: median seconds, and CPU seconds of the server."""
+
+    kind: str
+    round_s: float
+    server_cpu_s: float
+
+
+def floor_of(folder: Path, nodes: int, message_bytes: int, rounds: int) -> Floor:
+    """The faster of an aio and a sync server.
+
+    Models of more than `PROBE_BYTES_MAX` choose the server with models of that size.
+    """
+    write_credentials(folder)
+    probe_bytes = min(message_bytes, PROBE_BYTES_MAX)
+    found = [_measured(folder, kind, nodes, probe_bytes, rounds) for kind in KINDS]
+    best = min(found, key=lambda one: one.round_s)
+    if message_bytes > probe_bytes:
+        best = _measured(folder, best.kind, nodes, message_bytes, rounds)
+    return best
+
+
+def _measured(folder: Path, kind: str, nodes: int, message_bytes: int, rounds: int) -> Floor:
+    small = message_bytes <= CHUNK_BYTES
+    processes, threads = (1, nodes) if small else (nodes, 1)
+    with ExitStack() as running:
+        server = _started(running, "floor_server", kind, folder, message_bytes)
+        port = _line(server)
+        clients = [
+            _started(running, "floor_client", folder, port, message_bytes, threads)
+            for _ in range(processes)
+        ]
+        for client in clients:
+            _line(client)
+        # A large round warms nothing that a smaller one has not.
+        for _ in range(WARM_UP_ROUNDS if message_bytes <= PROBE_BYTES_MAX else 0):
+            _round(clients)
+        cpu_before_s = cpu_s(server.pid)
+        seconds = [_round(clients) for _ in range(rounds)]
+        cpu = (cpu_s(server.pid) - cpu_before_s) / rounds
+    return Floor(kind, statistics.median(seconds), cpu)
+
+
+def _round(clients: "list[subprocess.Popen[str]]") -> float:
+    began_s = time.perf_counter()
+    for client in clients:
+        assert client.stdin is not None
+        client.stdin.write("go\n")
+        client.stdin.flush()
+    for client in clients:
+        _line(client)
+    return time.perf_counter() - began_s
+
+
+def _line(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    text = process.stdout.readline().strip()
+    if not text:
+        raise RuntimeError(f"a process of the floor ended ({process.args!r}); see its error above")
+    return text
+
+
+def _started(running: ExitStack, module: str, *arguments: object) -> "subprocess.Popen[str]":
+    """A process that is killed with the stack."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    try:
-        assert server.stdout is not None
-        port = int(server.stdout.readline())
-        return _measure(credentials, port, nodes, message_bytes, rounds)
-    finally:
-        server.terminate()
-        server.wait()
+    running.callback(process.wait)
+    running.callback(process.kill)
+    return process
 
 
-def _measure(
-    credentials: grpc.ChannelCredentials, port: int, nodes: int, message_bytes: int, rounds: int
-) -> float:
-    channels = [grpc.secure_channel(f"localhost:{port}", credentials) for _ in range(nodes)]
-    calls: list[Any] = [channel.unary_unary(PATH) for channel in channels]
-    payload = os.urandom(message_bytes)
-
-    def exchange(number: int) -> None:
-        assert len(calls[number](b"")) == message_bytes
-        calls[number](payload)
-
-    seconds = []
-    with ThreadPoolExecutor(nodes) as pool:
-        for _ in range(rounds + 3):
-            began_s = time.perf_counter()
-            list(pool.map(exchange, range(nodes)))
-            seconds.append(time.perf_counter() - began_s)
-    for channel in channels:
-        channel.close()
-    return statistics.median(seconds[3:])
-
-
-def _credentials(folder: Path) -> grpc.ChannelCredentials:
+def write_credentials(folder: Path, hosts: tuple[str, ...] = ("localhost",)) -> None:
+    """An authority with a server's and a client's certificate, as PEM files in `folder`."""
     authority = Authority.create(folder / "pki", "bench.example")
-    for name, identity, hosts in (
-        ("server", SpiffeId("bench.example", "coordinator"), ("localhost",)),
+    for name, identity, names in (
+        ("server", SpiffeId("bench.example", "coordinator"), hosts),
         ("client", SpiffeId("bench.example", "node", "client"), ()),
     ):
         key = new_key()
@@ -76,39 +115,8 @@ def _credentials(folder: Path) -> grpc.ChannelCredentials:
             identity,
             now=datetime.now(UTC),
             lifetime=timedelta(hours=1),
-            dns_names=hosts,
+            dns_names=names,
         )
         (folder / f"{name}.crt").write_bytes(issued.chain_pem)
         (folder / f"{name}.key").write_bytes(private_pem(key))
     (folder / "bundle.pem").write_bytes(authority.trust_bundle)
-    return channel_credentials(
-        authority.trust_bundle,
-        (folder / "client.key").read_bytes(),
-        (folder / "client.crt").read_bytes(),
-    )
-
-
-async def _serve(folder: Path, message_bytes: int) -> None:
-    payload = os.urandom(message_bytes)
-
-    async def exchange(request: bytes, _context: object) -> bytes:
-        return b"" if request else payload
-
-    handler: Any = grpc.unary_unary_rpc_method_handler(exchange)
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers(
-        [grpc.method_handlers_generic_handler("floor.Floor", {"Exchange": handler})]
-    )
-    credentials = server_credentials(
-        (folder / "server.crt").read_bytes(),
-        (folder / "server.key").read_bytes(),
-        (folder / "bundle.pem").read_bytes(),
-    )
-    port = server.add_secure_port("127.0.0.1:0", credentials)
-    await server.start()
-    print(port, flush=True)
-    await server.wait_for_termination()
-
-
-if __name__ == "__main__":
-    asyncio.run(_serve(Path(sys.argv[1]), int(sys.argv[2])))

@@ -1,23 +1,42 @@
 """Check and average updates, and measure how far the global model moved.
 
-An update is a safetensors file of float32 deltas against the round's model, with the same names
-and shapes. Nothing in it is interpreted as code.
+An update is a safetensors file of deltas against the round's model (`protos.updates` has its
+form). Nothing in it is interpreted as code.
+
+Everything is done a tile at a time, so that memory is a few MiB whatever the size of the model and
+the number of nodes. For each tile of the model the same tile of every update is added up in
+float64, in the order in which the updates are given; the caller sorts them by node. So the order
+in which updates arrive cannot change a bit of the result, and there is no accumulator as large as
+a model that one would want to map into memory.
 """
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from coordinator.tiles import Tiles, opened, raw_buffer
+from protos.encoding import TILE_VALUES, Floats
 from protos.errors import Malformed, invariant
+from protos.tensors import NotTensors, make_header
+from protos.updates import Part, UpdateDtype, tensors_for
 
-Array = NDArray[np.float64]
+_SUM_VALUES: Final = 4096
+"""Squares that are added up in float32; such sums are added in float64."""
+
+_NORM_SLACK: Final = 1 + 2**-12
+"""Above the error of a norm: 4096 additions in float32 are off by 4096 * 2^-24 of their sum, and
+its root by half of that."""
+
+
+_HEADER_SLACK_BYTES: Final = 64 << 10
+"""An update's header may differ in metadata and padding from the one that we would write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +51,56 @@ class Shape:
         return sum(math.prod(shape) for _, shape in self.tensors)
 
 
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """What a fold knows of the new model without another look.
+
+    Attributes:
+        moved: Euclidean distance from the round's model.
+        norm: Euclidean norm.
+        update_values: values that each update held.
+    """
+
+    moved: float
+    norm: float
+    update_values: tuple[int, ...]
+
+
+class _Buffers:
+    """Room for one tile of what a fold needs; about 1.6 MiB."""
+
+    def __init__(self) -> None:
+        self.raw = raw_buffer()
+        self.before = np.empty(TILE_VALUES, np.float32)
+        self.values = np.empty(TILE_VALUES, np.float32)
+        self.term = np.empty(TILE_VALUES, np.float64)
+        self.sum = np.empty(TILE_VALUES, np.float64)
+
+    def add(self, file: Tiles, share: float, piece: tuple[str, int, int]) -> None:
+        """Add `share` times a file's values to the sum; a tensor that it does not hold is 0."""
+        name, first, count = piece
+        if name in file.parts:
+            values, term, total = self.values[:count], self.term[:count], self.sum[:count]
+            file.read(name, first, values, self.raw)
+            np.copyto(term, values)
+            np.multiply(term, share, out=term)
+            np.add(total, term, out=total)
+
+
 def shape_of(path: Path) -> Shape:
-    """Read a model's or an update's names and shapes; its values are not looked at.
+    """Read a model's names and shapes; its values are not looked at.
 
     Raises:
         Malformed: MODEL_INVALID, not a safetensors file of float32 tensors.
     """
     try:
-        with safe_open(path, framework="numpy") as file:
-            tensors = []
-            for name in sorted(file.keys()):
-                part = file.get_slice(name)
-                if part.get_dtype() != "F32":
-                    raise _invalid(f"tensor {name} is {part.get_dtype()}, not F32")
-                tensors.append((name, tuple(part.get_shape())))
-            return Shape(tuple(tensors))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _invalid("it is not a readable safetensors file") from error
+        return _shape(Tiles(path).parts)
+    except NotTensors as error:
+        raise _invalid(str(error)) from error
+
+
+def _shape(parts: dict[str, Part]) -> Shape:
+    return Shape(tuple((name, parts[name].shape) for name in sorted(parts)))
 
 
 def _invalid(what: str) -> Malformed:
@@ -61,99 +113,164 @@ def check_model(path: Path) -> None:
     Raises:
         Malformed: MODEL_INVALID.
     """
-    shape = shape_of(path)
-    with safe_open(path, framework="numpy") as file:
-        for name, _ in shape.tensors:
-            if not np.isfinite(file.get_tensor(name)).all():
+    if not shape_of(path).parameters:
+        raise _invalid("it holds no value")
+    with opened([path]) as (model,):
+        buffers = _Buffers()
+        for name, first, count in model.pieces():
+            values = buffers.values[:count]
+            model.read(name, first, values, buffers.raw)
+            if not np.isfinite(values).all():
                 raise _invalid(f"tensor {name} holds a value that is not finite")
 
 
-def check_update(path: Path, expected: Shape, norm_max: float) -> None:
+def check_update(
+    path: Path, model: Shape, dtype: UpdateDtype, norm_max: Callable[[int], float]
+) -> None:
     """Check one update before it counts.
 
+    It may hold some of the model's tensors only; the others did not change. Which ones is not
+    compared between nodes: no node can make another's update refused, and leaving a tensor out
+    is no more than sending zeros.
+
     Args:
-        norm_max: the largest Euclidean norm over all tensors; a public bound (`update_norm_max`).
+        dtype: the form that was ordered.
+        norm_max: the largest Euclidean norm that an update of so many values can have, a public
+            bound (`update_norm_max`).
 
     Raises:
         Malformed: UPDATE_INVALID. The message tells which check failed and no value.
     """
+    header = make_header(tensors_for(dict(model.tensors), dtype))
     try:
-        shape = shape_of(path)
-    except Malformed as error:
-        raise Malformed("UPDATE_INVALID", f"the update was refused: {error.message}") from error
-    if shape != expected:
-        raise Malformed(
-            "UPDATE_INVALID", "the update was refused: its tensors are not those of the model"
-        )
-    squares = 0.0
-    with safe_open(path, framework="numpy") as file:
-        for name, _ in shape.tensors:
-            values = file.get_tensor(name)
-            if not np.isfinite(values).all():
-                raise Malformed(
-                    "UPDATE_INVALID", "the update was refused: it holds a value that is not finite"
-                )
-            squares += float(np.square(values, dtype=np.float64).sum())
-    if math.sqrt(squares) > norm_max:
+        with opened([path], dtype, len(header) + _HEADER_SLACK_BYTES) as (update,):
+            shape = _shape(update.parts)
+            if not shape.parameters or not set(shape.tensors) <= set(model.tensors):
+                raise NotTensors("its tensors are not those of the model")
+            norm = math.sqrt(_squares_in(update))
+    except NotTensors as error:
+        raise Malformed("UPDATE_INVALID", f"the update was refused: {error}") from error
+    if norm > norm_max(shape.parameters) * _NORM_SLACK:
         raise Malformed(
             "UPDATE_INVALID", "the update was refused: it is larger than such a round can make it"
         )
 
 
-def fold(base: Path, updates: Sequence[Path], weights: Sequence[float], out: Path) -> None:
+def _squares_in(update: Tiles) -> float:
+    """Sum of squares of all values; infinite beyond float32. Raises NotTensors: not finite."""
+    buffers, squares = _Buffers(), 0.0
+    for name, first, count in update.pieces():
+        values = buffers.values[:count]
+        update.read(name, first, values, buffers.raw)
+        more = _squares(values)
+        # A value that is not finite makes the sum so, and no other look at the values is needed.
+        if not math.isfinite(more) and not np.isfinite(values).all():
+            raise NotTensors("it holds a value that is not finite")
+        squares += more
+    return squares
+
+
+def _squares(values: Floats) -> float:
+    """Sum of squares, each 4096 by BLAS in float32."""
+    whole = len(values) - len(values) % _SUM_VALUES
+    blocks, rest = values[:whole].reshape(-1, _SUM_VALUES), values[whole:]
+    with np.errstate(all="ignore"):
+        sums = np.vecdot(blocks, blocks).sum(dtype=np.float64)
+        return float(sums) + float(np.dot(rest, rest))
+
+
+def fold(
+    base: Path,
+    updates: Sequence[Path],
+    weights: Sequence[float],
+    out: Path,
+    dtype: UpdateDtype = "float32",
+) -> Folded:
     """Write base + the weighted mean of K updates.
+
+    A tensor that an update does not hold counts as zeros with its full weight. So a node moves
+    each tensor by its share at most, also one that no other node trained.
 
     Args:
         base: the round's model, float32.
-        updates: K checked updates of the same names and shapes.
+        updates: K checked updates.
         weights: K weights > 0. Must be public: true record counts are private data.
         out: where the new model goes, synced.
 
-    Source: McMahan et al. 2017, Algorithm 1. Sums are float64, in the order of `updates`.
+    Each value is the float32 nearest to a sum in float64, which is off by at most (K + 1) * 2^-52
+    times the sum of its terms' absolute values.
+
+    Source: McMahan et al. 2017, Algorithm 1.
     """
     invariant(len(updates) == len(weights) > 0, "one weight per update, and at least one")
     invariant(all(w > 0 for w in weights), "weights are positive")
     total = math.fsum(weights)
-    model: dict[str, NDArray[np.float32]] = {}
-    with safe_open(base, framework="numpy") as file:
-        for name in file.keys():  # noqa: SIM118
-            model[name] = file.get_tensor(name)
-    for name, values in model.items():
-        accumulator = values.astype(np.float64)
-        for path, weight in zip(updates, weights, strict=True):
-            with safe_open(path, framework="numpy") as file:
-                accumulator += np.multiply(file.get_tensor(name), weight / total, dtype=np.float64)
-        model[name] = accumulator.astype(np.float32)
-    _write(model, out)
+    moved = norm = 0.0
+    buffers = _Buffers()
+    with (
+        opened([base]) as (model,),
+        opened(updates, dtype) as files,
+        _model_file(out, model) as new,
+    ):
+        held = tuple(_shape(file.parts).parameters for file in files)
+        for piece in model.pieces():
+            name, first, count = piece
+            before, after, sums = (
+                buffers.before[:count],
+                buffers.values[:count],
+                buffers.sum[:count],
+            )
+            model.read(name, first, before, buffers.raw)
+            np.copyto(sums, before)
+            for file, weight in zip(files, weights, strict=True):
+                buffers.add(file, weight / total, piece)
+            _write(new, sums, after)
+            norm += _squares(after)
+            moved += _squares(np.subtract(after, before, out=before))
+    return Folded(math.sqrt(moved), math.sqrt(norm), held)
 
 
 def mean_of(models: Sequence[Path], out: Path) -> None:
     """Write the plain mean of K models of the same names and shapes, synced."""
     invariant(len(models) > 0, "at least one model")
-    mean: dict[str, NDArray[np.float32]] = {}
-    with safe_open(models[0], framework="numpy") as first:
-        shapes = {name: first.get_slice(name).get_shape() for name in first.keys()}  # noqa: SIM118
-    for name, shape in shapes.items():
-        accumulator = np.zeros(shape, dtype=np.float64)
-        for path in models:
-            with safe_open(path, framework="numpy") as file:
-                accumulator += file.get_tensor(name)
-        mean[name] = (accumulator / len(models)).astype(np.float32)
-    _write(mean, out)
+    buffers = _Buffers()
+    with opened(models) as files, _model_file(out, files[0]) as new:
+        for piece in files[0].pieces():
+            sums = buffers.sum[: piece[2]]
+            sums.fill(0.0)
+            for file in files:
+                buffers.add(file, 1.0, piece)
+            np.divide(sums, len(models), out=sums)
+            _write(new, sums, buffers.values[: piece[2]])
 
 
-def _write(model: dict[str, NDArray[np.float32]], out: Path) -> None:
-    save_file(model, out)
-    with out.open("rb+") as file:
+@contextmanager
+def _model_file(out: Path, like: Tiles) -> Iterator[BinaryIO]:
+    """A new file of the same tensors, whose values are to follow in the same order; then synced."""
+    tensors: Iterable[Part] = like.parts.values()
+    header = make_header((one.values.name, one.values.dtype, one.shape) for one in tensors)
+    with out.open("wb") as file:
+        file.write(header)
+        yield file
+        file.flush()
         os.fsync(file.fileno())
+
+
+def _write(file: BinaryIO, sums: NDArray[np.float64], rounded: Floats) -> None:
+    """Round to float32, into `rounded`, and append."""
+    np.copyto(rounded, sums, casting="same_kind")
+    file.write(rounded.data)
 
 
 def distance(first: Path, second: Path) -> tuple[float, float]:
     """(Euclidean distance of two models, norm of the second)."""
-    moved, length = 0.0, 0.0
-    with safe_open(first, framework="numpy") as a, safe_open(second, framework="numpy") as b:
-        for name in b.keys():  # noqa: SIM118
-            after = b.get_tensor(name).astype(np.float64)
-            moved += float(np.square(after - a.get_tensor(name)).sum())
-            length += float(np.square(after).sum())
-    return math.sqrt(moved), math.sqrt(length)
+    moved = norm = 0.0
+    buffers = _Buffers()
+    with opened([first, second]) as (a, b):
+        for name, begin, count in b.pieces():
+            before, after = buffers.before[:count], buffers.values[:count]
+            a.read(name, begin, before, buffers.raw)
+            b.read(name, begin, after, buffers.raw)
+            norm += _squares(after)
+            moved += _squares(np.subtract(after, before, out=before))
+    return math.sqrt(moved), math.sqrt(norm)

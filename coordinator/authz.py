@@ -26,6 +26,7 @@ RULES: dict[str, frozenset[str]] = {
     "Jobs/GetJob": _PEOPLE,
     "Jobs/WatchJob": _PEOPLE,
     "Jobs/CancelJob": frozenset({"operator", "engineer"}),
+    "Jobs/ResumeJob": frozenset({"engineer"}),
     "Budgets/ListAccounts": _PEOPLE,
     "Budgets/ListEntries": _PEOPLE,
     "Models/ListModels": _PEOPLE,

@@ -5,11 +5,23 @@ to one attempt and is named by attempt and digest, so that no node can hand in a
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
 from pathlib import Path
+from typing import Final
 
-from protos.content import CHUNK_BYTES, digest_of_file, is_digest, sync_directory
-from protos.errors import Malformed, NotFound, Unavailable
+from coordinator.uploads import Appending, Uploads, room, staged_name
+from protos.content import (
+    INLINE_BYTES,
+    digest_of,
+    digest_of_file,
+    is_digest,
+    sync_directory,
+    write_durable,
+)
+from protos.errors import Malformed, NotFound
+
+INLINE_MODELS_MAX: Final = 8
+"""Small models kept in memory: one for each job that is likely to run at once."""
 
 
 class BlobStore:
@@ -21,6 +33,8 @@ class BlobStore:
         self._partial = folder / "partial"
         for part in (self._models, self._updates, self._partial):
             part.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._uploads = Uploads(self._partial)
+        self._inline: OrderedDict[str, bytes] = OrderedDict()
 
     def has_model(self, digest: str) -> bool:
         """Whether the whole model is here."""
@@ -31,6 +45,36 @@ class BlobStore:
         if not self.has_model(digest):
             raise NotFound("BLOB_MISSING", f"there is no model {digest[:12]}…; upload it first")
         return self._models / digest
+
+    def inline_model(self, digest: str) -> bytes:
+        """A model that is small enough to travel in an order, read once for all nodes; else b"".
+
+        Raises NotFound: BLOB_MISSING.
+        """
+        if digest in self._inline:
+            self._inline.move_to_end(digest)
+            return self._inline[digest]
+        path = self.model(digest)
+        if path.stat().st_size > INLINE_BYTES:
+            return b""
+        data = self._inline[digest] = path.read_bytes()
+        if len(self._inline) > INLINE_MODELS_MAX:
+            self._inline.popitem(last=False)
+        return data
+
+    def open_model(self, digest: str, offset: int) -> tuple[int, int]:
+        """(descriptor of a model, its bytes from `offset` on); the caller closes it.
+
+        Raises:
+            NotFound: BLOB_MISSING.
+            Malformed: RANGE_INVALID.
+        """
+        descriptor = os.open(self.model(digest), os.O_RDONLY)
+        left = os.fstat(descriptor).st_size - offset
+        if left < 0:
+            os.close(descriptor)
+            raise Malformed("RANGE_INVALID", f"the model ends before byte {offset}")
+        return descriptor, left
 
     def adopt_model(self, path: Path) -> str:
         """Move a synced file of this process into the store and give its digest."""
@@ -45,7 +89,7 @@ class BlobStore:
 
     def update(self, attempt_id: str, digest: str) -> Path:
         """Where an attempt's update lies. Raises NotFound: BLOB_MISSING."""
-        path = self._updates / _staged_name(attempt_id, digest)
+        path = self._updates / staged_name(attempt_id, digest)
         if not path.is_file():
             raise NotFound(
                 "BLOB_MISSING", f"the update of attempt {attempt_id} was not uploaded whole"
@@ -54,95 +98,46 @@ class BlobStore:
 
     def drop_update(self, attempt_id: str, digest: str) -> None:
         """Forget an update that is folded, or refused."""
-        (self._updates / _staged_name(attempt_id, digest)).unlink(missing_ok=True)
+        (self._updates / staged_name(attempt_id, digest)).unlink(missing_ok=True)
 
     def drop_attempt(self, attempt_id: str) -> None:
         """Forget everything of an attempt that is over."""
-        for folder in (self._partial, self._updates):
-            for path in folder.glob(f"{attempt_id}.*"):
-                path.unlink(missing_ok=True)
+        self._uploads.drop(attempt_id)
+        for path in self._updates.glob(f"{attempt_id}.*"):
+            path.unlink(missing_ok=True)
 
-    def read(self, digest: str, offset: int, length: int) -> Iterator[bytes]:
-        """A range of a model in pieces of at most CHUNK_BYTES.
-
-        Raises:
-            NotFound: BLOB_MISSING.
-            Malformed: RANGE_INVALID.
-        """
-        path = self.model(digest)
-        if offset > path.stat().st_size:
-            raise Malformed("RANGE_INVALID", f"the model ends before byte {offset}")
-        with path.open("rb") as file:
-            file.seek(offset)
-            while length > 0 and (piece := file.read(min(CHUNK_BYTES, length))):
-                length -= len(piece)
-                yield piece
-
-    def received(self, owner: str, digest: str) -> tuple[int, bool]:
-        """(durable bytes of an upload, whether it is complete and checked)."""
-        name = _staged_name(owner, digest)
-        done = self._models / digest if owner.startswith("user.") else self._updates / name
-        if done.is_file():
-            return done.stat().st_size, True
-        partial = self._partial / name
-        return (partial.stat().st_size if partial.exists() else 0), False
-
-    def stage(self, owner: str, digest: str, offset: int, pieces: Sequence[bytes]) -> int:
-        """Append pieces to an upload, sync, and give its durable size.
+    def keep_update(self, attempt_id: str, digest: str, data: bytes) -> None:
+        """Keep a small update, durably.
 
         Raises:
-            Malformed: OFFSET_MISMATCH, the pieces do not begin where the durable bytes end.
-            Unavailable: STORE_FULL, the disk takes no more; nothing of this call is counted.
+            Malformed: DIGEST_MISMATCH, DIGEST_INVALID.
+            Unavailable: STORE_FULL.
         """
-        path = self._partial / _staged_name(owner, digest)
-        for other in self._partial.glob(f"{owner}.*"):
-            if other != path:
-                other.unlink(missing_ok=True)  # one upload at a time for each owner
-        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", 0) as file:
-            held = file.seek(0, os.SEEK_END)
-            if held != offset:
-                raise Malformed(
-                    "OFFSET_MISMATCH",
-                    f"the upload goes on at byte {held}, not {offset}; ask UploadStatus",
-                )
-            try:
-                for piece in pieces:
-                    file.write(piece)
-                os.fsync(file.fileno())
-            except OSError as error:
-                file.truncate(held)
-                raise Unavailable(
-                    "STORE_FULL",
-                    "the coordinator's disk takes no more; free room there and the upload goes on",
-                ) from error
-            return file.tell()
-
-    def finish_model(self, owner: str, digest: str) -> None:
-        """Check a complete upload of a model and give it its name. Raises as `finish_update`."""
-        self._checked(owner, digest).replace(self._models / digest)
-        sync_directory(self._models)
-
-    def finish_update(self, attempt_id: str, digest: str) -> None:
-        """Check a complete upload of an update and give it its name.
-
-        Raises:
-            Malformed: DIGEST_MISMATCH; the upload is dropped and may begin again.
-        """
-        path = self._checked(attempt_id, digest)
-        path.replace(self._updates / path.name)
-        sync_directory(self._updates)
-
-    def _checked(self, owner: str, digest: str) -> Path:
-        path = self._partial / _staged_name(owner, digest)
-        if digest_of_file(path) != digest:
-            path.unlink()
+        path = self._updates / staged_name(attempt_id, digest)
+        if digest_of(data) != digest:
             raise Malformed(
                 "DIGEST_MISMATCH", "the bytes do not have the digest that was announced; send again"
             )
-        return path
+        with room():
+            write_durable(path, data)
 
+    def received(self, owner: str, digest: str) -> tuple[int, bool]:
+        """(durable bytes of an upload, whether it is complete and checked)."""
+        done = self._target(owner, digest)
+        if done.is_file():
+            return done.stat().st_size, True
+        return self._uploads.durable(owner, digest), False
 
-def _staged_name(owner: str, digest: str) -> str:
-    if not is_digest(digest):
-        raise Malformed("DIGEST_INVALID", "a digest is 64 hexadecimal characters, lower case")
-    return f"{owner}.{digest}"
+    def begin(self, owner: str, digest: str, offset: int) -> Appending:
+        """Go on with an upload; see `Uploads.begin`."""
+        return self._uploads.begin(owner, digest, offset)
+
+    def finish(self, owner: str, digest: str) -> None:
+        """Check a complete upload and give it its name, durably; see `Uploads.finish`."""
+        target = self._target(owner, digest)
+        self._uploads.finish(owner, digest, target)
+        sync_directory(target.parent)
+
+    def _target(self, owner: str, digest: str) -> Path:
+        name = staged_name(owner, digest)
+        return self._models / digest if owner.startswith("user.") else self._updates / name

@@ -168,6 +168,14 @@ class Federation(Section):
         ge=1,
         le=604_800,
     )
+    grace_factor: float = key(
+        3.0,
+        "Once a round has its quorum, a node that is still at work is waited for until so many"
+        " times what its own slowest recent round took, at least 10 s and at most until the"
+        " deadline; 0 waits until the deadline.",
+        ge=0,
+        le=1000,
+    )
     batch_size: int = key(
         256,
         "Expected patients in a step where they are sampled.",

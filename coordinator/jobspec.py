@@ -43,6 +43,14 @@ class FederationSpec(Section):
     deadline: Any = key(
         None, "Longest wait in a round.", allowed='"300s", "5m", "2h" or whole seconds, up to 168h'
     )
+    participants: int | None = key(None, "Nodes wanted in a round; all without it.", ge=2)
+    over_selection: float = key(
+        0.0, "Share of nodes that are ordered above `participants`.", ge=0, le=1
+    )
+    grace: float | None = key(None, "See the coordinator's grace_factor.", ge=0, le=1000)
+    update_dtype: Literal["float32", "bfloat16", "int8"] = key(
+        "float32", "How the values of an update travel."
+    )
 
     @field_validator("min_participants")
     @classmethod
@@ -50,6 +58,21 @@ class FederationSpec(Section):
         least = _defaults(info).federation.min_participants
         if value is not None and value < least:
             raise ValueError(f"is below this coordinator's minimum of {least}")
+        return value
+
+    @field_validator("participants")
+    @classmethod
+    def _at_least_the_fewest(cls, value: int | None, info: ValidationInfo) -> int | None:
+        fewest = info.data.get("min_participants") or _defaults(info).federation.min_participants
+        if value is not None and value < fewest:
+            raise ValueError(f"is below min_participants, which is {fewest}")
+        return value
+
+    @field_validator("over_selection")
+    @classmethod
+    def _above_something(cls, value: float, info: ValidationInfo) -> float:
+        if value and info.data.get("participants") is None:
+            raise ValueError("is a share of federation.participants; give that too")
         return value
 
     @field_validator("max_rounds")
@@ -130,6 +153,9 @@ class JobSpec(Section):
         ..., "The name that nodes publish it under.", pattern=_NAME, allowed=_NAME_WORDS
     )
     project: str = key("default", "Who shares the job.", pattern=_NAME, allowed=_NAME_WORDS)
+    priority: int = key(
+        0, "Among jobs that want the same nodes, a higher one goes first.", ge=-100, le=100
+    )
     federation: FederationSpec = key(..., "Rounds.")
     privacy: PrivacySpec = key(..., "Noise.")
 
@@ -154,6 +180,12 @@ class Job:
         rounds_planned: at most `max_rounds`.
         deadline_s: from a round's orders until it closes without who is missing, with a quorum.
         max_grad_norm: clipping bound per patient; 0 with "no_data".
+        participants: nodes wanted in a round; 0 for all.
+        over_selection: share of nodes that are ordered above `participants`.
+        grace_factor: with a quorum, a node is waited for until so many times what its own slowest
+            round took; 0 for until the deadline.
+        update_dtype: how the values of an update travel.
+        priority: among jobs that want the same nodes, a higher one goes first.
     """
 
     name: str
@@ -177,6 +209,12 @@ class Job:
     batch_size: int
     convergence_patience: int
     poisson_from_n: int
+    # A job that an older coordinator stored has none of these.
+    participants: int = 0
+    over_selection: float = 0.0
+    grace_factor: float = 0.0
+    update_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    priority: int = 0
 
     @property
     def task_config_json(self) -> str:
@@ -249,6 +287,11 @@ def _resolve(spec: JobSpec, defaults: CoordinatorConfig) -> Job:
         batch_size=_either(noise.batch_size, common.batch_size),
         convergence_patience=common.convergence_patience,
         poisson_from_n=common.poisson_from_n,
+        participants=rounds.participants or 0,
+        over_selection=rounds.over_selection,
+        grace_factor=_either(rounds.grace, common.grace_factor),
+        update_dtype=rounds.update_dtype,
+        priority=spec.priority,
     )
 
 

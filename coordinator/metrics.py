@@ -132,9 +132,9 @@ class Metrics:
         """Count model or update bytes."""
         self._transfer.labels(direction).inc(bytes_)
 
-    def ledger_entry(self, kind: EntryKind) -> None:
-        """Count an entry that is in the ledger."""
-        self._entries.labels(kind).inc()
+    def ledger_entries(self, kind: EntryKind, number: int) -> None:
+        """Count entries that are in the ledger."""
+        self._entries.labels(kind).inc(number)
 
     def jobs(self, status: str, count: int) -> None:
         """Show how many jobs have `status`."""

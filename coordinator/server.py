@@ -17,6 +17,7 @@ from coordinator.blobs import BlobStore
 from coordinator.config import CoordinatorConfig, load_config
 from coordinator.health import HealthServer
 from coordinator.identities import Identities
+from coordinator.leadership import Leadership
 from coordinator.metrics import Metrics
 from coordinator.rounds.driver import Rounds
 from coordinator.rounds.effects import Effects
@@ -25,12 +26,12 @@ from coordinator.rpc.federation import FederationService
 from coordinator.rpc.gate import Gate
 from coordinator.rpc.jobs import JobsService
 from coordinator.rpc.people import BudgetsService, ModelsService, NodesService
-from coordinator.rpc.transfer import TRANSFERS_MAX, TransferService
+from coordinator.rpc.transfer import TransferService
 from coordinator.sessions import Sessions
 from coordinator.store import jobs as job_store
 from coordinator.store import ledger, people
 from coordinator.store.database import Database
-from protos.errors import Malformed, NotFound
+from protos.errors import Conflict, Malformed, NotFound
 from protos.feddp.v1 import (
     budgets_pb2_grpc,
     enrollment_pb2_grpc,
@@ -53,9 +54,12 @@ OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.max_receive_message_length", 8 << 20),
     ("grpc.max_concurrent_streams", 1_000),
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.so_reuseport", 0),
 ]
-"""So that a session survives a quiet network and a second coordinator cannot share the port."""
+"""So that a session survives a quiet network, a second coordinator cannot share the port, and gRPC
+buffers no more of an upload than the message that is being read: its probe of the bandwidth would
+let each sender fill some 10 MiB."""
 
 
 class Coordinator:
@@ -67,13 +71,14 @@ class Coordinator:
         self.authority = Authority.load(storage.pki_dir)
         self.database = Database(storage.database_url)
         self.database.migrate()
+        self._leadership = Leadership(self.database)
         blob_dir = storage.blob_dir
         self.blobs = BlobStore(blob_dir)
         self.metrics = Metrics()
         federation = config.federation
         self.sessions = Sessions(federation.node_silent_s, federation.node_disconnected_s)
         self.identities = Identities(self.database, self.authority.trust_domain)
-        effects = Effects(self.database, self.blobs, self.sessions)
+        effects = Effects(self.blobs, self.sessions)
         self.rounds = Rounds(self.database, self.sessions, effects, self.metrics)
         self.federation = FederationService(
             self.database,
@@ -95,17 +100,31 @@ class Coordinator:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        await self.start()
+        enough = [asyncio.create_task(one.wait()) for one in (stop, self._leadership.lost)]
+        starting = asyncio.create_task(self.start())
+        await asyncio.wait([starting, *enough], return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()  # it waited for another coordinator to end
+            return
+        await starting
         observer = asyncio.create_task(self._observe())
-        await stop.wait()
+        await asyncio.wait(enough, return_when=asyncio.FIRST_COMPLETED)
+        for task in (observer, *enough):
+            task.cancel()
         log.info("coordinator_draining")
-        observer.cancel()
         await self.stop()
         log.info("coordinator_stopped")
+        if self._leadership.lost.is_set():
+            raise Conflict(
+                "LEASE_LOST",
+                "another coordinator has taken over this installation's database, and this one "
+                "stopped; run one at a time",
+            )
 
     async def start(self) -> None:
         """Open the ports and take up every job."""
         server = self.config.server
+        await self._leadership.take()
         await self.identities.reload()
         chain, key = server_certificate(self.config)
         main = self._server(Gate(self.identities, self.metrics))
@@ -144,6 +163,7 @@ class Coordinator:
         self.sessions.drain()
         await asyncio.gather(*(one.stop(DRAIN_S) for one in self._servers))
         await self.rounds.stop()
+        await self._leadership.give_back()
         self._health.stop()
         self.database.close()
 
@@ -161,7 +181,6 @@ class Coordinator:
                 self.rounds,
                 self.metrics,
                 self.config.storage.model_bytes_max,
-                asyncio.Semaphore(TRANSFERS_MAX),
             ),
             server,
         )
@@ -267,6 +286,7 @@ def serve(config_path: Path) -> None:
     Raises:
         Malformed: CONFIG_INVALID, PORT_IN_USE, DATABASE_UNUSABLE.
         NotFound: AUTHORITY_MISSING, SERVER_CERTIFICATE_MISSING.
+        Conflict: LEASE_LOST, another coordinator has taken over.
     """
     config = load_config(config_path, os.environ)
     asyncio.run(_serve(config))

@@ -6,8 +6,9 @@ from functools import lru_cache
 
 from sqlalchemy import Connection
 
+from coordinator.rounds import participation
 from coordinator.rounds.events import Absence
-from coordinator.rounds.live import LiveJob
+from coordinator.rounds.live import LiveJob, release_of
 from coordinator.rounds.phases import (
     Attempt,
     AttemptState,
@@ -18,6 +19,7 @@ from coordinator.rounds.phases import (
 )
 from coordinator.store import ledger, people
 from coordinator.store.jobs import ModelRecord
+from coordinator.store.schema import accounts as accounts_table
 from privacy.accounting import epsilon_spent
 from privacy.ledger import Entry
 from privacy.releases import Release
@@ -144,12 +146,11 @@ def job_facts(connection: Connection, live: LiveJob) -> JobFacts:
     """Read a job's postings and its nodes' accounts."""
     posted: dict[str, list[tuple[int, Release]]] = defaultdict(list)
     limits: dict[str, tuple[float, float]] = {}
-    names = {a.offer.account for one in live.rounds() for a in one.attempts}
-    for name in sorted(names):
-        account = ledger.read_account(connection, name)
+    names = {a.offer.account for one in live.attempted() for a in one.attempts}
+    for account in ledger.accounts_where(connection, accounts_table.c.account.in_(sorted(names))):
         limits[account.node] = (account.filter.epsilon_limit, account.filter.delta)
-        for statement in ledger.posted_by(connection, live.job_id, name):
-            posted[account.node].append((statement.round, statement.release))
+    for statement in ledger.posted_by(connection, live.job_id):
+        posted[statement.node].append((statement.round, statement.release))
     classes = {record.name: record.node_class for record in people.all_nodes(connection)}
     return JobFacts(dict(posted), limits, classes)
 
@@ -184,6 +185,8 @@ def job(live: LiveJob, facts: JobFacts) -> jobs_pb2.Job:
         target_epsilon=spec.target_epsilon or 0.0,
         delta=spec.delta,
         convergence_threshold=spec.convergence_threshold,
+        priority=spec.priority,
+        warnings=participation.warnings(phase.course),
     )
 
 
@@ -195,7 +198,7 @@ def _waiting(live: LiveJob) -> list[jobs_pb2.Waiting]:
     if isinstance(phase, Training):
         have, what = len(phase.round.received), "updates are here"
     else:
-        have, what = phase.offers, "nodes are ready"
+        have, what = len(phase.ready), "nodes are ready"
     summary = f"{have} of at least {need} {what}"
     return [
         jobs_pb2.Waiting(reason="QUORUM", message=summary),
@@ -269,6 +272,7 @@ def _participation(
         ],
         epsilon_after=reported(releases, live.job.delta),
         seconds=max(0.0, last.ended_at_s - last.ordered_at_s) if last.ended_at_s else 0.0,
+        local_steps=release_of(last.offer, live.job).steps,
     )
 
 

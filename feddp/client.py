@@ -224,6 +224,13 @@ class Client:
             job: Job = self._jobs.CancelJob(request, timeout=CALL_TIMEOUT_S).job
         return job
 
+    def resume(self, job_id: str) -> Job:
+        """Take a failed job up again, from its last published model; what it spent stays booked."""
+        with self._errors():
+            request = jobs_pb2.ResumeJobRequest(job_id=job_id)
+            job: Job = self._jobs.ResumeJob(request, timeout=CALL_TIMEOUT_S).job
+        return job
+
     def create_token(
         self, node: str, node_class: str = "edge", ttl_s: int = 86400
     ) -> CreateTokenResponse:

@@ -1,15 +1,19 @@
 """Moving blobs between a person's machine and the coordinator, in ranges that resume."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from protos.content import CHUNK_BYTES, RANGE_BYTES, digest_of, digest_of_file, sync_directory
+from protos import chunks
+from protos.content import digest_of, digest_of_file, sync_directory
 from protos.errors import Conflict, Malformed, NotFound
 from protos.feddp.v1 import transfer_pb2 as transfer
 from protos.feddp.v1.transfer_pb2_grpc import TransferStub
+from protos.ranges import CALL_TIMEOUT_S, Pace
 
-RANGE_TIMEOUT_S = 60.0
+STALLED_MAX = 5
+"""Calls in a row that may move nothing: on a slow link the ranges shrink first."""
 
 Attempt = Callable[[Callable[[], int]], int]
 """Runs a call that may be sent again, and sends it again while the peer is away."""
@@ -24,41 +28,58 @@ def upload(stub: TransferStub, data: bytes, attempt: Attempt) -> str:
     Raises:
         FeddpError: what the coordinator answered; Malformed DIGEST_MISMATCH among them.
     """
-    digest = digest_of(data)
-
-    def durable() -> int:
-        request = transfer.UploadStatusRequest(digest=digest)
-        answer = stub.UploadStatus(request, timeout=RANGE_TIMEOUT_S)
-        # A complete blob may have been there before us.
-        return len(data) if answer.complete else answer.durable_bytes
+    digest, pace = digest_of(data), Pace()
 
     def one_range() -> int:
         # After a lost reply only the coordinator knows how much it has.
-        offset = durable()
-        if offset >= len(data):
-            return offset
-        answer = stub.Upload(_requests(data, digest, offset), timeout=RANGE_TIMEOUT_S)
-        return len(data) if answer.complete else answer.durable_bytes
+        request = transfer.UploadStatusRequest(digest=digest)
+        status = stub.UploadStatus(request, timeout=CALL_TIMEOUT_S)
+        offset = status.durable_bytes
+        # A complete blob may have been there before us.
+        if status.complete or offset >= len(data):
+            return len(data)
+        zstd = transfer.COMPRESSION_ZSTD in status.accepted
+        began_s = time.monotonic()
+        messages = _requests(data, digest, offset, pace, zstd=zstd)
+        answer = stub.Upload(messages, timeout=CALL_TIMEOUT_S)
+        now = len(data) if answer.complete else answer.durable_bytes
+        pace.moved(now - offset, time.monotonic() - began_s)
+        return now
 
-    done = -1
-    while done < len(data):
-        now = attempt(one_range)
-        if now <= done:
-            raise Malformed(
-                "UPLOAD_STALLED",
-                f"the coordinator took none of the bytes after {now} of {len(data)}; look into "
-                "its log for this upload",
-            )
-        done = now
+    _until(len(data), one_range, attempt, pace, "took")
     return digest
 
 
-def _requests(data: bytes, digest: str, offset: int) -> Iterator[transfer.UploadRequest]:
+def _until(
+    size: int, one_range: Callable[[], int], attempt: Attempt, pace: Pace, verb: str
+) -> None:
+    """Move ranges until `one_range` says that all `size` bytes are there."""
+    done, stalled = -1, 0
+    while done < size:
+        now = attempt(one_range)
+        stalled = stalled + 1 if now <= done or now == 0 < size else 0
+        if stalled:
+            pace.broke()
+        if stalled == STALLED_MAX:
+            raise Malformed(
+                "TRANSFER_STALLED",
+                f"the coordinator {verb} none of the bytes after {now} of {size}; look into its log "
+                "for this transfer",
+            )
+        done = now
+
+
+def _requests(
+    data: bytes, digest: str, offset: int, pace: Pace, *, zstd: bool
+) -> Iterator[transfer.UploadRequest]:
     header = transfer.UploadHeader(digest=digest, size=len(data), offset=offset)
-    end = min(len(data), offset + RANGE_BYTES)
-    yield transfer.UploadRequest(header=header, data=data[offset : min(end, offset + CHUNK_BYTES)])
-    for start in range(offset + CHUNK_BYTES, end, CHUNK_BYTES):
-        yield transfer.UploadRequest(data=data[start : min(end, start + CHUNK_BYTES)])
+    yield transfer.UploadRequest(header=header)
+    end, step = min(len(data), offset + pace.range_bytes), pace.message_bytes
+    for start in range(offset, end, step):
+        chunk = chunks.pack(data[start : min(end, start + step)], zstd=zstd)
+        yield transfer.UploadRequest(
+            data=chunk.data, crc32c=chunk.crc32c, compression=chunk.compression
+        )
 
 
 def download(
@@ -78,21 +99,22 @@ def download(
     if not out.parent.is_dir():
         raise NotFound("FOLDER_MISSING", f"{out.parent} is not a folder; make it first")
     beside = out.with_name(f".{out.name}.{digest[:16]}.partial")
-    descriptor = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor, pace = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644), Pace()
     with os.fdopen(descriptor, "r+b") as file:
         file.seek(0, os.SEEK_END)
 
         def one_range() -> int:
+            offset, began_s = file.tell(), time.monotonic()
             request = transfer.DownloadRequest(
-                digest=digest, offset=file.tell(), length=RANGE_BYTES
+                digest=digest, offset=offset, length=pace.range_bytes, accepted=chunks.ACCEPTED
             )
-            for answer in stub.Download(request, timeout=RANGE_TIMEOUT_S):
-                file.write(answer.data)
+            for answer in stub.Download(request, timeout=CALL_TIMEOUT_S):
+                file.write(chunks.unpack(answer))
+            pace.moved(file.tell() - offset, time.monotonic() - began_s)
             return file.tell()
 
-        while (had := file.tell()) < size:
-            if attempt(one_range) == had:
-                break
+        if file.tell() < size:
+            _until(size, one_range, attempt, pace, "gave")
         file.flush()
         os.fsync(file.fileno())
     if beside.stat().st_size != size or digest_of_file(beside) != digest:

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from privacy.ledger import Kind, Statement
@@ -11,6 +11,7 @@ from privacy.releases import Release
 from protos.content import is_digest
 from protos.errors import Malformed
 from protos.feddp.v1 import federation_pb2 as pb
+from protos.updates import UPDATE_DTYPES, UpdateDtype
 
 TASK_CONFIG_BYTES_MAX: Final = 1 << 20
 ORDER_BYTES_MAX: Final = 2 << 20
@@ -23,9 +24,14 @@ class Order:
     """One attempt at one round. Two orders are equal exactly when they ask for the same work.
 
     Attributes:
-        wire: the WorkOrder's bytes without `deadline_s`, which differs each time it is sent.
+        wire: the WorkOrder's bytes without `deadline_s`, which differs each time it is sent, and
+            without `base_model`, which its digest names.
         account: without the node's name.
         release: what is to leave this node.
+        priority: among orders that wait here, a higher one is worked at first.
+        deadline_s: seconds from receipt until the round closes without us; 0 for unknown. It
+            differs each time the order is sent, and two orders are equal without it.
+        update_dtype: the form in which its values leave.
     """
 
     wire: bytes
@@ -46,6 +52,9 @@ class Order:
     base_model_bytes: int
     target_epsilon: float
     delta: float
+    update_dtype: UpdateDtype
+    priority: int = 0
+    deadline_s: int = field(default=0, compare=False)
 
     @classmethod
     def from_wire(cls, message: pb.WorkOrder) -> "Order":
@@ -57,6 +66,7 @@ class Order:
         kept = pb.WorkOrder()
         kept.CopyFrom(message)
         kept.ClearField("deadline_s")
+        kept.ClearField("base_model")
         wire = kept.SerializeToString(deterministic=True)
         if len(wire) > ORDER_BYTES_MAX:
             raise _invalid(f"it has more than {ORDER_BYTES_MAX} bytes")
@@ -94,6 +104,9 @@ class Order:
             base_model_bytes=message.base_model_bytes,
             target_epsilon=message.target_epsilon,
             delta=message.delta,
+            priority=message.priority,
+            deadline_s=message.deadline_s,
+            update_dtype=_update_dtype(message.update_dtype),
         )
         order.task_config()
         order.statement("node", "reserve")
@@ -140,6 +153,14 @@ def _release(message: pb.Release) -> Release:
     noise = message.noise_multiplier if message.HasField("noise_multiplier") else None
     # Release checks the mechanism's name itself.
     return Release(message.mechanism, noise, message.sample_rate, message.steps)  # type: ignore[arg-type]
+
+
+def _update_dtype(name: str) -> UpdateDtype:
+    """The form that an order names; a coordinator of before there was a choice names none."""
+    for known in UPDATE_DTYPES:
+        if (name or "float32") == known:
+            return known
+    raise _invalid(f"update_dtype is none of {', '.join(UPDATE_DTYPES)}")
 
 
 def _no_constant(name: str) -> Any:

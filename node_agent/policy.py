@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from node_agent.bandwidth import TransferPolicy
 from node_agent.config import parse, read_yaml
 from node_agent.datasets import DataSetSpec
 from node_agent.orders import Order
@@ -75,11 +76,13 @@ class Policy(_Model):
     Attributes:
         outcome_tick_s: outcomes leave at one multiple of this from the opening of the data, fixed
             beforehand; training that is not done by then is charged and lost, so leave it room.
+        transfer: when and how fast models and updates move.
     """
 
     accounts: list[AccountPolicy] = []
     allow: list[Allowance] = []
     outcome_tick_s: float = Field(default=1.0, gt=0, le=3600, allow_inf_nan=False)
+    transfer: TransferPolicy = TransferPolicy()
 
     @model_validator(mode="after")
     def _each_once(self) -> "Policy":

@@ -31,15 +31,16 @@ class Steward:
         Raises:
             Malformed: POLICY_INVALID or DATASETS_INVALID; then nothing is allowed.
         """
-        seen = self._stamp()
-        if self._rules is None or seen != self._seen:
+        seen, rules = self._stamp(), self._rules
+        # A local name: another thread may read the files at the same time.
+        if rules is None or seen != self._seen:
             self._rules = None
             policy = load_policy(self._folder.policy_yaml)
             rules = Rules(policy, tuple(load_data_sets(self._folder.root)))
             _check_accounts(rules)
             self._rules = rules
             self._seen = seen
-        return self._rules
+        return rules
 
     def stamp(self) -> tuple[object, ...]:
         """Differs from an earlier one when a file was written since."""

@@ -23,6 +23,11 @@ allow: []
 #   tasks: ["tabular-classifier@HASH"]
 
 outcome_tick_s: 1.0            # seconds; outcomes leave at a multiple fixed before data is opened
+
+transfer: {}
+# When and how fast models and updates larger than 128 KiB move; unset: always, at full speed.
+#   megabits_per_second_max: 50
+#   hours: ["20:00-06:00"]     # this machine's local time; a round may go on without this node
 """
 
 DATASETS_YAML: Final = """\

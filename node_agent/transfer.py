@@ -1,70 +1,146 @@
 """Bytes between the spool and the coordinator: bounded ranges, resumed where they stopped."""
 
 import asyncio
+import errno
 import os
+import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final
 from weakref import WeakValueDictionary
 
 import grpc
 import structlog
 
 from node_agent.backoff import Backoff
-from node_agent.spool import Spool
-from protos.content import CHUNK_BYTES, RANGE_BYTES
-from protos.errors import Malformed
+from node_agent.bandwidth import Throttle
+from node_agent.spool import Growing, Spool
+from protos import chunks
+from protos.content import INLINE_BYTES
+from protos.errors import FeddpError, Malformed, Unavailable
 from protos.feddp.v1 import (
     federation_pb2,
     federation_pb2_grpc,
     transfer_pb2,
     transfer_pb2_grpc,
 )
+from protos.ranges import CALL_TIMEOUT_S, RANGE_BYTES_MIN, Pace
 from protos.status import from_rpc
 
 log = structlog.get_logger(__name__)
 
-CALL_TIMEOUT_S: Final = 120.0
-"""For one range on a slow link; what arrived by then is not sent again."""
-
 DAMAGED_MAX: Final = 3
-"""Uploads of the same bytes that may arrive damaged."""
+"""Times that a whole blob may turn out to be damaged before it is given up."""
 
-_Answer = TypeVar("_Answer")
+SUBMIT_TIMEOUT_S: Final = 60.0
+"""The coordinator checks the update's values before it answers."""
+
+OFFERED_MAX: Final = 16
+"""Small models that came with orders and wait for their fetch; 128 KiB each at most."""
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Transfers:
     """Fetches models and hands in updates; retries by itself until it works or never can."""
 
     def __init__(
-        self, channel: grpc.aio.Channel, spool: Spool, sleep: Callable[[float], Awaitable[None]]
+        self,
+        channel: grpc.aio.Channel,
+        spool: Spool,
+        sleep: Callable[[float], Awaitable[None]],
+        throttle: Throttle | None = None,
     ) -> None:
         self._transfer = transfer_pb2_grpc.TransferStub(channel)
         self._federation = federation_pb2_grpc.FederationStub(channel)
         self._spool = spool
         self._sleep = sleep
+        self._throttle = throttle or Throttle()
+        self._down, self._up = Pace(), Pace()
         self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._offered: OrderedDict[str, bytes] = OrderedDict()
+        self._submitted: set[str] = set()
+
+    def offer(self, digest: str, data: bytes) -> None:
+        """Hold a small model that came with an order, until the order is judged and asks for it.
+
+        Nothing is written for an order that is refused.
+        """
+        if 0 < len(data) <= INLINE_BYTES:
+            self._offered[digest] = data
+            self._offered.move_to_end(digest)
+        while len(self._offered) > OFFERED_MAX:
+            self._offered.popitem(last=False)
+
+    # Models
 
     async def fetch(self, digest: str, size: int) -> None:
         """Bring a model of `size` bytes into the spool; one that is there is not fetched.
 
         Raises:
             FeddpError: the coordinator will not give it.
-            Malformed: DIGEST_MISMATCH, what came twice is not what was named.
+            Malformed: DIGEST_MISMATCH, what came again and again is not what was named.
         """
         # Two jobs may start from the same model; the second finds what the first has fetched.
         async with self._fetching.setdefault(digest, asyncio.Lock()):
-            if await asyncio.to_thread(self._spool.model(digest).exists):
+            offered = self._offered.pop(digest, None)
+            if await asyncio.to_thread(self._spool.has_model, digest):
                 return
-            for _ in range(2):
-                await self._fetch_ranges(digest, size)
-                if await asyncio.to_thread(self._spool.keep_model, digest):
+            if offered is not None and await self._keep_offered(digest, offered):
+                return
+            for _ in range(DAMAGED_MAX):
+                growing = await self._until_room(self._spool.growing, digest, size)
+                with growing:
+                    await self._fetch_ranges(growing)
+                if await asyncio.to_thread(self._spool.keep_model, growing):
                     return
                 log.warning("model_digest_mismatch", digest=digest)
         raise Malformed("DIGEST_MISMATCH", f"The bytes of model {digest} do not match its name.")
 
+    async def _keep_offered(self, digest: str, data: bytes) -> bool:
+        kept = bool(await self._until_room(self._spool.put_model, digest, data))
+        if not kept:
+            log.warning("model_digest_mismatch", digest=digest)
+        return kept
+
+    async def _fetch_ranges(self, growing: Growing) -> None:
+        backoff = Backoff()
+        while growing.offset < growing.size:
+            before = growing.offset
+            least = min(RANGE_BYTES_MIN, self._down.range_bytes)
+            wanted = min(self._down.range_bytes, growing.size - before)
+            length = await self._throttle.admit(wanted, least)
+            began_s = time.monotonic()
+            try:
+                await self._fetch_range(growing, length)
+            except (grpc.RpcError, Unavailable, OSError) as error:
+                if growing.offset == before:
+                    self._down.broke()
+                await self._wait(error, backoff, "download", digest=growing.digest)
+            else:
+                if growing.offset == before:
+                    raise Malformed("MODEL_SHORT", f"Model {growing.digest} is shorter than ordered.")
+                self._down.moved(growing.offset - before, time.monotonic() - began_s)
+                backoff.reset()
+
+    async def _fetch_range(self, growing: Growing, length: int) -> None:
+        """One call; what came before it breaks off stays."""
+        end = growing.offset + length
+        request = transfer_pb2.DownloadRequest(
+            digest=growing.digest, offset=growing.offset, length=length, accepted=chunks.ACCEPTED
+        )
+        call = self._transfer.Download(request, timeout=CALL_TIMEOUT_S)
+        try:
+            async for message in call:
+                await asyncio.to_thread(_take, growing, message, end)
+        finally:
+            call.cancel()
+
+    # Updates
+
     async def hand_in(self, attempt_id: str, digest: str, signature: bytes) -> None:
-        """Upload a spooled update and submit it; doing it again costs nothing.
+        """Submit a spooled update, with its bytes or after an upload; again, it costs nothing.
 
         Raises:
             FeddpError: the coordinator will never take it.
@@ -75,73 +151,62 @@ class Transfers:
         request = federation_pb2.SubmitUpdateRequest(
             attempt_id=attempt_id, digest=digest, post_signature=signature
         )
-        while True:
-            await self._upload(attempt_id, digest, path, size, backoff)
-            try:
-                await self._federation.SubmitUpdate(request, timeout=CALL_TIMEOUT_S)
-            except grpc.RpcError as error:
-                # The upload was finished, so missing bytes are bytes that the coordinator lost.
-                if from_rpc(error).reason == "BLOB_MISSING":
-                    await self._sleep(backoff.next_s())
-                    continue
-                await self._wait(error, backoff, "submit_update", attempt_id=attempt_id)
+        if attempt_id not in self._submitted:
+            # Once in the life of this process; a retry asks first whether the bytes are there.
+            if size <= INLINE_BYTES:
+                request.data = await asyncio.to_thread(path.read_bytes)
             else:
-                return
-
-    async def _fetch_ranges(self, digest: str, size: int) -> None:
-        backoff = Backoff()
-        partial = self._spool.partial_model(digest)
-        descriptor = await asyncio.to_thread(os.open, partial, os.O_RDWR | os.O_CREAT, 0o600)
+                await self._upload(attempt_id, digest, path, size, backoff)
+        self._submitted.add(attempt_id)
         try:
-            offset = (await asyncio.to_thread(os.fstat, descriptor)).st_size
-            if offset > size:
-                await asyncio.to_thread(os.ftruncate, descriptor, 0)
-                offset = 0
-            while offset < size:
-                length = min(RANGE_BYTES, size - offset)
-                request = transfer_pb2.DownloadRequest(digest=digest, offset=offset, length=length)
-                try:
-                    got = await self._fetch_range(request, descriptor)
-                except grpc.RpcError as error:
-                    await self._wait(error, backoff, "download", digest=digest)
-                    got = (await asyncio.to_thread(os.fstat, descriptor)).st_size - offset
-                else:
-                    if got == 0:
-                        raise Malformed("MODEL_SHORT", f"Model {digest} is shorter than ordered.")
-                    backoff.reset()
-                offset += got
-        finally:
-            await asyncio.to_thread(os.close, descriptor)
+            while not await self._submit(request, backoff):
+                await self._upload(attempt_id, digest, path, size, backoff)
+        except FeddpError:
+            self._submitted.discard(attempt_id)
+            raise
+        self._submitted.discard(attempt_id)
 
-    async def _fetch_range(self, request: transfer_pb2.DownloadRequest, descriptor: int) -> int:
-        """Bytes that were written; never more than asked for."""
-        got = 0
-        async for message in self._transfer.Download(request, timeout=CALL_TIMEOUT_S):
-            data = message.data
-            if got + len(data) > request.length:
-                raise Malformed("MODEL_LONG", f"Model {request.digest} is longer than ordered.")
-            await asyncio.to_thread(_write_all, descriptor, data, request.offset + got)
-            got += len(data)
-        return got
+    async def _submit(
+        self, request: federation_pb2.SubmitUpdateRequest, backoff: Backoff
+    ) -> bool:
+        """Whether it is in; False if the coordinator has not got the bytes."""
+        damaged = 0
+        while True:
+            try:
+                await self._federation.SubmitUpdate(request, timeout=SUBMIT_TIMEOUT_S)
+            except grpc.RpcError as error:
+                request.ClearField("data")
+                reason = from_rpc(error).reason
+                damaged += reason == "DIGEST_MISMATCH"
+                if reason == "BLOB_MISSING":
+                    # After an upload that was finished these are bytes that the coordinator lost.
+                    await self._sleep(backoff.next_s())
+                    return False
+                if reason == "DIGEST_MISMATCH" and damaged < DAMAGED_MAX:
+                    continue
+                await self._wait(error, backoff, "submit_update", attempt_id=request.attempt_id)
+            else:
+                return True
 
     async def _upload(
         self, attempt_id: str, digest: str, path: Path, size: int, backoff: Backoff
     ) -> None:
         status = transfer_pb2.UploadStatusRequest(attempt_id=attempt_id, digest=digest)
-        ask = self._transfer.UploadStatus
         mismatches = 0
         while True:
             try:
-                answer = await ask(status, timeout=CALL_TIMEOUT_S)
+                answer = await self._transfer.UploadStatus(status, timeout=CALL_TIMEOUT_S)
                 while not answer.complete:
                     before = answer.durable_bytes
                     header = transfer_pb2.UploadHeader(
                         attempt_id=attempt_id, digest=digest, size=size, offset=before
                     )
-                    answer = await self._transfer.Upload(
-                        _range(path, header), timeout=CALL_TIMEOUT_S
-                    )
-                    if not answer.complete and answer.durable_bytes <= before:
+                    zstd = transfer_pb2.COMPRESSION_ZSTD in answer.accepted
+                    answer = await self._upload_range(path, header, zstd=zstd)
+                    if answer.complete or answer.durable_bytes > before:
+                        backoff.reset()
+                    else:
+                        self._up.broke()
                         await self._sleep(backoff.next_s())
             except grpc.RpcError as error:
                 reason = from_rpc(error).reason
@@ -151,47 +216,89 @@ class Transfers:
                 if reason == "OFFSET_MISMATCH" or damaged:
                     await self._sleep(backoff.next_s())
                     continue
+                self._up.broke()
                 await self._wait(error, backoff, "upload", attempt_id=attempt_id)
             else:
                 return
 
-    async def _wait(self, error: grpc.RpcError, backoff: Backoff, what: str, **fields: str) -> None:
-        """Wait before the next try, or raise what the coordinator said if there is none."""
-        delay_s = backoff.after(error)
-        if delay_s is None:
-            raise from_rpc(error) from None
-        log.info(
-            "transfer_retried",
-            what=what,
-            code=error.code().name,
-            delay_s=round(delay_s, 2),
-            **fields,
-        )
+    async def _upload_range(
+        self, path: Path, header: transfer_pb2.UploadHeader, *, zstd: bool
+    ) -> transfer_pb2.UploadResponse:
+        wanted = min(self._up.range_bytes, header.size - header.offset)
+        length = await self._throttle.admit(wanted, min(RANGE_BYTES_MIN, self._up.range_bytes))
+        began_s = time.monotonic()
+        messages = _messages(path, header, length, self._up.message_bytes, zstd=zstd)
+        answer = await self._transfer.Upload(messages, timeout=CALL_TIMEOUT_S)
+        if answer.durable_bytes > header.offset:
+            self._up.moved(answer.durable_bytes - header.offset, time.monotonic() - began_s)
+        return answer
+
+    async def _wait(
+        self, error: Exception, backoff: Backoff, what: str, **fields: str
+    ) -> None:
+        """Wait before the next try, or raise if there is none."""
+        delay_s: float | None
+        if isinstance(error, grpc.RpcError):
+            delay_s, code = backoff.after(error), error.code().name
+            if delay_s is None:
+                raise from_rpc(error) from None
+        elif isinstance(error, OSError):
+            delay_s, code = _room_in_s(error, backoff), "SPOOL_FULL"
+        else:
+            delay_s, code = backoff.next_s(), "CHECKSUM_MISMATCH"
+        log.info("transfer_retried", what=what, code=code, delay_s=round(delay_s, 2), **fields)
         await self._sleep(delay_s)
 
+    async def _until_room(self, work: Callable[..., Any], *args: object) -> Any:
+        """Do what writes to the spool; again while its disk is full."""
+        backoff = Backoff()
+        while True:
+            try:
+                return await asyncio.to_thread(work, *args)
+            except OSError as error:
+                await self._wait(error, backoff, "spool")
 
-async def _range(
-    path: Path, header: transfer_pb2.UploadHeader
+
+async def _messages(
+    path: Path,
+    header: transfer_pb2.UploadHeader,
+    length: int,
+    message_bytes: int,
+    *,
+    zstd: bool,
 ) -> AsyncIterator[transfer_pb2.UploadRequest]:
-    """One range of a file as messages; the header rides on the first."""
+    """One range of a file. The header goes alone: no bytes are on the way before they are due."""
+    yield transfer_pb2.UploadRequest(header=header)
     descriptor = await asyncio.to_thread(os.open, path, os.O_RDONLY)
     try:
-        offset, end = header.offset, min(header.size, header.offset + RANGE_BYTES)
-        data = await asyncio.to_thread(os.pread, descriptor, min(CHUNK_BYTES, end - offset), offset)
-        yield transfer_pb2.UploadRequest(header=header, data=data)
-        offset += len(data)
-        while data and offset < end:
-            data = await asyncio.to_thread(
-                os.pread, descriptor, min(CHUNK_BYTES, end - offset), offset
+        offset, end = header.offset, header.offset + length
+        while offset < end:
+            piece = min(message_bytes, end - offset)
+            chunk = await asyncio.to_thread(_read, descriptor, piece, offset, zstd)
+            if not chunk.data:
+                return
+            yield transfer_pb2.UploadRequest(
+                data=chunk.data, crc32c=chunk.crc32c, compression=chunk.compression
             )
-            yield transfer_pb2.UploadRequest(data=data)
-            offset += len(data)
+            offset += piece
     finally:
         os.close(descriptor)
 
 
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
+def _read(descriptor: int, length: int, offset: int, zstd: bool) -> chunks.Chunk:
+    return chunks.pack(os.pread(descriptor, length, offset), zstd=zstd)
+
+
+def _take(growing: Growing, message: transfer_pb2.DownloadResponse, end: int) -> None:
+    data = chunks.unpack(message)
+    if growing.offset + len(data) > end:
+        raise Malformed("MODEL_LONG", f"Model {growing.digest} is longer than ordered.")
+    growing.write(data)
+
+
+def _room_in_s(error: OSError, backoff: Backoff) -> float:
+    """When to look for room again; a disk that fails otherwise is not waited for."""
+    if error.errno not in _FULL:
+        raise error
+    log.error("spool_full", do="free room on the disk of the agent's folder; the transfer goes on")
+    return backoff.next_s()

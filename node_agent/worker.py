@@ -24,9 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from node_agent.datasets import DataSetSpec
 from node_agent.tasks import registry
+from node_agent.tasks.no_update import NoUpdate
 from privacy.releases import Mechanism, Release
-from protos.content import digest_of, digest_of_file, write_durable
 from protos.errors import FeddpError
+from protos.updates import UpdateDtype
 
 if TYPE_CHECKING:
     from node_agent.tasks.program import Program, Weights
@@ -81,6 +82,7 @@ class Train(BaseModel):
     declared_n: int = Field(ge=1)
     max_grad_norm: float = Field(ge=0, allow_inf_nan=False)
     proximal_mu: float = Field(ge=0, allow_inf_nan=False)
+    update_dtype: UpdateDtype = "float32"
 
 
 class Check(BaseModel):
@@ -98,10 +100,6 @@ class Check(BaseModel):
 _REQUEST: Final[TypeAdapter[Prepare | Check | Train]] = TypeAdapter(Prepare | Check | Train)
 
 
-class NoUpdate(Exception):
-    """There will be no update, for this reason; a sentence for the hospital, without values."""
-
-
 class Worker:
     """Answers requests; holds one job's program, and through it the job's data."""
 
@@ -109,6 +107,7 @@ class Worker:
         self._prepared: Prepare | None = None
         self._program: Program | None = None
         self._shapes: registry.Shapes = {}
+        self._base: tuple[str, Weights] | None = None
         self._attempts: set[str] = set()
         self._rehearsed: dict[int, float] = {}
 
@@ -164,7 +163,7 @@ class Worker:
         if prepared is None or program is None:
             return _refused("NOT_PREPARED", "The worker was not prepared.")
         try:
-            _base_model(request.base_model, request.base_model_digest, self._shapes)
+            self._base = request.base_model_digest, self._take_base(request)
         except NoUpdate as problem:
             return _refused("MODEL_INVALID", f"The round's model cannot be trained: {problem}.")
         try:
@@ -177,6 +176,7 @@ class Worker:
         return {"op": "checked", "rehearsal_s": self._rehearsed[request.steps]}
 
     def _train(self, request: Train) -> Answer:
+        from node_agent.tasks.files import spool_update
         from node_agent.tasks.program import Order
 
         prepared, program = self._prepared, self._program
@@ -193,18 +193,27 @@ class Worker:
             raise NoUpdate("max_grad_norm must be above 0")
         if request.declared_n != prepared.declared_n:
             raise NoUpdate("the declared size differs from the one the worker was prepared with")
-        base = _base_model(request.base_model, request.base_model_digest, self._shapes)
+        base = self._take_base(request)
         order = Order(release, request.declared_n, request.max_grad_norm, request.proximal_mu)
         delta = program.update(base, order)
-        data = _serialized(delta, self._shapes)
-        write_durable(request.out, data)
+        del base
+        digest, size = spool_update(request.out, delta, self._shapes, request.update_dtype)
         log.info("trained", attempt_id=request.attempt_id, round=request.round)
         return {
             "op": "trained",
             "attempt_id": request.attempt_id,
-            "digest": digest_of(data),
-            "bytes": len(data),
+            "digest": digest,
+            "bytes": size,
         }
+
+    def _take_base(self, request: Check | Train) -> "Weights":
+        """The round's model; what a check left is given away, so that it is read once a round."""
+        from node_agent.tasks.files import read_base
+
+        kept, self._base = self._base, None
+        if kept is not None and kept[0] == request.base_model_digest:
+            return kept[1]
+        return read_base(request.base_model, request.base_model_digest, self._shapes)
 
 
 def _program(task: str, config: BaseModel, data_set: DataSetSpec) -> "Program":
@@ -221,41 +230,6 @@ def _program(task: str, config: BaseModel, data_set: DataSetSpec) -> "Program":
 
         return NullProgram(config)
     raise TypeError(task)
-
-
-def _base_model(path: Path, digest: str, shapes: registry.Shapes) -> "Weights":
-    """The round's model, checked against its digest and the task's own model."""
-    import numpy as np
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        if digest_of_file(path) != digest:
-            raise NoUpdate("the base model's bytes do not match its digest")
-        with safe_open(path, framework="np") as file:
-            if set(file.keys()) != set(shapes):
-                raise NoUpdate("the base model's tensors are not the task's")
-            weights = {}
-            for name, shape in shapes.items():
-                view = file.get_slice(name)
-                if view.get_dtype() != "F32" or tuple(view.get_shape()) != shape:
-                    raise NoUpdate(f"tensor {name} of the base model has a wrong type or shape")
-                weights[name] = file.get_tensor(name)
-                if not np.isfinite(weights[name]).all():
-                    raise NoUpdate(f"tensor {name} of the base model is not finite")
-    except (OSError, SafetensorError):
-        raise NoUpdate("the base model cannot be read") from None
-    return weights
-
-
-def _serialized(delta: "Weights", shapes: registry.Shapes) -> bytes:
-    import numpy as np
-    from safetensors.numpy import save
-
-    if {name: value.shape for name, value in delta.items()} != shapes:
-        raise NoUpdate("the update's tensors are not the model's")
-    if not all(np.isfinite(value).all() for value in delta.values()):
-        raise NoUpdate("the update is not finite")
-    return bytes(save({n: np.ascontiguousarray(v, np.float32) for n, v in delta.items()}))
 
 
 def _refused(reason: str, message: str) -> Answer:

@@ -9,10 +9,10 @@ al. 2023 (2203.05481). Costs are integers, rounded up; limits are integers, roun
 has no rounding errors and no order.
 """
 
-import functools
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from typing import Final, Literal, Protocol
 
 from privacy.gaussian_dp import delta_above, epsilon_above, float_above, sqrt_above
@@ -245,7 +245,7 @@ def subsampled_rdp(sample_rate: float, noise_multiplier: float, order: int) -> f
     return (math.exp(log_excess) if log_excess < -40.0 else log_a) / (order - 1)
 
 
-@functools.lru_cache(maxsize=1024)  # 0.7 ms each, and asked for whenever an account is read
+@lru_cache(maxsize=1024)  # 0.7 ms each, and asked for whenever an account is read
 def _gdp_limit(epsilon: float, delta: float) -> int:
     """The most units whose mu the exact curve certifies at (`epsilon`, `delta`)."""
 

@@ -1,6 +1,7 @@
 """All that the round machine may ask for. Each is safe to carry out twice.
 
-`LedgerCommand`s are carried out in the transaction that journals the step; the others after it.
+`LedgerCommand`s are carried out in the transaction that journals the step, and so are, as a rule,
+`InsideCommand`s, which the database alone answers; the others after it.
 """
 
 from dataclasses import dataclass
@@ -75,12 +76,28 @@ class FoldUpdates:
 
 @dataclass(frozen=True, slots=True)
 class PublishModel:
-    """List the round's model, and the job's answer if this was the last round; answered by
+    """List the round's model; answered by ModelPublished."""
+
+    round: int
+    digest: str
+    model_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PublishLast:
+    """List the last round's model, and make and list the job's answer; answered by
     ModelPublished."""
 
     round: int
     digest: str
-    last: bool
+    model_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetUpdates:
+    """Clear the staged updates of a round that is published."""
+
+    round: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +113,15 @@ class EndJob:
 
 
 LedgerCommand = KeepSignature | PostCharge | VoidCharge
+InsideCommand = Survey | ReserveBudgets | PublishModel
 Command = (
     LedgerCommand
-    | Survey
-    | ReserveBudgets
+    | InsideCommand
     | SendOrder
     | NotifyClosed
     | FoldUpdates
-    | PublishModel
+    | PublishLast
+    | ForgetUpdates
     | WriteAnswer
     | EndJob
 )

@@ -1,6 +1,5 @@
-"""Drives the round machine: journals each step with its ledger entries in one transaction, then
-carries out what the step asked for. Everything it keeps in memory can be read again from the
-journal."""
+"""Drives the round machine: takes turns, each one transaction, then carries out what is left to do.
+Everything it keeps in memory can be read again from the journal."""
 
 import asyncio
 import time
@@ -15,16 +14,19 @@ from coordinator.jobspec import Job
 from coordinator.metrics import Metrics
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
-from coordinator.rounds import machine
-from coordinator.rounds.effects import Effects, Reply
+from coordinator.rounds import machine, participation, turn_order
+from coordinator.rounds.answers import Answers
+from coordinator.rounds.effects import Effects
 from coordinator.rounds.live import LiveJob, job_from_json, plan_of, replay
-from coordinator.rounds.phases import Attempt, Ended, Phase, RoundRecord, Selecting, Training
+from coordinator.rounds.phases import Attempt, Ended, RoundRecord, Selecting, Training
+from coordinator.rounds.turn_taker import TurnTaker
+from coordinator.rounds.turns import Input, Taken, Turn
 from coordinator.sessions import Sessions
 from coordinator.store import jobs as job_store
 from coordinator.store import ledger
 from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord
-from protos.errors import FeddpError, NotFound, TooLate, WrongPhase
+from protos.errors import FeddpError, NotFound, TooLate, Unavailable, WrongPhase
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +45,9 @@ class Rounds:
         self._sessions = sessions
         self._effects = effects
         self._metrics = metrics
+        self._turns = TurnTaker(
+            database, Answers(sessions, self.taken), self._keep, self._commit, self._caught_up
+        )
         self._live: dict[str, LiveJob] = {}
         self._attempts: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -109,6 +114,20 @@ class Rounds:
         await self.apply(live, e.CancelRequested(by))
         return live
 
+    async def resume(self, job_id: str, by: str) -> LiveJob:
+        """Take a failed job up again. Raises WrongPhase: JOB_NOT_FAILED."""
+        live = await self.job(job_id)
+        if isinstance(live.phase, Ended):
+            if live.phase.status != "failed":
+                raise WrongPhase(
+                    "JOB_NOT_FAILED",
+                    f"job {job_id} is {live.phase.status}; only a failed job can be resumed",
+                )
+            live = self._live.setdefault(job_id, live)
+            await self.apply(live, e.ResumeRequested(by))
+            log.info("job_resumed_by", job_id=job_id, user=by)
+        return live
+
     async def _load(self, record: JobRecord) -> LiveJob:
         job = job_from_json(record.resolved)
         steps = await self._database.read(
@@ -119,7 +138,7 @@ class Rounds:
         if live.has_ended:
             return live  # read again when it is asked for again; nothing changes any more
         self._live[record.job_id] = live
-        for one in live.rounds():
+        for one in live.attempted():
             self._index(live, one.attempts)
         return live
 
@@ -127,71 +146,42 @@ class Rounds:
         """Jobs that have not ended."""
         return [live for live in self._live.values() if not live.has_ended]
 
-    # Steps
+    # Turns
 
-    async def apply(self, live: LiveJob, event: e.Event) -> None:
-        """Take one step: journal and ledger in one transaction, then the rest.
-
-        A caller that is cancelled does not cut the step in two: memory and journal stay equal.
-        """
-        await asyncio.shield(asyncio.ensure_future(self._apply(live, event)))
-
-    async def _apply(self, live: LiveJob, event: e.Event) -> None:
-        async with live.lock:
-            now_s = time.time()
-            phase, asked = machine.step(live.phase, event, now_s)
-            if phase == live.phase and not asked:
-                return
-            await self._database.write(
-                lambda connection: self._write(connection, live, phase, now_s, event, asked)
+    async def apply(self, live: LiveJob, given: Input) -> None:
+        """Have an input taken and wait until it is journalled. Raises as `TurnTaker.take`."""
+        if self._stopping:
+            raise Unavailable(
+                "DRAINING", "this coordinator is stopping; try again", retry_after_s=1
             )
-            self._commit(live, event, phase, asked)
+        await self._turns.take(live, given)
 
-    async def apply_reply(self, live: LiveJob, reply: Reply) -> None:
-        """Take a step whose event is found out inside the transaction; none if it gives None."""
-        async with live.lock:
-            now_s = time.time()
+    def note(self, live: LiveJob, event: e.Event) -> None:
+        """Have an event taken that nobody waits for."""
+        self._turns.note(live, event)
 
-            def work(connection: Connection) -> tuple[e.Event, Phase, list[c.Command]] | None:
-                event = reply(connection, live)
-                if event is None:
-                    return None
-                phase, asked = machine.step(live.phase, event, now_s)
-                if phase == live.phase and not asked:
-                    return None
-                self._write(connection, live, phase, now_s, event, asked)
-                return event, phase, asked
+    def _caught_up(self, live: LiveJob) -> None:
+        for one in live.rounds()[-1:]:
+            self._index(live, one.attempts)
+        live.announce()
+        self._spawn(live, machine.resume(live.phase))
 
-            done = await self._database.write(work)
-            if done is not None:
-                self._commit(live, *done)
+    def _commit(self, live: LiveJob, turn: Turn) -> None:
+        for kind, number in turn.booked.items():
+            self._metrics.ledger_entries(kind, number)
+        for one in turn.taken:
+            self._tell(live, one)
+        for record in live.rounds()[-1:]:
+            self._index(live, record.attempts)
+        if turn.taken:
+            live.announce()
+        for one in turn.taken:
+            self._spawn(live, one.asked)
+            if _frees_nodes(one):
+                self._look_again(live)
 
-    def _write(
-        self,
-        connection: Connection,
-        live: LiveJob,
-        phase: Phase,
-        now_s: float,
-        event: e.Event,
-        asked: Iterable[c.Command],
-    ) -> None:
-        job_store.append(connection, live.job_id, live.steps, now_s, event)
-        for command in asked:
-            match command:
-                case c.KeepSignature(attempt_id, signature):
-                    ledger.keep_signature(connection, attempt_id, signature)
-                case c.PostCharge(attempt_id, signature):
-                    ledger.resolve(connection, attempt_id, "post", signature)
-                case c.VoidCharge(attempt_id, signature):
-                    ledger.resolve(connection, attempt_id, "void", signature)
-        if isinstance(phase, Ended) and not live.has_ended:
-            job_store.set_status(connection, live.job_id, phase.status)
-
-    def _commit(
-        self, live: LiveJob, event: e.Event, phase: Phase, asked: Sequence[c.Command]
-    ) -> None:
-        before, live.phase = live.phase, phase
-        live.steps += 1
+    def _tell(self, live: LiveJob, taken: Taken) -> None:
+        before, phase = taken.before, taken.phase
         if type(before) is not type(phase):
             log.info(
                 "job_phase",
@@ -203,21 +193,19 @@ class Rounds:
             log.info("job_ended", job_id=live.job_id, status=phase.status, message=phase.message)
         if len(phase.course.done) > len(before.course.done):
             self._count_round(phase.course.done[-1])
-        self._count_entries(event, asked)
-        for one in live.rounds()[-1:]:
-            self._index(live, one.attempts)
-        live.announce()
-        self._spawn(live, [one for one in asked if not isinstance(one, c.LedgerCommand)])
+            for warning in participation.warnings(phase.course):
+                log.warning("hospital_left_out", job_id=live.job_id, detail=warning)
 
-    def _count_entries(self, event: e.Event, asked: Sequence[c.Command]) -> None:
-        if isinstance(event, e.BudgetsReserved):
-            for _ in event.grants:
-                self._metrics.ledger_entry("reserve")
-        for command in asked:
-            if isinstance(command, c.PostCharge):
-                self._metrics.ledger_entry("post")
-            elif isinstance(command, c.VoidCharge):
-                self._metrics.ledger_entry("void")
+    def _look_again(self, ended: LiveJob) -> None:
+        """Nodes are free: jobs that wait for some find out now, not at their next look."""
+        for live in self.running():
+            if live is not ended and live.is_waiting():
+                self._spawn(live, [c.Survey()])
+
+    def taken(self, live: LiveJob, node: str) -> e.Absence | None:
+        """Whether another job has the node now, or goes first for it."""
+        others = [one for one in list(self._live.values()) if one.job_id != live.job_id]
+        return turn_order.taken(live, others, node)
 
     def _count_round(self, done: RoundRecord) -> None:
         self._metrics.round_ended("published")
@@ -253,9 +241,12 @@ class Rounds:
         name, delays_s = type(command).__name__, iter(RETRY_S)
         while True:
             try:
+                if isinstance(command, c.InsideCommand):
+                    await self.apply(live, command)
+                    return
                 reply = await self._effects.run(live, command)
                 if reply is not None:
-                    await self.apply_reply(live, reply)
+                    await self.apply(live, reply)
                 return
             except FeddpError as error:
                 log.warning("command_refused", job_id=live.job_id, command=name, fault=error.reason)
@@ -334,13 +325,31 @@ class Rounds:
         if looking and time.monotonic() - live.surveyed_at_s >= SURVEY_AGAIN_S:
             live.surveyed_at_s = time.monotonic()
             self._spawn(live, [c.Survey()])
-        if not isinstance(phase, Training):
-            return
+        if isinstance(phase, Training):
+            due = self._due(phase, time.time())
+            await asyncio.gather(*(self.apply(live, event) for event in due))
+
+    def _due(self, phase: Training, now_s: float) -> list[e.Event]:
+        """What the passing of time has brought about in a round."""
+        due: list[e.Event] = []
+        quorum = len(phase.round.received) >= phase.course.plan.min_participants
         for attempt in phase.round.opened:
             if not attempt.silent and self._sessions.lost(attempt.node):
-                log.info("node_lost", job_id=live.job_id, node=attempt.node)
-                await self.apply(live, e.NodeWasLost(attempt.node))
+                log.info("node_lost", node=attempt.node, attempt_id=attempt.attempt_id)
+                due.append(e.NodeWasLost(attempt.node))
             elif attempt.silent and self._sessions.connected(attempt.node):
-                await self.apply(live, e.NodeReturned(attempt.node))
-        if time.time() >= phase.deadline_at_s and not phase.deadline_passed:
-            await self.apply(live, e.DeadlinePassed(phase.round.number))
+                due.append(e.NodeReturned(attempt.node))
+            elif (
+                quorum
+                and not attempt.overdue
+                and now_s >= participation.gives_up_at_s(phase, attempt)
+            ):
+                due.append(e.GracePassed(phase.round.number, attempt.node))
+        if now_s >= phase.deadline_at_s and not phase.deadline_passed:
+            due.append(e.DeadlinePassed(phase.round.number))
+        return due
+
+
+def _frees_nodes(one: Taken) -> bool:
+    """Whether nodes that worked for the job may work for another now."""
+    return isinstance(one.before, Training) and not isinstance(one.phase, Training)

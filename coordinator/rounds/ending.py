@@ -5,6 +5,7 @@ from dataclasses import replace
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
 from coordinator.rounds.phases import (
+    Attempt,
     AttemptState,
     Closing,
     Course,
@@ -40,25 +41,39 @@ def end_job(
     return Ended(course, status, message, now_s, "", closed), [*charges, c.EndJob()]
 
 
-def close_open(record: RoundRecord, now_s: float) -> tuple[RoundRecord, list[c.Command]]:
-    """Close what is open: the outcome is unknown, so it is booked as released."""
+def close_open(
+    record: RoundRecord, now_s: float, *, full: bool = False
+) -> tuple[RoundRecord, list[c.Command]]:
+    """Close what is open: the outcome is unknown, so it is booked as released.
+
+    Args:
+        full: the round has as many updates as the job wants.
+    """
     asked: list[c.Command] = []
     for attempt in record.opened:
-        state = AttemptState.LOST if attempt.silent else AttemptState.LATE
+        reason, message = _closed_because(attempt, full=full)
         record = record.with_attempt(
             replace(
                 attempt,
-                state=state,
+                state=AttemptState.LOST if attempt.silent else AttemptState.LATE,
                 ended_at_s=now_s,
-                reason="OFFLINE" if attempt.silent else "DEADLINE",
-                message="was not heard from when the round closed"
-                if attempt.silent
-                else "had not answered when the round closed",
+                reason=reason,
+                message=message,
             )
         )
         asked.append(c.PostCharge(attempt.attempt_id, b""))
         asked.append(c.NotifyClosed(attempt.attempt_id, attempt.node, "post"))
     return record, asked
+
+
+def _closed_because(attempt: Attempt, *, full: bool) -> tuple[str, str]:
+    if attempt.silent:
+        return "OFFLINE", "was not heard from when the round closed"
+    if full:
+        return "NOT_NEEDED", "had not answered when the round had as many updates as it wanted"
+    if attempt.overdue:
+        return "GRACE", "took far longer than it had before, and the round had its quorum"
+    return "DEADLINE", "had not answered when the round closed"
 
 
 def cancel(phase: Phase, event: e.CancelRequested, now_s: float) -> Step:

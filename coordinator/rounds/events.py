@@ -17,6 +17,7 @@ class Offer:
     mechanism: Literal["gaussian", "poisson_gaussian", "no_data", "none"]
     noise_multiplier: float | None
     sample_rate: float
+    local_steps: int = 0  # 0 in journals of 0.1.0: as many as the job says
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class OrderWasRefused:
     reason: str
     message: str
     signature: bytes
+    steps_possible: int = 0  # with STEPS_TOO_MANY: how many fit into the node's deadline
     kind: Literal["OrderWasRefused"] = "OrderWasRefused"
 
 
@@ -138,6 +140,15 @@ class DeadlinePassed:
 
 
 @dataclass(frozen=True, slots=True)
+class GracePassed:
+    """A round with a quorum has waited for this node long enough."""
+
+    round: int
+    node: str
+    kind: Literal["GracePassed"] = "GracePassed"
+
+
+@dataclass(frozen=True, slots=True)
 class UpdatesFolded:
     """The round's model is written.
 
@@ -182,6 +193,14 @@ class CancelRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class ResumeRequested:
+    """A person wants a failed job to go on from its last published model."""
+
+    by: str
+    kind: Literal["ResumeRequested"] = "ResumeRequested"
+
+
+@dataclass(frozen=True, slots=True)
 class CoordinatorRestarted:
     """The coordinator was away: nodes get the whole deadline again to hand in what they have."""
 
@@ -207,10 +226,12 @@ Event = (
     | NodeWasLost
     | NodeReturned
     | DeadlinePassed
+    | GracePassed
     | UpdatesFolded
     | ModelPublished
     | AnswerWritten
     | CancelRequested
+    | ResumeRequested
     | CoordinatorRestarted
     | StepFailed
 )

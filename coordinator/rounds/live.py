@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -10,6 +11,7 @@ from coordinator.jobspec import Job
 from coordinator.rounds import events, machine
 from coordinator.rounds.phases import (
     Attempt,
+    AttemptState,
     Ended,
     Phase,
     Plan,
@@ -19,6 +21,8 @@ from coordinator.rounds.phases import (
     current_round,
 )
 from coordinator.store.jobs import JobRecord
+from privacy.filters import Filter
+from privacy.releases import Release
 from protos.content import digest_of
 from protos.errors import invariant
 
@@ -42,6 +46,9 @@ def plan_of(job: Job) -> Plan:
         rounds_planned=job.rounds_planned,
         deadline_s=job.deadline_s,
         convergence_patience=job.convergence_patience,
+        participants=job.participants,
+        over_selection=job.over_selection,
+        grace_factor=job.grace_factor,
     )
 
 
@@ -63,14 +70,23 @@ def replay(plan: Plan, steps: Iterable[tuple[float, events.Event]]) -> tuple[Pha
 
 @dataclass(slots=True)
 class LiveJob:
-    """A job and its phase. Only the driver changes it, under `lock`."""
+    """A job and its phase. Only the driver changes it.
+
+    Attributes:
+        inbox: what is to be taken in the next turn.
+        has_turn: somebody takes turns until the inbox is empty.
+        unsure: a turn's transaction failed; it may have committed all the same.
+    """
 
     record: JobRecord
     job: Job
     phase: Phase
     steps: int
     surveyed_at_s: float = 0.0
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    inbox: list[Any] = field(default_factory=list)
+    has_turn: bool = False
+    unsure: bool = False
+    _round_costs: dict[str, dict[int, tuple[RoundRecord, int, int]]] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -93,9 +109,13 @@ class LiveJob:
         under_way = current_round(self.phase)
         return [*self.phase.course.done, *([under_way] if under_way else [])]
 
+    def attempted(self) -> list[RoundRecord]:
+        """Every round that ordered anything, those too that were cut off before a resumption."""
+        return [*self.phase.course.abandoned, *self.rounds()]
+
     def attempt(self, attempt_id: str) -> tuple[RoundRecord, Attempt] | None:
         """An attempt of this job and its round."""
-        for record in reversed(self.rounds()):
+        for record in reversed(self.attempted()):
             attempt = record.attempt(attempt_id)
             if attempt is not None:
                 return record, attempt
@@ -103,11 +123,35 @@ class LiveJob:
 
     def last_noise(self, node: str) -> float | None:
         """The noise multiplier of the node's newest attempt."""
-        for record in reversed(self.rounds()):
+        for record in reversed(self.attempted()):
             for attempt in reversed(record.attempts):
                 if attempt.node == node:
                     return attempt.offer.noise_multiplier
         return None
+
+    def steps_possible(self, node: str) -> int:
+        """The fewest steps that the node has said it can do; 0 if it never said so."""
+        said = [
+            attempt.steps_possible
+            for record in self.attempted()
+            for attempt in record.attempts
+            if attempt.node == node and attempt.steps_possible
+        ]
+        return min(said, default=0)
+
+    def spent(self, account: str, filter_: Filter) -> tuple[int, int]:
+        """(filter units, number of releases) that this job has posted or holds in an account.
+
+        The journal and the ledger are written together, so that either can be asked.
+        """
+        units = releases = 0
+        costs = self._round_costs.setdefault(account, {})
+        for place, record in enumerate(self.attempted()):
+            known = costs.get(place)
+            if known is None or known[0] is not record:
+                known = costs[place] = (record, *_cost(record, account, filter_, self.job))
+            units, releases = units + known[1], releases + known[2]
+        return units, releases
 
     def is_waiting(self) -> bool:
         """Whether the job cannot go on by itself and says for whom it waits."""
@@ -123,3 +167,18 @@ class LiveJob:
         """Wake everybody who watches."""
         self.changed.set()
         self.changed = asyncio.Event()
+
+
+def _cost(record: RoundRecord, account: str, filter_: Filter, job: Job) -> tuple[int, int]:
+    made = [
+        attempt.offer
+        for attempt in record.attempts
+        if attempt.offer.account == account and attempt.state is not AttemptState.REFUSED
+    ]
+    return sum(filter_.cost_units(release_of(offer, job)) for offer in made), len(made)
+
+
+def release_of(offer: events.Offer, job: Job) -> Release:
+    """What a node that is ordered by an offer releases."""
+    steps = 0 if offer.mechanism == "no_data" else offer.local_steps or job.local_steps
+    return Release(offer.mechanism, offer.noise_multiplier, offer.sample_rate, steps)

@@ -83,12 +83,14 @@ _TABLE: dict[tuple[type[Phase], type[e.Event]], Handler] = {
     (Training, e.NodeWasLost): training.lost,
     (Training, e.NodeReturned): training.returned,
     (Training, e.DeadlinePassed): training.deadline,
+    (Training, e.GracePassed): training.grace_passed,
     (Training, e.CoordinatorRestarted): training.restarted,
     (Training, e.NodesSurveyed): training.top_up,
     (Training, e.BudgetsReserved): training.topped_up,
     (Aggregating, e.UpdatesFolded): publishing.folded,
     (Publishing, e.ModelPublished): publishing.published,
     (Closing, e.AnswerWritten): publishing.answered,
+    (Ended, e.ResumeRequested): training.resumed,
     **{
         (phase, e.CancelRequested): ending.cancel
         for phase in (Selecting, Reserving, Training, Aggregating, Publishing, Closing)
@@ -101,18 +103,25 @@ _TABLE: dict[tuple[type[Phase], type[e.Event]], Handler] = {
 
 _NODES: frozenset[type[e.Event]] = frozenset({e.NodeReturned, e.NodeWasLost, e.NodesSurveyed})
 _RETRIES: frozenset[type[e.Event]] = frozenset(
-    {e.OrderWasAccepted, e.OrderWasRefused, e.UpdateReceived, e.NoUpdateReceived, e.DeadlinePassed}
+    {
+        e.OrderWasAccepted,
+        e.OrderWasRefused,
+        e.UpdateReceived,
+        e.NoUpdateReceived,
+        e.DeadlinePassed,
+        e.GracePassed,
+    }
 )
 _RESULTS: frozenset[type[e.Event]] = frozenset(
     {e.BudgetsReserved, e.UpdatesFolded, e.ModelPublished, e.AnswerWritten}
 )
-_AGAIN: frozenset[type[e.Event]] = frozenset({e.CoordinatorRestarted})
+_AGAIN: frozenset[type[e.Event]] = frozenset({e.CoordinatorRestarted, e.ResumeRequested})
 
 # Events that may honestly arrive after the phase they were meant for.
 _IGNORED: dict[type[Phase], frozenset[type[e.Event]]] = {
     Selecting: _RETRIES | _AGAIN,
     Reserving: _RETRIES | _NODES | _AGAIN,
-    Training: frozenset(),
+    Training: frozenset({e.ResumeRequested}),
     Aggregating: _RETRIES | _NODES | _AGAIN,
     Publishing: _RETRIES | _NODES | _AGAIN,
     Closing: _RETRIES | _NODES | _AGAIN,

@@ -26,6 +26,8 @@ class Attempt:
     Attributes:
         silent: the node is not heard; its attempt is still open.
         excused: the node came back since, so that this try does not keep it from another one.
+        overdue: with a quorum nobody waits for it any more.
+        steps_possible: with reason STEPS_TOO_MANY, how many fit into the node's deadline.
     """
 
     attempt_id: str
@@ -39,6 +41,8 @@ class Attempt:
     update_bytes: int = 0
     reason: str = ""
     message: str = ""
+    overdue: bool = False
+    steps_possible: int = 0
 
     @property
     def node(self) -> str:
@@ -59,6 +63,9 @@ class Plan:
         attempts_per_round: tries that a node is charged for while it stays connected.
         attempts_per_round_max: tries that it is charged for in all, however often it comes back.
         refused_again_s: a node that refused is asked again after so long, or when it comes back.
+        participants: nodes wanted in a round; 0 for all.
+        over_selection: share of nodes that are ordered above `participants`.
+        grace_factor: see `participation.gives_up_at_s`.
     """
 
     min_participants: int
@@ -68,6 +75,9 @@ class Plan:
     attempts_per_round: int = 2
     attempts_per_round_max: int = 4
     refused_again_s: float = 60.0
+    participants: int = 0
+    over_selection: float = 0.0
+    grace_factor: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +125,7 @@ class Course:
         initial: digest of the model that the first round started from.
         model: digest of the model that the next round starts from.
         settled_rounds: rounds in a row whose drift was below the threshold.
+        abandoned: rounds that were cut off when the job failed, before somebody resumed it.
     """
 
     plan: Plan
@@ -122,6 +133,7 @@ class Course:
     model: str
     done: tuple[RoundRecord, ...] = ()
     settled_rounds: int = 0
+    abandoned: tuple[RoundRecord, ...] = ()
 
     @property
     def next_round(self) -> int:
@@ -133,13 +145,13 @@ class Course:
 class Selecting:
     """Looking for nodes. Leaves when `min_participants` can take part, or never can.
 
-    `offers` says how many could take part when it was last looked; `waiting` who could not.
+    `ready` says who could take part when it was last looked; `waiting` who could not.
     """
 
     course: Course
     since_s: float
     waiting: tuple[Absence, ...] = ()
-    offers: int = 0
+    ready: tuple[str, ...] = ()
     surveyed: bool = False
 
 
@@ -158,7 +170,8 @@ class Training:
     """Nodes work. Leaves when each attempt is resolved or lost, or at the deadline, with quorum.
 
     Below quorum it keeps what it has and waits; `waiting` says for whom. `topping_up` while the
-    ledger is asked for further nodes.
+    ledger is asked for further nodes. `counted_from_s` is the coordinator's last start: nobody is
+    given up for the time that it was away.
     """
 
     course: Course
@@ -167,6 +180,7 @@ class Training:
     deadline_passed: bool = False
     waiting: tuple[Absence, ...] = ()
     topping_up: tuple[Offer, ...] = ()
+    counted_from_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

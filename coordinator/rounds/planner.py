@@ -27,6 +27,8 @@ class NodeFacts:
         job_units: filter units that this job has posted or holds there.
         job_releases: how many releases these are.
         last_noise_multiplier: of this job's newest attempt there; None for none.
+        taken: another job has the node, or goes first for it.
+        steps_possible: local steps that fit into its deadline, as it said; 0 for no bound.
     """
 
     node: str
@@ -38,6 +40,12 @@ class NodeFacts:
     job_units: int
     job_releases: int
     last_noise_multiplier: float | None
+    taken: Absence | None = None
+    steps_possible: int = 0
+
+    def local_steps(self, job: Job) -> int:
+        """Steps of a round there."""
+        return min(job.local_steps, self.steps_possible or job.local_steps)
 
 
 def survey(
@@ -114,6 +122,8 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
             return _absent(facts, "POLICY_INVALID", f"its epsilon_per_job_max: {error.message}")
         if refusal is not None:
             return refusal
+    if facts.taken is not None:  # last, so that nobody waits for a node that could not help
+        return facts.taken
     return Offer(
         facts.node,
         account.account,
@@ -121,6 +131,7 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
         release.mechanism,
         release.noise_multiplier,
         release.sample_rate,
+        facts.local_steps(job),
     )
 
 
@@ -139,14 +150,15 @@ def _release(
     if job.mechanism == "no_data":
         return Release("no_data", None, 1.0, 0)
     if job.mechanism == "none":
-        return Release("none", None, 1.0, job.local_steps)
+        return Release("none", None, 1.0, facts.local_steps(job))
     declared_n = facts.data_set.declared_n
+    local_steps = facts.local_steps(job)
     sample_rate = 1.0
     if account.filter.kind == "rdp" and declared_n >= job.poisson_from_n:
         sample_rate = min(1.0, job.batch_size / declared_n)
     mechanism: Mechanism = "gaussian" if sample_rate == 1.0 else "poisson_gaussian"
     if job.noise_multiplier is not None:
-        return Release(mechanism, job.noise_multiplier, sample_rate, job.local_steps)
+        return Release(mechanism, job.noise_multiplier, sample_rate, local_steps)
     invariant(job.target_epsilon is not None, "a job fixes its epsilon or its noise")
     target = job.target_epsilon or 0.0
     share = make_filter(account.filter.kind, account.filter.order, target, job.delta)
@@ -155,12 +167,12 @@ def _release(
     left_units = share.limit_units - facts.job_units - facts.job_releases * slack_units
     noise = facts.last_noise_multiplier
     if noise is not None and noise >= steward.noise_multiplier_min:
-        same = Release(mechanism, noise, sample_rate, job.local_steps)
+        same = Release(mechanism, noise, sample_rate, local_steps)
         if (share.cost_units(same) + slack_units) * rounds_left <= left_units:
             return same
-    noise = noise_multiplier_for(share, left_units, rounds_left, job.local_steps, sample_rate)
+    noise = noise_multiplier_for(share, left_units, rounds_left, local_steps, sample_rate)
     noise = max(noise, steward.noise_multiplier_min)
-    return Release(mechanism, noise, sample_rate, job.local_steps)
+    return Release(mechanism, noise, sample_rate, local_steps)
 
 
 def _over_budget(

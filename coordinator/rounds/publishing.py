@@ -9,8 +9,11 @@ from coordinator.rounds.phases import Aggregating, Closing, Ended, Publishing, S
 from protos.errors import invariant
 
 
-def publish_command(phase: Publishing) -> c.PublishModel:
-    return c.PublishModel(phase.round.number, phase.round.model, bool(phase.status))
+def publish_command(phase: Publishing) -> c.PublishModel | c.PublishLast:
+    done = phase.round
+    if phase.status:
+        return c.PublishLast(done.number, done.model, done.model_bytes)
+    return c.PublishModel(done.number, done.model, done.model_bytes)
 
 
 def folded(phase: Aggregating, event: e.UpdatesFolded, now_s: float) -> Step:
@@ -40,7 +43,7 @@ def published(phase: Publishing, event: e.ModelPublished, now_s: float) -> Step:
     record = replace(phase.round, published_at_s=now_s)
     course = replace(phase.course, model=record.model, done=(*phase.course.done, record))
     if not phase.status:
-        return Selecting(course, now_s), [c.Survey()]
+        return Selecting(course, now_s), [c.Survey(), c.ForgetUpdates(record.number)]
     invariant(event.answer is not None, "the last round publishes an answer")
     said = {
         "converged": "the model stopped moving",

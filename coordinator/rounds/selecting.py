@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from coordinator.rounds import commands as c
-from coordinator.rounds import ending
+from coordinator.rounds import ending, participation
 from coordinator.rounds import events as e
 from coordinator.rounds.ending import Step
 from coordinator.rounds.phases import Attempt, Course, Reserving, RoundRecord, Selecting, Training
@@ -20,14 +20,15 @@ def survey_again(phase: Selecting, event: e.Event, now_s: float) -> Step:
 def select(phase: Selecting, event: e.NodesSurveyed, now_s: float) -> Step:
     course = phase.course
     if len(event.offers) >= course.plan.min_participants:
-        following = Reserving(course, now_s, event.offers, event.absences)
-        return following, [reserve_command(course, event.offers)]
+        chosen, others = participation.choose(course, event.offers)
+        following = Reserving(course, now_s, chosen, event.absences + others)
+        return following, [reserve_command(course, chosen)]
     if ending.never_again(course, {o.node for o in event.offers}, event.absences):
         return ending.end_job(
             course, "budget_exhausted", ending.exhausted_message(event.absences), now_s
         )
-    offers = len(event.offers)
-    return replace(phase, waiting=event.absences, offers=offers, surveyed=True), []
+    ready = tuple(one.node for one in event.offers)
+    return replace(phase, waiting=event.absences, ready=ready, surveyed=True), []
 
 
 def begin_training(phase: Reserving, event: e.BudgetsReserved, now_s: float) -> Step:

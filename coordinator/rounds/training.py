@@ -11,8 +11,10 @@ from coordinator.rounds.phases import (
     Aggregating,
     Attempt,
     AttemptState,
+    Ended,
     Plan,
     RoundRecord,
+    Selecting,
     Training,
 )
 
@@ -46,6 +48,7 @@ def refused(phase: Training, event: e.OrderWasRefused, now_s: float) -> Step:
         state=AttemptState.REFUSED,
         reason=event.reason,
         message=event.message,
+        steps_possible=event.steps_possible,
     )
     if resolved is None:
         return phase, []
@@ -109,27 +112,76 @@ def deadline(phase: Training, event: e.DeadlinePassed, now_s: float) -> Step:
     return _advance(replace(phase, deadline_passed=True), now_s, [])
 
 
+def grace_passed(phase: Training, event: e.GracePassed, now_s: float) -> Step:
+    record = phase.round
+    if event.round != record.number:
+        return phase, []
+    for attempt in record.opened:
+        if attempt.node == event.node and not attempt.overdue:
+            record = record.with_attempt(replace(attempt, overdue=True))
+    if record is phase.round:
+        return phase, []
+    return _advance(replace(phase, round=record), now_s, [])
+
+
 def restarted(phase: Training, event: e.CoordinatorRestarted, now_s: float) -> Step:
-    deadline_at_s = now_s + phase.course.plan.deadline_s
-    return replace(phase, deadline_at_s=deadline_at_s, deadline_passed=False), []
+    record = phase.round
+    for attempt in record.opened:
+        record = record.with_attempt(replace(attempt, overdue=False))
+    following = replace(
+        phase,
+        round=record,
+        deadline_at_s=now_s + phase.course.plan.deadline_s,
+        deadline_passed=False,
+        counted_from_s=now_s,
+    )
+    return following, []
+
+
+def resumed(phase: Ended, event: e.ResumeRequested, now_s: float) -> Step:
+    """A failed job goes on from its last published model and the updates that it holds; what it
+    has spent stays spent."""
+    if phase.status != "failed":
+        return phase, []
+    course, record = phase.course, phase.unfinished
+    if record is not None and record.received:
+        again = Training(course, record, now_s + course.plan.deadline_s, counted_from_s=now_s)
+        return _advance(again, now_s, [])
+    cut = (record,) if record else ()
+    course = replace(course, abandoned=(*course.abandoned, *cut))
+    return Selecting(course, now_s), [c.Survey()]
 
 
 def _advance(phase: Training, now_s: float, asked: list[c.Command]) -> Step:
     """Leave for Aggregating with quorum and nobody to wait for; look for more nodes below it."""
-    record, need = phase.round, phase.course.plan.min_participants
+    record, plan = phase.round, phase.course.plan
+    need, have = plan.min_participants, len(record.received)
     heard = [a for a in record.opened if not a.silent]
-    if len(record.received) >= need and (not heard or phase.deadline_passed):
-        closed, charges = ending.close_open(record, now_s)
+    awaited = [a for a in heard if not a.overdue]
+    again = _fewer_steps(record)
+    full = 0 < plan.participants <= have
+    if have >= need and (full or phase.deadline_passed or not (awaited or again)):
+        closed, charges = ending.close_open(record, now_s, full=full)
         following = Aggregating(phase.course, replace(closed, trained_at_s=now_s))
         return following, [*asked, *charges, c.FoldUpdates(record.number)]
-    short = len(record.received) + len(heard) < need or phase.deadline_passed
+    short = have + len(heard) < need or phase.deadline_passed
     if not short:
-        return replace(phase, waiting=()), asked
+        surveys: list[c.Command] = [c.Survey()] if again and not phase.topping_up else []
+        return replace(phase, waiting=()), [*asked, *surveys]
     waiting = tuple(
         _why(a) for a in _latest(record).values() if a.state is not AttemptState.RECEIVED
     )
-    surveys: list[c.Command] = [] if phase.topping_up else [c.Survey()]
+    surveys = [] if phase.topping_up else [c.Survey()]
     return replace(phase, waiting=waiting), [*asked, *surveys]
+
+
+def _fewer_steps(record: RoundRecord) -> set[str]:
+    """Nodes that could take part with fewer steps than they were ordered."""
+    return {
+        a.node
+        for a in _latest(record).values()
+        if a.state is AttemptState.REFUSED and a.steps_possible > 0
+    }
 
 
 def _latest(record: RoundRecord) -> dict[str, Attempt]:
@@ -147,14 +199,20 @@ def _why(attempt: Attempt) -> e.Absence:
 
 
 def top_up(phase: Training, event: e.NodesSurveyed, now_s: float) -> Step:
-    """Below quorum: order further nodes, and nodes whose first attempt gave nothing."""
+    """Below quorum: order further nodes, and nodes whose first attempt gave nothing. At any time:
+    order those again that can do fewer steps than they were ordered."""
     record, plan = phase.round, phase.course.plan
     heard = [a for a in record.opened if not a.silent]
-    if phase.topping_up or (
-        len(record.received) + len(heard) >= plan.min_participants and not phase.deadline_passed
-    ):
+    again = _fewer_steps(record)
+    enough = len(record.received) + len(heard) >= plan.min_participants
+    if phase.topping_up or (enough and not phase.deadline_passed and not again):
         return phase, []
     offers = tuple(o for o in event.offers if _may_try(record, o.node, plan, now_s))
+    if enough and not phase.deadline_passed:
+        offers = tuple(o for o in offers if o.node in again)
+        if not offers:
+            # They cannot be ordered now; the round does not wait for them.
+            return _without(phase, again, now_s)
     if offers:
         asked = c.ReserveBudgets(record.number, offers, 0)
         return replace(phase, topping_up=offers), [asked]
@@ -170,6 +228,15 @@ def top_up(phase: Training, event: e.NodesSurveyed, now_s: float) -> Step:
     return replace(phase, waiting=phase.waiting + added), []
 
 
+def _without(phase: Training, nodes: set[str], now_s: float) -> Step:
+    """Go on without the nodes that could only have done fewer steps."""
+    record = phase.round
+    for attempt in _latest(record).values():
+        if attempt.node in nodes:
+            record = record.with_attempt(replace(attempt, steps_possible=0))
+    return _advance(replace(phase, round=record), now_s, [])
+
+
 def _may_try(record: RoundRecord, node: str, plan: Plan, now_s: float) -> bool:
     """Whether a node may be ordered again in this round."""
     tries = [a for a in record.attempts if a.node == node]
@@ -180,6 +247,8 @@ def _may_try(record: RoundRecord, node: str, plan: Plan, now_s: float) -> bool:
     if any(a.reason in NODE_BUDGET_REASONS for a in refused):
         return False
     last = refused[-1] if refused else None
+    if last and last.steps_possible > 0:
+        return True
     if last and not last.excused and now_s - last.ended_at_s < plan.refused_again_s:
         return False
     counted = sum(not a.excused for a in charged)

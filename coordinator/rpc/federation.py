@@ -4,7 +4,8 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import structlog
 from sqlalchemy import Connection
@@ -23,6 +24,7 @@ from coordinator.sessions import NodeSession, Sessions
 from coordinator.store import ledger, people
 from coordinator.store.database import Database
 from privacy.ledger import Statement
+from protos.content import INLINE_BYTES
 from protos.errors import (
     Conflict,
     FeddpError,
@@ -53,6 +55,7 @@ class FederationService(pb_grpc.FederationServicer):
     identities: Identities
     heartbeat_interval_s: int
     draining: bool = False
+    _ledger_keys: dict[str, bytes] = field(default_factory=dict)
 
     # Session
 
@@ -161,10 +164,8 @@ class FederationService(pb_grpc.FederationServicer):
                 live, record, attempt = await self.rounds.find(accepted.attempt_id, node)
                 statement = statement_of(live, record, attempt)
                 await self._check(node, statement, accepted.reserve_signature)
-                await self.rounds.apply(
-                    live,
-                    events.OrderWasAccepted(accepted.attempt_id, accepted.reserve_signature),
-                )
+                event = events.OrderWasAccepted(accepted.attempt_id, accepted.reserve_signature)
+                self.rounds.note(live, event)
             case "order_refused":
                 refused = message.order_refused
                 live, record, attempt = await self.rounds.find(refused.attempt_id, node)
@@ -188,6 +189,7 @@ class FederationService(pb_grpc.FederationServicer):
                         refused.reason[:64],
                         refused.message[:500],
                         refused.void_signature,
+                        refused.steps_possible,
                     ),
                 )
                 self._answer(node, refused.attempt_id, live)
@@ -214,8 +216,12 @@ class FederationService(pb_grpc.FederationServicer):
             self.sessions.send(node, pb.CoordinatorMessage(attempt_closed=closed))
 
     async def _check(self, node: str, statement: Statement, signature: bytes) -> None:
-        record = await self.database.read(lambda connection: people.node(connection, node))
-        ledger.check_signature(record.ledger_public_key, statement, signature)
+        public_key = self._ledger_keys.get(node, b"")
+        if not public_key:
+            record = await self.database.read(lambda connection: people.node(connection, node))
+            # A node keeps its ledger key for ever: joining again asks for the same one.
+            public_key = self._ledger_keys[node] = record.ledger_public_key
+        ledger.check_signature(public_key, statement, signature)
 
     async def _watch_identity(self, session: NodeSession, seen: Peer) -> None:
         """A live stream outlives its certificate: look again, and cut."""
@@ -243,9 +249,11 @@ class FederationService(pb_grpc.FederationServicer):
             return pb.SubmitUpdateResponse()
         if not attempt.is_open:
             raise TooLate("ATTEMPT_CLOSED", f"attempt {attempt.attempt_id} is closed; it is booked")
-        path = self.blobs.update(attempt.attempt_id, request.digest)
         statement = statement_of(live, record, attempt).resolved("post")
         await self._check(node, statement, request.post_signature)
+        if request.data:
+            await self._keep_inline(attempt, request)
+        path = self.blobs.update(attempt.attempt_id, request.digest)
         try:
             await asyncio.to_thread(check_update, live, attempt, path, self.blobs)
         except Malformed as error:
@@ -256,6 +264,16 @@ class FederationService(pb_grpc.FederationServicer):
         )
         await self.rounds.hand_in(live, attempt, event)
         return pb.SubmitUpdateResponse()
+
+    async def _keep_inline(self, attempt: Attempt, request: pb.SubmitUpdateRequest) -> None:
+        if len(request.data) > INLINE_BYTES:
+            raise Malformed(
+                "TOO_LARGE",
+                f"an update of more than {INLINE_BYTES} bytes is uploaded before it is submitted",
+            )
+        await asyncio.to_thread(
+            self.blobs.keep_update, attempt.attempt_id, request.digest, request.data
+        )
 
     async def _refuse_update(
         self, live: LiveJob, attempt: Attempt, request: pb.SubmitUpdateRequest, error: Malformed
@@ -299,8 +317,12 @@ def statement_of(live: LiveJob, record: RoundRecord, attempt: Attempt) -> Statem
     return reserve_statement(live, record.number, events.Grant(attempt.attempt_id, attempt.offer))
 
 
-def check_update(live: LiveJob, attempt: Attempt, path: object, blobs: BlobStore) -> None:
+def check_update(live: LiveJob, attempt: Attempt, path: Path, blobs: BlobStore) -> None:
     """Check an update against the job's model and its public bounds."""
-    shape = aggregation.shape_of(blobs.model(live.phase.course.initial))
-    norm_max = bounds.update_norm_max(round_order(live, shape), attempt.offer)
-    aggregation.check_update(path, shape, norm_max)  # type: ignore[arg-type]
+    model = aggregation.shape_of(blobs.model(live.phase.course.initial))
+    order = round_order(live)
+
+    def norm_max(values: int) -> float:
+        return bounds.update_norm_max(order, attempt.offer, values)
+
+    aggregation.check_update(path, model, live.job.update_dtype, norm_max)

@@ -1,6 +1,7 @@
 """Jobs: what engineers submit, watch and cancel."""
 
 import asyncio
+import contextlib
 import json
 import secrets
 import time
@@ -30,6 +31,7 @@ from protos.feddp.v1 import jobs_pb2 as pb
 from protos.feddp.v1 import jobs_pb2_grpc as pb_grpc
 
 WATCH_REPEAT_S = 5.0
+WATCH_REST_S = 0.3
 SCHEMA_BYTES_MAX = 64 << 10
 
 
@@ -102,10 +104,12 @@ class JobsService(pb_grpc.JobsServicer):
             yield pb.WatchJobResponse(job=await self._view(live))
             if ended:
                 return
-            try:
-                await asyncio.wait_for(changed.wait(), WATCH_REPEAT_S)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_REPEAT_S):
+                    await changed.wait()
+            if not live.has_ended:
+                # A fast job changes many times a second; nobody reads as fast.
+                await asyncio.sleep(WATCH_REST_S)
 
     async def CancelJob(
         self, request: pb.CancelJobRequest, context: Context
@@ -114,6 +118,14 @@ class JobsService(pb_grpc.JobsServicer):
         await self._mine(request.job_id)
         live = await self.rounds.cancel(request.job_id, caller().name)
         return pb.CancelJobResponse(job=await self._view(live))
+
+    async def ResumeJob(
+        self, request: pb.ResumeJobRequest, context: Context
+    ) -> pb.ResumeJobResponse:
+        """See jobs.proto."""
+        await self._mine(request.job_id)
+        live = await self.rounds.resume(request.job_id, caller().name)
+        return pb.ResumeJobResponse(job=await self._view(live))
 
     async def _mine(self, job_id: str) -> LiveJob:
         live = await self.rounds.job(job_id)

@@ -1,31 +1,59 @@
-"""Transfer: bytes of models and updates."""
+"""Transfer: bytes of models and updates.
+
+A call ends by itself after `CALL_S_MAX`, and bytes are held by a bounded number of calls at once:
+the others wait for their turn in order of arrival, and gRPC's flow control holds their senders.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from coordinator.blobs import BlobStore
 from coordinator.metrics import Metrics
 from coordinator.rounds.driver import Rounds
 from coordinator.rounds.live import LiveJob
-from coordinator.rounds.phases import Training
+from coordinator.rounds.phases import AttemptState, Training
 from coordinator.rpc.gate import Context, caller
+from coordinator.rpc.turns import Incoming, Turns
 from coordinator.store import jobs as job_store
 from coordinator.store.database import Database
+from coordinator.uploads import Appending
+from protos import chunks
 from protos.content import CHUNK_BYTES, RANGE_BYTES, is_digest
-from protos.errors import Malformed, NotAllowed, TooLate, Unavailable
+from protos.errors import Malformed, NotAllowed, TooLate
 from protos.feddp.v1 import transfer_pb2 as pb
 from protos.feddp.v1 import transfer_pb2_grpc as pb_grpc
 
 UPDATE_BYTES_SLACK = 64 << 10
 """A safetensors header may differ in its padding and metadata from the model's."""
 
-CALL_S_MAX = 60.0
-"""A peer that neither sends nor reads gives its place to another."""
+CALL_S_MAX = 9.0
+"""A call answers by then with what it has done; a proxy would cut it at 15 s."""
 
-TRANSFERS_MAX = 16
-"""Calls that hold bytes at once; the others wait, and gRPC's flow control holds their senders."""
+STUCK_S = 1.0
+"""After its end a download that nobody reads is cancelled."""
+
+UPLOADS_MAX = 8
+DOWNLOADS_MAX = 8
+"""Calls that hold bytes at once, each some MiB of gRPC's and of ours."""
+
+DISK_THREADS = 4
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Receiving:
+    """One upload call: whose it is, what it announced, and when it must answer."""
+
+    owner: str
+    header: pb.UploadHeader
+    messages: Incoming[pb.UploadRequest]
+    context: Context
 
 
 @dataclass(slots=True)
@@ -37,110 +65,141 @@ class TransferService(pb_grpc.TransferServicer):
     rounds: Rounds
     metrics: Metrics
     model_bytes_max: int
-    slots: asyncio.Semaphore
+    _uploads: Turns = field(default_factory=lambda: Turns(UPLOADS_MAX))
+    _downloads: Turns = field(default_factory=lambda: Turns(DOWNLOADS_MAX))
+    _disk: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(DISK_THREADS, "transfer")
+    )
     _storing: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+
+    # Downloads
 
     async def Download(
         self, request: pb.DownloadRequest, context: Context
     ) -> AsyncIterator[pb.DownloadResponse]:
         """See transfer.proto."""
+        ends_s = _now_s() + CALL_S_MAX
+        await context.send_initial_metadata(())
         await self._may_read(request.digest)
-        length = min(request.length or RANGE_BYTES, RANGE_BYTES)
-        async with self.slots, asyncio.timeout(CALL_S_MAX):
-            pieces = self.blobs.read(request.digest, request.offset, length)
-            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-                self.metrics.transferred("sent", len(piece))
-                yield pb.DownloadResponse(data=piece)
+        zstd = pb.COMPRESSION_ZSTD in request.accepted
+        async with self._downloads.turn(context, ends_s + STUCK_S):
+            descriptor, left = self.blobs.open_model(request.digest, request.offset)
+            try:
+                offset = request.offset
+                end = offset + min(left, request.length or RANGE_BYTES, RANGE_BYTES)
+                while offset < end and _now_s() < ends_s:
+                    length = min(CHUNK_BYTES, end - offset)
+                    data = _read_cached(descriptor, offset, length)
+                    if data is None or zstd and chunks.pays(data):
+                        chunk = await self._in_thread(_read, descriptor, offset, length, zstd)
+                    else:
+                        chunk = chunks.pack(data, zstd=False)
+                    offset += length
+                    self.metrics.transferred("sent", len(chunk.data))
+                    yield pb.DownloadResponse(
+                        data=chunk.data, crc32c=chunk.crc32c, compression=chunk.compression
+                    )
+            finally:
+                os.close(descriptor)
 
     async def _may_read(self, digest: str) -> None:
         who = caller()
         if who.node:
-            allowed = await self._is_ordered(who.node, digest)
+            allowed = self._is_ordered(who.node, digest)
         else:
             models = await self.database.read(job_store.models_of)
             allowed = any(m.digest == digest and m.project == who.project for m in models)
         if not allowed:
             raise NotAllowed("NOT_ALLOWED", f"{who.name} may not read model {digest[:12]}…")
 
-    async def _is_ordered(self, node: str, digest: str) -> bool:
+    def _is_ordered(self, node: str, digest: str) -> bool:
         """Whether the node has an order that starts from this model."""
-        for live in self.rounds.running():
-            phase = live.phase
-            if not isinstance(phase, Training) or phase.course.model != digest:
-                continue
-            # Several jobs may start from the same model; any one of them that ordered it will do.
-            if any(a.node == node for a in phase.round.attempts):
-                return True
-        return False
+        return any(
+            isinstance(live.phase, Training)
+            and live.phase.course.model == digest
+            and any(a.node == node for a in live.phase.round.attempts)
+            for live in self.rounds.running()
+        )
+
+    # Uploads
 
     async def Upload(
         self, request_iterator: AsyncIterator[pb.UploadRequest], context: Context
     ) -> pb.UploadResponse:
         """See transfer.proto."""
-        first = await anext(aiter(request_iterator), None)
+        messages = Incoming(request_iterator, _now_s() + CALL_S_MAX)
+        await context.send_initial_metadata(())
+        first = await messages.next()
         if first is None or not first.HasField("header"):
             raise Malformed("HEADER_EXPECTED", "an upload begins with its header")
         header = first.header
-        owner = await self._owner(header)
-        async with self.slots:
+        owner, received = await self._owner(header)
+        if received:
+            return _answer(header.size, complete=True)
+        # Calls of one upload one after the other: a retry may meet the call that it replaces.
+        async with self._storing.setdefault(owner, asyncio.Lock()):
+            durable, complete = await self._in_thread(self.blobs.received, owner, header.digest)
+            if not complete:
+                receiving = Receiving(owner, header, messages, context)
+                durable, complete = await self._receive(receiving, first)
+        return _answer(durable, complete=complete)
+
+    async def _receive(self, receiving: Receiving, first: pb.UploadRequest) -> tuple[int, bool]:
+        """(durable bytes, whether they are all and right) after the messages of one call."""
+        header, messages = receiving.header, receiving.messages
+        if header.offset > header.size:
+            raise Malformed("OFFSET_MISMATCH", "an upload cannot go on behind its end")
+        async with self._uploads.turn(receiving.context):
+            messages.ahead = True
+            appending = await self._in_thread(
+                self.blobs.begin, receiving.owner, header.digest, header.offset
+            )
             try:
-                async with asyncio.timeout(CALL_S_MAX):
-                    pieces = await self._pieces(first, request_iterator, header)
-            except TimeoutError:
-                raise Unavailable(
-                    "TRANSFER_STALLED", f"no more bytes came within {CALL_S_MAX:.0f} s; go on"
-                ) from None
-            async with self._storing.setdefault(owner, asyncio.Lock()):
-                _, complete = self.blobs.received(owner, header.digest)
-                if not complete:
-                    await asyncio.to_thread(self._store, owner, header, pieces)
-        return self._status(owner, header.digest)
+                left = min(header.size - header.offset, RANGE_BYTES)
+                message: pb.UploadRequest | None = first
+                while message is not None:
+                    left -= await self._in_thread(self._take, appending, message, left)
+                    message = await messages.next()
+                return await self._in_thread(self._keep, appending, receiving)
+            except asyncio.CancelledError:
+                # The sender is gone; what it has sent counts, so that nobody sends it again.
+                await self._in_thread(appending.keep)
+                raise
+            finally:
+                await self._in_thread(appending.close)
 
-    def _store(self, owner: str, header: pb.UploadHeader, pieces: list[bytes]) -> None:
-        durable = self.blobs.stage(owner, header.digest, header.offset, pieces)
-        if durable == header.size:
-            if header.attempt_id:
-                self.blobs.finish_update(owner, header.digest)
-            else:
-                self.blobs.finish_model(owner, header.digest)
+    def _take(self, appending: Appending, message: pb.UploadRequest, left: int) -> int:
+        data = chunks.unpack(message)
+        if len(data) > left:
+            raise Malformed(
+                "TOO_LARGE",
+                f"a call carries at most {RANGE_BYTES} bytes, and an upload no more than it "
+                "announced",
+            )
+        appending.write(data)
+        self.metrics.transferred("received", len(data))
+        return len(data)
 
-    async def _pieces(
-        self,
-        first: pb.UploadRequest,
-        rest: AsyncIterator[pb.UploadRequest],
-        header: pb.UploadHeader,
-    ) -> list[bytes]:
-        """The data of one call: bounded by what was announced and by RANGE_BYTES."""
-        room = min(header.size - header.offset, RANGE_BYTES)
-        pieces: list[bytes] = []
-        message: pb.UploadRequest | None = first
-        while message is not None:
-            room -= len(message.data)
-            if len(message.data) > CHUNK_BYTES or room < 0:
-                raise Malformed(
-                    "TOO_LARGE",
-                    f"a message carries at most {CHUNK_BYTES} bytes, a call {RANGE_BYTES}, and an "
-                    "upload no more than it announced",
-                )
-            if message.data:
-                pieces.append(message.data)
-                self.metrics.transferred("received", len(message.data))
-            message = await anext(aiter(rest), None)
-        return pieces
+    def _keep(self, appending: Appending, receiving: Receiving) -> tuple[int, bool]:
+        durable = appending.keep()
+        complete = durable == receiving.header.size
+        if complete:
+            self.blobs.finish(receiving.owner, receiving.header.digest)
+        return durable, complete
 
     async def UploadStatus(
         self, request: pb.UploadStatusRequest, context: Context
     ) -> pb.UploadResponse:
         """See transfer.proto."""
         header = pb.UploadHeader(attempt_id=request.attempt_id, digest=request.digest)
-        return self._status(await self._owner(header), request.digest)
+        owner, received = await self._owner(header)
+        if received:
+            return _answer(0, complete=True)
+        durable, complete = await self._in_thread(self.blobs.received, owner, request.digest)
+        return _answer(durable, complete=complete)
 
-    def _status(self, owner: str, digest: str) -> pb.UploadResponse:
-        durable, complete = self.blobs.received(owner, digest)
-        return pb.UploadResponse(durable_bytes=durable, complete=complete)
-
-    async def _owner(self, header: pb.UploadHeader) -> str:
-        """Whose upload this is, and whether it may be."""
+    async def _owner(self, header: pb.UploadHeader) -> tuple[str, bool]:
+        """(whose upload this is, whether it was handed in already); raises if it may not be."""
         who = caller()
         if not is_digest(header.digest):
             raise Malformed("DIGEST_INVALID", "a digest is 64 hexadecimal characters, lower case")
@@ -153,13 +212,54 @@ class TransferService(pb_grpc.TransferServicer):
                     f"a model has at most {self.model_bytes_max} bytes here "
                     "(storage.model_bytes_max)",
                 )
-            return f"user.{who.name}"
+            return f"user.{who.name}", False
         live, _, attempt = await self.rounds.find(header.attempt_id, who.node)
-        if not attempt.is_open and attempt.digest != header.digest:
+        if not attempt.is_open:
+            if attempt.state is AttemptState.RECEIVED and attempt.digest == header.digest:
+                # Its bytes may be folded and gone; nobody needs them again.
+                return attempt.attempt_id, True
             raise TooLate("ATTEMPT_CLOSED", f"attempt {attempt.attempt_id} is closed; it is booked")
         if header.size > self._update_bytes_max(live):
             raise Malformed("TOO_LARGE", "the update is larger than the model that it belongs to")
-        return attempt.attempt_id
+        return attempt.attempt_id, False
 
     def _update_bytes_max(self, live: LiveJob) -> int:
         return self.blobs.model(live.phase.course.initial).stat().st_size + UPDATE_BYTES_SLACK
+
+    async def _in_thread(self, work: Callable[..., _T], *args: object) -> _T:
+        """Run in a thread of ours; a caller that is cancelled still waits for its end."""
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._disk, work, *args)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait({future})
+            raise
+
+
+def _read_cached(descriptor: int, offset: int, length: int) -> bytes | None:
+    """Bytes that the kernel has in memory; None if they would have to be waited for.
+
+    A round's model is read by every node, so that nearly all reads are of this kind, and a thread
+    would cost more than the read.
+    """
+    buffer = bytearray(length)
+    try:
+        got = os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)
+    except OSError:
+        return None
+    return bytes(buffer) if got == length else None
+
+
+def _read(descriptor: int, offset: int, length: int, zstd: bool) -> chunks.Chunk:
+    return chunks.pack(os.pread(descriptor, length, offset), zstd=zstd)
+
+
+def _answer(durable: int, *, complete: bool) -> pb.UploadResponse:
+    return pb.UploadResponse(
+        durable_bytes=durable, complete=complete, accepted=chunks.ACCEPTED
+    )
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

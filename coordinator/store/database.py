@@ -54,10 +54,14 @@ class Database:
 
     `write` and `read` give a connection inside a transaction to a plain function; the transaction
     commits when the function returns and rolls back when it raises.
+
+    Attributes:
+        fence: called first in every write transaction; raises if this process may not write.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.fence: Callable[[Connection], None] | None = None
         self._writer = _engine(url, "BEGIN IMMEDIATE")
         self._reader = _engine(url, "BEGIN")
         self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="sql-writer")
@@ -85,6 +89,8 @@ class Database:
     def write_now(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a write transaction on this thread (start-up and command line)."""
         with self._writer.begin() as connection:
+            if self.fence is not None:
+                self.fence(connection)
             return work(connection)
 
     def read_now(self, work: Callable[[Connection], T]) -> T:

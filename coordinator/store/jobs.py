@@ -1,5 +1,6 @@
 """Jobs, their journals and their models."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,10 +99,25 @@ def set_status(connection: Connection, job_id: str, status: str) -> None:
 
 
 def append(connection: Connection, job_id: str, seq: int, at_s: float, event: events.Event) -> None:
-    """Write one step of a job. A `seq` that exists is refused by the primary key, so that two
-    writers can never both go on from the same step."""
+    """Write one step of a job."""
+    append_all(connection, job_id, seq, at_s, [event])
+
+
+def append_all(
+    connection: Connection,
+    job_id: str,
+    first_seq: int,
+    at_s: float,
+    taken: Sequence[events.Event],
+) -> None:
+    """Write steps of a job, in their order. A `seq` that exists is refused by the primary key, so
+    that two writers can never both go on from the same step."""
     connection.execute(
-        journal.insert().values(job_id=job_id, seq=seq, at=at_s, event=events.to_json(event))
+        journal.insert(),
+        [
+            {"job_id": job_id, "seq": seq, "at": at_s, "event": events.to_json(event)}
+            for seq, event in enumerate(taken, first_seq)
+        ],
     )
 
 

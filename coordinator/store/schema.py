@@ -103,6 +103,15 @@ models = Table(
     Column("project", String(63), nullable=False),
 )
 
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("holder", String(255), nullable=False),  # empty when it was given back
+    Column("epoch", BigInteger, nullable=False),  # grows with each change of hands
+    Column("expires_at", Float, nullable=False),
+)
+
 accounts = Table(
     "accounts",
     metadata,

@@ -120,6 +120,22 @@ def cancel(
         output.line(f"job {job_id} is {job.status}; what it has spent stays booked")
 
 
+@app.command()
+def resume(
+    job_id: Id, folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False
+) -> None:
+    """Take a failed job up again, from its last published model and the updates that it holds."""
+    with connect(folder, profile) as client:
+        job = client.resume(job_id)
+    if as_json:
+        output.print_json(output.as_dict(job))
+    else:
+        output.line(
+            f"job {job_id} is {job.status} again, at round {job.round} of {job.rounds_planned}; "
+            f"`feddp job watch {job_id}` follows it"
+        )
+
+
 def _follow(client: "Client", job_id: str, report: Path | None, how: str) -> None:
     from feddp.cli.following import code_of, follow, write_report
 

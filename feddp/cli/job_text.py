@@ -28,7 +28,10 @@ def job_facts(job: Job) -> list[tuple[str, str]]:
         found.append(("message", job.message))
     if job.model_digest:
         found.append(("model", job.model_digest))
+    if job.priority:
+        found.append(("priority", str(job.priority)))
     found += [("waiting for", waiting_text(waiting)) for waiting in job.waiting]
+    found += [("warning", warning) for warning in job.warnings]
     if drift := drift_text(job):
         found.append(("drift", drift))
     return found
@@ -108,6 +111,7 @@ class Changes:
         self._round = 0
         self._done: set[int] = set()
         self._waiting: tuple[str, ...] = ()
+        self._warned: set[str] = set()
         self._status = ""
 
     def of(self, job: Job) -> Iterator[str]:
@@ -123,6 +127,12 @@ class Changes:
         if waiting != self._waiting:
             self._waiting = waiting
             yield f"waiting for {'; '.join(waiting)}" if waiting else "no longer waiting"
+        for warning in job.warnings:
+            # Said once for each hospital; the count in the sentence grows with each round.
+            node = warning.partition(" ")[0]
+            if node not in self._warned:
+                self._warned.add(node)
+                yield f"warning: {warning}"
         if job.status != self._status:
             self._status = job.status
             if job.phase == "ended":

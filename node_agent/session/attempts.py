@@ -1,5 +1,6 @@
 """What the agent machine remembers: frozen values, built again from `state.db` after a restart."""
 
+import math
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
@@ -34,6 +35,7 @@ class Attempt:
         accepted: signature over the reserve statement.
         digest: of the spooled update; empty for none.
         posted: signature over the post statement.
+        due_at_s: when the coordinator stops waiting, by our clock; unknown until it says so.
     """
 
     order: Order
@@ -43,6 +45,7 @@ class Attempt:
     tick_s: float = 0.0
     digest: str = ""
     posted: bytes = b""
+    due_at_s: float = math.inf
 
     @property
     def attempt_id(self) -> str:
@@ -57,13 +60,13 @@ class Agent:
     Attributes:
         attempts: in the order of arrival, which is the order of work.
         welcomed: the coordinator hears us.
-        worker_job: the job whose worker is alive; empty for none.
-        idle_since_s: when the worker was last at work.
+        workers: jobs whose worker is alive, the one that was used last at the end.
+        idle_since_s: when a worker was last at work.
     """
 
     attempts: tuple[Attempt, ...] = ()
     welcomed: bool = False
-    worker_job: str = ""
+    workers: tuple[str, ...] = ()
     idle_since_s: float = 0.0
     stopping: bool = False
 
@@ -80,3 +83,7 @@ class Agent:
         """The state without an attempt."""
         rest = tuple(one for one in self.attempts if one.attempt_id != attempt_id)
         return replace(self, attempts=rest)
+
+    def without_worker(self, job_id: str) -> "Agent":
+        """The state once a job's worker is stopped."""
+        return replace(self, workers=tuple(one for one in self.workers if one != job_id))

@@ -37,6 +37,7 @@ class SendRefused:
     reason: str
     message: str
     signature: bytes
+    steps_possible: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +77,19 @@ class Withdraw:
     order: Order
     reason: str
     message: str
+    steps_possible: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class OpenAndTrain:
-    """Answered by WorkImpossible, or by DataOpened and then TrainingEnded."""
+    """Answered by WorkImpossible, or by DataOpened and then TrainingEnded.
+
+    Attributes:
+        due_at_s: when the coordinator stops waiting, by our clock.
+    """
 
     order: Order
+    due_at_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +130,9 @@ class CloseAttempt:
 
 @dataclass(frozen=True, slots=True)
 class StopWorker:
-    """End the worker, whatever it does."""
+    """End a job's worker, whatever it does."""
+
+    job_id: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import structlog
 
+from node_agent import bandwidth
 from node_agent.admission import Admission, Decision, Refused, Reserved
 from node_agent.launchers.base import Limits, StartWorker
 from node_agent.orders import Order
@@ -69,8 +70,19 @@ class Driver:
         self._parts = parts
         self._clock = clock or steady_clock()
         self._agent = Agent(idle_since_s=self._clock())
-        self._link = Link(parts.channel, parts.address, self._dispatch, self._clock)
-        self._transfers = Transfers(parts.channel, parts.spool, asyncio.sleep)
+        self._transfers = Transfers(
+            parts.channel,
+            parts.spool,
+            asyncio.sleep,
+            bandwidth.Throttle(lambda: parts.steward.rules().policy.transfer),
+        )
+        self._link = Link(
+            parts.channel,
+            parts.address,
+            self._dispatch,
+            self._clock,
+            offer_model=self._transfers.offer,
+        )
         self._training = Training(
             state=parts.state,
             ledger=parts.ledger,
@@ -103,7 +115,7 @@ class Driver:
                 for task in list(self._tasks):
                     task.cancel()
         finally:
-            self._training.stop()
+            self._training.stop_all()
             await self._training.ended()
             await self._parts.ledger.run(self._parts.state.set_note, CONNECTED_NOTE, "")
 
@@ -146,11 +158,11 @@ class Driver:
                 self._spawn(self._judge(order), order.attempt_id)
             case c.FetchModel(order):
                 self._spawn(self._fetch(order), order.attempt_id)
-            case c.Withdraw(order, reason, message):
-                self._spawn(self._withdraw(order, reason, message), order.attempt_id)
-            case c.OpenAndTrain(order):
+            case c.Withdraw(order):
+                self._spawn(self._withdraw(command), order.attempt_id)
+            case c.OpenAndTrain(order, due_at_s):
                 # Not bound to the attempt: a closed attempt's worker is stopped instead.
-                self._spawn(self._training.run(order))
+                self._spawn(self._training.run(order, due_at_s))
             case c.ScheduleOutcome(attempt_id, at_s):
                 self._spawn(self._tick(attempt_id, at_s), attempt_id)
             case c.UploadAndSubmit(attempt_id, digest, signature):
@@ -163,8 +175,8 @@ class Driver:
                         task.cancel()
             case c.CloseAttempt(attempt_id, outcome):
                 self._spawn(self._close(attempt_id, outcome))
-            case c.StopWorker():
-                self._training.stop()
+            case c.StopWorker(job_id):
+                self._training.stop(job_id)
             case c.ForgetModels():
                 self._forget_models()
             case c.ReportConflict(attempt_id):
@@ -225,17 +237,20 @@ class Driver:
         recent = self._recent_models.setdefault(order.job_id, [])
         if order.base_model_digest not in recent[-1:]:
             recent.append(order.base_model_digest)
-        del recent[:-2]
-        await self._sweep_models()
+        if recent[:-2]:
+            del recent[:-2]
+            self._spawn(self._sweep_models())
         self._dispatch(e.ModelReady(order.attempt_id))
 
-    async def _withdraw(self, order: Order, reason: str, message: str) -> None:
+    async def _withdraw(self, command: c.Withdraw) -> None:
+        attempt_id, reason, message = command.order.attempt_id, command.reason, command.message
         signature = await self._parts.ledger.run(
-            self._parts.state.withdraw, order.attempt_id, reason, message
+            self._parts.state.withdraw, attempt_id, reason, message
         )
         if signature is not None:
-            log.warning("order_withdrawn", reason=reason, detail=message, **_fields(order))
-            self._dispatch(e.OrderRefused(order.attempt_id, reason, message, signature))
+            log.warning("order_withdrawn", reason=reason, detail=message, **_fields(command.order))
+            possible = command.steps_possible
+            self._dispatch(e.OrderRefused(attempt_id, reason, message, signature, possible))
 
     async def _tick(self, attempt_id: str, at_s: float) -> None:
         await asyncio.sleep(max(0.0, at_s - self._clock()))
@@ -269,7 +284,7 @@ class Driver:
             await asyncio.to_thread(self._parts.spool.drop_update, row.update_digest)
 
     def _forget_models(self) -> None:
-        jobs = {one.order.job_id for one in self._agent.attempts} | {self._agent.worker_job}
+        jobs = {one.order.job_id for one in self._agent.attempts} | {*self._agent.workers}
         self._recent_models = {
             job_id: kept for job_id, kept in self._recent_models.items() if job_id in jobs
         }
@@ -313,9 +328,13 @@ def _message(
         case c.SendAccepted(attempt_id, signature):
             accepted = pb.OrderAccepted(attempt_id=attempt_id, reserve_signature=signature)
             return pb.AgentMessage(order_accepted=accepted)
-        case c.SendRefused(attempt_id, reason, message, signature):
+        case c.SendRefused(attempt_id, reason, message, signature, steps_possible):
             refused = pb.OrderRefused(
-                attempt_id=attempt_id, reason=reason, message=message, void_signature=signature
+                attempt_id=attempt_id,
+                reason=reason,
+                message=message,
+                void_signature=signature,
+                steps_possible=steps_possible,
             )
             return pb.AgentMessage(order_refused=refused)
         case c.SendNoUpdate(attempt_id, signature):

@@ -97,12 +97,17 @@ class OrderReserved:
 
 @dataclass(frozen=True, slots=True)
 class OrderRefused:
-    """The node refuses for ever; the refusal is durable."""
+    """The node refuses for ever; the refusal is durable.
+
+    Attributes:
+        steps_possible: with STEPS_TOO_MANY, how many fit into the deadline.
+    """
 
     attempt_id: str
     reason: str
     message: str
     signature: bytes
+    steps_possible: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +127,12 @@ class ModelReady:
 
 @dataclass(frozen=True, slots=True)
 class WorkImpossible:
-    """No model or no worker: the data was not opened and will not be."""
+    """No model, no worker or no time: the data was not opened and will not be."""
 
     attempt_id: str
     reason: str
     message: str
+    steps_possible: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ class Link:
         dispatch: takes events.
         clock: seconds.
         sleep: waits so many seconds.
+        offer_model: takes the digest and the bytes of a small model that came with an order.
 
     Attributes:
         outbox: of the open stream; None while there is none.
@@ -60,6 +61,7 @@ class Link:
         dispatch: Callable[[e.Event], None],
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        offer_model: Callable[[str, bytes], None] = lambda _digest, _data: None,
     ) -> None:
         self.outbox: Outbox | None = None
         self.heartbeat_s = HEARTBEAT_UNKNOWN_S
@@ -69,6 +71,7 @@ class Link:
         self._dispatch = dispatch
         self._clock = clock
         self._sleep = sleep
+        self._offer_model = offer_model
         self._backoff = Backoff()
         self._enough = asyncio.Event()
         self._complained: tuple[str, float] = ("", 0.0)
@@ -145,6 +148,8 @@ class Link:
                 self.heartbeat_s = min(HEARTBEAT_S, max(0.2, interval_s / 2))
                 self._dispatch(e.WelcomeReceived(tuple(map(_closed, message.welcome.closed))))
             case "work_order":
+                order = message.work_order
+                self._offer_model(order.base_model_digest, order.base_model)
                 self._dispatch(_order(message.work_order))
             case "attempt_closed":
                 attempt_id, outcome = _closed(message.attempt_closed)

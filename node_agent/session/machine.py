@@ -19,6 +19,10 @@ from protos.errors import InvariantBroken, invariant
 WORKER_IDLE_S: Final = 600.0
 """A worker is kept this long between rounds; longer waits pay for starting it again."""
 
+WORKERS_MAX: Final = 2
+"""Workers that are alive at once, so that two jobs whose rounds alternate need not start theirs
+for each round; only one of them is at work."""
+
 
 Step = tuple[Agent, list[c.Command]]
 
@@ -101,8 +105,9 @@ def _welcome(agent: Agent, event: e.WelcomeReceived, now_s: float) -> Step:
 def _heartbeat(agent: Agent, event: e.HeartbeatDue, now_s: float) -> Step:
     asked: list[c.Command] = [c.SendHeartbeat()] if agent.welcomed else []
     busy = any(one.phase in AT_WORK for one in agent.attempts)
-    if agent.worker_job and not busy and now_s - agent.idle_since_s >= WORKER_IDLE_S:
-        return replace(agent, worker_job=""), [*asked, c.StopWorker(), c.ForgetModels()]
+    if agent.workers and not busy and now_s - agent.idle_since_s >= WORKER_IDLE_S:
+        stopped = [c.StopWorker(job_id) for job_id in agent.workers]
+        return replace(agent, workers=()), [*asked, *stopped, c.ForgetModels()]
     return agent, asked
 
 
@@ -111,7 +116,8 @@ def _reconnect(agent: Agent, event: e.Event, now_s: float) -> Step:
 
 
 def _stop(agent: Agent, event: e.StopRequested, now_s: float) -> Step:
-    return replace(agent, stopping=True, worker_job=""), [c.StopWorker()]
+    stopped: list[c.Command] = [c.StopWorker(job_id) for job_id in agent.workers]
+    return replace(agent, stopping=True, workers=()), stopped
 
 
 # Orders
@@ -122,11 +128,13 @@ def _order(agent: Agent, event: e.OrderReceived, now_s: float) -> Step:
     if agent.stopping:
         return agent, []
     attempt = agent.find(order.attempt_id)
+    due_at_s = now_s + order.deadline_s if order.deadline_s else math.inf
     if attempt is None:
-        added = Attempt(order, Phase.JUDGING)
+        added = Attempt(order, Phase.JUDGING, due_at_s=due_at_s)
         return replace(agent, attempts=(*agent.attempts, added)), [c.JudgeOrder(order)]
     if attempt.order != order:
         return agent, [c.ReportConflict(order.attempt_id)]
+    agent = agent.having(replace(attempt, due_at_s=due_at_s))
     if attempt.phase in (Phase.SUBMITTING, Phase.TELLING):
         return agent, _tell(agent, attempt)
     if attempt.phase in (Phase.JUDGING, Phase.WITHDRAWING):
@@ -150,7 +158,15 @@ def _reserved(agent: Agent, attempt: Attempt, event: e.OrderReserved, now_s: flo
 def _refused(agent: Agent, attempt: Attempt, event: e.OrderRefused, now_s: float) -> Step:
     said: list[c.Command] = []
     if agent.welcomed:
-        said.append(c.SendRefused(attempt.attempt_id, event.reason, event.message, event.signature))
+        said.append(
+            c.SendRefused(
+                attempt.attempt_id,
+                event.reason,
+                event.message,
+                event.signature,
+                event.steps_possible,
+            )
+        )
     return agent.without(attempt.attempt_id), said
 
 
@@ -173,7 +189,8 @@ def _impossible(agent: Agent, attempt: Attempt, event: e.WorkImpossible, now_s: 
         # It was us who stopped the worker; the reservation goes on after the restart.
         return agent, []
     agent = agent.having(replace(attempt, phase=Phase.WITHDRAWING))
-    return _work(agent, [c.Withdraw(attempt.order, event.reason, event.message)], now_s)
+    withdraw = c.Withdraw(attempt.order, event.reason, event.message, event.steps_possible)
+    return _work(agent, [withdraw], now_s)
 
 
 def _opened(agent: Agent, attempt: Attempt, event: e.DataOpened, now_s: float) -> Step:
@@ -214,9 +231,9 @@ def _job_ended(agent: Agent, event: e.JobEndedReceived, now_s: float) -> Step:
         if attempt.order.job_id == event.job_id:
             agent, more = _close(agent, attempt.attempt_id, "post")
             asked += more
-    if agent.worker_job == event.job_id:
-        agent = replace(agent, worker_job="")
-        asked.append(c.StopWorker())
+    if event.job_id in agent.workers:
+        agent = agent.without_worker(event.job_id)
+        asked.append(c.StopWorker(event.job_id))
     return _work(agent, [*asked, c.ForgetModels()], now_s)
 
 
@@ -227,8 +244,8 @@ def _close(agent: Agent, attempt_id: str, outcome: e.Outcome) -> Step:
         return agent, asked
     asked.append(c.Abandon(attempt_id))
     if attempt.phase in (Phase.PREPARING, Phase.TRAINING):
-        agent = replace(agent, worker_job="")
-        asked.append(c.StopWorker())
+        agent = agent.without_worker(attempt.order.job_id)
+        asked.append(c.StopWorker(attempt.order.job_id))
     return agent.without(attempt_id), asked
 
 
@@ -247,17 +264,21 @@ def _tell(agent: Agent, attempt: Attempt) -> list[c.Command]:
 
 
 def _work(agent: Agent, asked: list[c.Command], now_s: float) -> Step:
-    """Begin the oldest attempt that is ready, if nothing is at work."""
+    """Begin an attempt that is ready, if nothing is at work: of those of the highest priority the
+    one that came first."""
     if agent.stopping or any(one.phase in AT_WORK for one in agent.attempts):
         return agent, asked
-    chosen = next((one for one in agent.attempts if one.phase is Phase.READY), None)
-    if chosen is None:
+    ready = [one for one in agent.attempts if one.phase is Phase.READY]
+    if not ready:
         return agent, asked
-    if agent.worker_job not in ("", chosen.order.job_id):
-        asked = [*asked, c.StopWorker()]
+    chosen = max(ready, key=lambda one: one.order.priority)
+    kept = agent.without_worker(chosen.order.job_id).workers
+    over = kept[: max(0, len(kept) + 1 - WORKERS_MAX)]
+    asked = [*asked, *(c.StopWorker(job_id) for job_id in over)]
     agent = agent.having(replace(chosen, phase=Phase.PREPARING))
-    agent = replace(agent, worker_job=chosen.order.job_id, idle_since_s=now_s)
-    return agent, [*asked, c.OpenAndTrain(chosen.order)]
+    workers = (*kept[len(over) :], chosen.order.job_id)
+    agent = replace(agent, workers=workers, idle_since_s=now_s)
+    return agent, [*asked, c.OpenAndTrain(chosen.order, chosen.due_at_s)]
 
 
 _GENERAL: Final[dict[type, Callable[[Agent, Any, float], Step]]] = {

@@ -31,6 +31,9 @@ a hospital that holds more records than its steward declared."""
 TRAINING_SHARE: Final = 0.9
 """Of the time to the outcome; the rest is for booking it."""
 
+DEADLINE_SHARE: Final = 0.8
+"""Of the time to the round's deadline; the rest is for handing the update in."""
+
 
 def outcome_after_s(tick_s: float, rehearsal_s: float) -> float:
     """When the outcome leaves, counted from the opening: fixed before the data is opened.
@@ -42,17 +45,32 @@ def outcome_after_s(tick_s: float, rehearsal_s: float) -> float:
     return tick_s * max(1, math.ceil(REHEARSALS * rehearsal_s / tick_s))
 
 
+def steps_that_fit(tick_s: float, rehearsal_s: float, steps: int, available_s: float) -> int:
+    """How many of `steps` leave an outcome within `available_s`, if `steps` took `rehearsal_s`.
+
+    Found before the data is opened, on made-up records of the declared size: a number that
+    followed from the data would tell something of it.
+    """
+    if tick_s <= 0 or outcome_after_s(tick_s, rehearsal_s) <= available_s:
+        return steps
+    if rehearsal_s <= 0:
+        return 0
+    whole_s = tick_s * math.floor(available_s / tick_s)
+    return max(0, min(steps, math.floor(steps * whole_s / (REHEARSALS * rehearsal_s))))
+
+
 class Impossible(Exception):
     """The data was not opened. May be told to the coordinator."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, steps_possible: int = 0) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
+        self.steps_possible = steps_possible
 
 
 class Training:
-    """Runs attempts in a worker that is kept for the next round of its job.
+    """Runs attempts, each in its job's worker, which is kept for the job's next round.
 
     Args:
         dispatch: takes the events that answer `OpenAndTrain`.
@@ -85,11 +103,10 @@ class Training:
         self._wanted = wanted
         self._clock = clock
         self._turn = asyncio.Lock()
-        self._worker: Worker | None = None
-        self._prepared: dict[str, Any] = {}
+        self._workers: dict[str, tuple[Worker, dict[str, Any]]] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
-    async def run(self, order: Order) -> None:
+    async def run(self, order: Order, due_at_s: float) -> None:
         """Work at one attempt; ends in one of the events that `OpenAndTrain` names."""
         async with self._turn:
             if not self._wanted(order.attempt_id):
@@ -100,24 +117,34 @@ class Training:
                     raise Impossible(terms.reason, terms.message)
                 worker = await self._ready_worker(order, terms.data_set)
                 rehearsal_s = await self._check_model(worker, order)
+                self._check_time(order, terms.tick_s, rehearsal_s, due_at_s - self._clock())
             except Impossible as error:
-                self._dispatch(e.WorkImpossible(order.attempt_id, error.reason, error.message))
+                self._dispatch(
+                    e.WorkImpossible(
+                        order.attempt_id, error.reason, error.message, error.steps_possible
+                    )
+                )
                 return
             outcome_s = outcome_after_s(terms.tick_s, rehearsal_s)
             at_s = self._clock()
             if not await self._ledger.run(self._state.open, order.attempt_id, at_s, outcome_s):
-                self.stop()
+                self.stop(order.job_id)
                 return
             self._dispatch(e.DataOpened(order.attempt_id, at_s, outcome_s))
             await self._end(order, await self._train(worker, order, outcome_s))
 
-    def stop(self) -> None:
-        """End the worker, whatever it does; the next attempt gets a new one."""
-        worker, self._worker, self._prepared = self._worker, None, {}
-        if worker is not None:
+    def stop(self, job_id: str) -> None:
+        """End a job's worker, whatever it does; the job's next attempt gets a new one."""
+        if job_id in self._workers:
+            worker, _ = self._workers.pop(job_id)
             task = asyncio.get_running_loop().create_task(worker.stop())
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
+
+    def stop_all(self) -> None:
+        """End every worker."""
+        for job_id in list(self._workers):
+            self.stop(job_id)
 
     async def ended(self) -> None:
         """Wait until every stopped worker is gone."""
@@ -133,26 +160,25 @@ class Training:
             "data_set": data_set.model_dump(mode="json"),
             "declared_n": order.declared_n,
         }
-        if self._worker is not None and self._prepared == wanted:
-            return self._worker
-        self.stop()
+        worker, prepared = self._workers.get(order.job_id, (None, {}))
+        if worker is not None and prepared == wanted:
+            return worker
+        self.stop(order.job_id)
         for _ in range(STARTS_MAX):
             if not self._wanted(order.attempt_id):
                 break
             try:
                 log_path = self._logs / f"worker-{order.job_id}.log"
-                self._worker = worker = await self._start_worker(
-                    order.job_id, log_path, self._limits
-                )
+                worker = await self._start_worker(order.job_id, log_path, self._limits)
+                self._workers[order.job_id] = (worker, wanted)
                 answer = await worker.request(wanted)
             except (WorkerDied, OSError) as error:
                 log.error("worker_failed", job_id=order.job_id, detail=str(error))
-                self.stop()
+                self.stop(order.job_id)
                 continue
             if answer.get("op") == "prepared":
-                self._prepared = wanted
                 return worker
-            self.stop()
+            self.stop(order.job_id)
             raise Impossible(
                 str(answer.get("reason", "WORKER_FAILED")),
                 str(answer.get("message", "The worker gave no reason.")),
@@ -174,7 +200,7 @@ class Training:
             answer = await worker.request(request)
         except (WorkerDied, OSError) as error:
             log.error("worker_failed", job_id=order.job_id, detail=str(error))
-            self.stop()
+            self.stop(order.job_id)
             raise Impossible(
                 "WORKER_FAILED", "The node's worker ended before it began; its log says why."
             ) from None
@@ -208,6 +234,7 @@ class Training:
             "declared_n": order.declared_n,
             "max_grad_norm": order.max_grad_norm,
             "proximal_mu": order.proximal_mu,
+            "update_dtype": order.update_dtype,
         }
         fields = {"job_id": order.job_id, "round": order.round, "attempt_id": order.attempt_id}
         try:
@@ -223,13 +250,34 @@ class Training:
             log.error("update_unreadable", **fields)
         except TimeoutError:
             log.error("training_too_long", limit_s=limit_s, **fields)
-            if self._worker is worker:
-                self.stop()
+            self._stop_this(order.job_id, worker)
         except (WorkerDied, OSError) as error:
             log.error("worker_failed", detail=str(error), **fields)
-            if self._worker is worker:
-                self.stop()
+            self._stop_this(order.job_id, worker)
         return ""
+
+    def _stop_this(self, job_id: str, worker: Worker) -> None:
+        """End a worker, unless another one has taken its place."""
+        if self._workers.get(job_id, (None,))[0] is worker:
+            self.stop(job_id)
+
+    def _check_time(
+        self, order: Order, tick_s: float, rehearsal_s: float, until_due_s: float
+    ) -> None:
+        steps = order.release.steps
+        possible = steps_that_fit(tick_s, rehearsal_s, steps, until_due_s * DEADLINE_SHARE)
+        if possible >= steps:
+            return
+        if possible == 0:
+            raise Impossible(
+                "TOO_SLOW", "Not one local step fits into the round's deadline on this node."
+            )
+        raise Impossible(
+            "STEPS_TOO_MANY",
+            f"{possible} of {steps} local steps fit into the round's deadline on this node, as "
+            "measured on made-up records of the declared size.",
+            possible,
+        )
 
     async def _end(self, order: Order, digest: str) -> None:
         attempt_id = order.attempt_id

@@ -37,5 +37,9 @@ class Program(Protocol):
         ...
 
     def update(self, base: Weights, order: Order) -> Weights:
-        """Trained weights minus `base`, same names and shapes, float32; opens data at need."""
+        """Trained weights minus `base`, float32; opens data at need.
+
+        Of the tensors that it trains alone: the others are left out and do not travel. Which they
+        are follows from the configuration, never from data.
+        """
         ...

@@ -24,7 +24,16 @@ NULL: Final = "null"
 
 Shapes = dict[str, tuple[int, ...]]
 
-_WORKER = ("node_agent/worker.py", "node_agent/tasks/program.py", "node_agent/tasks/registry.py")
+_WORKER = (
+    "node_agent/worker.py",
+    "node_agent/tasks/files.py",
+    "node_agent/tasks/no_update.py",
+    "node_agent/tasks/program.py",
+    "node_agent/tasks/registry.py",
+    "protos/encoding.py",
+    "protos/tensors.py",
+    "protos/updates.py",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,40 @@
-"""Averaging, checking and storing models and updates."""
+"""Averaging and checking models and updates."""
 
+import itertools
+import subprocess
+import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from coordinator import aggregation
 from coordinator.blobs import BlobStore
-from coordinator.rounds import bounds, convergence
+from coordinator.config import CoordinatorConfig
+from coordinator.jobspec import parse_job
+from coordinator.rounds import effects
 from coordinator.rounds.events import Offer
+from coordinator.rounds.live import LiveJob, plan_of
+from coordinator.rounds.phases import Aggregating, Attempt, AttemptState, Course, RoundRecord
+from coordinator.store.jobs import JobRecord
+from coordinator.tiles import FILES_OPEN_MAX
 from protos.content import digest_of
-from protos.errors import Malformed, NotFound
+from protos.encoding import write_update
+from protos.errors import Malformed
+from protos.updates import BLOCK_VALUES, UPDATE_DTYPES, UpdateDtype
 
 
 def save(path: Path, **tensors: object) -> Path:
     save_file({name: np.asarray(v, dtype=np.float32) for name, v in tensors.items()}, path)
     return path
+
+
+def norm_10(_values: int) -> float:
+    return 10.0
 
 
 @pytest.fixture
@@ -45,8 +63,9 @@ def test_mean_of_models_is_plain(tmp_path: Path, base: Path) -> None:
     ("tensors", "said"),
     [
         ({"w": [[1.0, 2.0, 3.0]], "b": [0.0]}, "not those of the model"),
-        ({"w": [[1.0, 2.0]]}, "not those of the model"),
         ({"w": [[1.0, 2.0]], "b": [0.0], "x": [0.0]}, "not those of the model"),
+        ({"x": [0.0]}, "not those of the model"),
+        ({}, "not those of the model"),
         ({"w": [[float("nan"), 0.0]], "b": [0.0]}, "not finite"),
         ({"w": [[float("inf"), 0.0]], "b": [0.0]}, "not finite"),
         ({"w": [[100.0, 0.0]], "b": [0.0]}, "larger than"),
@@ -58,7 +77,7 @@ def test_a_wrong_update_is_refused_before_it_counts(
     """Shape, names, finite values and norm are checked; the message holds no value."""
     update = save(tmp_path / "u", **tensors)
     with pytest.raises(Malformed, match=said) as caught:
-        aggregation.check_update(update, aggregation.shape_of(base), 10.0)
+        aggregation.check_update(update, aggregation.shape_of(base), "float32", norm_10)
     assert caught.value.reason == "UPDATE_INVALID"
     assert "100" not in caught.value.message
 
@@ -68,14 +87,157 @@ def test_bytes_that_are_no_model_are_refused(tmp_path: Path, base: Path, data: b
     """Nothing received is interpreted as anything but tensors."""
     (tmp_path / "u").write_bytes(data)
     with pytest.raises(Malformed):
-        aggregation.check_update(tmp_path / "u", aggregation.shape_of(base), 10.0)
+        aggregation.check_update(tmp_path / "u", aggregation.shape_of(base), "float32", norm_10)
+
+
+def test_a_header_much_longer_than_the_models_is_not_parsed(tmp_path: Path, base: Path) -> None:
+    """What a node can make the coordinator hold follows from the model."""
+    update = {"w": np.zeros((1, 2), np.float32), "b": np.zeros(1, np.float32)}
+    for count, said in ((60_000, None), (70_000, "header")):
+        save_file(update, tmp_path / "u", {"note": "x" * count})
+        with pytest.raises(Malformed, match=said) if said else nullcontext():
+            aggregation.check_update(tmp_path / "u", aggregation.shape_of(base), "float32", norm_10)
 
 
 def test_other_precisions_are_refused(tmp_path: Path, base: Path) -> None:
     """float64 tensors of the right shape are not what was ordered."""
     save_file({"w": np.zeros((1, 2)), "b": np.zeros(1)}, tmp_path / "u")
     with pytest.raises(Malformed, match="F64"):
-        aggregation.check_update(tmp_path / "u", aggregation.shape_of(base), 10.0)
+        aggregation.check_update(tmp_path / "u", aggregation.shape_of(base), "float32", norm_10)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_another_form_than_ordered_is_refused(
+    tmp_path: Path, base: Path, dtype: UpdateDtype
+) -> None:
+    """Each form is taken where it was ordered and nowhere else."""
+    deltas = {"w": np.float32([[1.0, 2.0]]), "b": np.float32([0.5])}
+    write_update(tmp_path / "u", deltas, dtype)
+    model = aggregation.shape_of(base)
+    aggregation.check_update(tmp_path / "u", model, dtype, norm_10)
+    for other in UPDATE_DTYPES:
+        if other != dtype:
+            with pytest.raises(Malformed) as caught:
+                aggregation.check_update(tmp_path / "u", model, other, norm_10)
+            assert caught.value.reason == "UPDATE_INVALID"
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf, 100.0])
+def test_scales_count_like_values(tmp_path: Path, base: Path, scale: float) -> None:
+    """An int8 update can be infinite or too large by its scales alone."""
+    update = {
+        "b.scale": np.float32([scale]),
+        "b": np.int8([1]),
+    }
+    save_file(update, tmp_path / "u")
+    said = "larger than" if scale == 100.0 else "not finite"
+    with pytest.raises(Malformed, match=said):
+        aggregation.check_update(tmp_path / "u", aggregation.shape_of(base), "int8", norm_10)
+
+
+def test_an_update_may_hold_the_trained_tensors_alone(tmp_path: Path, base: Path) -> None:
+    """What is left out is zero with the node's full weight: no node gets more than its share."""
+    one = save(tmp_path / "1", b=[8.0])
+    two = save(tmp_path / "2", w=[[4.0, 0.0]])
+    asked: list[int] = []
+    for update in (one, two):
+        aggregation.check_update(
+            update, aggregation.shape_of(base), "float32", lambda n: asked.append(n) or 10.0
+        )
+    assert asked == [1, 2]
+    folded = aggregation.fold(base, [one, two], [1.0, 3.0], tmp_path / "out")
+    model = load_file(tmp_path / "out")
+    np.testing.assert_array_equal(model["w"], [[4.0, 2.0]])
+    np.testing.assert_array_equal(model["b"], [5.0])
+    assert folded.update_values == (1, 2)
+
+
+def large(path: Path, seed: int, spread: int = 12) -> Path:
+    """A model of 150,001 values in three tensors, over many orders of magnitude."""
+    draw = np.random.default_rng(seed)
+
+    def values(*shape: int) -> object:
+        return draw.standard_normal(shape) * 10.0 ** draw.integers(-spread, spread, shape)
+
+    return save(path, w=values(300, 499), b=values(301), c=values(1, 100, 2))
+
+
+@pytest.mark.parametrize("dtype", UPDATE_DTYPES)
+@pytest.mark.parametrize("count", [3, FILES_OPEN_MAX + 1])
+def test_a_fold_is_the_float64_mean_of_what_was_sent(
+    tmp_path: Path, dtype: UpdateDtype, count: int
+) -> None:
+    """Mixed magnitudes, many tiles, more files than are kept open: within the stated bound."""
+    base = large(tmp_path / "base", 0)
+    weights = [float(n + 1) for n in range(count)]
+    expected = {n: v.astype(np.float64) for n, v in load_file(base).items()}
+    sizes = {n: np.abs(v) for n, v in expected.items()}
+    updates = []
+    for number, weight in enumerate(weights):
+        source = load_file(large(tmp_path / "source", number % 5 + 1))
+        updates.append(tmp_path / f"{number}")
+        write_update(updates[-1], source, dtype)
+        for name, sent in as_sent(updates[-1], source, dtype).items():
+            expected[name] = expected[name] + sent * (weight / sum(weights))
+            sizes[name] = sizes[name] + np.abs(sent) * (weight / sum(weights))
+    folded = aggregation.fold(base, updates, weights, tmp_path / "out", dtype)
+    after, before = load_file(tmp_path / "out"), load_file(base)
+    for name, exact in expected.items():
+        error = np.abs(after[name].astype(np.float64) - exact)
+        # Both sums have the stated error, and one is rounded to float32.
+        bound = 2 * (count + 1) * 2.0**-52 * sizes[name] + np.abs(exact) * 2.0**-24
+        assert (error <= bound).all()
+    flat = np.concatenate([after[n].ravel() for n in after]).astype(np.float64)
+    start = np.concatenate([before[n].ravel() for n in after]).astype(np.float64)
+    assert folded.norm == pytest.approx(np.linalg.norm(flat), rel=1e-4)
+    assert folded.moved == pytest.approx(np.linalg.norm(flat - start), rel=1e-4)
+    assert aggregation.distance(base, tmp_path / "out") == (folded.moved, folded.norm)
+
+
+def as_sent(path: Path, source: dict[str, Any], dtype: UpdateDtype) -> dict[str, Any]:
+    """The float64 values of an update's file, decoded by other means than the coordinator's."""
+    if dtype == "bfloat16":
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name).double().numpy() for name in file.keys()}  # noqa: SIM118
+    sent = load_file(path)
+    if dtype == "float32":
+        return {name: sent[name].astype(np.float64) for name in source}
+    found = {}
+    for name, values in source.items():
+        scales = np.repeat(sent[f"{name}.scale"], BLOCK_VALUES)[: values.size]
+        # The product of an int8 and its scale is rounded to float32 when it is decoded.
+        found[name] = (sent[name].ravel() * scales).astype(np.float64).reshape(values.shape)
+    return found
+
+
+def test_the_norm_is_checked_to_a_part_in_four_thousand(tmp_path: Path) -> None:
+    """What is just within the bound passes, and what is a thousandth above does not."""
+    update = large(tmp_path / "u", 1, spread=2)
+    norm = float(
+        np.linalg.norm([np.linalg.norm(v.astype(float)) for v in load_file(update).values()])
+    )
+    model = aggregation.shape_of(update)
+    aggregation.check_update(update, model, "float32", lambda _: norm)
+    with pytest.raises(Malformed, match="larger"):
+        aggregation.check_update(update, model, "float32", lambda _: norm * 0.999)
+
+
+def test_finite_values_whose_squares_are_not_are_too_large(tmp_path: Path) -> None:
+    """A float32's square can overflow; the message still says what is wrong."""
+    update = save(tmp_path / "u", w=[1e30, 2.0])
+    with pytest.raises(Malformed, match="larger"):
+        aggregation.check_update(update, aggregation.shape_of(update), "float32", norm_10)
+
+
+def test_an_initial_model_must_hold_finite_values(tmp_path: Path) -> None:
+    """NaN beyond the first tile, and a model without values, are found at submission."""
+    values = np.zeros(100_000, np.float32)
+    aggregation.check_model(save(tmp_path / "m", w=values))
+    values[-1] = np.nan
+    for path in (save(tmp_path / "n", w=values), save(tmp_path / "e", w=[])):
+        with pytest.raises(Malformed) as caught:
+            aggregation.check_model(path)
+        assert caught.value.reason == "MODEL_INVALID"
 
 
 @pytest.fixture
@@ -83,93 +245,62 @@ def blobs(tmp_path: Path) -> BlobStore:
     return BlobStore(tmp_path / "blobs")
 
 
-def test_an_upload_goes_on_where_the_durable_bytes_end(blobs: BlobStore) -> None:
-    """Two calls make one blob; a call at another offset changes nothing."""
-    data = b"x" * 3000
-    digest = digest_of(data)
-    assert blobs.stage("att", digest, 0, [data[:1000]]) == 1000
-    with pytest.raises(Malformed) as caught:
-        blobs.stage("att", digest, 2000, [data[2000:]])
-    assert caught.value.reason == "OFFSET_MISMATCH"
-    assert blobs.received("att", digest) == (1000, False)
-    assert blobs.stage("att", digest, 1000, [data[1000:]]) == 3000
-    blobs.finish_update("att", digest)
-    assert blobs.received("att", digest) == (3000, True)
-    assert blobs.update("att", digest).read_bytes() == data
+def test_the_order_of_arrival_does_not_change_a_bit_of_the_model(
+    tmp_path: Path, blobs: BlobStore
+) -> None:
+    """Updates are added up in the order of their nodes, whoever was first; these four have another
+    sum in another order."""
+    initial = blobs.adopt_model(save(tmp_path / "base", w=[0.0]))
+    attempts = []
+    for node, value in (("a", 2.0**60), ("b", 1.0), ("c", -(2.0**60)), ("d", 2.0)):
+        path = save(tmp_path / "u", w=[value])
+        digest = digest_of(path.read_bytes())
+        blobs.keep_update(node, digest, path.read_bytes())
+        offer = Offer(node, f"{node}/p", 100, "gaussian", 9.0, 1.0)
+        attempts.append(Attempt(node, offer, 0.0, AttemptState.RECEIVED, digest=digest))
+    job = parse_job(b"name: a\ntask: tabular-classifier\ndataset: d\n", CoordinatorConfig())
+    record = JobRecord("j", "default", "a", "e", "r", b"", "", "0" * 64, "running", 0.0)
+    models = set()
+    for order in itertools.permutations(attempts):
+        phase = Aggregating(
+            Course(plan_of(job), initial, initial), RoundRecord(1, 0.0, attempts=order)
+        )
+        models.add(effects.fold(LiveJob(record, job, phase, 0), phase, blobs))
+    assert len(models) == 1
 
 
-def test_bytes_with_another_digest_are_dropped(blobs: BlobStore) -> None:
-    """A lying digest is refused and the honest bytes can be sent afterwards."""
-    digest = digest_of(b"honest")
-    blobs.stage("att", digest, 0, [b"lies.."])
-    with pytest.raises(Malformed) as caught:
-        blobs.finish_update("att", digest)
-    assert caught.value.reason == "DIGEST_MISMATCH"
-    blobs.stage("att", digest, 0, [b"honest"])
-    blobs.finish_update("att", digest)
+def test_memory_is_a_constant_whatever_the_model(tmp_path: Path) -> None:
+    """Checking, folding and averaging models of 64 MB takes less than 8 MiB beside the imports."""
+    code = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from coordinator import aggregation
+from protos.encoding import write_update
+folder = Path(sys.argv[1])
+write_update(folder / "s", {"w": np.ones(1000, np.float32)}, "int8")
+aggregation.fold(folder / "small", [folder / "s"], [1.0], folder / "o", "int8")
+aggregation.distance(folder / "small", folder / "small")
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+begin = peak()
+base, updates = folder / "base", [folder / f"{n}" for n in range(3)]
+shape = aggregation.shape_of(base)
+aggregation.check_model(base)
+for update in updates:
+    aggregation.check_update(update, shape, "float32", lambda _: 1e6)
+aggregation.fold(base, updates, [1.0, 2.0, 3.0], folder / "o")
+aggregation.mean_of([base, folder / "o"], folder / "p")
+aggregation.distance(base, folder / "p")
+print(peak() - begin)
+"""
+    values = np.ones(16_000_000, np.float32)
+    for name in ("base", "0", "1", "2"):
+        save(tmp_path / name, w=values)
+    save(tmp_path / "small", w=np.ones(1000))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 8 << 10
 
 
-def test_an_attempt_cannot_hand_in_the_bytes_of_another(blobs: BlobStore) -> None:
-    """Updates are named by attempt and digest: knowing a digest gives nothing."""
-    digest = digest_of(b"theirs")
-    blobs.stage("theirs", digest, 0, [b"theirs"])
-    blobs.finish_update("theirs", digest)
-    assert blobs.received("mine", digest) == (0, False)
-    with pytest.raises(NotFound):
-        blobs.update("mine", digest)
-
-
-@pytest.mark.parametrize("digest", ["", "../../etc/passwd", "A" * 64, "0" * 63])
-def test_only_digests_become_file_names(blobs: BlobStore, digest: str) -> None:
-    """A path that a caller makes up is refused before the file system sees it."""
-    with pytest.raises(Malformed):
-        blobs.stage("att", digest, 0, [b"x"])
-    assert not blobs.has_model(digest)
-
-
-ORDER = bounds.RoundOrder(
-    learning_rate=2.0, local_steps=5, max_grad_norm=0.1, proximal_mu=0.01, parameters=14
-)
-OFFER = Offer("a", "a/p", 100, "gaussian", 9.0, 1.0)
-
-
-def test_the_noise_bound_is_the_law_of_the_ordered_noise() -> None:
-    """Each value of an update has deviation lr * sigma * C * sqrt(steps) / n."""
-    assert bounds.noise_std(ORDER, OFFER) == pytest.approx(2.0 * 9.0 * 0.1 * 5**0.5 / 100)
-
-
-def test_an_honest_update_keeps_within_the_norm_bound() -> None:
-    """A thousand draws of the largest honest signal plus noise stay below the bound."""
-    generator = np.random.default_rng(0)
-    std = bounds.noise_std(ORDER, OFFER)
-    assert std is not None
-    draws = generator.normal(0.0, std, (1000, 14)) + 2.0 * 5 * 0.1 / 14**0.5
-    assert np.linalg.norm(draws, axis=1).max() < bounds.update_norm_max(ORDER, OFFER)
-
-
-def test_a_pull_that_overflows_has_a_bound_all_the_same() -> None:
-    """lr * mu far above 2 makes FedProx diverge; the bound is then the largest norm there is."""
-    wild = bounds.RoundOrder(2.0, 300, 0.1, 10.0, 14)
-    assert bounds.update_norm_max(wild, OFFER) == bounds.UNBOUNDED_NORM
-
-
-def test_pure_noise_never_settles_and_a_still_model_does() -> None:
-    """Noise above the threshold is not resolvable; without noise three still rounds are."""
-    noisy = convergence.choose_window(10, 3, 0.001, 0.13, 1.0)
-    assert not noisy.resolvable
-    assert not convergence.settled(noisy, 0.0, 0.04, 0.001)
-    still = convergence.choose_window(10, 3, 0.001, 0.0, 1.0)
-    assert (still.rounds, still.resolvable) == (3, True)
-    assert convergence.settled(still, 0.0005, 0.0, 0.001)
-    assert not convergence.settled(still, 0.0015, 0.0, 0.001)
-
-
-def test_the_window_grows_until_noise_no_longer_hides_the_drift() -> None:
-    """Noise of 0.002 a round is below half the threshold over 16 rounds, given 32 were done."""
-    assert convergence.choose_window(32, 3, 0.001, 0.002, 1.0) == convergence.Window(16, True)
-    assert not convergence.choose_window(20, 3, 0.001, 0.002, 1.0).resolvable
-
-
-def test_unknown_noise_never_settles() -> None:
-    """A task whose step size is unknown runs its planned rounds."""
-    assert not convergence.choose_window(50, 3, 0.001, None, 1.0).resolvable

@@ -48,8 +48,8 @@ def aggregating(number: int, book: Playbook) -> Playbook:
 def test_a_job_runs_its_planned_rounds_and_hands_over_an_answer() -> None:
     """Two planned rounds: each reserves, trains, folds and publishes; the last gives the answer."""
     book = aggregating(1, training("a", "b", "c"))
-    book = book >> folded(1) << c.PublishModel(1, "m1", last=False) << None
-    book = book >> e.ModelPublished(1, None) << c.Survey() << None
+    book = book >> folded(1) << c.PublishModel(1, "m1", 400) << None
+    book = book >> e.ModelPublished(1, None) << c.Survey() << c.ForgetUpdates(1) << None
     assert book.phase.course.model == "m1"
     book = book >> surveyed("a", "b", "c") << c.ReserveBudgets(2, offers("a", "b", "c"), 3) << None
     book = aggregating(
@@ -60,7 +60,7 @@ def test_a_job_runs_its_planned_rounds_and_hands_over_an_answer() -> None:
         << c.SendOrder("c2")
         << None,
     )
-    book = book >> folded(2) << c.PublishModel(2, "m2", last=True) << None
+    book = book >> folded(2) << c.PublishLast(2, "m2", 400) << None
     book = book >> e.ModelPublished(2, "answer") << c.EndJob() << None
     assert isinstance(book.phase, Ended)
     assert (book.phase.status, book.phase.answer) == ("completed", "answer")
@@ -77,7 +77,8 @@ def test_a_job_converges_after_enough_settled_rounds() -> None:
             book = Playbook((book >> surveyed("a", "b", "c") >> grants(number, *"abc")).phase, [])
         book = aggregating(number, book)
         last = number == 4
-        book = book >> folded(number, settled=settled) << c.PublishModel(number, f"m{number}", last)
+        publish = c.PublishLast if last else c.PublishModel
+        book = book >> folded(number, settled=settled) << publish(number, f"m{number}", 400)
         book = book >> e.ModelPublished(number, "answer" if last else None)
     assert book.phase.status == "converged"
 
@@ -86,7 +87,7 @@ def test_fewer_nodes_than_needed_wait_and_say_for_whom() -> None:
     """With two of three, the job waits in Selecting, names the third, and goes on when it comes."""
     book = begun() >> surveyed("a", "b", absent=(AWAY,)) << None
     assert book.phase.waiting == (AWAY,)
-    assert book.phase.offers == 2
+    assert book.phase.ready == ("a", "b")
     book = book >> e.NodeReturned("c") << c.Survey() << None
     book = book >> surveyed("a", "b", "c") << c.ReserveBudgets << None
     assert isinstance(book.phase, Reserving)
@@ -254,7 +255,7 @@ def test_an_impossible_event_is_an_error_not_a_shrug() -> None:
         ((begun() >> surveyed(*"abc")).phase, [c.ReserveBudgets(1, offers(*"abc"), 3)]),
         ((training(*"abc") >> update("a1")).phase, [c.SendOrder("b1"), c.SendOrder("c1")]),
         (aggregating(1, training(*"abc")).phase, [c.FoldUpdates(1)]),
-        ((aggregating(1, training(*"abc")) >> folded(1)).phase, [c.PublishModel(1, "m1", False)]),
+        ((aggregating(1, training(*"abc")) >> folded(1)).phase, [c.PublishModel(1, "m1", 400)]),
         ((training(*"abc") >> e.CancelRequested("x")).phase, [c.EndJob()]),
     ],
 )

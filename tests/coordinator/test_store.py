@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
 from coordinator.rounds import events
-from coordinator.store import jobs, ledger, people
+from coordinator.store import booking, jobs, ledger, people
 from coordinator.store.database import Database
 from coordinator.store.schema import certificates, metadata
 from privacy.ledger import Statement, sign
@@ -174,7 +174,7 @@ def test_a_transaction_that_fails_leaves_no_entry(database: Database) -> None:
     """The reservation and the step that caused it commit together or not at all."""
 
     def work(connection: Connection) -> None:
-        ledger.book(connection, statement("x"))
+        booking.book(connection, statement("x"))
         raise RuntimeError("the process dies here")
 
     with pytest.raises(RuntimeError):
@@ -187,18 +187,18 @@ def test_a_transaction_that_fails_leaves_no_entry(database: Database) -> None:
 def test_booking_twice_writes_one_entry(database: Database) -> None:
     """Reserve, post, and each of them again: two entries."""
     for kind in ("reserve", "reserve", "post", "post"):
-        database.write_now(lambda c, kind=kind: ledger.book(c, statement("x", kind=kind)))
+        database.write_now(lambda c, kind=kind: booking.book(c, statement("x", kind=kind)))
     assert entries(database) == ["reserve", "post"]
     with pytest.raises(Conflict):
-        database.write_now(lambda c: ledger.book(c, statement("x", kind="void")))
+        database.write_now(lambda c: booking.book(c, statement("x", kind="void")))
 
 
 def test_a_reservation_over_the_limit_is_refused_and_changes_nothing(database: Database) -> None:
     """Pending counts like posted: what is ordered may be released."""
     for number in range(5):
-        database.write_now(lambda c, n=number: ledger.book(c, statement(f"x{n}")))
+        database.write_now(lambda c, n=number: booking.book(c, statement(f"x{n}")))
     with pytest.raises(BudgetRefused):
-        database.write_now(lambda c: ledger.book(c, statement("x5", noise=2.0)))
+        database.write_now(lambda c: booking.book(c, statement("x5", noise=2.0)))
     assert entries(database) == ["reserve"] * 5
 
 
@@ -207,7 +207,7 @@ def test_racing_reservations_never_pass_the_limit(database: Database) -> None:
 
     def attempt(number: int) -> bool:
         try:
-            database.write_now(lambda c: ledger.book(c, statement(f"x{number}")))
+            database.write_now(lambda c: booking.book(c, statement(f"x{number}")))
         except BudgetRefused:
             return False
         return True
@@ -229,7 +229,7 @@ def test_filter_and_delta_of_an_account_never_change_once_it_has_an_entry(
         database.write_now(
             lambda c, k=kind, o=order, d=delta: ledger.open_account(c, ACCOUNT, NODE, k, o, 1.0, d)
         )
-    database.write_now(lambda c: ledger.book(c, statement("x")))
+    database.write_now(lambda c: booking.book(c, statement("x")))
     for kind, order, delta in changes:
         with pytest.raises(Malformed) as caught:
             database.write_now(
@@ -245,7 +245,7 @@ def test_a_lowered_limit_does_not_make_the_earlier_entries_wrong(database: Datab
     for number in range(5):
         for kind in ("reserve", "post"):
             one = statement(f"x{number}", kind=kind)
-            database.write_now(lambda c, one=one: ledger.book(c, one, sign(KEY, one)))
+            database.write_now(lambda c, one=one: booking.book(c, one, sign(KEY, one)))
     after = database.write_now(lambda c: ledger.open_account(c, ACCOUNT, NODE, "gdp", 0, 0.5, 1e-5))
     assert after.balance.posted_units > after.filter.limit_units
     chain = database.read_now(lambda c: list(ledger.chain(c, ACCOUNT)))
@@ -258,7 +258,7 @@ def test_a_limit_can_be_lowered_but_not_raised_by_the_node_alone(
     database: Database, announced: float, kept: float
 ) -> None:
     """Raising a lifetime guarantee is not one party's word."""
-    database.write_now(lambda c: ledger.book(c, statement("x")))
+    database.write_now(lambda c: booking.book(c, statement("x")))
     after = database.write_now(
         lambda c: ledger.open_account(c, ACCOUNT, NODE, "gdp", 0, announced, 1e-5)
     )
@@ -305,7 +305,7 @@ def test_whatever_happens_the_exported_ledger_verifies(
         one = statement(attempt_id, noises.setdefault(attempt_id, noise), kind)
 
         def work(connection: Connection, one: Statement = one, crash: bool = crash) -> None:
-            ledger.book(connection, one, sign(KEY, one))
+            booking.book(connection, one, sign(KEY, one))
             if crash:
                 raise RuntimeError("the process dies here")
 

@@ -128,6 +128,14 @@ class Fake(
         job = jobs_pb2.Job(job_id=request.job_id, status="cancelled", phase="ended")
         return jobs_pb2.CancelJobResponse(job=job)
 
+    def ResumeJob(self, request, context):  # noqa: N802
+        self._enter("ResumeJob", context)
+        job = self.state.jobs[request.job_id]
+        if job.status != "failed":
+            fail(context, errors.WrongPhase("JOB_NOT_FAILED", f"job j1 is {job.status}"))
+        job.status, job.phase, job.round = "running", "selecting", 2
+        return jobs_pb2.ResumeJobResponse(job=job)
+
     def CreateToken(self, request, context):  # noqa: N802
         self._enter("CreateToken", context)
         token = f"feddp1.{request.node}.{request.node_class}.{request.ttl_s}"

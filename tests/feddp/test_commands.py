@@ -9,6 +9,7 @@ from command_line import Run
 from fake_coordinator import Coordinator
 from job_scripts import SPEC, job_in
 
+from feddp.cli.job_text import Changes
 from protos import errors
 from protos.content import digest_of
 from protos.feddp.v1.models_pb2 import Model
@@ -187,6 +188,33 @@ def test_a_job_is_listed_shown_and_cancelled(coordinator: Coordinator, run: Run)
     assert "RUNNING EPSILON" in text
     assert run("job", "show", "j2", *where).code == 3
     assert run("job", "cancel", "j1", "--json", *where).json["status"] == "cancelled"
+
+
+def test_a_failed_job_is_resumed(coordinator: Coordinator, run: Run) -> None:
+    """The command says where it goes on; a job that did not fail is refused with its status."""
+    where = ("--profile", coordinator.profile)
+    coordinator.state.jobs["j1"] = job_in("failed", 1)
+    assert "running again, at round 2" in run("job", "resume", "j1", *where).out
+    again = run("job", "resume", "j1", *where)
+    assert again.code != 0
+    assert "job j1 is running" in again.err
+
+
+def test_a_hospital_that_is_left_out_is_shown_and_said_once(
+    coordinator: Coordinator, run: Run
+) -> None:
+    """Watching says it when it begins, `show` as long as it lasts."""
+    where = ("--profile", coordinator.profile)
+    sights = []
+    for number in (3, 4):
+        job = job_in("running", number)
+        job.warnings.append(f"delta was left out of the last {number} rounds (OFFLINE)")
+        sights.append(job)
+    coordinator.state.jobs["j1"] = sights[-1]
+    assert "delta was left out of the last 4 rounds" in run("job", "show", "j1", *where).out
+    changes = Changes()
+    lines = [line for job in sights for line in changes.of(job)]
+    assert sum("warning: delta was left out" in line for line in lines) == 1
 
 
 def test_a_model_is_listed_shown_and_downloaded(

@@ -368,7 +368,7 @@ def test_a_real_worker_process_trains_and_ends_with_its_job(tmp_path: Path) -> N
         async with RunningAgent(folder, LocalWorker):
             await coordinator.until_submitted()
             await until_closed(folder)
-        (update,) = coordinator.uploads.values()
+        update = coordinator.submitted[0].data  # small: it comes with its submission
         assert len(update) == len(model)
         account = status(folder.root)["accounts"][0]
         assert (account["epsilon_spent"], account["guarantee"]) == (0.0, True)

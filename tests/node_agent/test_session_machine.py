@@ -1,5 +1,6 @@
 """The agent machine, read as transcripts: `>>` an event, `<<` the commands that must follow."""
 
+import math
 from typing import Any
 
 import pytest
@@ -9,14 +10,17 @@ from node_agent.session import commands as c
 from node_agent.session import events as e
 from node_agent.session.attempts import Agent, Phase
 from node_agent.session.machine import WORKER_IDLE_S, next_tick_s, step
+from node_agent.session.training import outcome_after_s, steps_that_fit
 from protos.errors import InvariantBroken
 from tests.node_agent.samples import order
 
 TICK_S = 0.5
+DEADLINE_S = 60
 OPENED_S = 100.0
 A1 = order("a1")
 B1 = order("b1", job_id="job-2")
 DIGEST = "d" * 64
+DUE_S = OPENED_S + DEADLINE_S
 
 
 class Playbook:
@@ -69,7 +73,7 @@ def fetching(book: Playbook, one: Order = A1) -> Playbook:
 
 def preparing() -> Playbook:
     """A worker that gets ready."""
-    return fetching(connected()) >> e.ModelReady("a1") << c.OpenAndTrain(A1) << None
+    return fetching(connected()) >> e.ModelReady("a1") << c.OpenAndTrain(A1, DUE_S) << None
 
 
 def training() -> Playbook:
@@ -99,7 +103,7 @@ def test_a_round_from_order_to_acknowledgement() -> None:
     """Accept, fetch, open, train, wait for the tick, hand in, close."""
     book = submitting() >> e.UpdateAcknowledged("a1") << c.CloseAttempt("a1", "post") << None
     assert book.agent.attempts == ()
-    assert book.agent.worker_job == "job-1"
+    assert book.agent.workers == ("job-1",)
 
 
 def test_both_outcomes_wait_for_the_same_tick() -> None:
@@ -201,15 +205,74 @@ def test_orders_of_a_second_job_wait_until_the_first_ones_outcome_may_be_told() 
     book = book << c.ScheduleOutcome("a1", OPENED_S + 1.0) << None
     book = book.at(OPENED_S + 1.0) >> e.TickReached("a1")
     book = book << c.UploadAndSubmit("a1", DIGEST, b"post")
-    book = book << c.StopWorker() << c.OpenAndTrain(B1) << None
-    assert book.agent.worker_job == "job-2"
+    book = book << c.OpenAndTrain(B1, DUE_S) << None
+    assert book.agent.workers == ("job-1", "job-2")
+
+
+def test_jobs_whose_rounds_alternate_keep_their_workers() -> None:
+    """Two workers live; a third job ends the one that was not used for longest."""
+    book = submitting() >> e.UpdateAcknowledged("a1") << c.CloseAttempt("a1", "post")
+    for attempt_id, job_id in (("b1", "job-2"), ("a2", "job-1"), ("c1", "job-3")):
+        one = order(attempt_id, job_id=job_id)
+        book = fetching(book, one) >> e.ModelReady(attempt_id)
+        if job_id == "job-3":
+            book = book << c.StopWorker("job-2")
+        book = book << c.OpenAndTrain(one, book.now_s + DEADLINE_S) << None
+        book = book >> e.DataOpened(attempt_id, book.now_s, 0.0) << None
+        book = book >> e.TrainingEnded(attempt_id, DIGEST, b"post")
+        book = book << c.ScheduleOutcome(attempt_id, book.now_s) << None
+        book = book >> e.TickReached(attempt_id)
+        book = book << c.UploadAndSubmit(attempt_id, DIGEST, b"post") << None
+    assert book.agent.workers == ("job-1", "job-3")
+
+
+def test_an_order_of_a_higher_priority_is_worked_at_first() -> None:
+    """Of those that wait; what is under way is not cut."""
+    urgent = order("b2", job_id="job-2", priority=5)
+    book = fetching(fetching(training(), order("a2", round=2)), urgent)
+    book = book >> e.ModelReady("a2") << None
+    book = book >> e.ModelReady("b2") << None
+    book = book >> e.TrainingEnded("a1", DIGEST, b"post") << c.ScheduleOutcome("a1", 100.5) << None
+    book = book >> e.TickReached("a1") << c.UploadAndSubmit("a1", DIGEST, b"post")
+    book << c.OpenAndTrain(urgent, DUE_S) << None
+
+
+def test_a_node_that_is_too_slow_says_how_many_steps_it_can_do() -> None:
+    """It never opened the data, so that nothing is charged; it may be asked for less."""
+    book = preparing() >> e.WorkImpossible("a1", "STEPS_TOO_MANY", "m", 3)
+    book = book << c.Withdraw(A1, "STEPS_TOO_MANY", "m", 3) << None
+    book = book >> e.OrderRefused("a1", "STEPS_TOO_MANY", "m", b"void", 3)
+    book << c.SendRefused("a1", "STEPS_TOO_MANY", "m", b"void", 3) << None
+
+
+@pytest.mark.parametrize(
+    ("tick_s", "rehearsal_s", "available_s", "possible"),
+    [
+        (1.0, 2.0, 8.0, 10),  # 4 x 2 s fit exactly
+        (1.0, 2.0, 7.9, 8),  # 7 whole ticks hold 4 x 1.6 s, and not 4 x 1.8 s
+        (1.0, 2.0, 0.9, 0),  # not one tick
+        (0.0, 9.0, 0.0, 10),  # nothing is read, so that there is no outcome to fix
+        (1.0, 0.0, 0.5, 0),
+        (1.0, 0.001, 5.0, 10),
+        (1.0, 2.0, math.inf, 10),
+    ],
+)
+def test_the_steps_that_fit_are_known_before_the_data_is_opened(
+    tick_s: float, rehearsal_s: float, available_s: float, possible: int
+) -> None:
+    """The largest number whose outcome leaves in time; one more would not."""
+    assert steps_that_fit(tick_s, rehearsal_s, 10, available_s) == possible
+    if 0 < possible < 10:
+        for steps, fits in ((possible, True), (possible + 1, False)):
+            assert (outcome_after_s(tick_s, rehearsal_s * steps / 10) <= available_s) is fits
 
 
 def test_the_next_round_of_the_same_job_keeps_the_worker() -> None:
     """A round does not pay for starting Python again."""
     second = order("a2", round=2)
     book = submitting() >> e.UpdateAcknowledged("a1") << c.CloseAttempt("a1", "post")
-    fetching(book, second) >> e.ModelReady("a2") << c.OpenAndTrain(second) << None
+    book = fetching(book, second) >> e.ModelReady("a2")
+    book << c.OpenAndTrain(second, book.now_s + DEADLINE_S) << None
 
 
 def test_a_lost_stream_loses_nothing() -> None:
@@ -247,8 +310,8 @@ def test_closing_an_attempt_at_work_stops_its_worker_and_begins_the_next(book: P
     """The round went on without us: what is under way helps nobody."""
     book = fetching(book, B1) >> e.ModelReady("b1") << None
     book = book >> e.AttemptClosedReceived("a1", "post")
-    book = book << c.CloseAttempt("a1", "post") << c.Abandon("a1") << c.StopWorker()
-    book = book << c.OpenAndTrain(B1) << None
+    book = book << c.CloseAttempt("a1", "post") << c.Abandon("a1") << c.StopWorker("job-1")
+    book = book << c.OpenAndTrain(B1, DUE_S) << None
     # What the stopped worker's end brings is too late to matter.
     book >> e.TrainingEnded("a1", "", b"post") << None
 
@@ -268,7 +331,7 @@ def test_an_unknown_closed_attempt_is_left_to_the_database() -> None:
 def test_the_end_of_a_job_ends_its_worker_and_posts_what_was_open() -> None:
     """Only the node can void, so the coordinator has posted whatever it did not hear of."""
     book = training() >> e.JobEndedReceived("job-1")
-    book = book << c.CloseAttempt("a1", "post") << c.Abandon("a1") << c.StopWorker()
+    book = book << c.CloseAttempt("a1", "post") << c.Abandon("a1") << c.StopWorker("job-1")
     book = book << c.ForgetModels() << None
     assert book.agent == Agent(welcomed=True, idle_since_s=OPENED_S)
 
@@ -306,7 +369,8 @@ def test_after_a_restart_everything_goes_on_from_where_it_was() -> None:
     book = book >> e.WelcomeReceived() << c.UploadAndSubmit("s1", DIGEST, b"post") << None
     book = book >> e.ModelReady("a1") << None
     book = book >> e.TickReached("l1") << c.SendNoUpdate("l1", b"post")
-    book << c.OpenAndTrain(A1) << None
+    # Until the coordinator says it again, nobody knows by when.
+    book << c.OpenAndTrain(A1, math.inf) << None
 
 
 def test_heartbeats_are_for_those_who_listen() -> None:
@@ -321,8 +385,8 @@ def test_a_worker_that_waits_too_long_for_the_next_round_is_ended() -> None:
     idle = submitting() >> e.UpdateAcknowledged("a1") << c.CloseAttempt("a1", "post")
     late_s = OPENED_S + 1.0 + WORKER_IDLE_S
     book = idle.at(late_s) >> e.HeartbeatDue() << c.SendHeartbeat()
-    book = book << c.StopWorker() << c.ForgetModels() << None
-    assert book.agent.worker_job == ""
+    book = book << c.StopWorker("job-1") << c.ForgetModels() << None
+    assert book.agent.workers == ()
     assert (training().at(late_s) >> e.HeartbeatDue()).asked == (c.SendHeartbeat(),)
 
 
@@ -335,7 +399,7 @@ def test_drain_and_a_new_policy_open_another_stream(event: e.Event) -> None:
 
 def test_a_stopping_agent_takes_nothing_up() -> None:
     """No orders, no work; a worker that ends now was ended by us, so nothing is withdrawn."""
-    book = preparing() >> e.StopRequested() << c.StopWorker() << None
+    book = preparing() >> e.StopRequested() << c.StopWorker("job-1") << None
     book = book >> e.OrderReceived(B1) << None
     book = book >> e.WorkImpossible("a1", "WORKER_FAILED", "m") << None
     assert book.phase("a1") is Phase.PREPARING

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save, save_file
+from safetensors.torch import load_file as torch_load_file
 
 from node_agent.datasets import DataSetSpec
 from node_agent.tasks import registry, tabular
 from node_agent.worker import Worker
 from protos.content import digest_of_file
+from protos.updates import UpdateDtype
 
 CONFIG: dict[str, Any] = {
     "model": "logistic",
@@ -26,14 +28,19 @@ NO_DATA = {"mechanism": "no_data", "noise_multiplier": None, "sample_rate": 1.0,
 class Bench:
     """A worker, the files around it and good requests to change one thing in."""
 
-    def __init__(self, folder: Path, task: str = "tabular-classifier") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        task: str = "tabular-classifier",
+        config: dict[str, Any] | None = None,
+    ) -> None:
         self.worker = Worker()
         self.source = folder / "train.csv"
         self.source.write_text("patient_id,age,disease\na,60,1\nb,40,0\nc,70,1\n")
         self.out = folder / "out.safetensors"
         self.base = folder / "base.safetensors"
         self.task = task
-        self.config = CONFIG if task == "tabular-classifier" else {"parameters": 100}
+        self.config = config or (CONFIG if task == "tabular-classifier" else {"parameters": 100})
         self.base.write_bytes(registry.initial_model(task, self.config, 0))
         self.attempts = 0
 
@@ -101,6 +108,14 @@ class Bench:
         return str(answer["detail"])
 
 
+def decoded(path: Path, dtype: UpdateDtype) -> dict[str, Any]:
+    """The float32 values of a narrow update, as the safetensors package reads it."""
+    if dtype == "bfloat16":
+        return {n: v.float().numpy() for n, v in torch_load_file(path).items()}
+    found = load_file(path)
+    return {n: found[n] * found[f"{n}.scale"] for n in found if not n.endswith(".scale")}
+
+
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     """A worker prepared for the tabular task."""
@@ -110,9 +125,9 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def test_rehearsal_takes_its_time_from_the_declared_size_and_opens_no_data(tmp_path: Path) -> None:
-    """A hundred times the records take longer; the real file is not even there."""
+    """More records take longer, in proportion where they are many; the real file is not there."""
     seconds = []
-    for declared_n in (10, 20_000):
+    for declared_n in (10, 2_000_000):
         (tmp_path / str(declared_n)).mkdir()
         one = Bench(tmp_path / str(declared_n))
         one.source.unlink()
@@ -153,6 +168,42 @@ def test_update_is_a_float32_delta_of_the_models_shape(bench: Bench) -> None:
     delta = load_file(bench.out)
     assert {n: v.shape for n, v in delta.items()} == {"linear.weight": (1, 1), "linear.bias": (1,)}
     assert all(v.dtype == np.float32 and v.any() for v in delta.values())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_update_has_the_form_that_was_ordered(bench: Bench, dtype: UpdateDtype) -> None:
+    """Without noise the delta is the same each time, so that the rounded one can be compared."""
+    bench.train(release=PLAIN)
+    exact = load_file(bench.out)
+    answer = bench.train(release=PLAIN, update_dtype=dtype)
+    assert answer["digest"] == digest_of_file(bench.out)
+    update = decoded(bench.out, dtype)
+    assert {n: v.shape for n, v in update.items()} == {n: v.shape for n, v in exact.items()}
+    for name, delta in exact.items():
+        assert np.abs(update[name] - delta).max() <= np.abs(delta).max() / 127 * 1.001
+    assert bench.train(update_dtype="float16")["reason"] == "REQUEST_MALFORMED"
+
+
+def test_base_model_is_read_once_a_round(bench: Bench) -> None:
+    """What a check read is trained from; the next attempt reads its own."""
+    digest, data = digest_of_file(bench.base), bench.base.read_bytes()
+    assert bench.check()["op"] == "checked"
+    bench.base.write_bytes(b"gone")
+    assert bench.train(base_model_digest=digest)["op"] == "trained"
+    bench.out.unlink()
+    assert "cannot be read" in bench.no_update(base_model_digest=digest)
+    bench.base.write_bytes(data)
+    assert bench.check()["op"] == "checked"
+    assert "digest" in bench.no_update(base_model_digest="0" * 64)
+
+
+def test_base_model_of_any_alignment_is_trained(bench: Bench) -> None:
+    """A header of odd length is allowed; the values are read aligned all the same."""
+    data = bench.base.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    odd = (length + 1).to_bytes(8, "little") + data[8 : 8 + length] + b" " + data[8 + length :]
+    bench.base.write_bytes(odd)
+    assert bench.train()["op"] == "trained"
 
 
 def test_delta_starts_from_the_base_model(bench: Bench) -> None:
@@ -230,6 +281,7 @@ def test_update_that_is_not_finite_is_no_update(
 
     monkeypatch.setattr(tabular, "train", overflow)
     assert "not finite" in bench.no_update()
+    assert not list(bench.out.parent.glob(".*"))
 
 
 def test_same_attempt_does_not_run_twice(bench: Bench) -> None:
@@ -345,3 +397,26 @@ def test_null_task_opens_no_data_and_answers_fresh_bytes(tmp_path: Path) -> None
     assert bench.train(max_grad_norm=0.0)["digest"] != first["digest"]
     bench.out.unlink()
     assert "cannot release" in bench.no_update(release=GAUSSIAN)
+
+
+def test_null_updates_of_many_pieces_differ_in_every_piece(tmp_path: Path) -> None:
+    """Values are copied for speed, yet no two attempts share a MiB, and all look like noise."""
+    bench = Bench(tmp_path, "null", {"parameters": 600_000})
+    assert bench.prepare() == {"op": "prepared"}
+    updates = []
+    for _ in range(2):
+        assert bench.train(max_grad_norm=0.0)["op"] == "trained"
+        updates.append(load_file(bench.out)["parameters"])
+    assert (updates[0] != updates[1]).mean() > 0.999
+    assert all(update.std() == pytest.approx(1e-3, rel=0.01) for update in updates)
+
+
+def test_frozen_tensors_are_not_sent(tmp_path: Path) -> None:
+    """The base model has them and the update has not."""
+    bench = Bench(tmp_path, "null", {"parameters": 100, "frozen": 5000})
+    assert load_file(bench.base)["frozen"].shape == (5000,)
+    assert bench.prepare() == {"op": "prepared"}
+    assert bench.check()["op"] == "checked"
+    answer = bench.train(max_grad_norm=0.0)
+    assert set(load_file(bench.out)) == {"parameters"}
+    assert answer["bytes"] < 600

@@ -321,6 +321,9 @@ class WorkOrder(_message.Message):
     DEADLINE_S_FIELD_NUMBER: _builtins.int
     TARGET_EPSILON_FIELD_NUMBER: _builtins.int
     DELTA_FIELD_NUMBER: _builtins.int
+    UPDATE_DTYPE_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     job_id: _builtins.str
     project: _builtins.str
@@ -345,6 +348,12 @@ class WorkOrder(_message.Message):
     target_epsilon: _builtins.float
     """The job's own promise per data set; 0 where the job fixes the noise instead."""
     delta: _builtins.float
+    update_dtype: _builtins.str
+    """How the update's values travel: "float32", "bfloat16" or "int8"; empty means "float32"."""
+    base_model: _builtins.bytes
+    """The round's model itself, when it is small; else empty, and fetched by its digest."""
+    priority: _builtins.int
+    """Among orders that wait at a node, a higher one is worked at first."""
     @_builtins.property
     def release(self) -> Global___Release:
         """What the node will release; equals the reserve entry in the coordinator's ledger."""
@@ -369,10 +378,13 @@ class WorkOrder(_message.Message):
         deadline_s: _builtins.int = ...,
         target_epsilon: _builtins.float = ...,
         delta: _builtins.float = ...,
+        update_dtype: _builtins.str = ...,
+        base_model: _builtins.bytes = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["release", b"release"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "attempt_id", b"attempt_id", "base_model_bytes", b"base_model_bytes", "base_model_digest", b"base_model_digest", "data_set", b"data_set", "deadline_s", b"deadline_s", "delta", b"delta", "job_id", b"job_id", "max_grad_norm", b"max_grad_norm", "project", b"project", "proximal_mu", b"proximal_mu", "release", b"release", "round", b"round", "target_epsilon", b"target_epsilon", "task", b"task", "task_config_json", b"task_config_json", "task_hash", b"task_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "attempt_id", b"attempt_id", "base_model", b"base_model", "base_model_bytes", b"base_model_bytes", "base_model_digest", b"base_model_digest", "data_set", b"data_set", "deadline_s", b"deadline_s", "delta", b"delta", "job_id", b"job_id", "max_grad_norm", b"max_grad_norm", "priority", b"priority", "project", b"project", "proximal_mu", b"proximal_mu", "release", b"release", "round", b"round", "target_epsilon", b"target_epsilon", "task", b"task", "task_config_json", b"task_config_json", "task_hash", b"task_hash", "update_dtype", b"update_dtype"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -449,6 +461,7 @@ class OrderRefused(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     VOID_SIGNATURE_FIELD_NUMBER: _builtins.int
+    STEPS_POSSIBLE_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     reason: _builtins.str
     """Stable, UPPER_SNAKE: TASK_NOT_ALLOWED, BUDGET_REFUSED, NOISE_TOO_LOW, ..."""
@@ -456,6 +469,10 @@ class OrderRefused(_message.Message):
     """One sentence for people; nothing in it comes from data."""
     void_signature: _builtins.bytes
     """The node's signature over its void statement."""
+    steps_possible: _builtins.int
+    """With STEPS_TOO_MANY: how many local steps fit into the deadline, found on made-up records of
+    the declared size; else 0.
+    """
     def __init__(
         self,
         *,
@@ -463,10 +480,11 @@ class OrderRefused(_message.Message):
         reason: _builtins.str = ...,
         message: _builtins.str = ...,
         void_signature: _builtins.bytes = ...,
+        steps_possible: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "message", b"message", "reason", b"reason", "void_signature", b"void_signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "message", b"message", "reason", b"reason", "steps_possible", b"steps_possible", "void_signature", b"void_signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -504,21 +522,27 @@ class SubmitUpdateRequest(_message.Message):
     ATTEMPT_ID_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     POST_SIGNATURE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     digest: _builtins.str
     """BLAKE3 of the uploaded safetensors delta, hexadecimal."""
     post_signature: _builtins.bytes
     """The node's signature over its post statement."""
+    data: _builtins.bytes
+    """The update itself when it is small and this is the first try; else empty. A retry asks without
+    it, and is told BLOB_MISSING if the bytes did not arrive the first time.
+    """
     def __init__(
         self,
         *,
         attempt_id: _builtins.str = ...,
         digest: _builtins.str = ...,
         post_signature: _builtins.bytes = ...,
+        data: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "digest", b"digest", "post_signature", b"post_signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "data", b"data", "digest", b"digest", "post_signature", b"post_signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -64,7 +64,8 @@ class FederationServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SubmitUpdate(self, request, context):
-        """Hands in an update whose bytes were uploaded before. OK means: durable, and posted.
+        """Hands in an update whose bytes were uploaded before, or come with it when they are few. OK
+        means: durable, and posted.
         Safe to retry: the same digest gets the same answer and no second charge.
         Errors: NOT_FOUND (ATTEMPT_UNKNOWN, BLOB_MISSING), ALREADY_EXISTS (UPDATE_CONFLICT),
         INVALID_ARGUMENT (UPDATE_INVALID, SIGNATURE_INVALID), ABORTED (ATTEMPT_CLOSED).

@@ -42,7 +42,8 @@ class FederationStub:
     PERMISSION_DENIED (NODE_DISABLED), UNAVAILABLE (DRAINING).
     """
     SubmitUpdate: _grpc.UnaryUnaryMultiCallable[_federation_pb2.SubmitUpdateRequest, _federation_pb2.SubmitUpdateResponse]
-    """Hands in an update whose bytes were uploaded before. OK means: durable, and posted.
+    """Hands in an update whose bytes were uploaded before, or come with it when they are few. OK
+    means: durable, and posted.
     Safe to retry: the same digest gets the same answer and no second charge.
     Errors: NOT_FOUND (ATTEMPT_UNKNOWN, BLOB_MISSING), ALREADY_EXISTS (UPDATE_CONFLICT),
     INVALID_ARGUMENT (UPDATE_INVALID, SIGNATURE_INVALID), ABORTED (ATTEMPT_CLOSED).
@@ -62,7 +63,8 @@ class FederationAsyncStub(FederationStub):
     PERMISSION_DENIED (NODE_DISABLED), UNAVAILABLE (DRAINING).
     """
     SubmitUpdate: _aio.UnaryUnaryMultiCallable[_federation_pb2.SubmitUpdateRequest, _federation_pb2.SubmitUpdateResponse]  # type: ignore[assignment]
-    """Hands in an update whose bytes were uploaded before. OK means: durable, and posted.
+    """Hands in an update whose bytes were uploaded before, or come with it when they are few. OK
+    means: durable, and posted.
     Safe to retry: the same digest gets the same answer and no second charge.
     Errors: NOT_FOUND (ATTEMPT_UNKNOWN, BLOB_MISSING), ALREADY_EXISTS (UPDATE_CONFLICT),
     INVALID_ARGUMENT (UPDATE_INVALID, SIGNATURE_INVALID), ABORTED (ATTEMPT_CLOSED).
@@ -91,7 +93,8 @@ class FederationServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.SubmitUpdateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.SubmitUpdateResponse, _abc.Awaitable[_federation_pb2.SubmitUpdateResponse]]:
-        """Hands in an update whose bytes were uploaded before. OK means: durable, and posted.
+        """Hands in an update whose bytes were uploaded before, or come with it when they are few. OK
+        means: durable, and posted.
         Safe to retry: the same digest gets the same answer and no second charge.
         Errors: NOT_FOUND (ATTEMPT_UNKNOWN, BLOB_MISSING), ALREADY_EXISTS (UPDATE_CONFLICT),
         INVALID_ARGUMENT (UPDATE_INVALID, SIGNATURE_INVALID), ABORTED (ATTEMPT_CLOSED).

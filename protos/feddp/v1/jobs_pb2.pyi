@@ -229,6 +229,45 @@ class CancelJobResponse(_message.Message):
 Global___CancelJobResponse: _TypeAlias = CancelJobResponse  # noqa: Y015
 
 @_typing.final
+class ResumeJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeJobRequest: _TypeAlias = ResumeJobRequest  # noqa: Y015
+
+@_typing.final
+class ResumeJobResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> Global___Job: ...
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeJobResponse: _TypeAlias = ResumeJobResponse  # noqa: Y015
+
+@_typing.final
 class Job(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -254,6 +293,8 @@ class Job(_message.Message):
     TARGET_EPSILON_FIELD_NUMBER: _builtins.int
     DELTA_FIELD_NUMBER: _builtins.int
     CONVERGENCE_THRESHOLD_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     project: _builtins.str
     name: _builtins.str
@@ -283,6 +324,8 @@ class Job(_message.Message):
     """0 when the job fixes the noise itself or uses none."""
     delta: _builtins.float
     convergence_threshold: _builtins.float
+    priority: _builtins.int
+    """Among jobs that want the same nodes, a higher one goes first."""
     @_builtins.property
     def waiting(self) -> _containers.RepeatedCompositeFieldContainer[Global___Waiting]:
         """Whom or what the job waits for; empty when it does not wait."""
@@ -291,6 +334,10 @@ class Job(_message.Message):
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobNode]: ...
     @_builtins.property
     def rounds(self) -> _containers.RepeatedCompositeFieldContainer[Global___Round]: ...
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What people should look at, one sentence each: a hospital that is left out again and again."""
+
     def __init__(
         self,
         *,
@@ -316,10 +363,12 @@ class Job(_message.Message):
         target_epsilon: _builtins.float = ...,
         delta: _builtins.float = ...,
         convergence_threshold: _builtins.float = ...,
+        priority: _builtins.int = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["convergence_threshold", b"convergence_threshold", "created_at", b"created_at", "data_set", b"data_set", "delta", b"delta", "ended_at", b"ended_at", "job_id", b"job_id", "message", b"message", "model_digest", b"model_digest", "name", b"name", "nodes", b"nodes", "phase", b"phase", "project", b"project", "round", b"round", "rounds", b"rounds", "rounds_done", b"rounds_done", "rounds_planned", b"rounds_planned", "spec_digest", b"spec_digest", "status", b"status", "submitted_by", b"submitted_by", "target_epsilon", b"target_epsilon", "task", b"task", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["convergence_threshold", b"convergence_threshold", "created_at", b"created_at", "data_set", b"data_set", "delta", b"delta", "ended_at", b"ended_at", "job_id", b"job_id", "message", b"message", "model_digest", b"model_digest", "name", b"name", "nodes", b"nodes", "phase", b"phase", "priority", b"priority", "project", b"project", "round", b"round", "rounds", b"rounds", "rounds_done", b"rounds_done", "rounds_planned", b"rounds_planned", "spec_digest", b"spec_digest", "status", b"status", "submitted_by", b"submitted_by", "target_epsilon", b"target_epsilon", "task", b"task", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -470,6 +519,7 @@ class Participation(_message.Message):
     NOISE_MULTIPLIERS_FIELD_NUMBER: _builtins.int
     EPSILON_AFTER_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
+    LOCAL_STEPS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     outcome: _builtins.str
     """"open" while it works; then "update", "no_update", "refused", "late", "lost", "left_out"."""
@@ -481,6 +531,8 @@ class Participation(_message.Message):
     """What this job had cost this node after the round; unset without an epsilon."""
     seconds: _builtins.float
     """Seconds from the order to its resolution, as the coordinator saw them."""
+    local_steps: _builtins.int
+    """Local steps that the node was ordered, and is booked for; 0 without an order."""
     @_builtins.property
     def noise_multipliers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """What the attempts of this round released; several when one was tried again."""
@@ -495,10 +547,11 @@ class Participation(_message.Message):
         noise_multipliers: _abc.Iterable[_builtins.float] | None = ...,
         epsilon_after: _builtins.float | None = ...,
         seconds: _builtins.float = ...,
+        local_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "epsilon_after", b"epsilon_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "epsilon_after", b"epsilon_after", "message", b"message", "node", b"node", "noise_multipliers", b"noise_multipliers", "outcome", b"outcome", "reason", b"reason", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "epsilon_after", b"epsilon_after", "local_steps", b"local_steps", "message", b"message", "node", b"node", "noise_multipliers", b"noise_multipliers", "outcome", b"outcome", "reason", b"reason", "seconds", b"seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__epsilon_after: _TypeAlias = _typing.Literal["epsilon_after"]  # noqa: Y015
     _WhichOneofArgType__epsilon_after: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after"]  # noqa: Y015

@@ -60,6 +60,11 @@ class JobsStub(object):
                 request_serializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.ResumeJob = channel.unary_unary(
+                '/feddp.v1.Jobs/ResumeJob',
+                request_serializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.ResumeJobRequest.SerializeToString,
+                response_deserializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.ResumeJobResponse.FromString,
+                _registered_method=True)
 
 
 class JobsServicer(object):
@@ -91,7 +96,8 @@ class JobsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """Sends the job now and after every change, at least every 10 s, until it has ended; then OK.
+        """Sends the job now and after a change, a few times a second at most and at least every 10 s,
+        until it has ended; then OK.
         As ListJobs. Safe to open again. Errors: NOT_FOUND (JOB_UNKNOWN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -101,6 +107,15 @@ class JobsServicer(object):
     def CancelJob(self, request, context):
         """What was spent stays booked. Called by engineers and operators. Safe to retry.
         Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_ENDED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeJob(self, request, context):
+        """Takes a failed job up again, from its last published model and with what it has spent. Called
+        by engineers. Safe to retry.
+        Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -133,6 +148,11 @@ def add_JobsServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.CancelJobRequest.FromString,
                     response_serializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'ResumeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeJob,
+                    request_deserializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.ResumeJobRequest.FromString,
+                    response_serializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.ResumeJobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -271,6 +291,33 @@ class Jobs(object):
             '/feddp.v1.Jobs/CancelJob',
             protos_dot_feddp_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
             protos_dot_feddp_dot_v1_dot_jobs__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feddp.v1.Jobs/ResumeJob',
+            protos_dot_feddp_dot_v1_dot_jobs__pb2.ResumeJobRequest.SerializeToString,
+            protos_dot_feddp_dot_v1_dot_jobs__pb2.ResumeJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

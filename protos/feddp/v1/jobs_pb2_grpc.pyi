@@ -44,12 +44,18 @@ class JobsStub:
     GetJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.GetJobResponse]
     """As ListJobs. Errors: NOT_FOUND (JOB_UNKNOWN)."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_jobs_pb2.WatchJobRequest, _jobs_pb2.WatchJobResponse]
-    """Sends the job now and after every change, at least every 10 s, until it has ended; then OK.
+    """Sends the job now and after a change, a few times a second at most and at least every 10 s,
+    until it has ended; then OK.
     As ListJobs. Safe to open again. Errors: NOT_FOUND (JOB_UNKNOWN).
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.CancelJobResponse]
     """What was spent stays booked. Called by engineers and operators. Safe to retry.
     Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_ENDED).
+    """
+    ResumeJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]
+    """Takes a failed job up again, from its last published model and with what it has spent. Called
+    by engineers. Safe to retry.
+    Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED).
     """
 
 @_typing.type_check_only
@@ -68,12 +74,18 @@ class JobsAsyncStub(JobsStub):
     GetJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.GetJobResponse]  # type: ignore[assignment]
     """As ListJobs. Errors: NOT_FOUND (JOB_UNKNOWN)."""
     WatchJob: _aio.UnaryStreamMultiCallable[_jobs_pb2.WatchJobRequest, _jobs_pb2.WatchJobResponse]  # type: ignore[assignment]
-    """Sends the job now and after every change, at least every 10 s, until it has ended; then OK.
+    """Sends the job now and after a change, a few times a second at most and at least every 10 s,
+    until it has ended; then OK.
     As ListJobs. Safe to open again. Errors: NOT_FOUND (JOB_UNKNOWN).
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.CancelJobResponse]  # type: ignore[assignment]
     """What was spent stays booked. Called by engineers and operators. Safe to retry.
     Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_ENDED).
+    """
+    ResumeJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]  # type: ignore[assignment]
+    """Takes a failed job up again, from its last published model and with what it has spent. Called
+    by engineers. Safe to retry.
+    Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED).
     """
 
 class JobsServicer(metaclass=_abc_1.ABCMeta):
@@ -113,7 +125,8 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_pb2.WatchJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_jobs_pb2.WatchJobResponse], _abc.AsyncIterator[_jobs_pb2.WatchJobResponse]]:
-        """Sends the job now and after every change, at least every 10 s, until it has ended; then OK.
+        """Sends the job now and after a change, a few times a second at most and at least every 10 s,
+        until it has ended; then OK.
         As ListJobs. Safe to open again. Errors: NOT_FOUND (JOB_UNKNOWN).
         """
 
@@ -125,6 +138,17 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_jobs_pb2.CancelJobResponse, _abc.Awaitable[_jobs_pb2.CancelJobResponse]]:
         """What was spent stays booked. Called by engineers and operators. Safe to retry.
         Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_ENDED).
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeJob(
+        self,
+        request: _jobs_pb2.ResumeJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.ResumeJobResponse, _abc.Awaitable[_jobs_pb2.ResumeJobResponse]]:
+        """Takes a failed job up again, from its last published model and with what it has spent. Called
+        by engineers. Safe to retry.
+        Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED).
         """
 
 def add_JobsServicer_to_server(servicer: JobsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

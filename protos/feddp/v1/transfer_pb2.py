@@ -24,25 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eprotos/feddp/v1/transfer.proto\x12\x08\x66\x65\x64\x64p.v1\"A\n\x0f\x44ownloadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\" \n\x10\x44ownloadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"E\n\rUploadRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x16.feddp.v1.UploadHeader\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"P\n\x0cUploadHeader\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0e\n\x06offset\x18\x04 \x01(\x04\"9\n\x13UploadStatusRequest\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"9\n\x0eUploadResponse\x12\x15\n\rdurable_bytes\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x32\xd7\x01\n\x08Transfer\x12\x43\n\x08\x44ownload\x12\x19.feddp.v1.DownloadRequest\x1a\x1a.feddp.v1.DownloadResponse0\x01\x12=\n\x06Upload\x12\x17.feddp.v1.UploadRequest\x1a\x18.feddp.v1.UploadResponse(\x01\x12G\n\x0cUploadStatus\x12\x1d.feddp.v1.UploadStatusRequest\x1a\x18.feddp.v1.UploadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eprotos/feddp/v1/transfer.proto\x12\x08\x66\x65\x64\x64p.v1\"j\n\x0f\x44ownloadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\'\n\x08\x61\x63\x63\x65pted\x18\x04 \x03(\x0e\x32\x15.feddp.v1.Compression\"l\n\x10\x44ownloadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x13\n\x06\x63rc32c\x18\x02 \x01(\x07H\x00\x88\x01\x01\x12*\n\x0b\x63ompression\x18\x03 \x01(\x0e\x32\x15.feddp.v1.CompressionB\t\n\x07_crc32c\"\x91\x01\n\rUploadRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x16.feddp.v1.UploadHeader\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x13\n\x06\x63rc32c\x18\x03 \x01(\x07H\x00\x88\x01\x01\x12*\n\x0b\x63ompression\x18\x04 \x01(\x0e\x32\x15.feddp.v1.CompressionB\t\n\x07_crc32c\"P\n\x0cUploadHeader\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0e\n\x06offset\x18\x04 \x01(\x04\"9\n\x13UploadStatusRequest\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"b\n\x0eUploadResponse\x12\x15\n\rdurable_bytes\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\'\n\x08\x61\x63\x63\x65pted\x18\x03 \x03(\x0e\x32\x15.feddp.v1.Compression*@\n\x0b\x43ompression\x12\x1b\n\x17\x43OMPRESSION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OMPRESSION_ZSTD\x10\x01\x32\xd7\x01\n\x08Transfer\x12\x43\n\x08\x44ownload\x12\x19.feddp.v1.DownloadRequest\x1a\x1a.feddp.v1.DownloadResponse0\x01\x12=\n\x06Upload\x12\x17.feddp.v1.UploadRequest\x1a\x18.feddp.v1.UploadResponse(\x01\x12G\n\x0cUploadStatus\x12\x1d.feddp.v1.UploadStatusRequest\x1a\x18.feddp.v1.UploadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.feddp.v1.transfer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_COMPRESSION']._serialized_start=651
+  _globals['_COMPRESSION']._serialized_end=715
   _globals['_DOWNLOADREQUEST']._serialized_start=44
-  _globals['_DOWNLOADREQUEST']._serialized_end=109
-  _globals['_DOWNLOADRESPONSE']._serialized_start=111
-  _globals['_DOWNLOADRESPONSE']._serialized_end=143
-  _globals['_UPLOADREQUEST']._serialized_start=145
-  _globals['_UPLOADREQUEST']._serialized_end=214
-  _globals['_UPLOADHEADER']._serialized_start=216
-  _globals['_UPLOADHEADER']._serialized_end=296
-  _globals['_UPLOADSTATUSREQUEST']._serialized_start=298
-  _globals['_UPLOADSTATUSREQUEST']._serialized_end=355
-  _globals['_UPLOADRESPONSE']._serialized_start=357
-  _globals['_UPLOADRESPONSE']._serialized_end=414
-  _globals['_TRANSFER']._serialized_start=417
-  _globals['_TRANSFER']._serialized_end=632
+  _globals['_DOWNLOADREQUEST']._serialized_end=150
+  _globals['_DOWNLOADRESPONSE']._serialized_start=152
+  _globals['_DOWNLOADRESPONSE']._serialized_end=260
+  _globals['_UPLOADREQUEST']._serialized_start=263
+  _globals['_UPLOADREQUEST']._serialized_end=408
+  _globals['_UPLOADHEADER']._serialized_start=410
+  _globals['_UPLOADHEADER']._serialized_end=490
+  _globals['_UPLOADSTATUSREQUEST']._serialized_start=492
+  _globals['_UPLOADSTATUSREQUEST']._serialized_end=549
+  _globals['_UPLOADRESPONSE']._serialized_start=551
+  _globals['_UPLOADRESPONSE']._serialized_end=649
+  _globals['_TRANSFER']._serialized_start=718
+  _globals['_TRANSFER']._serialized_end=933
 # @@protoc_insertion_point(module_scope)

@@ -3,8 +3,11 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -16,6 +19,26 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Compression:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CompressionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Compression.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMPRESSION_UNSPECIFIED: _Compression.ValueType  # 0
+    """Not at all."""
+    COMPRESSION_ZSTD: _Compression.ValueType  # 1
+    """One Zstandard frame that states its content size, 1 MiB at most."""
+
+class Compression(_Compression, metaclass=_CompressionEnumTypeWrapper):
+    """How the bytes of one message are packed."""
+
+COMPRESSION_UNSPECIFIED: Compression.ValueType  # 0
+"""Not at all."""
+COMPRESSION_ZSTD: Compression.ValueType  # 1
+"""One Zstandard frame that states its content size, 1 MiB at most."""
+Global___Compression: _TypeAlias = Compression  # noqa: Y015
+
 @_typing.final
 class DownloadRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -23,20 +46,26 @@ class DownloadRequest(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     LENGTH_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     offset: _builtins.int
     length: _builtins.int
     """Most bytes wanted; 0 for the server's bound."""
+    @_builtins.property
+    def accepted(self) -> _containers.RepeatedScalarFieldContainer[Global___Compression.ValueType]:
+        """What the caller can unpack."""
+
     def __init__(
         self,
         *,
         digest: _builtins.str = ...,
         offset: _builtins.int = ...,
         length: _builtins.int = ...,
+        accepted: _abc.Iterable[Global___Compression.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "length", b"length", "offset", b"offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "digest", b"digest", "length", b"length", "offset", b"offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -47,29 +76,43 @@ class DownloadResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DATA_FIELD_NUMBER: _builtins.int
+    CRC32C_FIELD_NUMBER: _builtins.int
+    COMPRESSION_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
+    crc32c: _builtins.int
+    """CRC32C of `data` as it stands here. Absent from a peer of 0.1 only."""
+    compression: Global___Compression.ValueType
     def __init__(
         self,
         *,
         data: _builtins.bytes = ...,
+        crc32c: _builtins.int | None = ...,
+        compression: Global___Compression.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "crc32c", b"crc32c"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "compression", b"compression", "crc32c", b"crc32c", "data", b"data"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__crc32c: _TypeAlias = _typing.Literal["crc32c"]  # noqa: Y015
+    _WhichOneofArgType__crc32c: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__crc32c) -> _WhichOneofReturnType__crc32c | None: ...
 
 Global___DownloadResponse: _TypeAlias = DownloadResponse  # noqa: Y015
 
 @_typing.final
 class UploadRequest(_message.Message):
-    """The first message carries the header, each may carry data (1 MiB at most)."""
+    """The first message carries the header, each may carry data (1 MiB at most, before compression)."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    CRC32C_FIELD_NUMBER: _builtins.int
+    COMPRESSION_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
+    crc32c: _builtins.int
+    """CRC32C of `data` as it stands here. Absent from a peer of 0.1 only, which is not checked."""
+    compression: Global___Compression.ValueType
     @_builtins.property
     def header(self) -> Global___UploadHeader: ...
     def __init__(
@@ -77,12 +120,16 @@ class UploadRequest(_message.Message):
         *,
         header: Global___UploadHeader | None = ...,
         data: _builtins.bytes = ...,
+        crc32c: _builtins.int | None = ...,
+        compression: Global___Compression.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "crc32c", b"crc32c", "header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "header", b"header"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "compression", b"compression", "crc32c", b"crc32c", "data", b"data", "header", b"header"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__crc32c: _TypeAlias = _typing.Literal["crc32c"]  # noqa: Y015
+    _WhichOneofArgType__crc32c: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__crc32c) -> _WhichOneofReturnType__crc32c | None: ...
 
 Global___UploadRequest: _TypeAlias = UploadRequest  # noqa: Y015
 
@@ -145,19 +192,25 @@ class UploadResponse(_message.Message):
 
     DURABLE_BYTES_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
     durable_bytes: _builtins.int
     """Bytes that are on the receiver's disk, from the start."""
     complete: _builtins.bool
     """All bytes are there and match the digest."""
+    @_builtins.property
+    def accepted(self) -> _containers.RepeatedScalarFieldContainer[Global___Compression.ValueType]:
+        """What the receiver can unpack."""
+
     def __init__(
         self,
         *,
         durable_bytes: _builtins.int = ...,
         complete: _builtins.bool = ...,
+        accepted: _abc.Iterable[Global___Compression.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "durable_bytes", b"durable_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "complete", b"complete", "durable_bytes", b"durable_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,8 +26,10 @@ if _version_not_supported:
 
 
 class TransferStub(object):
-    """Bytes of models and updates, named by their BLAKE3 digest. Each call moves a bounded range and
-    can be repeated from the byte that the receiver has made durable.
+    """Bytes of models and updates, named by their BLAKE3 digest. Each call moves a bounded range in a
+    bounded time (10 s) and can be repeated from the byte that the receiver has made durable. Offsets,
+    sizes and digests always count bytes as they are before compression. Initial metadata comes at
+    once, also to a call that waits for its turn.
     """
 
     def __init__(self, channel):
@@ -54,14 +56,17 @@ class TransferStub(object):
 
 
 class TransferServicer(object):
-    """Bytes of models and updates, named by their BLAKE3 digest. Each call moves a bounded range and
-    can be repeated from the byte that the receiver has made durable.
+    """Bytes of models and updates, named by their BLAKE3 digest. Each call moves a bounded range in a
+    bounded time (10 s) and can be repeated from the byte that the receiver has made durable. Offsets,
+    sizes and digests always count bytes as they are before compression. Initial metadata comes at
+    once, also to a call that waits for its turn.
     """
 
     def Download(self, request, context):
         """Called by nodes for the model of a round that they were ordered to train, and by engineers
-        for models of their project. Safe to retry.
-        Errors: NOT_FOUND (BLOB_MISSING), PERMISSION_DENIED (NOT_ALLOWED), OUT_OF_RANGE.
+        for models of their project. May end before `length` bytes; go on from there. Safe to retry.
+        Errors: NOT_FOUND (BLOB_MISSING), PERMISSION_DENIED (NOT_ALLOWED),
+        INVALID_ARGUMENT (RANGE_INVALID), UNAVAILABLE (TRANSFERS_BUSY, with a delay).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -69,9 +74,13 @@ class TransferServicer(object):
 
     def Upload(self, request_iterator, context):
         """Called by nodes for an update of an attempt of their own, and by engineers for a job's
-        initial model. Safe to retry from `UploadStatus`.
-        Errors: INVALID_ARGUMENT (OFFSET_MISMATCH, DIGEST_MISMATCH, TOO_LARGE),
-        NOT_FOUND (ATTEMPT_UNKNOWN), ABORTED (ATTEMPT_CLOSED).
+        initial model. A refused call changes nothing; one that breaks off keeps whole messages that
+        came before. May answer before it has read every message; go on at `durable_bytes`, or from
+        `UploadStatus` after an error.
+        Errors: INVALID_ARGUMENT (HEADER_EXPECTED, DIGEST_INVALID, OFFSET_MISMATCH, DIGEST_MISMATCH,
+        TOO_LARGE, COMPRESSION_UNKNOWN, COMPRESSION_INVALID, COMPRESSION_BOMB),
+        NOT_FOUND (ATTEMPT_UNKNOWN), PERMISSION_DENIED (NOT_ALLOWED), ABORTED (ATTEMPT_CLOSED),
+        UNAVAILABLE (CHECKSUM_MISMATCH; STORE_FULL and TRANSFERS_BUSY, with a delay).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,6 +88,7 @@ class TransferServicer(object):
 
     def UploadStatus(self, request, context):
         """How much of an upload is durable. Called by whoever may upload it. Safe to retry.
+        Errors: those of `Upload` that concern its header.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,8 +121,10 @@ def add_TransferServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Transfer(object):
-    """Bytes of models and updates, named by their BLAKE3 digest. Each call moves a bounded range and
-    can be repeated from the byte that the receiver has made durable.
+    """Bytes of models and updates, named by their BLAKE3 digest. Each call moves a bounded range in a
+    bounded time (10 s) and can be repeated from the byte that the receiver has made durable. Offsets,
+    sizes and digests always count bytes as they are before compression. Initial metadata comes at
+    once, also to a call that waits for its turn.
     """
 
     @staticmethod

@@ -27,8 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TransferStub:
-    """Bytes of models and updates, named by their BLAKE3 digest. Each call moves a bounded range and
-    can be repeated from the byte that the receiver has made durable.
+    """Bytes of models and updates, named by their BLAKE3 digest. Each call moves a bounded range in a
+    bounded time (10 s) and can be repeated from the byte that the receiver has made durable. Offsets,
+    sizes and digests always count bytes as they are before compression. Initial metadata comes at
+    once, also to a call that waits for its turn.
     """
 
     @_typing.overload
@@ -37,42 +39,60 @@ class TransferStub:
     def __new__(cls, channel: _aio.Channel) -> TransferAsyncStub: ...
     Download: _grpc.UnaryStreamMultiCallable[_transfer_pb2.DownloadRequest, _transfer_pb2.DownloadResponse]
     """Called by nodes for the model of a round that they were ordered to train, and by engineers
-    for models of their project. Safe to retry.
-    Errors: NOT_FOUND (BLOB_MISSING), PERMISSION_DENIED (NOT_ALLOWED), OUT_OF_RANGE.
+    for models of their project. May end before `length` bytes; go on from there. Safe to retry.
+    Errors: NOT_FOUND (BLOB_MISSING), PERMISSION_DENIED (NOT_ALLOWED),
+    INVALID_ARGUMENT (RANGE_INVALID), UNAVAILABLE (TRANSFERS_BUSY, with a delay).
     """
     Upload: _grpc.StreamUnaryMultiCallable[_transfer_pb2.UploadRequest, _transfer_pb2.UploadResponse]
     """Called by nodes for an update of an attempt of their own, and by engineers for a job's
-    initial model. Safe to retry from `UploadStatus`.
-    Errors: INVALID_ARGUMENT (OFFSET_MISMATCH, DIGEST_MISMATCH, TOO_LARGE),
-    NOT_FOUND (ATTEMPT_UNKNOWN), ABORTED (ATTEMPT_CLOSED).
+    initial model. A refused call changes nothing; one that breaks off keeps whole messages that
+    came before. May answer before it has read every message; go on at `durable_bytes`, or from
+    `UploadStatus` after an error.
+    Errors: INVALID_ARGUMENT (HEADER_EXPECTED, DIGEST_INVALID, OFFSET_MISMATCH, DIGEST_MISMATCH,
+    TOO_LARGE, COMPRESSION_UNKNOWN, COMPRESSION_INVALID, COMPRESSION_BOMB),
+    NOT_FOUND (ATTEMPT_UNKNOWN), PERMISSION_DENIED (NOT_ALLOWED), ABORTED (ATTEMPT_CLOSED),
+    UNAVAILABLE (CHECKSUM_MISMATCH; STORE_FULL and TRANSFERS_BUSY, with a delay).
     """
     UploadStatus: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.UploadStatusRequest, _transfer_pb2.UploadResponse]
-    """How much of an upload is durable. Called by whoever may upload it. Safe to retry."""
+    """How much of an upload is durable. Called by whoever may upload it. Safe to retry.
+    Errors: those of `Upload` that concern its header.
+    """
 
 @_typing.type_check_only
 class TransferAsyncStub(TransferStub):
-    """Bytes of models and updates, named by their BLAKE3 digest. Each call moves a bounded range and
-    can be repeated from the byte that the receiver has made durable.
+    """Bytes of models and updates, named by their BLAKE3 digest. Each call moves a bounded range in a
+    bounded time (10 s) and can be repeated from the byte that the receiver has made durable. Offsets,
+    sizes and digests always count bytes as they are before compression. Initial metadata comes at
+    once, also to a call that waits for its turn.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Download: _aio.UnaryStreamMultiCallable[_transfer_pb2.DownloadRequest, _transfer_pb2.DownloadResponse]  # type: ignore[assignment]
     """Called by nodes for the model of a round that they were ordered to train, and by engineers
-    for models of their project. Safe to retry.
-    Errors: NOT_FOUND (BLOB_MISSING), PERMISSION_DENIED (NOT_ALLOWED), OUT_OF_RANGE.
+    for models of their project. May end before `length` bytes; go on from there. Safe to retry.
+    Errors: NOT_FOUND (BLOB_MISSING), PERMISSION_DENIED (NOT_ALLOWED),
+    INVALID_ARGUMENT (RANGE_INVALID), UNAVAILABLE (TRANSFERS_BUSY, with a delay).
     """
     Upload: _aio.StreamUnaryMultiCallable[_transfer_pb2.UploadRequest, _transfer_pb2.UploadResponse]  # type: ignore[assignment]
     """Called by nodes for an update of an attempt of their own, and by engineers for a job's
-    initial model. Safe to retry from `UploadStatus`.
-    Errors: INVALID_ARGUMENT (OFFSET_MISMATCH, DIGEST_MISMATCH, TOO_LARGE),
-    NOT_FOUND (ATTEMPT_UNKNOWN), ABORTED (ATTEMPT_CLOSED).
+    initial model. A refused call changes nothing; one that breaks off keeps whole messages that
+    came before. May answer before it has read every message; go on at `durable_bytes`, or from
+    `UploadStatus` after an error.
+    Errors: INVALID_ARGUMENT (HEADER_EXPECTED, DIGEST_INVALID, OFFSET_MISMATCH, DIGEST_MISMATCH,
+    TOO_LARGE, COMPRESSION_UNKNOWN, COMPRESSION_INVALID, COMPRESSION_BOMB),
+    NOT_FOUND (ATTEMPT_UNKNOWN), PERMISSION_DENIED (NOT_ALLOWED), ABORTED (ATTEMPT_CLOSED),
+    UNAVAILABLE (CHECKSUM_MISMATCH; STORE_FULL and TRANSFERS_BUSY, with a delay).
     """
     UploadStatus: _aio.UnaryUnaryMultiCallable[_transfer_pb2.UploadStatusRequest, _transfer_pb2.UploadResponse]  # type: ignore[assignment]
-    """How much of an upload is durable. Called by whoever may upload it. Safe to retry."""
+    """How much of an upload is durable. Called by whoever may upload it. Safe to retry.
+    Errors: those of `Upload` that concern its header.
+    """
 
 class TransferServicer(metaclass=_abc_1.ABCMeta):
-    """Bytes of models and updates, named by their BLAKE3 digest. Each call moves a bounded range and
-    can be repeated from the byte that the receiver has made durable.
+    """Bytes of models and updates, named by their BLAKE3 digest. Each call moves a bounded range in a
+    bounded time (10 s) and can be repeated from the byte that the receiver has made durable. Offsets,
+    sizes and digests always count bytes as they are before compression. Initial metadata comes at
+    once, also to a call that waits for its turn.
     """
 
     @_abc_1.abstractmethod
@@ -82,8 +102,9 @@ class TransferServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_transfer_pb2.DownloadResponse], _abc.AsyncIterator[_transfer_pb2.DownloadResponse]]:
         """Called by nodes for the model of a round that they were ordered to train, and by engineers
-        for models of their project. Safe to retry.
-        Errors: NOT_FOUND (BLOB_MISSING), PERMISSION_DENIED (NOT_ALLOWED), OUT_OF_RANGE.
+        for models of their project. May end before `length` bytes; go on from there. Safe to retry.
+        Errors: NOT_FOUND (BLOB_MISSING), PERMISSION_DENIED (NOT_ALLOWED),
+        INVALID_ARGUMENT (RANGE_INVALID), UNAVAILABLE (TRANSFERS_BUSY, with a delay).
         """
 
     @_abc_1.abstractmethod
@@ -93,9 +114,13 @@ class TransferServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_transfer_pb2.UploadResponse, _abc.Awaitable[_transfer_pb2.UploadResponse]]:
         """Called by nodes for an update of an attempt of their own, and by engineers for a job's
-        initial model. Safe to retry from `UploadStatus`.
-        Errors: INVALID_ARGUMENT (OFFSET_MISMATCH, DIGEST_MISMATCH, TOO_LARGE),
-        NOT_FOUND (ATTEMPT_UNKNOWN), ABORTED (ATTEMPT_CLOSED).
+        initial model. A refused call changes nothing; one that breaks off keeps whole messages that
+        came before. May answer before it has read every message; go on at `durable_bytes`, or from
+        `UploadStatus` after an error.
+        Errors: INVALID_ARGUMENT (HEADER_EXPECTED, DIGEST_INVALID, OFFSET_MISMATCH, DIGEST_MISMATCH,
+        TOO_LARGE, COMPRESSION_UNKNOWN, COMPRESSION_INVALID, COMPRESSION_BOMB),
+        NOT_FOUND (ATTEMPT_UNKNOWN), PERMISSION_DENIED (NOT_ALLOWED), ABORTED (ATTEMPT_CLOSED),
+        UNAVAILABLE (CHECKSUM_MISMATCH; STORE_FULL and TRANSFERS_BUSY, with a delay).
         """
 
     @_abc_1.abstractmethod
@@ -104,6 +129,8 @@ class TransferServicer(metaclass=_abc_1.ABCMeta):
         request: _transfer_pb2.UploadStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_transfer_pb2.UploadResponse, _abc.Awaitable[_transfer_pb2.UploadResponse]]:
-        """How much of an upload is durable. Called by whoever may upload it. Safe to retry."""
+        """How much of an upload is durable. Called by whoever may upload it. Safe to retry.
+        Errors: those of `Upload` that concern its header.
+        """
 
 def add_TransferServicer_to_server(servicer: TransferServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,49 @@
+"""The cases of `make bench`, by name."""
+
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from benchmarks.idle import Idle
+from benchmarks.null_round import NullRounds
+from benchmarks.results import Result
+from benchmarks.startup import Startup
+
+KB_40: Final = 10_000
+MB_100: Final = 25_000_000
+GB_1: Final = 250_000_000
+"""Parameters, float32, of a model of that size."""
+
+
+class Case(Protocol):
+    """Something to measure."""
+
+    @property
+    def disk_bytes(self) -> int:
+        """What it may leave on disk until it is over."""
+
+    def run(self, case: str) -> list[Result]:
+        """Measure it under that name."""
+
+
+QUICK: Final[Mapping[str, Case]] = {
+    "null-4x40KB": NullRounds(4, KB_40, warm_up=5, rounds=30, floor_rounds=60, seconds_max=60),
+    "start-4": Startup(nodes=4, times=1),
+    "idle-4": Idle(nodes=4, seconds=10),
+}
+"""What `--quick` runs: less than a minute."""
+
+DEFAULT: Final[Mapping[str, Case]] = {
+    "null-4x40KB": NullRounds(4, KB_40, warm_up=5, rounds=80, floor_rounds=80, seconds_max=120),
+    "null-64x40KB": NullRounds(64, KB_40, warm_up=3, rounds=12, floor_rounds=15, seconds_max=240),
+    "null-4x100MB": NullRounds(4, MB_100, warm_up=1, rounds=5, floor_rounds=4, seconds_max=120),
+    "null-16x100MB": NullRounds(16, MB_100, warm_up=1, rounds=2, floor_rounds=2, seconds_max=180),
+    "null-4x1GB": NullRounds(4, GB_1, warm_up=1, rounds=1, floor_rounds=1, seconds_max=240),
+    "start-4": Startup(nodes=4, times=3),
+    "idle-4": Idle(nodes=4, seconds=20),
+}
+
+ALL: Final[Mapping[str, Case]] = {
+    **DEFAULT,
+    "null-64x100MB": NullRounds(64, MB_100, warm_up=1, rounds=1, floor_rounds=1, seconds_max=600),
+}
+"""Those that take longest run only when they are named."""

@@ -1,0 +1,116 @@
+"""Which process is the coordinator: one at a time, and one that was replaced can write no more."""
+
+import asyncio
+import os
+import socket
+import time
+from pathlib import Path
+
+import structlog
+from sqlalchemy import Connection
+
+from coordinator.store import leases
+from coordinator.store.database import Database
+from coordinator.store.leases import HeldLease, Lease
+from protos.errors import FeddpError
+
+log = structlog.get_logger(__name__)
+
+NAME = "coordinator"
+RENEW_S = leases.LEASE_S / 3
+LOOK_AGAIN_S = 0.25
+
+
+class Leadership:
+    """Takes the lease at the start, renews it, and says when it is lost.
+
+    Attributes:
+        lost: set once another process has taken over.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.lost = asyncio.Event()
+        self._database = database
+        self._lease: Lease | None = None
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def take(self) -> None:
+        """Wait until nobody else holds the lease, and take it; from now on every write is fenced.
+
+        A holder of this machine whose process is gone is not waited for.
+        """
+        said = False
+        while True:
+            held = self._database.write_now(self._try)
+            if held is None:
+                break
+            if not said:
+                log.warning("waiting_for_lease", holder=held.holder)
+                said = True
+            await asyncio.sleep(LOOK_AGAIN_S)
+        self._renewing = asyncio.create_task(self._renew())
+
+    def _try(self, connection: Connection) -> HeldLease | None:
+        held = leases.look(connection, NAME)
+        if held is not None and held.expires_at > time.time() and not is_gone(held.holder):
+            return held
+        lease = self._lease = leases.take(connection, NAME, this_process(), time.time())
+        self._database.fence = lambda inside: leases.check(inside, lease)
+        return None
+
+    async def _renew(self) -> None:
+        lease = self._lease
+        while lease is not None:
+            await asyncio.sleep(RENEW_S)
+            try:
+                await self._database.write(lambda inside: leases.renew(inside, lease, time.time()))
+            except FeddpError as error:
+                log.error("lease_lost", reason=error.reason)
+                self.lost.set()
+                return
+            except Exception:
+                # The database may come back; whether we may still write is checked in each write.
+                log.exception("lease_not_renewed")
+
+    async def give_back(self) -> None:
+        """Let the next coordinator begin at once."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+        lease = self._lease
+        if lease is not None and not self.lost.is_set():
+            await self._database.write(lambda inside: leases.release(inside, lease))
+
+
+def this_process() -> str:
+    """Host, boot, process id and when it started: no other process is mistaken for it."""
+    pid = os.getpid()
+    return f"{socket.gethostname()} {_boot_id()} {pid} {_started(pid)}"
+
+
+def is_gone(holder: str) -> bool:
+    """Whether the holder was a process of this machine that does not run any more.
+
+    What cannot be told is not gone; should it be mistaken, the fence still holds.
+    """
+    parts = holder.split(" ")
+    if len(parts) != 4 or parts[1] != _boot_id() or not parts[1] or not parts[2].isdecimal():
+        return False
+    return _started(int(parts[2])) != parts[3]
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """When a process started, in the kernel's ticks; empty if there is none (or no /proc)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()
+    # A zombie has ended, and only waits to be reaped.
+    return "" if fields[0] == "Z" else fields[19]

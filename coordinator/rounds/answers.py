@@ -1,0 +1,119 @@
+"""Commands that the database alone answers, carried out inside the turn that asked for them:
+who could take part, reservations, the list of models."""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from coordinator.rounds import commands as c
+from coordinator.rounds import events as e
+from coordinator.rounds import planner
+from coordinator.rounds.effects import list_model, reserve_statement
+from coordinator.rounds.live import LiveJob
+from coordinator.rounds.phases import Publishing, Reserving, Training
+from coordinator.sessions import Sessions
+from coordinator.store import ledger, people
+from coordinator.store.booking import Books
+from coordinator.store.schema import accounts
+from protos.errors import BudgetRefused, FeddpError
+
+Taken = Callable[[LiveJob, str], e.Absence | None]
+"""Whether another job has a node now, or goes first for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Answers commands; keeps no state of its own."""
+
+    sessions: Sessions
+    taken: Taken
+
+    def __call__(self, books: Books, live: LiveJob, command: c.InsideCommand) -> e.Event | None:
+        """The event that answers `command`, or None if the job has moved on meanwhile."""
+        match command:
+            case c.Survey():
+                return self._survey(books, live)
+            case c.ReserveBudgets():
+                return reserve(books, live, command)
+            case c.PublishModel():
+                return publish(books, live, command)
+
+    def _survey(self, books: Books, live: LiveJob) -> e.NodesSurveyed:
+        facts = self._facts(books, live)
+        rounds_left = live.job.rounds_planned - len(live.phase.course.done)
+        return e.NodesSurveyed(*planner.survey(live.job, live.record.task_hash, facts, rounds_left))
+
+    def _facts(self, books: Books, live: LiveJob) -> list[planner.NodeFacts]:
+        """Every node that publishes the job's data set, as the store and the sessions know it."""
+        books.flush()  # what this turn has booked is read with the rest
+        connection, wanted = books.connection, live.job.dataset
+        found = []
+        for node in people.all_nodes(connection):
+            data_set = next((d for d in node.hello.data_sets if d.name == wanted), None)
+            if data_set is not None:
+                found.append((node, data_set, f"{node.name}/{data_set.account}"))
+        names = accounts.c.account.in_([name for _, _, name in found])
+        known = {a.account: a for a in ledger.accounts_where(connection, names)}
+        facts = []
+        for node, data_set, name in found:
+            account = known.get(name)  # missing if its policy was refused; the planner says so
+            units, releases = live.spent(account.account, account.filter) if account else (0, 0)
+            facts.append(
+                planner.NodeFacts(
+                    node=node.name,
+                    connected=self.sessions.connected(node.name),
+                    disabled=node.status == "disabled",
+                    data_set=data_set,
+                    steward=next(
+                        (a for a in node.hello.accounts if a.name == data_set.account), None
+                    ),
+                    account=account,
+                    job_units=units,
+                    job_releases=releases,
+                    last_noise_multiplier=live.last_noise(node.name),
+                    taken=self.taken(live, node.name),
+                    steps_possible=live.steps_possible(node.name),
+                )
+            )
+        return facts
+
+
+def reserve(books: Books, live: LiveJob, command: c.ReserveBudgets) -> e.BudgetsReserved | None:
+    """Reserve for each offer that the ledger admits, or for none if too few are admitted."""
+    match live.phase:
+        case Reserving():
+            wanted = live.phase.course.next_round == command.round
+        case Training():
+            wanted = live.phase.round.number == command.round and bool(live.phase.topping_up)
+        case _:
+            wanted = False
+    if not wanted:
+        return None
+    made = [e.Grant(secrets.token_hex(12), offer) for offer in command.offers]
+    books.expect(
+        account_names=[one.account for one in command.offers],
+        attempt_ids=[one.attempt_id for one in made],
+    )
+    grants: list[e.Grant] = []
+    refused: list[e.Absence] = []
+    before = books.mark()
+    for grant in made:
+        try:
+            books.book(reserve_statement(live, command.round, grant))
+            grants.append(grant)
+        except BudgetRefused as error:
+            refused.append(e.Absence(grant.offer.node, "BUDGET", error.message))
+        except FeddpError as error:
+            refused.append(e.Absence(grant.offer.node, error.reason, error.message))
+    if len(grants) < command.at_least:
+        books.go_back(before)
+        grants = []
+    return e.BudgetsReserved(tuple(grants), tuple(refused))
+
+
+def publish(books: Books, live: LiveJob, command: c.PublishModel) -> e.ModelPublished | None:
+    """List the round's model."""
+    if not isinstance(live.phase, Publishing) or live.phase.round.number != command.round:
+        return None
+    list_model(books.connection, live, "round", command.round, command.digest, command.model_bytes)
+    return e.ModelPublished(command.round, None)

@@ -1,0 +1,111 @@
+"""Who takes part in a round, how long one is waited for, and who is left out again and again.
+
+Pure; decides by what the coordinator saw on the wire: who was ordered, and when each answered.
+"""
+
+import math
+
+from coordinator.rounds.events import Absence, Offer
+from coordinator.rounds.phases import Attempt, AttemptState, Course, RoundRecord, Training
+
+PATIENCE_S_MIN = 10.0
+"""Nobody is given up sooner than this, however fast it was before."""
+
+HISTORY_ROUNDS = 5
+LEFT_OUT_ROUNDS = 3
+"""A hospital that is left out of so many rounds in a row is warned about."""
+
+NOT_CHOSEN = "NOT_CHOSEN"
+
+
+def choose(
+    course: Course, offers: tuple[Offer, ...]
+) -> tuple[tuple[Offer, ...], tuple[Absence, ...]]:
+    """(offers that are ordered, the others with their reason).
+
+    With `participants`, those that took part least and longest ago come first, so that every
+    hospital has its turn and no budget is used up before the others'.
+    """
+    plan = course.plan
+    if not plan.participants:
+        return offers, ()
+    wanted = math.ceil(plan.participants * (1.0 + plan.over_selection))
+    rounds_by_node: dict[str, list[int]] = {}
+    for one in course.done:
+        for attempt in one.received:
+            rounds_by_node.setdefault(attempt.node, []).append(one.number)
+
+    def turn(offer: Offer) -> tuple[int, int, str]:
+        before = rounds_by_node.get(offer.node, [])
+        return len(before), before[-1] if before else 0, offer.node
+
+    ranked = sorted(offers, key=turn)
+    others = tuple(
+        Absence(
+            o.node, NOT_CHOSEN, f"{wanted} of {len(offers)} nodes are chosen in turn, by the job"
+        )
+        for o in ranked[wanted:]
+    )
+    return tuple(ranked[:wanted]), others
+
+
+def gives_up_at_s(phase: Training, attempt: Attempt) -> float:
+    """When a round that has its quorum stops waiting for an attempt.
+
+    Its own history decides: `grace_factor` times the slowest of the node's last rounds, so that a
+    slow hospital is given its own time and not that of the fast ones. Without a history, or with
+    a factor of 0, the deadline.
+    """
+    factor = phase.course.plan.grace_factor
+    took_s = _took_s(phase.course, attempt.node)
+    if not factor or not took_s:
+        return phase.deadline_at_s
+    began_s = max(attempt.ordered_at_s, phase.counted_from_s)
+    return min(phase.deadline_at_s, began_s + max(PATIENCE_S_MIN, factor * max(took_s)))
+
+
+def _took_s(course: Course, node: str) -> list[float]:
+    """Seconds from order to update in the node's last rounds, newest first."""
+    took: list[float] = []
+    for one in reversed(course.done):
+        took += [a.ended_at_s - a.ordered_at_s for a in one.received if a.node == node]
+        if len(took) >= HISTORY_ROUNDS:
+            break
+    return took
+
+
+def warnings(course: Course) -> tuple[str, ...]:
+    """A sentence for each hospital that was left out of the last rounds."""
+    if len(course.done) < LEFT_OUT_ROUNDS:
+        return ()
+    last = course.done[-LEFT_OUT_ROUNDS:]
+    nodes = sorted(set.intersection(*(set(_missing(one)) for one in last)))
+    said = []
+    for node in nodes:
+        count = _streak(course, node)
+        reasons = sorted({_missing(one)[node][0] for one in course.done[-count:]})
+        said.append(
+            f"{node} was left out of the last {count} rounds ({', '.join(reasons)}); last time it "
+            f"{_missing(course.done[-1])[node][1]}. The model learns nothing from its patients"
+        )
+    return tuple(said)
+
+
+def _streak(course: Course, node: str) -> int:
+    count = 0
+    for one in reversed(course.done):
+        if node not in _missing(one):
+            break
+        count += 1
+    return count
+
+
+def _missing(one: RoundRecord) -> dict[str, tuple[str, str]]:
+    """Nodes whose update the round does not hold, with reason and sentence."""
+    there = {a.node for a in one.received}
+    missing = {a.node: (a.reason, a.message) for a in one.left_out if a.reason != NOT_CHOSEN} | {
+        a.node: (a.reason or a.state.value.upper(), a.message)
+        for a in one.attempts
+        if a.state is not AttemptState.RECEIVED and a.reason != "NOT_NEEDED"
+    }
+    return {node: why for node, why in missing.items() if node not in there}

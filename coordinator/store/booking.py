@@ -1,0 +1,232 @@
+"""Books many statements in one transaction with a handful of SQL statements.
+
+What a statement does to a balance is decided by `privacy.ledger.Balance` alone. Everything here
+runs inside the caller's transaction, so that entries commit with the step that caused them.
+"""
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sqlalchemy import Connection, and_, bindparam, select, update
+
+from coordinator.store.ledger import accounts_where, entry_of
+from coordinator.store.schema import accounts, entries, reservations
+from privacy.ledger import Balance, Entry, Kind, Pending, Statement, entry_hash
+from protos.errors import NotFound, invariant
+
+
+@dataclass(slots=True)
+class _Kept:
+    """One account as this transaction has left it so far."""
+
+    balance: Balance
+    entries: int
+    head_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A moment of a `Books` that it can go back to."""
+
+    kept: dict[str, _Kept]
+    kinds: dict[str, frozenset[str]]
+    written: int
+    held: dict[str, tuple[str, Statement, Pending]]
+    released: frozenset[str]
+
+
+@dataclass(slots=True)
+class Books:
+    """The ledger within one transaction: book as often as needed, then `flush` once.
+
+    `expect` reads what several bookings need at once; what is not expected is read one by one.
+
+    Attributes:
+        booked: entries that were flushed, by kind.
+    """
+
+    connection: Connection
+    booked: Counter[Kind] = field(default_factory=Counter)
+    _kept: dict[str, _Kept] = field(default_factory=dict)
+    _kinds: dict[str, frozenset[str]] = field(default_factory=dict)
+    _statements: dict[str, Statement] = field(default_factory=dict)
+    _written: list[Entry] = field(default_factory=list)
+    _held: dict[str, tuple[str, Statement, Pending]] = field(default_factory=dict)
+    _released: set[str] = field(default_factory=set)
+    _signatures: list[dict[str, object]] = field(default_factory=list)
+
+    def expect(
+        self, *, account_names: Collection[str] = (), attempt_ids: Collection[str] = ()
+    ) -> None:
+        """Read accounts, and attempts with their accounts, that bookings will need."""
+        unknown = [one for one in attempt_ids if one not in self._kinds]
+        if unknown:
+            found: dict[str, set[str]] = {one: set() for one in unknown}
+            rows = self.connection.execute(select(entries).where(entries.c.attempt_id.in_(unknown)))
+            for row in rows:
+                found[row.attempt_id].add(row.kind)
+                if row.kind == "reserve":
+                    self._statements[row.attempt_id] = entry_of(row).statement
+            self._kinds.update({one: frozenset(kinds) for one, kinds in found.items()})
+        wanted = {*account_names} | {
+            self._statements[one].account for one in attempt_ids if one in self._statements
+        }
+        if missing := sorted(wanted - self._kept.keys()):
+            self._read_accounts(missing)
+
+    def _read_accounts(self, names: list[str]) -> None:
+        for account in accounts_where(self.connection, accounts.c.account.in_(names)):
+            self._kept[account.account] = _Kept(account.balance, account.entries, account.head_hash)
+        last = select(accounts.c.account, accounts.c.head_hash, entries.c.hash).join(
+            entries,
+            and_(entries.c.account == accounts.c.account, entries.c.seq == accounts.c.entries),
+        )
+        for row in self.connection.execute(last.where(accounts.c.account.in_(names))):
+            invariant(row.head_hash == row.hash, "the chain's head is not its last entry")
+
+    def book(self, statement: Statement, signature: bytes = b"") -> None:
+        """Reserve, post or void as `statement` says; the very same again changes nothing.
+
+        Raises:
+            BudgetRefused, Conflict, NotFound: as `privacy.ledger.Balance`; nothing was booked.
+        """
+        attempt_id = statement.attempt_id
+        self.expect(account_names=[statement.account], attempt_ids=[attempt_id])
+        kept = self._kept.get(statement.account)
+        if kept is None:
+            raise NotFound("ACCOUNT_UNKNOWN", f"there is no account {statement.account}")
+        kinds = self._kinds[attempt_id]
+        before = replace(
+            kept.balance,
+            posted=frozenset({attempt_id} if "post" in kinds else ()),
+            voided=frozenset({attempt_id} if "void" in kinds else ()),
+        )
+        after = before.apply(statement)
+        if after == before:
+            return
+        seq = kept.entries + 1
+        digest = entry_hash(seq, kept.head_hash, statement)
+        self._written.append(Entry(seq, statement, kept.head_hash, digest, signature))
+        self._kinds[attempt_id] = kinds | {statement.kind}
+        bare = replace(after, posted=frozenset(), voided=frozenset())
+        self._kept[statement.account] = _Kept(bare, seq, digest)
+        if statement.kind == "reserve":
+            self._statements[attempt_id] = statement
+            added = next(one for one in after.pending if one.attempt_id == attempt_id)
+            self._held[attempt_id] = (statement.account, statement, added)
+        elif attempt_id in self._held:
+            del self._held[attempt_id]
+        else:
+            self._released.add(attempt_id)
+
+    def resolve(self, attempt_id: str, kind: str, signature: bytes) -> None:
+        """Post or void an attempt; the statement is its reservation's.
+
+        Raises:
+            NotFound: ATTEMPT_UNKNOWN.
+        """
+        invariant(kind in ("post", "void"), "an attempt ends in post or void")
+        self.expect(attempt_ids=[attempt_id])
+        statement = self._statements.get(attempt_id)
+        if statement is None:
+            raise NotFound("ATTEMPT_UNKNOWN", f"there is no attempt {attempt_id}")
+        self.book(statement.resolved("post" if kind == "post" else "void"), signature)
+
+    def keep_signature(self, attempt_id: str, signature: bytes) -> None:
+        """Attach the node's signature to a reserve entry that has none yet."""
+        self._signatures.append({"of_attempt": attempt_id, "signature": signature})
+
+    def mark(self) -> Mark:
+        """Where the books stand now."""
+        return Mark(
+            dict(self._kept),
+            dict(self._kinds),
+            len(self._written),
+            dict(self._held),
+            frozenset(self._released),
+        )
+
+    def go_back(self, mark: Mark) -> None:
+        """Undo what was booked since `mark`."""
+        self._kept, self._kinds = dict(mark.kept), dict(mark.kinds)
+        del self._written[mark.written :]
+        self._held, self._released = dict(mark.held), set(mark.released)
+
+    def flush(self) -> None:
+        """Write what was booked since the last time."""
+        execute = self.connection.execute
+        self.booked.update(one.statement.kind for one in self._written)
+        if self._written:
+            execute(entries.insert(), [_row(one) for one in self._written])
+            touched = sorted({one.statement.account for one in self._written})
+            execute(_BALANCE, [_balance_row(name, self._kept[name]) for name in touched])
+        if self._held:
+            execute(reservations.insert(), [_held_row(*one) for one in self._held.values()])
+        if self._released:
+            gone = reservations.c.attempt_id.in_(sorted(self._released))
+            execute(reservations.delete().where(gone))
+        if self._signatures:
+            execute(_SIGNATURE, self._signatures)
+        for one in (self._written, self._held, self._released, self._signatures):
+            one.clear()
+
+
+_BALANCE = (
+    update(accounts)
+    .where(accounts.c.account == bindparam("of_account"))
+    .values(
+        posted_units=bindparam("units"),
+        guarantee=bindparam("kept_guarantee"),
+        entries=bindparam("count"),
+        head_hash=bindparam("head"),
+    )
+)
+_SIGNATURE = (
+    update(entries)
+    .where(
+        entries.c.attempt_id == bindparam("of_attempt"),
+        entries.c.kind == "reserve",
+        entries.c.node_signature == b"",
+    )
+    .values(node_signature=bindparam("signature"))
+)
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    return {
+        **entry.statement.fields(),
+        "seq": entry.seq,
+        "prev_hash": entry.prev_hash,
+        "hash": entry.hash,
+        "node_signature": entry.node_signature,
+    }
+
+
+def _balance_row(name: str, kept: _Kept) -> dict[str, Any]:
+    return {
+        "of_account": name,
+        "units": kept.balance.posted_units,
+        "kept_guarantee": kept.balance.guarantee,
+        "count": kept.entries,
+        "head": kept.head_hash,
+    }
+
+
+def _held_row(account: str, statement: Statement, pending: Pending) -> dict[str, Any]:
+    return {
+        "attempt_id": pending.attempt_id,
+        "account": account,
+        "job_id": statement.job_id,
+        "units": pending.units,
+        "digest": pending.digest,
+        "accounted": pending.accounted,
+    }
+
+
+def book(connection: Connection, statement: Statement, signature: bytes = b"") -> None:
+    """Book one statement. Raises as `Books.book`."""
+    books = Books(connection)
+    books.book(statement, signature)
+    books.flush()

@@ -1,0 +1,178 @@
+"""Blobs on disk: what counts, what is dropped, and what a restart finds."""
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from coordinator.blobs import BlobStore
+from coordinator.uploads import PER_USER_MAX
+from protos.content import INLINE_BYTES, digest_of
+from protos.errors import FeddpError, Malformed, NotFound, TooLate, Unavailable
+
+DATA = os.urandom(3000)
+DIGEST = digest_of(DATA)
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> BlobStore:
+    return BlobStore(tmp_path / "blobs")
+
+
+def stage(
+    blobs: BlobStore, owner: str, digest: str, offset: int, pieces: Sequence[bytes]
+) -> int:
+    """One call that ends well; the durable size."""
+    appending = blobs.begin(owner, digest, offset)
+    try:
+        for piece in pieces:
+            appending.write(piece)
+        return appending.keep()
+    finally:
+        appending.close()
+
+
+def test_an_upload_goes_on_where_the_durable_bytes_end(blobs: BlobStore) -> None:
+    """Two calls make one blob; a call at another offset changes nothing."""
+    assert stage(blobs, "att", DIGEST, 0, [DATA[:500], DATA[500:1000]]) == 1000
+    with pytest.raises(Malformed) as caught:
+        blobs.begin("att", DIGEST, 2000)
+    assert caught.value.reason == "OFFSET_MISMATCH"
+    assert blobs.received("att", DIGEST) == (1000, False)
+    assert stage(blobs, "att", DIGEST, 1000, [DATA[1000:]]) == 3000
+    blobs.finish("att", DIGEST)
+    assert blobs.received("att", DIGEST) == (3000, True)
+    assert blobs.update("att", DIGEST).read_bytes() == DATA
+
+
+def test_bytes_that_were_not_kept_do_not_count(blobs: BlobStore) -> None:
+    """A call that is refused leaves the upload as it found it, digest included."""
+    stage(blobs, "att", DIGEST, 0, [DATA[:1000]])
+    appending = blobs.begin("att", DIGEST, 1000)
+    appending.write(b"nonsense")
+    appending.close()
+    assert blobs.received("att", DIGEST) == (1000, False)
+    stage(blobs, "att", DIGEST, 1000, [DATA[1000:]])
+    blobs.finish("att", DIGEST)
+
+
+def test_a_restart_goes_on_at_the_bytes_on_disk(blobs: BlobStore, tmp_path: Path) -> None:
+    """The digest of what is there is built again, once."""
+    stage(blobs, "att", DIGEST, 0, [DATA[:1000]])
+    again = BlobStore(tmp_path / "blobs")
+    assert again.received("att", DIGEST) == (1000, False)
+    stage(again, "att", DIGEST, 1000, [DATA[1000:]])
+    again.finish("att", DIGEST)
+    assert again.update("att", DIGEST).read_bytes() == DATA
+
+
+def test_the_end_of_an_upload_does_not_read_the_file_again(
+    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gigabyte is hashed while it arrives, not in one stop at its end."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the file was read")
+
+    monkeypatch.setattr("coordinator.uploads.hashed", refuse)
+    stage(blobs, "att", DIGEST, 0, [DATA[:1000]])
+    stage(blobs, "att", DIGEST, 1000, [DATA[1000:]])
+    blobs.finish("att", DIGEST)
+
+
+def test_bytes_with_another_digest_are_dropped(blobs: BlobStore) -> None:
+    """A lying digest is refused and the honest bytes can be sent afterwards."""
+    digest = digest_of(b"honest")
+    stage(blobs, "att", digest, 0, [b"lies.."])
+    with pytest.raises(Malformed) as caught:
+        blobs.finish("att", digest)
+    assert caught.value.reason == "DIGEST_MISMATCH"
+    assert blobs.received("att", digest) == (0, False)
+    stage(blobs, "att", digest, 0, [b"honest"])
+    blobs.finish("att", digest)
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fsync"])
+def test_a_full_disk_counts_nothing_and_the_upload_goes_on_when_there_is_room(
+    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """The refusal is retryable, says after how long, and the earlier bytes stay."""
+    stage(blobs, "att", DIGEST, 0, [DATA[:1000]])
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, full)
+        with pytest.raises(Unavailable) as caught:
+            stage(blobs, "att", DIGEST, 1000, [DATA[1000:]])
+    assert caught.value.reason == "STORE_FULL"
+    assert caught.value.retry_after_s is not None
+    assert blobs.received("att", DIGEST) == (1000, False)
+    stage(blobs, "att", DIGEST, 1000, [DATA[1000:]])
+    blobs.finish("att", DIGEST)
+
+
+def test_an_attempt_cannot_hand_in_the_bytes_of_another(blobs: BlobStore) -> None:
+    """Updates are named by attempt and digest: knowing a digest gives nothing."""
+    stage(blobs, "theirs", DIGEST, 0, [DATA])
+    blobs.finish("theirs", DIGEST)
+    assert blobs.received("mine", DIGEST) == (0, False)
+    with pytest.raises(NotFound):
+        blobs.update("mine", DIGEST)
+
+
+def test_an_attempt_has_one_upload_at_a_time(blobs: BlobStore, tmp_path: Path) -> None:
+    """Other digests would let a node fill the disk; a person may upload a few models."""
+    digests = [digest_of(bytes([n])) for n in range(PER_USER_MAX + 1)]
+    for owner, kept in (("att", 1), ("user.ada", PER_USER_MAX)):
+        for digest in digests:
+            stage(blobs, owner, digest, 0, [b"x"])
+        left = {path.name for path in (tmp_path / "blobs/partial").iterdir()}
+        assert left == {f"{owner}.{digest}" for digest in digests[-kept:]}
+        blobs.drop_attempt(owner)
+
+
+def test_an_attempt_that_ends_while_it_uploads_leaves_nothing(
+    blobs: BlobStore, tmp_path: Path
+) -> None:
+    """The call that was under way is told so, and no file is left."""
+    appending = blobs.begin("att", DIGEST, 0)
+    appending.write(DATA)
+    blobs.drop_attempt("att")
+    appending.keep()
+    appending.close()
+    with pytest.raises(FeddpError) as caught:
+        blobs.finish("att", DIGEST)
+    assert isinstance(caught.value, (TooLate, Malformed))
+    assert [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()] == []
+
+
+def test_a_small_update_is_kept_only_with_its_own_digest(blobs: BlobStore) -> None:
+    """It needs no upload; a lie leaves nothing behind."""
+    with pytest.raises(Malformed) as caught:
+        blobs.keep_update("att", DIGEST, b"other")
+    assert caught.value.reason == "DIGEST_MISMATCH"
+    assert blobs.received("att", DIGEST) == (0, False)
+    blobs.keep_update("att", DIGEST, DATA)
+    assert blobs.update("att", DIGEST).read_bytes() == DATA
+
+
+def test_a_small_model_is_read_once_for_all_orders(blobs: BlobStore, tmp_path: Path) -> None:
+    """One copy in memory serves every node; a larger model is left to be fetched."""
+    (tmp_path / "small").write_bytes(DATA)
+    (tmp_path / "large").write_bytes(bytes(INLINE_BYTES + 1))
+    small, large = (blobs.adopt_model(tmp_path / name) for name in ("small", "large"))
+    assert blobs.inline_model(small) == DATA
+    assert blobs.inline_model(small) is blobs.inline_model(small)
+    assert blobs.inline_model(large) == b""
+
+
+@pytest.mark.parametrize("digest", ["", "../../etc/passwd", "A" * 64, "0" * 63])
+def test_only_digests_become_file_names(blobs: BlobStore, digest: str) -> None:
+    """A path that a caller makes up is refused before the file system sees it."""
+    with pytest.raises(Malformed):
+        blobs.begin("att", digest, 0)
+    assert not blobs.has_model(digest)

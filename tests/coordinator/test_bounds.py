@@ -1,0 +1,73 @@
+"""Public bounds on a round: how large an update can be, and when noise hides that nothing moves."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from coordinator.rounds import bounds, convergence
+from coordinator.rounds.events import Offer
+
+ORDER = bounds.RoundOrder(learning_rate=2.0, local_steps=5, max_grad_norm=0.1, proximal_mu=0.01)
+OFFER = Offer("a", "a/p", 100, "gaussian", 9.0, 1.0)
+
+
+def test_the_noise_bound_is_the_law_of_the_ordered_noise() -> None:
+    """Each value of an update has deviation lr * sigma * C * sqrt(steps) / n."""
+    assert bounds.noise_std(ORDER, OFFER) == pytest.approx(2.0 * 9.0 * 0.1 * 5**0.5 / 100)
+
+
+def test_an_honest_update_keeps_within_the_norm_bound() -> None:
+    """A thousand draws of the largest honest signal plus noise stay below the bound."""
+    generator = np.random.default_rng(0)
+    std = bounds.noise_std(ORDER, OFFER)
+    assert std is not None
+    draws = generator.normal(0.0, std, (1000, 14)) + 2.0 * 5 * 0.1 / 14**0.5
+    assert np.linalg.norm(draws, axis=1).max() < bounds.update_norm_max(ORDER, OFFER, 14)
+
+
+def test_the_norm_bound_leaves_room_for_the_encoding() -> None:
+    """Rounding can lengthen an honest update; fewer values hold less noise."""
+    narrow = replace(ORDER, update_dtype="int8")
+    plain = bounds.update_norm_max(ORDER, OFFER, 14)
+    assert bounds.update_norm_max(narrow, OFFER, 14) == pytest.approx(1.252 * plain, rel=1e-3)
+    assert bounds.update_norm_max(ORDER, OFFER, 4) < plain
+
+
+def test_the_noise_of_a_round_is_that_of_the_values_that_were_sent() -> None:
+    """Two equal nodes: half the noise each, over as many values as each sent."""
+    std = bounds.noise_std(ORDER, OFFER)
+    assert std is not None
+    both = bounds.global_noise_norm(ORDER, [OFFER, OFFER], [1.0, 1.0], [14, 14])
+    assert both == pytest.approx(std * 7**0.5)
+    assert bounds.global_noise_norm(ORDER, [OFFER, OFFER], [1.0, 1.0], [14, 2]) == pytest.approx(
+        std * 2.0
+    )
+
+
+def test_a_pull_that_overflows_has_a_bound_all_the_same() -> None:
+    """lr * mu far above 2 makes FedProx diverge; the bound is then the largest norm there is."""
+    wild = bounds.RoundOrder(2.0, 300, 0.1, 10.0)
+    assert bounds.update_norm_max(wild, OFFER, 14) == bounds.UNBOUNDED_NORM
+
+
+def test_pure_noise_never_settles_and_a_still_model_does() -> None:
+    """Noise above the threshold is not resolvable; without noise three still rounds are."""
+    noisy = convergence.choose_window(10, 3, 0.001, 0.13, 1.0)
+    assert not noisy.resolvable
+    assert not convergence.settled(noisy, 0.0, 0.04, 0.001)
+    still = convergence.choose_window(10, 3, 0.001, 0.0, 1.0)
+    assert (still.rounds, still.resolvable) == (3, True)
+    assert convergence.settled(still, 0.0005, 0.0, 0.001)
+    assert not convergence.settled(still, 0.0015, 0.0, 0.001)
+
+
+def test_the_window_grows_until_noise_no_longer_hides_the_drift() -> None:
+    """Noise of 0.002 a round is below half the threshold over 16 rounds, given 32 were done."""
+    assert convergence.choose_window(32, 3, 0.001, 0.002, 1.0) == convergence.Window(16, True)
+    assert not convergence.choose_window(20, 3, 0.001, 0.002, 1.0).resolvable
+
+
+def test_unknown_noise_never_settles() -> None:
+    """A task whose step size is unknown runs its planned rounds."""
+    assert not convergence.choose_window(50, 3, 0.001, None, 1.0).resolvable

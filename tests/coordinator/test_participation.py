@@ -1,0 +1,207 @@
+"""Who takes part, how long one is waited for, and what a person is told about those left out."""
+
+from dataclasses import replace
+
+from coordinator.rounds import commands as c
+from coordinator.rounds import events as e
+from coordinator.rounds import participation
+from coordinator.rounds.phases import Aggregating, AttemptState, Ended, Selecting, Training
+from tests.coordinator.playbook import PLAN, Playbook, grants, offers, posted, surveyed, update
+from tests.coordinator.playbook import begun as begun_
+from tests.coordinator.playbook import training as training_
+
+PATIENT = replace(PLAN, rounds_planned=9, deadline_s=1000.0, grace_factor=3.0)
+
+
+def next_round(book: Playbook, number: int, *nodes: str) -> Playbook:
+    """From a round's fold to the orders of the next one."""
+    book = Playbook(book.phase, [], book.now_s)
+    book = book >> e.UpdatesFolded(number, f"m{number}", 400, 0.1, 0.01, False)
+    book = Playbook((book >> e.ModelPublished(number, None)).phase, [], book.now_s)
+    book = Playbook((book >> surveyed(*nodes)).phase, [], book.now_s)
+    return Playbook((book >> grants(number + 1, *nodes)).phase, [], book.now_s)
+
+
+def slow_d() -> Playbook:
+    """Round 1 took d 100 s and the others 1; in round 2 the others have answered."""
+    book = training_("a", "b", "c", "d", plan=PATIENT)
+    for node in "abc":
+        book = Playbook((book >> update(f"{node}1")).phase, [], book.now_s)
+    book = Playbook(book.phase, [], book.now_s + 95)
+    book = next_round(book >> update("d1"), 1, *"abcd")
+    for node in "abc":
+        book = Playbook((book >> update(f"{node}2")).phase, [], book.now_s)
+    return book
+
+
+def test_a_slow_hospital_is_given_its_own_time() -> None:
+    """It took about 100 s before, so it is waited for three times as long, not three times the
+    others' second."""
+    book = slow_d()
+    attempt = book.phase.round.attempt("d2")
+    gives_up_s = participation.gives_up_at_s(book.phase, attempt)
+    before = book.phase.course.done[0].attempt("d1")
+    took_s = before.ended_at_s - before.ordered_at_s
+    assert took_s > 90
+    assert gives_up_s - attempt.ordered_at_s == 3 * took_s
+    fast = replace(attempt, offer=replace(attempt.offer, node="a"))
+    assert participation.gives_up_at_s(book.phase, fast) - attempt.ordered_at_s == 10.0
+
+
+def test_without_a_history_the_deadline_counts() -> None:
+    """Nobody is given up in a first round before its deadline, nor with a factor of 0."""
+    first = training_("a", "b", "c", "d", plan=PATIENT).phase
+    attempt = first.round.attempt("d1")
+    assert participation.gives_up_at_s(first, attempt) == first.deadline_at_s
+    book = slow_d()
+    course = replace(book.phase.course, plan=replace(PATIENT, grace_factor=0.0))
+    phase = replace(book.phase, course=course)
+    assert participation.gives_up_at_s(phase, phase.round.attempt("d2")) == phase.deadline_at_s
+
+
+def test_a_round_with_its_quorum_closes_when_the_grace_is_over_and_says_so() -> None:
+    """Who is given up is posted whole and named with the reason."""
+    book = slow_d() >> e.GracePassed(2, "d") << c.PostCharge("d2", b"")
+    book = book << c.NotifyClosed("d2", "d", "post") << c.FoldUpdates(2) << None
+    assert isinstance(book.phase, Aggregating)
+    attempt = book.phase.round.attempt("d2")
+    assert (attempt.state, attempt.reason) == (AttemptState.LATE, "GRACE")
+
+
+def test_below_quorum_nobody_is_given_up() -> None:
+    """The grace is for rounds that can do without."""
+    book = training_("a", "b", "c", plan=PATIENT) >> update("a1") << posted("a1") << None
+    book = book >> e.GracePassed(1, "b") << None
+    assert isinstance(book.phase, Training)
+    book = book >> update("b1") << posted("b1") << None
+    book = book >> update("c1") << posted("c1") << c.FoldUpdates(1) << None
+
+
+def test_the_time_that_the_coordinator_was_away_is_nobodys_fault() -> None:
+    """After a restart the grace counts from there."""
+    book = slow_d()
+    book = Playbook(book.phase, [], book.now_s + 5000) >> e.CoordinatorRestarted() << None
+    attempt = book.phase.round.attempt("d2")
+    assert participation.gives_up_at_s(book.phase, attempt) > book.now_s + 200
+
+
+def test_participants_are_chosen_in_turn() -> None:
+    """Those who took part least come first; the others are named as not chosen."""
+    plan = replace(PLAN, rounds_planned=9, participants=3)
+    book = begun_(plan) >> surveyed(*"abcde")
+    book = book << c.ReserveBudgets(1, offers(*"abc"), 3) << None
+    assert [(a.node, a.reason) for a in book.phase.left_out] == [
+        ("d", "NOT_CHOSEN"),
+        ("e", "NOT_CHOSEN"),
+    ]
+    book = Playbook((book >> grants(1, *"abc")).phase, [])
+    for node in "abc":
+        book = Playbook((book >> update(f"{node}1")).phase, [])
+    book = book >> e.UpdatesFolded(1, "m1", 400, 0.1, 0.01, False)
+    book = Playbook((Playbook(book.phase, []) >> e.ModelPublished(1, None)).phase, [])
+    book = book >> surveyed(*"abcde") << c.ReserveBudgets(2, offers(*"dea"), 3) << None
+
+
+def test_over_selection_orders_more_and_closes_when_enough_have_answered() -> None:
+    """Of five ordered the first three count; the others are charged, closed and named."""
+    plan = replace(PLAN, participants=3, over_selection=0.5)
+    book = begun_(plan) >> surveyed(*"abcdef") << c.ReserveBudgets(1, offers(*"abcde"), 3) << None
+    book = Playbook((book >> grants(1, *"abcde")).phase, [])
+    for node in "ab":
+        book = book >> update(f"{node}1") << posted(f"{node}1") << None
+    book = book >> update("e1") << posted("e1")
+    for node in "cd":
+        book = book << c.PostCharge(f"{node}1", b"") << c.NotifyClosed(f"{node}1", node, "post")
+    book = book << c.FoldUpdates(1) << None
+    assert {a.reason for a in book.phase.round.attempts if a.node in "cd"} == {"NOT_NEEDED"}
+
+
+def refused(attempt_id: str, possible: int) -> e.OrderWasRefused:
+    """A node that can do fewer steps."""
+    return e.OrderWasRefused(attempt_id, "STEPS_TOO_MANY", "m", b"v", possible)
+
+
+def test_a_node_that_can_do_fewer_steps_is_ordered_again_at_once() -> None:
+    """Although the others would be enough: the slow hospital takes part with what it can do."""
+    book = training_("a", "b", "c", "d") >> refused("d1", 2) << c.VoidCharge("d1", b"v")
+    book = book << c.Survey() << None
+    for node in "abc":
+        book = book >> update(f"{node}1") << posted(f"{node}1")
+        book = book << c.Survey() << None
+    assert isinstance(book.phase, Training)  # it waits for d's new order
+    book = book >> surveyed(*"abcd") << c.ReserveBudgets(1, offers("d"), 0) << None
+    again = e.BudgetsReserved((e.Grant("d1x", offers("d")[0]),), ())
+    book = book >> again << c.SendOrder("d1x") << None
+    book = book >> update("d1x") << posted("d1x") << c.FoldUpdates(1) << None
+    assert len(book.phase.round.received) == 4
+
+
+def test_a_node_that_can_no_longer_be_ordered_is_not_waited_for() -> None:
+    """It went away between its refusal and the second order."""
+    book = training_("a", "b", "c", "d") >> refused("d1", 2) << c.VoidCharge("d1", b"v")
+    book = book << c.Survey() << None
+    for node in "abc":
+        book = Playbook((book >> update(f"{node}1")).phase, [], book.now_s)
+    away = e.Absence("d", "OFFLINE", "is not connected")
+    book = book >> surveyed("a", "b", "c", absent=(away,)) << c.FoldUpdates(1) << None
+
+
+def test_a_hospital_that_is_left_out_again_and_again_is_warned_about() -> None:
+    """After three rounds in a row, with the reasons; one round with it clears the warning."""
+    plan = replace(PLAN, rounds_planned=9)
+    away = e.Absence("d", "OFFLINE", "is not connected")
+    book = training_("a", "b", "c", plan=plan)
+    phase = replace(book.phase, round=replace(book.phase.round, left_out=(away,)))
+    book = Playbook(phase, [], book.now_s)
+    for number in (1, 2, 3):
+        assert participation.warnings(book.phase.course) == ()
+        for node in "abc":
+            book = Playbook((book >> update(f"{node}{number}")).phase, [], book.now_s)
+        book = next_round(book, number, *"abc")
+        phase = replace(book.phase, round=replace(book.phase.round, left_out=(away,)))
+        book = Playbook(phase, [], book.now_s)
+    (warning,) = participation.warnings(book.phase.course)
+    assert "d was left out of the last 3 rounds (OFFLINE); last time it is not conn" in warning
+    for node in "abc":
+        book = Playbook((book >> update(f"{node}4")).phase, [], book.now_s)
+    book = next_round(book, 4, *"abcd")
+    for node in "abcd":
+        book = Playbook((book >> update(f"{node}5")).phase, [], book.now_s)
+    book = next_round(book, 5, *"abcd")
+    assert participation.warnings(book.phase.course) == ()
+
+
+def failed(*received: str) -> Playbook:
+    """A job that failed in its first round with some updates on our disk."""
+    book = training_("a", "b", "c", "d")
+    for node in received:
+        book = Playbook((book >> update(f"{node}1")).phase, [], book.now_s)
+    book = Playbook((book >> e.StepFailed("the disk is broken")).phase, [], book.now_s)
+    assert isinstance(book.phase, Ended)
+    return book
+
+
+def test_a_failed_job_is_resumed_with_the_updates_that_it_holds() -> None:
+    """With a quorum of them it goes straight to the fold: no training is repeated."""
+    book = failed("a", "b", "c") >> e.ResumeRequested("me") << c.FoldUpdates(1) << None
+    assert isinstance(book.phase, Aggregating)
+    book = failed("a") >> e.ResumeRequested("me") << c.Survey() << None
+    assert isinstance(book.phase, Training)
+    assert [a.node for a in book.phase.round.received] == ["a"]
+    book = book >> surveyed(*"abcd") << None or book
+    assert isinstance(book.phase, Training)
+
+
+def test_a_failed_job_without_updates_begins_its_round_again() -> None:
+    """What its attempts cost stays known: they are kept apart."""
+    book = failed() >> e.ResumeRequested("me") << c.Survey() << None
+    assert isinstance(book.phase, Selecting)
+    (cut,) = book.phase.course.abandoned
+    assert {a.state for a in cut.attempts} == {AttemptState.LATE}
+
+
+def test_only_a_failed_job_can_be_resumed() -> None:
+    """A cancelled one stays cancelled; one that runs is left alone."""
+    book = training_("a", "b", "c") >> e.ResumeRequested("me") << None
+    ended = Playbook((book >> e.CancelRequested("me")).phase, []) >> e.ResumeRequested("me") << None
+    assert ended.phase.status == "cancelled"

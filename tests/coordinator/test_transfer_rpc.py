@@ -1,0 +1,278 @@
+"""Transfer over real gRPC, with rounds that are made up."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import grpc
+import pytest
+
+from coordinator.blobs import BlobStore
+from coordinator.metrics import Metrics
+from coordinator.rounds.phases import AttemptState
+from coordinator.rpc import transfer
+from coordinator.rpc import turns as turns_module
+from coordinator.rpc.gate import Gate
+from coordinator.rpc.turns import Turns
+from protos import chunks
+from protos.content import CHUNK_BYTES, digest_of
+from protos.errors import NotFound
+from protos.feddp.v1 import transfer_pb2 as pb
+from protos.feddp.v1 import transfer_pb2_grpc as pb_grpc
+from protos.status import from_rpc
+
+MODEL = os.urandom(3 * CHUNK_BYTES)
+UPDATE = os.urandom(3 * CHUNK_BYTES)
+DIGEST = digest_of(UPDATE)
+
+
+class OpenGate(Gate):
+    """Admits everybody; maps errors as the real one."""
+
+    def admit(self, context: Any, method: str) -> None:
+        return None
+
+
+class FakeRounds:
+    """Attempts "a1" and "b1" of one node, open until `received` names an update."""
+
+    def __init__(self, initial: str) -> None:
+        self.live = SimpleNamespace(phase=SimpleNamespace(course=SimpleNamespace(initial=initial)))
+        self.received = ""
+
+    async def find(self, attempt_id: str, node: str) -> tuple[Any, Any, Any]:
+        if attempt_id not in ("a1", "b1"):
+            raise NotFound("ATTEMPT_UNKNOWN", "no such attempt")
+        state = AttemptState.RECEIVED if self.received else None
+        attempt = SimpleNamespace(
+            attempt_id=attempt_id, is_open=not self.received, state=state, digest=self.received
+        )
+        return self.live, None, attempt
+
+
+class Bench:
+    """A running service and a client of it."""
+
+    def __init__(self, service: transfer.TransferService, stub: Any, rounds: FakeRounds) -> None:
+        self.service = service
+        self.stub = stub
+        self.rounds = rounds
+
+    async def durable(self) -> int:
+        request = pb.UploadStatusRequest(attempt_id="a1", digest=DIGEST)
+        return int((await self.stub.UploadStatus(request)).durable_bytes)
+
+    async def upload(self, messages: Iterable[pb.UploadRequest]) -> Any:
+        return await self.stub.Upload(iter(messages))
+
+
+Scene = Callable[[Bench], Awaitable[None]]
+
+
+@pytest.fixture
+def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Scene], None]:
+    """Runs a scene against a service of its own."""
+
+    async def run(scene: Scene) -> None:
+        blobs = BlobStore(tmp_path / "blobs")
+        (tmp_path / "model").write_bytes(MODEL)
+        rounds = FakeRounds(blobs.adopt_model(tmp_path / "model"))
+        metrics = Metrics()
+        service = transfer.TransferService(
+            cast(Any, None), blobs, cast(Any, rounds), metrics, 1 << 30
+        )
+        monkeypatch.setattr(transfer, "caller", lambda: SimpleNamespace(node="n", name="n"))
+        monkeypatch.setattr(transfer.TransferService, "_is_ordered", lambda *_: True)
+        server = grpc.aio.server(interceptors=[OpenGate(None, metrics)])
+        pb_grpc.add_TransferServicer_to_server(service, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                await scene(Bench(service, pb_grpc.TransferStub(channel), rounds))
+        finally:
+            await server.stop(None)
+
+    return lambda scene: asyncio.run(run(scene))
+
+
+def header(**changes: Any) -> pb.UploadRequest:
+    fields = {"attempt_id": "a1", "digest": DIGEST, "size": len(UPDATE), "offset": 0}
+    return pb.UploadRequest(header=pb.UploadHeader(**{**fields, **changes}))
+
+
+def data(piece: bytes, **changes: Any) -> pb.UploadRequest:
+    chunk = chunks.pack(piece, zstd=False)
+    return pb.UploadRequest(**{"data": chunk.data, "crc32c": chunk.crc32c, **changes})
+
+
+def whole(begin: int = 0) -> list[pb.UploadRequest]:
+    pieces = [UPDATE[at : at + CHUNK_BYTES] for at in range(begin, len(UPDATE), CHUNK_BYTES)]
+    return [header(offset=begin), *map(data, pieces)]
+
+
+async def until_received(bench: Bench, bytes_: int) -> None:
+    """Wait until the service has written so many bytes."""
+    registry, labels = bench.service.metrics.registry, {"direction": "received"}
+    while registry.get_sample_value("feddp_transfer_bytes_total", labels) != bytes_:
+        await asyncio.sleep(0)
+
+
+LIES = {
+    "HEADER_EXPECTED": [data(UPDATE[:100])],
+    "DIGEST_INVALID": [header(digest="../x")],
+    "ATTEMPT_UNKNOWN": [header(attempt_id="a2"), data(b"x")],
+    "OFFSET_MISMATCH": [header(offset=7), data(b"x")],
+    "TOO_LARGE": [header(size=10), data(b"x" * 8), data(b"more")],
+    "CHECKSUM_MISMATCH": [header(), data(UPDATE[:500]), data(UPDATE[500:900], crc32c=1)],
+    "COMPRESSION_UNKNOWN": [header(), data(UPDATE[:500]), data(b"x", compression=9)],
+    "COMPRESSION_INVALID": [header(), data(b"x", compression=pb.COMPRESSION_ZSTD)],
+    "DIGEST_MISMATCH": [header(size=5), data(b"wrong")],
+}
+
+
+@pytest.mark.parametrize("reason", LIES)
+def test_a_lie_has_its_own_reason_and_the_next_honest_try_works(
+    play: Callable[[Scene], None], reason: str
+) -> None:
+    """Nothing of a refused call counts, not even what was right in it."""
+
+    async def scene(bench: Bench) -> None:
+        with pytest.raises(grpc.RpcError) as caught:
+            await bench.upload(LIES[reason])
+        assert from_rpc(caught.value).reason == reason
+        assert await bench.durable() == 0
+        assert (await bench.upload(whole())).complete
+
+    play(scene)
+
+
+def test_an_upload_larger_than_its_model_is_refused_by_its_header(
+    play: Callable[[Scene], None],
+) -> None:
+    """Before a byte is taken."""
+
+    async def scene(bench: Bench) -> None:
+        with pytest.raises(grpc.RpcError) as caught:
+            await bench.upload([header(size=len(MODEL) + transfer.UPDATE_BYTES_SLACK + 1)])
+        assert from_rpc(caught.value).reason == "TOO_LARGE"
+
+    play(scene)
+
+
+def test_a_replay_is_answered_and_takes_no_bytes(play: Callable[[Scene], None]) -> None:
+    """Of a whole upload, and of one that was handed in and whose bytes are gone."""
+
+    async def scene(bench: Bench) -> None:
+        assert (await bench.upload(whole())).complete
+        assert (await bench.upload(whole())).complete
+        bench.rounds.received = DIGEST
+        bench.service.blobs.drop_update("a1", DIGEST)
+        request = pb.UploadStatusRequest(attempt_id="a1", digest=DIGEST)
+        assert (await bench.stub.UploadStatus(request)).complete
+        assert (await bench.upload(whole())).complete
+        with pytest.raises(grpc.RpcError) as caught:
+            await bench.upload([header(digest="0" * 64)])
+        assert from_rpc(caught.value).reason == "ATTEMPT_CLOSED"
+
+    play(scene)
+
+
+def test_a_call_that_breaks_off_keeps_the_messages_that_came(
+    play: Callable[[Scene], None],
+) -> None:
+    """The next call goes on there; nothing is sent twice."""
+
+    async def scene(bench: Bench) -> None:
+        async with asyncio.timeout(20):
+            call = bench.stub.Upload()
+            for message in whole()[:3]:
+                await call.write(message)
+            await until_received(bench, 2 * CHUNK_BYTES)
+            call.cancel()
+            while await bench.durable() < 2 * CHUNK_BYTES:
+                await asyncio.sleep(0)
+        assert (await bench.upload(whole(2 * CHUNK_BYTES))).complete
+
+    play(scene)
+
+
+def test_a_slow_sender_gets_an_answer_with_what_is_durable(
+    play: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call ends by itself when its time is over, long before a proxy would cut it."""
+    monkeypatch.setattr(transfer, "CALL_S_MAX", 0.5)
+
+    async def scene(bench: Bench) -> None:
+        call = bench.stub.Upload()
+        for message in whole()[:2]:
+            await call.write(message)
+        assert (await call).durable_bytes == CHUNK_BYTES
+        assert await bench.durable() == CHUNK_BYTES
+
+    play(scene)
+
+
+def test_calls_over_the_bound_wait_and_are_told_when_it_takes_too_long(
+    play: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The metadata comes at once all the same, and a place that is free again is given on."""
+    monkeypatch.setattr(turns_module, "WAIT_S_MAX", 0.3)
+
+    async def scene(bench: Bench) -> None:
+        bench.service._uploads = Turns(1)
+        first = bench.stub.Upload()
+        for message in whole()[:2]:
+            await first.write(message)
+        await until_received(bench, CHUNK_BYTES)
+        second = bench.stub.Upload(iter([header(attempt_id="b1"), *whole()[1:]]))
+        await second.initial_metadata()
+        with pytest.raises(grpc.RpcError) as caught:
+            await second
+        found = from_rpc(caught.value)
+        assert (found.reason, found.retry_after_s) == ("TRANSFERS_BUSY", turns_module.BUSY_RETRY_S)
+        first.cancel()
+        assert (await bench.upload([header(attempt_id="b1"), *whole()[1:]])).complete
+
+    play(scene)
+
+
+def test_a_download_that_nobody_reads_gives_its_place_up(
+    play: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fast nodes do not starve behind one that hangs."""
+    monkeypatch.setattr(transfer, "CALL_S_MAX", 0.3)
+    monkeypatch.setattr(transfer, "STUCK_S", 0.1)
+
+    async def scene(bench: Bench) -> None:
+        bench.service._downloads = Turns(1)
+        request = pb.DownloadRequest(digest=digest_of(MODEL))
+        stuck = bench.stub.Download(request)
+        await stuck.initial_metadata()
+        await asyncio.sleep(0)
+        got = [message async for message in bench.stub.Download(request)]
+        assert b"".join(map(chunks.unpack, got)) == MODEL
+        stuck.cancel()
+
+    play(scene)
+
+
+def test_a_download_moves_the_range_that_was_asked_for(play: Callable[[Scene], None]) -> None:
+    """In messages of a chunk, each with its checksum; past the end it is refused."""
+
+    async def scene(bench: Bench) -> None:
+        digest = digest_of(MODEL)
+        request = pb.DownloadRequest(digest=digest, offset=5, length=CHUNK_BYTES + 5)
+        got = [message async for message in bench.stub.Download(request)]
+        assert [len(message.data) for message in got] == [CHUNK_BYTES, 5]
+        assert all(message.HasField("crc32c") for message in got)
+        assert b"".join(map(chunks.unpack, got)) == MODEL[5 : CHUNK_BYTES + 10]
+        with pytest.raises(grpc.RpcError) as caught:
+            past = pb.DownloadRequest(digest=digest, offset=len(MODEL) + 1)
+            [message async for message in bench.stub.Download(past)]
+        assert from_rpc(caught.value).reason == "RANGE_INVALID"
+
+    play(scene)

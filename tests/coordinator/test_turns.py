@@ -1,0 +1,287 @@
+"""Turns against a real database: many events, one transaction, and nothing by halves."""
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection
+
+from coordinator.config import CoordinatorConfig
+from coordinator.jobspec import parse_job
+from coordinator.rounds import commands as c
+from coordinator.rounds import events as e
+from coordinator.rounds import machine
+from coordinator.rounds.answers import Answers
+from coordinator.rounds.live import LiveJob, job_to_json, plan_of, replay
+from coordinator.rounds.phases import Aggregating, Selecting, Training
+from coordinator.rounds.turn_taker import TurnTaker
+from coordinator.rounds.turns import Turn, take_turn
+from coordinator.sessions import Sessions
+from coordinator.store import jobs, ledger, people
+from coordinator.store.database import Database
+from coordinator.store.jobs import JobRecord
+from protos.errors import InvariantBroken, NotFound
+from protos.feddp.v1 import federation_pb2 as federation
+
+NODES = ("a", "b", "c", "d")
+HASH = "f" * 64
+SPEC = b"""
+name: small
+task: "null"
+dataset: cohort
+federation: {rounds: 2}
+"""
+
+
+class World:
+    """A database with four nodes that are connected, and one job."""
+
+    def __init__(self, url: str) -> None:
+        self.database = Database(url)
+        self.database.migrate()
+        self.sessions = Sessions(30.0, 10.0)
+        self.answers = Answers(self.sessions, lambda _live, _node: None)
+        self.writes = 0
+        for node in NODES:
+            self.database.write_now(lambda x, n=node: self._add_node(x, n))
+            self.sessions.open(node)
+        job = parse_job(SPEC, CoordinatorConfig())
+        record = JobRecord(
+            "j", "default", "small", "u", "r", SPEC, job_to_json(job), HASH, "running", 0.0
+        )
+        first = e.JobSubmitted("m0")
+        phase, _ = machine.start(plan_of(job), first, 0.0)
+        self.live = LiveJob(record, job, phase, 1)
+
+        def begin(connection: Connection) -> None:
+            jobs.add(connection, record)
+            jobs.append(connection, "j", 0, 0.0, first)
+
+        self.database.write_now(begin)
+
+    def _add_node(self, connection: Connection, node: str) -> None:
+        people.invite(
+            connection, node, "edge", node, spiffe_id=f"x/{node}", now_s=0.0, expires_at_s=9.0
+        )
+        hello = federation.Hello(
+            data_sets=[
+                federation.DataSet(
+                    name="cohort", account="patients", declared_n=50, tasks=[f"null@{HASH}"]
+                )
+            ],
+            accounts=[
+                federation.Account(
+                    name="patients",
+                    filter="gdp",
+                    delta=1e-5,
+                    epsilon_limit=1.0,
+                    epsilon_per_job_max=1.0,
+                    noise_multiplier_min=1.0,
+                )
+            ],
+        )
+        people.keep_hello(connection, node, hello, 0.0)
+        ledger.open_account(connection, f"{node}/patients", node, "gdp", 0, 1.0, 1e-5)
+
+    def turn(self, *inputs: Any) -> Turn:
+        """One turn; memory follows."""
+        turn = self.database.write_now(lambda x: take_turn(x, self.live, inputs, self.answers, 5.0))
+        self.live.phase, self.live.steps = turn.phase, turn.steps
+        return turn
+
+    def attempts(self) -> list[str]:
+        """Ids of the round's attempts."""
+        phase: Any = self.live.phase
+        return [one.attempt_id for one in phase.round.attempts]
+
+    def reload(self) -> object:
+        """The phase that the journal adds up to."""
+        steps = self.database.read_now(lambda x: jobs.history(x, "j"))
+        return replay(plan_of(self.live.job), steps)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(f"sqlite:///{tmp_path / 'c.db'}")
+    yield made
+    made.database.close()
+
+
+def update(attempt_id: str) -> e.UpdateReceived:
+    return e.UpdateReceived(attempt_id, "d" * 64, 400, b"post")
+
+
+def test_from_a_survey_to_the_orders_in_one_transaction(world: World) -> None:
+    """Survey, selection and reservations follow from each other inside the database."""
+    turn = world.turn(c.Survey())
+    assert [type(one.event).__name__ for one in turn.taken] == ["NodesSurveyed", "BudgetsReserved"]
+    assert isinstance(world.live.phase, Training)
+    assert turn.taken[-1].asked == tuple(c.SendOrder(one) for one in world.attempts())
+    assert turn.booked == {"reserve": 4}
+    assert world.reload() == (world.live.phase, world.live.steps)
+
+
+def test_what_arrived_together_is_journalled_together(world: World) -> None:
+    """Acceptances and updates of all nodes, then the fold to the next round's orders."""
+    world.turn(c.Survey())
+    ids = world.attempts()
+    accepted = [e.OrderWasAccepted(one, b"reserve") for one in ids]
+    turn = world.turn(*accepted, *(update(one) for one in ids))
+    assert len(turn.taken) == 8
+    assert turn.booked == {"post": 4}
+    assert isinstance(world.live.phase, Aggregating)
+    folded = e.UpdatesFolded(1, "m1", 400, None, None, False)
+    turn = world.turn(lambda _connection, _live: folded)
+    assert [type(one.event).__name__ for one in turn.taken] == [
+        "UpdatesFolded",
+        "ModelPublished",
+        "NodesSurveyed",
+        "BudgetsReserved",
+    ]
+    assert isinstance(world.live.phase, Training)
+    assert world.live.phase.round.number == 2
+    assert c.ForgetUpdates(1) in turn.taken[1].asked
+    assert world.reload() == (world.live.phase, world.live.steps)
+    listed = world.database.read_now(jobs.models_of)
+    assert [(one.kind, one.round, one.digest) for one in listed] == [("round", 1, "m1")]
+    signed = world.database.read_now(
+        lambda x: [
+            (one.statement.kind, one.node_signature)
+            for node in NODES
+            for one in ledger.chain(x, f"{node}/patients")
+            if one.statement.round == 1
+        ]
+    )
+    assert sorted(signed) == [("post", b"post")] * 4 + [("reserve", b"reserve")] * 4
+
+
+def test_an_input_that_the_phase_does_not_know_harms_no_other(world: World) -> None:
+    """It is told to whoever gave it; the turn goes on."""
+    turn = world.turn(e.AnswerWritten("x"), c.Survey())
+    assert list(turn.faults) == [0]
+    assert isinstance(turn.faults[0], InvariantBroken)
+    assert isinstance(world.live.phase, Training)
+
+
+def test_a_turn_that_fails_has_not_happened(world: World) -> None:
+    """A reply that raises takes back what was booked before it."""
+
+    def broken(_connection: Connection, _live: LiveJob) -> None:
+        raise RuntimeError("the process dies here")
+
+    with pytest.raises(RuntimeError):
+        world.turn(c.Survey(), broken)
+    assert isinstance(world.live.phase, Selecting)
+    assert world.reload() == (world.live.phase, 1)
+    accounts = world.database.read_now(ledger.all_accounts)
+    assert all(one.entries == 0 and not one.balance.pending for one in accounts)
+
+
+class Taker:
+    """A turn taker on a loop of its own; counts the transactions."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.turns: list[Turn] = []
+        self.caught_up = 0
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.taker = TurnTaker(
+            world.database,
+            world.answers,
+            self._keep,
+            lambda _live, turn: self.turns.append(turn),
+            self._catch_up,
+        )
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def _catch_up(self, _live: LiveJob) -> None:
+        self.caught_up += 1
+
+
+def test_events_that_arrive_during_a_turn_share_the_next(world: World) -> None:
+    """Whatever their number, two transactions are enough."""
+    world.turn(c.Survey())
+    ids = world.attempts()
+
+    async def scene() -> None:
+        taker = Taker(world)
+        for one in ids:
+            taker.taker.note(world.live, e.OrderWasAccepted(one, b"reserve"))
+        await asyncio.gather(*(taker.taker.take(world.live, update(one)) for one in ids))
+        assert len(taker.turns) <= 2
+        assert sum(len(turn.taken) for turn in taker.turns) == 8
+
+    asyncio.run(scene())
+    assert isinstance(world.live.phase, Aggregating)
+
+
+def test_one_input_that_the_ledger_refuses_fails_alone(world: World) -> None:
+    """The others of its turn are taken as if it had not been there."""
+    world.turn(c.Survey())
+    ids = world.attempts()
+
+    def refused(_connection: Connection, _live: LiveJob) -> None:
+        raise NotFound("ATTEMPT_UNKNOWN", "there is no such attempt")
+
+    async def scene() -> list[Any]:
+        taker = Taker(world)
+        inputs = [update(ids[0]), refused, update(ids[1])]
+        return await asyncio.gather(
+            *(taker.taker.take(world.live, one) for one in inputs), return_exceptions=True
+        )
+
+    first, second, third = asyncio.run(scene())
+    assert (first, third) == (None, None)
+    assert isinstance(second, NotFound)
+    phase: Any = world.live.phase
+    assert len(phase.round.received) == 2
+    assert world.reload() == (world.live.phase, world.live.steps)
+
+
+def test_a_commit_that_nobody_heard_of_is_found_in_the_journal(world: World) -> None:
+    """The database went away after the commit: the event is not lost, and not taken twice."""
+    world.turn(c.Survey())
+    ids = world.attempts()
+    write, failures = world.database.write, iter([True])
+
+    async def forgetful(work: Any) -> Any:
+        done = await write(work)
+        if next(failures, False):
+            raise OSError("the connection is gone")
+        return done
+
+    async def scene() -> int:
+        taker = Taker(world)
+        world.database.write = forgetful  # type: ignore[method-assign]
+        with pytest.raises(OSError, match="gone"):
+            await taker.taker.take(world.live, update(ids[0]))
+        await taker.taker.take(world.live, update(ids[0]))  # the node says it again
+        return taker.caught_up
+
+    assert asyncio.run(scene()) == 1
+    phase: Any = world.live.phase
+    assert len(phase.round.received) == 1
+    posted = world.database.read_now(lambda x: [s.attempt_id for s in ledger.posted_by(x, "j")])
+    assert posted == [ids[0]]
+
+
+def test_what_a_job_has_spent_is_the_same_in_its_journal_and_in_the_ledger(world: World) -> None:
+    """The planner asks the journal; it must never find less than the ledger holds."""
+    world.live.job = replace(world.live.job, mechanism="dp", noise_multiplier=20.0)
+    world.turn(c.Survey())
+    ids = world.attempts()
+    world.turn(update(ids[0]), e.OrderWasRefused(ids[1], "BUSY", "m", b"void"))
+    for account in world.database.read_now(ledger.all_accounts):
+        balance = account.balance
+        units, _ = world.live.spent(account.account, account.filter)
+        assert units == balance.posted_units + balance.pending_units
+    assert (
+        sum(a.balance.posted_units > 0 for a in world.database.read_now(ledger.all_accounts)) == 1
+    )

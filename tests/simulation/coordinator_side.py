@@ -8,9 +8,9 @@ from typing import Any
 from coordinator.jobspec import Job
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
-from coordinator.rounds import machine
+from coordinator.rounds import machine, participation
 from coordinator.rounds.effects import reserve_statement
-from coordinator.rounds.live import LiveJob, job_from_json, plan_of
+from coordinator.rounds.live import LiveJob, job_from_json, plan_of, replay
 from coordinator.rounds.phases import Attempt, AttemptState, RoundRecord, Selecting, Training
 from coordinator.store.jobs import RUNNING, JobRecord
 from privacy.ledger import signature_ok
@@ -23,9 +23,8 @@ from protos.errors import (
     TooLate,
     Unavailable,
 )
-from tests.simulation.coordinator_effects import Effects
-from tests.simulation.coordinator_work import replayed
-from tests.simulation.coordinator_writer import Session
+from protos.feddp.v1 import federation_pb2 as pb
+from tests.simulation.coordinator_driver import Done, Driver, Session
 from tests.simulation.network import TO_COORDINATOR, TO_NODE, Reply, Stream
 
 TICK_S = 2.0
@@ -33,7 +32,7 @@ SURVEY_AGAIN_S = 5.0
 DISCONNECTED_S = 10.0
 
 
-class Coordinator(Effects):
+class Coordinator(Driver):
     """One process; what it must not forget is in `store` and `blobs`."""
 
     def start(self) -> None:
@@ -41,62 +40,73 @@ class Coordinator(Effects):
         super().start()
         self.began_at_s = self.world.now_s
         for record in self.store.jobs():
-            if record.status != RUNNING:
-                continue
-            live = self.live[record.job_id] = self.reload(record)
-            self.apply(
-                live,
-                e.CoordinatorRestarted(),
-                lambda live=live: self.carry_out(live, self.resume(live.phase)),
-            )
-        self.write(lambda: None, lambda _: self._serve())
+            if record.status == RUNNING:
+                self.live[record.job_id] = self.reload(record)
+        for live in self.live.values():
+            self._take_up(live)
+        self.commit(lambda: None, lambda _: self._serve())
         self.later(TICK_S, self._tick)
+
+    def _take_up(self, live: LiveJob) -> None:
+        def then(fault: Exception | None) -> None:
+            if fault is None:
+                self.carry_out(live, machine.resume(live.phase))
+            else:
+                self.crash("it cannot write at its start")
+
+        self.take(live, e.CoordinatorRestarted(), then)
 
     def _serve(self) -> None:
         self.serving = True
 
     def submit(self, record: JobRecord, job: Job, model: str) -> None:
         """Begin a job; its record and first step commit together."""
+        event, now_s = e.JobSubmitted(model), self.clock()
+        phase, asked = machine.start(plan_of(job), event, now_s)
 
-        def work() -> list[c.Command]:
-            event, now_s = e.JobSubmitted(model), self.clock()
-            phase, asked = machine.start(plan_of(job), event, now_s)
-            self.store.add_job(record)
-            self.store.journal(record.job_id, 0, now_s, event)
-            self.live[record.job_id] = LiveJob(record, job, phase, 1)
+        def work() -> None:
+            with self.store.transaction():
+                self.store.add_job(record)
+                self.store.append_all(record.job_id, 0, now_s, [event])
             self.world.note(f"submitted {record.job_id} of {job.dataset}")
-            return asked
 
-        self.write(work, lambda asked: self.carry_out(self.live[record.job_id], asked))
+        def then(_: None) -> None:
+            live = self.live[record.job_id] = LiveJob(record, job, phase, 1)
+            self.carry_out(live, asked)
+
+        self.commit(work, then)
 
     # Sessions
 
-    def hear(self, stream: Stream, message: tuple[Any, ...]) -> None:
+    def hear(self, stream: Stream, message: pb.AgentMessage) -> None:
         """Take what a node says."""
         if not self.up or not self.serving or stream.server_life != self.life:
             return
         node = stream.node.name
-        if message[0] == "hello":
-            self.write(lambda: self.greet(node, message[1]), lambda x: self.welcome(stream, x))
+        if message.WhichOneof("message") == "hello":
+            self.commit(
+                lambda: self.greet(node, message.hello), lambda x: self.welcome(stream, x)
+            )
             return
         session = self.sessions.get(node)
         if session is None or session.stream is not stream:
             return
         session.heard_at_s = self.world.now_s
         try:
-            self.take(node, message)
+            self.hear_of(stream, message)
         except FeddpError as error:
-            self.world.note(f"coordinator refuses {message[0]} of {node}: {error.reason}")
+            self.world.note(f"coordinator refuses a message of {node}: {error.reason}")
 
-    def greet(self, node: str, hello: Any) -> tuple[tuple[str, str], ...]:
+    def greet(self, node: str, hello: pb.Hello) -> list[pb.AttemptClosed]:
         """Keep what the node publishes; tell which of its attempts are closed."""
-        self.store.hellos[node] = hello
-        for account in hello.accounts:
-            self.store.open_account(f"{node}/{account.name}", node, account)
+        with self.store.transaction():
+            self.store.keep_hello(node, hello, self.clock())
+            for account in hello.accounts:
+                self.store.open_account(f"{node}/{account.name}", node, account)
         outcomes = [(one, self.store.outcome(one)) for one in hello.open_attempts]
-        return tuple((one, outcome) for one, outcome in outcomes if outcome is not None)
+        return [pb.AttemptClosed(attempt_id=one, outcome=o) for one, o in outcomes if o]
 
-    def welcome(self, stream: Stream, closed: tuple[tuple[str, str], ...]) -> None:
+    def welcome(self, stream: Stream, closed: list[pb.AttemptClosed]) -> None:
         """The session is open: the node gets its open orders, and may be selected."""
         if not stream.open[TO_COORDINATOR]:
             return
@@ -105,9 +115,9 @@ class Coordinator(Effects):
         if old is not None:
             old.stream.end(TO_COORDINATOR)
         self.sessions[node] = Session(stream, self.world.now_s)
-        stream.send(TO_NODE, ("welcome", closed))
+        stream.send(TO_NODE, pb.CoordinatorMessage(welcome=pb.Welcome(closed=closed)))
         for live in self.running():
-            self.apply(live, e.NodeReturned(node))
+            self.take(live, e.NodeReturned(node), _ends(stream))
 
     def stream_ended(self, stream: Stream) -> None:
         """The stream is gone."""
@@ -123,36 +133,53 @@ class Coordinator(Effects):
         left_at_s = self.left_at_s.get(node, self.began_at_s)
         return self.world.now_s - left_at_s >= DISCONNECTED_S
 
-    def running(self) -> list[LiveJob]:
-        """Jobs that have not ended."""
-        return [live for live in self.live.values() if not live.has_ended]
-
-    def take(self, node: str, message: tuple[Any, ...]) -> None:
+    def hear_of(self, stream: Stream, message: pb.AgentMessage) -> None:
         """One message of a session."""
-        match message:
-            case ("accepted", attempt_id, signature):
+        node, attempt_id = stream.node.name, ""
+
+        def tell(fault: Exception | None) -> None:
+            _ends(stream)(fault)
+            if fault is None:
+                self.tell_closed(node, attempt_id, live)
+
+        match message.WhichOneof("message"):
+            case "order_accepted":
+                accepted = message.order_accepted
+                live, record, attempt = self.find(accepted.attempt_id, node)
+                self.check(live, record, attempt, "reserve", accepted.reserve_signature)
+                event: e.Event = e.OrderWasAccepted(
+                    accepted.attempt_id, accepted.reserve_signature
+                )
+                self.note(live, event)
+            case "order_refused":
+                refused = message.order_refused
+                attempt_id, signature = refused.attempt_id, refused.void_signature
                 live, record, attempt = self.find(attempt_id, node)
-                self.check(live, record, attempt, "reserve", signature)
-                self.apply(live, e.OrderWasAccepted(attempt_id, signature))
-            case ("refused", attempt_id, reason, signature):
-                live, record, attempt = self.find(attempt_id, node)
-                event: e.Event = e.NoUpdateReceived(attempt_id, b"", reason, reason)
+                event = e.NoUpdateReceived(attempt_id, b"", refused.reason, refused.message)
                 if signature:
                     self.check(live, record, attempt, "void", signature)
-                    event = e.OrderWasRefused(attempt_id, reason, reason, signature)
-                self.apply(live, event, lambda: self.tell_closed(node, attempt_id, live))
-            case ("no_update", attempt_id, signature):
+                    event = e.OrderWasRefused(
+                        attempt_id,
+                        refused.reason,
+                        refused.message,
+                        signature,
+                        refused.steps_possible,
+                    )
+                self.take(live, event, tell)
+            case "no_update":
+                attempt_id = message.no_update.attempt_id
+                signature = message.no_update.post_signature
                 live, record, attempt = self.find(attempt_id, node)
                 self.check(live, record, attempt, "post", signature)
-                event = e.NoUpdateReceived(attempt_id, signature)
-                self.apply(live, event, lambda: self.tell_closed(node, attempt_id, live))
+                self.take(live, e.NoUpdateReceived(attempt_id, signature), tell)
 
     def tell_closed(self, node: str, attempt_id: str, live: LiveJob) -> None:
         """Tell the node how the attempt is booked, so that it can let go of it."""
         found = live.attempt(attempt_id)
         if found is not None and not found[1].is_open:
             outcome = "void" if found[1].state is AttemptState.REFUSED else "post"
-            self.say(node, ("closed", attempt_id, outcome))
+            closed = pb.AttemptClosed(attempt_id=attempt_id, outcome=outcome)
+            self.send(node, pb.CoordinatorMessage(attempt_closed=closed))
 
     def find(self, attempt_id: str, node: str) -> tuple[LiveJob, RoundRecord, Attempt]:
         """An attempt of this node; NotFound for another's."""
@@ -172,8 +199,12 @@ class Coordinator(Effects):
     def reload(self, record: JobRecord) -> LiveJob:
         """A job as its journal has it."""
         job = job_from_json(record.resolved)
-        phase, steps = replayed(self.step, plan_of(job), self.store.history(record.job_id))
-        return LiveJob(record, job, phase, steps)
+        return LiveJob(record, job, *replay(plan_of(job), self.store.history(record.job_id)))
+
+    def resume_job(self, job_id: str) -> None:
+        """A person takes a failed job up again."""
+        live = self.live.setdefault(job_id, self.job(job_id))
+        self.take(live, e.ResumeRequested("somebody"))
 
     def check(
         self, live: LiveJob, record: RoundRecord, attempt: Attempt, kind: Any, signature: bytes
@@ -222,10 +253,16 @@ class Coordinator(Effects):
         if not self.is_sound(digest):
             refusal = Malformed("UPDATE_INVALID", "a value is not finite")
             event = e.NoUpdateReceived(attempt_id, signature, refusal.reason, refusal.message)
-            self.apply(live, event, lambda: reply(refusal))
+            self.take(live, event, lambda fault: reply(fault or refusal))
             return
-        event = e.UpdateReceived(attempt_id, digest, 40, signature)
-        self.apply(live, event, lambda: self.handed_in(live, attempt_id, digest, reply))
+
+        def then(fault: Exception | None) -> None:
+            if fault is None:
+                self.handed_in(live, attempt_id, digest, reply)
+            else:
+                reply(fault)
+
+        self.take(live, e.UpdateReceived(attempt_id, digest, 40, signature), then)
 
     def is_sound(self, digest: str) -> bool:
         """Whether an update's values pass."""
@@ -253,13 +290,34 @@ class Coordinator(Effects):
             if looking and self.world.now_s - live.surveyed_at_s >= SURVEY_AGAIN_S:
                 live.surveyed_at_s = self.world.now_s
                 self.carry_out(live, [c.Survey()])
-            if not isinstance(phase, Training):
-                continue
-            for attempt in phase.round.opened:
-                if not attempt.silent and self.lost(attempt.node):
-                    self.apply(live, e.NodeWasLost(attempt.node))
-                elif attempt.silent and self.connected(attempt.node):
-                    self.apply(live, e.NodeReturned(attempt.node))
-            if self.clock() >= phase.deadline_at_s and not phase.deadline_passed:
-                self.apply(live, e.DeadlinePassed(phase.round.number))
+            if isinstance(phase, Training):
+                for event in self.due(phase):
+                    self.take(live, event)
         self.later(TICK_S, self._tick)
+
+    def due(self, phase: Training) -> list[e.Event]:
+        """What the passing of time has brought about in a round, as `Rounds` finds it."""
+        due: list[e.Event] = []
+        now_s, number = self.clock(), phase.round.number
+        quorum = len(phase.round.received) >= phase.course.plan.min_participants
+        for attempt in phase.round.opened:
+            if not attempt.silent and self.lost(attempt.node):
+                due.append(e.NodeWasLost(attempt.node))
+            elif attempt.silent and self.connected(attempt.node):
+                due.append(e.NodeReturned(attempt.node))
+            elif quorum and not attempt.overdue:
+                if now_s >= participation.gives_up_at_s(phase, attempt):
+                    due.append(e.GracePassed(number, attempt.node))
+        if now_s >= phase.deadline_at_s and not phase.deadline_passed:
+            due.append(e.DeadlinePassed(number))
+        return due
+
+
+def _ends(stream: Stream) -> Done:
+    """A message that cannot be taken ends the stream; the node says it again on the next."""
+
+    def done(fault: Exception | None) -> None:
+        if fault is not None:
+            stream.end(TO_COORDINATOR)
+
+    return done

@@ -103,8 +103,8 @@ def _no_open_charge(checker: "Checker", job_id: str) -> None:
 def _waits_for_a_reason(world: "World", job_id: str, phase: Phase) -> None:
     """It names who is missing and why, and what it names is so."""
     waiting = phase.waiting if isinstance(phase, Selecting | Training) else ()
-    known = len(world.coordinator.store.hellos)
-    if isinstance(phase, Selecting) and phase.surveyed and phase.offers == known:
+    known = len(world.coordinator.store.all_nodes())
+    if isinstance(phase, Selecting) and phase.surveyed and len(phase.ready) == known:
         return  # so few nodes ever joined; it says how many more it needs
     if not waiting:
         raise Broken("ends-or-waits", f"{job_id} hangs in {type(phase).__name__}")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from coordinator.rounds import machine
 from coordinator.rounds.events import NodesSurveyed
-from coordinator.rounds.live import job_from_json, plan_of
+from coordinator.rounds.live import LiveJob, job_from_json, plan_of
 from coordinator.rounds.phases import (
     Attempt,
     AttemptState,
@@ -64,6 +64,10 @@ class Checker:
         self._overdue_since_s: dict[str, float] = {}
         self._seen_phases: dict[tuple[str, int, str], NodePhase] = {}
         self._changed_nodes: dict[str, Node] = {}
+        self._held_since_s: dict[tuple[str, str], float] = {}
+        self._could_begin_since_s: dict[str, float] = {}
+        self._nobody_works_since_s: float | None = None
+        self._kept_of: dict[tuple[str, int, str], str] = {}
 
     def broken(self, invariant: str, text: str) -> None:
         """Say which invariant does not hold."""
@@ -74,6 +78,12 @@ class Checker:
     def central_changed(self) -> None:
         """The coordinator has committed: look before anything follows from it."""
         self._central()
+
+    def memory_changed(self, live: LiveJob) -> None:
+        """The coordinator's memory has followed a commit."""
+        if live.phase != self.shadows[live.job_id]:
+            text = f"the journal of {live.job_id} is not what is in memory"
+            self.broken("reload-equals-memory", text)
 
     def node_changed(self, node: "Node") -> None:
         """The memory of a node's agent is another."""
@@ -91,6 +101,10 @@ class Checker:
         units = standing.posted_units + sum(one.units for one in standing.pending)
         if units > filter_.limit_units and filter_.cost_units(order.release) > 0:
             self.broken("limit", f"{disk.node} has {units} of {filter_.limit_units} units")
+        known = self.reserved.get(order.attempt_id)
+        mine = order.statement(disk.node, "reserve").digest()
+        if known is not None and known.statement.digest() != mine:
+            self.broken("ledgers-agree", f"{order.attempt_id} is ordered and booked differently")
 
     def node_opened(self, disk: "NodeDisk", attempt_id: str) -> None:
         """The opening is durable."""
@@ -151,6 +165,8 @@ class Checker:
         if self.ended.get(attempt_id) != "post" or not durable:
             self.broken("durable-before-reply", f"{attempt_id} is acknowledged and not on disk")
         self.truth.acknowledged[attempt_id] = digest
+        statement = self.reserved[attempt_id].statement
+        self._kept_of[(statement.job_id, statement.round, statement.node)] = attempt_id
 
     def folded(self, attempt: Attempt, blobs: Blobs) -> None:
         """An update goes into a model."""
@@ -234,6 +250,10 @@ class Checker:
                 self.broken("own-id", f"{attempt_id} is reserved twice")
             self.reserved[attempt_id] = entry
             self._of_job[statement.job_id] += 1
+            kept = self._kept_of.get((statement.job_id, statement.round, statement.node))
+            if kept is not None:
+                text = f"{attempt_id} would train what {kept} has been acknowledged for"
+                self.broken("acknowledged-is-final", text)
         elif attempt_id not in self.reserved:
             self.broken("reserved-first", f"{attempt_id} is resolved and was never reserved")
         elif attempt_id in self.ended:
@@ -259,22 +279,19 @@ class Checker:
     def _journal(self, job_id: str, resolved: str) -> None:
         """Reload equals memory, and the journal says the same as the ledger."""
         store, done = self._world.coordinator.store, self._steps.get(job_id, 0)
-        step = self._world.coordinator.step
         for at_s, event in store.history(job_id, done):
             if done == 0:
                 self._plans[job_id] = plan_of(job_from_json(resolved))
                 self.shadows[job_id], _ = machine.start(self._plans[job_id], event, at_s)  # type: ignore[arg-type]
             else:
-                self.shadows[job_id], _ = step(self.shadows[job_id], event, at_s)
+                self.shadows[job_id], _ = machine.step(self.shadows[job_id], event, at_s)
             done += 1
             if not isinstance(event, NodesSurveyed):
                 self.moved_at_s = self._world.now_s
+        if done == self._steps.get(job_id, -1):
+            return
         self._steps[job_id] = done
-        live = self._world.coordinator.live.get(job_id)
-        shadow = self.shadows[job_id]
-        if live is not None and live.phase != shadow:
-            self.broken("reload-equals-memory", f"the journal of {job_id} is not what is in memory")
-        records = _rounds(shadow)
+        records = _rounds(self.shadows[job_id])
         if sum(len(one.attempts) for one in records) != self._of_job[job_id]:
             self.broken("charged-once", f"{job_id} has reservations that no round knows of")
         for record in records[-2:]:
@@ -296,7 +313,7 @@ class Checker:
             return
         self._published.add(key)
         records = _rounds(self.shadows[model.job_id])
-        record = next(one for one in records if one.number == model.round)
+        record = next(one for one in reversed(records) if one.number == model.round)
         plan = self._plans[model.job_id]
         made = self._world.coordinator.blobs.models[model.digest]
         nodes = set()
@@ -332,4 +349,5 @@ def _rounds(phase: Phase | None) -> list[RoundRecord]:
     if phase is None:
         return []
     under_way = current_round(phase)
-    return [*phase.course.done, *([under_way] if under_way is not None else [])]
+    under_way_too = [under_way] if under_way is not None else []
+    return [*phase.course.abandoned, *phase.course.done, *under_way_too]

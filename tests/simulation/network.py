@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from protos.errors import FeddpError
+from protos.feddp.v1 import federation_pb2 as pb
 from tests.simulation.process import Resume, Wait
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ CALL_TIMEOUT_S = 30.0
 TO_COORDINATOR, TO_NODE = "to_coordinator", "to_node"
 
 Reply = Callable[[Any], None]
+Message = pb.AgentMessage | pb.CoordinatorMessage
 
 
 class Stream:
@@ -29,7 +31,7 @@ class Stream:
         self._last_at_s = {TO_COORDINATOR: 0.0, TO_NODE: 0.0}
         self.greeted = False
 
-    def send(self, way: str, message: tuple[Any, ...]) -> None:
+    def send(self, way: str, message: Message) -> None:
         """Deliver in order, unless the stream breaks; a hostile network keeps no order."""
         world = self._world
         if world.faults.strike("stream_broken", world.now_s):
@@ -40,7 +42,7 @@ class Stream:
         at_s = max(world.now_s + world.random.uniform(0.005, 0.4), self._last_at_s[way])
         self._last_at_s[way] = at_s
         times = 1
-        if world.hostile and message[0] not in ("hello", "welcome"):
+        if world.hostile and message.WhichOneof("message") not in ("hello", "welcome"):
             if world.faults.strike("message_lost", world.now_s):
                 return
             times += world.faults.strike("message_twice", world.now_s)
@@ -49,15 +51,15 @@ class Stream:
         for _ in range(times):
             world.later(at_s - world.now_s, lambda: self._arrive(way, message))
 
-    def _arrive(self, way: str, message: tuple[Any, ...]) -> None:
+    def _arrive(self, way: str, message: Message) -> None:
         if not self.open[way]:
             return
         if self._world.network.blocked(self.node.name, way):
             self._world.later(1.0, lambda: self._arrive(way, message))
         elif way == TO_COORDINATOR:
-            self._world.coordinator.hear(self, message)
+            self._world.coordinator.hear(self, message)  # type: ignore[arg-type]
         else:
-            self.node.hear(self, message)
+            self.node.hear(self, message)  # type: ignore[arg-type]
 
     def cut(self) -> None:
         """The connection breaks; each end notices by itself."""

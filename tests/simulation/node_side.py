@@ -3,6 +3,7 @@
 What the async driver, the link and the training do around them is done here in virtual time.
 """
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -11,10 +12,12 @@ from node_agent.admission import Admission, Refused, Reserved
 from node_agent.orders import Order
 from node_agent.session import commands as c
 from node_agent.session import events as e
-from node_agent.session import machine
+from node_agent.session import link, machine
 from node_agent.session.attempts import Agent
+from node_agent.session.driver import _message
 from node_agent.session.greeting import hello
 from protos.errors import FeddpError
+from protos.feddp.v1 import federation_pb2 as pb
 from tests.simulation.hospital import TASKS, Steward
 from tests.simulation.network import LOST, TO_COORDINATOR, TO_NODE, Stream
 from tests.simulation.node_disk import NodeDisk
@@ -38,6 +41,7 @@ class Node(Process):
         self.disk_ = NodeDisk(world, name, self.key)
         self.admission = Admission(name, self.disk_, self.steward, lambda: TASKS, 1 << 20)  # type: ignore[arg-type]
         self.gone = False
+        self.step_s = world.random.choice([0.1, 0.2, 0.2, 0.8, 4.0])
         self.step = machine.step
         self.forget()
 
@@ -54,7 +58,8 @@ class Node(Process):
         self.handing_in: set[str] = set()
         self.closed_wait: Resume | None = None
         self.training = False
-        self.worker_life = 0
+        self.worker_lives: Counter[str] = Counter()
+        self.offered: set[str] = set()
         self.published: tuple[object, ...] = ()
 
     def start(self) -> None:
@@ -107,19 +112,23 @@ class Node(Process):
 
     # Events in
 
-    def hear(self, stream: Stream, message: tuple[Any, ...]) -> None:
+    def hear(self, stream: Stream, message: pb.CoordinatorMessage) -> None:
         """Take what the coordinator says."""
         if not self.up or stream is not self.stream:
             return
-        match message:
-            case ("welcome", closed):
+        match message.WhichOneof("message"):
+            case "welcome":
+                closed = tuple(link._closed(one) for one in message.welcome.closed)
                 self.dispatch(e.WelcomeReceived(closed))
-            case ("order", order):
-                self.dispatch(e.OrderReceived(Order.from_wire(order)))
-            case ("closed", attempt_id, outcome):
-                self.dispatch(e.AttemptClosedReceived(attempt_id, outcome))
-            case ("job_ended", job_id):
-                self.dispatch(e.JobEndedReceived(job_id))
+            case "work_order":
+                order = message.work_order
+                if order.base_model:
+                    self.offered.add(order.base_model_digest)
+                self.dispatch(link._order(order))
+            case "attempt_closed":
+                self.dispatch(e.AttemptClosedReceived(*link._closed(message.attempt_closed)))
+            case "job_ended":
+                self.dispatch(e.JobEndedReceived(message.job_ended.job_id))
 
     def dispatch(self, event: e.Event) -> None:
         """One step of the agent, and what it asks for."""
@@ -143,14 +152,8 @@ class Node(Process):
     def carry_out(self, command: c.Command) -> None:
         """Begin one command."""
         match command:
-            case c.SendHeartbeat():
-                self.say(("heartbeat",))
-            case c.SendAccepted(attempt_id, signature):
-                self.say(("accepted", attempt_id, signature))
-            case c.SendRefused(attempt_id, reason, _, signature):
-                self.say(("refused", attempt_id, reason, signature))
-            case c.SendNoUpdate(attempt_id, signature):
-                self.say(("no_update", attempt_id, signature))
+            case c.SendHeartbeat() | c.SendAccepted() | c.SendRefused() | c.SendNoUpdate():
+                self.say(_message(command))
             case c.SendHello(open_attempts):
                 self.spawn(self._say_hello(open_attempts))
             case c.Reconnect():
@@ -160,10 +163,10 @@ class Node(Process):
                 self._of(order.attempt_id, self._judge(order))
             case c.FetchModel(order):
                 self._of(order.attempt_id, self._fetch(order))
-            case c.Withdraw(order, reason, message):
-                self._of(order.attempt_id, self._withdraw(order, reason, message))
-            case c.OpenAndTrain(order):
-                self.spawn(train(self, order))
+            case c.Withdraw(order):
+                self._of(order.attempt_id, self._withdraw(command))
+            case c.OpenAndTrain(order, due_at_s):
+                self.spawn(train(self, order, due_at_s))
             case c.ScheduleOutcome(attempt_id, at_s):
                 self._of(attempt_id, self._tick(attempt_id, at_s))
             case c.UploadAndSubmit(attempt_id, digest, signature):
@@ -176,8 +179,8 @@ class Node(Process):
                 self.handing_in.discard(attempt_id)
             case c.CloseAttempt(attempt_id, outcome):
                 self.spawn(self._close(attempt_id, outcome))
-            case c.StopWorker():
-                self.worker_life += 1
+            case c.StopWorker(job_id):
+                self.worker_lives[job_id] += 1
             case c.ForgetModels():
                 pass  # models are fetched anew each time
             case c.ReportConflict(attempt_id):
@@ -186,7 +189,7 @@ class Node(Process):
     def _of(self, attempt_id: str, work: Work) -> None:
         self.tasks.setdefault(attempt_id, []).append(self.spawn(work))
 
-    def say(self, message: tuple[Any, ...]) -> None:
+    def say(self, message: pb.AgentMessage) -> None:
         """Say it, if somebody listens."""
         if self.stream is not None:
             self.stream.send(TO_COORDINATOR, message)
@@ -200,7 +203,7 @@ class Node(Process):
 
         message = yield self.disk(work)
         if stream is not None and stream is self.stream:
-            stream.send(TO_COORDINATOR, ("hello", message))
+            stream.send(TO_COORDINATOR, pb.AgentMessage(hello=message))
 
     def _judge(self, order: Order) -> Work:
         decision = yield self.disk(lambda: self.admission.decide(order))
@@ -214,7 +217,7 @@ class Node(Process):
 
     def _fetch(self, order: Order) -> Work:
         digest, coordinator = order.base_model_digest, self.world.coordinator
-        while True:
+        while digest not in self.offered:
             answer = yield self.world.network.call(
                 self, lambda reply: coordinator.download(self.name, digest, reply)
             )
@@ -227,10 +230,12 @@ class Node(Process):
             yield self.sleep(self.world.random.uniform(0.1, 15.0))
         self.dispatch(e.ModelReady(order.attempt_id))
 
-    def _withdraw(self, order: Order, reason: str, message: str) -> Work:
-        signature = yield self.disk(lambda: self.disk_.withdraw(order.attempt_id, reason, message))
+    def _withdraw(self, command: c.Withdraw) -> Work:
+        attempt_id, reason, message = command.order.attempt_id, command.reason, command.message
+        signature = yield self.disk(lambda: self.disk_.withdraw(attempt_id, reason, message))
         if signature is not None:
-            self.dispatch(e.OrderRefused(order.attempt_id, reason, message, signature))
+            possible = command.steps_possible
+            self.dispatch(e.OrderRefused(attempt_id, reason, message, signature, possible))
 
     def _tick(self, attempt_id: str, at_s: float) -> Work:
         yield self.sleep((at_s - self.clock()) / self.clock_rate)

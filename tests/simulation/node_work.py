@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from node_agent.orders import Order
 from node_agent.policy import Refusal
 from node_agent.session import events as e
-from node_agent.session.training import outcome_after_s
+from node_agent.session.training import Impossible, Training, outcome_after_s
 from protos.content import digest_of
 from protos.errors import FeddpError
 from tests.simulation.network import LOST
@@ -15,42 +15,46 @@ if TYPE_CHECKING:
     from tests.simulation.node_side import Node
 
 
-def train(node: "Node", order: Order) -> Work:
-    """Prepare, open, train, spool: one attempt at a time."""
-    attempt_id, dice = order.attempt_id, node.world.random
+def train(node: "Node", order: Order, due_at_s: float) -> Work:
+    """Prepare, rehearse, open, train, spool: one attempt at a time, in its job's worker."""
+    attempt_id, job_id, dice = order.attempt_id, order.job_id, node.world.random
     while node.training:
         yield node.sleep(0.1)
     if node.agent.find(attempt_id) is None:
         return
     node.training = True
     terms = yield node.disk(lambda: node.admission.terms(order))
-    worker = node.worker_life
+    worker = node.worker_lives[job_id]
     late = node.strike("worker_starts_late")
     yield node.sleep(dice.uniform(60.0, 280.0) if late else dice.uniform(0.1, 4.0))
-    impossible = ("WORKER_FAILED", "it died") if node.strike("worker_died") else None
-    if node.worker_life != worker:
-        impossible = ("WORKER_FAILED", "it was stopped")
-    if isinstance(terms, Refusal):
-        impossible = (terms.reason, terms.message)
-    if impossible is not None:
+    rehearsal_s = node.step_s * order.release.steps * dice.uniform(0.9, 1.1)
+    try:
+        if isinstance(terms, Refusal):
+            raise Impossible(terms.reason, terms.message)
+        if node.worker_lives[job_id] != worker or node.strike("worker_died"):
+            raise Impossible("WORKER_FAILED", "it ended before it began")
+        # The product's own arithmetic; it needs nothing of the object around it.
+        until_due_s = due_at_s - node.clock()
+        Training._check_time(node, order, terms.tick_s, rehearsal_s, until_due_s)  # type: ignore[arg-type]
+    except Impossible as error:
         node.training = False
-        node.dispatch(e.WorkImpossible(attempt_id, *impossible))
+        possible = error.steps_possible
+        node.dispatch(e.WorkImpossible(attempt_id, error.reason, error.message, possible))
         return
-    rehearsal_s = dice.choice([0.5, 1.0, 1.0, 4.0, 20.0])
-    outcome_s = outcome_after_s(terms.tick_s, rehearsal_s)  # type: ignore[union-attr]
+    outcome_s = outcome_after_s(terms.tick_s, rehearsal_s)
     at_s = node.clock()
     if not (yield node.disk(lambda: node.disk_.open(attempt_id, at_s, outcome_s))):
         node.training = False
-        node.worker_life += 1
+        node.worker_lives[job_id] += 1
         return
     node.world.checker.data_opened(node, order)
     node.dispatch(e.DataOpened(attempt_id, at_s, outcome_s))
     if not node.up:
         return
-    worker = node.worker_life
+    worker = node.worker_lives[job_id]
     yield node.sleep(min(outcome_s * 0.9, rehearsal_s * dice.uniform(0.5, 2.0)))
     digest = ""
-    if node.worker_life == worker and not node.strike("worker_died"):
+    if node.worker_lives[job_id] == worker and not node.strike("worker_died"):
         digest = digest_of(f"{node.name} {attempt_id} {dice.random()}".encode())
         damaged = node.strike("update_damaged")
         yield node.disk(lambda: node.disk_.keep_update(attempt_id, digest))

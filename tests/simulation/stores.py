@@ -1,57 +1,98 @@
 """What the coordinator must never forget: a fast double, and the real store on SQLite in memory.
 
-Both give the same answers; a test plays seeds on both and compares the transcripts.
+Both are given to the product's own turns as their connection; a test plays seeds on both and
+compares the transcripts.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import create_engine
+from sqlalchemy import Connection, create_engine, select
 from sqlalchemy.pool import StaticPool
 
+from coordinator.rounds import answers, effects, turns
 from coordinator.rounds import events as e
 from coordinator.store import jobs as job_store
-from coordinator.store import ledger, schema
-from coordinator.store.jobs import JobRecord, ModelRecord
+from coordinator.store import ledger, people, schema
+from coordinator.store.booking import Books, _Kept
+from coordinator.store.jobs import RUNNING, JobRecord, ModelRecord
 from coordinator.store.ledger import Account
+from coordinator.store.people import NodeRecord
 from privacy.filters import make_filter
-from privacy.ledger import GENESIS, Balance, Entry, Statement, append
+from privacy.ledger import GENESIS, Balance, Entry, Statement
 from protos.errors import Malformed, NotFound
 from protos.feddp.v1 import federation_pb2 as pb
 
-Reserve = Callable[[Balance, Statement], Balance]
+Seam = tuple[Any, str, Any]
+"""A module of the product, a name in it, and what stands there while a seed is played."""
 
 
 class MemoryStore:
     """The tables as Python values; the arithmetic is `privacy.ledger`'s."""
 
     def __init__(self) -> None:
-        self.hellos: dict[str, pb.Hello] = {}
+        self._nodes: dict[str, NodeRecord] = {}
         self._accounts: dict[str, Account] = {}
         self._chains: dict[str, list[Entry]] = {}
         self._at: dict[tuple[str, str], tuple[str, int]] = {}
         self._jobs: dict[str, JobRecord] = {}
-        self._journal: dict[str, list[tuple[float, bytes]]] = {}
+        self._journal: dict[str, list[tuple[int, float, bytes]]] = {}
         self._models: list[ModelRecord] = []
-        self.apply: Reserve = Balance.apply
+        self._undo: list[Callable[[], None]] = []
+
+    def seams(self) -> list[Seam]:
+        """Where the product would write SQL."""
+        tables = SimpleNamespace(
+            RUNNING=RUNNING,
+            append_all=MemoryStore.append_all,
+            set_status=MemoryStore.set_status,
+            add_model=MemoryStore.add_model,
+            all_nodes=MemoryStore.all_nodes,
+            accounts_where=lambda store, _wanted: store.accounts(),
+        )
+        return [
+            (turns, "Books", MemoryBooks),
+            (turns, "job_store", tables),
+            (effects, "job_store", tables),
+            (answers, "people", tables),
+            (answers, "ledger", tables),
+        ]
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        """One commit. A crash never comes inside it: it is before or after."""
-        yield
+    def transaction(self) -> Iterator["MemoryStore"]:
+        """All or nothing, as a transaction is."""
+        self._undo = []
+        try:
+            yield self
+        except BaseException:
+            for undo in reversed(self._undo):
+                undo()
+            raise
 
-    @contextlib.contextmanager
-    def savepoint(self) -> Iterator[Callable[[], None]]:
-        """Gives a function that undoes what was done to the ledger since."""
-        accounts, at = dict(self._accounts), dict(self._at)
-        chains = {name: list(chain) for name, chain in self._chains.items()}
+    def _put(self, table: dict[Any, Any], key: Any, value: Any) -> None:
+        if key in table:
+            before = table[key]
+            self._undo.append(lambda: table.__setitem__(key, before))
+        else:
+            self._undo.append(lambda: table.pop(key))
+        table[key] = value
 
-        def undo() -> None:
-            self._accounts, self._chains, self._at = accounts, chains, at
+    def _add(self, rows: list[Any], row: Any) -> None:
+        rows.append(row)
+        self._undo.append(rows.pop)
 
-        yield undo
+    # Nodes
+
+    def keep_hello(self, node: str, hello: pb.Hello, now_s: float) -> None:
+        """As `coordinator.store.people.keep_hello`."""
+        self._put(self._nodes, node, NodeRecord(node, "", "enrolled", b"", now_s, hello))
+
+    def all_nodes(self) -> list[NodeRecord]:
+        """Every node, by name."""
+        return [self._nodes[name] for name in sorted(self._nodes)]
 
     # The ledger
 
@@ -61,10 +102,9 @@ class MemoryStore:
         announced = make_filter(kind, order, hello.epsilon_limit, hello.delta)
         known = self._accounts.get(account)
         if known is None or known.entries == 0:
-            self._accounts[account] = Account(
-                account, node, Balance(announced), 0, GENESIS, hello.epsilon_limit
-            )
-            self._chains[account] = []
+            opened = Account(account, node, Balance(announced), 0, GENESIS, hello.epsilon_limit)
+            self._put(self._accounts, account, opened)
+            self._chains.setdefault(account, [])
         elif (known.filter.kind, known.filter.order, known.filter.delta) != (
             kind,
             order,
@@ -72,35 +112,17 @@ class MemoryStore:
         ):
             raise Malformed("ACCOUNT_CHANGED", "an account's filter never changes")
         elif announced.limit_units < known.filter.limit_units:
-            self._accounts[account] = replace(
-                known, balance=replace(known.balance, filter=announced)
-            )
-
-    def read_account(self, account: str) -> Account:
-        """As `coordinator.store.ledger.read_account`."""
-        known = self._accounts.get(account)
-        if known is None:
-            raise NotFound("ACCOUNT_UNKNOWN", f"there is no account {account}")
-        return known
+            lowered = replace(known, balance=replace(known.balance, filter=announced))
+            self._put(self._accounts, account, lowered)
 
     def accounts(self) -> list[Account]:
         """Every account, by name."""
         return [self._accounts[name] for name in sorted(self._accounts)]
 
-    def book(self, statement: Statement, signature: bytes = b"") -> None:
-        """As `coordinator.store.ledger.book`."""
-        known = self.read_account(statement.account)
-        after = self.apply(known.balance, statement)
-        if after != known.balance:
-            self.write_entry(replace(known, balance=after), statement, signature)
-
-    def write_entry(self, known: Account, statement: Statement, signature: bytes) -> None:
-        """Append to the account's chain and keep its balance."""
-        chain = self._chains[statement.account]
-        entry = append(statement, chain[-1] if chain else None, signature)
-        chain.append(entry)
-        self._at[(statement.attempt_id, statement.kind)] = (statement.account, len(chain) - 1)
-        self._accounts[statement.account] = replace(known, entries=entry.seq, head_hash=entry.hash)
+    def kinds(self, attempt_id: str) -> frozenset[str]:
+        """What is booked of an attempt."""
+        at = self._at
+        return frozenset(k for k in ("reserve", "post", "void") if (attempt_id, k) in at)
 
     def reserved(self, attempt_id: str) -> Statement:
         """As `coordinator.store.ledger.reserved`."""
@@ -109,169 +131,208 @@ class MemoryStore:
             raise NotFound("ATTEMPT_UNKNOWN", f"there is no attempt {attempt_id}")
         return self._chains[found[0]][found[1]].statement
 
-    def resolve(self, attempt_id: str, kind: Any, signature: bytes) -> None:
-        """As `coordinator.store.ledger.resolve`."""
-        self.book(self.reserved(attempt_id).resolved(kind), signature)
-
     def outcome(self, attempt_id: str) -> str | None:
         """As `coordinator.store.ledger.outcome`."""
         return next((k for k in ("post", "void") if (attempt_id, k) in self._at), None)
-
-    def keep_signature(self, attempt_id: str, signature: bytes) -> None:
-        """As `coordinator.store.ledger.keep_signature`."""
-        account, index = self._at[(attempt_id, "reserve")]
-        entry = self._chains[account][index]
-        if not entry.node_signature:
-            self._chains[account][index] = replace(entry, node_signature=signature)
-
-    def job_spending(self, job_id: str, account: Account) -> tuple[int, int]:
-        """As `coordinator.store.ledger.job_spending`."""
-        mine = [x.statement for x in self._chains[account.account] if x.statement.job_id == job_id]
-        held = {one.attempt_id for one in account.balance.pending}
-        units = [
-            account.filter.cost_units(one.release)
-            for one in mine
-            if one.kind == "post" or (one.kind == "reserve" and one.attempt_id in held)
-        ]
-        return sum(units), len(units)
 
     def chain(self, account: str, after: int = 0) -> list[Entry]:
         """An account's entries in order, without the first `after`."""
         return self._chains[account][after:]
 
+    def write_entry(self, entry: Entry) -> None:
+        """Append to the account's chain."""
+        statement = entry.statement
+        chain = self._chains[statement.account]
+        place = (statement.account, len(chain))
+        self._put(self._at, (statement.attempt_id, statement.kind), place)
+        self._add(chain, entry)
+
+    def write_account(self, account: str, kept: _Kept) -> None:
+        """Keep an account's balance."""
+        known = self._accounts[account]
+        written = replace(
+            known, balance=kept.balance, entries=kept.entries, head_hash=kept.head_hash
+        )
+        self._put(self._accounts, account, written)
+
+    def write_signature(self, attempt_id: str, signature: bytes) -> None:
+        """Attach a signature to a reserve entry that has none."""
+        account, index = self._at[(attempt_id, "reserve")]
+        chain = self._chains[account]
+        entry = chain[index]
+        if not entry.node_signature:
+            chain[index] = replace(entry, node_signature=signature)
+            self._undo.append(lambda: chain.__setitem__(index, entry))
+
     # Jobs
 
     def add_job(self, record: JobRecord) -> None:
         """Keep a new job."""
-        self._jobs[record.job_id] = record
-        self._journal[record.job_id] = []
+        self._put(self._jobs, record.job_id, record)
+        self._put(self._journal, record.job_id, [])
 
     def jobs(self) -> list[JobRecord]:
-        """Every job in order of submission."""
-        return list(self._jobs.values())
+        """Every job in order of its id."""
+        return [self._jobs[job_id] for job_id in sorted(self._jobs)]
 
     def set_status(self, job_id: str, status: str) -> None:
-        """Remember how a job ended."""
-        self._jobs[job_id] = replace(self._jobs[job_id], status=status)
+        """As `coordinator.store.jobs.set_status`."""
+        self._put(self._jobs, job_id, replace(self._jobs[job_id], status=status))
 
-    def journal(self, job_id: str, seq: int, at_s: float, event: e.Event) -> None:
-        """Write one step of a job."""
-        if seq != len(self._journal[job_id]):
-            raise Malformed("JOURNAL", f"step {seq} of {job_id} is written out of turn")
-        self._journal[job_id].append((at_s, e.to_json(event)))
+    def append_all(
+        self, job_id: str, first_seq: int, at_s: float, taken: Sequence[e.Event]
+    ) -> None:
+        """As `coordinator.store.jobs.append_all`."""
+        rows = self._journal[job_id]
+        for seq, event in enumerate(taken, first_seq):
+            if rows and seq <= rows[-1][0]:
+                raise Malformed("JOURNAL", f"step {seq} of {job_id} is there already")
+            self._add(rows, (seq, at_s, e.to_json(event)))
 
     def history(self, job_id: str, after: int = 0) -> list[tuple[float, e.Event]]:
         """A job's steps, read back, without the first `after`."""
-        return [(at_s, e.from_json(text)) for at_s, text in self._journal[job_id][after:]]
+        return [(at_s, e.from_json(text)) for _, at_s, text in self._journal[job_id][after:]]
 
     def add_model(self, record: ModelRecord) -> None:
         """As `coordinator.store.jobs.add_model`."""
         key = (record.job_id, record.kind, record.round)
         if key not in {(m.job_id, m.kind, m.round) for m in self._models}:
-            self._models.append(record)
+            self._add(self._models, record)
 
     def models(self) -> list[ModelRecord]:
-        """Every model in the order of its making."""
+        """Every model that can be listed."""
         return self._models
+
+
+class MemoryBooks(Books):
+    """The product's books over a `MemoryStore`: only reading and writing differ."""
+
+    connection: Any
+
+    def expect(
+        self, *, account_names: Sequence[str] = (), attempt_ids: Sequence[str] = ()
+    ) -> None:
+        """See `Books.expect`."""
+        store: MemoryStore = self.connection
+        for one in attempt_ids:
+            if one not in self._kinds:
+                self._kinds[one] = store.kinds(one)
+                if "reserve" in self._kinds[one]:
+                    self._statements[one] = store.reserved(one)
+        wanted = {*account_names} | {
+            self._statements[one].account for one in attempt_ids if one in self._statements
+        }
+        for known in store.accounts() if wanted - self._kept.keys() else ():
+            if known.account in wanted and known.account not in self._kept:
+                self._kept[known.account] = _Kept(known.balance, known.entries, known.head_hash)
+
+    def flush(self) -> None:
+        """See `Books.flush`."""
+        store: MemoryStore = self.connection
+        self.booked.update(one.statement.kind for one in self._written)
+        for entry in self._written:
+            store.write_entry(entry)
+        for account in sorted({one.statement.account for one in self._written}):
+            store.write_account(account, self._kept[account])
+        for one in self._signatures:
+            store.write_signature(str(one["of_attempt"]), one["signature"])  # type: ignore[arg-type]
+        for rows in (self._written, self._held, self._released, self._signatures):
+            rows.clear()
 
 
 class SqlStore:
     """The real tables and functions, on one connection to SQLite in memory."""
 
     def __init__(self) -> None:
-        self.hellos: dict[str, pb.Hello] = {}
         engine = create_engine("sqlite://", poolclass=StaticPool)
         schema.metadata.create_all(engine)
         self._connection = engine.connect()
 
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        """One commit."""
-        if self._connection.in_transaction():
-            yield
-            return
-        with self._connection.begin():
-            yield
+    def seams(self) -> list[Seam]:
+        """The product writes its SQL."""
+        return []
 
     @contextlib.contextmanager
-    def savepoint(self) -> Iterator[Callable[[], None]]:
-        """Gives a function that undoes what was done since."""
-        point = self._connection.begin_nested()
-        yield point.rollback
-        if point.is_active:
-            point.commit()
+    def transaction(self) -> Iterator[Connection]:
+        """All or nothing."""
+        if self._connection.in_transaction():
+            yield self._connection
+            return
+        with self._connection.begin():
+            yield self._connection
 
     def _do(self, function: Callable[..., Any], *args: Any) -> Any:
         with self.transaction():
             return function(self._connection, *args)
+
+    def keep_hello(self, node: str, hello: pb.Hello, now_s: float) -> None:
+        """See `coordinator.store.people`; a node that says Hello has been enrolled before."""
+        row = {
+            "name": node,
+            "node_class": "",
+            "status": "enrolled",
+            "ledger_public_key": b"",
+            "created_at": 0.0,
+            "last_seen_at": 0.0,
+            "hello": b"",
+        }
+        with self.transaction() as connection:
+            connection.execute(schema.nodes.insert().prefix_with("OR IGNORE").values(row))
+        self._do(people.keep_hello, node, hello, now_s)
+
+    def all_nodes(self) -> list[NodeRecord]:
+        """Every node, by name."""
+        return self._do(people.all_nodes)
 
     def open_account(self, account: str, node: str, hello: pb.Account) -> None:
         """See `coordinator.store.ledger`."""
         terms = (hello.filter, hello.rdp_order, hello.epsilon_limit, hello.delta)
         self._do(ledger.open_account, account, node, *terms)
 
-    def read_account(self, account: str) -> Account:
-        """See `coordinator.store.ledger`."""
-        return self._do(ledger.read_account, account)
-
     def accounts(self) -> list[Account]:
         """Every account, by name."""
         return self._do(ledger.all_accounts)
-
-    def book(self, statement: Statement, signature: bytes = b"") -> None:
-        """See `coordinator.store.ledger`."""
-        self._do(ledger.book, statement, signature)
 
     def reserved(self, attempt_id: str) -> Statement:
         """See `coordinator.store.ledger`."""
         return self._do(ledger.reserved, attempt_id)
 
-    def resolve(self, attempt_id: str, kind: Any, signature: bytes) -> None:
-        """See `coordinator.store.ledger`."""
-        self._do(ledger.resolve, attempt_id, kind, signature)
-
     def outcome(self, attempt_id: str) -> str | None:
         """See `coordinator.store.ledger`."""
         return self._do(ledger.outcome, attempt_id)
 
-    def keep_signature(self, attempt_id: str, signature: bytes) -> None:
-        """See `coordinator.store.ledger`."""
-        self._do(ledger.keep_signature, attempt_id, signature)
-
-    def job_spending(self, job_id: str, account: Account) -> tuple[int, int]:
-        """See `coordinator.store.ledger`."""
-        return self._do(ledger.job_spending, job_id, account)
-
     def chain(self, account: str, after: int = 0) -> list[Entry]:
         """An account's entries in order, without the first `after`."""
-        return self._do(lambda connection: list(ledger.chain(connection, account)))[after:]
+        entries = schema.entries
+        wanted = select(entries).where(entries.c.account == account, entries.c.seq > after)
+        with self.transaction() as connection:
+            rows = connection.execute(wanted.order_by(entries.c.seq))
+            return [ledger.entry_of(row) for row in rows]
 
     def add_job(self, record: JobRecord) -> None:
         """See `coordinator.store.jobs`."""
         self._do(job_store.add, record)
 
     def jobs(self) -> list[JobRecord]:
-        """Every job in order of submission."""
+        """Every job in order of its id."""
         return sorted(self._do(job_store.listed), key=lambda record: record.job_id)
 
-    def set_status(self, job_id: str, status: str) -> None:
+    def append_all(
+        self, job_id: str, first_seq: int, at_s: float, taken: Sequence[e.Event]
+    ) -> None:
         """See `coordinator.store.jobs`."""
-        self._do(job_store.set_status, job_id, status)
-
-    def journal(self, job_id: str, seq: int, at_s: float, event: e.Event) -> None:
-        """See `coordinator.store.jobs`."""
-        self._do(job_store.append, job_id, seq, at_s, event)
+        self._do(job_store.append_all, job_id, first_seq, at_s, taken)
 
     def history(self, job_id: str, after: int = 0) -> list[tuple[float, e.Event]]:
-        """See `coordinator.store.jobs`."""
-        return self._do(job_store.history, job_id)[after:]
-
-    def add_model(self, record: ModelRecord) -> None:
-        """See `coordinator.store.jobs`."""
-        self._do(job_store.add_model, record)
+        """A job's steps, read back, without the first `after`."""
+        journal = schema.journal
+        wanted = select(journal).where(journal.c.job_id == job_id, journal.c.seq >= after)
+        with self.transaction() as connection:
+            rows = connection.execute(wanted.order_by(journal.c.seq))
+            return [(row.at, e.from_json(row.event)) for row in rows]
 
     def models(self) -> list[ModelRecord]:
-        """See `coordinator.store.jobs`."""
+        """Every model that can be listed."""
         return self._do(job_store.models_of)
 
 

@@ -1,13 +1,14 @@
 """One seed in virtual time: a coordinator, nodes that come and go, jobs, and what goes wrong."""
 
+import contextlib
 import heapq
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 from coordinator.jobspec import Job
 from coordinator.rounds import events as e
 from coordinator.rounds.live import job_to_json
-from coordinator.rounds.phases import Ended
 from coordinator.store.jobs import RUNNING, JobRecord
 from protos.content import digest_of
 from tests.simulation.coordinator_side import Coordinator
@@ -57,9 +58,10 @@ class World:
         self.checker = Checker(self)
         self.jobs: list[str] = []
         self._look_at_s = 0.0
+        self._to_resume = 0
+        self._plant = plant
+        self._swapped = contextlib.ExitStack()
         self._schedule()
-        if plant is not None:
-            plant(self)
 
     # Time
 
@@ -72,12 +74,28 @@ class World:
         """A line of the transcript."""
         self.transcript.append(f"{self.now_s:9.3f} {text}")
 
+    def swap(self, owner: Any, name: str, new: Any) -> Any:
+        """Put something in the place of a name of the product until the seed is over; gives what
+        stood there."""
+        before = getattr(owner, name)
+        setattr(owner, name, new)
+        self._swapped.callback(setattr, owner, name, before)
+        return before
+
     def run(self) -> list[str]:
         """Play to the end; how each job ended.
 
         Raises:
             Broken: an invariant does not hold.
         """
+        with self._swapped:
+            for owner, name, new in (*self.coordinator.store.seams(), *self.coordinator.seams()):
+                self.swap(owner, name, new)
+            if self._plant is not None:
+                self._plant(self)
+            return self._play()
+
+    def _play(self) -> list[str]:
         try:
             while self._queue and self.now_s < ENDS_AT_S:
                 self.now_s, _, work = heapq.heappop(self._queue)
@@ -96,7 +114,8 @@ class World:
         """Whether nothing will happen any more; looked at now and then."""
         self._look_at_s = self.now_s + 10.0
         self.checker.now_and_then()
-        if self.now_s < self.faults.until_s or self._submitted < len(self.jobs):
+        under_way = self._submitted < len(self.jobs) or self._to_resume > 0
+        if self.now_s < self.faults.until_s or under_way:
             return False
         still_s = self.now_s - max(self.faults.until_s, self.checker.moved_at_s)
         if all(record.status != RUNNING for record in self.coordinator.store.jobs()):
@@ -116,7 +135,7 @@ class World:
             self.later(dice.uniform(5.0, until_s) if joins_late else 0.0, node.start)
             if dice.random() < 0.1:
                 self.later(dice.uniform(0.0, until_s), lambda node=node: self._leave(node))
-        for number in range(dice.choice([1, 1, 2, 2, 3])):
+        for number in range(dice.choice([1, 1, 2, 3, 3])):
             self._plan_job(number)
         for kind, allowed in self.faults.timed.items():
             for _ in range(dice.randint(1, 4) if allowed else 0):
@@ -126,6 +145,7 @@ class World:
     def _plan_job(self, number: int) -> None:
         dice = self.random
         is_null, has_target = dice.random() < 0.1, dice.random() < 0.2
+        quorum = dice.randint(2, min(4, len(self.nodes)))
         job = Job(
             name=f"job {number}",
             project="p",
@@ -134,7 +154,7 @@ class World:
             dataset=dice.choice(["d", "d", "e"]),
             aggregation_method="fedprox",
             proximal_mu=0.0,
-            min_participants=dice.randint(2, min(4, len(self.nodes))),
+            min_participants=quorum,
             rounds_planned=dice.randint(1, 4),
             max_rounds=100,
             local_steps=5,
@@ -148,6 +168,11 @@ class World:
             batch_size=10,
             convergence_patience=2,
             poisson_from_n=1000,
+            participants=dice.choice([0, 0, quorum, quorum + 1]),
+            over_selection=dice.choice([0.0, 0.5]),
+            grace_factor=dice.choice([0.0, 0.0, 1.5, 3.0]),
+            update_dtype=dice.choice(["float32", "bfloat16", "int8"]),
+            priority=dice.choice([0, 0, 0, 1]),
         )
         job_id = f"j{number}"
         self.jobs.append(job_id)
@@ -175,9 +200,24 @@ class World:
         live = self.coordinator.live.get(job_id)
         if not self.coordinator.serving or live is None:
             return
-        self.coordinator.apply_reply(
-            live, lambda j: None if isinstance(j.phase, Ended) else e.CancelRequested("somebody")
+        self.coordinator.take(
+            live,
+            lambda _, now: None if now.has_ended else e.CancelRequested("somebody"),
         )
+
+    def job_failed(self, job_id: str) -> None:
+        """People take most failed jobs up again."""
+        if self.random.random() < 0.8:
+            self._to_resume += 1
+            self.later(self.random.uniform(1.0, 90.0), lambda: self._resume(job_id))
+
+    def _resume(self, job_id: str) -> None:
+        if not self.coordinator.serving:
+            self.later(10.0, lambda: self._resume(job_id))
+            return
+        self._to_resume -= 1
+        self.faults.note("job_resumed")
+        self.coordinator.resume_job(job_id)
 
     def _leave(self, node: Node) -> None:
         self.note(f"{node.name} leaves for good")

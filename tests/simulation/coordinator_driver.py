@@ -1,4 +1,4 @@
-"""The coordinator's driver in virtual time: the product's turns, answers and effects, one at a time.
+"""The coordinator's driver in virtual time around the product's turns, answers, effects.
 
 What `TurnTaker` and `Rounds` do with tasks is done here with events of the simulation, in the same
 order: one turn of a job at a time, memory after the commit, commands after memory.
@@ -186,12 +186,15 @@ class Driver(Process):
         if count != live.steps:
             live.phase, live.steps = phase, count
             self.world.note(f"{live.job_id} caught up")
+            self.world.faults.note("caught_up")
             self.later(0.0, lambda: self.carry_out(live, machine.resume(live.phase)))
 
     def committed(self, live: LiveJob, turn: Turn) -> None:
         """Memory is at the turn's end: carry out what is left."""
         self.world.checker.memory_changed(live)
         for one in turn.taken:
+            for kind in _met(one.event):
+                self.world.faults.note(kind)
             self.carry_out(live, one.asked)
             if isinstance(one.before, Training) and not isinstance(one.phase, Training):
                 self._look_again(live)
@@ -250,6 +253,18 @@ _MAY_FAIL = (c.FoldUpdates, c.PublishLast, c.WriteAnswer)
 def _fails(one: Taken) -> bool:
     failed = isinstance(one.phase, Ended) and one.phase.status == "failed"
     return failed and not isinstance(one.before, Ended)
+
+
+def _met(event: e.Event) -> list[str]:
+    match event:
+        case e.GracePassed():
+            return ["grace_passed"]
+        case e.OrderWasRefused(reason="STEPS_TOO_MANY"):
+            return ["steps_too_many"]
+        case e.NodesSurveyed(absences=absences) if any(a.reason == "BUSY" for a in absences):
+            return ["busy"]
+        case _:
+            return []
 
 
 def told(event: e.Event) -> str:

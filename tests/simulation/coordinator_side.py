@@ -84,9 +84,7 @@ class Coordinator(Driver):
             return
         node = stream.node.name
         if message.WhichOneof("message") == "hello":
-            self.commit(
-                lambda: self.greet(node, message.hello), lambda x: self.welcome(stream, x)
-            )
+            self.commit(lambda: self.greet(node, message.hello), lambda x: self.welcome(stream, x))
             return
         session = self.sessions.get(node)
         if session is None or session.stream is not stream:
@@ -147,9 +145,7 @@ class Coordinator(Driver):
                 accepted = message.order_accepted
                 live, record, attempt = self.find(accepted.attempt_id, node)
                 self.check(live, record, attempt, "reserve", accepted.reserve_signature)
-                event: e.Event = e.OrderWasAccepted(
-                    accepted.attempt_id, accepted.reserve_signature
-                )
+                event: e.Event = e.OrderWasAccepted(accepted.attempt_id, accepted.reserve_signature)
                 self.note(live, event)
             case "order_refused":
                 refused = message.order_refused
@@ -305,12 +301,17 @@ class Coordinator(Driver):
                 due.append(e.NodeWasLost(attempt.node))
             elif attempt.silent and self.connected(attempt.node):
                 due.append(e.NodeReturned(attempt.node))
-            elif quorum and not attempt.overdue:
-                if now_s >= participation.gives_up_at_s(phase, attempt):
-                    due.append(e.GracePassed(number, attempt.node))
+            elif self.given_up(phase, attempt, quorum):
+                due.append(e.GracePassed(number, attempt.node))
         if now_s >= phase.deadline_at_s and not phase.deadline_passed:
             due.append(e.DeadlinePassed(number))
         return due
+
+    def given_up(self, phase: Training, attempt: Attempt, quorum: bool) -> bool:
+        """Whether a round waits no longer for a node that is there."""
+        if attempt.overdue or not quorum:
+            return False
+        return self.clock() >= participation.gives_up_at_s(phase, attempt)
 
 
 def _ends(stream: Stream) -> Done:

@@ -11,7 +11,7 @@ KINDS = {
     "database_fails": 0.02,
     "commit_unheard": 0.015,
     "effect_fails": 0.03,
-    "step_failed": 0.06,
+    "step_failed": 0.25,
     "stream_broken": 0.02,
     "message_lost": 0.04,
     "message_twice": 0.04,
@@ -29,6 +29,9 @@ KINDS = {
 
 TIMED = ("crash", "partition", "one_way_partition", "policy_changed", "stop", "clock_jump")
 """Drawn beforehand, each at a moment."""
+
+MET = ("grace_passed", "steps_too_many", "busy", "caught_up", "job_resumed")
+"""What seeds are to meet without a fault of their own; counted with the faults."""
 
 
 class Faults:

@@ -209,9 +209,7 @@ class MemoryBooks(Books):
 
     connection: Any
 
-    def expect(
-        self, *, account_names: Sequence[str] = (), attempt_ids: Sequence[str] = ()
-    ) -> None:
+    def expect(self, *, account_names: Sequence[str] = (), attempt_ids: Sequence[str] = ()) -> None:
         """See `Books.expect`."""
         store: MemoryStore = self.connection
         for one in attempt_ids:

@@ -57,6 +57,7 @@ class World:
         }
         self.checker = Checker(self)
         self.jobs: list[str] = []
+        self.specs: dict[str, Job] = {}
         self._look_at_s = 0.0
         self._to_resume = 0
         self._plant = plant
@@ -176,6 +177,7 @@ class World:
         )
         job_id = f"j{number}"
         self.jobs.append(job_id)
+        self.specs[job_id] = job
         initial = Model("initial" if dice.random() < 0.5 else f"initial {number}", ())
         self.coordinator.blobs.models[initial.digest] = initial
         record = JobRecord(

@@ -356,8 +356,6 @@ class Checker:
             done += 1
             if not isinstance(event, NodesSurveyed):
                 self.moved_at_s = self._world.now_s
-        if done == self._steps.get(job_id, -1):
-            return
         self._steps[job_id] = done
         self._holds(job_id)
         records = _rounds(self.shadows[job_id])

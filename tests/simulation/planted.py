@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from coordinator.rounds import answers, effects
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
 from coordinator.rounds.live import LiveJob
@@ -17,9 +18,11 @@ from coordinator.rounds.phases import (
     RoundRecord,
     Training,
 )
+from protos.feddp.v1 import federation_pb2 as pb
 from tests.simulation import planted_rounds as rounds
 from tests.simulation.network import Reply
 from tests.simulation.planted_nodes import PLANTED_AT_NODES
+from tests.simulation.stores import MemoryBooks
 from tests.simulation.world import World
 
 Plant = Callable[[World], None]
@@ -35,33 +38,32 @@ class Planted:
 
 def never_survey_again(world: World) -> None:
     """Below quorum nobody is asked and nobody is named."""
-    coordinator, survey = world.coordinator, world.coordinator.survey
+    coordinator, answer, asked = world.coordinator, world.coordinator.answer, set[str]()
 
-    def bad(live: LiveJob) -> e.Event | None:
-        return survey(live) if not live.surveyed_at_s else None
+    def bad(books: Any, live: LiveJob, command: c.InsideCommand) -> e.Event | None:
+        if isinstance(command, c.Survey):
+            if live.job_id in asked:
+                return None
+            asked.add(live.job_id)
+        return answer(books, live, command)
 
-    coordinator.survey = bad  # type: ignore[method-assign]
+    coordinator.answer = bad  # type: ignore[assignment]
 
 
-def commands_before_journal(world: World) -> None:
+def commands_before_commit(world: World) -> None:
     """Orders go out while the reservations are still on their way to the disk."""
-    coordinator, command, ids = world.coordinator, world.coordinator.command, {}
-    new_attempt_id = coordinator.new_attempt_id
+    coordinator = world.coordinator
 
-    def bad(live: LiveJob, one: c.Command) -> None:
-        if isinstance(one, c.ReserveBudgets):
-            for offer in one.offers:
-                attempt = Attempt(new_attempt_id(live, offer), offer, 0.0)
-                ids[(live.job_id, one.round, offer.node)] = attempt.attempt_id
-                phase = Training(live.phase.course, RoundRecord(one.round, 0.0), 0.0)
-                coordinator.order(live, phase, attempt)
-        command(live, one)
+    def reserve(books: Any, live: LiveJob, command: c.ReserveBudgets) -> Any:
+        event = made(books, live, command)
+        for grant in event.grants if event is not None else ():
+            attempt = Attempt(grant.attempt_id, grant.offer, 0.0)
+            phase = Training(live.phase.course, RoundRecord(command.round, 0.0), 0.0)
+            order = effects.work_order(live, phase, attempt, coordinator.blobs)  # type: ignore[arg-type]
+            coordinator.send(grant.offer.node, pb.CoordinatorMessage(work_order=order))
+        return event
 
-    coordinator.inline = False
-    coordinator.command = bad  # type: ignore[method-assign]
-    coordinator.new_attempt_id = lambda live, offer: ids.pop(  # type: ignore[method-assign]
-        (live.job_id, live.phase.course.next_round, offer.node)
-    )
+    made = world.swap(answers, "reserve", reserve)
 
 
 def reply_before_durable(world: World) -> None:
@@ -81,12 +83,20 @@ def retry_is_charged_again(world: World) -> None:
     coordinator, submit_update = world.coordinator, world.coordinator.submit_update
 
     def bad(node: str, attempt_id: str, digest: str, signature: bytes, reply: Reply) -> None:
-        live, _, attempt = coordinator.find(attempt_id, node)
+        _, _, attempt = coordinator.find(attempt_id, node)
         submit_update(node, attempt_id, digest, signature, reply)
         if attempt.digest == digest:
             statement = coordinator.store.reserved(attempt_id)
-            again = replace(statement, attempt_id=coordinator.new_attempt_id(live, attempt.offer))
-            coordinator.write(lambda: coordinator.store.book(again), lambda _: None)
+            again = replace(statement, attempt_id=coordinator.new_attempt_id())
+
+            def work() -> None:
+                with coordinator.store.transaction() as connection:
+                    books = MemoryBooks(connection)  # type: ignore[arg-type]
+                    books.book(again)
+                    books.flush()
+                world.checker.central_changed()
+
+            coordinator.commit(work, lambda _: None)
 
     coordinator.submit_update = bad  # type: ignore[method-assign]
 
@@ -104,11 +114,10 @@ def another_nodes_update_counts(world: World) -> None:
         live = coordinator.job(coordinator.store.reserved(attempt_id).job_id)
         return live, *(live.attempt(attempt_id) or ())
 
-    def no_signature(attempt_id: str, kind: Any, signature: bytes) -> None:
-        resolve(attempt_id, kind, b"" if kind == "post" else signature)
+    def no_signature(books: Any, attempt_id: str, kind: str, signature: bytes) -> None:
+        resolve(books, attempt_id, kind, b"" if kind == "post" else signature)
 
-    resolve = coordinator.store.resolve
-    coordinator.store.resolve = no_signature  # type: ignore[method-assign]
+    resolve = world.swap(MemoryBooks, "resolve", no_signature)
     coordinator.find = find  # type: ignore[method-assign]
     coordinator.check = lambda *_: None  # type: ignore[method-assign]
 
@@ -136,28 +145,21 @@ def stale_update_counts(world: World) -> None:
         else:
             live = coordinator.find(mine, node)[0]
             coordinator.blobs.updates.setdefault(mine, set()).add(digest)
-            coordinator.apply(live, e.UpdateReceived(mine, digest, 40, b""))
+            coordinator.take(live, e.UpdateReceived(mine, digest, 40, b""))
 
+    world.faults.rates["call_late"] = 0.3
     coordinator.upload = bad_upload  # type: ignore[method-assign]
     coordinator.submit_update = bad  # type: ignore[method-assign]
 
 
 def update_is_left_out(world: World) -> None:
     """The fold takes no more updates than it needs."""
-    coordinator, fold = world.coordinator, world.coordinator.fold
 
-    def bad(live: LiveJob) -> e.Event | None:
-        phase = live.phase
-        if not isinstance(phase, Aggregating):
-            return None
+    def bad(live: LiveJob, phase: Aggregating, blobs: Any) -> Any:
         kept = phase.round.received[: phase.course.plan.min_participants]
-        rest = [a for a in phase.round.attempts if a in kept]
-        live.phase = replace(phase, round=replace(phase.round, attempts=tuple(rest)))
-        event = fold(live)
-        live.phase = phase
-        return event
+        return fold(live, replace(phase, round=replace(phase.round, attempts=kept)), blobs)
 
-    coordinator.fold = bad
+    fold = world.swap(effects, "fold", bad)
 
 
 HANGS = ("ends-or-waits", "ledgers-agree")
@@ -175,12 +177,27 @@ PLANTED: dict[str, Planted] = {
     "lost_order_is_never_sent_again": Planted(rounds.lost_order_is_never_sent_again, HANGS),
     "restart_resumes_nothing": Planted(rounds.restart_resumes_nothing, HANGS),
     "never_survey_again": Planted(never_survey_again, ("ends-or-waits",)),
-    "commands_before_journal": Planted(commands_before_journal, ("reserved-first",)),
+    "commands_before_commit": Planted(commands_before_commit, ("reserved-first",)),
     "reply_before_durable": Planted(reply_before_durable, ("durable-before-reply",)),
-    "retry_is_charged_again": Planted(retry_is_charged_again, ("charged-once",)),
+    "retry_is_charged_again": Planted(
+        retry_is_charged_again, ("charged-once", "acknowledged-is-final")
+    ),
     "damaged_update_counts": Planted(damaged_update_counts, ("quorum",)),
     "another_nodes_update_counts": Planted(another_nodes_update_counts, ("quorum",)),
     "stale_update_counts": Planted(stale_update_counts, ("quorum",)),
     "update_is_left_out": Planted(update_is_left_out, ("nothing-lost",)),
+    "turn_commits_without_its_entries": Planted(
+        rounds.turn_commits_without_its_entries, ("resolved-once", "charged-once")
+    ),
+    "booked_before_the_turn_fails": Planted(
+        rounds.booked_before_the_turn_fails, ("charged-once", "resolved-once")
+    ),
+    "grace_below_quorum": Planted(rounds.grace_below_quorum, ("quorum",)),
+    "resume_retrains": Planted(rounds.resume_retrains, ("acknowledged-is-final",)),
+    "steps_booked_differ_from_ordered": Planted(
+        rounds.steps_booked_differ_from_ordered, ("ledgers-agree",)
+    ),
+    "taken_is_ignored": Planted(rounds.taken_is_ignored, ("takes-turns",)),
+    "each_waits_for_the_other": Planted(rounds.each_waits_for_the_other, ("takes-turns",)),
     **{name: Planted(plant, names) for name, (plant, names) in PLANTED_AT_NODES.items()},
 }

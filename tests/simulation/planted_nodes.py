@@ -1,5 +1,6 @@
 """Bugs of the agent that a correct simulation must catch; see `planted.py`."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -62,7 +63,7 @@ def trains_again_for_a_retry(node: Node) -> None:
             sent.update([command.attempt_id] if isinstance(command, c.UploadAndSubmit) else [])
             return [command]
         found = agent.find(command.attempt_id)
-        return [] if found is None else [c.OpenAndTrain(found.order)]
+        return [] if found is None else [c.OpenAndTrain(found.order, math.inf)]
 
     _instead(node, other)
     node.disk_.open = (  # type: ignore[method-assign]

@@ -19,7 +19,6 @@ from coordinator.rounds.phases import (
 )
 from coordinator.store import ledger, people
 from coordinator.store.jobs import ModelRecord
-from coordinator.store.schema import accounts as accounts_table
 from privacy.accounting import epsilon_spent
 from privacy.ledger import Entry
 from privacy.releases import Release
@@ -147,7 +146,7 @@ def job_facts(connection: Connection, live: LiveJob) -> JobFacts:
     posted: dict[str, list[tuple[int, Release]]] = defaultdict(list)
     limits: dict[str, tuple[float, float]] = {}
     names = {a.offer.account for one in live.attempted() for a in one.attempts}
-    for account in ledger.accounts_where(connection, accounts_table.c.account.in_(sorted(names))):
+    for account in ledger.named_accounts(connection, sorted(names)):
         limits[account.node] = (account.filter.epsilon_limit, account.filter.delta)
     for statement in ledger.posted_by(connection, live.job_id):
         posted[statement.node].append((statement.round, statement.release))

@@ -36,15 +36,16 @@ def upload(stub: TransferStub, data: bytes, attempt: Attempt) -> str:
         status = stub.UploadStatus(request, timeout=CALL_TIMEOUT_S)
         offset = status.durable_bytes
         # A complete blob may have been there before us.
-        if status.complete or offset >= len(data):
+        if status.complete:
             return len(data)
+        # Also where every byte is there: a coordinator that died before it had checked them does
+        # that when an upload, if only an empty one, goes on.
         zstd = transfer.COMPRESSION_ZSTD in status.accepted
         began_s = time.monotonic()
         messages = _requests(data, digest, offset, pace, zstd=zstd)
         answer = stub.Upload(messages, timeout=CALL_TIMEOUT_S)
-        now = len(data) if answer.complete else answer.durable_bytes
-        pace.moved(now - offset, time.monotonic() - began_s)
-        return now
+        pace.moved(answer.durable_bytes - offset, time.monotonic() - began_s)
+        return len(data) if answer.complete else min(answer.durable_bytes, len(data) - 1)
 
     _until(len(data), one_range, attempt, pace, "took")
     return digest
@@ -63,8 +64,8 @@ def _until(
         if stalled == STALLED_MAX:
             raise Malformed(
                 "TRANSFER_STALLED",
-                f"the coordinator {verb} none of the bytes after {now} of {size}; look into its log "
-                "for this transfer",
+                f"the coordinator {verb} none of the bytes after {now} of {size}; look into its "
+                "log for this transfer",
             )
         done = now
 

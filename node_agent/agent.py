@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -30,7 +31,7 @@ from node_agent.state import State, ledger_missing
 from node_agent.steward import Rules, Steward
 from node_agent.tasks.registry import installed
 from privacy.ledger import verify
-from protos.errors import Conflict, FeddpError, Malformed
+from protos.errors import Conflict, FeddpError, Limited, Malformed
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +46,7 @@ def run(path: Path) -> None:
         NotFound: NOT_JOINED, LEDGER_MISSING.
         Malformed: CONFIG_INVALID, IDENTITY_INVALID, POLICY_INVALID, DATASETS_INVALID, ...
         Conflict: AGENT_RUNNING.
+        Limited: DISK_FULL.
     """
     folder = Folder(path.absolute())
     config, identity = _read(folder)
@@ -53,7 +55,22 @@ def run(path: Path) -> None:
     # A steward's mistake is told before anything starts; later ones refuse every order.
     Steward(folder).rules()
     with locked(folder):
-        asyncio.run(serve(folder, config, identity, LocalWorker.start, asyncio.Event()))
+        try:
+            asyncio.run(serve(folder, config, identity, LocalWorker.start, asyncio.Event()))
+        except ExceptionGroup as group:
+            if group.subgroup(_is_full) is None:
+                raise
+            raise Limited(
+                "DISK_FULL",
+                f"the disk under {folder.root} takes no more; free room there and start the agent "
+                "again: it goes on where it was",
+            ) from None
+
+
+def _is_full(error: BaseException) -> bool:
+    name = getattr(error, "sqlite_errorname", "")
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or name == "SQLITE_FULL"
 
 
 async def serve(

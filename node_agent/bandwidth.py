@@ -38,9 +38,7 @@ class TransferPolicy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    megabits_per_second_max: float | None = Field(
-        default=None, ge=0.1, le=1e6, allow_inf_nan=False
-    )
+    megabits_per_second_max: float | None = Field(default=None, ge=0.1, le=1e6, allow_inf_nan=False)
     hours: list[Annotated[str, Field(max_length=11)]] = []
 
     @field_validator("hours")

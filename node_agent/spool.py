@@ -54,9 +54,11 @@ class Spool:
         return True
 
     def put_model(self, digest: str, data: bytes) -> bool:
-        """Keep a model that came whole; False if its bytes are others."""
+        """Keep a model that came whole, if it is not here; False if its bytes are others."""
         if digest_of(data) != digest:
             return False
+        if self.has_model(digest):
+            return True
         with self.growing(digest, len(data)) as growing:
             growing.restart()
             growing.write(data)

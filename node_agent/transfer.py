@@ -85,9 +85,9 @@ class Transfers:
         # Two jobs may start from the same model; the second finds what the first has fetched.
         async with self._fetching.setdefault(digest, asyncio.Lock()):
             offered = self._offered.pop(digest, None)
-            if await asyncio.to_thread(self._spool.has_model, digest):
-                return
             if offered is not None and await self._keep_offered(digest, offered):
+                return
+            if await asyncio.to_thread(self._spool.has_model, digest):
                 return
             for _ in range(DAMAGED_MAX):
                 growing = await self._until_room(self._spool.growing, digest, size)
@@ -120,7 +120,9 @@ class Transfers:
                 await self._wait(error, backoff, "download", digest=growing.digest)
             else:
                 if growing.offset == before:
-                    raise Malformed("MODEL_SHORT", f"Model {growing.digest} is shorter than ordered.")
+                    raise Malformed(
+                        "MODEL_SHORT", f"Model {growing.digest} is shorter than ordered."
+                    )
                 self._down.moved(growing.offset - before, time.monotonic() - began_s)
                 backoff.reset()
 
@@ -139,22 +141,31 @@ class Transfers:
 
     # Updates
 
-    async def hand_in(self, attempt_id: str, digest: str, signature: bytes) -> None:
+    async def hand_in(
+        self, attempt_id: str, digest: str, signature: bytes, accepted: bytes = b""
+    ) -> None:
         """Submit a spooled update, with its bytes or after an upload; again, it costs nothing.
+
+        Args:
+            signature: over the post statement.
+            accepted: over the reserve statement.
 
         Raises:
             FeddpError: the coordinator will never take it.
         """
         backoff = Backoff()
         path = self._spool.update(digest)
-        size = (await asyncio.to_thread(path.stat)).st_size
+        size, data = await asyncio.to_thread(_size_and_small, path)
         request = federation_pb2.SubmitUpdateRequest(
-            attempt_id=attempt_id, digest=digest, post_signature=signature
+            attempt_id=attempt_id,
+            digest=digest,
+            post_signature=signature,
+            reserve_signature=accepted,
         )
         if attempt_id not in self._submitted:
             # Once in the life of this process; a retry asks first whether the bytes are there.
             if size <= INLINE_BYTES:
-                request.data = await asyncio.to_thread(path.read_bytes)
+                request.data = data
             else:
                 await self._upload(attempt_id, digest, path, size, backoff)
         self._submitted.add(attempt_id)
@@ -166,9 +177,7 @@ class Transfers:
             raise
         self._submitted.discard(attempt_id)
 
-    async def _submit(
-        self, request: federation_pb2.SubmitUpdateRequest, backoff: Backoff
-    ) -> bool:
+    async def _submit(self, request: federation_pb2.SubmitUpdateRequest, backoff: Backoff) -> bool:
         """Whether it is in; False if the coordinator has not got the bytes."""
         damaged = 0
         while True:
@@ -233,9 +242,7 @@ class Transfers:
             self._up.moved(answer.durable_bytes - header.offset, time.monotonic() - began_s)
         return answer
 
-    async def _wait(
-        self, error: Exception, backoff: Backoff, what: str, **fields: str
-    ) -> None:
+    async def _wait(self, error: Exception, backoff: Backoff, what: str, **fields: str) -> None:
         """Wait before the next try, or raise if there is none."""
         delay_s: float | None
         if isinstance(error, grpc.RpcError):
@@ -302,3 +309,9 @@ def _room_in_s(error: OSError, backoff: Backoff) -> float:
         raise error
     log.error("spool_full", do="free room on the disk of the agent's folder; the transfer goes on")
     return backoff.next_s()
+
+
+def _size_and_small(path: Path) -> tuple[int, bytes]:
+    """A file's size, and its bytes if they are few."""
+    size = path.stat().st_size
+    return size, path.read_bytes() if size <= INLINE_BYTES else b""

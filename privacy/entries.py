@@ -6,6 +6,7 @@ docs/privacy.md gives the canonical bytes for those who check them with other to
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Final, Literal, get_args
 
 from blake3 import blake3
@@ -143,10 +144,15 @@ def sign(key: Ed25519PrivateKey, statement: Statement) -> bytes:
 def signature_ok(public_key: bytes, statement: Statement, signature: bytes) -> bool:
     """Whether the 32 raw bytes of `public_key` signed exactly this statement."""
     try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, statement.canonical())
+        _public_key(public_key).verify(signature, statement.canonical())
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+@lru_cache(maxsize=1024)
+def _public_key(raw: bytes) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(raw)
 
 
 def to_json(entry: Entry) -> dict[str, Any]:

@@ -4,6 +4,9 @@ A message here is an `UploadRequest` or a `DownloadResponse`; both have `data`, 
 `compression`.
 """
 
+# The types of an enum's values are in the stubs only: annotations must stay unevaluated.
+from __future__ import annotations
+
 import threading
 from dataclasses import dataclass
 from typing import Final
@@ -35,7 +38,7 @@ class Chunk:
 
     data: bytes
     crc32c: int
-    compression: pb.Compression
+    compression: pb.Compression.ValueType
 
 
 def pack(data: bytes, *, zstd: bool) -> Chunk:
@@ -45,7 +48,7 @@ def pack(data: bytes, *, zstd: bool) -> Chunk:
         data: CHUNK_BYTES at most.
         zstd: whether the receiver can unpack it.
     """
-    compression = pb.COMPRESSION_UNSPECIFIED
+    compression: pb.Compression.ValueType = pb.COMPRESSION_UNSPECIFIED
     if zstd and pays(data):
         packed = _compressor().compress(data)
         if len(packed) < PAYS * len(data):

@@ -14,7 +14,6 @@ from coordinator.rounds.phases import Publishing, Reserving, Training
 from coordinator.sessions import Sessions
 from coordinator.store import ledger, people
 from coordinator.store.booking import Books
-from coordinator.store.schema import accounts
 from protos.errors import BudgetRefused, FeddpError
 
 Taken = Callable[[LiveJob, str], e.Absence | None]
@@ -52,8 +51,8 @@ class Answers:
             data_set = next((d for d in node.hello.data_sets if d.name == wanted), None)
             if data_set is not None:
                 found.append((node, data_set, f"{node.name}/{data_set.account}"))
-        names = accounts.c.account.in_([name for _, _, name in found])
-        known = {a.account: a for a in ledger.accounts_where(connection, names)}
+        names = [name for _, _, name in found]
+        known = {a.account: a for a in ledger.named_accounts(connection, names)}
         facts = []
         for node, data_set, name in found:
             account = known.get(name)  # missing if its policy was refused; the planner says so

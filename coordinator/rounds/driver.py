@@ -169,8 +169,7 @@ class Rounds:
     def _commit(self, live: LiveJob, turn: Turn) -> None:
         for kind, number in turn.booked.items():
             self._metrics.ledger_entries(kind, number)
-        for one in turn.taken:
-            self._tell(live, one)
+        self._tell(live, turn)
         for record in live.rounds()[-1:]:
             self._index(live, record.attempts)
         if turn.taken:
@@ -180,8 +179,11 @@ class Rounds:
             if _frees_nodes(one):
                 self._look_again(live)
 
-    def _tell(self, live: LiveJob, taken: Taken) -> None:
-        before, phase = taken.before, taken.phase
+    def _tell(self, live: LiveJob, turn: Turn) -> None:
+        """Log and count what a turn has changed; phases that it only passed are left out."""
+        if not turn.taken:
+            return
+        before, phase = turn.taken[0].before, turn.phase
         if type(before) is not type(phase):
             log.info(
                 "job_phase",
@@ -191,10 +193,13 @@ class Rounds:
             )
         if isinstance(phase, Ended) and not isinstance(before, Ended):
             log.info("job_ended", job_id=live.job_id, status=phase.status, message=phase.message)
-        if len(phase.course.done) > len(before.course.done):
-            self._count_round(phase.course.done[-1])
-            for warning in participation.warnings(phase.course):
-                log.warning("hospital_left_out", job_id=live.job_id, detail=warning)
+        for done in phase.course.done[len(before.course.done) :]:
+            self._count_round(done)
+            for attempt in done.attempts:
+                live.statements.pop(attempt.attempt_id, None)
+            if done.number % participation.LEFT_OUT_ROUNDS == 0:
+                for warning in participation.warnings(phase.course):
+                    log.warning("hospital_left_out", job_id=live.job_id, detail=warning)
 
     def _look_again(self, ended: LiveJob) -> None:
         """Nodes are free: jobs that wait for some find out now, not at their next look."""

@@ -14,7 +14,7 @@ from coordinator.blobs import BlobStore
 from coordinator.rounds import bounds, convergence, planner
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
-from coordinator.rounds.live import LiveJob
+from coordinator.rounds.live import LiveJob, release_of
 from coordinator.rounds.phases import (
     Aggregating,
     Attempt,
@@ -134,14 +134,21 @@ class Effects:
 
 def reserve_statement(live: LiveJob, number: int, grant: e.Grant) -> Statement:
     """What the ledger and the node book for a grant."""
-    offer, job = grant.offer, live.job
+    made = live.statements.get(grant.attempt_id)
+    if made is None:
+        made = live.statements[grant.attempt_id] = _reserve_statement(live, number, grant)
+    return made
+
+
+def _reserve_statement(live: LiveJob, number: int, grant: e.Grant) -> Statement:
+    offer, release = grant.offer, release_of(grant.offer, live.job)
     return Statement(
         kind="reserve",
         attempt_id=grant.attempt_id,
         project=live.record.project,
         node=offer.node,
         account=offer.account,
-        dataset=job.dataset,
+        dataset=live.job.dataset,
         job_id=live.job_id,
         round=number,
         unit=UNIT,
@@ -149,7 +156,7 @@ def reserve_statement(live: LiveJob, number: int, grant: e.Grant) -> Statement:
         mechanism=offer.mechanism,
         noise_multiplier=offer.noise_multiplier,
         sample_rate=offer.sample_rate,
-        steps=0 if offer.mechanism == "no_data" else offer.local_steps or job.local_steps,
+        steps=release.steps,
     )
 
 

@@ -98,6 +98,7 @@ class UpdateReceived:
     digest: str
     update_bytes: int
     signature: bytes
+    accepted: bytes = b""  # over the reserve statement, if it came with it
     kind: Literal["UpdateReceived"] = "UpdateReceived"
 
 
@@ -112,6 +113,7 @@ class NoUpdateReceived:
     message: str = (
         "its data was opened and no update came of it; the reason is in the hospital's own log"
     )
+    accepted: bytes = b""  # over the reserve statement, if it came with it
     kind: Literal["NoUpdateReceived"] = "NoUpdateReceived"
 
 

@@ -22,6 +22,7 @@ from coordinator.rounds.phases import (
 )
 from coordinator.store.jobs import JobRecord
 from privacy.filters import Filter
+from privacy.ledger import Statement
 from privacy.releases import Release
 from protos.content import digest_of
 from protos.errors import invariant
@@ -75,6 +76,7 @@ class LiveJob:
     Attributes:
         inbox: what is to be taken in the next turn.
         has_turn: somebody takes turns until the inbox is empty.
+        statements: reserve statements of attempts, so that each is made once.
         unsure: a turn's transaction failed; it may have committed all the same.
     """
 
@@ -86,6 +88,7 @@ class LiveJob:
     inbox: list[Any] = field(default_factory=list)
     has_turn: bool = False
     unsure: bool = False
+    statements: dict[str, Statement] = field(default_factory=dict)
     _round_costs: dict[str, dict[int, tuple[RoundRecord, int, int]]] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -66,7 +66,7 @@ def received(phase: Training, event: e.UpdateReceived, now_s: float) -> Step:
     )
     if resolved is None:
         return phase, []
-    return _advance(resolved, now_s, [c.PostCharge(event.attempt_id, event.signature)])
+    return _advance(resolved, now_s, _post(event))
 
 
 def no_update(phase: Training, event: e.NoUpdateReceived, now_s: float) -> Step:
@@ -80,7 +80,12 @@ def no_update(phase: Training, event: e.NoUpdateReceived, now_s: float) -> Step:
     )
     if resolved is None:
         return phase, []
-    return _advance(resolved, now_s, [c.PostCharge(event.attempt_id, event.signature)])
+    return _advance(resolved, now_s, _post(event))
+
+
+def _post(event: e.UpdateReceived | e.NoUpdateReceived) -> list[c.Command]:
+    signed = [c.KeepSignature(event.attempt_id, event.accepted)] if event.accepted else []
+    return [*signed, c.PostCharge(event.attempt_id, event.signature)]
 
 
 def lost(phase: Training, event: e.NodeWasLost, now_s: float) -> Step:

@@ -72,7 +72,7 @@ def take_turn(
             back, and nothing of the turn has happened.
     """
     draft = replace(live)
-    books = Books(connection)
+    books = Books(connection, live.statements)
     books.expect(attempt_ids=[one.attempt_id for one in inputs if isinstance(one, _OF_ATTEMPT)])
     turn = Turn(live.phase, live.steps)
     for place, one in enumerate(inputs):

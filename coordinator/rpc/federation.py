@@ -164,8 +164,9 @@ class FederationService(pb_grpc.FederationServicer):
                 live, record, attempt = await self.rounds.find(accepted.attempt_id, node)
                 statement = statement_of(live, record, attempt)
                 await self._check(node, statement, accepted.reserve_signature)
-                event = events.OrderWasAccepted(accepted.attempt_id, accepted.reserve_signature)
-                self.rounds.note(live, event)
+                self.rounds.note(
+                    live, events.OrderWasAccepted(accepted.attempt_id, accepted.reserve_signature)
+                )
             case "order_refused":
                 refused = message.order_refused
                 live, record, attempt = await self.rounds.find(refused.attempt_id, node)
@@ -198,9 +199,14 @@ class FederationService(pb_grpc.FederationServicer):
                 live, record, attempt = await self.rounds.find(empty.attempt_id, node)
                 statement = statement_of(live, record, attempt).resolved("post")
                 await self._check(node, statement, empty.post_signature)
-                await self.rounds.apply(
-                    live, events.NoUpdateReceived(empty.attempt_id, empty.post_signature)
+                if empty.reserve_signature:
+                    await self._check(
+                        node, statement_of(live, record, attempt), empty.reserve_signature
+                    )
+                event = events.NoUpdateReceived(
+                    empty.attempt_id, empty.post_signature, accepted=empty.reserve_signature
                 )
+                await self.rounds.apply(live, event)
                 self._answer(node, empty.attempt_id, live)
             case "heartbeat":
                 pass
@@ -249,31 +255,45 @@ class FederationService(pb_grpc.FederationServicer):
             return pb.SubmitUpdateResponse()
         if not attempt.is_open:
             raise TooLate("ATTEMPT_CLOSED", f"attempt {attempt.attempt_id} is closed; it is booked")
-        statement = statement_of(live, record, attempt).resolved("post")
-        await self._check(node, statement, request.post_signature)
-        if request.data:
-            await self._keep_inline(attempt, request)
-        path = self.blobs.update(attempt.attempt_id, request.digest)
-        try:
-            await asyncio.to_thread(check_update, live, attempt, path, self.blobs)
-        except Malformed as error:
-            await self._refuse_update(live, attempt, request, error)
-            raise
+        reserved = statement_of(live, record, attempt)
+        await self._check(node, reserved.resolved("post"), request.post_signature)
+        if request.reserve_signature:
+            await self._check(node, reserved, request.reserve_signature)
+        size, fault = await asyncio.to_thread(self._keep_and_check, live, attempt, request)
+        if fault is not None:
+            await self._refuse_update(live, attempt, request, fault)
+            raise fault
         event = events.UpdateReceived(
-            attempt.attempt_id, request.digest, path.stat().st_size, request.post_signature
+            attempt.attempt_id,
+            request.digest,
+            size,
+            request.post_signature,
+            request.reserve_signature,
         )
         await self.rounds.hand_in(live, attempt, event)
         return pb.SubmitUpdateResponse()
 
-    async def _keep_inline(self, attempt: Attempt, request: pb.SubmitUpdateRequest) -> None:
+    def _keep_and_check(
+        self, live: LiveJob, attempt: Attempt, request: pb.SubmitUpdateRequest
+    ) -> tuple[int, Malformed | None]:
+        """(size of the update, which is durable; why it does not count, if it does not).
+
+        Raises:
+            NotFound: BLOB_MISSING; Malformed, Unavailable: as `BlobStore.keep_update`.
+        """
         if len(request.data) > INLINE_BYTES:
             raise Malformed(
                 "TOO_LARGE",
                 f"an update of more than {INLINE_BYTES} bytes is uploaded before it is submitted",
             )
-        await asyncio.to_thread(
-            self.blobs.keep_update, attempt.attempt_id, request.digest, request.data
-        )
+        if request.data:
+            self.blobs.keep_update(attempt.attempt_id, request.digest, request.data)
+        path = self.blobs.update(attempt.attempt_id, request.digest)
+        try:
+            check_update(live, attempt, path, self.blobs)
+        except Malformed as error:
+            return 0, error
+        return path.stat().st_size, None
 
     async def _refuse_update(
         self, live: LiveJob, attempt: Attempt, request: pb.SubmitUpdateRequest, error: Malformed
@@ -283,7 +303,11 @@ class FederationService(pb_grpc.FederationServicer):
         await self.rounds.apply(
             live,
             events.NoUpdateReceived(
-                attempt.attempt_id, request.post_signature, error.reason, error.message
+                attempt.attempt_id,
+                request.post_signature,
+                error.reason,
+                error.message,
+                request.reserve_signature,
             ),
         )
         self.blobs.drop_update(attempt.attempt_id, request.digest)

@@ -39,7 +39,8 @@ STUCK_S = 1.0
 
 UPLOADS_MAX = 8
 DOWNLOADS_MAX = 8
-"""Calls that hold bytes at once, each some MiB of gRPC's and of ours."""
+"""Calls that hold bytes at once, each a few MiB of gRPC's and of ours: a message of a chunk exists
+up to four times while it is taken off the wire."""
 
 DISK_THREADS = 4
 
@@ -90,7 +91,7 @@ class TransferService(pb_grpc.TransferServicer):
                 while offset < end and _now_s() < ends_s:
                     length = min(CHUNK_BYTES, end - offset)
                     data = _read_cached(descriptor, offset, length)
-                    if data is None or zstd and chunks.pays(data):
+                    if data is None or (zstd and chunks.pays(data)):
                         chunk = await self._in_thread(_read, descriptor, offset, length, zstd)
                     else:
                         chunk = chunks.pack(data, zstd=False)
@@ -150,7 +151,6 @@ class TransferService(pb_grpc.TransferServicer):
         if header.offset > header.size:
             raise Malformed("OFFSET_MISMATCH", "an upload cannot go on behind its end")
         async with self._uploads.turn(receiving.context):
-            messages.ahead = True
             appending = await self._in_thread(
                 self.blobs.begin, receiving.owner, header.digest, header.offset
             )
@@ -256,9 +256,7 @@ def _read(descriptor: int, offset: int, length: int, zstd: bool) -> chunks.Chunk
 
 
 def _answer(durable: int, *, complete: bool) -> pb.UploadResponse:
-    return pb.UploadResponse(
-        durable_bytes=durable, complete=complete, accepted=chunks.ACCEPTED
-    )
+    return pb.UploadResponse(durable_bytes=durable, complete=complete, accepted=chunks.ACCEPTED)
 
 
 def _now_s() -> float:

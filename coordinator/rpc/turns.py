@@ -23,9 +23,7 @@ class Turns:
         self._free = asyncio.Semaphore(most)
 
     @asynccontextmanager
-    async def turn(
-        self, context: Context, cancel_at_s: float | None = None
-    ) -> AsyncIterator[None]:
+    async def turn(self, context: Context, cancel_at_s: float | None = None) -> AsyncIterator[None]:
         """Hold a place until the block ends, or the call does, whichever comes first.
 
         Args:
@@ -43,11 +41,11 @@ class Turns:
                 "the coordinator moves as many bytes as it can; the transfer goes on later",
                 retry_after_s=BUSY_RETRY_S,
             ) from None
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
         place = _Place(self._free)
-        context.add_done_callback(place.leave)
-        stuck = loop.call_at(cancel_at_s, task.cancel) if cancel_at_s is not None else None
+        context.add_done_callback(place.leave)  # type: ignore[arg-type]
+        task, stuck = asyncio.current_task(), None
+        if task is not None and cancel_at_s is not None:
+            stuck = asyncio.get_running_loop().call_at(cancel_at_s, task.cancel)
         try:
             yield
         finally:
@@ -69,35 +67,25 @@ class _Place:
 
 
 class Incoming(Generic[_Message]):
-    """The messages of a call until its time is over.
+    """The messages of a call until its time is over; none is read ahead.
 
-    While `ahead` is set one is read ahead; a call that waits for its turn must not hold any. A read that comes too late is not cancelled (gRPC leaks what a cancelled read held): it ends
+    A read that comes too late is not cancelled (gRPC leaks what a cancelled read held): it ends
     with its call.
     """
 
     def __init__(self, messages: AsyncIterator[_Message], ends_s: float) -> None:
-        self.ends_s = ends_s
-        self.ahead = False
         self._messages = messages
-        self._reading: asyncio.Task[_Message | None] | None = None
+        self._ends_s = ends_s
 
     async def next(self) -> _Message | None:
-        """The next message; None after the last one, or when the time is over."""
-        left_s = self.ends_s - asyncio.get_running_loop().time()
-        reading = self._reading or self._read_on()
-        done, _ = await asyncio.wait({reading}, timeout=max(0.0, left_s))
-        if not done:
+        """The next message; None after the last one, or for good when the time is over."""
+        left_s = self._ends_s - asyncio.get_running_loop().time()
+        if left_s <= 0:
             return None
-        self._reading = None
-        message = reading.result()
-        if message is not None and self.ahead:
-            self._read_on()
-        return message
-
-    def _read_on(self) -> "asyncio.Task[_Message | None]":
-        self._reading = task = asyncio.create_task(self._read())
-        task.add_done_callback(_noticed)
-        return task
+        reading = asyncio.create_task(self._read())
+        reading.add_done_callback(_noticed)
+        done, _ = await asyncio.wait({reading}, timeout=left_s)
+        return reading.result() if done else None
 
     async def _read(self) -> _Message | None:
         return await anext(self._messages, None)

@@ -5,13 +5,13 @@ runs inside the caller's transaction, so that entries commit with the step that 
 """
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, select, update
+from sqlalchemy import Connection, Select, and_, bindparam, select, update
 
-from coordinator.store.ledger import accounts_where, entry_of
+from coordinator.store.ledger import entry_of, named_accounts
 from coordinator.store.schema import accounts, entries, reservations
 from privacy.ledger import Balance, Entry, Kind, Pending, Statement, entry_hash
 from protos.errors import NotFound, invariant
@@ -44,10 +44,12 @@ class Books:
     `expect` reads what several bookings need at once; what is not expected is read one by one.
 
     Attributes:
+        made: reserve statements that the caller knows; only their kinds are read.
         booked: entries that were flushed, by kind.
     """
 
     connection: Connection
+    made: Mapping[str, Statement] = field(default_factory=dict)
     booked: Counter[Kind] = field(default_factory=Counter)
     _kept: dict[str, _Kept] = field(default_factory=dict)
     _kinds: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -64,11 +66,16 @@ class Books:
         unknown = [one for one in attempt_ids if one not in self._kinds]
         if unknown:
             found: dict[str, set[str]] = {one: set() for one in unknown}
-            rows = self.connection.execute(select(entries).where(entries.c.attempt_id.in_(unknown)))
-            for row in rows:
+            for row in self.connection.execute(_KINDS, {"attempts": unknown}):
                 found[row.attempt_id].add(row.kind)
-                if row.kind == "reserve":
-                    self._statements[row.attempt_id] = entry_of(row).statement
+                if row.kind == "reserve" and row.attempt_id in self.made:
+                    self._statements[row.attempt_id] = self.made[row.attempt_id]
+            strange = [
+                one for one in unknown if "reserve" in found[one] and one not in self._statements
+            ]
+            if strange:
+                for kept in self.connection.execute(_RESERVES, {"attempts": strange}):
+                    self._statements[kept.attempt_id] = entry_of(kept).statement
             self._kinds.update({one: frozenset(kinds) for one, kinds in found.items()})
         wanted = {*account_names} | {
             self._statements[one].account for one in attempt_ids if one in self._statements
@@ -77,13 +84,9 @@ class Books:
             self._read_accounts(missing)
 
     def _read_accounts(self, names: list[str]) -> None:
-        for account in accounts_where(self.connection, accounts.c.account.in_(names)):
+        for account in named_accounts(self.connection, names):
             self._kept[account.account] = _Kept(account.balance, account.entries, account.head_hash)
-        last = select(accounts.c.account, accounts.c.head_hash, entries.c.hash).join(
-            entries,
-            and_(entries.c.account == accounts.c.account, entries.c.seq == accounts.c.entries),
-        )
-        for row in self.connection.execute(last.where(accounts.c.account.in_(names))):
+        for row in self.connection.execute(_LAST, {"names": names}):
             invariant(row.head_hash == row.hash, "the chain's head is not its last entry")
 
     def book(self, statement: Statement, signature: bytes = b"") -> None:
@@ -173,6 +176,19 @@ class Books:
             one.clear()
 
 
+_KINDS = select(entries.c.attempt_id, entries.c.kind).where(
+    entries.c.attempt_id.in_(bindparam("attempts", expanding=True))
+)
+_RESERVES: Select[Any] = select(entries).where(
+    entries.c.attempt_id.in_(bindparam("attempts", expanding=True)), entries.c.kind == "reserve"
+)
+_LAST = (
+    select(accounts.c.head_hash, entries.c.hash)
+    .join(
+        entries, and_(entries.c.account == accounts.c.account, entries.c.seq == accounts.c.entries)
+    )
+    .where(accounts.c.account.in_(bindparam("names", expanding=True)))
+)
 _BALANCE = (
     update(accounts)
     .where(accounts.c.account == bindparam("of_account"))

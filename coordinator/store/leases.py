@@ -6,7 +6,7 @@ was paused while another took over can write nothing any more, whatever it belie
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from coordinator.store.schema import leases
 from protos.errors import Unavailable
@@ -56,13 +56,14 @@ def check(connection: Connection, lease: Lease) -> None:
     Raises:
         Unavailable: LEASE_LOST.
     """
-    epoch = connection.execute(
-        select(leases.c.epoch).where(leases.c.name == lease.name)
-    ).scalar_one_or_none()
+    epoch = connection.execute(_EPOCH, {"lease": lease.name}).scalar_one_or_none()
     if epoch != lease.epoch:
         raise Unavailable(
             "LEASE_LOST", "another coordinator has taken over; reconnect, and it will answer"
         )
+
+
+_EPOCH = select(leases.c.epoch).where(leases.c.name == bindparam("lease"))
 
 
 def renew(connection: Connection, lease: Lease, now_s: float) -> None:

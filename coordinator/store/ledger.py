@@ -5,11 +5,11 @@ the caller's transaction.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, select, true, update
+from sqlalchemy import Connection, Row, bindparam, select, update
 
 from coordinator.store.schema import accounts, entries, reservations
 from privacy.filters import Filter, make_filter
@@ -109,7 +109,7 @@ def read_account(connection: Connection, account: str) -> Account:
     Raises:
         NotFound: ACCOUNT_UNKNOWN.
     """
-    found = accounts_where(connection, accounts.c.account == account)
+    found = named_accounts(connection, [account])
     if not found:
         raise NotFound("ACCOUNT_UNKNOWN", f"there is no account {account}")
     return found[0]
@@ -117,17 +117,28 @@ def read_account(connection: Connection, account: str) -> Account:
 
 def all_accounts(connection: Connection) -> list[Account]:
     """Every account, by name."""
-    return accounts_where(connection, true())
+    names = connection.execute(select(accounts.c.account)).scalars().all()
+    return named_accounts(connection, names)
 
 
-def accounts_where(connection: Connection, wanted: ColumnElement[bool]) -> list[Account]:
-    """Accounts with every open reservation, by name."""
-    held: dict[str, list[Pending]] = defaultdict(list)
-    open_rows = select(reservations).join(accounts).where(wanted)
-    for row in connection.execute(open_rows):
-        held[row.account].append(Pending(row.attempt_id, row.units, row.digest, row.accounted))
-    rows = connection.execute(select(accounts).where(wanted).order_by(accounts.c.account))
-    return [_account(row, tuple(held[row.account])) for row in rows]
+def named_accounts(connection: Connection, names: Sequence[str]) -> list[Account]:
+    """Those of the named accounts that exist, with every open reservation, by name."""
+    found: list[Account] = []
+    for first in range(0, len(names), NAMES_MAX):
+        some = {"names": names[first : first + NAMES_MAX]}
+        held: dict[str, list[Pending]] = defaultdict(list)
+        for row in connection.execute(_HELD, some):
+            held[row.account].append(Pending(row.attempt_id, row.units, row.digest, row.accounted))
+        rows = connection.execute(_ACCOUNTS, some)
+        found += [_account(row, tuple(held[row.account])) for row in rows]
+    return sorted(found, key=lambda one: one.account)
+
+
+NAMES_MAX = 500
+"""Names in one statement; every database takes so many."""
+
+_HELD = select(reservations).where(reservations.c.account.in_(bindparam("names", expanding=True)))
+_ACCOUNTS = select(accounts).where(accounts.c.account.in_(bindparam("names", expanding=True)))
 
 
 def _account(row: Row[Any], pending: tuple[Pending, ...]) -> Account:

@@ -46,6 +46,7 @@ class SendNoUpdate:
 
     attempt_id: str
     signature: bytes
+    accepted: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,14 @@ class OpenAndTrain:
 
 
 @dataclass(frozen=True, slots=True)
+class ScheduleAcceptance:
+    """Answered by AcceptanceDue at `at_s`."""
+
+    attempt_id: str
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class ScheduleOutcome:
     """Answered by TickReached at `at_s`, or at once if that is past."""
 
@@ -108,6 +117,7 @@ class UploadAndSubmit:
     attempt_id: str
     digest: str
     signature: bytes
+    accepted: bytes
 
 
 # Done in the background; nothing answers.
@@ -158,6 +168,7 @@ Command = (
     | FetchModel
     | Withdraw
     | OpenAndTrain
+    | ScheduleAcceptance
     | ScheduleOutcome
     | UploadAndSubmit
     | Abandon

@@ -163,12 +163,14 @@ class Driver:
             case c.OpenAndTrain(order, due_at_s):
                 # Not bound to the attempt: a closed attempt's worker is stopped instead.
                 self._spawn(self._training.run(order, due_at_s))
+            case c.ScheduleAcceptance(attempt_id, at_s):
+                self._at(at_s, e.AcceptanceDue(attempt_id))
             case c.ScheduleOutcome(attempt_id, at_s):
-                self._spawn(self._tick(attempt_id, at_s), attempt_id)
-            case c.UploadAndSubmit(attempt_id, digest, signature):
+                self._at(at_s, e.TickReached(attempt_id))
+            case c.UploadAndSubmit(attempt_id):
                 if attempt_id not in self._handing_in:
                     self._handing_in.add(attempt_id)
-                    self._spawn(self._hand_in(attempt_id, digest, signature), attempt_id)
+                    self._spawn(self._hand_in(command), attempt_id)
             case c.Abandon(attempt_id):
                 for task in self._of_attempt.pop(attempt_id, set()):
                     if task is not asyncio.current_task():
@@ -252,13 +254,22 @@ class Driver:
             possible = command.steps_possible
             self._dispatch(e.OrderRefused(attempt_id, reason, message, signature, possible))
 
-    async def _tick(self, attempt_id: str, at_s: float) -> None:
-        await asyncio.sleep(max(0.0, at_s - self._clock()))
-        self._dispatch(e.TickReached(attempt_id))
+    def _at(self, at_s: float, event: e.AcceptanceDue | e.TickReached) -> None:
+        """Bring an event at a moment; one that comes after its attempt is over is ignored."""
+        delay_s = max(0.0, at_s - self._clock())
+        asyncio.get_running_loop().call_later(
+            delay_s, lambda: self._spawn(self._bring(event), event.attempt_id)
+        )
 
-    async def _hand_in(self, attempt_id: str, digest: str, signature: bytes) -> None:
+    async def _bring(self, event: e.Event) -> None:
+        self._dispatch(event)
+
+    async def _hand_in(self, command: c.UploadAndSubmit) -> None:
+        attempt_id = command.attempt_id
         try:
-            await self._transfers.hand_in(attempt_id, digest, signature)
+            await self._transfers.hand_in(
+                attempt_id, command.digest, command.signature, command.accepted
+            )
         except FileNotFoundError:
             log.error("update_vanished", attempt_id=attempt_id)
             self._dispatch(e.UpdateVanished(attempt_id))
@@ -274,14 +285,17 @@ class Driver:
             self._handing_in.discard(attempt_id)
 
     async def _close(self, attempt_id: str, outcome: e.Outcome) -> None:
-        row = await self._parts.ledger.run(self._parts.state.close_attempt, attempt_id, outcome)
+        row = await self._parts.ledger.run(self._close_now, attempt_id, outcome)
         if row is None:
             log.warning("closed_attempt_unknown", attempt_id=attempt_id)
-            return
-        if row.state == "opened" and outcome == "void":
+        elif row.state == "opened" and outcome == "void":
             log.error("void_of_opened_attempt", attempt_id=attempt_id)
-        if row.update_digest:
-            await asyncio.to_thread(self._parts.spool.drop_update, row.update_digest)
+
+    def _close_now(self, attempt_id: str, outcome: e.Outcome) -> AttemptRow | None:
+        row = self._parts.state.close_attempt(attempt_id, outcome)
+        if row is not None and row.update_digest:
+            self._parts.spool.drop_update(row.update_digest)
+        return row
 
     def _forget_models(self) -> None:
         jobs = {one.order.job_id for one in self._agent.attempts} | {*self._agent.workers}
@@ -337,8 +351,10 @@ def _message(
                 steps_possible=steps_possible,
             )
             return pb.AgentMessage(order_refused=refused)
-        case c.SendNoUpdate(attempt_id, signature):
-            empty = pb.NoUpdate(attempt_id=attempt_id, post_signature=signature)
+        case c.SendNoUpdate(attempt_id, signature, accepted):
+            empty = pb.NoUpdate(
+                attempt_id=attempt_id, post_signature=signature, reserve_signature=accepted
+            )
             return pb.AgentMessage(no_update=empty)
 
 

@@ -119,6 +119,13 @@ class OrderSpent:
 
 
 @dataclass(frozen=True, slots=True)
+class AcceptanceDue:
+    """The work takes longer than a moment: the coordinator is told that it is on its way."""
+
+    attempt_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelReady:
     """The round's model is in the spool."""
 
@@ -209,6 +216,7 @@ AttemptEvent = (
     OrderReserved
     | OrderRefused
     | OrderSpent
+    | AcceptanceDue
     | ModelReady
     | WorkImpossible
     | DataOpened

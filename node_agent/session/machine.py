@@ -24,6 +24,9 @@ WORKERS_MAX: Final = 2
 for each round; only one of them is at work."""
 
 
+ACCEPTANCE_S: Final = 0.1
+"""What is over sooner than this says so only once: the outcome carries the acceptance too."""
+
 Step = tuple[Agent, list[c.Command]]
 
 
@@ -148,11 +151,15 @@ def _unreadable(agent: Agent, event: e.OrderUnreadable, now_s: float) -> Step:
 
 
 def _reserved(agent: Agent, attempt: Attempt, event: e.OrderReserved, now_s: float) -> Step:
-    said: list[c.Command] = []
-    if agent.welcomed:
-        said.append(c.SendAccepted(attempt.attempt_id, event.signature))
     changed = replace(attempt, phase=Phase.FETCHING, accepted=event.signature)
-    return agent.having(changed), [*said, c.FetchModel(attempt.order)]
+    due = c.ScheduleAcceptance(attempt.attempt_id, now_s + ACCEPTANCE_S)
+    return agent.having(changed), [due, c.FetchModel(attempt.order)]
+
+
+def _accept(agent: Agent, attempt: Attempt, event: e.AcceptanceDue, now_s: float) -> Step:
+    if attempt.phase in (Phase.SUBMITTING, Phase.TELLING) or not agent.welcomed:
+        return agent, []
+    return agent, [c.SendAccepted(attempt.attempt_id, attempt.accepted)]
 
 
 def _refused(agent: Agent, attempt: Attempt, event: e.OrderRefused, now_s: float) -> Step:
@@ -257,9 +264,10 @@ def _schedule(attempt: Attempt, now_s: float) -> c.ScheduleOutcome:
 def _tell(agent: Agent, attempt: Attempt) -> list[c.Command]:
     """Say the outcome, or say it again, if there is one that may be said."""
     if attempt.phase is Phase.SUBMITTING:
-        return [c.UploadAndSubmit(attempt.attempt_id, attempt.digest, attempt.posted)]
+        accepted = attempt.accepted
+        return [c.UploadAndSubmit(attempt.attempt_id, attempt.digest, attempt.posted, accepted)]
     if attempt.phase is Phase.TELLING and agent.welcomed:
-        return [c.SendNoUpdate(attempt.attempt_id, attempt.posted)]
+        return [c.SendNoUpdate(attempt.attempt_id, attempt.posted, attempt.accepted)]
     return []
 
 
@@ -300,6 +308,7 @@ _TABLE: Final[dict[tuple[Phase, type], Callable[[Agent, Attempt, Any, float], St
     (Phase.JUDGING, e.OrderReserved): _reserved,
     (Phase.JUDGING, e.OrderRefused): _refused,
     (Phase.JUDGING, e.OrderSpent): _spent,
+    **{(phase, e.AcceptanceDue): _accept for phase in Phase if phase is not Phase.JUDGING},
     (Phase.FETCHING, e.ModelReady): _ready,
     (Phase.FETCHING, e.WorkImpossible): _impossible,
     (Phase.WITHDRAWING, e.OrderRefused): _refused,

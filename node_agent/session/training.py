@@ -212,7 +212,7 @@ class Training:
         return float(answer.get("rehearsal_s", 0.0))
 
     async def _train(self, worker: Worker, order: Order, outcome_s: float) -> str:
-        """Digest of the update, which is in the spool; empty for none, whatever the cause.
+        """Digest of the update that the worker wrote; empty for none, whatever the cause.
 
         What is not done shortly before the outcome is due is not done at all: a later outcome
         would tell how long the data took.
@@ -244,10 +244,7 @@ class Training:
             if answer.get("op") != "trained":
                 log.warning("no_update", detail=str(answer.get("detail", "")), **fields)
                 return ""
-            digest = str(answer.get("digest"))
-            if await asyncio.to_thread(self._spool.keep_update, order.attempt_id, digest):
-                return digest
-            log.error("update_unreadable", **fields)
+            return str(answer.get("digest"))
         except TimeoutError:
             log.error("training_too_long", limit_s=limit_s, **fields)
             self._stop_this(order.job_id, worker)
@@ -280,12 +277,18 @@ class Training:
         )
 
     async def _end(self, order: Order, digest: str) -> None:
-        attempt_id = order.attempt_id
-        if digest:
-            signature = await self._ledger.run(self._state.spool, attempt_id, digest)
-        else:
-            signature = await self._ledger.run(self._state.lose, attempt_id)
+        kept, signature = await self._ledger.run(self._book, order.attempt_id, digest)
+        if kept != digest:
+            log.error("update_unreadable", job_id=order.job_id, attempt_id=order.attempt_id)
         if signature is not None:
-            self._dispatch(e.TrainingEnded(attempt_id, digest, signature))
-        elif digest:
-            await asyncio.to_thread(self._spool.drop_update, digest)
+            self._dispatch(e.TrainingEnded(order.attempt_id, kept, signature))
+
+    def _book(self, attempt_id: str, digest: str) -> tuple[str, bytes | None]:
+        """(the digest, if its bytes are in the spool; the signature over the post statement, if
+        the attempt was not closed meanwhile). The bytes are durable before they are booked."""
+        if digest and self._spool.keep_update(attempt_id, digest):
+            signature = self._state.spool(attempt_id, digest)
+            if signature is None:
+                self._spool.drop_update(digest)
+            return digest, signature
+        return "", self._state.lose(attempt_id)

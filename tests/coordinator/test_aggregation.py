@@ -302,5 +302,3 @@ print(peak() - begin)
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 8 << 10
-
-

@@ -21,9 +21,7 @@ def blobs(tmp_path: Path) -> BlobStore:
     return BlobStore(tmp_path / "blobs")
 
 
-def stage(
-    blobs: BlobStore, owner: str, digest: str, offset: int, pieces: Sequence[bytes]
-) -> int:
+def stage(blobs: BlobStore, owner: str, digest: str, offset: int, pieces: Sequence[bytes]) -> int:
     """One call that ends well; the durable size."""
     appending = blobs.begin(owner, digest, offset)
     try:

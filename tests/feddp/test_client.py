@@ -110,6 +110,15 @@ def test_an_upload_that_is_there_already_sends_no_bytes(
     assert coordinator.state.called("Upload") == 0
 
 
+def test_an_upload_whose_bytes_are_all_there_unchecked_is_finished(
+    coordinator: Coordinator, client: Client
+) -> None:
+    """A coordinator that died between the last byte and its check is asked to check now."""
+    coordinator.state.partial[digest_of(b"model")] = b"model"
+    digest = transfer.upload(client._transfer, b"model", client._again)
+    assert coordinator.state.blobs[digest] == b"model"
+
+
 def test_an_upload_of_which_nothing_is_kept_ends(coordinator: Coordinator, client: Client) -> None:
     """A receiver that keeps nothing is reported, not asked for ever."""
     coordinator.state.accepted_per_upload = 0

@@ -71,18 +71,18 @@ def null_job(rounds: int, parameters: int = 100) -> bytes:
 class Federation:
     """One coordinator and its agents, each a process of `python -m feddp`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         self.folder = folder
         ports = choose_ports(None)
         self.installation: Installation = init(
             folder / "coordinator",
             "test.example",
-            host="127.0.0.1",
+            host=host,
             port=ports[0],
             enrollment_port=ports[1],
             health_port=ports[2],
         )
-        self.address = f"127.0.0.1:{ports[0]}"
+        self.address = f"{host}:{ports[0]}"
         self.health = f"http://127.0.0.1:{ports[2]}"
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         # Faster than the defaults (30 s and 10 s), so that tests need not wait as long.

@@ -20,7 +20,7 @@ from certs.spiffe import SpiffeId
 from certs.tokens import JoinToken, new_secret
 from coordinator.installation import init
 from node_agent.tasks.registry import initial_model, installed
-from protos.content import digest_of
+from protos.content import INLINE_BYTES, digest_of
 from protos.feddp.v1 import federation_pb2 as pb
 from protos.feddp.v1 import jobs_pb2, jobs_pb2_grpc, nodes_pb2, nodes_pb2_grpc, transfer_pb2
 from tests.integration.federation import (
@@ -449,6 +449,56 @@ def test_a_wrong_digest_is_refused_and_the_honest_bytes_still_get_in(
     for node, order in zip(three, orders, strict=True):
         node.train(order)
     assert coordinator.wait_for_end(orders[0].job_id).status == "completed"
+
+
+def test_an_update_that_comes_with_its_submission_is_checked_as_an_upload_is(
+    coordinator: Federation, three: list[RawNode]
+) -> None:
+    """Wrong bytes, too many bytes, another node's attempt: each refused; then the honest try."""
+    orders = start_job(coordinator, three)
+    data = update_bytes(three[0].model(orders[0]), 0.001)
+    assert digest_of(orders[0].base_model) == orders[0].base_model_digest
+    lies = [
+        (orders[0], b"other", "DIGEST_MISMATCH"),
+        (orders[0], bytes(INLINE_BYTES + 1), "TOO_LARGE"),
+        (orders[1], data, "ATTEMPT_UNKNOWN"),
+    ]
+    for order, sent, reason in lies:
+        with reason_of() as reasons:
+            three[0].submit_inline(order, sent, digest_of(data))
+        assert reasons == [reason]
+    with reason_of() as reasons:
+        three[0].submit(orders[0], digest_of(data))
+    assert reasons == ["BLOB_MISSING"]
+    assert coordinator.entries("post") == []
+    for node, order in zip(three, orders, strict=True):
+        node.submit_inline(order, data)
+    assert coordinator.wait_for_end(orders[0].job_id).status == "completed"
+
+
+def test_an_order_of_a_round_that_is_over_moves_no_bytes(
+    coordinator: Federation, three: list[RawNode]
+) -> None:
+    """A stale round's model is shut, its upload is too late, and a replay is only answered."""
+    coordinator.submit(job_file(federation={"rounds": 2}))
+    stale = [node.order() for node in three]
+    data = update_bytes(three[0].model(stale[0]), 0.001)
+    for node, order in zip(three, stale, strict=True):
+        node.submit_inline(order, data)
+    fresh = [node.order() for node in three]
+    assert {order.round for order in fresh} == {2}
+    with reason_of() as reasons:
+        three[0].model(stale[0])
+    assert reasons == ["NOT_ALLOWED"]
+    with reason_of() as reasons:
+        three[0].upload(stale[0].attempt_id, b"other")
+    assert reasons == ["ATTEMPT_CLOSED"]
+    three[0].upload(stale[0].attempt_id, data)
+    three[0].submit_inline(stale[0], data)
+    assert len(coordinator.entries("post")) == 3
+    for node, order in zip(three, fresh, strict=True):
+        node.train(order)
+    assert coordinator.wait_for_end(fresh[0].job_id).status == "completed"
 
 
 def test_a_node_can_neither_read_nor_write_anothers_work(

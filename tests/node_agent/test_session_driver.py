@@ -84,7 +84,7 @@ def signed(folder: Folder, order: pb.WorkOrder, kind: Any, signature: bytes) -> 
 
 
 def test_a_round_from_hello_to_the_submitted_update(tmp_path: Path) -> None:
-    """Hello, accept, fetch, train, upload, submit; the ledger has one reserve and one post."""
+    """Hello, fetch, train, upload, submit; the ledger has one reserve and one post."""
 
     async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
         coordinator.orders = [real_order()]
@@ -93,8 +93,6 @@ def test_a_round_from_hello_to_the_submitted_update(tmp_path: Path) -> None:
             assert [one.name for one in hello.data_sets] == ["heart"]
             assert [one.filter for one in hello.accounts] == ["gdp"]
             assert len(hello.tasks) == len(hello.data_sets[0].tasks) == 2
-            accepted = await coordinator.heard("order_accepted")
-            assert signed(folder, real_order(), "reserve", accepted.reserve_signature)
             await coordinator.until_submitted()
             await until_closed(folder)
             coordinator.send(job_ended=pb.JobEnded(job_id="job-1"))
@@ -103,6 +101,7 @@ def test_a_round_from_hello_to_the_submitted_update(tmp_path: Path) -> None:
         submitted = coordinator.submitted[0]
         assert submitted.digest == DIGEST
         assert signed(folder, real_order(), "post", submitted.post_signature)
+        assert signed(folder, real_order(), "reserve", submitted.reserve_signature)
         assert bytes(coordinator.uploads[DIGEST]) == UPDATE_BYTES
         train = worker.requests[1]
         assert train["base_model_digest"] == digest_of(MODEL_BYTES)
@@ -226,13 +225,12 @@ def test_a_refused_order_is_refused_again_after_a_restart(tmp_path: Path) -> Non
 
 
 def test_a_model_that_cannot_be_had_voids_the_reservation(tmp_path: Path) -> None:
-    """The data was not opened: accepted, then withdrawn with a signed void."""
+    """The data was not opened: withdrawn with a signed void."""
 
     async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
         coordinator.orders = [real_order()]
         coordinator.refuse_download = NotFound("BLOB_MISSING", "there is no such blob")
         async with RunningAgent(folder, worker):
-            await coordinator.heard("order_accepted")
             refused = await coordinator.heard("order_refused")
             assert refused.reason == "MODEL_UNAVAILABLE"
             assert signed(folder, real_order(), "void", refused.void_signature)
@@ -309,7 +307,7 @@ def test_an_agent_outlives_its_coordinator(tmp_path: Path) -> None:
             assert not agent.has_ended()
             coordinator.orders = [real_order()]
             await coordinator.start()
-            await coordinator.heard("order_accepted")
+            await coordinator.heard("hello")
             await coordinator.stop()
             await coordinator.start()
             hello = await coordinator.heard("hello")

@@ -9,7 +9,7 @@ from node_agent.orders import Order
 from node_agent.session import commands as c
 from node_agent.session import events as e
 from node_agent.session.attempts import Agent, Phase
-from node_agent.session.machine import WORKER_IDLE_S, next_tick_s, step
+from node_agent.session.machine import ACCEPTANCE_S, WORKER_IDLE_S, next_tick_s, step
 from node_agent.session.training import outcome_after_s, steps_that_fit
 from protos.errors import InvariantBroken
 from tests.node_agent.samples import order
@@ -68,7 +68,8 @@ def fetching(book: Playbook, one: Order = A1) -> Playbook:
     """An order that was accepted."""
     book = book >> e.OrderReceived(one) << c.JudgeOrder(one) << None
     book = book >> e.OrderReserved(one.attempt_id, b"res")
-    return book << c.SendAccepted(one.attempt_id, b"res") << c.FetchModel(one) << None
+    due = c.ScheduleAcceptance(one.attempt_id, book.now_s + ACCEPTANCE_S)
+    return book << due << c.FetchModel(one) << None
 
 
 def preparing() -> Playbook:
@@ -90,13 +91,13 @@ def ended(digest: str, now_s: float = OPENED_S + 0.7) -> Playbook:
 def submitting() -> Playbook:
     """The update is on its way."""
     book = ended(DIGEST).at(OPENED_S + 1.0) >> e.TickReached("a1")
-    return book << c.UploadAndSubmit("a1", DIGEST, b"post") << None
+    return book << c.UploadAndSubmit("a1", DIGEST, b"post", b"res") << None
 
 
 def telling() -> Playbook:
     """No update was told."""
     book = ended("").at(OPENED_S + 1.0) >> e.TickReached("a1")
-    return book << c.SendNoUpdate("a1", b"post") << None
+    return book << c.SendNoUpdate("a1", b"post", b"res") << None
 
 
 def test_a_round_from_order_to_acknowledgement() -> None:
@@ -150,9 +151,9 @@ def test_a_repeated_order_is_answered_alike_until_the_tick() -> None:
 
 def test_a_repeated_order_after_the_tick_gets_the_outcome_again() -> None:
     """The same bytes, or the same no; never another training."""
-    again = c.UploadAndSubmit("a1", DIGEST, b"post")
+    again = c.UploadAndSubmit("a1", DIGEST, b"post", b"res")
     assert (submitting() >> e.OrderReceived(A1)).asked == (again,)
-    assert (telling() >> e.OrderReceived(A1)).asked == (c.SendNoUpdate("a1", b"post"),)
+    assert (telling() >> e.OrderReceived(A1)).asked == (c.SendNoUpdate("a1", b"post", b"res"),)
 
 
 def test_an_order_that_is_being_judged_is_not_judged_twice() -> None:
@@ -204,7 +205,7 @@ def test_orders_of_a_second_job_wait_until_the_first_ones_outcome_may_be_told() 
     book = book.at(OPENED_S + 0.7) >> e.TrainingEnded("a1", DIGEST, b"post")
     book = book << c.ScheduleOutcome("a1", OPENED_S + 1.0) << None
     book = book.at(OPENED_S + 1.0) >> e.TickReached("a1")
-    book = book << c.UploadAndSubmit("a1", DIGEST, b"post")
+    book = book << c.UploadAndSubmit("a1", DIGEST, b"post", b"res")
     book = book << c.OpenAndTrain(B1, DUE_S) << None
     assert book.agent.workers == ("job-1", "job-2")
 
@@ -222,7 +223,7 @@ def test_jobs_whose_rounds_alternate_keep_their_workers() -> None:
         book = book >> e.TrainingEnded(attempt_id, DIGEST, b"post")
         book = book << c.ScheduleOutcome(attempt_id, book.now_s) << None
         book = book >> e.TickReached(attempt_id)
-        book = book << c.UploadAndSubmit(attempt_id, DIGEST, b"post") << None
+        book = book << c.UploadAndSubmit(attempt_id, DIGEST, b"post", b"res") << None
     assert book.agent.workers == ("job-1", "job-3")
 
 
@@ -233,7 +234,7 @@ def test_an_order_of_a_higher_priority_is_worked_at_first() -> None:
     book = book >> e.ModelReady("a2") << None
     book = book >> e.ModelReady("b2") << None
     book = book >> e.TrainingEnded("a1", DIGEST, b"post") << c.ScheduleOutcome("a1", 100.5) << None
-    book = book >> e.TickReached("a1") << c.UploadAndSubmit("a1", DIGEST, b"post")
+    book = book >> e.TickReached("a1") << c.UploadAndSubmit("a1", DIGEST, b"post", b"res")
     book << c.OpenAndTrain(urgent, DUE_S) << None
 
 
@@ -280,18 +281,20 @@ def test_a_lost_stream_loses_nothing() -> None:
     away = ended("") >> e.Disconnected() << None
     away = away >> e.TickReached("a1") << None
     back = away >> e.Connected() << c.SendHello(("a1",)) << None
-    back >> e.WelcomeReceived() << c.SendNoUpdate("a1", b"post") << None
+    back >> e.WelcomeReceived() << c.SendNoUpdate("a1", b"post", b"res") << None
     away = ended(DIGEST) >> e.Disconnected() << None
-    away = away >> e.TickReached("a1") << c.UploadAndSubmit("a1", DIGEST, b"post") << None
+    away = away >> e.TickReached("a1") << c.UploadAndSubmit("a1", DIGEST, b"post", b"res") << None
     back = away >> e.Connected() << c.SendHello(("a1",)) << None
-    back >> e.WelcomeReceived() << c.UploadAndSubmit("a1", DIGEST, b"post") << None
+    back >> e.WelcomeReceived() << c.UploadAndSubmit("a1", DIGEST, b"post", b"res") << None
 
 
 def test_a_reservation_that_came_while_away_is_accepted_when_the_order_comes_again() -> None:
     """Work begins all the same."""
     book = connected() >> e.OrderReceived(A1) << c.JudgeOrder(A1)
     book = book >> e.Disconnected() << None
-    book = book >> e.OrderReserved("a1", b"res") << c.FetchModel(A1) << None
+    due = c.ScheduleAcceptance("a1", book.now_s + ACCEPTANCE_S)
+    book = book >> e.OrderReserved("a1", b"res") << due << c.FetchModel(A1) << None
+    book = book >> e.AcceptanceDue("a1") << None  # nobody listens
     book = book >> e.Connected() << c.SendHello(("a1",)) << None
     book = book >> e.WelcomeReceived() << None
     book >> e.OrderReceived(A1) << c.SendAccepted("a1", b"res") << None
@@ -349,7 +352,7 @@ def test_an_update_that_is_never_taken_stays_posted() -> None:
 
 def test_an_update_that_vanished_is_no_update() -> None:
     """A disk lost it: it was charged, and a second training would be a second release."""
-    book = submitting() >> e.UpdateVanished("a1") << c.SendNoUpdate("a1", b"post") << None
+    book = submitting() >> e.UpdateVanished("a1") << c.SendNoUpdate("a1", b"post", b"res") << None
     assert book.phase("a1") is Phase.TELLING
 
 
@@ -364,13 +367,22 @@ def test_after_a_restart_everything_goes_on_from_where_it_was() -> None:
     book = Playbook() >> e.Restarted(kept) << c.FetchModel(A1)
     at_s: Any = pytest.approx(100.3)
     book = book << c.ScheduleOutcome("s1", at_s) << c.ScheduleOutcome("l1", at_s) << None
-    book = book >> e.TickReached("s1") << c.UploadAndSubmit("s1", DIGEST, b"post") << None
+    book = book >> e.TickReached("s1") << c.UploadAndSubmit("s1", DIGEST, b"post", b"res") << None
     book = book >> e.Connected() << c.SendHello(("a1", "s1", "l1")) << None
-    book = book >> e.WelcomeReceived() << c.UploadAndSubmit("s1", DIGEST, b"post") << None
+    book = book >> e.WelcomeReceived() << c.UploadAndSubmit("s1", DIGEST, b"post", b"res") << None
     book = book >> e.ModelReady("a1") << None
-    book = book >> e.TickReached("l1") << c.SendNoUpdate("l1", b"post")
+    book = book >> e.TickReached("l1") << c.SendNoUpdate("l1", b"post", b"res")
     # Until the coordinator says it again, nobody knows by when.
     book << c.OpenAndTrain(A1, math.inf) << None
+
+
+def test_work_that_takes_longer_than_a_moment_is_accepted_before_its_outcome() -> None:
+    """What is over sooner says so once: the outcome carries the same signature."""
+    due = e.AcceptanceDue("a1")
+    training() >> due << c.SendAccepted("a1", b"res") << None
+    ended(DIGEST) >> due << c.SendAccepted("a1", b"res") << None
+    submitting() >> due << None
+    telling() >> due << None
 
 
 def test_heartbeats_are_for_those_who_listen() -> None:

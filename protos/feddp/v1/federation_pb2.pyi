@@ -430,6 +430,8 @@ Global___Release: _TypeAlias = Release  # noqa: Y015
 
 @_typing.final
 class OrderAccepted(_message.Message):
+    """Sent when the work takes longer than a moment, and whenever the order comes again."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ATTEMPT_ID_FIELD_NUMBER: _builtins.int
@@ -498,18 +500,22 @@ class NoUpdate(_message.Message):
 
     ATTEMPT_ID_FIELD_NUMBER: _builtins.int
     POST_SIGNATURE_FIELD_NUMBER: _builtins.int
+    RESERVE_SIGNATURE_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     post_signature: _builtins.bytes
     """The node's signature over its post statement: the reservation is spent whole."""
+    reserve_signature: _builtins.bytes
+    """As in OrderAccepted, which an attempt that is over at once does not send."""
     def __init__(
         self,
         *,
         attempt_id: _builtins.str = ...,
         post_signature: _builtins.bytes = ...,
+        reserve_signature: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "post_signature", b"post_signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "post_signature", b"post_signature", "reserve_signature", b"reserve_signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -523,6 +529,7 @@ class SubmitUpdateRequest(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     POST_SIGNATURE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    RESERVE_SIGNATURE_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     digest: _builtins.str
     """BLAKE3 of the uploaded safetensors delta, hexadecimal."""
@@ -532,6 +539,8 @@ class SubmitUpdateRequest(_message.Message):
     """The update itself when it is small and this is the first try; else empty. A retry asks without
     it, and is told BLOB_MISSING if the bytes did not arrive the first time.
     """
+    reserve_signature: _builtins.bytes
+    """As in OrderAccepted, which an attempt that is over at once does not send."""
     def __init__(
         self,
         *,
@@ -539,10 +548,11 @@ class SubmitUpdateRequest(_message.Message):
         digest: _builtins.str = ...,
         post_signature: _builtins.bytes = ...,
         data: _builtins.bytes = ...,
+        reserve_signature: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "data", b"data", "digest", b"digest", "post_signature", b"post_signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "data", b"data", "digest", b"digest", "post_signature", b"post_signature", "reserve_signature", b"reserve_signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

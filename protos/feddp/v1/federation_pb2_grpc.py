@@ -68,7 +68,8 @@ class FederationServicer(object):
         means: durable, and posted.
         Safe to retry: the same digest gets the same answer and no second charge.
         Errors: NOT_FOUND (ATTEMPT_UNKNOWN, BLOB_MISSING), ALREADY_EXISTS (UPDATE_CONFLICT),
-        INVALID_ARGUMENT (UPDATE_INVALID, SIGNATURE_INVALID), ABORTED (ATTEMPT_CLOSED).
+        INVALID_ARGUMENT (UPDATE_INVALID, SIGNATURE_INVALID; DIGEST_MISMATCH and TOO_LARGE, which
+        concern `data` and change nothing), ABORTED (ATTEMPT_CLOSED), UNAVAILABLE (STORE_FULL).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

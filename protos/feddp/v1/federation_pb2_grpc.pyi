@@ -46,7 +46,8 @@ class FederationStub:
     means: durable, and posted.
     Safe to retry: the same digest gets the same answer and no second charge.
     Errors: NOT_FOUND (ATTEMPT_UNKNOWN, BLOB_MISSING), ALREADY_EXISTS (UPDATE_CONFLICT),
-    INVALID_ARGUMENT (UPDATE_INVALID, SIGNATURE_INVALID), ABORTED (ATTEMPT_CLOSED).
+    INVALID_ARGUMENT (UPDATE_INVALID, SIGNATURE_INVALID; DIGEST_MISMATCH and TOO_LARGE, which
+    concern `data` and change nothing), ABORTED (ATTEMPT_CLOSED), UNAVAILABLE (STORE_FULL).
     """
 
 @_typing.type_check_only
@@ -67,7 +68,8 @@ class FederationAsyncStub(FederationStub):
     means: durable, and posted.
     Safe to retry: the same digest gets the same answer and no second charge.
     Errors: NOT_FOUND (ATTEMPT_UNKNOWN, BLOB_MISSING), ALREADY_EXISTS (UPDATE_CONFLICT),
-    INVALID_ARGUMENT (UPDATE_INVALID, SIGNATURE_INVALID), ABORTED (ATTEMPT_CLOSED).
+    INVALID_ARGUMENT (UPDATE_INVALID, SIGNATURE_INVALID; DIGEST_MISMATCH and TOO_LARGE, which
+    concern `data` and change nothing), ABORTED (ATTEMPT_CLOSED), UNAVAILABLE (STORE_FULL).
     """
 
 class FederationServicer(metaclass=_abc_1.ABCMeta):
@@ -97,7 +99,8 @@ class FederationServicer(metaclass=_abc_1.ABCMeta):
         means: durable, and posted.
         Safe to retry: the same digest gets the same answer and no second charge.
         Errors: NOT_FOUND (ATTEMPT_UNKNOWN, BLOB_MISSING), ALREADY_EXISTS (UPDATE_CONFLICT),
-        INVALID_ARGUMENT (UPDATE_INVALID, SIGNATURE_INVALID), ABORTED (ATTEMPT_CLOSED).
+        INVALID_ARGUMENT (UPDATE_INVALID, SIGNATURE_INVALID; DIGEST_MISMATCH and TOO_LARGE, which
+        concern `data` and change nothing), ABORTED (ATTEMPT_CLOSED), UNAVAILABLE (STORE_FULL).
         """
 
 def add_FederationServicer_to_server(servicer: FederationServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,178 @@
+"""What people do to a federation: each act is a scenario that passes some of its points.
+
+A scenario acts while one process may die at any moment of it, and gives the jobs that it began,
+each with the status in which it must end.
+"""
+
+import contextlib
+import itertools
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from typing import Final
+
+import grpc
+import yaml
+
+from feddp.client import CALL_TIMEOUT_S, Client
+from feddp.transfer import upload
+from node_agent.enrol import join
+from node_agent.tasks.registry import initial_model, installed
+from protos.errors import FeddpError
+from protos.feddp.v1 import jobs_pb2
+from tests.chaos.lives import RESUME_S_MAX, WatchedFederation
+from tests.integration.federation import null_job, wait_for
+
+NODES: Final = ("alpha", "beta", "gamma")
+SPARE: Final = "spare"
+
+Jobs = dict[str, str]
+Scenario = Callable[[WatchedFederation], Jobs]
+
+_sizes = itertools.count(1000)
+
+
+def spec(rounds: int = 1, more: int = 0, **federation: object) -> bytes:
+    """A job whose model, of `more` than 1000 parameters, nobody has uploaded before."""
+    read = yaml.safe_load(null_job(rounds, next(_sizes) + more))
+    read["federation"].update(federation)
+    return yaml.safe_dump(read).encode()
+
+
+def submit(federation: WatchedFederation, what: bytes) -> str:
+    """Submit one job, once, however often the coordinator dies meanwhile."""
+    read = yaml.safe_load(what)
+    model = initial_model(read["task"], read["task_config"], 0)
+    request = jobs_pb2.SubmitJobRequest(
+        spec=what,
+        task_hash=installed()[read["task"]].content_hash,
+        request_id=uuid.uuid4().hex,
+    )
+
+    def call(client: Client) -> str:
+        request.initial_model_digest = upload(client._transfer, model, client._again)
+        answer = client._jobs.SubmitJob(request, timeout=CALL_TIMEOUT_S)
+        return str(answer.job.job_id)
+
+    first = federation.again(call)
+    assert federation.again(call) == first, "the same request made a second job"
+    return str(first)
+
+
+def submit_once(federation: WatchedFederation, what: bytes) -> str:
+    """As an engineer does it."""
+    return str(federation.again(lambda client: client.submit(what).job_id))
+
+
+def watch(federation: WatchedFederation, job_id: str) -> None:
+    """Look at a job until it has ended. Each look is short, so that none can hold a test up."""
+    request = jobs_pb2.WatchJobRequest(job_id=job_id)
+    deadline_s = time.monotonic() + 6 * RESUME_S_MAX
+    while time.monotonic() < deadline_s:
+        with federation.client() as client, contextlib.suppress(grpc.RpcError):
+            for answer in client._jobs.WatchJob(request, timeout=RESUME_S_MAX):
+                if answer.job.ended_at:
+                    return
+        time.sleep(0.05)
+    raise AssertionError(f"job {job_id} does not end")
+
+
+def progress(federation: WatchedFederation, job_id: str) -> tuple[int, bool]:
+    """(rounds that are durable, whether the job has ended), from the disk: no call is needed."""
+    with federation.database() as database:
+        (rounds,) = database.execute(
+            "SELECT count(*) FROM models WHERE job_id = ? AND kind = 'round'", (job_id,)
+        ).fetchone()
+        (status,) = database.execute(
+            "SELECT status FROM jobs WHERE job_id = ?", (job_id,)
+        ).fetchone()
+    return rounds, status != "running"
+
+
+def rolling(federation: WatchedFederation) -> Jobs:
+    """A long job, begun by an earlier call or by this one, goes on by two rounds."""
+    job_id = federation.rolling_job = federation.rolling_job or submit_once(federation, spec(60))
+    goal, ended = 2 + progress(federation, job_id)[0], False
+
+    def moved_on() -> bool:
+        nonlocal ended
+        rounds, ended = progress(federation, job_id)
+        return ended or rounds >= goal
+
+    wait_for("two rounds more are done", moved_on, 2 * RESUME_S_MAX)
+    if not ended:
+        return {}
+    federation.rolling_job = ""
+    return {job_id: "completed"}
+
+
+def plain(federation: WatchedFederation) -> Jobs:
+    """An engineer submits a job, watches it and fetches the model."""
+    job_id = submit_once(federation, spec())
+    watch(federation, job_id)
+    out = federation.folder / "model.safetensors"
+    federation.again(lambda client: client.download(job_id, out, force=True))
+    return {job_id: "completed"}
+
+
+def bulk(federation: WatchedFederation) -> Jobs:
+    """A job whose model is too large for one message."""
+    job_id = submit_once(federation, spec(more=500_000))
+    watch(federation, job_id)
+    return {job_id: "completed"}
+
+
+def office(federation: WatchedFederation) -> Jobs:
+    """People look at everything."""
+    ask = federation.again
+    jobs = ask(lambda client: client.jobs())
+    job_id = next(job.job_id for job in jobs if job.status == "completed")
+    ask(lambda client: client.job(job_id))
+    watch(federation, job_id)
+    ask(lambda client: client.nodes())
+    ask(lambda client: client.node(NODES[0]))
+    ask(lambda client: client.accounts())
+    ask(lambda client: client.ledger())
+    ask(lambda client: client.models())
+    ask(lambda client: client.model(job_id))
+    return {}
+
+
+def enrolment(federation: WatchedFederation) -> Jobs:
+    """A node joins, is disabled and enabled again."""
+    folder = federation.agent(f"{SPARE}-{uuid.uuid4().hex[:6]}")
+    token = federation.again(lambda client: client.create_token(folder.name, "edge", 3600)).token
+    deadline_s = time.monotonic() + RESUME_S_MAX
+    while True:
+        try:
+            join(token, folder)
+            break
+        except FeddpError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.05)
+    for change in (Client.disable, Client.enable):
+        federation.again(lambda client, change=change: change(client, folder.name))
+    shutil.rmtree(folder)
+    return {}
+
+
+def restart(federation: WatchedFederation) -> Jobs:
+    """The coordinator dies while its nodes train."""
+    federation.arm("coordinator", "coordinator.rounds.events:BudgetsReserved:journal:after")
+    job_id = submit_once(federation, spec(2))
+    watch(federation, job_id)
+    return {job_id: "completed"}
+
+
+def again(federation: WatchedFederation) -> Jobs:
+    """The same request comes twice."""
+    return {submit(federation, spec()): "completed"}
+
+
+def cancel(federation: WatchedFederation) -> Jobs:
+    """An engineer changes their mind."""
+    job_id = submit_once(federation, spec(50))
+    federation.again(lambda client: client.cancel(job_id))
+    return {job_id: "cancelled"}

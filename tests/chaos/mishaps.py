@@ -1,0 +1,148 @@
+"""What befalls nodes, disks and budgets: scenarios, as in `acts`, that pass the rarer points."""
+
+import os
+import signal
+import sqlite3
+import uuid
+from pathlib import Path
+
+import grpc
+import yaml
+
+from feddp.client import Client
+from node_agent.identity import load_identity
+from protos.feddp.v1 import federation_pb2, federation_pb2_grpc
+from tests.chaos.acts import NODES, Jobs, spec, submit_once, watch
+from tests.chaos.lives import RESUME_S_MAX, WatchedFederation
+from tests.integration.federation import job_file, wait_for
+
+
+def refuse(federation: WatchedFederation) -> Jobs:
+    """One node takes no model of that size."""
+    return _with_settings(federation, model_bytes_max=10)
+
+
+def withdraw(federation: WatchedFederation) -> Jobs:
+    """One node's worker cannot start."""
+    return _with_settings(federation, worker={"memory_bytes_max": 1 << 20})
+
+
+def _with_settings(federation: WatchedFederation, **settings: object) -> Jobs:
+    path = federation.agent("gamma") / "agent.yaml"
+    kept = path.read_bytes()
+    path.write_text(yaml.safe_dump({**yaml.safe_load(kept), **settings}))
+    _reborn(federation, "gamma")
+    try:
+        job_id = submit_once(federation, spec())
+        watch(federation, job_id)
+    finally:
+        path.write_bytes(kept)
+        _reborn(federation, "gamma")
+    return {job_id: "completed"}
+
+
+def _reborn(federation: WatchedFederation, name: str) -> None:
+    federation.send_away(name)
+    federation.start(name)
+    federation.wait_for_nodes(*NODES)
+
+
+def lost_update(federation: WatchedFederation) -> Jobs:
+    """An agent dies after it has opened the data: the attempt is spent, another follows."""
+    federation.arm("alpha", "node_agent.session.training:Training._train:request:before")
+    job_id = submit_once(federation, spec())
+    watch(federation, job_id)
+    return {job_id: "completed"}
+
+
+def asked_again(federation: WatchedFederation) -> Jobs:
+    """A node did not hear that its update was taken, and hands it in again."""
+    job_id = submit_once(federation, spec())
+    watch(federation, job_id)
+    folder = federation.agent("alpha")
+    with sqlite3.connect(folder / "state.db", timeout=10) as state:
+        attempt_id, digest = state.execute(
+            "SELECT attempt_id, update_digest FROM attempts WHERE job_id = ?", (job_id,)
+        ).fetchone()
+    request = federation_pb2.SubmitUpdateRequest(attempt_id=attempt_id, digest=digest)
+
+    def call(_: Client) -> None:
+        credentials = load_identity(folder / "identity").credentials()
+        with grpc.secure_channel(federation.address, credentials) as channel:
+            federation_pb2_grpc.FederationStub(channel).SubmitUpdate(request, timeout=5)
+
+    federation.again(call)
+    return {job_id: "completed"}
+
+
+def away(federation: WatchedFederation) -> Jobs:
+    """A node with an order is away longer than anybody waits, and comes back."""
+    federation.arm("alpha", "node_agent.session.training:Training._ready_worker:request:before")
+    with federation.leaving_away("alpha"):
+        job_id = submit_once(federation, spec())
+        watch(federation, job_id)
+    federation.start("alpha")
+    federation.wait_for_nodes(*NODES)
+    return {job_id: "completed"}
+
+
+def deadline(federation: WatchedFederation) -> Jobs:
+    """A node hangs until the round's deadline has passed."""
+    pid = federation.pid("alpha")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        job_id = submit_once(federation, spec(deadline="1s"))
+        watch(federation, job_id)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    return {job_id: "completed"}
+
+
+def broken(federation: WatchedFederation) -> Jobs:
+    """The disk has lost the model that a job stands on: the job fails and says so."""
+    blobs = federation.installation.folder / "blobs"
+    before = {path.name for path in blobs.iterdir()}
+    for name in NODES:
+        federation.send_away(name)
+    job_id = submit_once(federation, spec())
+    for path in blobs.iterdir():
+        if path.is_file() and path.name not in before:
+            path.unlink()
+    for name in NODES:
+        federation.start(name)
+    watch(federation, job_id)
+    federation.wait_for_nodes(*NODES)
+    return {job_id: "failed"}
+
+
+def spent(federation: WatchedFederation) -> Jobs:
+    """The data sets' budgets admit one round of two: the answer is made of that one."""
+    name = f"cohort-{uuid.uuid4().hex[:6]}"
+    job = {**yaml.safe_load(job_file(dataset=name)), "name": name}
+    job["federation"] = {"rounds": 2, "local_steps": 1}
+    job["privacy"] = {"noise_multiplier": 4.0, "delta": 1.0e-5, "max_grad_norm": 1.0}
+    for node in NODES[:2]:
+        _publish(federation.agent(node), name)
+    wanted = yaml.safe_dump(job).encode()
+    wait_for("the data set is published", lambda: _published(federation, name), RESUME_S_MAX)
+    job_id = submit_once(federation, wanted)
+    watch(federation, job_id)
+    return {job_id: "budget_exhausted"}
+
+
+def _publish(folder: Path, name: str) -> None:
+    declared = yaml.safe_load((folder / "datasets.yaml").read_text())
+    policy = yaml.safe_load((folder / "policy.yaml").read_text())
+    declared["data_sets"].append({**declared["data_sets"][0], "name": name, "account": name})
+    policy["accounts"].append({**policy["accounts"][0], "name": name, "epsilon_limit": 1.1})
+    policy["allow"].append({**policy["allow"][0], "data_set": name})
+    policy["outcome_tick_s"] = 0.2
+    for path, content in (("datasets.yaml", declared), ("policy.yaml", policy)):
+        beside = folder / f".{path}"
+        beside.write_text(yaml.safe_dump(content))
+        beside.replace(folder / path)
+
+
+def _published(federation: WatchedFederation, name: str) -> bool:
+    nodes = federation.again(lambda client: client.nodes())
+    return sum(name in {one.name for one in node.data_sets} for node in nodes) == 2

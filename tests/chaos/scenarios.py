@@ -1,0 +1,27 @@
+"""Every scenario, the cheap ones first: a point is killed in the first one that passes it."""
+
+from typing import Final
+
+from tests.chaos import acts, mishaps
+
+SCENARIOS: Final[dict[str, acts.Scenario]] = {
+    one.__name__: one
+    for one in (
+        acts.office,
+        acts.rolling,
+        acts.plain,
+        acts.bulk,
+        acts.again,
+        acts.restart,
+        acts.cancel,
+        acts.enrolment,
+        mishaps.refuse,
+        mishaps.withdraw,
+        mishaps.lost_update,
+        mishaps.asked_again,
+        mishaps.away,
+        mishaps.deadline,
+        mishaps.broken,
+        mishaps.spent,
+    )
+}

@@ -163,11 +163,15 @@ class Coordinator(Driver):
                     )
                 self.take(live, event, tell)
             case "no_update":
-                attempt_id = message.no_update.attempt_id
-                signature = message.no_update.post_signature
+                empty = message.no_update
+                attempt_id, signature = empty.attempt_id, empty.post_signature
+                accepted_too = empty.reserve_signature
                 live, record, attempt = self.find(attempt_id, node)
                 self.check(live, record, attempt, "post", signature)
-                self.take(live, e.NoUpdateReceived(attempt_id, signature), tell)
+                if accepted_too:
+                    self.check(live, record, attempt, "reserve", accepted_too)
+                event = e.NoUpdateReceived(attempt_id, signature, accepted=accepted_too)
+                self.take(live, event, tell)
 
     def tell_closed(self, node: str, attempt_id: str, live: LiveJob) -> None:
         """Tell the node how the attempt is booked, so that it can let go of it."""
@@ -232,7 +236,13 @@ class Coordinator(Driver):
         reply(digest)
 
     def submit_update(
-        self, node: str, attempt_id: str, digest: str, signature: bytes, reply: Reply
+        self,
+        node: str,
+        attempt_id: str,
+        digest: str,
+        signature: bytes,
+        reply: Reply,
+        accepted: bytes = b"",
     ) -> None:
         """The reply means that the update is journalled and posted, both on disk."""
         live, record, attempt = self.find(attempt_id, node)
@@ -246,6 +256,8 @@ class Coordinator(Driver):
         if digest not in self.blobs.updates.get(attempt_id, ()):
             raise Unavailable("BLOB_MISSING", "upload it first")
         self.check(live, record, attempt, "post", signature)
+        if accepted:
+            self.check(live, record, attempt, "reserve", accepted)
         if not self.is_sound(digest):
             refusal = Malformed("UPDATE_INVALID", "a value is not finite")
             event = e.NoUpdateReceived(attempt_id, signature, refusal.reason, refusal.message)
@@ -258,7 +270,7 @@ class Coordinator(Driver):
             else:
                 reply(fault)
 
-        self.take(live, e.UpdateReceived(attempt_id, digest, 40, signature), then)
+        self.take(live, e.UpdateReceived(attempt_id, digest, 40, signature, accepted), then)
 
     def is_sound(self, digest: str) -> bool:
         """Whether an update's values pass."""

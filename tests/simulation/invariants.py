@@ -235,20 +235,20 @@ class Checker:
             self.broken("takes-turns", f"nobody works, and {', '.join(able)} wait for each other")
 
     def _rounds_close(self) -> None:
-        """A round that has its quorum does not wait long after its deadline."""
+        """After its deadline a round closes, or says for whom it waits."""
         coordinator, now_s = self._world.coordinator, self._world.now_s
         for job_id, phase in self.shadows.items():
             overdue = (
                 coordinator.serving
                 and isinstance(phase, Training)
-                and len(phase.round.received) >= phase.course.plan.min_participants
+                and (_has_quorum(phase) or not phase.waiting)
                 and coordinator.clock() > phase.deadline_at_s
             )
             since_s = self._overdue_since_s.setdefault(job_id, now_s)
             if not overdue:
                 del self._overdue_since_s[job_id]
             elif now_s - since_s > OVERDUE_S:
-                self.broken("deadline", f"{job_id} has its quorum and waits")
+                self.broken("deadline", f"{job_id} waits and does not say for whom")
 
     def _memory_of(self, node: "Node") -> None:
         for one in node.agent.attempts:
@@ -418,6 +418,10 @@ def _rounds(phase: Phase | None) -> list[RoundRecord]:
     under_way = current_round(phase)
     under_way_too = [under_way] if under_way is not None else []
     return [*phase.course.abandoned, *phase.course.done, *under_way_too]
+
+
+def _has_quorum(phase: Training) -> bool:
+    return len(phase.round.received) >= phase.course.plan.min_participants
 
 
 def _works(phase: Phase) -> bool:

@@ -168,11 +168,13 @@ class Node(Process):
             case c.OpenAndTrain(order, due_at_s):
                 self.spawn(train(self, order, due_at_s))
             case c.ScheduleOutcome(attempt_id, at_s):
-                self._of(attempt_id, self._tick(attempt_id, at_s))
-            case c.UploadAndSubmit(attempt_id, digest, signature):
+                self._of(attempt_id, self._at(at_s, e.TickReached(attempt_id)))
+            case c.ScheduleAcceptance(attempt_id, at_s):
+                self._of(attempt_id, self._at(at_s, e.AcceptanceDue(attempt_id)))
+            case c.UploadAndSubmit(attempt_id):
                 if attempt_id not in self.handing_in:
                     self.handing_in.add(attempt_id)
-                    self._of(attempt_id, hand_in(self, attempt_id, digest, signature))
+                    self._of(attempt_id, hand_in(self, command))
             case c.Abandon(attempt_id):
                 for task in self.tasks.pop(attempt_id, []):
                     task.cancel()
@@ -237,9 +239,9 @@ class Node(Process):
             possible = command.steps_possible
             self.dispatch(e.OrderRefused(attempt_id, reason, message, signature, possible))
 
-    def _tick(self, attempt_id: str, at_s: float) -> Work:
+    def _at(self, at_s: float, event: e.Event) -> Work:
         yield self.sleep((at_s - self.clock()) / self.clock_rate)
-        self.dispatch(e.TickReached(attempt_id))
+        self.dispatch(event)
 
     def _close(self, attempt_id: str, outcome: e.Outcome) -> Work:
         row = yield self.disk(lambda: self.disk_.close_attempt(attempt_id, outcome))

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from node_agent.orders import Order
 from node_agent.policy import Refusal
+from node_agent.session import commands as c
 from node_agent.session import events as e
 from node_agent.session.training import Impossible, Training, outcome_after_s
 from protos.content import digest_of
@@ -69,9 +70,10 @@ def train(node: "Node", order: Order, due_at_s: float) -> Work:
         node.disk_.drop_update(digest)
 
 
-def hand_in(node: "Node", attempt_id: str, digest: str, signature: bytes) -> Work:
+def hand_in(node: "Node", command: c.UploadAndSubmit) -> Work:
     """Upload and submit until the coordinator says that it is booked, or that it never will be."""
     call, coordinator = node.world.network.call, node.world.coordinator
+    attempt_id, digest, signature = command.attempt_id, command.digest, command.signature
     while True:
         if digest not in node.disk_.spool_files:
             node.handing_in.discard(attempt_id)
@@ -88,7 +90,7 @@ def hand_in(node: "Node", attempt_id: str, digest: str, signature: bytes) -> Wor
             answer = yield call(
                 node,
                 lambda reply: coordinator.submit_update(
-                    node.name, attempt_id, digest, signature, reply
+                    node.name, attempt_id, digest, signature, reply, command.accepted
                 ),
             )
         if isinstance(answer, FeddpError) and not answer.retryable:

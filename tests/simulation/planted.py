@@ -70,10 +70,17 @@ def reply_before_durable(world: World) -> None:
     """The node is told that its update is safe before it is."""
     coordinator, submit_update = world.coordinator, world.coordinator.submit_update
 
-    def bad(node: str, attempt_id: str, digest: str, signature: bytes, reply: Reply) -> None:
+    def bad(
+        node: str,
+        attempt_id: str,
+        digest: str,
+        signature: bytes,
+        reply: Reply,
+        accepted: bytes = b"",
+    ) -> None:
         if coordinator.find(attempt_id, node)[2].is_open:
             coordinator.acknowledge(attempt_id, digest, reply)
-        submit_update(node, attempt_id, digest, signature, lambda value: None)
+        submit_update(node, attempt_id, digest, signature, lambda value: None, accepted)
 
     coordinator.submit_update = bad  # type: ignore[method-assign]
 
@@ -82,9 +89,16 @@ def retry_is_charged_again(world: World) -> None:
     """The same bytes, sent again, are booked under a fresh id."""
     coordinator, submit_update = world.coordinator, world.coordinator.submit_update
 
-    def bad(node: str, attempt_id: str, digest: str, signature: bytes, reply: Reply) -> None:
+    def bad(
+        node: str,
+        attempt_id: str,
+        digest: str,
+        signature: bytes,
+        reply: Reply,
+        accepted: bytes = b"",
+    ) -> None:
         _, _, attempt = coordinator.find(attempt_id, node)
-        submit_update(node, attempt_id, digest, signature, reply)
+        submit_update(node, attempt_id, digest, signature, reply, accepted)
         if attempt.digest == digest:
             statement = coordinator.store.reserved(attempt_id)
             again = replace(statement, attempt_id=coordinator.new_attempt_id())
@@ -138,10 +152,17 @@ def stale_update_counts(world: World) -> None:
     def bad_upload(node: str, attempt_id: str, digest: str, reply: Reply) -> None:
         upload(node, current(node, attempt_id), digest, reply)
 
-    def bad(node: str, attempt_id: str, digest: str, signature: bytes, reply: Reply) -> None:
+    def bad(
+        node: str,
+        attempt_id: str,
+        digest: str,
+        signature: bytes,
+        reply: Reply,
+        accepted: bytes = b"",
+    ) -> None:
         mine = current(node, attempt_id)
         if mine == attempt_id:
-            submit_update(node, attempt_id, digest, signature, reply)
+            submit_update(node, attempt_id, digest, signature, reply, accepted)
         else:
             live = coordinator.find(mine, node)[0]
             coordinator.blobs.updates.setdefault(mine, set()).add(digest)
@@ -169,7 +190,7 @@ PLANTED: dict[str, Planted] = {
     "limit_ignores_pending": Planted(rounds.limit_ignores_pending, ("limit",)),
     "void_without_proof": Planted(rounds.void_without_proof, ("void-is-unopened",)),
     "charge_forgotten_at_close": Planted(rounds.charge_forgotten_at_close, ("resolved-once",)),
-    "attempt_id_reused": Planted(rounds.attempt_id_reused, ("own-id",)),
+    "attempt_id_reused": Planted(rounds.attempt_id_reused, ("own-id", "charged-once")),
     "journal_forgets": Planted(rounds.journal_forgets, ("reload-equals-memory",)),
     "fold_below_quorum": Planted(rounds.fold_below_quorum, ("quorum",)),
     "refused_update_counts": Planted(rounds.refused_update_counts, ("quorum",)),

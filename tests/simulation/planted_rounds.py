@@ -65,7 +65,10 @@ def store_reserved(books: MemoryBooks, attempt_id: str) -> Statement:
 
 
 def limit_ignores_pending(world: World) -> None:
-    """Open reservations are not counted against the limit, here and at the planner."""
+    """Open reservations are not counted against the limit, here and at the planner.
+
+    Two jobs must share a node for that to matter, as those of different priorities do.
+    """
 
     def bad(books: MemoryBooks, statement: Statement, signature: bytes = b"") -> None:
         if statement.kind != "reserve":
@@ -86,6 +89,9 @@ def limit_ignores_pending(world: World) -> None:
 
     book = world.swap(MemoryBooks, "book", bad)
     judge = world.swap(planner, "_over_budget", over_budget)
+    taken_is_ignored(world)
+    for node in world.nodes.values():
+        node.steward._limit = 1.0
 
 
 def void_without_proof(world: World) -> None:

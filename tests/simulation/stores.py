@@ -51,7 +51,7 @@ class MemoryStore:
             set_status=MemoryStore.set_status,
             add_model=MemoryStore.add_model,
             all_nodes=MemoryStore.all_nodes,
-            accounts_where=lambda store, _wanted: store.accounts(),
+            named_accounts=MemoryStore.named_accounts,
         )
         return [
             (turns, "Books", MemoryBooks),
@@ -118,6 +118,10 @@ class MemoryStore:
     def accounts(self) -> list[Account]:
         """Every account, by name."""
         return [self._accounts[name] for name in sorted(self._accounts)]
+
+    def named_accounts(self, names: Sequence[str]) -> list[Account]:
+        """As `coordinator.store.ledger.named_accounts`."""
+        return [self._accounts[name] for name in sorted(set(names)) if name in self._accounts]
 
     def kinds(self, attempt_id: str) -> frozenset[str]:
         """What is booked of an attempt."""
@@ -220,9 +224,8 @@ class MemoryBooks(Books):
         wanted = {*account_names} | {
             self._statements[one].account for one in attempt_ids if one in self._statements
         }
-        for known in store.accounts() if wanted - self._kept.keys() else ():
-            if known.account in wanted and known.account not in self._kept:
-                self._kept[known.account] = _Kept(known.balance, known.entries, known.head_hash)
+        for known in store.named_accounts(list(wanted - self._kept.keys())):
+            self._kept[known.account] = _Kept(known.balance, known.entries, known.head_hash)
 
     def flush(self) -> None:
         """See `Books.flush`."""

@@ -9,20 +9,18 @@ from coordinator.rounds.live import LiveJob, job_from_json, plan_of
 from coordinator.rounds.phases import (
     Attempt,
     AttemptState,
-    Ended,
     Phase,
     RoundRecord,
-    Selecting,
-    Training,
     current_round,
 )
 from node_agent.orders import Order
 from node_agent.session.attempts import Phase as NodePhase
 from privacy.filters import Filter
-from privacy.ledger import GENESIS, Balance, Entry, Statement
+from privacy.ledger import GENESIS, Balance, Entry
 from protos.errors import FeddpError
 from tests.simulation.coordinator_work import Blobs
 from tests.simulation.final import check_end, job_endings
+from tests.simulation.liveness import Liveness
 from tests.simulation.truth import Broken, Truth
 
 if TYPE_CHECKING:
@@ -43,21 +41,6 @@ _DISK_STATES = {
 """What `state.db` may say of an attempt that the agent's memory has in a phase: never less than
 the memory, and more only while the answer is on its way."""
 
-OVERDUE_S = 90.0
-"""Several slow commits in a row."""
-
-SETTLED_S = 60.0
-"""After the last fault, until every stream has broken or is sound."""
-
-TURN_S = 900.0
-"""Every round of the other jobs, each with the longest deadline."""
-
-IDLE_S = 60.0
-"""Many surveys."""
-
-SHARED_S = 60.0
-"""Two jobs may reach for a node at once; not when one of them has had it for so long."""
-
 
 class Checker:
     """Reads what is durable and compares it with what really happened."""
@@ -65,6 +48,7 @@ class Checker:
     def __init__(self, world: "World") -> None:
         self._world = world
         self.truth = Truth()
+        self.liveness = Liveness(world)
         self.shadows: dict[str, Phase] = {}
         self._plans: dict[str, Any] = {}
         self._steps: dict[str, int] = {}
@@ -75,12 +59,8 @@ class Checker:
         self._of_job: defaultdict[str, int] = defaultdict(int)
         self._published: set[tuple[str, str, int]] = set()
         self.moved_at_s = 0.0
-        self._overdue_since_s: dict[str, float] = {}
         self._seen_phases: dict[tuple[str, int, str], NodePhase] = {}
         self._changed_nodes: dict[str, Node] = {}
-        self._held_since_s: dict[tuple[str, str], float] = {}
-        self._able_since_s: dict[str, float] = {}
-        self._idle_since_s = 0.0
         self._kept_of: dict[tuple[str, int, str], str] = {}
 
     def broken(self, invariant: str, text: str) -> None:
@@ -206,49 +186,7 @@ class Checker:
 
     def now_and_then(self) -> None:
         """Nothing waits for long without a reason."""
-        self._rounds_close()
-        self._jobs_begin()
-
-    def _jobs_begin(self) -> None:
-        """A job whose nodes are there begins; jobs that want the same nodes take turns."""
-        world, now_s = self._world, self._world.now_s
-        healthy = now_s > world.faults.until_s + SETTLED_S and world.coordinator.serving
-        able, at_work = [], False
-        for job_id, phase in self.shadows.items():
-            if isinstance(phase, Ended):
-                continue
-            if not isinstance(phase, Selecting):
-                at_work = at_work or _works(phase)
-                continue
-            busy = {one.node for one in phase.waiting if one.reason == "BUSY"}
-            there = {*phase.ready, *busy}
-            if phase.surveyed and len(there) >= phase.course.plan.min_participants:
-                able.append(job_id)
-        for job_id in [one for one in self._able_since_s if one not in able or not healthy]:
-            del self._able_since_s[job_id]
-        for job_id in able if healthy else ():
-            if now_s - self._able_since_s.setdefault(job_id, now_s) > TURN_S:
-                self.broken("takes-turns", f"{job_id} never gets the nodes that are there")
-        if at_work or not able or not healthy:
-            self._idle_since_s = now_s
-        elif now_s - self._idle_since_s > IDLE_S:
-            self.broken("takes-turns", f"nobody works, and {', '.join(able)} wait for each other")
-
-    def _rounds_close(self) -> None:
-        """After its deadline a round closes, or says for whom it waits."""
-        coordinator, now_s = self._world.coordinator, self._world.now_s
-        for job_id, phase in self.shadows.items():
-            overdue = (
-                coordinator.serving
-                and isinstance(phase, Training)
-                and (_has_quorum(phase) or not phase.waiting)
-                and coordinator.clock() > phase.deadline_at_s
-            )
-            since_s = self._overdue_since_s.setdefault(job_id, now_s)
-            if not overdue:
-                del self._overdue_since_s[job_id]
-            elif now_s - since_s > OVERDUE_S:
-                self.broken("deadline", f"{job_id} waits and does not say for whom")
+        self.liveness.look(self.shadows)
 
     def _memory_of(self, node: "Node") -> None:
         for one in node.agent.attempts:
@@ -294,7 +232,7 @@ class Checker:
                 self.broken("own-id", f"{attempt_id} is reserved twice")
             self.reserved[attempt_id] = entry
             self._of_job[statement.job_id] += 1
-            self._takes_turns(statement)
+            self.liveness.takes_turns(statement)
             kept = self._kept_of.get((statement.job_id, statement.round, statement.node))
             if kept is not None:
                 text = f"{attempt_id} would train what {kept} has been acknowledged for"
@@ -311,29 +249,6 @@ class Checker:
             if attempt_id in self.truth.opened:
                 self.broken("void-is-unopened", f"{attempt_id} was opened and is void")
         self._add_up(filter_, entry)
-
-    def _takes_turns(self, statement: Statement) -> None:
-        """A node works for one job at a time, unless a job of a higher priority needs it."""
-        world = self._world
-        jobs = world.specs
-        for (job_id, node), since_s in self._held_since_s.items():
-            if node != statement.node or job_id == statement.job_id:
-                continue
-            outranked = jobs[statement.job_id].priority > jobs[job_id].priority
-            if not outranked and world.now_s - since_s > SHARED_S:
-                text = f"{node} works for {job_id} and is ordered by {statement.job_id}"
-                self.broken("takes-turns", text)
-
-    def _holds(self, job_id: str) -> None:
-        """Note since when the job has each of its nodes."""
-        phase = self.shadows[job_id]
-        opened = phase.round.opened if isinstance(phase, Training) else ()
-        nodes = {one.node for one in opened if not one.silent}
-        held = self._held_since_s
-        for key in [one for one in held if one[0] == job_id and one[1] not in nodes]:
-            del held[key]
-        for node in nodes:
-            held.setdefault((job_id, node), self._world.now_s)
 
     def _add_up(self, filter_: Filter, entry: Entry) -> None:
         statement = entry.statement
@@ -357,7 +272,7 @@ class Checker:
             if not isinstance(event, NodesSurveyed):
                 self.moved_at_s = self._world.now_s
         self._steps[job_id] = done
-        self._holds(job_id)
+        self.liveness.follow(job_id, self.shadows[job_id])
         records = _rounds(self.shadows[job_id])
         if sum(len(one.attempts) for one in records) != self._of_job[job_id]:
             self.broken("charged-once", f"{job_id} has reservations that no round knows of")
@@ -418,14 +333,3 @@ def _rounds(phase: Phase | None) -> list[RoundRecord]:
     under_way = current_round(phase)
     under_way_too = [under_way] if under_way is not None else []
     return [*phase.course.abandoned, *phase.course.done, *under_way_too]
-
-
-def _has_quorum(phase: Training) -> bool:
-    return len(phase.round.received) >= phase.course.plan.min_participants
-
-
-def _works(phase: Phase) -> bool:
-    """Whether a job that has begun a round does something."""
-    if not isinstance(phase, Training) or not phase.waiting:
-        return True
-    return any(not one.silent for one in phase.round.opened)

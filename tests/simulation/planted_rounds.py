@@ -90,7 +90,7 @@ def limit_ignores_pending(world: World) -> None:
     book = world.swap(MemoryBooks, "book", bad)
     judge = world.swap(planner, "_over_budget", over_budget)
     taken_is_ignored(world)
-    world.checker._takes_turns = lambda statement: None  # type: ignore[method-assign]
+    world.checker.liveness.takes_turns = lambda statement: None  # type: ignore[method-assign]
     for node in world.nodes.values():
         node.steward._limit = 1.5
 

@@ -45,6 +45,10 @@ CALL_TIMEOUT_S = 20.0
 AWAY_S_MAX = 300.0
 """How long `watch` and transfers wait for a coordinator that was there before and is gone."""
 
+WATCH_CALL_S = 12.0
+"""How long one stream of a watch lasts before the next: a stream that is dead, though it looks
+open, makes nobody wait longer, and a proxy's bound on a call (15 s in Envoy) is never met."""
+
 _PAUSE_S_MIN = 0.2
 _PAUSE_S_MAX = 5.0
 
@@ -210,10 +214,9 @@ class Client:
             pause_s = min(_PAUSE_S_MAX, pause_s * 2)
 
     def _watch_once(self, job_id: str) -> Iterator[Job]:
-        # Bounded, so that a proxy that keeps a dead stream open cannot make us wait for ever.
         with self._errors(_STREAM_ENDS):
             request = jobs_pb2.WatchJobRequest(job_id=job_id)
-            stream = self._jobs.WatchJob(request, timeout=AWAY_S_MAX)
+            stream = self._jobs.WatchJob(request, timeout=WATCH_CALL_S)
             for answer in stream:
                 yield answer.job
 

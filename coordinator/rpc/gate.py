@@ -48,6 +48,7 @@ class Gate(grpc.aio.ServerInterceptor):
     def __init__(self, identities: Identities | None, metrics: Metrics) -> None:
         self._identities = identities
         self._metrics = metrics
+        self._served: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
         self,
@@ -57,12 +58,16 @@ class Gate(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Wrap the handler of the method that is called."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return handler
         path: str = handler_call_details.method
-        method = path.rpartition(".")[2]
-        return _wrapped(handler, _Call(self, path, method))
+        served = self._served.get(path)
+        if served is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return handler
+            # There are as many paths as methods: a path that is not served has no handler.
+            method = path.rpartition(".")[2]
+            served = self._served[path] = _wrapped(handler, _Call(self, path, method))
+        return served
 
     def admit(self, context: Context, method: str) -> None:
         """Let the caller in, or raise."""

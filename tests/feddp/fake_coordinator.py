@@ -1,5 +1,6 @@
 """A small coordinator in this process, behind a real gRPC server with real mutual TLS."""
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -120,6 +121,11 @@ class Fake(
         for step in self.state.watches.pop(0) if self.state.watches else [away]:
             if isinstance(step, errors.FeddpError):
                 fail(context, step)
+            if step == "silence":
+                over = threading.Event()
+                context.add_callback(over.set)
+                over.wait()
+                return
             self.state.jobs[step.job_id] = step
             yield jobs_pb2.WatchJobResponse(job=step)
 

@@ -16,6 +16,7 @@ from protos.content import digest_of
 from protos.errors import Conflict, Malformed, NotFound, Unavailable
 from protos.feddp.v1.models_pb2 import Model
 
+SILENCE = "silence"
 AWAY = Unavailable("DRAINING", "the coordinator restarts")
 
 
@@ -140,6 +141,15 @@ def test_watch_goes_on_after_the_coordinator_was_away(
     seen = [job.rounds_done for job in client.watch("j1", told.append)]
     assert seen == [0, 1, 2]
     assert len(told) == 1
+
+
+def test_a_watch_that_hears_nothing_is_opened_again(
+    coordinator: Coordinator, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream may look open and be dead; the next one shows the job."""
+    monkeypatch.setattr("feddp.client.WATCH_CALL_S", 0.5)
+    coordinator.state.watches = [[job_in("running"), SILENCE], [job_in("completed", 2)]]
+    assert [job.rounds_done for job in client.watch("j1")] == [0, 2]
 
 
 def test_watch_of_a_job_that_is_unknown_is_an_error(

@@ -231,8 +231,8 @@ class Driver(Process):
             self.take(live, command, again)
         elif self.strike("effect_fails"):
             again(Unavailable("DISK", "the disk is full"))
-        elif isinstance(command, _MAY_FAIL) and self.strike("step_failed"):
-            self._fail(live, f"the model cannot be made ({name})")
+        elif type(command) in _MAY_FAIL and self.strike(_MAY_FAIL[type(command)]):
+            self._fail(live, f"a file is missing ({name})")
         else:
             reply = finished(self.effects.run(live, command))
             if reply is not None:
@@ -247,7 +247,13 @@ class Driver(Process):
         self.take(live, e.StepFailed(message), again)
 
 
-_MAY_FAIL = (c.FoldUpdates, c.PublishLast, c.WriteAnswer)
+_MAY_FAIL: dict[type[c.Command], str] = {
+    c.SendOrder: "order_failed",
+    c.FoldUpdates: "step_failed",
+    c.PublishLast: "step_failed",
+    c.WriteAnswer: "step_failed",
+}
+"""Commands that read and write files, and the fault that no retry mends."""
 
 
 def _fails(one: Taken) -> bool:

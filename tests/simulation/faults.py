@@ -12,6 +12,7 @@ KINDS = {
     "commit_unheard": 0.015,
     "effect_fails": 0.03,
     "step_failed": 0.25,
+    "order_failed": 0.01,
     "stream_broken": 0.02,
     "message_lost": 0.04,
     "message_twice": 0.04,

@@ -57,6 +57,7 @@ class Checker:
         self.reserved: dict[str, Entry] = {}
         self.ended: dict[str, str] = {}
         self._of_job: defaultdict[str, int] = defaultdict(int)
+        self._spent: defaultdict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
         self._published: set[tuple[str, str, int]] = set()
         self.moved_at_s = 0.0
         self._seen_phases: dict[tuple[str, int, str], NodePhase] = {}
@@ -187,6 +188,20 @@ class Checker:
     def now_and_then(self) -> None:
         """Nothing waits for long without a reason."""
         self.liveness.look(self.shadows)
+        self._spending()
+
+    def _spending(self) -> None:
+        """What a job has spent is the same by its journal and by the ledger."""
+        coordinator = self._world.coordinator
+        accounts = coordinator.store.accounts()
+        for live in coordinator.running():
+            if live.has_turn or live.unsure:
+                continue
+            for one in accounts:
+                units, releases = live.spent(one.account, one.filter)
+                if (units, releases) != tuple(self._spent[(live.job_id, one.account)]):
+                    text = f"{live.job_id} has spent {units} units of {one.account} by its journal"
+                    self.broken("journal-equals-ledger", text)
 
     def _memory_of(self, node: "Node") -> None:
         for one in node.agent.attempts:
@@ -243,6 +258,10 @@ class Checker:
             self.broken("resolved-once", f"{attempt_id} is resolved twice")
         else:
             self.ended[attempt_id] = kind
+        spent = self._spent[(statement.job_id, account)]
+        sign = {"reserve": 1, "void": -1, "post": 0}[kind]
+        spent[0] += sign * filter_.cost_units(statement.release)
+        spent[1] += sign
         if kind == "void":
             if not entry.node_signature:
                 self.broken("void-is-unopened", f"{attempt_id} is void without the node's word")

@@ -214,6 +214,10 @@ PLANTED: dict[str, Planted] = {
         rounds.booked_before_the_turn_fails, ("charged-once", "resolved-once")
     ),
     "grace_below_quorum": Planted(rounds.grace_below_quorum, ("quorum",)),
+    "resume_forgets_what_it_spent": Planted(
+        rounds.resume_forgets_what_it_spent, ("journal-equals-ledger", "charged-once")
+    ),
+    "resume_forsakes_nodes": Planted(rounds.resume_forsakes_nodes, HANGS[:1]),
     "resume_retrains": Planted(rounds.resume_retrains, ("acknowledged-is-final",)),
     "steps_booked_differ_from_ordered": Planted(
         rounds.steps_booked_differ_from_ordered, ("ledgers-agree",)

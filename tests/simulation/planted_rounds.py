@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from coordinator.rounds import commands as c
-from coordinator.rounds import effects, machine, planner, turn_order, turns
+from coordinator.rounds import effects, machine, planner, training, turn_order, turns
 from coordinator.rounds import events as e
+from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import (
     Aggregating,
     AttemptState,
@@ -273,6 +274,18 @@ def resume_retrains(world: World) -> None:
         return step(phase, event, now_s)
 
     _stepping(world, instead)
+
+
+def resume_forgets_what_it_spent(world: World) -> None:
+    """Rounds that were cut off before a job was resumed are not counted as its spending."""
+    world.swap(LiveJob, "attempted", LiveJob.rounds)
+    world.faults.rates["order_failed"] = 0.1
+
+
+def resume_forsakes_nodes(world: World) -> None:
+    """Whose attempt was cut off when a job failed is never ordered again in that round."""
+    world.swap(training, "CUT_OFF", frozenset())
+    world.faults.rates["order_failed"] = 0.1
 
 
 def lost_order_is_never_sent_again(world: World) -> None:

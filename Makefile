@@ -33,8 +33,8 @@ lint: $(READY) ## ruff, mypy strict, and whether the generated code is current
 protos: $(READY) ## generate the wire code from protos/feddp/v1
 	$(BIN)/python protos/generate.py
 
-sim: $(READY) ## simulated jobs with seeded faults; SEED=7 for one, SEEDS=500 FIRST_SEED=1 for many
-	$(BIN)/python -m tests.simulation $(if $(SEED),--first-seed $(SEED) --seeds 1,--seeds $(or $(SEEDS),500) --first-seed $(or $(FIRST_SEED),1))
+sim: $(READY) ## simulated jobs with seeded faults; SEED=7 for one, with ARGS=--trace all of it; SEEDS=500 FIRST_SEED=1 for many
+	$(BIN)/python -m tests.simulation $(if $(SEED),--first-seed $(SEED) --seeds 1,--seeds $(or $(SEEDS),500) --first-seed $(or $(FIRST_SEED),1)) $(ARGS)
 
 bench: $(READY) ## rounds beside bare gRPC floors, ~10 min; ARGS="--quick" or "--case NAME"; writes build/bench.json
 	$(BIN)/python -m benchmarks $(ARGS)

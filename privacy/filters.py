@@ -245,7 +245,7 @@ def subsampled_rdp(sample_rate: float, noise_multiplier: float, order: int) -> f
     return (math.exp(log_excess) if log_excess < -40.0 else log_a) / (order - 1)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)  # 0.7 ms each, and asked for whenever an account is read
 def _gdp_limit(epsilon: float, delta: float) -> int:
     """The most units whose mu the exact curve certifies at (`epsilon`, `delta`)."""
 

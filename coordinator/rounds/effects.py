@@ -118,7 +118,7 @@ class Effects:
 
     def _end(self, live: LiveJob) -> None:
         ended = federation.CoordinatorMessage(job_ended=federation.JobEnded(job_id=live.job_id))
-        for node in {a.node for one in live.attempted() for a in one.attempts}:
+        for node in sorted({a.node for one in live.attempted() for a in one.attempts}):
             self.sessions.send(node, ended)
         for one in live.attempted()[-2:]:
             for attempt in one.attempts:

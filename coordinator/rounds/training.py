@@ -21,6 +21,10 @@ from coordinator.rounds.phases import (
 NODE_BUDGET_REASONS = frozenset({"BUDGET_REFUSED", "EPSILON_PER_JOB", "TARGET_EXCEEDED"})
 """Refusals by which a node's own ledger says that it can pay no further round of this job."""
 
+CUT_OFF = frozenset({AttemptState.LATE, AttemptState.LOST})
+"""Open when the round closed. A round under way has such attempts only if its job failed in the
+middle of it and was resumed."""
+
 
 def accepted(phase: Training, event: e.OrderWasAccepted, now_s: float) -> Step:
     attempt = phase.round.attempt(event.attempt_id)
@@ -150,6 +154,10 @@ def resumed(phase: Ended, event: e.ResumeRequested, now_s: float) -> Step:
         return phase, []
     course, record = phase.course, phase.unfinished
     if record is not None and record.received:
+        # It was not their nodes' fault that these came to nothing: they may try again.
+        for attempt in record.attempts:
+            if attempt.state in CUT_OFF:
+                record = record.with_attempt(replace(attempt, excused=True))
         again = Training(course, record, now_s + course.plan.deadline_s, counted_from_s=now_s)
         return _advance(again, now_s, [])
     cut = (record,) if record else ()
@@ -245,7 +253,7 @@ def _without(phase: Training, nodes: set[str], now_s: float) -> Step:
 def _may_try(record: RoundRecord, node: str, plan: Plan, now_s: float) -> bool:
     """Whether a node may be ordered again in this round."""
     tries = [a for a in record.attempts if a.node == node]
-    charged = [a for a in tries if a.state is AttemptState.NO_UPDATE]
+    charged = [a for a in tries if a.state is AttemptState.NO_UPDATE or a.state in CUT_OFF]
     refused = [a for a in tries if a.state is AttemptState.REFUSED]
     if len(charged) + len(refused) < len(tries):
         return False  # it works, or its part is done

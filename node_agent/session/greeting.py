@@ -1,5 +1,6 @@
 """What an agent says first: declared by the steward, nothing computed from records."""
 
+import functools
 import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +58,7 @@ def hello(
     return message
 
 
+@functools.cache
 def agent_version() -> str:
     """The installed package's version."""
     try:

@@ -200,8 +200,14 @@ def test_a_failed_job_is_resumed_with_the_updates_that_it_holds() -> None:
     book = failed("a") >> e.ResumeRequested("me") << c.Survey() << None
     assert isinstance(book.phase, Training)
     assert [a.node for a in book.phase.round.received] == ["a"]
-    book = book >> surveyed(*"abcd") << None or book
+
+
+def test_a_resumed_round_orders_the_nodes_that_it_was_cut_off_from() -> None:
+    """Their attempts are charged, and not held against them: below quorum they are needed again."""
+    book = failed("a") >> e.ResumeRequested("me") << c.Survey() << None
+    book = book >> surveyed(*"abcd") << c.ReserveBudgets(1, offers(*"bcd"), 0) << None
     assert isinstance(book.phase, Training)
+    assert {a.state for a in book.phase.round.attempts if a.node != "a"} == {AttemptState.LATE}
 
 
 def test_a_failed_job_without_updates_begins_its_round_again() -> None:

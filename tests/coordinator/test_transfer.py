@@ -1,6 +1,5 @@
 """Who may read which bytes."""
 
-import asyncio
 from dataclasses import dataclass
 
 from coordinator.rounds.events import Offer
@@ -35,8 +34,8 @@ def training(node: str) -> Running:
 
 def may_read(jobs: list[Running], node: str, digest: str) -> bool:
     """What the service says."""
-    service = TransferService(None, None, Rounds(jobs), None, 0, asyncio.Semaphore(1))  # type: ignore[arg-type]
-    return asyncio.run(service._is_ordered(node, digest))
+    service = TransferService(None, None, Rounds(jobs), None, 0)  # type: ignore[arg-type]
+    return service._is_ordered(node, digest)
 
 
 def test_a_node_reads_a_model_that_another_job_starts_from_too() -> None:

@@ -18,6 +18,9 @@ from coordinator.rounds.phases import (
     Training,
 )
 
+REORDERS_MAX = 3
+"""Times that a node is ordered again at once, with the steps that it says it can do."""
+
 NODE_BUDGET_REASONS = frozenset({"BUDGET_REFUSED", "EPSILON_PER_JOB", "TARGET_EXCEEDED"})
 """Refusals by which a node's own ledger says that it can pay no further round of this job."""
 
@@ -260,7 +263,7 @@ def _may_try(record: RoundRecord, node: str, plan: Plan, now_s: float) -> bool:
     if any(a.reason in NODE_BUDGET_REASONS for a in refused):
         return False
     last = refused[-1] if refused else None
-    if last and last.steps_possible > 0:
+    if last and last.steps_possible > 0 and len(refused) <= REORDERS_MAX:
         return True
     if last and not last.excused and now_s - last.ended_at_s < plan.refused_again_s:
         return False

@@ -34,6 +34,10 @@ TRAINING_SHARE: Final = 0.9
 DEADLINE_SHARE: Final = 0.8
 """Of the time to the round's deadline; the rest is for handing the update in."""
 
+OFFERED_SHARE: Final = 0.6
+"""The same where a node says how much it can do, so that the next rehearsal, which may find a
+busier machine, does not lead to another refusal."""
+
 
 def outcome_after_s(tick_s: float, rehearsal_s: float) -> float:
     """When the outcome leaves, counted from the opening: fixed before the data is opened.
@@ -262,12 +266,20 @@ class Training:
         self, order: Order, tick_s: float, rehearsal_s: float, until_due_s: float
     ) -> None:
         steps = order.release.steps
-        possible = steps_that_fit(tick_s, rehearsal_s, steps, until_due_s * DEADLINE_SHARE)
-        if possible >= steps:
+        if steps_that_fit(tick_s, rehearsal_s, steps, until_due_s * DEADLINE_SHARE) >= steps:
             return
+        # A second order comes with the whole deadline, and finds the worker up and rehearsed.
+        whole_s = order.deadline_s * OFFERED_SHARE
+        possible = steps_that_fit(tick_s, rehearsal_s, steps, whole_s)
         if possible == 0:
             raise Impossible(
                 "TOO_SLOW", "Not one local step fits into the round's deadline on this node."
+            )
+        if possible == steps:
+            raise Impossible(
+                "STARTED_LATE",
+                "Getting ready took this node too much of the round's deadline; it is ready now.",
+                possible,
             )
         raise Impossible(
             "STEPS_TOO_MANY",

@@ -59,6 +59,7 @@ def loss_per_row(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 REHEARSED_ROWS_MAX = 20_000
+REHEARSED_STEPS_MAX = 50
 
 
 def _write_made_up(path: Path, data_set: DataSetSpec, rows: int) -> None:
@@ -88,10 +89,11 @@ class TabularProgram:
     def rehearsal_s(self, declared_n: int, steps: int) -> float:
         """Write, read and train on made-up records: everything that an attempt does, by size.
 
-        Beyond `REHEARSED_ROWS_MAX` records the time is taken in proportion.
+        Beyond `REHEARSED_ROWS_MAX` records and `REHEARSED_STEPS_MAX` steps the time is taken in
+        proportion.
         """
-        rows = min(declared_n, REHEARSED_ROWS_MAX)
-        release = Release("gaussian", noise_multiplier=1.0, sample_rate=1.0, steps=steps)
+        rows, tried = min(declared_n, REHEARSED_ROWS_MAX), min(steps, REHEARSED_STEPS_MAX)
+        release = Release("gaussian", noise_multiplier=1.0, sample_rate=1.0, steps=tried)
         order = Order(release, declared_n=rows, max_grad_norm=1.0, proximal_mu=0.0)
         with tempfile.TemporaryDirectory(prefix="feddp-rehearsal-") as folder:
             source = Path(folder) / "made-up.csv"
@@ -99,9 +101,10 @@ class TabularProgram:
             made_up = self._data_set.model_copy(update={"source": source})
             began_s = time.perf_counter()
             records = read_records(made_up, self._config.features)
+            read_s = time.perf_counter() - began_s
             self._train(TabularModel(self._config), records, order)
-            seconds = time.perf_counter() - began_s
-        return seconds * declared_n / rows
+            train_s = time.perf_counter() - began_s - read_s
+        return (read_s + train_s * max(1.0, steps / max(1, tried))) * declared_n / rows
 
     def update(self, base: Weights, order: Order) -> Weights:
         """Train from `base` by DP-SGD with fresh noise; the trained weights minus `base`.

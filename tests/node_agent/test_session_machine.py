@@ -10,7 +10,12 @@ from node_agent.session import commands as c
 from node_agent.session import events as e
 from node_agent.session.attempts import Agent, Phase
 from node_agent.session.machine import ACCEPTANCE_S, WORKER_IDLE_S, next_tick_s, step
-from node_agent.session.training import outcome_after_s, steps_that_fit
+from node_agent.session.training import (
+    Impossible,
+    Training,
+    outcome_after_s,
+    steps_that_fit,
+)
 from protos.errors import InvariantBroken
 from tests.node_agent.samples import order
 
@@ -266,6 +271,29 @@ def test_the_steps_that_fit_are_known_before_the_data_is_opened(
     if 0 < possible < 10:
         for steps, fits in ((possible, True), (possible + 1, False)):
             assert (outcome_after_s(tick_s, rehearsal_s * steps / 10) <= available_s) is fits
+
+
+@pytest.mark.parametrize(
+    ("until_due_s", "rehearsal_s", "reason", "possible"),
+    [
+        (60.0, 1.0, "", 0),
+        (3.0, 1.0, "STARTED_LATE", 10),  # the whole deadline would do
+        (3.0, 20.0, "STEPS_TOO_MANY", 4),  # 36 s of 60 hold 4 of the 8 s that each step takes
+        (60.0, 20.0, "STEPS_TOO_MANY", 4),
+        (60.0, 400.0, "TOO_SLOW", 0),
+    ],
+)
+def test_what_a_node_says_about_its_time(
+    until_due_s: float, rehearsal_s: float, reason: str, possible: int
+) -> None:
+    """A late start is not a slow node: the next order finds its worker up."""
+    one = order("a1", release_steps=10)
+    found = ("", 0)
+    try:
+        Training._check_time(None, one, 1.0, rehearsal_s, until_due_s)  # type: ignore[arg-type]
+    except Impossible as error:
+        found = (error.reason, error.steps_possible)
+    assert found == (reason, possible)
 
 
 def test_the_next_round_of_the_same_job_keeps_the_worker() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-SETTLED_S: Final = 3.0
+SETTLED_S: Final = 1.5
 """After the start: the session is open and what was published is sent."""
 
 AGAIN_S: Final = 60.0

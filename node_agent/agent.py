@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,7 @@ import structlog
 
 from node_agent.admission import Admission
 from node_agent.config import AgentConfig, Folder, load_config
+from node_agent.footprint import keep_small
 from node_agent.identity import Identity, load_identity
 from node_agent.launchers.base import Limits, StartWorker
 from node_agent.launchers.local import LocalWorker
@@ -37,6 +39,8 @@ log = structlog.get_logger(__name__)
 
 LOCK_TRIES: Final = 10
 LOCK_WAIT_S: Final = 0.1
+DISK_THREADS: Final = 4
+"""Each costs a stack and keeps what it was last at; the default is up to 32, by the cores."""
 
 
 def run(path: Path) -> None:
@@ -84,6 +88,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.set_default_executor(ThreadPoolExecutor(DISK_THREADS, "disk"))
     folder.logs.mkdir(mode=0o700, exist_ok=True)
     ledger = LedgerThread()
     state = State(folder.state_db, identity.node, identity.ledger_key)
@@ -94,6 +99,7 @@ async def serve(
     log.info("agent_started", node=identity.node, coordinator=config.coordinator)
     if identity.expires_at < datetime.now(UTC):
         log.error("certificate_expired", at=identity.expires_at.isoformat())
+    small = asyncio.create_task(keep_small())
     try:
         driver = Driver(
             Parts(
@@ -114,6 +120,7 @@ async def serve(
         )
         await driver.run(stop)
     finally:
+        small.cancel()
         await channel.close()
         ledger.close()
         state.close()

@@ -55,16 +55,52 @@ def test_the_cores_are_pure() -> None:
         assert "await " not in path.read_text(), path.name
 
 
-def test_an_idle_agent_loads_none_of_the_heavy_libraries() -> None:
-    """Its memory is the machine's: torch and numpy belong to the worker of a job."""
-    heavy = "torch numpy scipy pyarrow pandas sqlalchemy dp_accounting pygal"
+def loaded_by(command: str, modules: str) -> set[str]:
+    """What a fresh process of `feddp COMMAND` has loaded once it has imported `modules`."""
     code = (
-        f"import sys, node_agent.agent\nprint([n for n in {heavy.split()!r} if n in sys.modules])"
+        "import sys, feddp.cli.app\n"
+        "from feddp.process import LONG_LIVED, become_long_lived, loading\n"
+        f"assert {command.split()!r} in LONG_LIVED\n"
+        "become_long_lived()\n"
+        f"with loading():\n    import {modules}\n"
+        "print(*sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert done.stdout.strip() == "[]"
+    return set(done.stdout.split())
+
+
+UNUSED_WHILE_SERVING = {"rich", "pygments", "ssl", "_ssl", "_hashlib", "attr"}
+"""A second OpenSSL, and what libraries load only because it is installed."""
+
+
+def test_an_idle_agent_loads_none_of_the_heavy_libraries() -> None:
+    """Its memory is the machine's: torch and numpy belong to the worker of a job."""
+    heavy = {"torch", "numpy", "scipy", "pyarrow", "pandas", "sqlalchemy", "dp_accounting", "pygal"}
+    loaded = loaded_by("agent run", "feddp.logging, node_agent.agent")
+    assert loaded & (heavy | UNUSED_WHILE_SERVING | {"alembic", "jsonschema"}) == set()
+
+
+def test_a_coordinator_starts_without_what_only_some_calls_need() -> None:
+    """Its start is what every agent waits for; it loads the rest when somebody asks for it."""
+    later = {"alembic", "mako", "jsonschema", "referencing", "dp_accounting", "scipy", "torch"}
+    loaded = loaded_by("coordinator serve", "feddp.logging, coordinator.server")
+    assert loaded & (later | (UNUSED_WHILE_SERVING - {"ssl", "_ssl", "_hashlib"})) == set()
+
+
+def test_what_the_long_lived_processes_hide_can_still_be_loaded() -> None:
+    """Hidden from one import only: who needs it later finds it."""
+    code = (
+        "from feddp.process import become_long_lived\n"
+        "become_long_lived()\n"
+        "import _hashlib, rich, ssl, asyncio, hashlib\n"
+        "print(hashlib.sha256(b'').hexdigest()[:8])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "e3b0c442"
 
 
 @pytest.mark.parametrize("package", PACKAGES)

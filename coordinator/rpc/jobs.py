@@ -10,9 +10,6 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jsonschema
-import referencing
-import referencing.exceptions
 from sqlalchemy import Connection
 
 from coordinator import aggregation, views
@@ -208,6 +205,11 @@ def check_task_config(config: Mapping[str, Any], schema_json: str) -> None:
     """
     if len(schema_json) > SCHEMA_BYTES_MAX or '"pattern' in schema_json:
         return
+    # Only a submission needs them, and starting need not wait for them.
+    import jsonschema
+    import referencing
+    import referencing.exceptions
+
     try:
         schema = json.loads(schema_json)
         jsonschema.Draft202012Validator.check_schema(schema)

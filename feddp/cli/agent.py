@@ -7,6 +7,7 @@ import typer
 
 from feddp.cli import output
 from feddp.cli.options import Json
+from feddp.process import loading
 
 app = typer.Typer(help="Join a federation and run the node agent.", no_args_is_help=True)
 
@@ -49,8 +50,9 @@ def run(
     log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
 ) -> None:
     """Run the agent until SIGTERM. It opens connections to the coordinator and accepts none."""
-    from feddp.logging import configure_logging
-    from node_agent.agent import run as run_agent
+    with loading():
+        from feddp.logging import configure_logging
+        from node_agent.agent import run as run_agent
 
     configure_logging(log_level)
     run_agent(folder)

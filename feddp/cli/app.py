@@ -8,6 +8,7 @@ import typer
 
 from feddp.cli import agent, budget, coordinator, demo, job, model, node
 from feddp.cli.failures import exit_code_of, tell
+from feddp.process import LONG_LIVED, become_long_lived
 
 app = typer.Typer(
     name="feddp",
@@ -54,6 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
     os.umask(0o077)  # keys, databases, logs and reports are their owner's
     # gRPC's own lines come before our sentences and say less.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    if words[:2] in LONG_LIVED:
+        become_long_lived()
     try:
         code = app(args=words, prog_name="feddp", standalone_mode=False)
     except BrokenPipeError:

@@ -9,6 +9,7 @@ import typer
 from feddp.cli import output
 from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
+from feddp.process import loading
 
 app = typer.Typer(help="Make, check and run a coordinator.", no_args_is_help=True)
 
@@ -68,9 +69,10 @@ def init(
 @app.command()
 def serve(config: Config = None, folder: Folder = None) -> None:
     """Run the coordinator until SIGTERM; then it lets go of its sessions and ends."""
-    from coordinator.config import load_config
-    from coordinator.server import serve as serve_installation
-    from feddp.logging import configure_logging
+    with loading():
+        from coordinator.config import load_config
+        from coordinator.server import serve as serve_installation
+        from feddp.logging import configure_logging
 
     path = _config_path(config, folder)
     configure_logging(load_config(path, os.environ).monitoring.log_level)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import secrets
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -104,7 +103,7 @@ def _described(error: BaseException, words: list[str]) -> tuple[str, str]:
             "a database of feddp cannot be read (coordinator.db or an agent's state.db): it is "
             "damaged or not one of feddp's; restore it from a backup",
         )
-    incident = secrets.token_hex(4)
+    incident = os.urandom(4).hex()
     place = _log(error, incident, words)
     return (
         "INTERNAL",

@@ -5,18 +5,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from coordinator.rounds import events
 from coordinator.store import booking, jobs, ledger, people
-from coordinator.store.database import Database
+from coordinator.store.database import Database, newest_revision
 from coordinator.store.schema import certificates, metadata
+from coordinator.store.upgrade import alembic_config
 from privacy.ledger import Statement, sign
 from privacy.verification import verify
 from protos.errors import BudgetRefused, Conflict, FeddpError, Malformed, Unauthenticated
@@ -79,6 +82,25 @@ def test_migrations_make_exactly_the_tables_of_the_schema(database: Database) ->
         return list(compare_metadata(MigrationContext.configure(connection), metadata))
 
     assert database.read_now(work) == []
+
+
+def test_the_newest_revision_is_the_one_that_the_migrations_lead_to() -> None:
+    """It is read from the files' names, so that a start does not load Alembic to find it."""
+    script = ScriptDirectory.from_config(alembic_config())
+    assert newest_revision() == script.get_current_head()
+
+
+def test_a_database_of_an_older_revision_is_upgraded(database: Database) -> None:
+    """Also one that has tables already."""
+
+    def older(connection: Connection) -> None:
+        command.downgrade(alembic_config(connection), "0001")
+
+    database.write_now(older)
+    with pytest.raises(OperationalError, match="leases"):
+        database.read_now(lambda c: c.execute(text("SELECT * FROM leases")).all())
+    database.migrate()
+    assert database.read_now(lambda c: c.execute(text("SELECT * FROM leases")).all()) == []
 
 
 def test_every_sqlite_connection_is_durable(database: Database) -> None:

@@ -146,6 +146,11 @@ class Appending:
             staged.hasher = hashed(self._descriptor, staged.durable)
         self._hasher = staged.hasher.copy()
 
+    @property
+    def end(self) -> int:
+        """Where the next byte goes."""
+        return self._end
+
     def write(self, data: bytes) -> None:
         """Add bytes.
 

@@ -31,12 +31,16 @@ from node_agent.state import State, ledger_missing
 from node_agent.steward import Rules, Steward
 from node_agent.tasks.registry import installed
 from privacy.ledger import verify
+from protos.allocation import keep_freed
 from protos.errors import Conflict, FeddpError, Limited, Malformed
 
 log = structlog.get_logger(__name__)
 
 LOCK_TRIES: Final = 10
 LOCK_WAIT_S: Final = 0.1
+
+FREED_BYTES_KEPT: Final = 8 << 20
+"""Room for the messages of one transfer."""
 
 
 def run(path: Path) -> None:
@@ -54,6 +58,7 @@ def run(path: Path) -> None:
         raise ledger_missing(folder)
     # A steward's mistake is told before anything starts; later ones refuse every order.
     Steward(folder).rules()
+    keep_freed(FREED_BYTES_KEPT)
     with locked(folder):
         try:
             asyncio.run(serve(folder, config, identity, LocalWorker.start, asyncio.Event()))

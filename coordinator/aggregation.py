@@ -237,7 +237,7 @@ def fold(
             return after, _squares(after), _squares(np.subtract(after, before, out=before))
 
         for after, squares, squares_moved in _in_order(folded, list(model.pieces())):
-            new.write(after)
+            new.write(after.data.cast("B"))
             norm += squares
             moved += squares_moved
     return Folded(new.digest, math.sqrt(moved), math.sqrt(norm), held)
@@ -282,7 +282,7 @@ def mean_of(models: Sequence[Path], out: Path) -> str:
             np.divide(sums, len(models), out=sums)
             rounded = buffers.values[: piece[2]]
             np.copyto(rounded, sums, casting="same_kind")
-            new.write(rounded)
+            new.write(rounded.data.cast("B"))
     return new.digest
 
 
@@ -293,11 +293,10 @@ class _ModelFile:
         self._file = file
         self._hasher = blake3()
 
-    def write(self, data: bytes | Floats) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append."""
-        view = memoryview(data).cast("B") if len(data) else memoryview(b"")
-        self._file.write(view)
-        self._hasher.update(view)
+        self._file.write(data)
+        self._hasher.update(data)
 
     @property
     def digest(self) -> str:

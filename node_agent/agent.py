@@ -39,7 +39,7 @@ log = structlog.get_logger(__name__)
 LOCK_TRIES: Final = 10
 LOCK_WAIT_S: Final = 0.1
 
-FREED_BYTES_KEPT: Final = 8 << 20
+FREED_BYTES_KEPT: Final = 4 << 20
 """Room for the messages of one transfer."""
 
 

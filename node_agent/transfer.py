@@ -248,6 +248,7 @@ class Transfers:
         length = await self._throttle.admit(wanted, min(RANGE_BYTES_MIN, self._up.range_bytes))
         began_s = time.monotonic()
         messages = _messages(path, header, length, self._up.message_bytes, zstd=zstd)
+        answer: transfer_pb2.UploadResponse
         answer = await self._transfer.Upload(messages, timeout=CALL_TIMEOUT_S)
         if answer.durable_bytes > header.offset:
             self._up.moved(answer.durable_bytes - header.offset, time.monotonic() - began_s)

@@ -82,7 +82,7 @@ def _parsed(raw: bytes, field: int) -> Frame | None:
     if len(raw) < _SMALL_BYTES or raw[0] != (field << 3 | _LENGTH_DELIMITED):
         return None
     size, begin, shift = 0, 1, 0
-    while raw[begin] > 0x7F and shift < 28:  # noqa: PLR2004 - seven bits a byte, as varints are
+    while raw[begin] > 0x7F and shift < 28:
         size |= (raw[begin] & 0x7F) << shift
         begin, shift = begin + 1, shift + 7
     size |= raw[begin] << shift
@@ -92,8 +92,8 @@ def _parsed(raw: bytes, field: int) -> Frame | None:
     if len(rest) not in (5, 7) or rest[0] != (field + 1 << 3 | _FIXED32):
         return None
     compression = 0
-    if len(rest) > 5:  # noqa: PLR2004 - a tag and four bytes
-        if rest[5] != field + 2 << 3 or rest[6] > 0x7F:  # noqa: PLR2004
+    if len(rest) > 5:
+        if rest[5] != field + 2 << 3 or rest[6] > 0x7F:
             return None
         compression = rest[6]
     return Frame(raw[begin:end], int.from_bytes(rest[1:5], "little"), compression)

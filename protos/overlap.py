@@ -46,7 +46,8 @@ class Overlap(Generic[_Item]):
         self._waiting.clear()
         if self._working is not None:
             await asyncio.wait({self._working})
-            self._working.exception()
+            if not self._working.cancelled():
+                self._working.exception()
 
     def _next(self) -> None:
         """Begin the next batch; after work that failed nothing is begun, and all of it raises."""

@@ -212,7 +212,7 @@ class Training:
         return float(answer.get("rehearsal_s", 0.0))
 
     async def _train(self, worker: Worker, order: Order, outcome_s: float) -> tuple[str, int]:
-        """(digest, bytes) of the update that the worker wrote; ("", 0) for none, whatever the cause.
+        """(digest, bytes) of what the worker wrote; ("", 0) for no update, whatever the cause.
 
         What is not done shortly before the outcome is due is not done at all: a later outcome
         would tell how long the data took.

@@ -12,20 +12,28 @@ a model that one would want to map into memory.
 
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from blake3 import blake3
 
 from coordinator.tiles import Tiles, opened, raw_buffer
 from protos.encoding import TILE_VALUES, Floats
 from protos.errors import Malformed, invariant
 from protos.tensors import NotTensors, make_header
 from protos.updates import Part, UpdateDtype, tensors_for
+
+FOLD_THREADS: Final = 2
+"""Of one fold; the sums of each tile are made by one of them, so their number changes no bit."""
+
+FOLD_ALONE_VALUES: Final = 4 * TILE_VALUES
+"""Below it, starting threads takes longer than they save."""
 
 _SUM_VALUES: Final = 4096
 """Squares that are added up in float32; such sums are added in float64."""
@@ -37,6 +45,8 @@ its root by half of that."""
 
 _HEADER_SLACK_BYTES: Final = 64 << 10
 """An update's header may differ in metadata and padding from the one that we would write."""
+
+_Done = TypeVar("_Done")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +66,13 @@ class Folded:
     """What a fold knows of the new model without another look.
 
     Attributes:
+        digest: BLAKE3 of the new model's file, hexadecimal.
         moved: Euclidean distance from the round's model.
         norm: Euclidean norm.
         update_values: values that each update held.
     """
 
+    digest: str
     moved: float
     norm: float
     update_values: tuple[int, ...]
@@ -206,32 +218,59 @@ def fold(
     invariant(all(w > 0 for w in weights), "weights are positive")
     total = math.fsum(weights)
     moved = norm = 0.0
-    buffers = _Buffers()
     with (
         opened([base]) as (model,),
         opened(updates, dtype) as files,
         _model_file(out, model) as new,
     ):
         held = tuple(_shape(file.parts).parameters for file in files)
-        for piece in model.pieces():
+
+        def folded(piece: tuple[str, int, int], buffers: _Buffers) -> tuple[Floats, float, float]:
             name, first, count = piece
-            before, after, sums = (
-                buffers.before[:count],
-                buffers.values[:count],
-                buffers.sum[:count],
-            )
+            before, after = buffers.before[:count], buffers.values[:count]
+            sums = buffers.sum[:count]
             model.read(name, first, before, buffers.raw)
             np.copyto(sums, before)
             for file, weight in zip(files, weights, strict=True):
                 buffers.add(file, weight / total, piece)
-            _write(new, sums, after)
-            norm += _squares(after)
-            moved += _squares(np.subtract(after, before, out=before))
-    return Folded(math.sqrt(moved), math.sqrt(norm), held)
+            np.copyto(after, sums, casting="same_kind")
+            return after, _squares(after), _squares(np.subtract(after, before, out=before))
+
+        for after, squares, squares_moved in _in_order(folded, list(model.pieces())):
+            new.write(after.data.cast("B"))
+            norm += squares
+            moved += squares_moved
+    return Folded(new.digest, math.sqrt(moved), math.sqrt(norm), held)
 
 
-def mean_of(models: Sequence[Path], out: Path) -> None:
-    """Write the plain mean of K models of the same names and shapes, synced."""
+def _in_order(
+    work: Callable[[tuple[str, int, int], _Buffers], _Done], pieces: Sequence[tuple[str, int, int]]
+) -> Iterator[_Done]:
+    """What `work` makes of each piece, in their order, by threads of which each has one piece.
+
+    A result may use the buffers that it was made in: they are used again only when the next result
+    is asked for.
+    """
+    if sum(count for _, _, count in pieces) <= FOLD_ALONE_VALUES:
+        buffers = _Buffers()
+        yield from (work(piece, buffers) for piece in pieces)
+        return
+    free = [_Buffers() for _ in range(FOLD_THREADS + 1)]
+    begun: deque[tuple[Future[_Done], _Buffers]] = deque()
+    with ThreadPoolExecutor(FOLD_THREADS, "fold") as threads:
+        for piece in pieces:
+            buffers = free.pop()
+            begun.append((threads.submit(work, piece, buffers), buffers))
+            if not free:
+                done, buffers = begun.popleft()
+                yield done.result()
+                free.append(buffers)
+        for done, _ in begun:
+            yield done.result()
+
+
+def mean_of(models: Sequence[Path], out: Path) -> str:
+    """Write the plain mean of K models of the same names and shapes, synced; its digest."""
     invariant(len(models) > 0, "at least one model")
     buffers = _Buffers()
     with opened(models) as files, _model_file(out, files[0]) as new:
@@ -241,25 +280,41 @@ def mean_of(models: Sequence[Path], out: Path) -> None:
             for file in files:
                 buffers.add(file, 1.0, piece)
             np.divide(sums, len(models), out=sums)
-            _write(new, sums, buffers.values[: piece[2]])
+            rounded = buffers.values[: piece[2]]
+            np.copyto(rounded, sums, casting="same_kind")
+            new.write(rounded.data.cast("B"))
+    return new.digest
+
+
+class _ModelFile:
+    """A new file of tensors, written and hashed at once."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hasher = blake3()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append."""
+        self._file.write(data)
+        self._hasher.update(data)
+
+    @property
+    def digest(self) -> str:
+        """BLAKE3 of what was written, hexadecimal."""
+        return self._hasher.hexdigest()
 
 
 @contextmanager
-def _model_file(out: Path, like: Tiles) -> Iterator[BinaryIO]:
+def _model_file(out: Path, like: Tiles) -> Iterator[_ModelFile]:
     """A new file of the same tensors, whose values are to follow in the same order; then synced."""
     tensors: Iterable[Part] = like.parts.values()
     header = make_header((one.values.name, one.values.dtype, one.shape) for one in tensors)
     with out.open("wb") as file:
-        file.write(header)
-        yield file
+        new = _ModelFile(file)
+        new.write(header)
+        yield new
         file.flush()
         os.fsync(file.fileno())
-
-
-def _write(file: BinaryIO, sums: NDArray[np.float64], rounded: Floats) -> None:
-    """Round to float32, into `rounded`, and append."""
-    np.copyto(rounded, sums, casting="same_kind")
-    file.write(rounded.data)
 
 
 def distance(first: Path, second: Path) -> tuple[float, float]:

@@ -76,9 +76,13 @@ class BlobStore:
             raise Malformed("RANGE_INVALID", f"the model ends before byte {offset}")
         return descriptor, left
 
-    def adopt_model(self, path: Path) -> str:
-        """Move a synced file of this process into the store and give its digest."""
-        digest = digest_of_file(path)
+    def adopt_model(self, path: Path, digest: str = "") -> str:
+        """Move a synced file of this process into the store and give its digest.
+
+        Args:
+            digest: if it was taken as the file was written.
+        """
+        digest = digest or digest_of_file(path)
         path.replace(self._models / digest)
         sync_directory(self._models)
         return digest
@@ -97,8 +101,22 @@ class BlobStore:
         return path
 
     def drop_update(self, attempt_id: str, digest: str) -> None:
-        """Forget an update that is folded, or refused."""
-        (self._updates / staged_name(attempt_id, digest)).unlink(missing_ok=True)
+        """Forget an update that is folded, or refused.
+
+        A large one gives its room back when the next upload begins, or with `free_spent`.
+        """
+        path = self._updates / staged_name(attempt_id, digest)
+        try:
+            if path.stat().st_size > INLINE_BYTES:
+                self._uploads.spend(path)
+            else:
+                path.unlink()
+        except FileNotFoundError:
+            return
+
+    def free_spent(self) -> None:
+        """Give back all room that was kept for the next upload."""
+        self._uploads.free_spent()
 
     def drop_attempt(self, attempt_id: str) -> None:
         """Forget everything of an attempt that is over."""

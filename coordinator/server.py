@@ -31,6 +31,7 @@ from coordinator.sessions import Sessions
 from coordinator.store import jobs as job_store
 from coordinator.store import ledger, people
 from coordinator.store.database import Database
+from protos.allocation import keep_freed
 from protos.errors import Conflict, Malformed, NotFound
 from protos.feddp.v1 import (
     budgets_pb2_grpc,
@@ -39,13 +40,16 @@ from protos.feddp.v1 import (
     jobs_pb2_grpc,
     models_pb2_grpc,
     nodes_pb2_grpc,
-    transfer_pb2_grpc,
 )
+from protos.frames import add_transfer
 
 log = structlog.get_logger(__name__)
 
 DRAIN_S = 5.0
 OBSERVE_S = 2.0
+
+FREED_BYTES_KEPT = 16 << 20
+"""Room for the messages of a few transfers."""
 
 OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_time_ms", 30_000),
@@ -174,7 +178,7 @@ class Coordinator:
         public = self.config.server
         enrollment_address = _join(public.public_host, public.public_enrollment_port)
         federation_pb2_grpc.add_FederationServicer_to_server(self.federation, server)
-        transfer_pb2_grpc.add_TransferServicer_to_server(
+        add_transfer(
             TransferService(
                 self.database,
                 self.blobs,
@@ -288,6 +292,7 @@ def serve(config_path: Path) -> None:
         NotFound: AUTHORITY_MISSING, SERVER_CERTIFICATE_MISSING.
         Conflict: LEASE_LOST, another coordinator has taken over.
     """
+    keep_freed(FREED_BYTES_KEPT)
     config = load_config(config_path, os.environ)
     asyncio.run(_serve(config))
 

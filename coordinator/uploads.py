@@ -23,6 +23,11 @@ PER_USER_MAX: Final = 4
 
 FULL_RETRY_S: Final = 2.0
 
+SPENT_MAX: Final = 8
+"""Files that nobody needs, kept until uploads begin: as many as there may be at once."""
+
+_SPENT: Final = "spent."
+
 
 @dataclass(slots=True)
 class Staged:
@@ -41,6 +46,7 @@ class Uploads:
         self._staged: dict[str, Staged] = {}
         self._lock = threading.Lock()
         """Guards the dictionary; it keeps the order in which uploads were last gone on with."""
+        self.free_spent()
 
     def durable(self, owner: str, digest: str) -> int:
         """Bytes that count, from the start."""
@@ -61,6 +67,8 @@ class Uploads:
                 f"the upload goes on at byte {staged.durable}, not {offset}; ask UploadStatus",
             )
         self._make_room(owner, name)
+        if offset == 0:
+            self.free_spent(1)
         with self._lock:
             self._staged.pop(name, None)
             self._staged[name] = staged
@@ -94,6 +102,21 @@ class Uploads:
         """Forget every upload of an owner."""
         self._drop(lambda name: name.startswith(f"{owner}."))
         for path in self._folder.glob(f"{owner}.*"):
+            path.unlink(missing_ok=True)
+
+    def spend(self, path: Path) -> None:
+        """Take a file that nobody needs; it is removed when a new upload begins.
+
+        Its pages are then used again at once. Given back earlier they may go from a virtual machine
+        to its host, and a page that must be asked for costs ten times what it costs to write it.
+        """
+        path.replace(self._folder / f"{_SPENT}{path.name}")
+        for one in sorted(self._folder.glob(f"{_SPENT}*"))[SPENT_MAX:]:
+            one.unlink(missing_ok=True)
+
+    def free_spent(self, most: int | None = None) -> None:
+        """Remove files that nobody needs: all of them, or so many."""
+        for path in list(self._folder.glob(f"{_SPENT}*"))[:most]:
             path.unlink(missing_ok=True)
 
     def _drop(self, which: Callable[[str], bool]) -> None:
@@ -145,6 +168,11 @@ class Appending:
         if staged.hasher is None:
             staged.hasher = hashed(self._descriptor, staged.durable)
         self._hasher = staged.hasher.copy()
+
+    @property
+    def end(self) -> int:
+        """Where the next byte goes."""
+        return self._end
 
     def write(self, data: bytes) -> None:
         """Add bytes.

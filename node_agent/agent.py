@@ -33,6 +33,7 @@ from node_agent.state import State, ledger_missing
 from node_agent.steward import Rules, Steward
 from node_agent.tasks.registry import installed
 from privacy.ledger import verify
+from protos.allocation import keep_freed
 from protos.errors import Conflict, FeddpError, Limited, Malformed
 
 log = structlog.get_logger(__name__)
@@ -41,6 +42,9 @@ LOCK_TRIES: Final = 10
 LOCK_WAIT_S: Final = 0.1
 DISK_THREADS: Final = 4
 """Each costs a stack and keeps what it was last at; the default is up to 32, by the cores."""
+
+FREED_BYTES_KEPT: Final = 4 << 20
+"""Room for the messages of one transfer."""
 
 
 def run(path: Path) -> None:
@@ -58,6 +62,7 @@ def run(path: Path) -> None:
         raise ledger_missing(folder)
     # A steward's mistake is told before anything starts; later ones refuse every order.
     Steward(folder).rules()
+    keep_freed(FREED_BYTES_KEPT)
     with locked(folder):
         try:
             asyncio.run(serve(folder, config, identity, LocalWorker.start, asyncio.Event()))

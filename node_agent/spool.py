@@ -86,10 +86,14 @@ class Spool:
         """Where a worker writes an attempt's update."""
         return self._out / f"{attempt_id}.safetensors"
 
-    def keep_update(self, attempt_id: str, digest: str) -> bool:
-        """Take over what a worker wrote (durably); False if it is not there or not those bytes."""
+    def keep_update(self, attempt_id: str, digest: str, size: int) -> bool:
+        """Take over what a worker wrote; False if it is not there or not as long.
+
+        The worker has synced it, and taken its digest as it wrote. It is not read once more: the
+        coordinator compares the digest when the bytes have arrived.
+        """
         out = self.out(attempt_id)
-        if not is_digest(digest) or not out.is_file() or digest_of_file(out) != digest:
+        if not is_digest(digest) or not out.is_file() or out.stat().st_size != size:
             out.unlink(missing_ok=True)
             return False
         out.replace(self.update(digest))

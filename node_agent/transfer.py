@@ -17,14 +17,15 @@ from node_agent.backoff import Backoff
 from node_agent.bandwidth import Throttle
 from node_agent.spool import Growing, Spool
 from protos import chunks
-from protos.content import INLINE_BYTES
+from protos.content import INLINE_BYTES, read_cached
 from protos.errors import FeddpError, Malformed, Unavailable
 from protos.feddp.v1 import (
     federation_pb2,
     federation_pb2_grpc,
     transfer_pb2,
-    transfer_pb2_grpc,
 )
+from protos.frames import Frame, TransferCalls
+from protos.overlap import Overlap
 from protos.ranges import CALL_TIMEOUT_S, RANGE_BYTES_MIN, Pace
 from protos.status import from_rpc
 
@@ -35,6 +36,9 @@ DAMAGED_MAX: Final = 3
 
 SUBMIT_TIMEOUT_S: Final = 60.0
 """The coordinator checks the update's values before it answers."""
+
+DOWNLOAD_AHEAD: Final = 2
+"""Messages of a download that wait while those before them are written."""
 
 OFFERED_MAX: Final = 16
 """Small models that came with orders and wait for their fetch; 128 KiB each at most."""
@@ -52,7 +56,7 @@ class Transfers:
         sleep: Callable[[float], Awaitable[None]],
         throttle: Throttle | None = None,
     ) -> None:
-        self._transfer = transfer_pb2_grpc.TransferStub(channel)
+        self._transfer = TransferCalls(channel)
         self._federation = federation_pb2_grpc.FederationStub(channel)
         self._spool = spool
         self._sleep = sleep
@@ -133,10 +137,17 @@ class Transfers:
             digest=growing.digest, offset=growing.offset, length=length, accepted=chunks.ACCEPTED
         )
         call = self._transfer.Download(request, timeout=CALL_TIMEOUT_S)
+        taking: Overlap[transfer_pb2.DownloadResponse | Frame] = Overlap(
+            lambda batch: asyncio.to_thread(_take, growing, batch, end), DOWNLOAD_AHEAD
+        )
         try:
-            async for message in call:
-                await asyncio.to_thread(_take, growing, message, end)
+            try:
+                async for message in call:
+                    await taking.put(message)
+            finally:
+                await taking.drain()
         finally:
+            await taking.stop()
             call.cancel()
 
     # Updates
@@ -237,6 +248,7 @@ class Transfers:
         length = await self._throttle.admit(wanted, min(RANGE_BYTES_MIN, self._up.range_bytes))
         began_s = time.monotonic()
         messages = _messages(path, header, length, self._up.message_bytes, zstd=zstd)
+        answer: transfer_pb2.UploadResponse
         answer = await self._transfer.Upload(messages, timeout=CALL_TIMEOUT_S)
         if answer.durable_bytes > header.offset:
             self._up.moved(answer.durable_bytes - header.offset, time.monotonic() - began_s)
@@ -273,7 +285,7 @@ async def _messages(
     message_bytes: int,
     *,
     zstd: bool,
-) -> AsyncIterator[transfer_pb2.UploadRequest]:
+) -> AsyncIterator[transfer_pb2.UploadRequest | chunks.Chunk]:
     """One range of a file. The header goes alone: no bytes are on the way before they are due."""
     yield transfer_pb2.UploadRequest(header=header)
     descriptor = await asyncio.to_thread(os.open, path, os.O_RDONLY)
@@ -281,12 +293,14 @@ async def _messages(
         offset, end = header.offset, header.offset + length
         while offset < end:
             piece = min(message_bytes, end - offset)
-            chunk = await asyncio.to_thread(_read, descriptor, piece, offset, zstd)
+            data = read_cached(descriptor, offset, piece)
+            if data is None or (zstd and chunks.pays(data)):
+                chunk = await asyncio.to_thread(_read, descriptor, piece, offset, zstd)
+            else:
+                chunk = chunks.pack(data, zstd=False)
             if not chunk.data:
                 return
-            yield transfer_pb2.UploadRequest(
-                data=chunk.data, crc32c=chunk.crc32c, compression=chunk.compression
-            )
+            yield chunk
             offset += piece
     finally:
         os.close(descriptor)
@@ -296,11 +310,14 @@ def _read(descriptor: int, length: int, offset: int, zstd: bool) -> chunks.Chunk
     return chunks.pack(os.pread(descriptor, length, offset), zstd=zstd)
 
 
-def _take(growing: Growing, message: transfer_pb2.DownloadResponse, end: int) -> None:
-    data = chunks.unpack(message)
-    if growing.offset + len(data) > end:
-        raise Malformed("MODEL_LONG", f"Model {growing.digest} is longer than ordered.")
-    growing.write(data)
+def _take(
+    growing: Growing, messages: list[transfer_pb2.DownloadResponse | Frame], end: int
+) -> None:
+    for message in messages:
+        data = chunks.unpack(message)
+        if growing.offset + len(data) > end:
+            raise Malformed("MODEL_LONG", f"Model {growing.digest} is longer than ordered.")
+        growing.write(data)
 
 
 def _room_in_s(error: OSError, backoff: Backoff) -> float:

@@ -1,7 +1,7 @@
 """Chunks of a blob as messages carry them: a checksum each, compressed where it pays.
 
-A message here is an `UploadRequest` or a `DownloadResponse`; both have `data`, `crc32c` and
-`compression`.
+A message here is an `UploadRequest` or a `DownloadResponse`, or a frame that stands in for one
+(`protos.frames`): all have `data`, `crc32c` and `compression`.
 """
 
 # The types of an enum's values are in the stubs only: annotations must stay unevaluated.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Protocol
 
 import google_crc32c
 import zstandard
@@ -56,7 +56,26 @@ def pack(data: bytes, *, zstd: bool) -> Chunk:
     return Chunk(data, google_crc32c.value(data), compression)
 
 
-def unpack(message: pb.UploadRequest | pb.DownloadResponse) -> bytes:
+class Message(Protocol):
+    """What `unpack` needs of a message."""
+
+    @property
+    def data(self) -> bytes:
+        """As it travelled."""
+
+    @property
+    def crc32c(self) -> int:
+        """Of `data`."""
+
+    @property
+    def compression(self) -> int:
+        """Of `data`."""
+
+    def HasField(self, name: Any) -> bool:  # noqa: N802 - as protobuf calls it
+        """Whether a field is set."""
+
+
+def unpack(message: Message) -> bytes:
     """The bytes of a message, checked; CHUNK_BYTES at most.
 
     Raises:

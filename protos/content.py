@@ -45,6 +45,20 @@ def hashed(descriptor: int, size: int) -> blake3:
     return hasher
 
 
+def read_cached(descriptor: int, offset: int, length: int) -> bytes | None:
+    """Bytes that the kernel has in memory; None if they would have to be waited for.
+
+    What was just written, or is read by every node, is nearly always there, and a thread would cost
+    more than the read.
+    """
+    buffer = bytearray(length)
+    try:
+        got = os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)
+    except OSError:
+        return None
+    return bytes(buffer) if got == length else None
+
+
 def write_all(descriptor: int, data: bytes, offset: int) -> None:
     """Write all of `data` at `offset`."""
     view = memoryview(data)

@@ -117,6 +117,7 @@ class Effects:
         return reply
 
     def _end(self, live: LiveJob) -> None:
+        self.blobs.free_spent()
         ended = federation.CoordinatorMessage(job_ended=federation.JobEnded(job_id=live.job_id))
         for node in sorted({a.node for one in live.attempted() for a in one.attempts}):
             self.sessions.send(node, ended)
@@ -221,7 +222,7 @@ def fold(live: LiveJob, phase: Aggregating, blobs: BlobStore) -> e.UpdatesFolded
     updates = [blobs.update(a.attempt_id, a.digest) for a in received]
     folded = aggregation.fold(base, updates, weights, scratch, live.job.update_dtype)
     size = scratch.stat().st_size
-    digest = blobs.adopt_model(scratch)
+    digest = blobs.adopt_model(scratch, folded.digest)
     offers = [a.offer for a in received]
     noise = bounds.global_noise_norm(round_order(live), offers, weights, folded.update_values)
     drift, share, settled = _drift(live, phase, blobs, digest, folded, noise)
@@ -256,8 +257,8 @@ def write_answer(live: LiveJob, digests: list[str], blobs: BlobStore) -> str:
     if len(tail) == 1:
         return tail[0]
     scratch = blobs.scratch(f"{live.job_id}.answer")
-    aggregation.mean_of([blobs.model(digest) for digest in tail], scratch)
-    return blobs.adopt_model(scratch)
+    digest = aggregation.mean_of([blobs.model(digest) for digest in tail], scratch)
+    return blobs.adopt_model(scratch, digest)
 
 
 def list_model(

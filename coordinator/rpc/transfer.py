@@ -23,10 +23,12 @@ from coordinator.store import jobs as job_store
 from coordinator.store.database import Database
 from coordinator.uploads import Appending
 from protos import chunks
-from protos.content import CHUNK_BYTES, RANGE_BYTES, is_digest
+from protos.content import CHUNK_BYTES, RANGE_BYTES, is_digest, read_cached
 from protos.errors import Malformed, NotAllowed, TooLate
 from protos.feddp.v1 import transfer_pb2 as pb
 from protos.feddp.v1 import transfer_pb2_grpc as pb_grpc
+from protos.frames import Frame
+from protos.overlap import Overlap
 
 UPDATE_BYTES_SLACK = 64 << 10
 """A safetensors header may differ in its padding and metadata from the model's."""
@@ -42,7 +44,12 @@ DOWNLOADS_MAX = 8
 """Calls that hold bytes at once, each a few MiB of gRPC's and of ours: a message of a chunk exists
 up to four times while it is taken off the wire."""
 
+UPLOAD_AHEAD = 4
+"""Messages of an upload that wait while those before them are written."""
+
 DISK_THREADS = 4
+
+Message = pb.UploadRequest | Frame
 
 _T = TypeVar("_T")
 
@@ -53,7 +60,7 @@ class Receiving:
 
     owner: str
     header: pb.UploadHeader
-    messages: Incoming[pb.UploadRequest]
+    messages: Incoming[Message]
     context: Context
 
 
@@ -75,9 +82,9 @@ class TransferService(pb_grpc.TransferServicer):
 
     # Downloads
 
-    async def Download(
+    async def Download(  # type: ignore[override] - a chunk stands in for its message
         self, request: pb.DownloadRequest, context: Context
-    ) -> AsyncIterator[pb.DownloadResponse]:
+    ) -> AsyncIterator[chunks.Chunk]:
         """See transfer.proto."""
         ends_s = _now_s() + CALL_S_MAX
         await context.send_initial_metadata(())
@@ -90,16 +97,14 @@ class TransferService(pb_grpc.TransferServicer):
                 end = offset + min(left, request.length or RANGE_BYTES, RANGE_BYTES)
                 while offset < end and _now_s() < ends_s:
                     length = min(CHUNK_BYTES, end - offset)
-                    data = _read_cached(descriptor, offset, length)
+                    data = read_cached(descriptor, offset, length)
                     if data is None or (zstd and chunks.pays(data)):
                         chunk = await self._in_thread(_read, descriptor, offset, length, zstd)
                     else:
                         chunk = chunks.pack(data, zstd=False)
                     offset += length
                     self.metrics.transferred("sent", len(chunk.data))
-                    yield pb.DownloadResponse(
-                        data=chunk.data, crc32c=chunk.crc32c, compression=chunk.compression
-                    )
+                    yield chunk
             finally:
                 os.close(descriptor)
 
@@ -125,13 +130,13 @@ class TransferService(pb_grpc.TransferServicer):
     # Uploads
 
     async def Upload(
-        self, request_iterator: AsyncIterator[pb.UploadRequest], context: Context
+        self, request_iterator: AsyncIterator[Message], context: Context
     ) -> pb.UploadResponse:
         """See transfer.proto."""
         messages = Incoming(request_iterator, _now_s() + CALL_S_MAX)
         await context.send_initial_metadata(())
         first = await messages.next()
-        if first is None or not first.HasField("header"):
+        if not isinstance(first, pb.UploadRequest) or not first.HasField("header"):
             raise Malformed("HEADER_EXPECTED", "an upload begins with its header")
         header = first.header
         owner, received = await self._owner(header)
@@ -145,7 +150,7 @@ class TransferService(pb_grpc.TransferServicer):
                 durable, complete = await self._receive(receiving, first)
         return _answer(durable, complete=complete)
 
-    async def _receive(self, receiving: Receiving, first: pb.UploadRequest) -> tuple[int, bool]:
+    async def _receive(self, receiving: Receiving, first: Message) -> tuple[int, bool]:
         """(durable bytes, whether they are all and right) after the messages of one call."""
         header, messages = receiving.header, receiving.messages
         if header.offset > header.size:
@@ -154,31 +159,37 @@ class TransferService(pb_grpc.TransferServicer):
             appending = await self._in_thread(
                 self.blobs.begin, receiving.owner, header.digest, header.offset
             )
+            end = min(header.size, header.offset + RANGE_BYTES)
+            taking: Overlap[Message] = Overlap(
+                lambda batch: self._in_thread(self._take, appending, end, batch), UPLOAD_AHEAD
+            )
             try:
-                left = min(header.size - header.offset, RANGE_BYTES)
-                message: pb.UploadRequest | None = first
+                message: Message | None = first
                 while message is not None:
-                    left -= await self._in_thread(self._take, appending, message, left)
+                    await taking.put(message)
                     message = await messages.next()
+                await taking.drain()
                 return await self._in_thread(self._keep, appending, receiving)
             except asyncio.CancelledError:
                 # The sender is gone; what it has sent counts, so that nobody sends it again.
+                await taking.drain()
                 await self._in_thread(appending.keep)
                 raise
             finally:
+                await taking.stop()
                 await self._in_thread(appending.close)
 
-    def _take(self, appending: Appending, message: pb.UploadRequest, left: int) -> int:
-        data = chunks.unpack(message)
-        if len(data) > left:
-            raise Malformed(
-                "TOO_LARGE",
-                f"a call carries at most {RANGE_BYTES} bytes, and an upload no more than it "
-                "announced",
-            )
-        appending.write(data)
-        self.metrics.transferred("received", len(data))
-        return len(data)
+    def _take(self, appending: Appending, end: int, messages: list[Message]) -> None:
+        for message in messages:
+            data = chunks.unpack(message)
+            if appending.end + len(data) > end:
+                raise Malformed(
+                    "TOO_LARGE",
+                    f"a call carries at most {RANGE_BYTES} bytes, and an upload no more than it "
+                    "announced",
+                )
+            appending.write(data)
+            self.metrics.transferred("received", len(data))
 
     def _keep(self, appending: Appending, receiving: Receiving) -> tuple[int, bool]:
         durable = appending.keep()
@@ -235,20 +246,6 @@ class TransferService(pb_grpc.TransferServicer):
         except asyncio.CancelledError:
             await asyncio.wait({future})
             raise
-
-
-def _read_cached(descriptor: int, offset: int, length: int) -> bytes | None:
-    """Bytes that the kernel has in memory; None if they would have to be waited for.
-
-    A round's model is read by every node, so that nearly all reads are of this kind, and a thread
-    would cost more than the read.
-    """
-    buffer = bytearray(length)
-    try:
-        got = os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)
-    except OSError:
-        return None
-    return bytes(buffer) if got == length else None
 
 
 def _read(descriptor: int, offset: int, length: int, zstd: bool) -> chunks.Chunk:

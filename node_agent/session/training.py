@@ -135,7 +135,7 @@ class Training:
                 self.stop(order.job_id)
                 return
             self._dispatch(e.DataOpened(order.attempt_id, at_s, outcome_s))
-            await self._end(order, await self._train(worker, order, outcome_s))
+            await self._end(order, *await self._train(worker, order, outcome_s))
 
     def stop(self, job_id: str) -> None:
         """End a job's worker, whatever it does; the job's next attempt gets a new one."""
@@ -215,8 +215,8 @@ class Training:
             )
         return float(answer.get("rehearsal_s", 0.0))
 
-    async def _train(self, worker: Worker, order: Order, outcome_s: float) -> str:
-        """Digest of the update that the worker wrote; empty for none, whatever the cause.
+    async def _train(self, worker: Worker, order: Order, outcome_s: float) -> tuple[str, int]:
+        """(digest, bytes) of what the worker wrote; ("", 0) for no update, whatever the cause.
 
         What is not done shortly before the outcome is due is not done at all: a later outcome
         would tell how long the data took.
@@ -247,15 +247,15 @@ class Training:
                 answer = await worker.request(request)
             if answer.get("op") != "trained":
                 log.warning("no_update", detail=str(answer.get("detail", "")), **fields)
-                return ""
-            return str(answer.get("digest"))
+                return "", 0
+            return str(answer.get("digest")), int(answer.get("bytes", 0))
         except TimeoutError:
             log.error("training_too_long", limit_s=limit_s, **fields)
             self._stop_this(order.job_id, worker)
         except (WorkerDied, OSError) as error:
             log.error("worker_failed", detail=str(error), **fields)
             self._stop_this(order.job_id, worker)
-        return ""
+        return "", 0
 
     def _stop_this(self, job_id: str, worker: Worker) -> None:
         """End a worker, unless another one has taken its place."""
@@ -288,17 +288,17 @@ class Training:
             possible,
         )
 
-    async def _end(self, order: Order, digest: str) -> None:
-        kept, signature = await self._ledger.run(self._book, order.attempt_id, digest)
+    async def _end(self, order: Order, digest: str, size: int) -> None:
+        kept, signature = await self._ledger.run(self._book, order.attempt_id, digest, size)
         if kept != digest:
             log.error("update_unreadable", job_id=order.job_id, attempt_id=order.attempt_id)
         if signature is not None:
             self._dispatch(e.TrainingEnded(order.attempt_id, kept, signature))
 
-    def _book(self, attempt_id: str, digest: str) -> tuple[str, bytes | None]:
+    def _book(self, attempt_id: str, digest: str, size: int) -> tuple[str, bytes | None]:
         """(the digest, if its bytes are in the spool; the signature over the post statement, if
         the attempt was not closed meanwhile). The bytes are durable before they are booked."""
-        if digest and self._spool.keep_update(attempt_id, digest):
+        if digest and self._spool.keep_update(attempt_id, digest, size):
             signature = self._state.spool(attempt_id, digest)
             if signature is None:
                 self._spool.drop_update(digest)

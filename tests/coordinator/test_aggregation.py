@@ -46,7 +46,8 @@ def test_fold_adds_the_mean_weighted_by_public_sizes(tmp_path: Path, base: Path)
     """base + (1 * u1 + 3 * u2) / 4, tensor by tensor."""
     one = save(tmp_path / "1", w=[[4.0, 0.0]], b=[8.0])
     two = save(tmp_path / "2", w=[[0.0, 4.0]], b=[0.0])
-    aggregation.fold(base, [one, two], [1.0, 3.0], tmp_path / "out")
+    folded = aggregation.fold(base, [one, two], [1.0, 3.0], tmp_path / "out")
+    assert folded.digest == digest_of((tmp_path / "out").read_bytes())
     model = load_file(tmp_path / "out")
     np.testing.assert_array_equal(model["w"], [[2.0, 5.0]])
     np.testing.assert_array_equal(model["b"], [5.0])
@@ -55,7 +56,8 @@ def test_fold_adds_the_mean_weighted_by_public_sizes(tmp_path: Path, base: Path)
 def test_mean_of_models_is_plain(tmp_path: Path, base: Path) -> None:
     """The answer is the unweighted mean of global models."""
     other = save(tmp_path / "o", w=[[3.0, 0.0]], b=[1.0])
-    aggregation.mean_of([base, other], tmp_path / "out")
+    digest = aggregation.mean_of([base, other], tmp_path / "out")
+    assert digest == digest_of((tmp_path / "out").read_bytes())
     np.testing.assert_array_equal(load_file(tmp_path / "out")["w"], [[2.0, 1.0]])
 
 
@@ -192,6 +194,21 @@ def test_a_fold_is_the_float64_mean_of_what_was_sent(
     assert folded.norm == pytest.approx(np.linalg.norm(flat), rel=1e-4)
     assert folded.moved == pytest.approx(np.linalg.norm(flat - start), rel=1e-4)
     assert aggregation.distance(base, tmp_path / "out") == (folded.moved, folded.norm)
+
+
+def test_threads_do_not_change_a_bit_of_a_fold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large model's tiles are folded by several threads, and written in their order."""
+    base, updates = large(tmp_path / "base", 0), []
+    for number in range(3):
+        updates.append(tmp_path / f"{number}")
+        write_update(updates[-1], load_file(large(tmp_path / "source", number + 1)), "float32")
+    alone = aggregation.fold(base, updates, [1.0, 2.0, 3.0], tmp_path / "alone")
+    monkeypatch.setattr(aggregation, "FOLD_ALONE_VALUES", 0)
+    together = aggregation.fold(base, updates, [1.0, 2.0, 3.0], tmp_path / "together")
+    assert together == alone
+    assert (tmp_path / "together").read_bytes() == (tmp_path / "alone").read_bytes()
 
 
 def as_sent(path: Path, source: dict[str, Any], dtype: UpdateDtype) -> dict[str, Any]:

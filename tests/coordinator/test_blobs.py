@@ -174,3 +174,31 @@ def test_only_digests_become_file_names(blobs: BlobStore, digest: str) -> None:
     with pytest.raises(Malformed):
         blobs.begin("att", digest, 0)
     assert not blobs.has_model(digest)
+
+
+def test_the_room_of_a_folded_update_is_given_back_when_the_next_upload_begins(
+    blobs: BlobStore, tmp_path: Path
+) -> None:
+    """Or when the job ends, or at a start; the update itself is gone at once."""
+    large = os.urandom(INLINE_BYTES + 1)
+    digest = digest_of(large)
+
+    def spent() -> int:
+        return sum(len(large) == path.stat().st_size for path in (tmp_path / "blobs").rglob("*"))
+
+    def drop_one() -> None:
+        stage(blobs, "old", digest, 0, [large])
+        blobs.finish("old", digest)
+        blobs.drop_update("old", digest)
+        assert blobs.received("old", digest) == (0, False)
+        assert spent() == 1
+
+    drop_one()
+    stage(blobs, "new", DIGEST, 0, [DATA[:10]])
+    assert spent() == 0
+    drop_one()
+    blobs.free_spent()
+    assert spent() == 0
+    drop_one()
+    BlobStore(tmp_path / "blobs")
+    assert spent() == 0

@@ -22,6 +22,7 @@ from protos.content import CHUNK_BYTES, digest_of
 from protos.errors import NotFound
 from protos.feddp.v1 import transfer_pb2 as pb
 from protos.feddp.v1 import transfer_pb2_grpc as pb_grpc
+from protos.frames import add_transfer
 from protos.status import from_rpc
 
 MODEL = os.urandom(12 * CHUNK_BYTES)
@@ -87,7 +88,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Scene], N
         monkeypatch.setattr(transfer, "caller", lambda: SimpleNamespace(node="n", name="n"))
         monkeypatch.setattr(transfer.TransferService, "_is_ordered", lambda *_: True)
         server = grpc.aio.server(interceptors=[OpenGate(None, metrics)])
-        pb_grpc.add_TransferServicer_to_server(service, server)
+        add_transfer(service, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         try:

@@ -338,12 +338,12 @@ def test_only_a_digest_names_a_file(tmp_path: Path, name: str) -> None:
 
 
 def test_an_update_is_taken_over_only_as_the_bytes_that_were_announced(tmp_path: Path) -> None:
-    """A worker that died in the middle, or lies, leaves nothing behind."""
+    """A worker that died in the middle, or tells of another file, leaves nothing behind."""
     spool = Spool(tmp_path)
-    assert not spool.keep_update("a1", DIGEST)
+    assert not spool.keep_update("a1", DIGEST, len(MODEL))
     spool.out("a1").write_bytes(b"other")
-    assert not spool.keep_update("a1", DIGEST)
+    assert not spool.keep_update("a1", DIGEST, len(MODEL))
     assert not spool.out("a1").exists()
     spool.out("a1").write_bytes(MODEL)
-    assert spool.keep_update("a1", DIGEST)
+    assert spool.keep_update("a1", DIGEST, len(MODEL))
     assert spool.update(DIGEST).read_bytes() == MODEL

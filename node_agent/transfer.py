@@ -37,7 +37,7 @@ DAMAGED_MAX: Final = 3
 SUBMIT_TIMEOUT_S: Final = 60.0
 """The coordinator checks the update's values before it answers."""
 
-DOWNLOAD_AHEAD: Final = 2
+DOWNLOAD_AHEAD: Final = 1
 """Messages of a download that wait while those before them are written."""
 
 OFFERED_MAX: Final = 16

@@ -82,7 +82,7 @@ class TransferService(pb_grpc.TransferServicer):
 
     # Downloads
 
-    async def Download(  # type: ignore[override] - a chunk stands in for its message
+    async def Download(  # type: ignore[override] # a chunk stands in for its message
         self, request: pb.DownloadRequest, context: Context
     ) -> AsyncIterator[chunks.Chunk]:
         """See transfer.proto."""

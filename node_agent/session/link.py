@@ -32,6 +32,10 @@ CHANNEL_OPTIONS: Final = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 8 << 20),
+    # A fixed window, enough for 50 MB/s at 40 ms; gRPC's probe of the bandwidth would let a
+    # download fill some 10 MiB.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 2 << 20),
     ("grpc.initial_reconnect_backoff_ms", 500),
     # The stream's own jitter spreads the agents; this only bounds what is waited on top of it.
     ("grpc.max_reconnect_backoff_ms", 5_000),

@@ -1,7 +1,6 @@
 """What a process that runs for months does before it imports anything large."""
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import sys
@@ -10,12 +9,6 @@ from typing import Final
 
 LONG_LIVED: Final = (["agent", "run"], ["coordinator", "serve"])
 """The commands that go on until they are told to stop."""
-
-ARENAS_MAX: Final = 2
-"""glibc gives threads up to 8 heaps for each core, and what one has grown to it seldom shrinks."""
-
-_M_ARENA_MAX: Final = -8
-"""From glibc's malloc.h."""
 
 _INSTEAD: Final = (("_hashlib", "hmac"), ("ssl", "asyncio"), ("rich", "structlog"))
 """(what is not to be loaded, the module that would load it only because it is there)."""
@@ -28,7 +21,6 @@ def become_long_lived() -> None:
     bring their own OpenSSL and our log lines hold exceptions as text already, so neither is used
     in these processes; together they hold about 9 MiB. Who needs one later can still import it.
     """
-    _limit_heaps()
     for unwanted, module in _INSTEAD:
         with _absent(unwanted):
             importlib.import_module(module)
@@ -47,13 +39,6 @@ def loading() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
-
-
-def _limit_heaps() -> None:
-    """Let all threads share a few heaps; where there is no glibc, nothing happens."""
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError):
-            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS_MAX)
 
 
 @contextlib.contextmanager

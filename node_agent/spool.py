@@ -7,6 +7,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from protos.content import (
+    beside_of,
     digest_of,
     digest_of_file,
     hashed,
@@ -94,11 +95,17 @@ class Spool:
         """
         out = self.out(attempt_id)
         if not is_digest(digest) or not out.is_file() or out.stat().st_size != size:
-            out.unlink(missing_ok=True)
+            self.drop_out(attempt_id)
             return False
         out.replace(self.update(digest))
         sync_directory(self._updates)
         return True
+
+    def drop_out(self, attempt_id: str) -> None:
+        """Remove what a worker wrote for an attempt, and the room that it took."""
+        out = self.out(attempt_id)
+        for path in (out, beside_of(out)):
+            path.unlink(missing_ok=True)
 
     def drop_update(self, digest: str) -> None:
         """Remove an update that is no longer needed."""

@@ -86,14 +86,16 @@ class Train(BaseModel):
 
 
 class Check(BaseModel):
-    """Look at a round's model, and at how long an attempt takes on made-up records, before the
-    data is open, when a fault may still be told."""
+    """Look at a round's model, at the room for its update, and at how long an attempt takes on
+    made-up records, before the data is open, when a fault may still be told."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     op: Literal["check"]
     base_model: Path
     base_model_digest: str
+    out: Path
+    update_dtype: UpdateDtype = "float32"
     steps: int = Field(ge=0)
 
 
@@ -159,6 +161,8 @@ class Worker:
         return {"op": "prepared"}
 
     def _check(self, request: Check) -> Answer:
+        from node_agent.tasks.files import reserve_room
+
         prepared, program = self._prepared, self._program
         if prepared is None or program is None:
             return _refused("NOT_PREPARED", "The worker was not prepared.")
@@ -166,6 +170,8 @@ class Worker:
             self._base = request.base_model_digest, self._take_base(request)
         except NoUpdate as problem:
             return _refused("MODEL_INVALID", f"The round's model cannot be trained: {problem}.")
+        if not reserve_room(request.out, self._shapes, request.update_dtype):
+            return _refused("SPOOL_FULL", "The node's disk has no room for an update.")
         try:
             if self._rehearsed.get(request.steps, 0.0) < REHEARSAL_CHEAP_S:
                 seconds = program.rehearsal_s(prepared.declared_n, request.steps)

@@ -72,6 +72,11 @@ def is_digest(text: str) -> bool:
     return len(text) == DIGEST_LENGTH and all(c in "0123456789abcdef" for c in text)
 
 
+def beside_of(path: Path) -> Path:
+    """Where a file with one writer grows until it is whole."""
+    return path.with_name(f".{path.name}.partial")
+
+
 def sync_directory(folder: Path) -> None:
     """Make renames and new names in `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -14,8 +14,8 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from protos.content import sync_directory
-from protos.tensors import make_header
+from protos.content import beside_of, sync_directory
+from protos.tensors import data_bytes, make_header
 from protos.updates import BLOCK_VALUES, INT8_MAX, UpdateDtype, blocks_of, tensors_for
 
 Floats = NDArray[np.float32]
@@ -104,12 +104,28 @@ def decode_bfloat16(values: NDArray[np.uint16], out: Floats) -> None:
     np.left_shift(bits, np.uint32(16), out=bits)
 
 
-def write_update(
-    path: Path, deltas: Mapping[str, Floats], dtype: UpdateDtype, mode: int = 0o600
-) -> tuple[str, int]:
+def make_room(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: UpdateDtype) -> None:
+    """Take the room on the disk that `write_update` needs for tensors of these shapes.
+
+    Raises:
+        OSError: ENOSPC or EDQUOT, there is less; nothing is left behind.
+    """
+    tensors = tensors_for(shapes, dtype)
+    beside = beside_of(path)
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, len(make_header(tensors)) + data_bytes(tensors))
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def write_update(path: Path, deltas: Mapping[str, Floats], dtype: UpdateDtype) -> tuple[str, int]:
     """Write an update beside `path`, synced, and rename it there: whole or not at all.
 
-    Takes a few tiles of memory beside `deltas`.
+    Takes a few tiles of memory beside `deltas`, and the room that `make_room` has taken, if it has.
 
     Returns:
         (BLAKE3 of the bytes, hexadecimal; number of bytes).
@@ -117,15 +133,15 @@ def write_update(
     Raises:
         NotFinite: a value is not; nothing is left behind.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    beside = beside_of(path)
     hasher, size = blake3(), 0
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
             for piece in encoded(deltas, dtype):
                 hasher.update(piece)
                 size += file.write(piece)
-            file.flush()
+            file.truncate()
             os.fsync(file.fileno())
         beside.replace(path)
     except BaseException:

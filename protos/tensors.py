@@ -138,6 +138,11 @@ def _no_constant(name: str) -> Any:
     raise ValueError(name)
 
 
+def data_bytes(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> int:
+    """Bytes of the values of tensors (name, type, shape), which follow the header."""
+    return sum(math.prod(shape) * _BYTES_EACH[dtype] for _, dtype, shape in tensors)
+
+
 def make_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
     """Length and header of a file whose tensors (name, type, shape) follow in this order.
 

@@ -123,6 +123,7 @@ class Training:
                 rehearsal_s = await self._check_model(worker, order)
                 self._check_time(order, terms.tick_s, rehearsal_s, due_at_s - self._clock())
             except Impossible as error:
+                await asyncio.to_thread(self._spool.drop_out, order.attempt_id)
                 self._dispatch(
                     e.WorkImpossible(
                         order.attempt_id, error.reason, error.message, error.steps_possible
@@ -199,6 +200,8 @@ class Training:
             "steps": order.release.steps,
             "base_model": str(self._spool.model(order.base_model_digest)),
             "base_model_digest": order.base_model_digest,
+            "out": str(self._spool.out(order.attempt_id)),
+            "update_dtype": order.update_dtype,
         }
         try:
             answer = await worker.request(request)
@@ -298,7 +301,7 @@ class Training:
     def _book(self, attempt_id: str, digest: str, size: int) -> tuple[str, bytes | None]:
         """(the digest, if its bytes are in the spool; the signature over the post statement, if
         the attempt was not closed meanwhile). The bytes are durable before they are booked."""
-        if digest and self._spool.keep_update(attempt_id, digest, size):
+        if self._spool.keep_update(attempt_id, digest, size):
             signature = self._state.spool(attempt_id, digest)
             if signature is None:
                 self._spool.drop_update(digest)

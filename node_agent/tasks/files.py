@@ -1,5 +1,6 @@
 """What the worker reads and writes: the round's model, and the update."""
 
+import errno
 from pathlib import Path
 from typing import Final
 
@@ -9,7 +10,7 @@ from blake3 import blake3
 from node_agent.tasks.no_update import NoUpdate
 from node_agent.tasks.program import Weights
 from node_agent.tasks.registry import Shapes
-from protos.encoding import NotFinite, write_update
+from protos.encoding import NotFinite, make_room, write_update
 from protos.tensors import NotTensors, parse_header, read_header
 from protos.updates import UpdateDtype, parts_of
 
@@ -51,6 +52,18 @@ def read_base(path: Path, digest: str, shapes: Shapes) -> Weights:
             raise NoUpdate(f"tensor {name} of the base model is not finite")
         weights[name] = values.reshape(part.shape)
     return weights
+
+
+def reserve_room(out: Path, shapes: Shapes, dtype: UpdateDtype) -> bool:
+    """Take the room that the largest update needs, before the data is open: a disk that is full
+    afterwards would cost a release. False if the disk has less."""
+    try:
+        make_room(out, shapes, dtype)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return False
+    return True
 
 
 def spool_update(out: Path, delta: Weights, shapes: Shapes, dtype: UpdateDtype) -> tuple[str, int]:

@@ -118,7 +118,7 @@ def plain(federation: WatchedFederation) -> Jobs:
 
 def bulk(federation: WatchedFederation) -> Jobs:
     """A job whose model is too large for one message."""
-    job_id = submit_once(federation, spec(more=500_000))
+    job_id = submit_once(federation, spec(2, more=500_000))
     watch(federation, job_id)
     return {job_id: "completed"}
 

@@ -11,8 +11,13 @@ import yaml
 
 from feddp.client import Client
 from node_agent.identity import load_identity
-from protos.feddp.v1 import federation_pb2, federation_pb2_grpc
-from tests.chaos.acts import NODES, Jobs, spec, submit_once, watch
+from protos.feddp.v1 import (
+    federation_pb2,
+    federation_pb2_grpc,
+    transfer_pb2,
+    transfer_pb2_grpc,
+)
+from tests.chaos.acts import NODES, Jobs, bulk, spec, submit_once, watch
 from tests.chaos.lives import RESUME_S_MAX, WatchedFederation
 from tests.integration.federation import job_file, wait_for
 
@@ -66,10 +71,16 @@ def asked_again(federation: WatchedFederation) -> Jobs:
             "SELECT attempt_id, update_digest FROM attempts WHERE job_id = ?", (job_id,)
         ).fetchone()
     request = federation_pb2.SubmitUpdateRequest(attempt_id=attempt_id, digest=digest)
+    status = transfer_pb2.UploadStatusRequest(attempt_id=attempt_id, digest=digest)
+    header = transfer_pb2.UploadHeader(attempt_id=attempt_id, digest=digest, size=1)
 
     def call(_: Client) -> None:
         credentials = load_identity(folder / "identity").credentials()
         with grpc.secure_channel(federation.address, credentials) as channel:
+            transfer = transfer_pb2_grpc.TransferStub(channel)
+            assert transfer.UploadStatus(status, timeout=5).complete
+            begun = iter([transfer_pb2.UploadRequest(header=header)])
+            assert transfer.Upload(begun, timeout=5).complete
             federation_pb2_grpc.FederationStub(channel).SubmitUpdate(request, timeout=5)
 
     federation.again(call)
@@ -87,8 +98,8 @@ def away(federation: WatchedFederation) -> Jobs:
     return {job_id: "completed"}
 
 
-def deadline(federation: WatchedFederation) -> Jobs:
-    """A node hangs until the round's deadline has passed."""
+def hung(federation: WatchedFederation) -> Jobs:
+    """A node hangs; the round has its quorum, and closes without it."""
     pid = federation.pid("alpha")
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -99,21 +110,78 @@ def deadline(federation: WatchedFederation) -> Jobs:
     return {job_id: "completed"}
 
 
+def overdue(federation: WatchedFederation) -> Jobs:
+    """So many nodes hang that the deadline passes below quorum; the round waits for them."""
+    pids = [federation.pid(name) for name in NODES[:2]]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        job_id = submit_once(federation, spec(deadline="1s"))
+        passed = "SELECT count(*) FROM journal WHERE job_id = ? AND CAST(event AS TEXT) LIKE ?"
+
+        def has_passed() -> bool:
+            with federation.database() as database:
+                return database.execute(passed, (job_id, "%DeadlinePassed%")).fetchone() != (0,)
+
+        wait_for("the deadline has passed", has_passed, 2 * RESUME_S_MAX)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    watch(federation, job_id)
+    return {job_id: "completed"}
+
+
+def torn(federation: WatchedFederation) -> Jobs:
+    """The coordinator dies when the bytes of a model are there and not yet checked."""
+    federation.arm("coordinator", "coordinator.uploads:Appending.keep:sync:after")
+    return bulk(federation)
+
+
+def orderly(federation: WatchedFederation) -> Jobs:
+    """The coordinator is asked to stop, as for an upgrade, and started again."""
+    deaths = federation.deaths.get("coordinator", 0)
+    os.kill(federation.pid("coordinator"), signal.SIGTERM)
+    wait_for("it stops", lambda: federation.deaths.get("coordinator", 0) > deaths, RESUME_S_MAX)
+    federation.again(lambda client: client.nodes())
+    federation.wait_for_nodes(*NODES)
+    return {}
+
+
 def broken(federation: WatchedFederation) -> Jobs:
     """The disk has lost the model that a job stands on: the job fails and says so."""
+    job_id, _ = _without_its_model(federation)
+    return {job_id: "failed"}
+
+
+def mended(federation: WatchedFederation) -> Jobs:
+    """The lost model is put back, and an engineer takes the job up again."""
+    job_id, lost = _without_its_model(federation)
+    for path, content in lost.items():
+        path.write_bytes(content)
+    federation.again(lambda client: client.resume(job_id))
+    watch(federation, job_id)
+    return {job_id: "completed"}
+
+
+def _without_its_model(federation: WatchedFederation) -> tuple[str, dict[Path, bytes]]:
+    """(a job that has failed, the files that it has failed for)."""
     blobs = federation.installation.folder / "blobs"
     before = {path.name for path in blobs.iterdir()}
     for name in NODES:
         federation.send_away(name)
     job_id = submit_once(federation, spec())
-    for path in blobs.iterdir():
-        if path.is_file() and path.name not in before:
-            path.unlink()
+    lost = {
+        path: path.read_bytes()
+        for path in blobs.iterdir()
+        if path.is_file() and path.name not in before
+    }
+    for path in lost:
+        path.unlink()
     for name in NODES:
         federation.start(name)
     watch(federation, job_id)
     federation.wait_for_nodes(*NODES)
-    return {job_id: "failed"}
+    return job_id, lost
 
 
 def spent(federation: WatchedFederation) -> Jobs:

@@ -31,7 +31,6 @@ JOURNAL: Final = "coordinator.rounds.events"
 NOT_SERVING: Final = {
     "coordinator.installation:": "only `feddp coordinator init`",
     "coordinator.store.migrations.": "only the first start after an upgrade changes a table",
-    "coordinator.sessions:Sessions.drain:": "only an orderly stop",
     "node_agent.enrol:": "only `feddp agent join`",
     "node_agent.worker:": "another process, which the agent outlives or ends",
     "protos.content:write_durable:": "the serving processes write files of their own by other ways",

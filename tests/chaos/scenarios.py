@@ -20,8 +20,12 @@ SCENARIOS: Final[dict[str, acts.Scenario]] = {
         mishaps.lost_update,
         mishaps.asked_again,
         mishaps.away,
-        mishaps.deadline,
+        mishaps.hung,
+        mishaps.overdue,
+        mishaps.torn,
+        mishaps.orderly,
         mishaps.broken,
+        mishaps.mended,
         mishaps.spent,
     )
 }

@@ -147,10 +147,8 @@ def test_a_full_blob_store_refuses_uploads_and_the_job_goes_on_when_there_is_roo
     assert watched.deaths == {}
 
 
-def test_a_full_spool_ends_the_agent_and_it_goes_on_when_there_is_room(
-    watched: WatchedFederation,
-) -> None:
-    """It fails closed and says why; restarted, it works at the same attempt, once."""
+def test_a_full_spool_is_waited_for_and_costs_nothing(watched: WatchedFederation) -> None:
+    """The agent says what it needs, opens no data meanwhile, and goes on at the same attempt."""
     begin(watched)
     spool = watched.agent("alpha") / "spool"
     watched.send_away("alpha")
@@ -160,11 +158,33 @@ def test_a_full_spool_ends_the_agent_and_it_goes_on_when_there_is_room(
     watched.wait_for_nodes(*NODES)
     filler = fill(seen_by(nursery.pid, spool))
     job_id = submit_once(watched, spec())
-    wait_for("alpha's disk is full", lambda: watched.deaths["alpha"] > 1, 30)
+    wait_for("alpha's disk is full", lambda: "spool_full" in watched.log("alpha"), 30)
     filler.unlink()
     job = completed(watched, job_id)
     assert {p.outcome for p in job.rounds[0].participation} == {"update"}
-    assert f"the disk under {watched.agent('alpha')} takes no more" in watched.log("alpha")
+    assert watched.deaths == {"alpha": 1}, "it was sent away once, by this test"
+
+
+def test_a_spool_without_room_for_an_update_refuses_before_data_is_opened(
+    watched: WatchedFederation,
+) -> None:
+    """The reservation is given back, the round goes on with the others, the next one has room."""
+    begin(watched)
+    spool = watched.agent("alpha") / "spool"
+    watched.send_away("alpha")
+    nursery = Nursery("agent", small_disk(spool, 256))
+    watched.bear_in("alpha", nursery)
+    watched.start("alpha")
+    watched.wait_for_nodes(*NODES)
+    filler = fill(seen_by(nursery.pid, spool))
+    with filler.open("r+b") as file:
+        file.truncate(filler.stat().st_size - (100 << 10))  # for one model of 80 KB
+    job = completed(watched, submit_once(watched, spec(more=19_000)))
+    refused = {p.node: p.reason for p in job.rounds[0].participation if p.outcome != "update"}
+    assert refused == {"alpha": "SPOOL_FULL"}
+    filler.unlink()
+    job = completed(watched, submit_once(watched, spec(more=19_000)))
+    assert {p.outcome for p in job.rounds[0].participation} == {"update"}
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])

@@ -95,6 +95,7 @@ class Bench:
             "op": "check",
             "base_model": str(self.base),
             "base_model_digest": digest_of_file(self.base),
+            "out": str(self.out),
             "steps": 5,
         }
         return self.worker.handle(json.dumps({**request, **change}).encode())

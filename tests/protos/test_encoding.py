@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from protos import encoding
 from protos.content import digest_of_file
-from protos.encoding import NotFinite, write_update
+from protos.encoding import NotFinite, make_room, write_update
 from protos.errors import InvariantBroken
 from protos.tensors import NotTensors, Tensor, parse_header, read_header
 from protos.updates import BLOCK_VALUES, NORM_GROWTH_MAX, UpdateDtype, parts_of
@@ -137,6 +137,21 @@ def test_a_written_update_is_what_it_says(tmp_path: Path, dtype: UpdateDtype) ->
     if dtype == "float32":
         np.testing.assert_array_equal(load_file(out)["a"], deltas["a"])
     assert [path.name for path in tmp_path.iterdir()] == ["update"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", *NARROW])
+@pytest.mark.parametrize("trained", [("a", "w"), ("a",)])
+def test_an_update_takes_the_room_that_was_made_for_it(
+    tmp_path: Path, dtype: UpdateDtype, trained: tuple[str, ...]
+) -> None:
+    """As much as all tensors need; an update of some of them is no longer than itself."""
+    deltas = {"a": mixed(70_000), "w": mixed(3)}
+    out = tmp_path / "update"
+    make_room(out, {name: delta.shape for name, delta in deltas.items()}, dtype)
+    room = [path.stat().st_size for path in tmp_path.iterdir()]
+    _, size = write_update(out, {name: deltas[name] for name in trained}, dtype)
+    assert room == [size] if len(trained) == 2 else room[0] > size
+    assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("update", size)]
 
 
 def test_narrow_updates_are_a_half_and_a_quarter_as_large(tmp_path: Path) -> None:

@@ -285,7 +285,8 @@ def resume_forgets_what_it_spent(world: World) -> None:
 def resume_forsakes_nodes(world: World) -> None:
     """Whose attempt was cut off when a job failed is never ordered again in that round."""
     world.swap(training, "CUT_OFF", frozenset())
-    world.faults.rates["order_failed"] = 0.1
+    # A node that comes back is sent its order again, and the job fails over that in mid-round.
+    world.faults.rates.update(stream_broken=0.2, order_failed=0.1)
 
 
 def lost_order_is_never_sent_again(world: World) -> None:

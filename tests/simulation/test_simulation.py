@@ -14,7 +14,9 @@ from tests.simulation.truth import Broken
 from tests.simulation.world import World
 
 SEEDS = 500
-SEEDS_TO_CATCH = 150
+SEEDS_TO_CATCH = 400
+"""The first seed that catches ends the search. What one seed in fifty catches is missed by all of
+these once in three thousand times."""
 ENDINGS = {"completed", "converged", "budget_exhausted", "cancelled", "failed", "waiting"}
 
 

@@ -121,7 +121,8 @@ def overdue(federation: WatchedFederation) -> Jobs:
 
         def has_passed() -> bool:
             with federation.database() as database:
-                return database.execute(passed, (job_id, "%DeadlinePassed%")).fetchone() != (0,)
+                row = database.execute(passed, (job_id, "%DeadlinePassed%")).fetchone()
+                return bool(row[0])
 
         wait_for("the deadline has passed", has_passed, 2 * RESUME_S_MAX)
     finally:

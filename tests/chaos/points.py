@@ -29,13 +29,17 @@ TREES: Final = {
 JOURNAL: Final = "coordinator.rounds.events"
 
 NOT_SERVING: Final = {
-    "coordinator.installation:": "only `feddp coordinator init`",
-    "coordinator.store.migrations.": "only the first start after an upgrade changes a table",
-    "node_agent.enrol:": "only `feddp agent join`",
-    "node_agent.worker:": "another process, which the agent outlives or ends",
-    "protos.content:write_durable:": "the serving processes write files of their own by other ways",
+    "coordinator": {
+        "coordinator.installation:": "only `feddp coordinator init`",
+        "coordinator.store.migrations.": "only the first start after an upgrade changes a table",
+    },
+    "agent": {
+        "node_agent.enrol:": "only `feddp agent join`",
+        "node_agent.worker:": "another process, which the agent outlives or ends",
+        "protos.content:write_durable:": "an agent that runs writes its files by other ways",
+    },
 }
-"""Sites that no running coordinator or agent reaches, by the beginning of their names."""
+"""Sites that no running process of the role reaches, by the beginning of their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +54,9 @@ class Site:
         """The moments just before and just after."""
         return f"{self.name}:before", f"{self.name}:after"
 
-    @property
-    def excluded(self) -> str:
-        """Why no running process reaches it; empty when one does."""
-        for beginning, reason in NOT_SERVING.items():
-            if self.name.startswith(beginning):
-                return reason
-        return ""
+    def serves(self, role: str) -> bool:
+        """Whether a running process of the role reaches it."""
+        return not self.name.startswith(tuple(NOT_SERVING[role]))
 
 
 def kind_of_call(call: ast.Call, awaited: bool) -> str:
@@ -230,7 +230,7 @@ def sites(role: str) -> list[Site]:
 
 def points(role: str) -> list[str]:
     """Every point that a running process of a role must be killed at."""
-    return [point for site in sites(role) if not site.excluded for point in site.points]
+    return [point for site in sites(role) if site.serves(role) for point in site.points]
 
 
 if __name__ == "__main__":

@@ -229,9 +229,9 @@ class Client:
 
     def resume(self, job_id: str) -> Job:
         """Take a failed job up again, from its last published model; what it spent stays booked."""
-        with self._errors():
-            request = jobs_pb2.ResumeJobRequest(job_id=job_id)
-            job: Job = self._jobs.ResumeJob(request, timeout=CALL_TIMEOUT_S).job
+        # Repeated if the reply is lost: it stays one request.
+        request = jobs_pb2.ResumeJobRequest(job_id=job_id, request_id=uuid.uuid4().hex)
+        job: Job = self._again(lambda: self._jobs.ResumeJob(request, timeout=CALL_TIMEOUT_S)).job
         return job
 
     def create_token(

@@ -114,9 +114,17 @@ class Rounds:
         await self.apply(live, e.CancelRequested(by))
         return live
 
-    async def resume(self, job_id: str, by: str) -> LiveJob:
-        """Take a failed job up again. Raises WrongPhase: JOB_NOT_FAILED."""
+    async def resume(self, job_id: str, by: str, request_id: str) -> LiveJob:
+        """Take a failed job up again; the same request again changes nothing.
+
+        Raises:
+            WrongPhase: JOB_NOT_FAILED.
+        """
         live = await self.job(job_id)
+        steps = await self._database.read(lambda inside: job_store.history(inside, job_id))
+        asked = (event for _, event in steps if isinstance(event, e.ResumeRequested))
+        if request_id in {event.request_id for event in asked}:
+            return live
         if isinstance(live.phase, Ended):
             if live.phase.status != "failed":
                 raise WrongPhase(
@@ -124,7 +132,7 @@ class Rounds:
                     f"job {job_id} is {live.phase.status}; only a failed job can be resumed",
                 )
             live = self._live.setdefault(job_id, live)
-            await self.apply(live, e.ResumeRequested(by))
+            await self.apply(live, e.ResumeRequested(by, request_id))
             log.info("job_resumed_by", job_id=job_id, user=by)
         return live
 

@@ -199,6 +199,7 @@ class ResumeRequested:
     """A person wants a failed job to go on from its last published model."""
 
     by: str
+    request_id: str = ""
     kind: Literal["ResumeRequested"] = "ResumeRequested"
 
 

@@ -46,8 +46,7 @@ class JobsService(pb_grpc.JobsServicer):
     ) -> pb.SubmitJobResponse:
         """See jobs.proto."""
         who = caller()
-        if not 1 <= len(request.request_id) <= 64:
-            raise Malformed("REQUEST_ID", "request_id is 1 to 64 characters of the caller's choice")
+        _check_request_id(request.request_id)
         before = await self.database.read(
             lambda connection: job_store.same_request(connection, who.name, request.request_id)
         )
@@ -120,8 +119,9 @@ class JobsService(pb_grpc.JobsServicer):
         self, request: pb.ResumeJobRequest, context: Context
     ) -> pb.ResumeJobResponse:
         """See jobs.proto."""
+        _check_request_id(request.request_id)
         await self._mine(request.job_id)
-        live = await self.rounds.resume(request.job_id, caller().name)
+        live = await self.rounds.resume(request.job_id, caller().name, request.request_id)
         return pb.ResumeJobResponse(job=await self._view(live))
 
     async def _mine(self, job_id: str) -> LiveJob:
@@ -139,6 +139,11 @@ class JobsService(pb_grpc.JobsServicer):
 
         facts = await self.database.read(gather)
         return await asyncio.to_thread(views.job, live, facts)
+
+
+def _check_request_id(request_id: str) -> None:
+    if not 1 <= len(request_id) <= 64:
+        raise Malformed("REQUEST_ID", "request_id is 1 to 64 characters of the caller's choice")
 
 
 def check_published(job: Job, task_hash: str, nodes: list[people.NodeRecord]) -> None:

@@ -107,6 +107,16 @@ def rolling(federation: WatchedFederation) -> Jobs:
     return {job_id: "completed"}
 
 
+def alone(federation: WatchedFederation) -> Jobs:
+    """The nodes are all there, and free: no long job has them."""
+    federation.wait_for_nodes(*NODES)
+    job_id, federation.rolling_job = federation.rolling_job, ""
+    if not job_id or progress(federation, job_id)[1]:
+        return {}
+    federation.again(lambda client: client.cancel(job_id))
+    return {job_id: "cancelled"}
+
+
 def plain(federation: WatchedFederation) -> Jobs:
     """An engineer submits a job, watches it and fetches the model."""
     job_id = submit_once(federation, spec())

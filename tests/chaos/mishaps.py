@@ -9,15 +9,16 @@ from pathlib import Path
 import grpc
 import yaml
 
-from feddp.client import Client
+from feddp.client import CALL_TIMEOUT_S, Client
 from node_agent.identity import load_identity
 from protos.feddp.v1 import (
     federation_pb2,
     federation_pb2_grpc,
+    jobs_pb2,
     transfer_pb2,
     transfer_pb2_grpc,
 )
-from tests.chaos.acts import NODES, Jobs, bulk, spec, submit_once, watch
+from tests.chaos.acts import NODES, Jobs, alone, bulk, spec, submit_once, watch
 from tests.chaos.lives import RESUME_S_MAX, WatchedFederation
 from tests.integration.federation import job_file, wait_for
 
@@ -100,6 +101,7 @@ def away(federation: WatchedFederation) -> Jobs:
 
 def hung(federation: WatchedFederation) -> Jobs:
     """A node hangs; the round has its quorum, and closes without it."""
+    ended = alone(federation)
     pid = federation.pid("alpha")
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -107,11 +109,12 @@ def hung(federation: WatchedFederation) -> Jobs:
         watch(federation, job_id)
     finally:
         os.kill(pid, signal.SIGCONT)
-    return {job_id: "completed"}
+    return {**ended, job_id: "completed"}
 
 
 def overdue(federation: WatchedFederation) -> Jobs:
     """So many nodes hang that the deadline passes below quorum; the round waits for them."""
+    ended = alone(federation)
     pids = [federation.pid(name) for name in NODES[:2]]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -129,7 +132,7 @@ def overdue(federation: WatchedFederation) -> Jobs:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
     watch(federation, job_id)
-    return {job_id: "completed"}
+    return {**ended, job_id: "completed"}
 
 
 def torn(federation: WatchedFederation) -> Jobs:
@@ -159,17 +162,23 @@ def mended(federation: WatchedFederation) -> Jobs:
     job_id, lost = _without_its_model(federation)
     for path, content in lost.items():
         path.write_bytes(content)
-    federation.again(lambda client: client.resume(job_id))
+    request = jobs_pb2.ResumeJobRequest(job_id=job_id, request_id=uuid.uuid4().hex)
+
+    def resume(client: Client) -> None:
+        client._jobs.ResumeJob(request, timeout=CALL_TIMEOUT_S)
+
+    federation.again(resume)
     watch(federation, job_id)
+    federation.again(resume)  # the same request again is no second one, nor an error
     return {job_id: "completed"}
 
 
 def _without_its_model(federation: WatchedFederation) -> tuple[str, dict[Path, bytes]]:
     """(a job that has failed, the files that it has failed for)."""
     blobs = federation.installation.folder / "blobs"
-    before = {path.name for path in blobs.iterdir()}
     for name in NODES:
         federation.send_away(name)
+    before = {path.name for path in blobs.iterdir()}
     job_id = submit_once(federation, spec())
     lost = {
         path: path.read_bytes()

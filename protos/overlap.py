@@ -27,19 +27,17 @@ class Overlap(Generic[_Item]):
     async def put(self, item: _Item) -> None:
         """Take one more; raises what the work at an earlier one has raised."""
         self._waiting.append(item)
-        working = self._working
-        if working is not None and not working.done():
-            if len(self._waiting) < self._most:
-                return
-            await asyncio.wait({working})
-        self._next()
+        if len(self._waiting) >= self._most:
+            await self._pause()
+        if not self._is_working():
+            self._next()
 
     async def drain(self) -> None:
         """Work at everything that was put; raises what the work has raised."""
         while self._waiting or self._working is not None:
-            if self._working is not None:
-                await asyncio.wait({self._working})
-            self._next()
+            await self._pause()
+            if not self._is_working():
+                self._next()
 
     async def stop(self) -> None:
         """Wait for the work that runs, whatever becomes of it; what waits is thrown away."""
@@ -49,9 +47,25 @@ class Overlap(Generic[_Item]):
             if not self._working.cancelled():
                 self._working.exception()
 
+    def _is_working(self) -> bool:
+        return self._working is not None and not self._working.done()
+
+    async def _pause(self) -> None:
+        """Wait for the batch that is worked at."""
+        if self._working is not None:
+            await asyncio.wait({self._working})
+
     def _next(self) -> None:
         """Begin the next batch; after work that failed nothing is begun, and all of it raises."""
         if self._working is not None:
             self._working.result()
         batch, self._waiting = self._waiting, []
         self._working = asyncio.ensure_future(self._work(batch)) if batch else None
+        if self._working is not None:
+            self._working.add_done_callback(self._go_on)
+
+    def _go_on(self, done: "asyncio.Future[None]") -> None:
+        """What was put meanwhile need not wait for a sender that pauses."""
+        failed = done.cancelled() or done.exception() is not None
+        if done is self._working and self._waiting and not failed:
+            self._next()

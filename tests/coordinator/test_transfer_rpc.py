@@ -119,7 +119,7 @@ async def until_received(bench: Bench, bytes_: int) -> None:
     """Wait until the service has written so many bytes."""
     registry, labels = bench.service.metrics.registry, {"direction": "received"}
     while registry.get_sample_value("feddp_transfer_bytes_total", labels) != bytes_:  # noqa: ASYNC110
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.005)
 
 
 LIES = {
@@ -195,7 +195,7 @@ def test_a_call_that_breaks_off_keeps_the_messages_that_came(
             await until_received(bench, 2 * CHUNK_BYTES)
             call.cancel()
             while await bench.durable() < 2 * CHUNK_BYTES:  # noqa: ASYNC110
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.005)
         assert (await bench.upload(whole(2 * CHUNK_BYTES))).complete
 
     play(scene)
@@ -222,6 +222,7 @@ def test_calls_over_the_bound_wait_and_are_told_when_it_takes_too_long(
 ) -> None:
     """The metadata comes at once all the same, and a place that is free again is given on."""
     monkeypatch.setattr(turns_module, "WAIT_S_MAX", 0.3)
+    monkeypatch.setattr(transfer, "CALL_S_MAX", 60.0)  # the first call ends when it is told to
 
     async def scene(bench: Bench) -> None:
         bench.service._uploads = Turns(1)
@@ -235,6 +236,7 @@ def test_calls_over_the_bound_wait_and_are_told_when_it_takes_too_long(
             await second
         found = from_rpc(caught.value)
         assert (found.reason, found.retry_after_s) == ("TRANSFERS_BUSY", turns_module.BUSY_RETRY_S)
+        monkeypatch.setattr(turns_module, "WAIT_S_MAX", 30.0)
         first.cancel()
         assert (await bench.upload([header(attempt_id="b1"), *whole()[1:]])).complete
 

@@ -38,6 +38,24 @@ def test_what_arrives_meanwhile_is_the_next_batch() -> None:
     asyncio.run(scene())
 
 
+def test_what_waits_is_worked_at_when_the_batch_before_is_done() -> None:
+    """Also where the sender pauses, and puts nothing more for a long time."""
+
+    async def scene() -> None:
+        bench = Bench()
+        overlap = Overlap(bench.work, most=4)
+        await overlap.put(0)
+        await asyncio.sleep(0)
+        await overlap.put(1)
+        bench.go_on.set()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert bench.batches == [[0], [1]]
+        await overlap.stop()
+
+    asyncio.run(scene())
+
+
 def test_no_more_wait_than_may() -> None:
     """The sender is held until the batch before is done."""
 

@@ -175,6 +175,11 @@ class WatchedFederation(Federation):
         yield
         wait_for(f"{name} is gone", lambda: name not in self._lives, RESUME_S_MAX)
 
+    def heal(self) -> None:
+        """Start whatever a scenario that failed has left away."""
+        for name in sorted(self._away - self._lives.keys()):
+            self.start(name)
+
     def pid(self, name: str) -> int:
         """Process id of the present life."""
         with self._lock:

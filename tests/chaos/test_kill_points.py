@@ -84,7 +84,9 @@ def kill_at(census: Census, role: str, point: str) -> None:
             if not federation.armed(process, point):
                 return
         finally:
-            federation.disarm(process)
+            for name in ("coordinator", *NODES):
+                federation.disarm(name)
+            federation.heal()
     pytest.fail("no scenario passes this point")
 
 

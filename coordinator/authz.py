@@ -13,6 +13,9 @@ _TRAINING: frozenset[str] = frozenset({"engineer", "node"})
 RULES: dict[str, frozenset[str]] = {
     "Federation/Session": frozenset({"node"}),
     "Federation/SubmitUpdate": frozenset({"node"}),
+    "Witness/ReadHeads": frozenset({"node"}),
+    "Witness/ReadEntries": frozenset({"node"}),
+    "Witness/Countersign": frozenset({"node"}),
     "Transfer/Download": _TRAINING | {"operator", "privacy-officer"},
     "Transfer/Upload": _TRAINING,
     "Transfer/UploadStatus": _TRAINING,
@@ -29,6 +32,7 @@ RULES: dict[str, frozenset[str]] = {
     "Jobs/ResumeJob": frozenset({"engineer"}),
     "Budgets/ListAccounts": _PEOPLE,
     "Budgets/ListEntries": _PEOPLE,
+    "Budgets/ListCheckpoints": _PEOPLE,
     "Models/ListModels": _PEOPLE,
     "Models/GetModel": _PEOPLE,
 }

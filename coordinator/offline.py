@@ -8,8 +8,9 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from coordinator import views
-from coordinator.config import load_config
+from coordinator.config import CoordinatorConfig, load_config
 from coordinator.installation import CONFIG_FILE
+from coordinator.keyring import ledger_public_key
 from coordinator.store import ledger as ledger_store
 from coordinator.store.database import Database
 from privacy.filters import Filter
@@ -26,6 +27,7 @@ class LedgerView:
     accounts: list[budgets_pb2.BudgetAccount]
     filters: Mapping[str, Filter]
     public_keys: Mapping[str, bytes]
+    witnesses: budgets_pb2.ListCheckpointsResponse
 
 
 def ledger(folder: Path, data_set: str | None = None) -> LedgerView:
@@ -35,7 +37,8 @@ def ledger(folder: Path, data_set: str | None = None) -> LedgerView:
         NotFound: INSTALLATION_MISSING, DATABASE_MISSING.
         Malformed: CONFIG_INVALID.
     """
-    database = _open(folder)
+    database, config = _open(folder)
+    key = ledger_public_key(config.storage.pki_dir)
 
     def work(connection: Connection) -> LedgerView:
         accounts = views.accounts(connection, data_set or "")
@@ -48,6 +51,7 @@ def ledger(folder: Path, data_set: str | None = None) -> LedgerView:
             accounts=accounts,
             filters={account.account: account.verifying_filter for account in known},
             public_keys={account.node: account.ledger_public_key for account in accounts},
+            witnesses=views.checkpoints(connection, key),
         )
 
     try:
@@ -63,7 +67,7 @@ def stored_entries(folder: Path) -> list[dict[str, Any]]:
         NotFound: INSTALLATION_MISSING, DATABASE_MISSING.
         Malformed: CONFIG_INVALID.
     """
-    database = _open(folder)
+    database, _ = _open(folder)
     # Without the schema's types: a tampered value would fail in their conversion.
     query = text("SELECT * FROM entries ORDER BY account, seq")
     try:
@@ -76,7 +80,7 @@ def stored_entries(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _open(folder: Path) -> Database:
+def _open(folder: Path) -> tuple[Database, CoordinatorConfig]:
     """The database, which must be there: opening it would make an empty one."""
     config_path = folder / CONFIG_FILE
     if not config_path.is_file():
@@ -85,4 +89,4 @@ def _open(folder: Path) -> Database:
     path = Path(config.storage.database_url.removeprefix("sqlite:///"))
     if not path.is_file():
         raise NotFound("DATABASE_MISSING", f"{path} is missing; restore it from a backup")
-    return Database(config.storage.database_url)
+    return Database(config.storage.database_url), config

@@ -13,10 +13,12 @@ import structlog
 
 from certs.authority import Authority
 from certs.credentials import enrolment_server_credentials, server_credentials
+from certs.enrolment import public_bytes_of
 from coordinator.blobs import BlobStore
 from coordinator.config import CoordinatorConfig, load_config
 from coordinator.health import HealthServer
 from coordinator.identities import Identities
+from coordinator.keyring import ledger_key
 from coordinator.leadership import Leadership
 from coordinator.metrics import Metrics
 from coordinator.rounds.driver import Rounds
@@ -27,6 +29,7 @@ from coordinator.rpc.gate import Gate
 from coordinator.rpc.jobs import JobsService
 from coordinator.rpc.people import BudgetsService, ModelsService, NodesService
 from coordinator.rpc.transfer import TransferService
+from coordinator.rpc.witness import WitnessService
 from coordinator.sessions import Sessions
 from coordinator.store import jobs as job_store
 from coordinator.store import ledger, people
@@ -40,6 +43,7 @@ from protos.feddp.v1 import (
     jobs_pb2_grpc,
     models_pb2_grpc,
     nodes_pb2_grpc,
+    witness_pb2_grpc,
 )
 from protos.frames import add_transfer
 
@@ -197,7 +201,11 @@ class Coordinator:
         jobs_pb2_grpc.add_JobsServicer_to_server(
             JobsService(self.database, self.blobs, self.rounds, self.config), server
         )
-        budgets_pb2_grpc.add_BudgetsServicer_to_server(BudgetsService(self.database), server)
+        key = ledger_key(self.config.storage.pki_dir)
+        witness_pb2_grpc.add_WitnessServicer_to_server(WitnessService(self.database, key), server)
+        budgets_pb2_grpc.add_BudgetsServicer_to_server(
+            BudgetsService(self.database, public_bytes_of(key)), server
+        )
         models_pb2_grpc.add_ModelsServicer_to_server(ModelsService(self.database), server)
 
     def _ready(self) -> Mapping[str, bool]:

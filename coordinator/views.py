@@ -17,12 +17,13 @@ from coordinator.rounds.phases import (
     Selecting,
     Training,
 )
+from coordinator.store import checkpoints as checkpoint_store
 from coordinator.store import ledger, people
 from coordinator.store.jobs import ModelRecord
 from privacy.accounting import epsilon_spent
-from privacy.ledger import Entry
 from privacy.releases import Release
-from protos.feddp.v1 import budgets_pb2, jobs_pb2, ledger_pb2, models_pb2, nodes_pb2
+from privacy.wire import checkpoint_to_wire, head_to_wire
+from protos.feddp.v1 import budgets_pb2, jobs_pb2, models_pb2, nodes_pb2
 
 PHASES = {"Closing": "publishing"}
 
@@ -63,17 +64,6 @@ def model(record: ModelRecord) -> models_pb2.Model:
         bytes=record.bytes,
         created_at=record.created_at,
         project=record.project,
-    )
-
-
-def entry(found: Entry) -> ledger_pb2.LedgerEntry:
-    """A ledger entry as the wire carries it."""
-    return ledger_pb2.LedgerEntry(
-        seq=found.seq,
-        **found.statement.fields(),
-        prev_hash=found.prev_hash,
-        hash=found.hash,
-        node_signature=found.node_signature,
     )
 
 
@@ -118,6 +108,20 @@ def accounts(connection: Connection, data_set: str) -> list[budgets_pb2.BudgetAc
             )
         )
     return found
+
+
+def checkpoints(
+    connection: Connection, coordinator_ledger_key: bytes
+) -> budgets_pb2.ListCheckpointsResponse:
+    """Checkpoints and countersigned heads, for officers."""
+    return budgets_pb2.ListCheckpointsResponse(
+        checkpoints=map(checkpoint_to_wire, checkpoint_store.all_of(connection)),
+        countersigned=[
+            head_to_wire(one.head, one.signature)
+            for one in checkpoint_store.countersigned(connection)
+        ],
+        coordinator_ledger_key=coordinator_ledger_key,
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -300,6 +300,14 @@ class Client:
             request = budgets_pb2.ListAccountsRequest(data_set=data_set)
             return list(self._budgets.ListAccounts(request, timeout=CALL_TIMEOUT_S).accounts)
 
+    def checkpoints(self) -> budgets_pb2.ListCheckpointsResponse:
+        """Checkpoints over all accounts, and what nodes have countersigned."""
+        with self._errors():
+            request = budgets_pb2.ListCheckpointsRequest()
+            answer: budgets_pb2.ListCheckpointsResponse
+            answer = self._budgets.ListCheckpoints(request, timeout=CALL_TIMEOUT_S)
+        return answer
+
     def ledger(self, data_set: str = "") -> list[LedgerEntry]:
         """Ledger entries of those accounts, each account's in chain order."""
         with self._errors():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from node_agent.datasets import DataSetSpec
 from node_agent.orders import Order
 from node_agent.policy import Refusal, filter_of, judge, judge_terms
-from node_agent.state import State
+from node_agent.state import RESTORED_NOTE, State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import TaskInfo
 from privacy.filters import Filter
@@ -102,6 +102,18 @@ class Admission:
         silent = order.release.mechanism != "no_data"
         return Terms(data_set, rules.policy.outcome_tick_s if silent else 0.0)
 
+    def filter_of_account(self, account: str) -> Filter | None:
+        """How "NODE/NAME" counts by the steward's files of now; None if they do not say."""
+        name = account.removeprefix(f"{self._node}/")
+        try:
+            rules = self._steward.rules()
+            policy = rules.policy.account(name)
+            if policy is None:
+                return None
+            return filter_of(policy, rules.data_sets, self._state.fixed_filter(name))
+        except FeddpError:
+            return None
+
     def _decide_new(self, order: Order) -> Decision:
         try:
             filter_ = self._judged(order)
@@ -119,6 +131,18 @@ class Admission:
         if order.base_model_bytes > self._model_bytes_max:
             raise Limited(
                 "MODEL_TOO_LARGE", f"This node takes models up to {self._model_bytes_max} bytes."
+            )
+        if self._state.note(RESTORED_NOTE):
+            raise NotAllowed(
+                "LEDGER_CATCHING_UP",
+                "This node's ledger was restored from a copy and is still reading what was spent "
+                "since; order again later.",
+            )
+        if self._state.witnessed.dispute(f"{self._node}/{order.account}") is not None:
+            raise NotAllowed(
+                "LEDGER_DISPUTED",
+                f"This node's ledger and the coordinator's disagree about account {order.account}; "
+                "its data steward settles it with `feddp agent ledger settle`.",
             )
         try:
             rules = self._steward.rules()

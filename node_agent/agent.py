@@ -57,7 +57,7 @@ def run(path: Path) -> None:
         Limited: DISK_FULL.
     """
     folder = Folder(path.absolute())
-    config, identity = _read(folder)
+    config, identity = read_folder(folder)
     if not folder.state_db.exists():
         raise ledger_missing(folder)
     # A steward's mistake is told before anything starts; later ones refuse every order.
@@ -142,7 +142,7 @@ def status(path: Path) -> dict[str, Any]:
         Malformed: CONFIG_INVALID, IDENTITY_INVALID.
     """
     folder = Folder(path.absolute())
-    config, identity = _read(folder)
+    config, identity = read_folder(folder)
     running = _is_locked(folder)
     answer: dict[str, Any] = {
         "node": identity.node,
@@ -156,7 +156,7 @@ def status(path: Path) -> dict[str, Any]:
         "data_sets": [],
         "accounts": [],
         "attempts": {},
-        "ledger": {"verified": True, "entries": 0, "problems": []},
+        "ledger": {"verified": True, "entries": 0, "problems": [], "disputes": []},
     }
     rules = None
     try:
@@ -179,6 +179,7 @@ def status(path: Path) -> dict[str, Any]:
                 "verified": False,
                 "entries": 0,
                 "problems": [f"{folder.state_db} cannot be read"],
+                "disputes": [],
             }
         finally:
             state.close()
@@ -186,7 +187,13 @@ def status(path: Path) -> dict[str, Any]:
     return answer
 
 
-def _read(folder: Folder) -> tuple[AgentConfig, Identity]:
+def read_folder(folder: Folder) -> tuple[AgentConfig, Identity]:
+    """Configuration and identity, which belong together.
+
+    Raises:
+        NotFound: NOT_JOINED.
+        Malformed: CONFIG_INVALID, IDENTITY_INVALID, IDENTITY_MISMATCH.
+    """
     config, identity = load_config(folder), load_identity(folder.identity)
     if (config.node, config.trust_domain) != (identity.node, identity.spiffe_id.trust_domain):
         raise Malformed(
@@ -263,6 +270,10 @@ def _verified(state: State, kept: list[KeptAccount], identity: Identity) -> dict
         "entries": len(entries),
         "problems": problems,
         "heads": heads,
+        "disputes": [
+            {"account": one.account, "seq": one.seq, "text": one.text, "at_s": one.at_s}
+            for one in state.witnessed.disputes()
+        ],
     }
 
 

@@ -106,6 +106,12 @@ class OwnLedger:
             )
         return signature
 
+    def statements_of(self, attempt_id: str) -> list[Statement]:
+        """What is booked of one attempt, in the order in which it was."""
+        query = "SELECT entry FROM entries WHERE attempt_id = ? ORDER BY seq"
+        rows = self._connection.execute(query, (attempt_id,))
+        return [from_json(json.loads(text)).statement for (text,) in rows]
+
     def account(self, account: str) -> KeptAccount | None:
         """One account by its full name."""
         return next((one for one in self.accounts() if one.account == account), None)

@@ -7,7 +7,7 @@ transaction, durable before anything that follows from it is done. SQLite is use
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -19,12 +19,16 @@ from node_agent.orders import Order
 from node_agent.own_ledger import SCHEMA as LEDGER_SCHEMA
 from node_agent.own_ledger import OwnLedger
 from node_agent.policy import FixedFilter, Standing
+from node_agent.witnessed import SCHEMA as WITNESS_SCHEMA
+from node_agent.witnessed import Dispute, Witnessed
 from privacy.filters import Filter
-from privacy.ledger import Kind, Pending
+from privacy.heads import Checkpoint, Head
+from privacy.ledger import Entry, Kind, Pending
 from protos.errors import Malformed, NotFound, invariant
 from protos.feddp.v1 import federation_pb2 as pb
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+"""2 since the coordinator's ledger is followed."""
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -47,6 +51,9 @@ CREATE TABLE attempts (
 CREATE INDEX attempts_by_job ON attempts (job_id);
 CREATE INDEX attempts_by_state ON attempts (state);
 """
+
+RESTORED_NOTE: Final = "restored_from_copy"
+"""Set until the coordinator's ledger was followed to its end once after that."""
 
 AttemptState = Literal["reserved", "opened", "spooled", "no_update", "closed", "refused"]
 
@@ -96,6 +103,7 @@ class State:
         self._connection.execute("PRAGMA synchronous = FULL")
         self._prepare(path)
         self.ledger = OwnLedger(self._connection, key)
+        self.witnessed = Witnessed(self._connection, node, self.ledger, key)
 
     def close(self) -> None:
         """Close the database."""
@@ -239,6 +247,42 @@ class State:
             self._update(attempt_id, state="closed")
             return row
 
+    def follow(
+        self, account: str, entries: Sequence[Entry], filter_: Filter | None, now_s: float
+    ) -> Dispute | None:
+        """See `Witnessed.follow`."""
+        with self._transaction():
+            return self.witnessed.follow(account, entries, filter_, now_s)
+
+    def compare(
+        self, heads: Sequence[Head], expected: Collection[str], now_s: float
+    ) -> list[Dispute]:
+        """See `Witnessed.compare`; an account that is disputed already is not compared."""
+        with self._transaction():
+            disputed = {one.account for one in self.witnessed.disputes()}
+            new = (one for one in heads if one.account not in disputed)
+            found = [self.witnessed.compare(one, expected, now_s) for one in new]
+            return [one for one in found if one is not None]
+
+    def follow_checkpoints(
+        self,
+        key: bytes,
+        new: Sequence[Checkpoint],
+        leaves: Sequence[str],
+        heads: Sequence[Head],
+        now_s: float,
+    ) -> list[Dispute]:
+        """Follow the coordinator's checkpoints; what is disputed. See `Witnessed`."""
+        with self._transaction():
+            found = [self.witnessed.follow_checkpoints(key, new, leaves, now_s)]
+            found += [self.witnessed.check_leaf(head, leaves, now_s) for head in heads]
+            return [one for one in found if one is not None]
+
+    def settle(self, account: str) -> Dispute:
+        """See `Witnessed.settle`."""
+        with self._transaction():
+            return self.witnessed.settle(account)
+
     def recover(self) -> list[str]:
         """After a restart: what was opened and not spooled is lost, and posted whole."""
         lost = [row.order.attempt_id for row in self._rows("WHERE state = 'opened'")]
@@ -317,9 +361,11 @@ class State:
                 "STATE_NEWER",
                 f"{path} was written by a newer agent (schema {version}); upgrade this one",
             )
-        if version == 0:
-            script = f"{_SCHEMA}{LEDGER_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};"
+        if version < SCHEMA_VERSION:
+            first = f"{_SCHEMA}{LEDGER_SCHEMA}" if version == 0 else ""
+            script = f"{first}{WITNESS_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};"
             self._connection.executescript(f"BEGIN IMMEDIATE;{script}COMMIT;")
+        if version == 0:
             self.set_note("node", self._node)
         if self.note("node") != self._node:
             raise Malformed(

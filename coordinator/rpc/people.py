@@ -18,6 +18,7 @@ from coordinator.sessions import Sessions
 from coordinator.store import jobs as job_store
 from coordinator.store import ledger, people
 from coordinator.store.database import Database
+from privacy.wire import entry_to_wire
 from protos.errors import Malformed, NotFound
 from protos.feddp.v1 import (
     budgets_pb2,
@@ -130,6 +131,7 @@ class BudgetsService(budgets_pb2_grpc.BudgetsServicer):
     """Serves privacy officers."""
 
     database: Database
+    ledger_public_key: bytes
 
     async def ListAccounts(
         self, request: budgets_pb2.ListAccountsRequest, context: Context
@@ -148,13 +150,20 @@ class BudgetsService(budgets_pb2_grpc.BudgetsServicer):
         def work(connection: Connection) -> list[budgets_pb2.ListEntriesResponse]:
             wanted = views.accounts(connection, request.data_set)
             return [
-                budgets_pb2.ListEntriesResponse(entry=views.entry(entry))
+                budgets_pb2.ListEntriesResponse(entry=entry_to_wire(entry))
                 for account in wanted
                 for entry in ledger.chain(connection, account.account)
             ]
 
         for response in await self.database.read(work):
             yield response
+
+    async def ListCheckpoints(
+        self, request: budgets_pb2.ListCheckpointsRequest, context: Context
+    ) -> budgets_pb2.ListCheckpointsResponse:
+        """See budgets.proto."""
+        key = self.ledger_public_key
+        return await self.database.read(lambda connection: views.checkpoints(connection, key))
 
 
 @dataclass(slots=True)

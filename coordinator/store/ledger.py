@@ -205,6 +205,17 @@ def chain(connection: Connection, account: str) -> Iterator[Entry]:
         yield entry_of(row)
 
 
+def chain_after(connection: Connection, account: str, seq: int, most: int) -> list[Entry]:
+    """At most so many of an account's entries after one, in order."""
+    rows = connection.execute(
+        select(entries)
+        .where(entries.c.account == account, entries.c.seq > seq)
+        .order_by(entries.c.seq)
+        .limit(most)
+    )
+    return [entry_of(row) for row in rows]
+
+
 def entry_of(row: Row[Any]) -> Entry:
     """The entry that a row of the table holds."""
     values = row._mapping

@@ -153,6 +153,26 @@ entries = Table(
     Index("ix_entries_job_id", "job_id"),
 )
 
+checkpoints = Table(  # never changed; each signs the heads of all accounts at one moment
+    "checkpoints",
+    metadata,
+    Column("number", BigInteger, primary_key=True),
+    Column("prev_hash", String(64), nullable=False),
+    Column("root", String(64), nullable=False),
+    Column("signature", LargeBinary, nullable=False),
+    Column("leaves", LargeBinary, nullable=False),  # one a line
+    Column("made_at", Float, nullable=False),
+)
+
+countersignatures = Table(  # what each node has signed of its own accounts' chains
+    "countersignatures",
+    metadata,
+    Column("account", String(127), ForeignKey("accounts.account"), primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("hash", String(64), nullable=False),
+    Column("node_signature", LargeBinary, nullable=False),
+)
+
 reservations = Table(  # open reservations only; a row goes when its attempt is resolved
     "reservations",
     metadata,

@@ -5,11 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from feddp.cli import output
+from feddp.cli import agent_ledger, output
 from feddp.cli.options import Json
 from feddp.process import loading
 
 app = typer.Typer(help="Join a federation and run the node agent.", no_args_is_help=True)
+app.add_typer(agent_ledger.app, name="ledger")
 
 Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's folder.")]
 
@@ -91,6 +92,14 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         *((f"account {one['name']}", _account(one)) for one in found["accounts"]),
         ("own ledger", f"{ledger['entries']} entries, {said}"),
         *(("problem", text) for text in ledger["problems"]),
+        *(
+            (
+                "DISPUTED",
+                f"{one['account']}, coordinator's entry {one['seq']}: {one['text']}; orders on it "
+                "are refused until `feddp agent ledger settle`",
+            )
+            for one in ledger["disputes"]
+        ),
     ]
 
 

@@ -41,6 +41,10 @@ def show(
     output.line("LEFT is of the filter's units, which add up; epsilon does not.")
 
 
+def _beside(heads: list[Path]) -> str:
+    return f", beside what {len(heads)} nodes have seen" if heads else ""
+
+
 def _require_accounts(found: "Ledger", data_set: str) -> None:
     """An empty selection proves nothing, so it is no success."""
     if not found.accounts and not found.entries:
@@ -122,6 +126,14 @@ def verify(
         Path | None,
         typer.Argument(metavar="[FILE]", help="An export of `budget ledger --json` instead."),
     ] = None,
+    heads: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--heads",
+            metavar="FILE",
+            help="What a node has seen: `feddp agent ledger heads --json`; repeatable.",
+        ),
+    ] = None,
     data_set: DataSet = "",
     folder: Dir = None,
     profile: ProfileFolder = None,
@@ -129,6 +141,7 @@ def verify(
 ) -> None:
     """Check hash chains, signatures, one resolution an attempt, and limits; exit 1 if one fails."""
     from feddp.cli.ledgers import Check, Ledger, Tampered, check, from_file, read
+    from feddp.cli.witnesses import from_node_file
     from feddp.profile import Selection
     from protos.errors import Malformed
 
@@ -137,7 +150,8 @@ def verify(
     try:
         found = from_file(file) if file else read(Selection.of(folder, profile), data_set)
         _require_accounts(found, data_set)
-        result = check(found)
+        nodes = [from_node_file(one) for one in heads or []]
+        result = check(found, nodes, whole=not data_set)
     except Tampered as error:
         found = Ledger([], [], {}, {})
         result = Check([error.problem], 0, {})
@@ -159,6 +173,7 @@ def verify(
         counts = ", ".join(f"{number} {kind}" for kind, number in result.counts.items())
         output.line(f"{len(found.entries)} entries of {len(found.accounts)} accounts: {counts}")
         output.line("checked: hash chain, node signatures, one end per attempt, never above limit")
+        output.line(f"and {found.witnesses.said()}" + _beside(heads or []))
         if result.unattested:
             output.line(f"{result.unattested} posts carry no signature of their node (no fault)")
         for account, seq, text in result.problems:

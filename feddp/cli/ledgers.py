@@ -1,12 +1,13 @@
 """Where a ledger comes from: the database, a coordinator, or an exported file; and its check."""
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feddp.cli.output import as_dict
+from feddp.cli.witnesses import Witnesses, faults, from_json, from_message
 from privacy import ledger
 from privacy.filters import Filter, make_filter
 from protos.errors import FeddpError, Malformed
@@ -25,18 +26,21 @@ class Ledger:
         accounts: BudgetAccount as JSON has it; `ledger_public_key` is hexadecimal.
         filters: account -> its filter.
         public_keys: node -> its raw Ed25519 ledger key.
+        witnesses: checkpoints, and heads that nodes have countersigned.
     """
 
     entries: list[ledger.Entry]
     accounts: list[dict[str, Any]]
     filters: Mapping[str, Filter]
     public_keys: Mapping[str, bytes]
+    witnesses: Witnesses = field(default_factory=lambda: Witnesses("the coordinator"))
 
     def export(self) -> dict[str, Any]:
         """What `budget ledger --json` prints and `budget verify FILE` takes."""
         return {
             "entries": [ledger.to_json(entry) for entry in self.entries],
             "accounts": self.accounts,
+            "witnesses": self.witnesses.export(),
         }
 
 
@@ -66,7 +70,8 @@ def read(selection: "Selection", data_set: str) -> Ledger:
         _entries(stored_entries(installation))
         raise
     accounts = [as_dict(account) for account in view.accounts]
-    return Ledger(list(view.entries), accounts, view.filters, view.public_keys)
+    witnesses = from_message(view.witnesses)
+    return Ledger(list(view.entries), accounts, view.filters, view.public_keys, witnesses)
 
 
 def from_client(client: "Client", data_set: str) -> Ledger:
@@ -76,6 +81,7 @@ def from_client(client: "Client", data_set: str) -> Ledger:
         Tampered: the coordinator holds an entry that it cannot have written.
     """
     accounts = [as_dict(account) for account in client.accounts(data_set)]
+    witnesses = from_message(client.checkpoints())
     values = [as_dict(entry) for entry in client.ledger(data_set)]
     before = {account["account"]: account["entries"] for account in accounts}
     grown = {
@@ -85,7 +91,7 @@ def from_client(client: "Client", data_set: str) -> Ledger:
     }
     # An account that did not grow is compared whole: more entries than it says are a fault.
     kept = [one for one in values if one["seq"] <= grown.get(one["account"], one["seq"])]
-    return _of(_entries(kept), accounts)
+    return _of(_entries(kept), accounts, witnesses)
 
 
 def from_file(path: Path) -> Ledger:
@@ -108,7 +114,9 @@ def from_file(path: Path) -> Ledger:
         raise Malformed("EXPORT_INVALID", f"{path} is not what `feddp budget ledger --json` prints")
     entries = _entries(values)
     try:
-        return _checked_accounts(_of(entries, accounts))
+        # An export of 0.1.0 has none.
+        kept = content.get("witnesses", Witnesses("").export())
+        return _checked_accounts(_of(entries, accounts, from_json(kept, "the coordinator")))
     except (FeddpError, ValueError, TypeError, KeyError) as error:
         raise Tampered("(accounts)", 0, f"an account is not one: {_said(error)}") from None
 
@@ -152,7 +160,9 @@ def _said(error: Exception) -> str:
     return error.message if isinstance(error, FeddpError) else f"{type(error).__name__}"
 
 
-def _of(entries: list[ledger.Entry], accounts: list[dict[str, Any]]) -> Ledger:
+def _of(
+    entries: list[ledger.Entry], accounts: list[dict[str, Any]], witnesses: Witnesses
+) -> Ledger:
     filters = {
         str(account["account"]): make_filter(
             account["filter"],
@@ -167,7 +177,7 @@ def _of(entries: list[ledger.Entry], accounts: list[dict[str, Any]]) -> Ledger:
         for account in accounts
         if account["ledger_public_key"]
     }
-    return Ledger(entries, accounts, filters, keys)
+    return Ledger(entries, accounts, filters, keys, witnesses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +200,14 @@ class Check:
         return not self.problems
 
 
-def check(found: Ledger) -> Check:
-    """Verify every chain, and that each account says of itself what its chain adds up to."""
+def check(found: Ledger, nodes: Sequence[Witnesses] = (), *, whole: bool = True) -> Check:
+    """Verify every chain, that each account says of itself what its chain adds up to, and that it
+    is all that the coordinator's nodes have countersigned.
+
+    Args:
+        nodes: what nodes hold themselves.
+        whole: the ledger is all of it, not that of one data set.
+    """
     result = ledger.verify(found.entries, found.filters, found.public_keys)
     problems = [(one.account, one.seq, one.text) for one in result.problems]
     broken = {account for account, _, _ in problems}
@@ -207,6 +223,8 @@ def check(found: Ledger) -> Check:
                 (name, bad_seq, text) for text in _differences(account, result, seq, digest)
             ]
         seen.add(name)
+    witnesses = [found.witnesses, *nodes]
+    problems += faults(found.entries, found.public_keys, witnesses, whole=whole)
     return Check(problems, len(result.unattested), result.counts)
 
 

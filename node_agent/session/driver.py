@@ -22,6 +22,7 @@ from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.link import Link
 from node_agent.session.machine import step
 from node_agent.session.training import Training
+from node_agent.session.witness import Witness
 from node_agent.spool import Spool
 from node_agent.state import AttemptRow, State
 from node_agent.steward import Steward
@@ -95,6 +96,9 @@ class Driver:
             wanted=lambda attempt_id: self._agent.find(attempt_id) is not None,
             clock=self._clock,
         )
+        self._witness = Witness(
+            parts.channel, parts.state, parts.ledger, parts.admission.filter_of_account, self._clock
+        )
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
         self._of_attempt: dict[str, set[asyncio.Task[None]]] = {}
@@ -110,6 +114,7 @@ class Driver:
                 self._dispatch(e.Restarted(resumed))
                 self._spawn(self._link.run())
                 self._spawn(self._beat())
+                self._spawn(self._witness.run())
                 await stop.wait()
                 self._dispatch(e.StopRequested())
                 for task in list(self._tasks):
@@ -127,6 +132,9 @@ class Driver:
             case e.WelcomeReceived():
                 log.info("connected", coordinator=self._parts.address)
                 self._note_connected(f"{self._clock():.3f}")
+                self._witness.soon()
+            case e.JobEndedReceived():
+                self._witness.soon()
             case e.Disconnected():
                 self._note_connected("")
         for command in asked:

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from protos.feddp.v1 import ledger_pb2 as _ledger_pb2
+from protos.feddp.v1 import witness_pb2 as _witness_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -133,6 +134,53 @@ class BudgetAccount(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon_spent) -> _WhichOneofReturnType__epsilon_spent | None: ...
 
 Global___BudgetAccount: _TypeAlias = BudgetAccount  # noqa: Y015
+
+@_typing.final
+class ListCheckpointsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCheckpointsRequest: _TypeAlias = ListCheckpointsRequest  # noqa: Y015
+
+@_typing.final
+class ListCheckpointsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    COUNTERSIGNED_FIELD_NUMBER: _builtins.int
+    COORDINATOR_LEDGER_KEY_FIELD_NUMBER: _builtins.int
+    coordinator_ledger_key: _builtins.bytes
+    """Raw Ed25519 key that signs the checkpoints."""
+    @_builtins.property
+    def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[_witness_pb2.LedgerCheckpoint]:
+        """In order, from the first."""
+
+    @_builtins.property
+    def countersigned(self) -> _containers.RepeatedCompositeFieldContainer[_witness_pb2.LedgerHead]:
+        """By account and seq, each with its node's signature."""
+
+    def __init__(
+        self,
+        *,
+        checkpoints: _abc.Iterable[_witness_pb2.LedgerCheckpoint] | None = ...,
+        countersigned: _abc.Iterable[_witness_pb2.LedgerHead] | None = ...,
+        coordinator_ledger_key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "coordinator_ledger_key", b"coordinator_ledger_key", "countersigned", b"countersigned"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCheckpointsResponse: _TypeAlias = ListCheckpointsResponse  # noqa: Y015
 
 @_typing.final
 class ListEntriesRequest(_message.Message):

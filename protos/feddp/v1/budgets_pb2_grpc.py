@@ -45,6 +45,11 @@ class BudgetsStub(object):
                 request_serializer=protos_dot_feddp_dot_v1_dot_budgets__pb2.ListEntriesRequest.SerializeToString,
                 response_deserializer=protos_dot_feddp_dot_v1_dot_budgets__pb2.ListEntriesResponse.FromString,
                 _registered_method=True)
+        self.ListCheckpoints = channel.unary_unary(
+                '/feddp.v1.Budgets/ListCheckpoints',
+                request_serializer=protos_dot_feddp_dot_v1_dot_budgets__pb2.ListCheckpointsRequest.SerializeToString,
+                response_deserializer=protos_dot_feddp_dot_v1_dot_budgets__pb2.ListCheckpointsResponse.FromString,
+                _registered_method=True)
 
 
 class BudgetsServicer(object):
@@ -65,6 +70,14 @@ class BudgetsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListCheckpoints(self, request, context):
+        """Checkpoints over all accounts, and the heads that nodes have countersigned. Called as
+        ListAccounts. Safe to retry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BudgetsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +90,11 @@ def add_BudgetsServicer_to_server(servicer, server):
                     servicer.ListEntries,
                     request_deserializer=protos_dot_feddp_dot_v1_dot_budgets__pb2.ListEntriesRequest.FromString,
                     response_serializer=protos_dot_feddp_dot_v1_dot_budgets__pb2.ListEntriesResponse.SerializeToString,
+            ),
+            'ListCheckpoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCheckpoints,
+                    request_deserializer=protos_dot_feddp_dot_v1_dot_budgets__pb2.ListCheckpointsRequest.FromString,
+                    response_serializer=protos_dot_feddp_dot_v1_dot_budgets__pb2.ListCheckpointsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +152,33 @@ class Budgets(object):
             '/feddp.v1.Budgets/ListEntries',
             protos_dot_feddp_dot_v1_dot_budgets__pb2.ListEntriesRequest.SerializeToString,
             protos_dot_feddp_dot_v1_dot_budgets__pb2.ListEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCheckpoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feddp.v1.Budgets/ListCheckpoints',
+            protos_dot_feddp_dot_v1_dot_budgets__pb2.ListCheckpointsRequest.SerializeToString,
+            protos_dot_feddp_dot_v1_dot_budgets__pb2.ListCheckpointsResponse.FromString,
             options,
             channel_credentials,
             insecure,

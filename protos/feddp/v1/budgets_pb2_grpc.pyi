@@ -37,6 +37,10 @@ class BudgetsStub:
     """Called by operators, engineers and privacy officers. Safe to retry."""
     ListEntries: _grpc.UnaryStreamMultiCallable[_budgets_pb2.ListEntriesRequest, _budgets_pb2.ListEntriesResponse]
     """Every entry of the accounts asked for, in chain order. Called as ListAccounts. Safe to retry."""
+    ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_budgets_pb2.ListCheckpointsRequest, _budgets_pb2.ListCheckpointsResponse]
+    """Checkpoints over all accounts, and the heads that nodes have countersigned. Called as
+    ListAccounts. Safe to retry.
+    """
 
 @_typing.type_check_only
 class BudgetsAsyncStub(BudgetsStub):
@@ -47,6 +51,10 @@ class BudgetsAsyncStub(BudgetsStub):
     """Called by operators, engineers and privacy officers. Safe to retry."""
     ListEntries: _aio.UnaryStreamMultiCallable[_budgets_pb2.ListEntriesRequest, _budgets_pb2.ListEntriesResponse]  # type: ignore[assignment]
     """Every entry of the accounts asked for, in chain order. Called as ListAccounts. Safe to retry."""
+    ListCheckpoints: _aio.UnaryUnaryMultiCallable[_budgets_pb2.ListCheckpointsRequest, _budgets_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
+    """Checkpoints over all accounts, and the heads that nodes have countersigned. Called as
+    ListAccounts. Safe to retry.
+    """
 
 class BudgetsServicer(metaclass=_abc_1.ABCMeta):
     """Privacy accounts and their ledger, for privacy officers."""
@@ -66,5 +74,15 @@ class BudgetsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_budgets_pb2.ListEntriesResponse], _abc.AsyncIterator[_budgets_pb2.ListEntriesResponse]]:
         """Every entry of the accounts asked for, in chain order. Called as ListAccounts. Safe to retry."""
+
+    @_abc_1.abstractmethod
+    def ListCheckpoints(
+        self,
+        request: _budgets_pb2.ListCheckpointsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_budgets_pb2.ListCheckpointsResponse, _abc.Awaitable[_budgets_pb2.ListCheckpointsResponse]]:
+        """Checkpoints over all accounts, and the heads that nodes have countersigned. Called as
+        ListAccounts. Safe to retry.
+        """
 
 def add_BudgetsServicer_to_server(servicer: BudgetsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

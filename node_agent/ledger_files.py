@@ -1,0 +1,180 @@
+"""The node's ledger outside its folder: a copy to keep, its way back, and heads for officers."""
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from node_agent.agent import locked, read_folder
+from node_agent.config import Folder
+from node_agent.identity import Identity
+from node_agent.state import RESTORED_NOTE, State
+from node_agent.witnessed import Dispute
+from privacy.ledger import Verification, verify
+from protos.content import beside_of, sync_directory
+from protos.errors import Conflict, Malformed, NotFound
+
+
+def heads(path: Path) -> dict[str, Any]:
+    """What this node has seen of the coordinator's ledger, signed; JSON-ready, for officers.
+
+    Raises:
+        NotFound: NOT_JOINED, LEDGER_MISSING.
+    """
+    folder, identity = _opened(path)
+    with _state(folder.state_db, identity) as state:
+        seen, checkpoints = state.witnessed.heads(), state.witnessed.checkpoints()
+        return {
+            "node": identity.node,
+            "ledger_public_key": identity.ledger_public_key.hex(),
+            "coordinator_ledger_key": state.witnessed.coordinator_key().hex(),
+            "heads": [
+                {
+                    "account": one.account,
+                    "seq": one.seq,
+                    "hash": one.hash,
+                    "node_signature": state.witnessed.sign(one).hex(),
+                }
+                for one in seen
+            ],
+            "checkpoints": [
+                {
+                    "number": one.number,
+                    "prev_hash": one.prev_hash,
+                    "root": one.root,
+                    "signature": one.signature.hex(),
+                }
+                for one in checkpoints
+            ],
+            "disputes": [
+                {"account": one.account, "seq": one.seq, "text": one.text, "at_s": one.at_s}
+                for one in state.witnessed.disputes()
+            ],
+        }
+
+
+def export(path: Path, out: Path) -> int:
+    """Copy the ledger, as it is at one moment, to a file; the agent may run. Entries in it.
+
+    Raises:
+        Conflict: FILE_EXISTS.
+        NotFound: NOT_JOINED, LEDGER_MISSING, FOLDER_MISSING.
+    """
+    folder, identity = _opened(path)
+    if out.exists():
+        raise Conflict("FILE_EXISTS", f"{out} exists and is not written over; choose another name")
+    if not out.parent.is_dir():
+        raise NotFound("FOLDER_MISSING", f"{out.parent} is not a folder; make it first")
+    _copy(folder.state_db, out)
+    with _state(out, identity) as copied:
+        return _sound(copied, identity, out)
+
+
+def restore(path: Path, source: Path) -> int:
+    """Put a copy that `export` made in the place of a folder's ledger. Entries in it.
+
+    Nothing that the folder's ledger holds may be missing from the copy.
+
+    Raises:
+        Conflict: AGENT_RUNNING; LEDGER_NEWER, the folder's ledger holds more.
+        Malformed: LEDGER_INVALID, the copy is damaged, or another node's.
+        NotFound: NOT_JOINED, LEDGER_MISSING, FILE_MISSING.
+    """
+    folder, identity = _opened(path)
+    if not source.is_file():
+        raise NotFound("FILE_MISSING", f"there is no file {source}")
+    beside = beside_of(folder.state_db)
+    with locked(folder):
+        try:
+            _copy(source, beside)
+            with _state(beside, identity) as copied, _state(folder.state_db, identity) as present:
+                count = _sound(copied, identity, source)
+                copied.set_note(RESTORED_NOTE, "yes")
+                missing = {e.hash for e in present.ledger.entries()} - {
+                    e.hash for e in copied.ledger.entries()
+                }
+            if missing:
+                raise Conflict(
+                    "LEDGER_NEWER",
+                    f"{folder.state_db} holds {len(missing)} entries that {source} lacks; putting "
+                    "the older copy in its place would forget what was spent",
+                )
+            for suffix in ("-wal", "-shm"):
+                Path(f"{folder.state_db}{suffix}").unlink(missing_ok=True)
+            beside.replace(folder.state_db)
+            sync_directory(folder.root)
+        finally:
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{beside}{suffix}").unlink(missing_ok=True)
+    return count
+
+
+def settle(path: Path, account: str) -> Dispute:
+    """See `Witnessed.settle`; the agent must be stopped.
+
+    Raises:
+        Conflict: AGENT_RUNNING.
+        NotFound: NOT_JOINED, LEDGER_MISSING, DISPUTE_UNKNOWN.
+    """
+    folder, identity = _opened(path)
+    with locked(folder), _state(folder.state_db, identity) as state:
+        return state.settle(account)
+
+
+def _opened(path: Path) -> tuple[Folder, Identity]:
+    folder = Folder(path.absolute())
+    _, identity = read_folder(folder)
+    if not folder.state_db.exists():
+        raise NotFound("LEDGER_MISSING", f"{folder.state_db} is missing; restore it from a backup")
+    return folder, identity
+
+
+@contextlib.contextmanager
+def _state(path: Path, identity: Identity) -> Iterator[State]:
+    try:
+        state = State(path, identity.node, identity.ledger_key)
+    except sqlite3.DatabaseError:
+        raise Malformed("LEDGER_INVALID", f"{path} is no ledger that can be read") from None
+    try:
+        yield state
+    finally:
+        state.close()
+
+
+def _copy(source: Path, out: Path) -> None:
+    """A consistent copy in one file, readable by its owner alone."""
+    out.unlink(missing_ok=True)
+    os.close(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    try:
+        with (
+            contextlib.closing(sqlite3.connect(source)) as old,
+            contextlib.closing(sqlite3.connect(out)) as new,
+        ):
+            old.backup(new)
+    except sqlite3.DatabaseError:
+        out.unlink(missing_ok=True)
+        raise Malformed("LEDGER_INVALID", f"{source} is no ledger that can be read") from None
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_directory(out.parent)
+
+
+def _sound(state: State, identity: Identity, path: Path) -> int:
+    """Entries of a ledger that verifies and is this node's."""
+    entries = state.ledger.entries()
+    filters = {
+        one.account: one.filter(one.epsilon_limit_highest) for one in state.ledger.accounts()
+    }
+    found: Verification = verify(entries, filters, {identity.node: identity.ledger_public_key})
+    if not found.ok:
+        first = found.problems[0]
+        raise Malformed(
+            "LEDGER_INVALID",
+            f"{path}: account {first.account}, entry {first.seq}: {first.text}",
+        )
+    return len(entries)

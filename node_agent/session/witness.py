@@ -1,0 +1,158 @@
+"""Follows the coordinator's ledger: reads what is new of this node's accounts, checks it, signs."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import grpc
+import structlog
+
+from node_agent.session.ledger_thread import LedgerThread
+from node_agent.state import RESTORED_NOTE, State
+from node_agent.witnessed import Dispute
+from privacy.filters import Filter
+from privacy.heads import Checkpoint, Head
+from privacy.ledger import Entry
+from privacy.wire import (
+    checkpoint_from_wire,
+    entry_from_wire,
+    head_from_wire,
+    head_to_wire,
+)
+from protos.errors import FeddpError
+from protos.feddp.v1 import witness_pb2 as pb
+from protos.feddp.v1 import witness_pb2_grpc as pb_grpc
+from protos.status import from_rpc
+
+log = structlog.get_logger(__name__)
+
+AFTER_S: Final = 1.0
+"""After a session's start or a job's end: what is urgent goes first, and several ends share a
+look."""
+
+CALL_TIMEOUT_S: Final = 20.0
+
+
+class Witness:
+    """Looks whenever it is asked to; a coordinator that cannot be asked is asked again later.
+
+    Args:
+        filter_of_account: how "NODE/NAME" counts by the steward's policy; None if it is not in it.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        state: State,
+        ledger: LedgerThread,
+        filter_of_account: Callable[[str], Filter | None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._stub = pb_grpc.WitnessStub(channel)
+        self._filter_of_account = filter_of_account
+        self._state = state
+        self._ledger = ledger
+        self._clock = clock
+        self._wanted = asyncio.Event()
+
+    def soon(self) -> None:
+        """Look once more."""
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Look, for ever."""
+        while True:
+            await self._wanted.wait()
+            await asyncio.sleep(AFTER_S)
+            self._wanted.clear()
+            try:
+                await self.look()
+            except grpc.RpcError as error:
+                # The next session, or the next job, asks again.
+                log.info("ledger_not_followed", reason=from_rpc(error).reason)
+            except FeddpError as error:
+                log.error("ledger_unreadable", reason=error.reason, detail=error.message)
+
+    async def look(self) -> None:
+        """Follow the coordinator's ledger to where it stands, and countersign what holds.
+
+        Raises:
+            grpc.RpcError: the coordinator does not answer.
+            Malformed: what it answered is no ledger.
+        """
+        expected = await self._ledger.run(self._state.witnessed.unseen)
+        heads = await self._follow_checkpoints()
+        for head in heads:
+            await self._follow(head)
+        disputes = await self._ledger.run(self._state.compare, heads, expected, self._clock())
+        self._report(disputes)
+        await self._ledger.run(self._state.set_note, RESTORED_NOTE, "")
+        signed = await self._ledger.run(self._signed, heads)
+        if signed:
+            await self._stub.Countersign(
+                pb.CountersignRequest(heads=signed), timeout=CALL_TIMEOUT_S
+            )
+
+    async def _follow_checkpoints(self) -> list[Head]:
+        """This node's heads, as announced with the newest checkpoint."""
+        while True:
+            newest = await self._ledger.run(self._state.witnessed.newest_checkpoint)
+            request = pb.ReadHeadsRequest(after_checkpoint=newest.number if newest else 0)
+            answer = await self._stub.ReadHeads(request, timeout=CALL_TIMEOUT_S)
+            heads = [head_from_wire(one) for one in answer.heads]
+            new = [checkpoint_from_wire(one) for one in answer.checkpoints]
+            disputes = await self._ledger.run(
+                self._keep_checkpoints, answer.coordinator_ledger_key, new, answer.leaves, heads
+            )
+            self._report(disputes)
+            if disputes or not new or answer.leaves:
+                return heads
+
+    def _keep_checkpoints(
+        self, key: bytes, new: Sequence[Checkpoint], leaves: Sequence[str], heads: Sequence[Head]
+    ) -> list[Dispute]:
+        return self._state.follow_checkpoints(key, new, leaves, heads, self._clock())
+
+    async def _follow(self, head: Head) -> None:
+        """Read an account's entries up to its head."""
+        while True:
+            seen = await self._ledger.run(self._state.witnessed.head, head.account)
+            if seen.seq >= head.seq:
+                return
+            request = pb.ReadEntriesRequest(account=head.account, after_seq=seen.seq)
+            before = seen.seq
+            async for answer in self._stub.ReadEntries(request, timeout=CALL_TIMEOUT_S):
+                some = [entry_from_wire(one) for one in answer.entries if one.seq <= head.seq]
+                dispute = await self._ledger.run(self._take, head.account, some)
+                if dispute is not None:
+                    self._report([dispute])
+                    return
+            seen = await self._ledger.run(self._state.witnessed.head, head.account)
+            if seen.seq == before:
+                return  # it announces more than it gives; `compare` says what that means
+
+    def _take(self, account: str, entries: Sequence[Entry]) -> Dispute | None:
+        return self._state.follow(account, entries, self._filter_of_account(account), self._clock())
+
+    def _signed(self, heads: Sequence[Head]) -> list[pb.LedgerHead]:
+        """Heads that hold, with the node's signature."""
+        witnessed = self._state.witnessed
+        return [
+            head_to_wire(one, witnessed.sign(one))
+            for one in heads
+            if one.seq > 0
+            and witnessed.head(one.account) == one
+            and witnessed.dispute(one.account) is None
+        ]
+
+    def _report(self, disputes: Sequence[Dispute]) -> None:
+        for one in disputes:
+            log.error(
+                "ledger_disputed",
+                account=one.account,
+                seq=one.seq,
+                detail=one.text,
+                do="orders on this account are refused; compare both ledgers with the "
+                "coordinator's operator, then `feddp agent ledger settle`",
+            )

@@ -1,0 +1,314 @@
+"""What this node has seen of the coordinator's ledger, in `state.db`, and where the two disagree.
+
+The node's own ledger is what counts for its patients. The coordinator's is followed entry by entry
+from the head that was seen last: what does not continue it, or says of an attempt of ours what our
+own ledger does not say, is a *dispute*. While there is one, orders on its account are refused; the
+data steward settles it. SQLite is used by the caller's thread, within its transaction.
+"""
+
+import sqlite3
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from node_agent.own_ledger import OwnLedger
+from privacy.filters import Filter
+from privacy.heads import (
+    Checkpoint,
+    Head,
+    checkpoint_fault,
+    fault_after,
+    head_of,
+    root_of,
+)
+from privacy.ledger import Entry, signature_ok
+from protos.errors import NotFound
+
+SCHEMA: Final = """
+CREATE TABLE seen_heads (
+    account TEXT PRIMARY KEY, seq INTEGER NOT NULL, hash TEXT NOT NULL
+) STRICT;
+CREATE TABLE seen_attempts (attempt_id TEXT PRIMARY KEY, kind TEXT NOT NULL) STRICT;
+CREATE TABLE seen_checkpoints (
+    number INTEGER PRIMARY KEY, prev_hash TEXT NOT NULL, root TEXT NOT NULL, signature BLOB NOT NULL
+) STRICT;
+CREATE TABLE disputes (
+    account TEXT PRIMARY KEY, seq INTEGER NOT NULL, text TEXT NOT NULL, at_s REAL NOT NULL
+) STRICT;
+"""
+
+EVERY_ACCOUNT: Final = "*"
+"""The account of a dispute that concerns the coordinator's ledger as a whole."""
+
+_COORDINATOR_KEY: Final = "coordinator_ledger_key"
+
+
+@dataclass(frozen=True, slots=True)
+class Dispute:
+    """Where the coordinator's ledger is not what this node has seen or knows.
+
+    Attributes:
+        account: "NODE/NAME", or EVERY_ACCOUNT.
+        seq: of the entry in the coordinator's chain, or the number of the checkpoint.
+    """
+
+    account: str
+    seq: int
+    text: str
+    at_s: float
+
+
+class Witnessed:
+    """Follows the coordinator's chains of this node's accounts."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        node: str,
+        ledger: OwnLedger,
+        key: Ed25519PrivateKey,
+    ) -> None:
+        self._connection = connection
+        self._node = node
+        self._ledger = ledger
+        self._key = key
+        self._public_key = key.public_key().public_bytes_raw()
+
+    # Reading
+
+    def head(self, account: str) -> Head:
+        """The head that was seen last; seq 0 for none."""
+        row = self._connection.execute(
+            "SELECT seq, hash FROM seen_heads WHERE account = ?", (account,)
+        ).fetchone()
+        return Head(account, *row) if row else Head(account)
+
+    def heads(self) -> list[Head]:
+        """Every head that was seen last, by account."""
+        query = "SELECT account, seq, hash FROM seen_heads ORDER BY account"
+        return [Head(*row) for row in self._connection.execute(query)]
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Every checkpoint that was seen, in order."""
+        query = "SELECT number, prev_hash, root, signature FROM seen_checkpoints ORDER BY number"
+        return [Checkpoint(*row) for row in self._connection.execute(query)]
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """The newest checkpoint that was seen."""
+        query = (
+            "SELECT number, prev_hash, root, signature FROM seen_checkpoints"
+            " ORDER BY number DESC LIMIT 1"
+        )
+        row = self._connection.execute(query).fetchone()
+        return Checkpoint(*row) if row else None
+
+    def coordinator_key(self) -> bytes:
+        """The raw key that signs checkpoints; empty before the first."""
+        row = self._connection.execute(
+            "SELECT value FROM meta WHERE key = ?", (_COORDINATOR_KEY,)
+        ).fetchone()
+        return bytes.fromhex(row[0]) if row else b""
+
+    def disputes(self) -> list[Dispute]:
+        """What is not settled, by account."""
+        query = "SELECT account, seq, text, at_s FROM disputes ORDER BY account"
+        return [Dispute(*row) for row in self._connection.execute(query)]
+
+    def dispute(self, account: str) -> Dispute | None:
+        """What is not settled and concerns an account."""
+        return next(
+            (one for one in self.disputes() if one.account in (account, EVERY_ACCOUNT)), None
+        )
+
+    def sign(self, what: Head | Checkpoint) -> bytes:
+        """The node's signature over a head or a checkpoint; the same each time."""
+        return self._key.sign(what.canonical())
+
+    # Following
+
+    def follow(
+        self, account: str, entries: Sequence[Entry], filter_: Filter | None, now_s: float
+    ) -> Dispute | None:
+        """Check entries that follow the head that was seen last, and move the head on; up to the
+        first that is disputed.
+
+        A post that we have signed and do not know of is booked: our ledger was restored from an
+        older copy, and what was spent since must count.
+
+        Args:
+            filter_: how the account counts by today's policy; None if it is not in it.
+        """
+        head = self.head(account)
+        for entry in entries:
+            text = fault_after(head, entry) or self._differs(entry) or self._adopt(entry, filter_)
+            if text:
+                self._move(head)
+                return self._raise(Dispute(account, entry.seq, text, now_s))
+            head = head_of(entry)
+            statement = entry.statement
+            self._connection.execute(
+                "INSERT INTO seen_attempts VALUES (?, ?) ON CONFLICT (attempt_id) DO UPDATE SET"
+                " kind = excluded.kind",
+                (statement.attempt_id, statement.kind),
+            )
+        self._move(head)
+        return None
+
+    def unseen(self) -> frozenset[str]:
+        """Attempts that the coordinator has told us to be over and booked, and whose booking we
+        have not seen yet."""
+        query = (
+            "SELECT attempts.attempt_id FROM attempts LEFT JOIN seen_attempts USING (attempt_id)"
+            " WHERE state = 'closed' AND outcome = 'post' AND coalesce(kind, '') != 'post'"
+        )
+        return frozenset(attempt_id for (attempt_id,) in self._connection.execute(query))
+
+    def compare(self, announced: Head, expected: Collection[str], now_s: float) -> Dispute | None:
+        """Whether the coordinator stands where we have followed it to, with all that we booked.
+
+        Args:
+            expected: `unseen` as it was before the heads were asked for: they must be in by now.
+        """
+        seen = self.head(announced.account)
+        if announced.seq < seen.seq:
+            text = (
+                f"the coordinator's chain has {announced.seq} entries, and this node has seen "
+                f"{seen.seq} of them"
+            )
+            return self._raise(Dispute(announced.account, announced.seq + 1, text, now_s))
+        if announced.seq > seen.seq:
+            text = f"the coordinator announces {announced.seq} entries and gives {seen.seq}"
+            return self._raise(Dispute(announced.account, seen.seq + 1, text, now_s))
+        if announced.hash != seen.hash:
+            text = f"entry {seen.seq} is another one than this node has seen there"
+            return self._raise(Dispute(announced.account, seen.seq, text, now_s))
+        lost = self._lost(announced.account, expected)
+        if lost:
+            text = f"attempt {lost} is over and posted here, and not in the coordinator's chain"
+            return self._raise(Dispute(announced.account, seen.seq, text, now_s))
+        return None
+
+    def follow_checkpoints(
+        self, key: bytes, new: Sequence[Checkpoint], leaves: Sequence[str], now_s: float
+    ) -> Dispute | None:
+        """Check the checkpoints that follow the one that was seen last, and keep them.
+
+        Args:
+            leaves: of the last of `new`; empty where it is not the newest.
+        """
+        known = self.coordinator_key()
+        if known and known != key:
+            text = "the coordinator signs its checkpoints with another key than before"
+            return self._raise(Dispute(EVERY_ACCOUNT, 0, text, now_s))
+        before = self.newest_checkpoint()
+        for one in new:
+            text = checkpoint_fault(before, one, key)
+            if text:
+                return self._raise(Dispute(EVERY_ACCOUNT, one.number, text, now_s))
+            self._connection.execute(
+                "INSERT INTO seen_checkpoints VALUES (?, ?, ?, ?)",
+                (one.number, one.prev_hash, one.root, one.signature),
+            )
+            before = one
+        if new and not known:
+            self._connection.execute(
+                "INSERT INTO meta VALUES (?, ?)", (_COORDINATOR_KEY, key.hex())
+            )
+        if new and leaves and root_of(leaves) != new[-1].root:
+            text = f"checkpoint {new[-1].number} is not over the heads that came with it"
+            return self._raise(Dispute(EVERY_ACCOUNT, new[-1].number, text, now_s))
+        return None
+
+    def check_leaf(self, announced: Head, leaves: Sequence[str], now_s: float) -> Dispute | None:
+        """Whether the newest checkpoint holds the head that we were told."""
+        if leaves and announced.leaf() not in leaves:
+            text = "the newest checkpoint was made over another head of this account"
+            return self._raise(Dispute(announced.account, announced.seq, text, now_s))
+        return None
+
+    def settle(self, account: str) -> Dispute:
+        """The steward has looked into a dispute: the coordinator's chain is followed anew.
+
+        Raises:
+            NotFound: DISPUTE_UNKNOWN.
+        """
+        found = next((one for one in self.disputes() if one.account == account), None)
+        if found is None:
+            raise NotFound("DISPUTE_UNKNOWN", f"nothing is disputed about account {account}")
+        execute = self._connection.execute
+        execute("DELETE FROM disputes WHERE account = ?", (account,))
+        execute("DELETE FROM seen_heads WHERE account = ?", (account,))
+        if account == EVERY_ACCOUNT:
+            execute("DELETE FROM seen_checkpoints")
+            execute("DELETE FROM meta WHERE key = ?", (_COORDINATOR_KEY,))
+        return found
+
+    # Inside
+
+    def _move(self, head: Head) -> None:
+        if head.seq:
+            self._connection.execute(
+                "INSERT INTO seen_heads VALUES (?, ?, ?) ON CONFLICT (account) DO UPDATE SET"
+                " seq = excluded.seq, hash = excluded.hash",
+                (head.account, head.seq, head.hash),
+            )
+
+    def _raise(self, dispute: Dispute) -> Dispute:
+        self._connection.execute(
+            "INSERT OR REPLACE INTO disputes VALUES (?, ?, ?, ?)",
+            (dispute.account, dispute.seq, dispute.text, dispute.at_s),
+        )
+        return dispute
+
+    def _differs(self, entry: Entry) -> str:
+        """Where an entry of the coordinator's contradicts our own ledger; empty where it does not.
+
+        A post of an attempt that we never heard of, or that we know to be unopened, is a charge
+        too many and no lie: nobody could prove otherwise when it was made.
+        """
+        statement = entry.statement
+        attempt_id = statement.attempt_id
+        if statement.node != self._node:
+            return f"entry {entry.seq} names node {statement.node}"
+        if entry.node_signature and not signature_ok(
+            self._public_key, statement, entry.node_signature
+        ):
+            return f"the signature of entry {entry.seq} is not this node's"
+        own = {one.kind: one for one in self._ledger.statements_of(attempt_id)}
+        for one in own.values():
+            if one.digest() != statement.digest():
+                return f"attempt {attempt_id} is booked here with other terms"
+        if statement.kind == "void":
+            if not entry.node_signature:
+                return f"attempt {attempt_id} is void without this node's signature"
+            if "post" in own:
+                return f"attempt {attempt_id} is void there and posted here"
+        return ""
+
+    def _adopt(self, entry: Entry, filter_: Filter | None) -> str:
+        """Book a post that we have signed and lost; why that is impossible, or empty."""
+        statement = entry.statement
+        own = {one.kind for one in self._ledger.statements_of(statement.attempt_id)}
+        if statement.kind != "post" or not entry.node_signature or "post" in own:
+            return ""
+        if filter_ is None:
+            return (
+                f"attempt {statement.attempt_id} was posted by this node, its ledger does not "
+                "hold it, and the policy has no such account"
+            )
+        self._ledger.fix(statement.account, filter_)
+        if "reserve" not in own:
+            self._ledger.append(statement.resolved("reserve"))
+        self._ledger.append(statement, posted_units=filter_.cost_units(statement.release))
+        return ""
+
+    def _lost(self, account: str, expected: Collection[str]) -> str:
+        """The first of `expected` that the account's chain, as far as it was seen, does not hold;
+        empty for none."""
+        query = "SELECT 1 FROM attempts WHERE attempt_id = ? AND account = ?"
+        for attempt_id in sorted(self.unseen() & set(expected)):
+            if self._connection.execute(query, (attempt_id, account)).fetchone():
+                return attempt_id
+        return ""

@@ -1,0 +1,426 @@
+"""A coordinator that changes its ledger is found out: by its nodes, and by officers who compare."""
+
+import asyncio
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from coordinator.keyring import ledger_key
+from coordinator.metrics import Metrics
+from coordinator.rpc import witness as witness_rpc
+from coordinator.rpc.gate import Gate
+from coordinator.store import checkpoints, ledger, people
+from coordinator.store.booking import Books
+from coordinator.store.database import Database
+from feddp.cli.witnesses import Witnesses, from_json
+from node_agent.session.ledger_thread import LedgerThread
+from node_agent.session.witness import Witness
+from node_agent.state import State
+from privacy.entries import Entry, Statement, entry_hash, sign
+from privacy.filters import make_filter
+from protos.feddp.v1 import witness_pb2_grpc
+from tests.integration.federation import Federation, null_job, run_cli, wait_for
+from tests.node_agent.samples import LEDGER_KEY, NODE, order
+
+ACCOUNT = f"{NODE}/patients"
+FILTER = make_filter("gdp", 0, 10.0, 1.0e-5)
+ENTRIES = 20
+
+
+class OpenGate(Gate):
+    """Admits everybody; the node is the one of this test."""
+
+    def admit(self, context: Any, method: str) -> None:
+        return None
+
+
+class Bench:
+    """Both ledgers of one node, as files, and a coordinator that serves its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.database = Database(f"sqlite:///{folder / 'coordinator.db'}")
+        self.state = State(folder / "state.db", NODE, LEDGER_KEY)
+        self.key = ledger_key(folder)
+
+    def book(self, attempts: int, first: int = 0) -> None:
+        """Attempts that both sides have reserved, posted and closed."""
+
+        def central(connection: Any) -> None:
+            books = Books(connection)
+            for statement in statements:
+                books.book(statement, sign(LEDGER_KEY, statement))
+            books.flush()
+
+        statements = []
+        for number in range(first, first + attempts):
+            wanted = order(attempt_id=f"a{number}", job_id=f"job-{number}")
+            self.state.reserve(wanted, FILTER)
+            self.state.open(wanted.attempt_id, 1.0, 1.0)
+            self.state.lose(wanted.attempt_id)
+            self.state.close_attempt(wanted.attempt_id, "post")
+            statements += [wanted.statement(NODE, kind) for kind in ("reserve", "post")]
+        self.database.write_now(central)
+
+    def chain(self) -> list[Entry]:
+        """The central chain."""
+        return self.database.read_now(lambda c: list(ledger.chain(c, ACCOUNT)))
+
+    def write(self, chain: list[Entry]) -> None:
+        """Put another chain in the place of the central one, as whoever may write there can."""
+
+        def work(connection: Any) -> None:
+            execute = connection.exec_driver_sql
+            execute("DELETE FROM entries")
+            for one in chain:
+                values = {**one.statement.fields(), "seq": one.seq, "prev_hash": one.prev_hash}
+                values |= {"hash": one.hash, "node_signature": one.node_signature}
+                names, marks = ", ".join(values), ", ".join("?" * len(values))
+                execute(
+                    f"INSERT INTO entries ({names}) VALUES ({marks})",  # noqa: S608
+                    tuple(values.values()),
+                )
+            execute("UPDATE accounts SET entries = ?, head_hash = ?", (len(chain), chain[-1].hash))
+
+        self.database.write_now(work)
+
+    def look(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What the node does at its next session, over real gRPC."""
+
+        class Caller:
+            node = NODE
+
+        monkeypatch.setattr(witness_rpc, "caller", Caller)
+
+        async def run() -> None:
+            server = grpc.aio.server(interceptors=[OpenGate(None, Metrics())])
+            service = witness_rpc.WitnessService(self.database, self.key)
+            witness_pb2_grpc.add_WitnessServicer_to_server(service, server)
+            port = server.add_insecure_port("127.0.0.1:0")
+            await server.start()
+            thread = LedgerThread()
+            try:
+                async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                    witness = Witness(channel, self.state, thread, lambda _: FILTER, lambda: 1.0)
+                    await witness.look()
+            finally:
+                await server.stop(None)
+                thread.close()
+
+        asyncio.run(run())
+
+    def close(self) -> None:
+        """Let go of both files."""
+        self.database.close()
+        self.state.close()
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 20 entries in each ledger, all followed and countersigned by the node."""
+    folder = tmp_path_factory.mktemp("seen")
+    bench = Bench(folder)
+    bench.database.migrate()
+    invitation = {"spiffe_id": "s", "now_s": 0.0, "expires_at_s": 1.0}
+    bench.database.write_now(lambda c: people.invite(c, NODE, "hpc", "s", **invitation))
+    public_key = LEDGER_KEY.public_key().public_bytes_raw()
+    bench.database.write_now(
+        lambda c: c.exec_driver_sql("UPDATE nodes SET ledger_public_key = ?", (public_key,))
+    )
+    bench.database.write_now(
+        lambda c: ledger.open_account(c, ACCOUNT, NODE, "gdp", 0, 10.0, 1.0e-5)
+    )
+    bench.book(ENTRIES // 2)
+    with pytest.MonkeyPatch.context() as patch:
+        bench.look(patch)
+    assert bench.state.witnessed.disputes() == []
+    assert bench.state.witnessed.head(ACCOUNT).seq == ENTRIES
+    kept = bench.database.read_now(checkpoints.countersigned)
+    assert [one.head.seq for one in kept] == [ENTRIES]
+    bench.close()
+    return folder
+
+
+@pytest.fixture
+def bench(seen: Path, tmp_path: Path) -> Any:
+    """The same, of one's own."""
+    shutil.copytree(seen, tmp_path / "bench")
+    opened = Bench(tmp_path / "bench")
+    yield opened
+    opened.close()
+
+
+def forged(chain: list[Entry], k: int, change: Callable[[Statement], Statement]) -> list[Entry]:
+    """The chain with entry `k` changed and every hash from there on made to fit."""
+    made = chain[: k - 1]
+    for entry in chain[k - 1 :]:
+        statement = change(entry.statement) if entry.seq == k else entry.statement
+        signature = b"" if entry.seq == k else entry.node_signature
+        prev_hash = made[-1].hash if made else entry.prev_hash
+        digest = entry_hash(entry.seq, prev_hash, statement)
+        made.append(Entry(entry.seq, statement, prev_hash, digest, signature))
+    return made
+
+
+@pytest.mark.parametrize("longer", [False, True])
+@pytest.mark.parametrize("k", range(1, ENTRIES + 1))
+def test_a_fork_at_any_entry_raises_the_alarm_at_the_next_session(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, k: int, longer: bool
+) -> None:
+    """The rewritten chain is valid in itself, and as long as what was seen or longer."""
+    chain = forged(bench.chain(), k, lambda one: replace(one, project="another"))
+    bench.write(chain)
+    if longer:
+        bench.book(1, first=ENTRIES)
+    bench.look(monkeypatch)
+    found = bench.state.witnessed.disputes()
+    assert [one.account for one in found] == [ACCOUNT]
+    assert bench.state.witnessed.head(ACCOUNT).seq == ENTRIES
+    kept = bench.database.read_now(checkpoints.countersigned)
+    assert [one.head.seq for one in kept] == [ENTRIES], "a disputed head was countersigned"
+
+
+@pytest.mark.parametrize("k", [1, ENTRIES // 2, ENTRIES - 1])
+def test_a_chain_that_was_cut_raises_the_alarm(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, k: int
+) -> None:
+    """What is left is a valid chain."""
+    bench.write(bench.chain()[:k])
+    bench.look(monkeypatch)
+    assert "has seen 20" in bench.state.witnessed.disputes()[0].text
+
+
+def test_an_honest_chain_that_grows_raises_none(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked at after each attempt; and again where nothing is new."""
+    for number in range(5):
+        bench.book(1, first=ENTRIES + number)
+        bench.look(monkeypatch)
+        bench.look(monkeypatch)
+    assert bench.state.witnessed.disputes() == []
+    assert bench.state.witnessed.head(ACCOUNT).seq == ENTRIES + 10
+    assert len(bench.state.witnessed.checkpoints()) == 6
+
+
+def test_what_was_posted_here_and_is_missing_there_raises_the_alarm(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator has said that the attempt is over, and does not book it."""
+    before = bench.chain()
+    bench.book(1, first=ENTRIES)
+    bench.write(before)
+    bench.look(monkeypatch)
+    assert f"attempt a{ENTRIES} is over and posted here" in bench.state.witnessed.disputes()[0].text
+
+
+def test_other_terms_than_ours_raise_the_alarm(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A post with more noise than was ordered would make the account look less spent."""
+    bench.book(1, first=ENTRIES)
+    cheaper = forged(bench.chain(), ENTRIES + 2, lambda one: replace(one, noise_multiplier=1000.0))
+    bench.write(cheaper)
+    bench.look(monkeypatch)
+    assert "with other terms" in bench.state.witnessed.disputes()[0].text
+
+
+def test_two_histories_are_two_checkpoints_of_one_number(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A coordinator that restores a copy and goes on otherwise has signed both."""
+    fork = tmp_path / "fork"
+    shutil.copytree(bench.folder, fork)
+    other = Bench(fork)
+    for one, number in ((bench, ENTRIES), (other, ENTRIES + 1)):
+        one.book(1, first=number)
+        one.look(monkeypatch)
+        assert one.state.witnessed.disputes() == []
+    nodes = [seen_by(one.state) for one in (bench, other)]
+    assert {len(one.checkpoints) for one in nodes} == {2}
+    from feddp.cli.witnesses import faults
+
+    public = {NODE: LEDGER_KEY.public_key().public_bytes_raw()}
+    found = faults(bench.chain(), public, nodes, whole=True)
+    assert ("(checkpoints)", 2) in {(account, seq) for account, seq, _ in found}
+    # And a node that has seen the one is alarmed by the other.
+    bench.database.close()
+    bench.database = other.database
+    bench.look(monkeypatch)
+    assert {one.account for one in bench.state.witnessed.disputes()} >= {ACCOUNT}
+    other.state.close()
+
+
+def seen_by(state: State) -> Witnesses:
+    """What `feddp agent ledger heads` prints, without a folder."""
+    witnessed = state.witnessed
+    return from_json(
+        {
+            "coordinator_ledger_key": witnessed.coordinator_key().hex(),
+            "heads": [
+                {
+                    "account": one.account,
+                    "seq": one.seq,
+                    "hash": one.hash,
+                    "node_signature": witnessed.sign(one).hex(),
+                }
+                for one in witnessed.heads()
+            ],
+            "checkpoints": [
+                {
+                    "number": one.number,
+                    "prev_hash": one.prev_hash,
+                    "root": one.root,
+                    "signature": one.signature.hex(),
+                }
+                for one in witnessed.checkpoints()
+            ],
+        },
+        NODE,
+    )
+
+
+def test_an_older_copy_of_our_ledger_catches_up_with_what_we_signed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What was spent since counts again, and nothing is disputed."""
+    shutil.copy(bench.folder / "state.db", tmp_path / "copy.db")
+    spent = bench.state.ledger.account(ACCOUNT)
+    assert spent is not None
+    bench.book(3, first=ENTRIES)
+    after = bench.state.ledger.account(ACCOUNT)
+    assert after is not None
+    bench.state.close()
+    bench.state = State(tmp_path / "copy.db", NODE, LEDGER_KEY)
+    bench.look(monkeypatch)
+    restored = bench.state.ledger.account(ACCOUNT)
+    assert restored is not None
+    assert spent.posted_units < restored.posted_units == after.posted_units
+    assert bench.state.witnessed.disputes() == []
+
+
+# Real processes
+
+
+def test_the_nodes_notice_and_refuse_until_their_steward_settles(
+    coordinator: Federation, tmp_path: Path
+) -> None:
+    """A rewritten chain: the alarm, the refused order, `verify --heads`, and the way back."""
+    names = ("alpha", "beta", "gamma")
+    for name in names:
+        coordinator.add_node(name)
+        coordinator.start(name)
+    coordinator.wait_for_nodes(*names)
+    job = coordinator.wait_for_end(coordinator.submit(null_job(3)))
+    assert job.status == "completed"
+
+    def countersigned() -> bool:
+        with coordinator.database() as database:
+            (count,) = database.execute("SELECT count(*) FROM countersignatures").fetchone()
+        return bool(count == 3)
+
+    wait_for("three heads are countersigned", countersigned)
+    heads = tmp_path / "alpha.json"
+    found = run(
+        coordinator, "agent", "ledger", "heads", "--json", "--dir", coordinator.agent("alpha")
+    )
+    heads.write_text(found[1])
+    assert run(coordinator, "budget", "verify", "--heads", heads)[0] == 0
+    coordinator.kill("coordinator")
+    rewrite(coordinator, "alpha/patients")
+    coordinator.start("coordinator")
+    coordinator.wait_for_nodes(*names)
+    wait_for("alpha is alarmed", lambda: "ledger_disputed" in coordinator.log("alpha"))
+    verified = run(coordinator, "budget", "verify", "--heads", heads)
+    assert verified[0] == 1
+    assert "the history was rewritten" in verified[1]
+    second = coordinator.submit(null_job(1))
+    refusal = "LEDGER_DISPUTED"
+    wait_for(
+        "alpha refuses",
+        lambda: (
+            refusal in {p.reason for r in coordinator.job(second).rounds for p in r.participation}
+        ),
+    )
+    coordinator.kill("alpha")
+    settled = run(
+        coordinator,
+        "agent",
+        "ledger",
+        "settle",
+        "alpha/patients",
+        "--dir",
+        coordinator.agent("alpha"),
+    )
+    assert "settled: alpha/patients" in settled[1]
+    coordinator.start("alpha")
+    assert coordinator.wait_for_end(second).status == "completed"
+
+
+def run(federation: Federation, *arguments: object) -> tuple[int, str, str]:
+    """A command; those of people on this installation."""
+    words = [str(one) for one in arguments]
+    if words[0] != "agent":
+        words += ["--dir", str(federation.installation.folder)]
+    return run_cli(*words)
+
+
+def rewrite(federation: Federation, account: str) -> None:
+    """Change an account's second entry, and make every hash fit."""
+    with federation.database() as database:
+        database.row_factory = sqlite3.Row
+        rows = database.execute(
+            "SELECT * FROM entries WHERE account = ? ORDER BY seq", (account,)
+        ).fetchall()
+        before = ""
+        for row in rows:
+            statement = Statement(**{n: row[n] for n in Statement.__dataclass_fields__})
+            project = "another" if row["seq"] == 2 else row["project"]
+            prev_hash = before or row["prev_hash"]
+            before = entry_hash(row["seq"], prev_hash, replace(statement, project=project))
+            signature = b"" if row["seq"] == 2 else row["node_signature"]
+            database.execute(
+                "UPDATE entries SET project = ?, prev_hash = ?, hash = ?, node_signature = ?"
+                " WHERE account = ? AND seq = ?",
+                (project, prev_hash, before, signature, account, row["seq"]),
+            )
+        database.execute("UPDATE accounts SET head_hash = ? WHERE account = ?", (before, account))
+        database.commit()
+
+
+def test_a_ledger_is_copied_and_put_back(coordinator: Federation, tmp_path: Path) -> None:
+    """Into a folder whose own was lost; a copy that lacks what the folder has is refused."""
+    coordinator.add_node("alpha")
+    copy, agent = tmp_path / "copy.db", coordinator.agent("alpha")
+    made = run(coordinator, "agent", "ledger", "export", copy, "--dir", agent, "--json")
+    assert json.loads(made[1]) == {"file": str(copy), "entries": 0}
+    assert copy.stat().st_mode & 0o077 == 0
+    again = run(coordinator, "agent", "ledger", "export", copy, "--dir", agent)
+    assert "is not written over" in again[2]
+    state = State(agent / "state.db", "alpha", ledger_key_of(agent))
+    state.reserve(order(), FILTER)
+    state.close()
+    refused = run(coordinator, "agent", "ledger", "import", copy, "--dir", agent)
+    assert refused[0] != 0
+    assert "would forget what was spent" in refused[2]
+    newer = tmp_path / "newer.db"
+    run(coordinator, "agent", "ledger", "export", newer, "--dir", agent)
+    assert run(coordinator, "agent", "ledger", "import", newer, "--dir", agent)[0] == 0
+    newer.write_bytes(newer.read_bytes()[:5000])
+    damaged = run(coordinator, "agent", "ledger", "import", newer, "--dir", agent)
+    assert damaged[0] == 2
+    assert "no ledger that can be read" in damaged[2]
+
+
+def ledger_key_of(agent: Path) -> Any:
+    """The agent's ledger key."""
+    from certs.enrolment import load_ledger_key
+
+    return load_ledger_key(agent / "identity" / "ledger.key")

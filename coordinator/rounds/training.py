@@ -235,7 +235,9 @@ def top_up(phase: Training, event: e.NodesSurveyed, now_s: float) -> Step:
     held = {a.node for a in (*record.received, *record.opened)}
     broke = tuple(_why(a) for a in _latest(record).values() if a.reason in NODE_BUDGET_REASONS)
     absences = (*broke, *(a for a in event.absences if a.node not in held))
-    if ending.never_again(phase.course, held, absences):
+    # Whoever works has its say first: an order that it refuses is voided, not charged.
+    nobody_answers = not heard or phase.deadline_passed
+    if nobody_answers and ending.never_again(phase.course, held, absences):
         return ending.end_job(
             phase.course, "budget_exhausted", ending.exhausted_message(absences), now_s, record
         )

@@ -234,6 +234,10 @@ class WatchedFederation(Federation):
 
     # Waiting
 
+    def wait_for_nodes(self, *names: str) -> None:
+        """As before, also while the coordinator dies and comes back."""
+        self.again(lambda _: super(WatchedFederation, self).wait_for_nodes(*names))
+
     def again(self, call: Any, timeout_s: float = RESUME_S_MAX) -> Any:
         """What a call of a client answers once the coordinator is there to answer it."""
         deadline_s = time.monotonic() + timeout_s

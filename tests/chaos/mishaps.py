@@ -34,6 +34,7 @@ def withdraw(federation: WatchedFederation) -> Jobs:
 
 
 def _with_settings(federation: WatchedFederation, **settings: object) -> Jobs:
+    ended = alone(federation)
     path = federation.agent("gamma") / "agent.yaml"
     kept = path.read_bytes()
     path.write_text(yaml.safe_dump({**yaml.safe_load(kept), **settings}))
@@ -44,7 +45,7 @@ def _with_settings(federation: WatchedFederation, **settings: object) -> Jobs:
     finally:
         path.write_bytes(kept)
         _reborn(federation, "gamma")
-    return {job_id: "completed"}
+    return {**ended, job_id: "completed"}
 
 
 def _reborn(federation: WatchedFederation, name: str) -> None:

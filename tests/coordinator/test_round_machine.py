@@ -288,6 +288,18 @@ def test_a_nodes_own_ledger_can_end_the_job_as_exhausted(reason: str) -> None:
     assert "c" in book.phase.message
 
 
+def test_a_job_that_cannot_go_on_ends_when_whoever_works_has_had_its_say() -> None:
+    """An order that is refused a moment later is voided; ended at once it would be charged."""
+    book = training("a", "b", "c")
+    for node in "abc":
+        book = book >> e.OrderWasRefused(f"{node}1", "BUDGET_REFUSED", "no", b"void")
+        book = book << c.VoidCharge(f"{node}1", b"void") << c.Survey() << None
+        book = book >> surveyed("a", "b", "c")
+        if node != "c":
+            book = book << None
+    assert (book << c.EndJob() << None).phase.status == "budget_exhausted"
+
+
 def test_a_node_that_comes_back_may_try_again_but_not_for_ever() -> None:
     """Its hospital may have mended what was broken; four charges in a round are the most."""
     book = training("a", "b", "c") >> update("a1") >> update("b1")

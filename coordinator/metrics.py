@@ -13,6 +13,7 @@ from protos.feddp.v1 import (
     models_pb2,
     nodes_pb2,
     transfer_pb2,
+    witness_pb2,
 )
 
 Phase = Literal["reserving", "training", "aggregating", "publishing"]
@@ -29,6 +30,7 @@ _FILES: Final[tuple[FileDescriptor, ...]] = (
     models_pb2.DESCRIPTOR,
     nodes_pb2.DESCRIPTOR,
     transfer_pb2.DESCRIPTOR,
+    witness_pb2.DESCRIPTOR,
 )
 METHODS: Final = frozenset(
     f"{service.name}/{method.name}"

@@ -6,7 +6,7 @@ from typing import Final
 
 from privacy.accounting import round_up
 from privacy.filters import ORDER_MAX, ORDER_MIN, Filter, conversion_cost, make_filter
-from privacy.releases import Release
+from privacy.releases import Mechanism, Release
 from protos.errors import BudgetRefused, Malformed
 
 GRID: Final = 10**6
@@ -45,21 +45,26 @@ def noise_multiplier_for(
     """
     if type(releases) is not int or releases < 1:
         raise Malformed("RELEASE_INVALID", "A plan has at least one release.")
-    usable = budget_units
+    unused = 0
     if filter_.kind == "gdp":
-        usable -= releases * REPORT_SLACK_UNITS + -(-max(budget_units, 0) // _REPORT_SLACK_SHARE)
-    mechanism = "gaussian" if sample_rate == 1 else "poisson_gaussian"
+        unused = releases * REPORT_SLACK_UNITS + -(-max(budget_units, 0) // _REPORT_SLACK_SHARE)
+    mechanism: Mechanism = "gaussian" if sample_rate == 1 else "poisson_gaussian"
+
+    def taken(point: int) -> int:
+        release = Release(mechanism, point / GRID, sample_rate, steps)
+        return releases * filter_.cost_units(release) + unused
 
     def fits(point: int) -> bool:
-        release = Release(mechanism, point / GRID, sample_rate, steps)  # type: ignore[arg-type]
-        return releases * filter_.cost_units(release) <= usable
+        return taken(point) <= budget_units
 
     high = NOISE_MULTIPLIER_MAX * GRID
     if not fits(high):
+        least, left = (round_up(filter_.epsilon_of(n), 2) for n in (taken(high), budget_units))
         raise BudgetRefused(
             "BUDGET_TOO_SMALL",
-            f"A plan of {releases} releases of {steps} steps does not fit what is left, whatever "
-            "the noise: plan fewer releases or give the job more epsilon.",
+            f"A plan of {releases} releases of {steps} steps takes epsilon {least:g} at the least, "
+            f"whatever the noise, and what is left for it is worth {left:g}: plan fewer releases "
+            "or give the job more epsilon.",
         )
     low = 0
     while high - low > 1:

@@ -18,17 +18,24 @@ class Figures:
     None of them is the guarantee, which is the account's limit.
 
     Attributes:
+        running: what dp-accounting says of them, as if all had been fixed in advance; to 5 digits.
         booked: what the account's filter has booked for them. It holds for jobs that are chosen
             after seeing the results of earlier ones, and it is what the limit is compared with.
-        fixed: the least that is known for them if all had been fixed in advance: the smaller of
-            dp-accounting's figure and `booked`, which is valid there too and has no grid.
         naive: the sum of each release's own epsilon at the account's delta. A guarantee with
             this epsilon would have that delta once for each release, so it flatters itself.
     """
 
+    running: float
     booked: float
-    fixed: float
     naive: float
+
+    @property
+    def fixed(self) -> float:
+        """The least that is known for releases fixed in advance: the smaller of the two.
+
+        `booked` is valid for them too and, unlike `running`, has no grid.
+        """
+        return min(self.running, self.booked)
 
     @property
     def efficiency(self) -> float | None:
@@ -53,13 +60,13 @@ def figures_of(
         BudgetRefused: MECHANISM_NOT_COVERED, a release that `filter_` never admitted.
     """
     counts = Counter(releases)
-    fixed = epsilon_spent(counts, filter_.delta)
-    if fixed is None:
+    running = epsilon_spent(counts, filter_.delta)
+    if running is None:
         return None
     units = sum(count * filter_.cost_units(release) for release, count in counts.items())
     booked = filter_.epsilon_of(units)
     naive = sum(count * own_epsilon(release, filter_.delta) for release, count in counts.items())
-    return Figures(booked, min(fixed, booked), naive)
+    return Figures(running, booked, naive)
 
 
 @lru_cache(maxsize=4096)

@@ -20,6 +20,9 @@ MECHANISMS: Final[tuple[Mechanism, ...]] = get_args(Mechanism)
 UNNOISED: Final[frozenset[Mechanism]] = frozenset({"no_data", "none"})
 """These have no noise multiplier and no cost; every other mechanism has both."""
 
+TRAINED: Final[frozenset[Mechanism]] = frozenset({"gaussian", "poisson_gaussian"})
+"""By these DP-SGD releases; it carries out no other, whatever is ordered."""
+
 STEPS_MAX: Final = 2**32 - 1
 """The wire carries `steps` as uint32."""
 

@@ -1,6 +1,6 @@
 """What people see: protobuf messages made from phases, records and the ledger."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,8 +21,11 @@ from coordinator.store import checkpoints as checkpoint_store
 from coordinator.store import ledger, people
 from coordinator.store.jobs import ModelRecord
 from privacy.accounting import epsilon_spent
+from privacy.figures import Figures, figures_of
+from privacy.filters import make_filter
 from privacy.releases import Release
 from privacy.wire import checkpoint_to_wire, head_to_wire
+from protos.errors import BudgetRefused
 from protos.feddp.v1 import budgets_pb2, jobs_pb2, models_pb2, nodes_pb2
 
 PHASES = {"Closing": "publishing"}
@@ -78,15 +81,17 @@ def accounts(connection: Connection, data_set: str) -> list[budgets_pb2.BudgetAc
             for d in owner.hello.data_sets
             if f"{account.node}/{d.account}" == account.account
         ]
-        posted = [
-            e.statement
-            for e in ledger.chain(connection, account.account)
-            if e.statement.kind == "post"
-        ]
-        data_sets = sorted({*published, *(s.dataset for s in posted)})
+        posted = ledger.posted_to(connection, account.account)
+        data_sets = sorted({*published, *(dataset for dataset, _ in posted)})
         if data_set and data_set not in data_sets:
             continue
         filter_, balance = account.filter, account.balance
+        counts: Counter[Release] = Counter()
+        for (_, release), count in posted.items():
+            counts[release] += count
+        # One spelling of the same counts, so that the same account has the same figures.
+        spelt = tuple(sorted(counts.items(), key=repr))
+        figures = _figures(spelt, filter_.kind, filter_.order, filter_.epsilon_limit, filter_.delta)
         found.append(
             budgets_pb2.BudgetAccount(
                 account=account.account,
@@ -96,7 +101,7 @@ def accounts(connection: Connection, data_set: str) -> list[budgets_pb2.BudgetAc
                 rdp_order=filter_.order,
                 epsilon_limit=filter_.epsilon_limit,
                 delta=filter_.delta,
-                epsilon_spent=reported(tuple(s.release for s in posted), filter_.delta),
+                epsilon_spent=figures.running if figures else None,
                 pending_units=balance.pending_units,
                 posted_units=balance.posted_units,
                 limit_units=filter_.limit_units,
@@ -105,6 +110,11 @@ def accounts(connection: Connection, data_set: str) -> list[budgets_pb2.BudgetAc
                 head_hash=account.head_hash,
                 ledger_public_key=owner.ledger_public_key,
                 epsilon_limit_highest=account.epsilon_limit_highest,
+                epsilon_booked=figures.booked if figures else None,
+                epsilon_naive=figures.naive if figures else None,
+                efficiency=figures.efficiency if figures else None,
+                booked_to_naive=figures.booked_to_naive if figures else None,
+                epsilon_start=filter_.epsilon_start,
             )
         )
     return found
@@ -122,6 +132,21 @@ def checkpoints(
         ],
         coordinator_ledger_key=coordinator_ledger_key,
     )
+
+
+@lru_cache(maxsize=4096)
+def _figures(
+    counts: tuple[tuple[Release, int], ...], kind: str, order: int, limit: float, delta: float
+) -> Figures | None:
+    """What an account's posted releases come to; None without a guarantee.
+
+    None as well for what the filter never admitted: the ledger is damaged, and its check names
+    the entry.
+    """
+    try:
+        return figures_of(dict(counts), make_filter(kind, order, limit, delta))
+    except BudgetRefused:
+        return None
 
 
 @lru_cache(maxsize=4096)

@@ -306,7 +306,7 @@ class Client:
         answer = budgets_pb2.ListCheckpointsResponse()
         with self._errors((grpc.StatusCode.UNIMPLEMENTED,)):
             request = budgets_pb2.ListCheckpointsRequest()
-            answer = self._budgets.ListCheckpoints(request, timeout=CALL_TIMEOUT_S)
+            answer.CopyFrom(self._budgets.ListCheckpoints(request, timeout=CALL_TIMEOUT_S))
         return answer
 
     def ledger(self, data_set: str = "") -> list[LedgerEntry]:

@@ -311,6 +311,7 @@ def _account(
         "rdp_order": filter_.order,
         "delta": filter_.delta,
         "epsilon_limit": filter_.epsilon_limit,
+        "epsilon_start": filter_.epsilon_start,
         "epsilon_spent": spent if guarantee else None,
         "epsilon_remaining": max(0.0, filter_.epsilon_limit - spent) if guarantee else None,
         "guarantee": guarantee,

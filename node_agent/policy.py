@@ -19,7 +19,8 @@ from node_agent.tasks.registry import TaskInfo
 from privacy.calibration import units_for
 from privacy.filters import Filter, default_filter, make_filter
 from privacy.ledger import Balance, Pending
-from protos.errors import FeddpError, WrongPhase
+from privacy.releases import TRAINED, UNNOISED
+from protos.errors import FeddpError, Malformed, WrongPhase
 
 STEPS_MAX: Final = 100_000
 """Local steps in one release; a bound on work, not on privacy."""
@@ -159,13 +160,23 @@ def filter_of(
     Raises:
         WrongPhase: POLICY_FILTER_CHANGED, the policy names another filter or delta than the
             account's entries were counted by.
-        Malformed: the limit does not go with the filter.
+        Malformed: DELTA_TOO_LARGE, delta is not below one over the largest declared_n; or the
+            limit does not go with the filter.
     """
+    declared_n = max(
+        (one.declared_n for one in data_sets if one.account == account.name), default=1
+    )
+    if account.delta * declared_n >= 1:
+        raise Malformed(
+            "DELTA_TOO_LARGE",
+            f"Account {account.name} has delta {account.delta:g} and pays for {declared_n} "
+            f"declared patients: delta must be below 1/{declared_n}, or the records of one of them "
+            "might be given away whole.",
+        )
     if fixed is None:
         kind, order = account.filter, account.rdp_order
         if kind == "auto":
-            declared = [one.declared_n for one in data_sets if one.account == account.name]
-            chosen = default_filter(max(declared, default=1), account.epsilon_limit, account.delta)
+            chosen = default_filter(declared_n, account.epsilon_limit, account.delta)
             return make_filter(*chosen, account.epsilon_limit, account.delta)
         return make_filter(kind, order, account.epsilon_limit, account.delta)
     asked = (account.filter, account.rdp_order)
@@ -229,7 +240,10 @@ def _judge_release(account: AccountPolicy, info: TaskInfo, order: Order) -> Refu
     release = order.release
     if order.unit != UNIT:
         return Refusal("UNIT_MISMATCH", "This node protects patients and nothing else.")
-    if info.reads_data == (release.mechanism == "no_data"):
+    if info.reads_data == (release.mechanism == "no_data") or not (
+        # A release that is booked as one mechanism and made by another would be booked wrongly.
+        release.mechanism in UNNOISED or release.mechanism in TRAINED
+    ):
         return Refusal(
             "MECHANISM_MISMATCH", f"Task {order.task} cannot release by {release.mechanism}."
         )

@@ -10,9 +10,9 @@ accounts: []
 # An account is a population of patients and what may ever be learned from it.
 # - name: patients
 #   epsilon_limit: 10.0        # the most that may ever be spent, at delta
-#   delta: 1.0e-5              # write 1.0e-5: YAML reads 1e-5 as text
+#   delta: 1.0e-5              # below 1/patients; write 1.0e-5: YAML reads 1e-5 as text
 #   filter: auto               # auto, gdp (full batches) or rdp (sampling too)
-#   rdp_order: 0               # with filter: rdp only
+#   rdp_order: 0               # with filter: rdp only; `feddp agent status` says what it starts at
 #   epsilon_per_job_max: 5.0   # the most for one job
 #   noise_multiplier_min: 0.3  # the least noise in one release
 #   unaccounted: refuse        # allow: releases without noise; voids the guarantee for ever

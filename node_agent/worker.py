@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from node_agent.datasets import DataSetSpec
 from node_agent.tasks import registry
 from node_agent.tasks.no_update import NoUpdate
-from privacy.releases import Mechanism, Release
+from privacy.releases import TRAINED, UNNOISED, Mechanism, Release
 from protos.errors import FeddpError
 from protos.updates import UpdateDtype
 
@@ -195,6 +195,8 @@ class Worker:
         reads_data = registry.installed()[prepared.task].reads_data
         if reads_data == (release.mechanism == "no_data"):
             raise NoUpdate(f"task {prepared.task} cannot release by {release.mechanism}")
+        if release.mechanism not in UNNOISED | TRAINED:
+            raise NoUpdate(f"nothing here releases by {release.mechanism}")
         if reads_data and request.max_grad_norm == 0:
             raise NoUpdate("max_grad_norm must be above 0")
         if request.declared_n != prepared.declared_n:

@@ -11,9 +11,10 @@ from decimal import ROUND_CEILING, Context, Decimal
 from fractions import Fraction
 from typing import Final
 
-from privacy.filters import check_delta, conversion_cost, subsampled_rdp
-from privacy.gaussian_dp import epsilon_above, sqrt_above
+from privacy.filters import check_delta, conversion_cost, not_covered
+from privacy.gaussian_dp import epsilon_above, float_above, sqrt_above
 from privacy.releases import Release
+from privacy.renyi import rdp_per_step
 
 DISCRETIZATION: Final = 1.0e-4
 """Grid width of the privacy loss: dp-accounting's default, so that others get our figures."""
@@ -27,38 +28,58 @@ EPSILON_USELESS: Final = 1.0e4
 DELTA_FINE_MIN: Final = 1.0e-11
 """Below this the mass that dp-accounting truncates (1e-15 for each composition) would show."""
 
+DISCRETE_NOISE_FINE_MAX: Final = 10_000.0
+"""Above this sigma a discrete Gaussian has too many atoms to list, and costs next to nothing."""
+
 SIGNIFICANT_DIGITS: Final = 5
+_FINE: Final = 10**24
+_FLOAT_MAX: Final = 10**300
+_SUM_ROUNDING: Final = 1.0 + 1.0e-9
 _ORDERS: Final = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
 
 
-def epsilon_spent(releases: Iterable[Release], delta: float) -> float | None:
-    """Epsilon at `delta` of everything released, rounded up to 5 significant digits.
+def epsilon_spent(
+    releases: Iterable[Release] | Mapping[Release, int], delta: float
+) -> float | None:
+    """Epsilon at `delta` of all releases, or so many of each, rounded up to 5 digits.
 
     Adjacency: add or remove one patient. Composes each release as an outsider would each ledger
-    entry: `SelfComposedDpEvent(GaussianDpEvent(noise_multiplier), steps)`, with
-    `PoissonSampledDpEvent(sample_rate, ...)` around the Gaussian where patients were sampled.
+    entry; docs/privacy.md has the outsider's program.
 
     Returns:
         0.0 for nothing, or nothing that read data; None where a release is not accounted for.
 
     Raises:
         Malformed: FILTER_INVALID, `delta` out of range.
+        BudgetRefused: MECHANISM_NOT_COVERED, a mechanism that nothing here knows how to count.
     """
     check_delta(delta)
-    counts = Counter(release for release in releases if release.mechanism != "no_data")
+    counts = Counter(releases)
+    for idle in [release for release in counts if release.mechanism == "no_data"]:
+        del counts[idle]
     if any(release.mechanism == "none" for release in counts):
         return None
     if not counts:
         return 0.0
-    bound = _rdp_epsilon(counts, delta)
-    full_batch = all(release.sample_rate == 1.0 for release in counts)
-    exact = _gaussian_epsilon(counts, delta) if full_batch else 0.0
+    bound = min(_rdp_epsilon(counts, delta), _pure_epsilon(counts))
+    full_batch = all(_is_full_batch_gaussian(release) for release in counts)
+    exact = full_batch_epsilon(counts, delta) if full_batch else 0.0
     bound_max = EPSILON_FINE_MAX if full_batch else EPSILON_USELESS
-    if bound > bound_max or delta < DELTA_FINE_MIN:
+    too_fine = any(
+        release.mechanism == "discrete_gaussian"
+        and (release.noise_multiplier or 0.0) > DISCRETE_NOISE_FINE_MAX
+        for release in counts
+    )
+    if bound > bound_max or delta < DELTA_FINE_MIN or too_fine:
         return round_up(exact if full_batch else bound)
     epsilon = _pld_epsilon(counts, delta, max(1.0, bound / EPSILON_FINE_MAX) * DISCRETIZATION)
     # dp-accounting answers inf where its truncated mass alone is more than delta.
     return round_up(max(exact, epsilon if math.isfinite(epsilon) else bound))
+
+
+def _is_full_batch_gaussian(release: Release) -> bool:
+    sampled = release.mechanism == "poisson_gaussian" and release.sample_rate < 1.0
+    return release.mechanism in ("gaussian", "poisson_gaussian") and not sampled
 
 
 def round_up(value: float, digits: int = SIGNIFICANT_DIGITS) -> float:
@@ -69,49 +90,51 @@ def round_up(value: float, digits: int = SIGNIFICANT_DIGITS) -> float:
 
 
 def _pld_epsilon(counts: Mapping[Release, int], delta: float, interval: float) -> float:
-    from dp_accounting.pld import privacy_loss_distribution as pld
+    from privacy.loss import identity, loss_of
 
-    total = pld.identity(value_discretization_interval=interval)
+    total = identity(interval)
     for release, count in counts.items():
-        noise_multiplier = release.noise_multiplier or 0.0
-        # As in dp-accounting's PLDAccountant: full-batch steps are one Gaussian with less noise.
-        if release.sample_rate == 1.0:
-            one = pld.from_gaussian_mechanism(
-                noise_multiplier / math.sqrt(release.steps), value_discretization_interval=interval
-            )
-            times = count
-        else:
-            one = pld.from_gaussian_mechanism(
-                noise_multiplier,
-                value_discretization_interval=interval,
-                sampling_prob=release.sample_rate,
-            )
-            times = count * release.steps
+        one, times = loss_of(release, interval)
         # Equal entries have equal grids, so composing them at once is composing them in turn.
-        total = total.compose(one.self_compose(times) if times > 1 else one)
+        total = total.compose(one.self_compose(times * count) if times * count > 1 else one)
     return float(total.get_epsilon_for_delta(delta))
 
 
-def _gaussian_epsilon(counts: Mapping[Release, int], delta: float) -> float:
-    """Closed form for full batches."""
+def full_batch_epsilon(counts: Mapping[Release, int], delta: float) -> float:
+    """Closed form for full batches of Gaussian noise and nothing else."""
+    # Each mu^2 is rounded up to 24 decimal places: exact fractions would grow with every term.
     mu_squared = sum(
-        Fraction(count * release.steps) / Fraction(release.noise_multiplier or 0.0) ** 2
+        math.ceil(count * release.steps * _FINE / Fraction(release.noise_multiplier or 0.0) ** 2)
         for release, count in counts.items()
     )
-    return epsilon_above(sqrt_above(Fraction(mu_squared)), delta)
+    return epsilon_above(sqrt_above(Fraction(mu_squared, _FINE)), delta)
+
+
+def _pure_epsilon(counts: Mapping[Release, int]) -> float:
+    """The sum of pure epsilons, which holds at any delta; inf where a release has none."""
+    total = 0.0
+    for release, count in counts.items():
+        times = {"laplace": 1, "exponential": 2}.get(release.mechanism)
+        if times is None or release.noise_multiplier is None:
+            return math.inf
+        total += count * release.steps * times / release.noise_multiplier
+    return total * _SUM_ROUNDING
 
 
 def _rdp_epsilon(counts: Mapping[Release, int], delta: float) -> float:
-    """An upper bound that costs no memory: the best of a few Renyi orders."""
+    """An upper bound that costs no memory: the best of a few Renyi orders.
+
+    Raises:
+        BudgetRefused: MECHANISM_NOT_COVERED, a mechanism that nothing here knows how to count.
+    """
     best = math.inf
     for order in _ORDERS:
         total = 0.0
         for release, count in counts.items():
-            noise_multiplier = release.noise_multiplier or 0.0
-            if release.sample_rate == 1.0:
-                per_step = order / 2 / noise_multiplier / noise_multiplier
-            else:
-                per_step = subsampled_rdp(release.sample_rate, noise_multiplier, order)
-            total += count * release.steps * per_step
-        best = min(best, total * (1 + 1e-9) + conversion_cost(order, delta))
+            per_step = rdp_per_step(release, order)
+            if per_step is None:
+                raise not_covered("reported", release)
+            large = per_step > _FLOAT_MAX
+            total += math.inf if large else count * release.steps * float_above(per_step)
+        best = min(best, total * _SUM_ROUNDING + conversion_cost(order, delta))
     return max(0.0, best)

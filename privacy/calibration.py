@@ -1,9 +1,12 @@
 """From a budget and a plan that is fixed beforehand to the least noise that keeps within it."""
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Final
 
-from privacy.filters import Filter, make_filter
-from privacy.releases import Release
+from privacy.accounting import round_up
+from privacy.filters import ORDER_MAX, ORDER_MIN, Filter, conversion_cost, make_filter
+from privacy.releases import Mechanism, Release
 from protos.errors import BudgetRefused, Malformed
 
 GRID: Final = 10**6
@@ -42,21 +45,26 @@ def noise_multiplier_for(
     """
     if type(releases) is not int or releases < 1:
         raise Malformed("RELEASE_INVALID", "A plan has at least one release.")
-    usable = budget_units
+    unused = 0
     if filter_.kind == "gdp":
-        usable -= releases * REPORT_SLACK_UNITS + -(-max(budget_units, 0) // _REPORT_SLACK_SHARE)
-    mechanism = "gaussian" if sample_rate == 1 else "poisson_gaussian"
+        unused = releases * REPORT_SLACK_UNITS + -(-max(budget_units, 0) // _REPORT_SLACK_SHARE)
+    mechanism: Mechanism = "gaussian" if sample_rate == 1 else "poisson_gaussian"
+
+    def taken(point: int) -> int:
+        release = Release(mechanism, point / GRID, sample_rate, steps)
+        return releases * filter_.cost_units(release) + unused
 
     def fits(point: int) -> bool:
-        release = Release(mechanism, point / GRID, sample_rate, steps)  # type: ignore[arg-type]
-        return releases * filter_.cost_units(release) <= usable
+        return taken(point) <= budget_units
 
     high = NOISE_MULTIPLIER_MAX * GRID
     if not fits(high):
+        least, left = (round_up(filter_.epsilon_of(n), 2) for n in (taken(high), budget_units))
         raise BudgetRefused(
             "BUDGET_TOO_SMALL",
-            f"A plan of {releases} releases of {steps} steps does not fit what is left, whatever "
-            "the noise: plan fewer releases or give the job more epsilon.",
+            f"A plan of {releases} releases of {steps} steps takes epsilon {least:g} at the least, "
+            f"whatever the noise, and what is left for it is worth {left:g}: plan fewer releases "
+            "or give the job more epsilon.",
         )
     low = 0
     while high - low > 1:
@@ -72,3 +80,36 @@ def units_for(kind: str, order: int, epsilon: float, delta: float) -> int:
         Malformed: as `privacy.filters.make_filter`.
     """
     return make_filter(kind, order, epsilon, delta).limit_units
+
+
+def best_order(plan: Iterable[Release], epsilon_limit: float, delta: float) -> int:
+    """The rdp order at which an account of this limit books the least epsilon for `plan`.
+
+    For an account that is made for one plan. Of equal orders the smallest, which costs later
+    releases with little noise the least.
+
+    Raises:
+        Malformed: as `make_filter`, the limit apart.
+        BudgetRefused: BUDGET_TOO_SMALL, the plan passes the limit at every order, and the message
+            says what the least limit is; MECHANISM_NOT_COVERED, a release has no Renyi bound.
+    """
+    counts = Counter(plan)
+    if not counts:
+        raise Malformed("RELEASE_INVALID", "A plan has at least one release.")
+    make_filter("gdp", 0, epsilon_limit, delta)  # refuses a limit or a delta that is none
+    booked = {order: _booked(counts, order, delta) for order in range(ORDER_MIN, ORDER_MAX + 1)}
+    order = min(booked, key=booked.__getitem__)
+    if booked[order] > epsilon_limit:
+        raise BudgetRefused(
+            "BUDGET_TOO_SMALL",
+            f"The plan takes epsilon {round_up(booked[order], 4):g} at delta {delta:g} at the "
+            f"least (rdp of order {order}), and the limit is {epsilon_limit:g}: raise the limit, "
+            "or plan more noise or fewer releases.",
+        )
+    return order
+
+
+def _booked(counts: Counter[Release], order: int, delta: float) -> float:
+    """What an rdp account of `order` books for a plan, whatever its limit."""
+    account = make_filter("rdp", order, max(1.0, 2.0 * conversion_cost(order, delta)), delta)
+    return account.epsilon_of(sum(count * account.cost_units(one) for one, count in counts.items()))

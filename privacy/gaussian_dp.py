@@ -10,6 +10,7 @@ carries a bound on its rounding errors, so that a smaller float can never pass f
 
 import math
 from fractions import Fraction
+from functools import lru_cache
 from typing import Final
 
 _SQRT2: Final = math.sqrt(2.0)
@@ -28,6 +29,13 @@ _FAR_DELTA: Final = 1.0e-48
 
 _ROUNDING: Final = 1.0e-15
 """About four and a half units in the last place, for each elementary operation counted below."""
+
+
+_HALF_PI: Final = Fraction(math.pi) / 2 + Fraction(1, 10**15)
+"""Just above the real one."""
+
+_PURE_SMALL: Final = Fraction(1, 10**4)
+_PURE_LARGE: Final = 600
 
 
 def mills_ratio(x: float) -> float:
@@ -82,6 +90,62 @@ def epsilon_above(mu: float, delta: float) -> float:
             high = middle
         else:
             low = middle
+
+
+@lru_cache(maxsize=1024)
+def pure_mu_squared(epsilon: Fraction) -> Fraction:
+    """An upper bound, tight to 1e-8, on the mu^2 with which every `epsilon`-DP mechanism is mu-GDP.
+
+    `mu = 2 Phi^-1(e^epsilon / (1 + e^epsilon))`: the trade-off function of epsilon-DP lies above
+    that of mu-GDP, and they touch at its fixed point (Dong, Roth and Su 2019, arXiv 1905.02383,
+    section 2.3).
+
+    At both ends the formula is replaced by a bound on it: mu <= epsilon sqrt(pi/2), because
+    Phi^-1 of the logistic function is concave above 0 (see `bounded_range_mu_squared`) and that
+    is its tangent at 0; and mu^2 <= 8 epsilon, because Phi(-x) <= e^(-x^2/2) / 2.
+    """
+    if epsilon < _PURE_SMALL:
+        return epsilon**2 * _HALF_PI
+    if epsilon > _PURE_LARGE:
+        return 8 * epsilon
+    exact = float_above(epsilon)
+    # The tail that must not be passed, 1 / (1 + e^epsilon), less its rounding errors.
+    tail = 1.0 / (1.0 + math.exp(exact)) * (1.0 - _ROUNDING * (8.0 + exact))
+    low, high = 0.0, math.sqrt(2.0 * exact)
+    while low < (middle := (low + high) / 2.0) < high:
+        if _tail_above(middle) <= tail:
+            high = middle
+        else:
+            low = middle
+    return min((2 * Fraction(high)) ** 2, 8 * epsilon)
+
+
+def bounded_range_mu_squared(bounded_range: Fraction) -> Fraction:
+    """An upper bound on the mu^2 with which every mechanism of `bounded_range` r is mu-GDP.
+
+    It is that of r/2-DP. Proof. Among mechanisms whose log-ratio over the outcomes spans at most
+    r, the worst have two outcomes, with log-ratios t and t - r for some t from 0 to r (Dong,
+    Durfee and Rogers 2020, arXiv 1909.13830). Their hockey-stick divergence at e^x is greatest
+    for t = (x + r)/2, where it is (e^(r/2) - e^(x/2))^2 / (e^r - 1); the trade-off function of
+    that curve is `f(a) = L(L^-1(1 - a) - r)` with L the logistic function, so a mechanism of
+    range r is at least as hard to tell as a logistic variable from itself moved by r. mu-GDP is
+    the same with Phi for L. Put g = Phi^-1 o L, which is odd and increasing: f lies above the
+    trade-off of mu-GDP if g(y) - g(y - r) <= mu for all y. If g is concave above 0, this
+    difference is greatest for y = r/2, and mu = 2 g(r/2) will do.
+
+    g is concave above 0: its slope is Phi(z) Phi(-z) / phi(z) at z = g(y), which falls with z > 0
+    exactly if q(z) = phi(z) (2 Phi(z) - 1) - z Phi(z) Phi(-z) >= 0. Now q(0) = 0, q tends to 0,
+    q' = 2 phi^2 - Phi(z) Phi(-z) is positive at 0 and tends to 0, and q'' = phi (2 Phi(z) - 1 -
+    4 z phi) changes its sign once, from - to +, since (2 Phi(z) - 1) / (z phi(z)) increases. So q'
+    falls through 0 once and stays below: q rises from 0, then falls towards 0.
+    """
+    return pure_mu_squared(bounded_range / 2)
+
+
+def _tail_above(x: float) -> float:
+    """Phi(-x) for x >= 0, not less than it is."""
+    tail = math.exp(-x * x / 2.0) / _SQRT_2PI * mills_ratio(x)
+    return tail * (1.0 + _ROUNDING * (16.0 + x * x))
 
 
 def float_above(value: Fraction) -> float:

@@ -6,8 +6,22 @@ from typing import Final, Literal, get_args
 
 from protos.errors import Malformed
 
-Mechanism = Literal["gaussian", "poisson_gaussian", "no_data", "none"]
+Mechanism = Literal[
+    "gaussian",
+    "poisson_gaussian",
+    "laplace",
+    "discrete_gaussian",
+    "exponential",
+    "no_data",
+    "none",
+]
 MECHANISMS: Final[tuple[Mechanism, ...]] = get_args(Mechanism)
+
+UNNOISED: Final[frozenset[Mechanism]] = frozenset({"no_data", "none"})
+"""These have no noise multiplier and no cost; every other mechanism has both."""
+
+TRAINED: Final[frozenset[Mechanism]] = frozenset({"gaussian", "poisson_gaussian"})
+"""By these DP-SGD releases; it carries out no other, whatever is ordered."""
 
 STEPS_MAX: Final = 2**32 - 1
 """The wire carries `steps` as uint32."""
@@ -18,14 +32,28 @@ class Release:
     """Everything that leaves a node in one attempt, for the patients of one account.
 
     Attributes:
-        mechanism: "gaussian" (every patient in every step), "poisson_gaussian" (each patient in
-            a step with probability `sample_rate`, independently), "no_data" (no record was
-            read) or "none" (not accounted for: no privacy guarantee).
-        noise_multiplier: standard deviation of the noise over the clipping bound; None exactly
-            for "no_data" and "none".
+        mechanism: one of
+            "gaussian": sums with Gaussian noise, every patient in every step;
+            "poisson_gaussian": the same, each patient in a step with probability
+            `sample_rate`, independently;
+            "laplace": numbers with Laplace noise;
+            "discrete_gaussian": whole numbers (counts, votes), of which one patient changes one
+            by at most 1, with noise from the discrete Gaussian;
+            "exponential": a choice of candidate c with probability proportional to
+            exp(score(c) / (noise_multiplier * sensitivity));
+            "no_data": no record was read;
+            "none": not accounted for, no privacy guarantee.
+        noise_multiplier: the noise in units of the sensitivity, which is the most that one
+            patient's presence changes; None exactly for "no_data" and "none".
+            "gaussian", "poisson_gaussian": standard deviation over the clipping bound (L2);
+            "laplace": scale over the sensitivity (L1), so that one step is
+            1/noise_multiplier-DP;
+            "discrete_gaussian": the parameter sigma, the sensitivity being 1;
+            "exponential": as in the formula above, the sensitivity being that of the score, so
+            that one step has bounded range 2/noise_multiplier.
         sample_rate: probability that a patient is in a step, in (0, 1]; 1 unless
             "poisson_gaussian".
-        steps: noised steps, at least 1; 0 for "no_data" only.
+        steps: how many such releases, at least 1; 0 for "no_data" only.
 
     Raises:
         Malformed: RELEASE_INVALID, for any other combination, NaN and infinities included.
@@ -39,8 +67,7 @@ class Release:
     def __post_init__(self) -> None:
         if self.mechanism not in MECHANISMS:
             raise _invalid(f"mechanism must be one of {', '.join(MECHANISMS)}")
-        noised = self.mechanism in ("gaussian", "poisson_gaussian")
-        if noised:
+        if self.mechanism not in UNNOISED:
             if not _is_number(self.noise_multiplier) or not float(self.noise_multiplier or 0.0) > 0:
                 raise _invalid(f"{self.mechanism} needs a finite noise_multiplier above 0")
             # An integer would give the same release other canonical bytes.

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from privacy.releases import Mechanism
+
 
 @dataclass(frozen=True, slots=True)
 class Offer:
@@ -14,7 +16,7 @@ class Offer:
     node: str
     account: str
     declared_n: int
-    mechanism: Literal["gaussian", "poisson_gaussian", "no_data", "none"]
+    mechanism: Mechanism
     noise_multiplier: float | None
     sample_rate: float
     local_steps: int = 0  # 0 in journals of 0.1.0: as many as the job says

@@ -103,6 +103,14 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
             f"its account has delta {filter_.delta:g} and the job asks for {job.delta:g}; set "
             "privacy.delta in the job",
         )
+    declared_n = facts.data_set.declared_n
+    if job.mechanism == "dp" and job.delta * declared_n >= 1:
+        return _absent(
+            facts,
+            "DELTA_TOO_LARGE",
+            f"it declares {declared_n} patients, and the job's delta {job.delta:g} is not below "
+            f"1/{declared_n}",
+        )
     try:
         release = _release(job, facts, account, steward, rounds_left)
         cost_units = filter_.cost_units(release)

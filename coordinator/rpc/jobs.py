@@ -178,24 +178,34 @@ def check_published(job: Job, task_hash: str, nodes: list[people.NodeRecord]) ->
 
 
 def check_delta(job: Job, nodes: list[people.NodeRecord]) -> None:
-    """Refuse a job with noise whose delta is no account's.
+    """Refuse a job with noise whose delta is no account's, or too large wherever it is one's.
 
     Raises:
-        Malformed: DELTA_MISMATCH.
+        Malformed: DELTA_MISMATCH, DELTA_TOO_LARGE.
     """
-    deltas = {
-        account.delta
+    if job.mechanism != "dp":
+        return
+    published = [
+        (account.delta, data_set.declared_n)
         for node in nodes
         for data_set in node.hello.data_sets
         for account in node.hello.accounts
         if data_set.name == job.dataset and account.name == data_set.account
-    }
-    if job.mechanism == "dp" and job.delta not in deltas:
+    ]
+    deltas = {delta for delta, _ in published}
+    if job.delta not in deltas:
         known = ", ".join(f"{delta:g}" for delta in sorted(deltas)) or "none"
         raise Malformed(
             "DELTA_MISMATCH",
             f"the job's delta is {job.delta:g} and the accounts that pay for {job.dataset} have "
             f"{known}: set privacy.delta to theirs",
+        )
+    least = min(declared_n for delta, declared_n in published if delta == job.delta)
+    if job.delta * least >= 1:
+        raise Malformed(
+            "DELTA_TOO_LARGE",
+            f"the job's delta is {job.delta:g} and every data set {job.dataset} of an account with "
+            f"that delta declares at least {least} patients: delta must be below 1/{least}",
         )
 
 

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, select, update
+from sqlalchemy import Connection, Row, bindparam, func, select, update
 
 from coordinator.store.schema import accounts, entries, reservations
 from privacy.filters import Filter, make_filter
 from privacy.ledger import GENESIS, Balance, Entry, Pending, Statement, signature_ok
+from privacy.releases import Release
 from protos.errors import Malformed, NotFound
 
 
@@ -194,6 +195,26 @@ def posted_by(connection: Connection, job_id: str) -> list[Statement]:
         .order_by(entries.c.account, entries.c.seq)
     )
     return [entry_of(row).statement for row in rows]
+
+
+def posted_to(connection: Connection, account: str) -> dict[tuple[str, Release], int]:
+    """How often an account has posted each release for each data set.
+
+    Grouped by the database: a chain has few distinct releases, and any number of entries.
+    """
+    columns = (
+        entries.c.dataset,
+        entries.c.mechanism,
+        entries.c.noise_multiplier,
+        entries.c.sample_rate,
+        entries.c.steps,
+    )
+    rows = connection.execute(
+        select(*columns, func.count())
+        .where(entries.c.account == account, entries.c.kind == "post")
+        .group_by(*columns)
+    )
+    return {(dataset, Release(*fields)): count for dataset, *fields, count in rows}
 
 
 def chain(connection: Connection, account: str) -> Iterator[Entry]:

@@ -113,6 +113,10 @@ def _account(one: dict[str, Any]) -> str:
     if one["message"]:
         return str(one["message"])
     limit = f"limit {output.epsilon(one['epsilon_limit'])} at delta {one['delta']:g}"
+    if one["epsilon_start"] > 0:
+        start = output.epsilon(one["epsilon_start"])
+        limit += f", of which its first release takes {start} (rdp order {one['rdp_order']})"
     if not one["guarantee"]:
         return f"NO GUARANTEE: something was released without accounting; {limit}"
-    return f"{limit}; running epsilon {output.epsilon(one['epsilon_spent'])}"
+    running = output.epsilon(one["epsilon_spent"])
+    return f"{limit}; running epsilon {running}, on the way to the limit, which is the guarantee"

@@ -33,11 +33,25 @@ def show(
     if as_json:
         output.print_json({"accounts": found.accounts})
         return
-    output.table(
-        ("ACCOUNT", "DATA SETS", "FILTER", "LIMIT", "DELTA", "RUNNING EPSILON", "LEFT", "STATE"),
-        [_row(account) for account in found.accounts],
-    )
+    headers = [
+        "ACCOUNT",
+        "DATA SETS",
+        "FILTER",
+        "LIMIT",
+        "DELTA",
+        "RUNNING EPSILON",
+        "BOOKED",
+        "NAIVE SUM",
+        "EFFICIENCY",
+        "OF NAIVE",
+        "LEFT",
+        "STATE",
+    ]
+    output.table(headers, [_row(account) for account in found.accounts])
     output.line("The limit at delta is the guarantee; the running epsilon is a figure on the way.")
+    output.line("BOOKED is what the filter holds against the limit; EFFICIENCY is what the same")
+    output.line("releases would have come to, had all been fixed in advance, over that; NAIVE SUM")
+    output.line("adds up each release's own epsilon, and OF NAIVE is BOOKED over it.")
     output.line("LEFT is of the filter's units, which add up; epsilon does not.")
 
 
@@ -58,6 +72,8 @@ def _row(account: dict[str, Any]) -> list[str]:
     limit = int(account["limit_units"])
     left = limit - int(account["posted_units"]) - int(account["pending_units"])
     order = f" order {account['rdp_order']}" if account["rdp_order"] else ""
+    if account.get("epsilon_start"):
+        order += f", starts at {output.epsilon(account['epsilon_start'])}"
     return [
         str(account["account"]),
         ", ".join(account["data_sets"]),
@@ -65,10 +81,23 @@ def _row(account: dict[str, Any]) -> list[str]:
         output.epsilon(account["epsilon_limit"]),
         f"{account['delta']:g}",
         output.epsilon(account["epsilon_spent"]),
+        *(_figure(account, name) for name in ("epsilon_booked", "epsilon_naive")),
+        *(_share(account, name) for name in ("efficiency", "booked_to_naive")),
         # Rounded down: nobody may believe that more is left than there is.
         f"{max(0, left) * 100 // limit if limit else 0} %",
         "" if account["guarantee"] else "NO GUARANTEE: something was released without accounting",
     ]
+
+
+def _figure(account: dict[str, Any], name: str) -> str:
+    """Empty where there is none: no guarantee, or a coordinator that does not tell."""
+    value = account.get(name)
+    return "" if value is None else output.epsilon(value)
+
+
+def _share(account: dict[str, Any], name: str) -> str:
+    value = account.get(name)
+    return "" if value is None else f"{value:.3f}"
 
 
 @app.command()

@@ -86,12 +86,13 @@ def show(
         text = spec.decode("utf-8", errors="replace")
         output.print_json({**output.as_dict(job), "spec": text})
         return
-    from feddp.cli.job_text import job_facts, node_rows
+    from feddp.cli.job_text import GUARANTEE, job_facts, node_rows
 
     output.facts(job_facts(job))
     if job.nodes:
         output.line("")
         output.table(*node_rows(job))
+        output.line(GUARANTEE)
 
 
 @app.command()

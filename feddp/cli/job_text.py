@@ -7,6 +7,10 @@ from protos.feddp.v1.jobs_pb2 import Job, Round, Waiting
 
 RUNNING_EPSILON = "RUNNING EPSILON"
 """A running figure is labelled as one wherever it is shown; the guarantee is the limit."""
+GUARANTEE = (
+    "The guarantee is the limit of each hospital's account at its one delta, which the hospital "
+    "enforces; the running epsilon is a figure on the way."
+)
 
 
 def job_facts(job: Job) -> list[tuple[str, str]]:

@@ -86,11 +86,22 @@ def _accounts(
     """Accounts as they count; one whose policy contradicts its entries is not published."""
     found = []
     for account in policy.accounts:
+        counted = fixed(account.name)
         try:
-            filter_ = filter_of(account, data_sets, fixed(account.name))
+            filter_ = filter_of(account, data_sets, counted)
         except FeddpError as error:
             log.error("account_unusable", account=account.name, reason=error.reason, do=str(error))
             continue
+        if counted is None:  # so the steward can still change what the first entry will fix
+            log.info(
+                "account_announced",
+                account=account.name,
+                filter=filter_.kind,
+                rdp_order=filter_.order,
+                epsilon_limit=filter_.epsilon_limit,
+                delta=filter_.delta,
+                epsilon_start=filter_.epsilon_start,
+            )
         found.append(
             pb.Account(
                 name=account.name,

@@ -200,6 +200,30 @@ def test_another_delta_or_filter_than_the_accounts_is_an_absence_with_its_own_re
     assert absent(consider(job(), HASH, changed, 4)).reason == "ACCOUNT_CHANGED"
 
 
+def test_a_delta_of_one_over_the_declared_patients_keeps_the_node_out() -> None:
+    """At 100,000 declared patients delta 1e-5 would let one record go whole."""
+    assert isinstance(consider(job(), HASH, facts(declared_n=99_999), 4), Offer)
+    answer = absent(consider(job(), HASH, facts(declared_n=100_000), 4))
+    assert answer.reason == "DELTA_TOO_LARGE"
+    assert "1/100000" in answer.message
+    nothing_read = replace(job(), mechanism="no_data", target_epsilon=None)
+    assert isinstance(consider(nothing_read, HASH, facts(declared_n=100_000), 4), Offer)
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "order", "least"),
+    [("3.0", "rdp", 4, "starts at epsilon 3.09"), ("0.0001", "gdp", 0, "takes epsilon 0.0")],
+)
+def test_a_target_below_what_one_round_costs_says_what_the_least_is(
+    target: str, kind: str, order: int, least: str
+) -> None:
+    """Below the conversion cost of rdp, or too little for any noise: a sentence with a number."""
+    spec = SPEC.replace(b"target_epsilon: 2.0", f"target_epsilon: {target}".encode())
+    answer = absent(consider(job(spec), HASH, facts(kind=kind, order=order, limit=10.0), 100))
+    assert (answer.reason, answer.for_good) == ("BUDGET", True)
+    assert least in answer.message
+
+
 def test_a_policy_that_makes_no_sense_keeps_only_its_own_node_out() -> None:
     """A per-job limit below the filter's conversion cost is this node's absence, no error."""
     spec = SPEC.replace(b"target_epsilon: 2.0", b"target_epsilon: 8.0")

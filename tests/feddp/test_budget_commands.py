@@ -88,6 +88,44 @@ def test_show_labels_the_running_figure_and_names_the_guarantee(
     assert (account["account"], account["epsilon_limit"]) == ("a/patients", 2.0)
 
 
+def test_show_puts_what_is_booked_beside_what_it_is_worth(booked: Coordinator, run: Run) -> None:
+    """Booked, naive sum and both ratios, in the table and as JSON; the conversion cost of rdp."""
+    account = booked.state.accounts[0]
+    account.filter, account.rdp_order, account.epsilon_start = "rdp", 4, 3.08786
+    account.epsilon_limit = account.epsilon_limit_highest = 10.0
+    account.epsilon_booked, account.epsilon_naive = 3.2, 1.6
+    account.efficiency, account.booked_to_naive = 0.125, 2.0
+    ran = run("budget", "show", "--profile", booked.profile)
+    header, row = ran.out.splitlines()[:2]
+    for name, value in (
+        ("FILTER", "rdp order 4, starts at 3.0879"),
+        ("BOOKED", "3.2"),
+        ("NAIVE SUM", "1.6"),
+        ("EFFICIENCY", "0.125"),
+        ("OF NAIVE", "2.000"),
+    ):
+        assert row[header.index(name) :].startswith(value)
+    found = run("budget", "show", "--json", "--profile", booked.profile).json["accounts"][0]
+    assert (found["epsilon_booked"], found["epsilon_naive"]) == (3.2, 1.6)
+    assert (found["efficiency"], found["booked_to_naive"]) == (0.125, 2.0)
+    assert found["epsilon_start"] == 3.08786
+
+
+def test_show_reads_the_figures_from_a_stopped_coordinators_database(
+    run: Run, tmp_path: Path
+) -> None:
+    """One posted release: gdp books exactly what it is worth, and the filter admits no more."""
+    unsigned = [replace(one, node_signature=b"") for one in chain(Ed25519PrivateKey.generate())]
+    folder = _installed(run, tmp_path / "i", unsigned[:2])
+    (account,) = run("budget", "show", "--json", "--dir", folder).json["accounts"]
+    budget = make_filter("gdp", 0, 2.0, 1e-5)
+    assert account["epsilon_booked"] == budget.epsilon_of(account["posted_units"])
+    assert account["epsilon_spent"] == pytest.approx(account["epsilon_booked"], rel=1e-3)
+    assert 0.999 <= account["efficiency"] <= 1 + 1e-6
+    assert account["booked_to_naive"] == pytest.approx(1.0, rel=1e-6)
+    assert account["epsilon_start"] == 0.0
+
+
 def test_an_account_without_guarantee_says_so(booked: Coordinator, run: Run) -> None:
     """Visibly, and with no epsilon at all."""
     booked.state.accounts[0].guarantee = False

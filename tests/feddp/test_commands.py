@@ -183,7 +183,9 @@ def test_a_job_is_listed_shown_and_cancelled(coordinator: Coordinator, run: Run)
     text = run("job", "show", "j1", *where).out
     assert "TARGET" in text
     coordinator.state.jobs["j1"].target_epsilon = 0.0
-    assert "LIMIT" in run("job", "show", "j1", *where).out
+    shown = run("job", "show", "j1", *where).out
+    assert "LIMIT" in shown
+    assert "The guarantee is the limit of each hospital's account at its one delta" in shown
     assert "b: OFFLINE: it is not connected" in text
     assert "RUNNING EPSILON" in text
     assert run("job", "show", "j2", *where).code == 3

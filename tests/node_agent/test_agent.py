@@ -5,19 +5,27 @@ import select
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
+from typer.testing import CliRunner
 
 from certs.authority import Authority
+from feddp.cli.app import app
 from node_agent.agent import locked, run, status
 from node_agent.config import Folder, load_config
 from node_agent.identity import load_identity
+from node_agent.policy import FixedFilter
+from node_agent.session.greeting import hello
 from node_agent.state import State
+from node_agent.steward import Steward
 from privacy.filters import make_filter
 from protos.errors import Conflict, Malformed, NotFound
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
-from tests.node_agent.samples import NODE, order
+from tests.node_agent.samples import NODE, POLICY, order, policy, write_rules
 
 HEAVY = ("numpy", "torch", "pyarrow", "sqlalchemy", "pandas", "dp_accounting", "opacus")
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -101,6 +109,53 @@ def test_status_tells_what_was_spent_and_checks_the_nodes_own_chain(folder: Fold
     assert account["epsilon_spent"] > 0
     assert (found["node"], found["connected"], found["running"]) == (NODE, False, False)
     assert found["data_sets"][0]["name"] == "heart"
+
+
+def test_status_prints_what_an_rdp_account_starts_at(folder: Folder) -> None:
+    """The person who wrote `filter: rdp` reads the conversion cost, in the text and as JSON."""
+    write_rules(folder.root, _with_account(filter="rdp", rdp_order=4))
+    (account,) = status(folder.root)["accounts"]
+    assert account["epsilon_start"] == pytest.approx(3.0879, abs=1e-3)
+    said = CliRunner().invoke(app, ["agent", "status", "--dir", str(folder.root)]).stdout
+    assert "its first release takes 3.0879" in said
+    assert "the limit, which is the guarantee" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"filter": "rdp", "rdp_order": 4, "epsilon_limit": 3.0}, "starts at epsilon 3.09"),
+        ({"delta": 0.006}, "delta must be below 1/199"),
+    ],
+)
+def test_status_says_why_an_account_cannot_be_used(
+    folder: Folder, changes: dict[str, Any], said: str
+) -> None:
+    """A limit below the conversion cost, or a delta of 1/n: seen without waiting for an order."""
+    write_rules(folder.root, _with_account(**changes))
+    (account,) = status(folder.root)["accounts"]
+    assert said in account["message"]
+    assert said in CliRunner().invoke(app, ["agent", "status", "--dir", str(folder.root)]).stdout
+
+
+def test_the_first_announcement_of_an_account_is_logged_with_its_cost(folder: Folder) -> None:
+    """While nothing counts by it the log says how it will count; one that is refused says why."""
+    rules = Steward(folder).rules()
+    for changes, event in (({}, "account_announced"), ({"epsilon_limit": 3.0}, "account_unusable")):
+        rdp = policy(filter="rdp", rdp_order=4, **changes)
+        with structlog.testing.capture_logs() as logs:
+            said = hello(replace(rules, policy=rdp), {}, lambda _: None, [])
+        (line,) = logs
+        assert line["event"] == event
+        assert len(said.accounts) == (event == "account_announced")
+        assert line.get("epsilon_start", 3.0879) == pytest.approx(3.0879, abs=1e-3)
+    with structlog.testing.capture_logs() as logs:
+        hello(rules, {}, lambda _: FixedFilter("gdp", 0, 1.0e-5), [])
+    assert logs == []
+
+
+def _with_account(**changes: Any) -> dict[str, Any]:
+    return {**POLICY, "accounts": [{**POLICY["accounts"][0], **changes}]}
 
 
 def test_status_finds_a_ledger_that_was_changed_by_hand(folder: Folder) -> None:

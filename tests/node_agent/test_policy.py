@@ -66,6 +66,12 @@ def test_each_breach_of_the_policy_has_its_reason(changes: dict[str, Any], expec
     assert reason(order(**changes)) == expected
 
 
+@pytest.mark.parametrize("mechanism", ["laplace", "exponential", "discrete_gaussian"])
+def test_a_task_is_not_ordered_what_it_cannot_release(mechanism: str) -> None:
+    """Training adds Gaussian noise: an order that would book it as another kind is refused."""
+    assert reason(order(release_mechanism=mechanism)) == "MECHANISM_MISMATCH"
+
+
 def test_a_task_cannot_claim_to_read_no_data() -> None:
     """A release that costs nothing is for tasks that open nothing, and only for them."""
     free = {name: value for name, value in NO_DATA.items() if name not in ("task", "task_hash")}
@@ -148,6 +154,50 @@ def test_auto_chooses_by_the_largest_declared_size_and_then_stays() -> None:
     assert filter_of(account, many, FIXED).kind == "gdp"
 
 
+@pytest.mark.parametrize("fixed", [None, FIXED])
+def test_a_delta_of_one_over_the_declared_patients_is_refused(fixed: FixedFilter | None) -> None:
+    """By the largest data set that the account pays for; one patient fewer is allowed."""
+    account = policy().accounts[0]
+    others = data_set(name="others", account="others", declared_n=10**9)
+    for declared_n, refused in ((99_999, False), (100_000, True), (2_000_000, True)):
+        sets = [data_set(), data_set(name="more", declared_n=declared_n), others]
+        if not refused:
+            assert filter_of(account, sets, fixed).delta == 1.0e-5
+            continue
+        with pytest.raises(Malformed, match=f"below 1/{declared_n}") as caught:
+            filter_of(account, sets, fixed)
+        assert caught.value.reason == "DELTA_TOO_LARGE"
+        found = judge_spending(policy(), sets, order(), NODE, Standing(fixed))
+        assert found is not None
+        assert found.reason == "DELTA_TOO_LARGE"
+
+
+def test_a_limit_below_the_conversion_cost_is_refused_and_says_what_the_least_is() -> None:
+    """Order 4 at delta 1e-5 starts at 3.09: a limit of 3 buys nothing, one of 3.2 something."""
+    small = policy(filter="rdp", rdp_order=4, epsilon_limit=3.0)
+    with pytest.raises(Malformed, match=r"starts at epsilon 3\.09") as caught:
+        filter_of(small.accounts[0], [data_set()], None)
+    assert caught.value.reason == "LIMIT_BELOW_CONVERSION_COST"
+    assert reason(order(), small) == "LIMIT_BELOW_CONVERSION_COST"
+    enough = policy(filter="rdp", rdp_order=4, epsilon_limit=3.2).accounts[0]
+    found = filter_of(enough, [data_set()], None)
+    assert found.epsilon_start == pytest.approx(3.09, abs=0.005)
+
+
+@pytest.mark.parametrize("key", ["epsilon_limit", "epsilon_per_job_max", "delta"])
+@pytest.mark.parametrize("value", [".nan", ".inf", "0.0", "-1.0"])
+def test_a_limit_that_means_nothing_is_no_policy(tmp_path: Path, key: str, value: str) -> None:
+    """NaN, infinity, zero and negative numbers are refused when the file is read, by key."""
+    fields = {"epsilon_limit": "1.0", "epsilon_per_job_max": "1.0", "delta": "1.0e-5"}
+    said = ", ".join(f"{name}: {text}" for name, text in {**fields, key: value}.items())
+    path = tmp_path / "policy.yaml"
+    path.write_text(f"accounts: [{{name: p, noise_multiplier_min: 0.3, {said}}}]")
+    with pytest.raises(Malformed) as caught:
+        load_policy(path)
+    assert caught.value.reason == "POLICY_INVALID"
+    assert key in caught.value.message
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -187,7 +237,9 @@ def test_an_empty_policy_allows_nothing(tmp_path: Path) -> None:
         {"task_config_json": "{"},
         {"task_config_json": '{"a": NaN}'},
         {"release_noise_multiplier": float("inf")},
-        {"release_mechanism": "laplace"},
+        {"release_mechanism": "telepathy"},
+        {"release_mechanism": "laplace", "release_noise_multiplier": float("nan")},
+        {"release_mechanism": "exponential", "release_noise_multiplier": 0.0},
         {"project": ""},
     ],
 )

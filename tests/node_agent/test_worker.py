@@ -328,6 +328,7 @@ def test_base_model_with_other_bytes_is_no_update(bench: Bench) -> None:
         {"declared_n": 11},
         {"max_grad_norm": 0.0},
         {"release": NO_DATA},
+        {"release": {**GAUSSIAN, "mechanism": "laplace"}},
         {"release": {**GAUSSIAN, "noise_multiplier": None}},
         {"release": {**GAUSSIAN, "noise_multiplier": 0.0}},
         {"release": {**GAUSSIAN, "steps": 0}},

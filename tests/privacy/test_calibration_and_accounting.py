@@ -101,6 +101,13 @@ def test_a_plan_that_no_noise_can_fit_is_refused() -> None:
         with pytest.raises(BudgetRefused) as caught:
             noise_multiplier_for(account, units, 4, 5, 1.0)
         assert caught.value.reason == "BUDGET_TOO_SMALL"
+    sampled = make_filter("rdp", 4, 5.0, DELTA)
+    for filter_, left, rate, least in (
+        (account, 1000, 1.0, r"at the least.*worth"),
+        (sampled, 0, 0.5, r"takes epsilon 3\.1 at the least, .* worth 0:"),
+    ):
+        with pytest.raises(BudgetRefused, match=least):
+            noise_multiplier_for(filter_, left, 4, 5, rate)
     for releases, steps, rate in ((0, 5, 1.0), (1, 0, 1.0), (1, 5, 0.0), (1, 5, 2.0)):
         with pytest.raises(Malformed):
             noise_multiplier_for(account, account.limit_units, releases, steps, rate)

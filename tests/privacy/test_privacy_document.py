@@ -12,8 +12,10 @@ from ledger_samples import KEY, PUBLIC, statement
 
 from privacy.accounting import epsilon_spent
 from privacy.calibration import REPORT_SLACK_UNITS
+from privacy.figures import figures_of, own_epsilon
 from privacy.filters import make_filter
 from privacy.ledger import GENESIS, append, sign, to_json
+from privacy.releases import MECHANISMS, UNNOISED, Release
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "privacy.md"
 
@@ -56,12 +58,43 @@ def test_the_documented_epsilon_is_ours(document_code: dict[str, Any]) -> None:
             "c", "post", mechanism="poisson_gaussian", noise_multiplier=1.1, sample_rate=0.05
         ),
         statement("d", "post", mechanism="no_data", noise_multiplier=None),
+        statement("f", "post", mechanism="laplace", noise_multiplier=14.0, steps=3),
+        statement("g", "post", mechanism="discrete_gaussian", noise_multiplier=9.0, steps=2),
+        statement("h", "post", mechanism="exponential", noise_multiplier=21.0, steps=4),
     ]
     lines = [one.fields() for one in [*posts, statement("e"), posts[0].resolved("void")]]
     theirs = document_code["epsilon"](lines, 1e-5)
     booked = epsilon_spent([one.release for one in posts], 1e-5)
     assert booked is not None
     assert theirs * (1 - 1e-6) <= booked <= theirs * 1.0002
+
+
+@pytest.mark.parametrize("mechanism", [each for each in MECHANISMS if each not in UNNOISED])
+def test_the_document_says_how_each_mechanism_is_counted(
+    document_code: dict[str, Any], mechanism: str
+) -> None:
+    """A row in both tables, and a program that finds our figure."""
+    text = DOCUMENT.read_text()
+    assert len(re.findall(rf"^\| `{mechanism}` \|", text, re.MULTILINE)) == 2
+    rate = 0.5 if mechanism == "poisson_gaussian" else 1.0
+    one = statement(
+        "a", "post", mechanism=mechanism, noise_multiplier=8.0, sample_rate=rate, steps=3
+    )
+    theirs = document_code["epsilon"]([one.fields()], 1e-5)
+    booked = epsilon_spent([one.release], 1e-5)
+    assert booked is not None
+    assert theirs * (1 - 1e-6) <= booked <= theirs * 1.0002
+
+
+def test_the_documented_order_is_the_best_for_its_plan(document_code: dict[str, Any]) -> None:
+    """Order 3, and the losses and sums that the page names for it."""
+    plan = [Release("poisson_gaussian", 1.5, 1 / 13, 13)] * 100
+    assert document_code["order"] == 3
+    found = figures_of(plan, make_filter("rdp", 3, 12.0, 1e-5))
+    assert found is not None
+    assert found.efficiency == pytest.approx(0.93, abs=0.005)
+    assert round(found.naive) == 110
+    assert round(100 * own_epsilon(plan[0], 1e-7)) == 158
 
 
 @pytest.mark.parametrize(("epsilon", "releases"), [(0.05, 60), (0.1, 220), (0.5, 4200)])

@@ -11,9 +11,10 @@ from dp_accounting.rdp import RdpAccountant, compute_epsilon
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy.filters import UNITS, conversion_cost, default_filter, make_filter, subsampled_rdp
+from privacy.filters import UNITS, conversion_cost, default_filter, make_filter
 from privacy.gaussian_dp import delta_above, float_above, mills_ratio, sqrt_above
 from privacy.releases import Release
+from privacy.renyi import subsampled_rdp
 from protos.errors import BudgetRefused, Malformed
 
 

@@ -80,6 +80,11 @@ class BudgetAccount(_message.Message):
     HEAD_HASH_FIELD_NUMBER: _builtins.int
     LEDGER_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     EPSILON_LIMIT_HIGHEST_FIELD_NUMBER: _builtins.int
+    EPSILON_BOOKED_FIELD_NUMBER: _builtins.int
+    EPSILON_NAIVE_FIELD_NUMBER: _builtins.int
+    EFFICIENCY_FIELD_NUMBER: _builtins.int
+    BOOKED_TO_NAIVE_FIELD_NUMBER: _builtins.int
+    EPSILON_START_FIELD_NUMBER: _builtins.int
     account: _builtins.str
     """"NODE/NAME"."""
     node: _builtins.str
@@ -89,7 +94,9 @@ class BudgetAccount(_message.Message):
     """The guarantee: the most that may ever be spent, at `delta`."""
     delta: _builtins.float
     epsilon_spent: _builtins.float
-    """A running figure, rounded up; unset when the account has no guarantee."""
+    """A running figure, rounded up: of everything posted, as if it had been fixed in advance. Unset,
+    like the figures from 17 on, when the account has no guarantee.
+    """
     pending_units: _builtins.int
     """Reserved by attempts that are not resolved yet, in filter units."""
     posted_units: _builtins.int
@@ -103,6 +110,20 @@ class BudgetAccount(_message.Message):
     """Raw Ed25519 key that signs for this account's node."""
     epsilon_limit_highest: _builtins.float
     """The highest that `epsilon_limit` ever was; earlier entries were admitted under it."""
+    epsilon_booked: _builtins.float
+    """What the filter has booked for everything posted, which is what counts against the limit."""
+    epsilon_naive: _builtins.float
+    """The sum of each release's own epsilon at `delta`; the sum of their deltas is not `delta`."""
+    efficiency: _builtins.float
+    """Epsilon of everything posted, had it been fixed in advance, over `epsilon_booked`; at most 1.
+    Unset while nothing is booked.
+    """
+    booked_to_naive: _builtins.float
+    """`epsilon_booked` over `epsilon_naive`. Unset while nothing is booked."""
+    epsilon_start: _builtins.float
+    """The epsilon at which the account starts with its first release: rdp's conversion cost at its
+    order, never below 0; 0 for gdp.
+    """
     @_builtins.property
     def data_sets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -124,13 +145,35 @@ class BudgetAccount(_message.Message):
         head_hash: _builtins.str = ...,
         ledger_public_key: _builtins.bytes = ...,
         epsilon_limit_highest: _builtins.float = ...,
+        epsilon_booked: _builtins.float | None = ...,
+        epsilon_naive: _builtins.float | None = ...,
+        efficiency: _builtins.float | None = ...,
+        booked_to_naive: _builtins.float | None = ...,
+        epsilon_start: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_epsilon_spent", b"_epsilon_spent", "epsilon_spent", b"epsilon_spent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_booked_to_naive", b"_booked_to_naive", "_efficiency", b"_efficiency", "_epsilon_booked", b"_epsilon_booked", "_epsilon_naive", b"_epsilon_naive", "_epsilon_spent", b"_epsilon_spent", "booked_to_naive", b"booked_to_naive", "efficiency", b"efficiency", "epsilon_booked", b"epsilon_booked", "epsilon_naive", b"epsilon_naive", "epsilon_spent", b"epsilon_spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon_spent", b"_epsilon_spent", "account", b"account", "data_sets", b"data_sets", "delta", b"delta", "entries", b"entries", "epsilon_limit", b"epsilon_limit", "epsilon_limit_highest", b"epsilon_limit_highest", "epsilon_spent", b"epsilon_spent", "filter", b"filter", "guarantee", b"guarantee", "head_hash", b"head_hash", "ledger_public_key", b"ledger_public_key", "limit_units", b"limit_units", "node", b"node", "pending_units", b"pending_units", "posted_units", b"posted_units", "rdp_order", b"rdp_order"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_booked_to_naive", b"_booked_to_naive", "_efficiency", b"_efficiency", "_epsilon_booked", b"_epsilon_booked", "_epsilon_naive", b"_epsilon_naive", "_epsilon_spent", b"_epsilon_spent", "account", b"account", "booked_to_naive", b"booked_to_naive", "data_sets", b"data_sets", "delta", b"delta", "efficiency", b"efficiency", "entries", b"entries", "epsilon_booked", b"epsilon_booked", "epsilon_limit", b"epsilon_limit", "epsilon_limit_highest", b"epsilon_limit_highest", "epsilon_naive", b"epsilon_naive", "epsilon_spent", b"epsilon_spent", "epsilon_start", b"epsilon_start", "filter", b"filter", "guarantee", b"guarantee", "head_hash", b"head_hash", "ledger_public_key", b"ledger_public_key", "limit_units", b"limit_units", "node", b"node", "pending_units", b"pending_units", "posted_units", b"posted_units", "rdp_order", b"rdp_order"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__booked_to_naive: _TypeAlias = _typing.Literal["booked_to_naive"]  # noqa: Y015
+    _WhichOneofArgType__booked_to_naive: _TypeAlias = _typing.Literal["_booked_to_naive", b"_booked_to_naive"]  # noqa: Y015
+    _WhichOneofReturnType__efficiency: _TypeAlias = _typing.Literal["efficiency"]  # noqa: Y015
+    _WhichOneofArgType__efficiency: _TypeAlias = _typing.Literal["_efficiency", b"_efficiency"]  # noqa: Y015
+    _WhichOneofReturnType__epsilon_booked: _TypeAlias = _typing.Literal["epsilon_booked"]  # noqa: Y015
+    _WhichOneofArgType__epsilon_booked: _TypeAlias = _typing.Literal["_epsilon_booked", b"_epsilon_booked"]  # noqa: Y015
+    _WhichOneofReturnType__epsilon_naive: _TypeAlias = _typing.Literal["epsilon_naive"]  # noqa: Y015
+    _WhichOneofArgType__epsilon_naive: _TypeAlias = _typing.Literal["_epsilon_naive", b"_epsilon_naive"]  # noqa: Y015
     _WhichOneofReturnType__epsilon_spent: _TypeAlias = _typing.Literal["epsilon_spent"]  # noqa: Y015
     _WhichOneofArgType__epsilon_spent: _TypeAlias = _typing.Literal["_epsilon_spent", b"_epsilon_spent"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__booked_to_naive) -> _WhichOneofReturnType__booked_to_naive | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__efficiency) -> _WhichOneofReturnType__efficiency | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon_booked) -> _WhichOneofReturnType__epsilon_booked | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon_naive) -> _WhichOneofReturnType__epsilon_naive | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon_spent) -> _WhichOneofReturnType__epsilon_spent | None: ...
 
 Global___BudgetAccount: _TypeAlias = BudgetAccount  # noqa: Y015

@@ -66,13 +66,19 @@ class LedgerEntry(_message.Message):
     declared_n: _builtins.int
     """The record count that the data steward typed; never counted from data."""
     mechanism: _builtins.str
-    """"gaussian", "poisson_gaussian", "no_data" or "none" (not accounted for)."""
+    """"gaussian", "poisson_gaussian", "laplace", "discrete_gaussian", "exponential", "no_data" or
+    "none" (not accounted for).
+    """
     noise_multiplier: _builtins.float
-    """Standard deviation of the noise over the clipping bound; unset for "no_data" and "none"."""
+    """The noise in units of the sensitivity; unset for "no_data" and "none". Gaussian: standard
+    deviation over the clipping bound; "laplace": scale over sensitivity; "discrete_gaussian":
+    sigma, the sensitivity being 1; "exponential": a choice with probability proportional to
+    exp(score / (noise_multiplier * sensitivity)).
+    """
     sample_rate: _builtins.float
     """Probability that a patient is in a step; 1 for full batches."""
     steps: _builtins.int
-    """Noised steps in this release."""
+    """How many such steps, sums, counts or choices this release holds."""
     prev_hash: _builtins.str
     """BLAKE3 of the entry before, hexadecimal; 64 zeros for the first."""
     hash: _builtins.str

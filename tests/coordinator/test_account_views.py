@@ -1,0 +1,140 @@
+"""What is shown of accounts and refused of jobs, from a real store."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from coordinator import views
+from coordinator.config import CoordinatorConfig
+from coordinator.jobspec import Job, parse_job
+from coordinator.rpc.jobs import check_delta
+from coordinator.store import ledger, people
+from coordinator.store.database import Database
+from coordinator.store.schema import entries
+from privacy.accounting import epsilon_spent
+from privacy.entries import GENESIS
+from privacy.ledger import Statement
+from privacy.releases import Release
+from protos.errors import Malformed
+from protos.feddp.v1 import budgets_pb2
+from protos.feddp.v1 import federation_pb2 as federation
+
+ACCOUNT = "a/patients"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    """A store with one node and one account of epsilon 5."""
+    opened = Database(f"sqlite:///{tmp_path / 'c.db'}")
+    opened.migrate()
+    opened.write_now(
+        lambda c: people.invite(
+            c, "a", "hpc", "s", spiffe_id="spiffe://t/node/a", now_s=0.0, expires_at_s=9.0
+        )
+    )
+    opened.write_now(lambda c: ledger.open_account(c, ACCOUNT, "a", "gdp", 0, 5.0, 1e-5))
+    yield opened
+    opened.close()
+
+
+def post(database: Database, releases: list[Release]) -> None:
+    """A reserve and a post for each; nothing here looks at hashes."""
+    rows = []
+    for number, one in enumerate(releases):
+        for step, kind in enumerate(("reserve", "post")):
+            statement = Statement(
+                kind,  # type: ignore[arg-type]
+                f"t{number}",
+                "default",
+                "a",
+                ACCOUNT,
+                "heart" if number % 2 else "lungs",
+                "j",
+                1,
+                "patient",
+                199,
+                one.mechanism,
+                one.noise_multiplier,
+                one.sample_rate,
+                one.steps,
+            )
+            seq = 2 * number + step + 1
+            fixed = {"seq": seq, "prev_hash": GENESIS, "hash": GENESIS, "node_signature": b""}
+            rows.append({**statement.fields(), **fixed})
+    database.write_now(lambda c: c.execute(entries.insert(), rows))
+
+
+def shown(database: Database, data_set: str = "") -> list[budgets_pb2.BudgetAccount]:
+    return database.read_now(lambda c: views.accounts(c, data_set))
+
+
+def test_an_accounts_figures_are_those_of_its_posts(database: Database) -> None:
+    """Equal releases for two data sets are counted together, and each mechanism is."""
+    used = [Release("gaussian", 20.0, 1.0, 5)] * 3 + [Release("laplace", 15.0, 1.0, 2)]
+    post(database, used)
+    (account,) = shown(database)
+    assert list(account.data_sets) == ["heart", "lungs"]
+    assert account.epsilon_spent == epsilon_spent(used, 1e-5)
+    assert 0 < account.efficiency <= 1 + 1e-6
+    assert account.efficiency == pytest.approx(
+        min(account.epsilon_spent, account.epsilon_booked) / account.epsilon_booked
+    )
+    assert account.booked_to_naive == pytest.approx(account.epsilon_booked / account.epsilon_naive)
+    assert shown(database, "kidneys") == []
+
+
+def test_an_account_without_guarantee_has_no_figures(database: Database) -> None:
+    """One release that was not accounted for, and none of them means anything."""
+    post(database, [Release("gaussian", 20.0, 1.0, 5), Release("none", None, 1.0, 5)])
+    (account,) = shown(database)
+    for name in ("epsilon_spent", "epsilon_booked", "epsilon_naive", "efficiency"):
+        assert not account.HasField(name)
+
+
+def test_a_post_that_the_filter_never_admitted_has_no_figure_and_no_crash(
+    database: Database,
+) -> None:
+    """The ledger was changed by hand: verifying it names the entry, showing it must still work."""
+    post(database, [Release("discrete_gaussian", 20.0, 1.0, 5)])
+    (account,) = shown(database)
+    assert not account.HasField("epsilon_spent")
+
+
+def test_ten_thousand_entries_are_shown_within_a_second(database: Database) -> None:
+    """The database groups equal releases, so that neither reading nor counting grows with them."""
+    post(database, [Release("gaussian", 900.0 + i % 4, 1.0, 5) for i in range(5000)])
+    shown(database, "lungs")  # imports the library
+    views._figures.cache_clear()
+    began = time.process_time()
+    (account,) = shown(database)
+    assert time.process_time() - began < 1.0
+    assert account.epsilon_spent > 0
+
+
+def job(delta: float) -> Job:
+    text = b"name: a\ntask: tabular-classifier\ndataset: heart\nprivacy: {target_epsilon: 1}\n"
+    return replace(parse_job(text, CoordinatorConfig()), delta=delta)
+
+
+def node(name: str, declared_n: int, delta: float) -> people.NodeRecord:
+    hello = federation.Hello(
+        data_sets=[federation.DataSet(name="heart", account="p", declared_n=declared_n)],
+        accounts=[federation.Account(name="p", delta=delta)],
+    )
+    return people.NodeRecord(name, "edge", "enrolled", b"", 0.0, hello)
+
+
+def test_a_jobs_delta_of_one_over_n_is_refused() -> None:
+    """Where every hospital with that delta is too large for it; else those alone stay out."""
+    small, large = node("s", 199, 1e-5), node("l", 100_000, 1e-5)
+    check_delta(job(1e-5), [small, large])
+    with pytest.raises(Malformed, match="below 1/100000") as caught:
+        check_delta(job(1e-5), [large, node("other", 10, 1e-6)])
+    assert caught.value.reason == "DELTA_TOO_LARGE"
+    with pytest.raises(Malformed) as caught:
+        check_delta(job(1e-7), [small, large])
+    assert caught.value.reason == "DELTA_MISMATCH"
+    check_delta(replace(job(1e-5), mechanism="none"), [large])

@@ -37,6 +37,7 @@ CREATE TABLE seen_checkpoints (
 CREATE TABLE disputes (
     account TEXT PRIMARY KEY, seq INTEGER NOT NULL, text TEXT NOT NULL, at_s REAL NOT NULL
 ) STRICT;
+CREATE TABLE settled (account TEXT PRIMARY KEY) STRICT;
 """
 
 EVERY_ACCOUNT: Final = "*"
@@ -140,9 +141,11 @@ class Witnessed:
         Args:
             filter_: how the account counts by today's policy; None if it is not in it.
         """
-        head = self.head(account)
+        head, settled = self.head(account), self._is_settled(account)
         for entry in entries:
-            text = fault_after(head, entry) or self._differs(entry) or self._adopt(entry, filter_)
+            text = fault_after(head, entry)
+            if not settled:
+                text = text or self._differs(entry) or self._adopt(entry, filter_)
             if text:
                 self._move(head)
                 return self._raise(Dispute(account, entry.seq, text, now_s))
@@ -181,6 +184,8 @@ class Witnessed:
         if announced.seq > seen.seq:
             text = f"the coordinator announces {announced.seq} entries and gives {seen.seq}"
             return self._raise(Dispute(announced.account, seen.seq + 1, text, now_s))
+        if self._is_settled(announced.account):
+            self._take_as_it_is(announced.account)
         if announced.hash != seen.hash:
             text = f"entry {seen.seq} is another one than this node has seen there"
             return self._raise(Dispute(announced.account, seen.seq, text, now_s))
@@ -229,7 +234,8 @@ class Witnessed:
         return None
 
     def settle(self, account: str) -> Dispute:
-        """The steward has looked into a dispute: the coordinator's chain is followed anew.
+        """The steward has looked into a dispute: the coordinator's chain is taken as it is at the
+        next look, and followed from there. Our own ledger does not change.
 
         Raises:
             NotFound: DISPUTE_UNKNOWN.
@@ -240,6 +246,7 @@ class Witnessed:
         execute = self._connection.execute
         execute("DELETE FROM disputes WHERE account = ?", (account,))
         execute("DELETE FROM seen_heads WHERE account = ?", (account,))
+        execute("INSERT OR REPLACE INTO settled VALUES (?)", (account,))
         if account == EVERY_ACCOUNT:
             execute("DELETE FROM seen_checkpoints")
             execute("DELETE FROM meta WHERE key = ?", (_COORDINATOR_KEY,))
@@ -254,6 +261,19 @@ class Witnessed:
                 " seq = excluded.seq, hash = excluded.hash",
                 (head.account, head.seq, head.hash),
             )
+
+    def _is_settled(self, account: str) -> bool:
+        query = "SELECT 1 FROM settled WHERE account = ?"
+        return self._connection.execute(query, (account,)).fetchone() is not None
+
+    def _take_as_it_is(self, account: str) -> None:
+        """What our ledger holds and the settled chain does not is asked for no more."""
+        self._connection.execute(
+            "INSERT OR REPLACE INTO seen_attempts SELECT attempt_id, 'post' FROM attempts"
+            " WHERE account = ? AND state = 'closed' AND outcome = 'post'",
+            (account,),
+        )
+        self._connection.execute("DELETE FROM settled WHERE account = ?", (account,))
 
     def _raise(self, dispute: Dispute) -> Dispute:
         self._connection.execute(

@@ -80,9 +80,10 @@ def settle(
     folder: Folder,
     as_json: Json = False,
 ) -> None:
-    """End a dispute: orders are judged again, and the coordinator's chain is read from its start.
+    """End a dispute: orders are judged again, and the coordinator's chain is taken as it is now.
 
-    For the data steward, once both ledgers were compared. The agent must be stopped.
+    For the data steward, once both ledgers were compared. This node's own ledger does not change,
+    and goes on to count for its patients. The agent must be stopped.
     """
     from node_agent.ledger_files import settle as settle_dispute
 

@@ -306,6 +306,25 @@ def test_an_older_copy_of_our_ledger_catches_up_with_what_we_signed(
     assert bench.state.witnessed.disputes() == []
 
 
+def test_what_is_settled_is_taken_as_it_is(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it contradicts our own ledger; what comes after it is compared again."""
+    before = bench.chain()
+    bench.book(1, first=ENTRIES)
+    bench.write(forged(before, 3, lambda one: replace(one, project="another")))
+    bench.look(monkeypatch)
+    assert bench.state.settle(ACCOUNT).account == ACCOUNT
+    bench.look(monkeypatch)
+    assert bench.state.witnessed.disputes() == []
+    assert bench.state.witnessed.head(ACCOUNT).seq == ENTRIES
+    kept = bench.chain()
+    bench.book(1, first=ENTRIES + 1)
+    bench.look(monkeypatch)
+    assert bench.state.witnessed.disputes() == []
+    bench.write(kept)
+    bench.look(monkeypatch)
+    assert len(bench.state.witnessed.disputes()) == 1
+
+
 # Real processes
 
 
@@ -321,12 +340,16 @@ def test_the_nodes_notice_and_refuse_until_their_steward_settles(
     job = coordinator.wait_for_end(coordinator.submit(null_job(3)))
     assert job.status == "completed"
 
-    def countersigned() -> bool:
+    def signed(account: str) -> int:
+        """Heads of an account that its node has countersigned."""
+        query = "SELECT count(*) FROM countersignatures WHERE account = ?"
         with coordinator.database() as database:
-            (count,) = database.execute("SELECT count(*) FROM countersignatures").fetchone()
-        return bool(count == 3)
+            (count,) = database.execute(query, (account,)).fetchone()
+        return int(count)
 
-    wait_for("three heads are countersigned", countersigned)
+    for name in names:
+        account = f"{name}/patients"
+        wait_for("its head is countersigned", lambda account=account: signed(account) == 1)  # type: ignore[misc]
     heads = tmp_path / "alpha.json"
     found = run(
         coordinator, "agent", "ledger", "heads", "--json", "--dir", coordinator.agent("alpha")
@@ -362,6 +385,8 @@ def test_the_nodes_notice_and_refuse_until_their_steward_settles(
     assert "settled: alpha/patients" in settled[1]
     coordinator.start("alpha")
     assert coordinator.wait_for_end(second).status == "completed"
+    wait_for("its head is countersigned anew", lambda: signed("alpha/patients") == 2)
+    assert coordinator.log("alpha").count("ledger_disputed") == 1
 
 
 def run(federation: Federation, *arguments: object) -> tuple[int, str, str]:

@@ -19,7 +19,7 @@ from feddp.demo.result import print_summary, result_of
 from protos.errors import Malformed
 from protos.feddp.v1.budgets_pb2 import BudgetAccount
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def _until(done, what: str) -> None:

@@ -30,6 +30,7 @@ RULES: dict[str, frozenset[str]] = {
     "Jobs/WatchJob": _PEOPLE,
     "Jobs/CancelJob": frozenset({"operator", "engineer"}),
     "Jobs/ResumeJob": frozenset({"engineer"}),
+    "Jobs/QuoteJob": frozenset({"engineer"}),
     "Budgets/ListAccounts": _PEOPLE,
     "Budgets/ListEntries": _PEOPLE,
     "Budgets/ListCheckpoints": _PEOPLE,

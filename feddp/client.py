@@ -147,6 +147,25 @@ class Client:
         job: Job = self._again(lambda: self._jobs.SubmitJob(request, timeout=CALL_TIMEOUT_S)).job
         return job
 
+    def quote(self, spec: Path | bytes) -> jobs_pb2.QuoteJobResponse:
+        """What a job would cost each hospital; nothing is uploaded, and nothing changes.
+
+        Raises:
+            FeddpError: as `submit`.
+        """
+        from node_agent.tasks.registry import initial_model, installed
+
+        data = read_spec(spec)
+        task, task_config = task_of(data)
+        model = initial_model(task, task_config, 0)
+        self._check_columns(data, task, task_config)
+        request = jobs_pb2.QuoteJobRequest(
+            spec=data, task_hash=installed()[task].content_hash, model_bytes=len(model)
+        )
+        answer: jobs_pb2.QuoteJobResponse
+        answer = self._again(lambda: self._jobs.QuoteJob(request, timeout=CALL_TIMEOUT_S))
+        return answer
+
     def _check_columns(self, spec: bytes, task: str, task_config: Mapping[str, Any]) -> None:
         """Refuse a task_config that fits none of the data sets as their nodes publish them."""
         from node_agent.datasets import published

@@ -38,11 +38,11 @@ class Answers:
                 return publish(books, live, command)
 
     def _survey(self, books: Books, live: LiveJob) -> e.NodesSurveyed:
-        facts = self._facts(books, live)
+        facts = self.facts(books, live)
         rounds_left = live.job.rounds_planned - len(live.phase.course.done)
         return e.NodesSurveyed(*planner.survey(live.job, live.record.task_hash, facts, rounds_left))
 
-    def _facts(self, books: Books, live: LiveJob) -> list[planner.NodeFacts]:
+    def facts(self, books: Books, live: LiveJob) -> list[planner.NodeFacts]:
         """Every node that publishes the job's data set, as the store and the sessions know it."""
         books.flush()  # what this turn has booked is read with the rest
         connection, wanted = books.connection, live.job.dataset

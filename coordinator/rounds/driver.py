@@ -14,16 +14,17 @@ from coordinator.jobspec import Job
 from coordinator.metrics import Metrics
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
-from coordinator.rounds import machine, participation, turn_order
+from coordinator.rounds import machine, participation, planner, turn_order
 from coordinator.rounds.answers import Answers
 from coordinator.rounds.effects import Effects
 from coordinator.rounds.live import LiveJob, job_from_json, plan_of, replay
-from coordinator.rounds.phases import Attempt, Ended, RoundRecord, Selecting, Training
+from coordinator.rounds.phases import Attempt, Course, Ended, RoundRecord, Selecting, Training
 from coordinator.rounds.turn_taker import TurnTaker
 from coordinator.rounds.turns import Input, Taken, Turn
 from coordinator.sessions import Sessions
 from coordinator.store import jobs as job_store
 from coordinator.store import ledger
+from coordinator.store.booking import Books
 from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord
 from protos.errors import FeddpError, NotFound, TooLate, Unavailable, WrongPhase
@@ -45,9 +46,8 @@ class Rounds:
         self._sessions = sessions
         self._effects = effects
         self._metrics = metrics
-        self._turns = TurnTaker(
-            database, Answers(sessions, self.taken), self._keep, self._commit, self._caught_up
-        )
+        self._answers = Answers(sessions, self.taken)
+        self._turns = TurnTaker(database, self._answers, self._keep, self._commit, self._caught_up)
         self._live: dict[str, LiveJob] = {}
         self._attempts: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -103,6 +103,14 @@ class Rounds:
                 await self._database.read(lambda connection: job_store.job(connection, job_id))
             )
         return live
+
+    async def prospect(self, record: JobRecord, job: Job) -> list[planner.NodeFacts]:
+        """What the planner would know of each node if this job were submitted now."""
+        phase = Selecting(Course(plan_of(job), "", ""), time.time())
+        live = LiveJob(record, job, phase, 0)
+        return await self._database.read(
+            lambda connection: self._answers.facts(Books(connection), live)
+        )
 
     async def cancel(self, job_id: str, by: str) -> LiveJob:
         """End a job on request. Raises WrongPhase: JOB_ENDED."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from coordinator import aggregation, views
+from coordinator import aggregation, quoting, views
 from coordinator.blobs import BlobStore
 from coordinator.config import CoordinatorConfig
 from coordinator.jobspec import Job, parse_job
@@ -30,6 +30,8 @@ from protos.feddp.v1 import jobs_pb2_grpc as pb_grpc
 WATCH_REPEAT_S = 5.0
 WATCH_REST_S = 0.3
 SCHEMA_BYTES_MAX = 64 << 10
+EARLIER_MAX = 5
+"""Jobs that a quote looks at for how long rounds take."""
 
 
 @dataclass(slots=True)
@@ -52,27 +54,64 @@ class JobsService(pb_grpc.JobsServicer):
         )
         if before is not None:
             return pb.SubmitJobResponse(job=await self._view(await self.rounds.job(before.job_id)))
-        job = parse_job(request.spec, self.config)
-        if job.project != who.project:
-            raise NotAllowed("PROJECT", f"{who.name} submits jobs of project {who.project} only")
-        nodes = await self.database.read(people.all_nodes)
-        check_published(job, request.task_hash, nodes)
+        job = await self._checked(request.spec, request.task_hash)
         initial = self.blobs.model(request.initial_model_digest)
         await asyncio.to_thread(aggregation.check_model, initial)
-        record = JobRecord(
+        record = self._record(job, request.spec, request.task_hash, request.request_id)
+        live = await self.rounds.submit(record, job, request.initial_model_digest)
+        return pb.SubmitJobResponse(job=await self._view(live))
+
+    async def QuoteJob(self, request: pb.QuoteJobRequest, context: Context) -> pb.QuoteJobResponse:
+        """See jobs.proto."""
+        job = await self._checked(request.spec, request.task_hash)
+        record = self._record(job, request.spec, request.task_hash, request_id="")
+        facts = await self.rounds.prospect(record, job)
+        answer = await asyncio.to_thread(
+            quoting.quote, job, request.task_hash, facts, request.model_bytes
+        )
+        expected_s = quoting.expected_s(job, await self._earlier(job))
+        if expected_s is not None:
+            answer.seconds_expected = expected_s
+        return answer
+
+    async def _earlier(self, job: Job) -> list[LiveJob]:
+        """The newest jobs of this task on this data set, the newest first."""
+        found: list[LiveJob] = []
+        for record in await self.database.read(job_store.listed):
+            if len(found) < EARLIER_MAX and record.project == job.project:
+                live = await self.rounds.job(record.job_id)
+                if (live.job.task, live.job.dataset) == (job.task, job.dataset):
+                    found.append(live)
+        return found
+
+    async def _checked(self, spec: bytes, task_hash: str) -> Job:
+        """The job that a file asks for, if its caller may ask for it and some node could take it.
+
+        Raises:
+            Malformed: JOB_INVALID, TASK_CONFIG_INVALID, DELTA_MISMATCH.
+            NotAllowed: PROJECT.
+            NotFound: TASK_UNKNOWN, DATA_SET_UNKNOWN.
+        """
+        who = caller()
+        job = parse_job(spec, self.config)
+        if job.project != who.project:
+            raise NotAllowed("PROJECT", f"{who.name} submits jobs of project {who.project} only")
+        check_published(job, task_hash, await self.database.read(people.all_nodes))
+        return job
+
+    def _record(self, job: Job, spec: bytes, task_hash: str, request_id: str) -> JobRecord:
+        return JobRecord(
             job_id=f"job-{secrets.token_hex(6)}",
             project=job.project,
             name=job.name,
-            submitted_by=who.name,
-            request_id=request.request_id,
-            spec=request.spec,
+            submitted_by=caller().name,
+            request_id=request_id,
+            spec=spec,
             resolved=job_to_json(job),
-            task_hash=request.task_hash,
+            task_hash=task_hash,
             status=job_store.RUNNING,
             created_at=time.time(),
         )
-        live = await self.rounds.submit(record, job, request.initial_model_digest)
-        return pb.SubmitJobResponse(job=await self._view(live))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         """See jobs.proto."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from feddp.cli import output
+from feddp.cli.failures import BUDGET
 from feddp.cli.options import Dir, Json, ProfileFolder, connect
 
 if TYPE_CHECKING:
@@ -49,6 +50,31 @@ def submit(
         return
     output.line(f"job {job.job_id} submitted")
     output.line(f"follow it: feddp job watch {job.job_id}")
+
+
+@app.command()
+def quote(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The job, in YAML.")],
+    folder: Dir = None,
+    profile: ProfileFolder = None,
+    as_json: Json = False,
+) -> None:
+    """What a job would cost each hospital, before anything runs; 4 if budgets keep it from running.
+
+    Nothing is uploaded, reserved or changed.
+    """
+    from feddp.cli.quotes import can_pay, lines, rows
+
+    with connect(folder, profile) as client:
+        found = client.quote(file)
+    if as_json:
+        output.print_json(output.as_dict(found))
+    else:
+        output.table(*rows(found))
+        for line in lines(found):
+            output.line(line)
+    if not can_pay(found):
+        raise typer.Exit(BUDGET)
 
 
 @app.command("list")

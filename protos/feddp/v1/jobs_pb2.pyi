@@ -19,6 +19,172 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class QuoteJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    TASK_HASH_FIELD_NUMBER: _builtins.int
+    MODEL_BYTES_FIELD_NUMBER: _builtins.int
+    spec: _builtins.bytes
+    """As in SubmitJobRequest."""
+    task_hash: _builtins.str
+    model_bytes: _builtins.int
+    """Of the initial model."""
+    def __init__(
+        self,
+        *,
+        spec: _builtins.bytes = ...,
+        task_hash: _builtins.str = ...,
+        model_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_bytes", b"model_bytes", "spec", b"spec", "task_hash", b"task_hash"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuoteJobRequest: _TypeAlias = QuoteJobRequest  # noqa: Y015
+
+@_typing.final
+class QuoteJobResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUNDS_PLANNED_FIELD_NUMBER: _builtins.int
+    MIN_PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    SECONDS_MAX_FIELD_NUMBER: _builtins.int
+    SECONDS_EXPECTED_FIELD_NUMBER: _builtins.int
+    rounds_planned: _builtins.int
+    min_participants: _builtins.int
+    seconds_max: _builtins.float
+    """Seconds until every round has reached its deadline; the job waits longer below its quorum."""
+    seconds_expected: _builtins.float
+    """As long as the rounds of the newest job of this task on this data set took; unset if there is
+    none.
+    """
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuotedNode]:
+        """Every node that publishes the data set, by name."""
+
+    def __init__(
+        self,
+        *,
+        rounds_planned: _builtins.int = ...,
+        min_participants: _builtins.int = ...,
+        nodes: _abc.Iterable[Global___QuotedNode] | None = ...,
+        seconds_max: _builtins.float = ...,
+        seconds_expected: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seconds_expected", b"_seconds_expected", "seconds_expected", b"seconds_expected"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seconds_expected", b"_seconds_expected", "min_participants", b"min_participants", "nodes", b"nodes", "rounds_planned", b"rounds_planned", "seconds_expected", b"seconds_expected", "seconds_max", b"seconds_max"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seconds_expected: _TypeAlias = _typing.Literal["seconds_expected"]  # noqa: Y015
+    _WhichOneofArgType__seconds_expected: _TypeAlias = _typing.Literal["_seconds_expected", b"_seconds_expected"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds_expected) -> _WhichOneofReturnType__seconds_expected | None: ...
+
+Global___QuoteJobResponse: _TypeAlias = QuoteJobResponse  # noqa: Y015
+
+@_typing.final
+class QuotedNode(_message.Message):
+    """What the whole job would cost one hospital, from public facts and the ledger alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    MECHANISM_FIELD_NUMBER: _builtins.int
+    NOISE_MULTIPLIER_FIELD_NUMBER: _builtins.int
+    SAMPLE_RATE_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    EPSILON_JOB_FIELD_NUMBER: _builtins.int
+    EPSILON_BEFORE_FIELD_NUMBER: _builtins.int
+    EPSILON_AFTER_FIELD_NUMBER: _builtins.int
+    EPSILON_LIMIT_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIT_FIELD_NUMBER: _builtins.int
+    DOWNLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    UPLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    NEARLY_SPENT_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    reason: _builtins.str
+    """Why it cannot take part now, as in Waiting; empty if it can."""
+    message: _builtins.str
+    account: _builtins.str
+    """"NODE/NAME"."""
+    mechanism: _builtins.str
+    """One round's release; a later one may need more noise, never more budget."""
+    noise_multiplier: _builtins.float
+    sample_rate: _builtins.float
+    steps: _builtins.int
+    epsilon_job: _builtins.float
+    """Of the whole job by itself, rounded up; unset where nothing is accounted for."""
+    epsilon_before: _builtins.float
+    """Running figures of the account by its filter, before and after the job, rounded up."""
+    epsilon_after: _builtins.float
+    epsilon_limit: _builtins.float
+    """The account's guarantee."""
+    delta: _builtins.float
+    rounds_fit: _builtins.int
+    """Rounds like the first that its account and its policy's limit for one job still allow; unset
+    for no bound.
+    """
+    download_bytes: _builtins.int
+    """Over all rounds, at most."""
+    upload_bytes: _builtins.int
+    nearly_spent: _builtins.bool
+    """After the job at least 80 % of the account's budget would be spent."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        account: _builtins.str = ...,
+        mechanism: _builtins.str = ...,
+        noise_multiplier: _builtins.float | None = ...,
+        sample_rate: _builtins.float = ...,
+        steps: _builtins.int = ...,
+        epsilon_job: _builtins.float | None = ...,
+        epsilon_before: _builtins.float | None = ...,
+        epsilon_after: _builtins.float | None = ...,
+        epsilon_limit: _builtins.float = ...,
+        delta: _builtins.float = ...,
+        rounds_fit: _builtins.int | None = ...,
+        download_bytes: _builtins.int = ...,
+        upload_bytes: _builtins.int = ...,
+        nearly_spent: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "_epsilon_before", b"_epsilon_before", "_epsilon_job", b"_epsilon_job", "_noise_multiplier", b"_noise_multiplier", "_rounds_fit", b"_rounds_fit", "epsilon_after", b"epsilon_after", "epsilon_before", b"epsilon_before", "epsilon_job", b"epsilon_job", "noise_multiplier", b"noise_multiplier", "rounds_fit", b"rounds_fit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "_epsilon_before", b"_epsilon_before", "_epsilon_job", b"_epsilon_job", "_noise_multiplier", b"_noise_multiplier", "_rounds_fit", b"_rounds_fit", "account", b"account", "delta", b"delta", "download_bytes", b"download_bytes", "epsilon_after", b"epsilon_after", "epsilon_before", b"epsilon_before", "epsilon_job", b"epsilon_job", "epsilon_limit", b"epsilon_limit", "mechanism", b"mechanism", "message", b"message", "nearly_spent", b"nearly_spent", "node", b"node", "noise_multiplier", b"noise_multiplier", "reason", b"reason", "rounds_fit", b"rounds_fit", "sample_rate", b"sample_rate", "steps", b"steps", "upload_bytes", b"upload_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__epsilon_after: _TypeAlias = _typing.Literal["epsilon_after"]  # noqa: Y015
+    _WhichOneofArgType__epsilon_after: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after"]  # noqa: Y015
+    _WhichOneofReturnType__epsilon_before: _TypeAlias = _typing.Literal["epsilon_before"]  # noqa: Y015
+    _WhichOneofArgType__epsilon_before: _TypeAlias = _typing.Literal["_epsilon_before", b"_epsilon_before"]  # noqa: Y015
+    _WhichOneofReturnType__epsilon_job: _TypeAlias = _typing.Literal["epsilon_job"]  # noqa: Y015
+    _WhichOneofArgType__epsilon_job: _TypeAlias = _typing.Literal["_epsilon_job", b"_epsilon_job"]  # noqa: Y015
+    _WhichOneofReturnType__noise_multiplier: _TypeAlias = _typing.Literal["noise_multiplier"]  # noqa: Y015
+    _WhichOneofArgType__noise_multiplier: _TypeAlias = _typing.Literal["_noise_multiplier", b"_noise_multiplier"]  # noqa: Y015
+    _WhichOneofReturnType__rounds_fit: _TypeAlias = _typing.Literal["rounds_fit"]  # noqa: Y015
+    _WhichOneofArgType__rounds_fit: _TypeAlias = _typing.Literal["_rounds_fit", b"_rounds_fit"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon_after) -> _WhichOneofReturnType__epsilon_after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon_before) -> _WhichOneofReturnType__epsilon_before | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon_job) -> _WhichOneofReturnType__epsilon_job | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__noise_multiplier) -> _WhichOneofReturnType__noise_multiplier | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rounds_fit) -> _WhichOneofReturnType__rounds_fit | None: ...
+
+Global___QuotedNode: _TypeAlias = QuotedNode  # noqa: Y015
+
+@_typing.final
 class SubmitJobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

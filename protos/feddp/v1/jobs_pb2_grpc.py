@@ -65,6 +65,11 @@ class JobsStub(object):
                 request_serializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.ResumeJobRequest.SerializeToString,
                 response_deserializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.ResumeJobResponse.FromString,
                 _registered_method=True)
+        self.QuoteJob = channel.unary_unary(
+                '/feddp.v1.Jobs/QuoteJob',
+                request_serializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.QuoteJobRequest.SerializeToString,
+                response_deserializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.QuoteJobResponse.FromString,
+                _registered_method=True)
 
 
 class JobsServicer(object):
@@ -121,6 +126,15 @@ class JobsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def QuoteJob(self, request, context):
+        """What a job would cost each hospital, before anything runs. Called by engineers. Changes nothing,
+        so that it is safe to retry.
+        Errors: as SubmitJob for the spec and the task.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -153,6 +167,11 @@ def add_JobsServicer_to_server(servicer, server):
                     servicer.ResumeJob,
                     request_deserializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.ResumeJobRequest.FromString,
                     response_serializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.ResumeJobResponse.SerializeToString,
+            ),
+            'QuoteJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.QuoteJob,
+                    request_deserializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.QuoteJobRequest.FromString,
+                    response_serializer=protos_dot_feddp_dot_v1_dot_jobs__pb2.QuoteJobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -318,6 +337,33 @@ class Jobs(object):
             '/feddp.v1.Jobs/ResumeJob',
             protos_dot_feddp_dot_v1_dot_jobs__pb2.ResumeJobRequest.SerializeToString,
             protos_dot_feddp_dot_v1_dot_jobs__pb2.ResumeJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QuoteJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feddp.v1.Jobs/QuoteJob',
+            protos_dot_feddp_dot_v1_dot_jobs__pb2.QuoteJobRequest.SerializeToString,
+            protos_dot_feddp_dot_v1_dot_jobs__pb2.QuoteJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

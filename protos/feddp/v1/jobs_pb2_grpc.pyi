@@ -57,6 +57,11 @@ class JobsStub:
     by engineers. Safe to retry.
     Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED).
     """
+    QuoteJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.QuoteJobRequest, _jobs_pb2.QuoteJobResponse]
+    """What a job would cost each hospital, before anything runs. Called by engineers. Changes nothing,
+    so that it is safe to retry.
+    Errors: as SubmitJob for the spec and the task.
+    """
 
 @_typing.type_check_only
 class JobsAsyncStub(JobsStub):
@@ -86,6 +91,11 @@ class JobsAsyncStub(JobsStub):
     """Takes a failed job up again, from its last published model and with what it has spent. Called
     by engineers. Safe to retry.
     Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED).
+    """
+    QuoteJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.QuoteJobRequest, _jobs_pb2.QuoteJobResponse]  # type: ignore[assignment]
+    """What a job would cost each hospital, before anything runs. Called by engineers. Changes nothing,
+    so that it is safe to retry.
+    Errors: as SubmitJob for the spec and the task.
     """
 
 class JobsServicer(metaclass=_abc_1.ABCMeta):
@@ -149,6 +159,17 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         """Takes a failed job up again, from its last published model and with what it has spent. Called
         by engineers. Safe to retry.
         Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED).
+        """
+
+    @_abc_1.abstractmethod
+    def QuoteJob(
+        self,
+        request: _jobs_pb2.QuoteJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.QuoteJobResponse, _abc.Awaitable[_jobs_pb2.QuoteJobResponse]]:
+        """What a job would cost each hospital, before anything runs. Called by engineers. Changes nothing,
+        so that it is safe to retry.
+        Errors: as SubmitJob for the spec and the task.
         """
 
 def add_JobsServicer_to_server(servicer: JobsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -144,6 +144,8 @@ def office(federation: WatchedFederation) -> Jobs:
     ask(lambda client: client.node(NODES[0]))
     ask(lambda client: client.accounts())
     ask(lambda client: client.ledger())
+    ask(lambda client: client.checkpoints())
+    ask(lambda client: client.quote(spec()))
     ask(lambda client: client.models())
     ask(lambda client: client.model(job_id))
     return {}

@@ -17,6 +17,7 @@ from coordinator.config import CoordinatorConfig, effects, load_config
 from coordinator.server import server_certificate
 from coordinator.store import people
 from coordinator.store.database import Database
+from coordinator.store.diagnosis import fault
 from protos.errors import FeddpError
 
 EXPIRES_SOON_DAYS = 14
@@ -65,11 +66,8 @@ def _authority(config: CoordinatorConfig) -> Iterator[Finding]:
 
 
 def _database(config: CoordinatorConfig) -> Iterator[Finding]:
-    path = Path(config.storage.database_url.removeprefix("sqlite:///"))
-    if not path.exists():
-        yield Finding(
-            "error", "storage.database_url", f"{path} does not exist; run `feddp coordinator init`"
-        )
+    if text := fault(config.storage.database_url):
+        yield Finding("error", "storage.database_url", text)
         return
     database = Database(config.storage.database_url)
     try:
@@ -82,8 +80,7 @@ def _database(config: CoordinatorConfig) -> Iterator[Finding]:
         yield Finding(
             "error",
             "storage.database_url",
-            f"the database cannot be read ({type(error).__name__}); restore it from a backup, or "
-            "serve once with this version to upgrade an older one",
+            f"the database cannot be read ({type(error).__name__}); restore it from a backup",
         )
     finally:
         database.close()

@@ -1,20 +1,23 @@
 """The ledger read straight from the database, with the server running or stopped."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, inspect, text
 
 from coordinator import views
 from coordinator.config import load_config
 from coordinator.installation import CONFIG_FILE
 from coordinator.store import ledger as ledger_store
 from coordinator.store.database import Database
+from coordinator.store.diagnosis import sqlite_file
+from coordinator.store.engines import is_sqlite
 from privacy.filters import Filter
 from privacy.ledger import Entry
-from protos.errors import NotFound
+from protos.errors import FeddpError, NotFound
 from protos.feddp.v1 import budgets_pb2
 
 
@@ -33,7 +36,8 @@ def ledger(folder: Path, data_set: str | None = None) -> LedgerView:
 
     Raises:
         NotFound: INSTALLATION_MISSING, DATABASE_MISSING.
-        Malformed: CONFIG_INVALID.
+        Malformed: CONFIG_INVALID, DATABASE_DRIVER_MISSING.
+        Unavailable: DATABASE_UNREACHABLE.
     """
     database = _open(folder)
 
@@ -61,7 +65,8 @@ def stored_entries(folder: Path) -> list[dict[str, Any]]:
 
     Raises:
         NotFound: INSTALLATION_MISSING, DATABASE_MISSING.
-        Malformed: CONFIG_INVALID.
+        Malformed: CONFIG_INVALID, DATABASE_DRIVER_MISSING.
+        Unavailable: DATABASE_UNREACHABLE.
     """
     database = _open(folder)
     # Without the schema's types: a tampered value would fail in their conversion.
@@ -81,8 +86,22 @@ def _open(folder: Path) -> Database:
     config_path = folder / CONFIG_FILE
     if not config_path.is_file():
         raise NotFound("INSTALLATION_MISSING", f"{folder} holds no {CONFIG_FILE}")
-    config = load_config(config_path, {})
-    path = Path(config.storage.database_url.removeprefix("sqlite:///"))
-    if not path.is_file():
+    # As for the server, the environment goes before the file: the password may be there alone.
+    url = load_config(config_path, os.environ).storage.database_url
+    if is_sqlite(url) and not (path := sqlite_file(url)).is_file():
         raise NotFound("DATABASE_MISSING", f"{path} is missing; restore it from a backup")
-    return Database(config.storage.database_url)
+    database = Database(url)
+    if not is_sqlite(url) and not _has_tables(database):
+        database.close()
+        raise NotFound(
+            "DATABASE_MISSING", "the PostgreSQL database is empty; restore it from a backup"
+        )
+    return database
+
+
+def _has_tables(database: Database) -> bool:
+    try:
+        return database.read_now(lambda connection: inspect(connection).has_table("entries"))
+    except FeddpError:
+        database.close()
+        raise

@@ -1,10 +1,11 @@
 """Where a ledger comes from: the database, a coordinator, or an exported file; and its check."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from feddp.cli.output import as_dict
 from privacy import ledger
@@ -170,6 +171,10 @@ def _of(entries: list[ledger.Entry], accounts: list[dict[str, Any]]) -> Ledger:
     return Ledger(entries, accounts, filters, keys)
 
 
+MANY_ENTRIES: Final = 20_000
+"""From so many on, starting processes for the signatures (0.3 s) pays."""
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """What a verification found.
@@ -192,7 +197,13 @@ class Check:
 
 def check(found: Ledger) -> Check:
     """Verify every chain, and that each account says of itself what its chain adds up to."""
-    result = ledger.verify(found.entries, found.filters, found.public_keys)
+    cores = os.cpu_count() or 1
+    result = ledger.verify(
+        found.entries,
+        found.filters,
+        found.public_keys,
+        processes=cores if len(found.entries) >= MANY_ENTRIES else 1,
+    )
     problems = [(one.account, one.seq, one.text) for one in result.problems]
     broken = {account for account, _, _ in problems}
     seen: set[str] = set()

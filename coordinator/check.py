@@ -16,7 +16,7 @@ from certs.credentials import server_credentials
 from coordinator.config import CoordinatorConfig, effects, load_config
 from coordinator.server import server_certificate
 from coordinator.store import people
-from coordinator.store.database import Database
+from coordinator.store.database import Database, newest_revision
 from coordinator.store.diagnosis import fault
 from protos.errors import FeddpError
 
@@ -71,6 +71,13 @@ def _database(config: CoordinatorConfig) -> Iterator[Finding]:
         return
     database = Database(config.storage.database_url)
     try:
+        if database.revision() != newest_revision():
+            yield Finding(
+                "warning",
+                "storage.database_url",
+                "an older version made these tables; serving upgrades them for good, so back "
+                "them up first",
+            )
         users = database.read_now(people.all_users)
         nodes = database.read_now(people.all_nodes)
         yield Finding(

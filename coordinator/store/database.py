@@ -2,6 +2,8 @@
 session and never races another write of this process."""
 
 import asyncio
+import random
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +22,9 @@ VERSIONS = Path(__file__).parent / "migrations" / "versions"
 
 ROLLBACKS_MAX: Final = 5
 """How often a write that the server rolled back for another's sake is begun again."""
+
+PAUSE_S: Final = 0.02
+"""Before it begins again, so that the transaction that it gave way to gets the lock first."""
 
 _MIGRATING: Final = 0x6665_6464_7000
 """Key of PostgreSQL's advisory lock: two coordinators that start together upgrade one by one."""
@@ -94,13 +99,13 @@ class Database:
                 "storage.database_url and that this user may write there",
             ) from error
 
-    def is_current(self) -> bool:
-        """Whether the tables are there, and as this version makes them.
+    def revision(self) -> str | None:
+        """Which migration the tables are at; None where there are none.
 
         Raises:
             Unavailable: DATABASE_UNREACHABLE.
         """
-        return self.read_now(_revision) == newest_revision()
+        return self.read_now(_revision)
 
     def write_now(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a write transaction on this thread (start-up and command line).
@@ -123,6 +128,7 @@ class Database:
                 rollbacks += 1
                 if rollbacks > ROLLBACKS_MAX or not was_rolled_back(error):
                     raise
+                time.sleep(rollbacks * random.uniform(PAUSE_S, 2 * PAUSE_S))
 
     def read_now(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a read transaction on this thread.

@@ -6,7 +6,7 @@ from typing import Final
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from coordinator.store.database import Database
+from coordinator.store.database import Database, newest_revision
 from coordinator.store.engines import is_sqlite
 from protos.errors import FeddpError
 
@@ -38,12 +38,12 @@ def fault(url: str) -> str | None:
     except FeddpError as error:
         return error.message
     try:
-        if database.is_current():
-            return None
-        return (
-            "the database has no tables of this version; `feddp coordinator init` fills an empty "
-            "one, and serving once with this version upgrades an older one"
-        )
+        revision = database.revision()
+        if revision is None:
+            return "the database is empty; `feddp coordinator init --database-url` fills it"
+        if revision > newest_revision():
+            return "the database was upgraded by a newer version of feddp; serve it with that one"
+        return None
     except FeddpError as error:
         return f"the PostgreSQL server cannot be used: {_meaning(error)}"
     except SQLAlchemyError as error:

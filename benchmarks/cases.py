@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Final, Protocol
 
 from benchmarks.idle import Idle
+from benchmarks.ledger import Admission, Reservations
+from benchmarks.ledger_verify import Verify
 from benchmarks.null_round import NullRounds
 from benchmarks.results import Result
 from benchmarks.startup import Startup
@@ -40,10 +42,16 @@ DEFAULT: Final[Mapping[str, Case]] = {
     "null-4x1GB": NullRounds(4, GB_1, warm_up=1, rounds=1, floor_rounds=1, seconds_max=240),
     "start-4": Startup(nodes=4, times=3),
     "idle-4": Idle(nodes=4, seconds=20),
+    "ledger-4-writers-sqlite": Reservations("sqlite", writers=4, each=500),
+    "ledger-4-writers-postgresql": Reservations("postgresql", writers=4, each=500),
+    "ledger-10000-sqlite": Admission("sqlite", earlier=10_000, times=200),
+    "ledger-10000-postgresql": Admission("postgresql", earlier=10_000, times=200),
+    "ledger-verify-100k": Verify(entries=100_000),
 }
 
 ALL: Final[Mapping[str, Case]] = {
     **DEFAULT,
     "null-64x100MB": NullRounds(64, MB_100, warm_up=1, rounds=1, floor_rounds=1, seconds_max=600),
+    "ledger-verify-1M": Verify(entries=1_000_000),
 }
 """Those that take longest run only when they are named."""

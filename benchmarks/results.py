@@ -60,6 +60,13 @@ ROUND_BOUNDS = {
     ("start-4", "start_to_first_orders"): Bound(3),
     ("idle-4", "agent_idle_memory"): Bound(64),
     ("idle-4", "agent_idle_cpu"): Bound(0.5),
+    ("ledger-4-writers-sqlite", "time_per_reservation"): Bound(5),  # 200 a second
+    ("ledger-4-writers-sqlite", "time_per_reservation_one_account"): Bound(5),
+    ("ledger-4-writers-postgresql", "time_per_reservation"): Bound(2),  # 500 a second
+    ("ledger-10000-sqlite", "admission_time"): Bound(5),
+    ("ledger-10000-postgresql", "admission_time"): Bound(5),
+    ("ledger-verify-100k", "verify_time"): Bound(3),
+    ("ledger-verify-1M", "verify_time"): Bound(30),
 }
 MEMORY_OVER_MODEL_MIB = 64.0
 BOUNDS_OF_ALL = {

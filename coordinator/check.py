@@ -16,7 +16,8 @@ from certs.credentials import server_credentials
 from coordinator.config import CoordinatorConfig, effects, load_config
 from coordinator.server import server_certificate
 from coordinator.store import people
-from coordinator.store.database import Database
+from coordinator.store.database import Database, newest_revision
+from coordinator.store.diagnosis import fault
 from protos.errors import FeddpError
 
 EXPIRES_SOON_DAYS = 14
@@ -65,14 +66,18 @@ def _authority(config: CoordinatorConfig) -> Iterator[Finding]:
 
 
 def _database(config: CoordinatorConfig) -> Iterator[Finding]:
-    path = Path(config.storage.database_url.removeprefix("sqlite:///"))
-    if not path.exists():
-        yield Finding(
-            "error", "storage.database_url", f"{path} does not exist; run `feddp coordinator init`"
-        )
+    if text := fault(config.storage.database_url):
+        yield Finding("error", "storage.database_url", text)
         return
     database = Database(config.storage.database_url)
     try:
+        if database.revision() != newest_revision():
+            yield Finding(
+                "warning",
+                "storage.database_url",
+                "an older version made these tables; serving upgrades them for good, so back "
+                "them up first",
+            )
         users = database.read_now(people.all_users)
         nodes = database.read_now(people.all_nodes)
         yield Finding(
@@ -82,8 +87,7 @@ def _database(config: CoordinatorConfig) -> Iterator[Finding]:
         yield Finding(
             "error",
             "storage.database_url",
-            f"the database cannot be read ({type(error).__name__}); restore it from a backup, or "
-            "serve once with this version to upgrade an older one",
+            f"the database cannot be read ({type(error).__name__}); restore it from a backup",
         )
     finally:
         database.close()

@@ -5,7 +5,8 @@ One class for each section; the sections that concern more than the coordinator 
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import ValidationInfo, field_validator
 
@@ -19,6 +20,7 @@ from coordinator.config_surroundings import (
 from coordinator.keys import Section, key
 
 PORT_MAX = 65535
+POSTGRESQL: Final = "postgresql+psycopg"
 
 
 def _beside_config(value: Path | None, info: ValidationInfo) -> Path | None:
@@ -227,8 +229,9 @@ class Storage(Section):
 
     database_url: str = key(
         "sqlite:///coordinator.db",
-        "Jobs, ledgers, nodes and certificates.",
-        allowed="sqlite:///FILE",
+        "Jobs, ledgers, nodes and certificates. PostgreSQL needs the extra feddp[postgres]; keep a "
+        "password in the environment (FEDDP_STORAGE__DATABASE_URL) or in PGPASSFILE.",
+        allowed="sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST:PORT/NAME",
         secret=True,
     )
     blob_dir: Path = key(
@@ -252,11 +255,34 @@ class Storage(Section):
 
     @field_validator("database_url")
     @classmethod
-    def _sqlite_file(cls, value: str, info: ValidationInfo) -> str:
+    def _database(cls, value: str, info: ValidationInfo) -> str:
+        if value.startswith("postgresql"):
+            return postgresql_url(value)
         name = value.removeprefix("sqlite:///")
         if name == value or name in ("", ":memory:"):
-            raise ValueError("this version keeps its state in one SQLite file")
+            raise ValueError("state is kept in one SQLite file, or in PostgreSQL")
         return f"sqlite:///{_beside_config(Path(name), info)}"
+
+
+def postgresql_url(url: str) -> str:
+    """The URL if its parts can be told.
+
+    Raises:
+        ValueError: a sentence that repeats none of them.
+    """
+    if not url.startswith(f"{POSTGRESQL}://"):
+        raise ValueError(f"a PostgreSQL address begins with {POSTGRESQL}://")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ValueError(
+            "the address cannot be taken apart; write @ : / ? # % within a name or password as "
+            "%40 %3A %2F %3F %23 %25"
+        ) from None
+    if port == 0 or not parts.path.strip("/") or "/" in parts.path[1:] or parts.fragment:
+        raise ValueError("a PostgreSQL address ends in one database's name: ...HOST:PORT/NAME")
+    return url
 
 
 class CoordinatorConfig(Section):

@@ -10,6 +10,7 @@ import yaml
 from certs.authority import Authority
 from certs.enrolment import new_key, private_pem, save_private_key
 from certs.spiffe import SpiffeId, check_trust_domain
+from coordinator.config_sections import postgresql_url
 from coordinator.store import people
 from coordinator.store.database import Database
 from protos.content import write_durable
@@ -41,16 +42,23 @@ def init(
     port: int = 8443,
     enrollment_port: int = 8444,
     health_port: int = 8080,
+    database_url: str = "",
+    keep_url: bool = True,
 ) -> Installation:
     """Make an installation in `folder`: all of it, or an error and nothing.
 
     Args:
         host: the name or address that nodes and people dial; it goes into the server's
             certificate. With "localhost" or a loopback address the server listens on loopback.
+        database_url: an empty PostgreSQL database instead of a SQLite file in `folder`.
+        keep_url: whether to write it into the configuration; False where it comes from the
+            environment, which also the server will have.
 
     Raises:
         Conflict: ALREADY_INITIALISED.
-        Malformed: SPIFFE_INVALID, HOST_INVALID, DIRECTORY_UNUSABLE.
+        Malformed: SPIFFE_INVALID, HOST_INVALID, DIRECTORY_UNUSABLE, DATABASE_URL_INVALID,
+            DATABASE_DRIVER_MISSING, DATABASE_UNUSABLE.
+        Unavailable: DATABASE_UNREACHABLE.
     """
     check_trust_domain(trust_domain)
     config = folder / CONFIG_FILE
@@ -61,6 +69,8 @@ def init(
                 f"{folder} already holds {path.name}; nothing was changed. Choose an empty "
                 "directory, or serve what is there",
             )
+    # Before anything is made: a database that cannot be had leaves nothing behind.
+    database = _empty_database(database_url) if database_url else None
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -69,12 +79,13 @@ def init(
         ) from None
     pki = folder / "pki"
     authority = Authority.create(pki, trust_domain)
-    database = Database(f"sqlite:///{folder / 'coordinator.db'}")
-    database.migrate()
+    if database is None:
+        database = Database(f"sqlite:///{folder / 'coordinator.db'}")
+        database.migrate()
     _issue_server(pki, authority, host)
     profile = _issue_operator(folder / "operator", authority, database, f"{host}:{port}")
     database.close()
-    settings = {
+    settings: dict[str, dict[str, object]] = {
         "server": {
             "host": "127.0.0.1" if _is_loopback(host) else "0.0.0.0",  # noqa: S104
             "port": port,
@@ -83,6 +94,8 @@ def init(
             "public_host": host,
         }
     }
+    if database_url and keep_url:
+        settings["storage"] = {"database_url": database_url}
     text = (
         "# One coordinator. Every key, its meaning and its default: config/full.yaml of the\n"
         "# project, or `feddp coordinator check --config` on this file.\n"
@@ -91,6 +104,23 @@ def init(
     write_durable(config, text.encode())
     fingerprint = authority.root.fingerprint(authority.root.signature_hash_algorithm)  # type: ignore[arg-type]
     return Installation(folder, config, profile, trust_domain, fingerprint.hex(":").upper())
+
+
+def _empty_database(url: str) -> Database:
+    """A PostgreSQL database with our tables and nobody in them."""
+    try:
+        database = Database(postgresql_url(url))
+    except ValueError as error:
+        raise Malformed("DATABASE_URL_INVALID", f"the database's address: {error}") from None
+    database.migrate()
+    if database.read_now(people.all_users):
+        database.close()
+        raise Conflict(
+            "ALREADY_INITIALISED",
+            "the database already belongs to an installation; nothing was changed. Give an empty "
+            "one, or serve what is there",
+        )
+    return database
 
 
 def _is_loopback(host: str) -> bool:

@@ -41,22 +41,24 @@ class Leadership:
         """
         said = False
         while True:
-            held = self._database.write_now(self._try)
-            if held is None:
+            found = self._database.write_now(self._try)
+            if isinstance(found, Lease):
                 break
-            if not said:
-                log.warning("waiting_for_lease", holder=held.holder)
+            if found is not None and not said:
+                log.warning("waiting_for_lease", holder=found.holder)
                 said = True
             await asyncio.sleep(LOOK_AGAIN_S)
+        lease = self._lease = found
+        self._database.fence = lambda inside: leases.check(inside, lease)
         self._renewing = asyncio.create_task(self._renew())
 
-    def _try(self, connection: Connection) -> HeldLease | None:
+    @staticmethod
+    def _try(connection: Connection) -> Lease | HeldLease | None:
+        """The lease, or who holds it; None if that changed while it was looked at."""
         held = leases.look(connection, NAME)
-        if held is not None and held.expires_at > time.time() and not is_gone(held.holder):
-            return held
-        lease = self._lease = leases.take(connection, NAME, this_process(), time.time())
-        self._database.fence = lambda inside: leases.check(inside, lease)
-        return None
+        gone = held if held is not None and is_gone(held.holder) else None
+        lease = leases.take(connection, NAME, this_process(), time.time(), gone=gone)
+        return lease or leases.look(connection, NAME)
 
     async def _renew(self) -> None:
         lease = self._lease
@@ -90,10 +92,13 @@ def this_process() -> str:
 def is_gone(holder: str) -> bool:
     """Whether the holder was a process of this machine that does not run any more.
 
-    What cannot be told is not gone; should it be mistaken, the fence still holds.
+    What cannot be told is not gone; should it be mistaken, the fence still holds. Containers of
+    one machine share its boot and not its processes, but each has a host name of its own.
     """
     parts = holder.split(" ")
-    if len(parts) != 4 or parts[1] != _boot_id() or not parts[1] or not parts[2].isdecimal():
+    if len(parts) != 4 or parts[:2] != [socket.gethostname(), _boot_id()]:
+        return False
+    if not parts[1] or not parts[2].isdecimal():
         return False
     return _started(int(parts[2])) != parts[3]
 

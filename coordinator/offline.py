@@ -1,11 +1,12 @@
 """The ledger read straight from the database, with the server running or stopped."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, inspect, text
 
 from coordinator import views
 from coordinator.config import CoordinatorConfig, load_config
@@ -13,9 +14,11 @@ from coordinator.installation import CONFIG_FILE
 from coordinator.keyring import ledger_public_key
 from coordinator.store import ledger as ledger_store
 from coordinator.store.database import Database
+from coordinator.store.diagnosis import sqlite_file
+from coordinator.store.engines import is_sqlite
 from privacy.filters import Filter
 from privacy.ledger import Entry
-from protos.errors import NotFound
+from protos.errors import FeddpError, NotFound
 from protos.feddp.v1 import budgets_pb2
 
 
@@ -35,7 +38,8 @@ def ledger(folder: Path, data_set: str | None = None) -> LedgerView:
 
     Raises:
         NotFound: INSTALLATION_MISSING, DATABASE_MISSING.
-        Malformed: CONFIG_INVALID.
+        Malformed: CONFIG_INVALID, DATABASE_DRIVER_MISSING.
+        Unavailable: DATABASE_UNREACHABLE.
     """
     database, config = _open(folder)
     key = ledger_public_key(config.storage.pki_dir)
@@ -65,7 +69,8 @@ def stored_entries(folder: Path) -> list[dict[str, Any]]:
 
     Raises:
         NotFound: INSTALLATION_MISSING, DATABASE_MISSING.
-        Malformed: CONFIG_INVALID.
+        Malformed: CONFIG_INVALID, DATABASE_DRIVER_MISSING.
+        Unavailable: DATABASE_UNREACHABLE.
     """
     database, _ = _open(folder)
     # Without the schema's types: a tampered value would fail in their conversion.
@@ -85,8 +90,23 @@ def _open(folder: Path) -> tuple[Database, CoordinatorConfig]:
     config_path = folder / CONFIG_FILE
     if not config_path.is_file():
         raise NotFound("INSTALLATION_MISSING", f"{folder} holds no {CONFIG_FILE}")
-    config = load_config(config_path, {})
-    path = Path(config.storage.database_url.removeprefix("sqlite:///"))
-    if not path.is_file():
+    # As for the server, the environment goes before the file: the password may be there alone.
+    config = load_config(config_path, os.environ)
+    url = config.storage.database_url
+    if is_sqlite(url) and not (path := sqlite_file(url)).is_file():
         raise NotFound("DATABASE_MISSING", f"{path} is missing; restore it from a backup")
-    return Database(config.storage.database_url), config
+    database = Database(url)
+    if not is_sqlite(url) and not _has_tables(database):
+        database.close()
+        raise NotFound(
+            "DATABASE_MISSING", "the PostgreSQL database is empty; restore it from a backup"
+        )
+    return database, config
+
+
+def _has_tables(database: Database) -> bool:
+    try:
+        return database.read_now(lambda connection: inspect(connection).has_table("entries"))
+    except FeddpError:
+        database.close()
+        raise

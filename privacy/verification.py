@@ -1,11 +1,12 @@
 """Offline check of exported ledger chains: nothing but the entries, the limits and the keys."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from privacy.balance import Balance
-from privacy.entries import GENESIS, Entry, Statement, entry_hash, signature_ok
+from privacy.balance import Balance, Pending
+from privacy.entries import GENESIS, Entry, Statement, StatementText, is_signed
 from privacy.filters import Filter
+from privacy.signature_pool import SignaturePool
 from protos.errors import FeddpError
 
 
@@ -45,21 +46,41 @@ class Verification:
         return not self.problems
 
 
+IsSigned = Callable[[int, bytes, bytes, bytes], bool]
+"""(place among the entries, public key, canonical bytes, signature) -> whether they belong."""
+
+
 @dataclass(slots=True)
 class _Chain:
-    """One account while it is being read."""
+    """One account while it is being read.
+
+    Attributes:
+        open: its open reservations, in their order; `open_units` is their sum.
+        ended: how each attempt that is over ended.
+    """
 
     node: str
-    balance: Balance
+    filter: Filter
     seq: int = 0
     hash: str = GENESIS
+    posted_units: int = 0
+    guarantee: bool = True
+    open: dict[str, Pending] = field(default_factory=dict)
+    open_units: int = 0
     ended: dict[str, str] = field(default_factory=dict)
+
+    def balance(self) -> Balance:
+        """What the entries so far add up to."""
+        held = tuple(self.open.values())
+        return Balance(self.filter, self.posted_units, held, guarantee=self.guarantee)
 
 
 def verify(
     entries: Sequence[Entry],
     filters: Mapping[str, Filter],
     public_keys: Mapping[str, bytes],
+    *,
+    processes: int = 1,
 ) -> Verification:
     """Check chains, signatures, resolutions and limits of every account in `entries`.
 
@@ -67,12 +88,37 @@ def verify(
         entries: any number of accounts, mixed; each account's own in chain order.
         filters: account -> the filter that its budget was created with.
         public_keys: node -> its raw Ed25519 ledger key, 32 bytes.
+        processes: that check signatures beside this one; with 1, this one does. The answer is
+            the same. As always with `multiprocessing`, the main module must be importable.
     """
+    if processes == 1:
+        return _fold(entries, filters, public_keys, lambda _, *signed: is_signed(*signed))
+    with SignaturePool(processes) as pool:
+
+        def later(place: int, public_key: bytes, canonical: bytes, signature: bytes) -> bool:
+            pool.add(place, public_key, canonical, signature)
+            return True
+
+        found = _fold(entries, filters, public_keys, later)
+        wrong = pool.wrong()
+    if not wrong:
+        return found
+    # Rare, and then an account ends at its first wrong signature: once more, now knowing them.
+    # What was not given to the pool stands behind another fault, and is not looked at again.
+    return _fold(entries, filters, public_keys, lambda place, *_: place not in wrong)
+
+
+def _fold(
+    entries: Sequence[Entry],
+    filters: Mapping[str, Filter],
+    public_keys: Mapping[str, bytes],
+    signed: IsSigned,
+) -> Verification:
     chains: dict[str, _Chain] = {}
     bad: dict[str, Problem] = {}
     unattested: list[Problem] = []
     counts = {"reserve": 0, "post": 0, "void": 0}
-    for entry in entries:
+    for place, entry in enumerate(entries):
         statement = entry.statement
         account = statement.account
         counts[statement.kind] += 1
@@ -81,10 +127,13 @@ def verify(
         if account not in filters:
             bad[account] = Problem(account, entry.seq, "no budget is known for this account")
             continue
-        chain = chains.setdefault(account, _Chain(statement.node, Balance(filters[account])))
+        chain = chains.get(account)
+        if chain is None:
+            chain = chains[account] = _Chain(statement.node, filters[account])
+        written = statement.text()
         text = (
-            _chain_fault(chain, entry)
-            or _signature_fault(entry, public_keys)
+            _chain_fault(chain, entry, written)
+            or _signature_fault(place, entry, written, public_keys, signed)
             or _book(chain, statement)
         )
         if text:
@@ -94,30 +143,36 @@ def verify(
         if statement.kind == "post" and not entry.node_signature:
             text = f"attempt {statement.attempt_id} is posted without the node's signature"
             unattested.append(Problem(account, entry.seq, text))
-    counts["open"] = sum(len(chain.balance.pending) for chain in chains.values())
+    counts["open"] = sum(len(chain.open) for chain in chains.values())
     return Verification(
         problems=tuple(bad.values()),
         unattested=tuple(unattested),
         counts=counts,
         heads={name: (chain.seq, chain.hash) for name, chain in chains.items()},
-        balances={name: chain.balance for name, chain in chains.items()},
+        balances={name: chain.balance() for name, chain in chains.items()},
     )
 
 
-def _chain_fault(chain: _Chain, entry: Entry) -> str | None:
+def _chain_fault(chain: _Chain, entry: Entry, written: StatementText) -> str | None:
     expected = chain.seq + 1
     if entry.seq != expected:
         return f"entry {expected} is missing, repeated or out of place: found {entry.seq}"
     if entry.prev_hash != chain.hash:
         return f"prev_hash is not the hash of entry {chain.seq}"
-    if entry.hash != entry_hash(entry.seq, entry.prev_hash, entry.statement):
+    if entry.hash != written.entry_hash(entry.statement.kind, entry.seq, entry.prev_hash):
         return "the hash does not fit the entry: a field was changed"
     if entry.statement.node != chain.node:
         return f"the account belongs to node {chain.node}, the entry to {entry.statement.node}"
     return None
 
 
-def _signature_fault(entry: Entry, public_keys: Mapping[str, bytes]) -> str | None:
+def _signature_fault(
+    place: int,
+    entry: Entry,
+    written: StatementText,
+    public_keys: Mapping[str, bytes],
+    signed: IsSigned,
+) -> str | None:
     statement = entry.statement
     if not entry.node_signature:
         if statement.kind == "void":
@@ -126,7 +181,7 @@ def _signature_fault(entry: Entry, public_keys: Mapping[str, bytes]) -> str | No
     public_key = public_keys.get(statement.node)
     if public_key is None:
         return f"the entry is signed and no ledger key of node {statement.node} is known"
-    if not signature_ok(public_key, statement, entry.node_signature):
+    if not signed(place, public_key, written.canonical(statement.kind), entry.node_signature):
         return f"the signature is not node {statement.node}'s over this statement"
     return None
 
@@ -136,15 +191,23 @@ def _book(chain: _Chain, statement: Statement) -> str | None:
     attempt_id = statement.attempt_id
     if attempt_id in chain.ended:
         return f"attempt {attempt_id} had already ended in {chain.ended[attempt_id]}"
-    is_open = any(one.attempt_id == attempt_id for one in chain.balance.pending)
-    if statement.kind == "reserve" and is_open:
+    own = chain.open.get(attempt_id)
+    if statement.kind == "reserve" and own is not None:
         return f"attempt {attempt_id} is reserved twice"
+    # Of the other reservations only the sum counts: a tuple of all would be copied at each entry.
+    others = Pending("", chain.open_units - (own.units if own else 0), "")
+    pending = (others,) if own is None else (others, own)
+    before = Balance(chain.filter, chain.posted_units, pending, guarantee=chain.guarantee)
     try:
-        balance = chain.balance.apply(statement)
+        after = before.apply(statement)
     except FeddpError as error:
         return error.message
-    if statement.kind != "reserve":
+    chain.posted_units, chain.guarantee = after.posted_units, after.guarantee
+    if own is None:
+        added = chain.open[attempt_id] = after.pending[-1]
+        chain.open_units += added.units
+    else:
+        del chain.open[attempt_id]
+        chain.open_units -= own.units
         chain.ended[attempt_id] = statement.kind
-    # `ended` holds the history; sets that grow with it would be copied at every entry.
-    chain.balance = replace(balance, posted=frozenset(), voided=frozenset())
     return None

@@ -9,15 +9,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, bindparam, select, update
+from sqlalchemy import Connection, Select, and_, bindparam, func, select, update
 
-from coordinator.store.ledger import entry_of, named_accounts
+from coordinator.store.ledger import account_of, entry_of
 from coordinator.store.schema import accounts, entries, reservations
 from privacy.ledger import Balance, Entry, Kind, Pending, Statement, entry_hash
 from protos.errors import NotFound, invariant
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Kept:
     """One account as this transaction has left it so far."""
 
@@ -62,32 +62,49 @@ class Books:
     def expect(
         self, *, account_names: Collection[str] = (), attempt_ids: Collection[str] = ()
     ) -> None:
-        """Read accounts, and attempts with their accounts, that bookings will need."""
+        """Read accounts, and attempts with their accounts, that bookings will need.
+
+        The accounts' rows stay locked until the transaction ends, and what is decided by is read
+        after that: two writers, whatever lease they believe to hold, book on one account one after
+        the other. (On SQLite a write transaction is alone from its start.)
+        """
         unknown = [one for one in attempt_ids if one not in self._kinds]
-        if unknown:
-            found: dict[str, set[str]] = {one: set() for one in unknown}
-            for row in self.connection.execute(_KINDS, {"attempts": unknown}):
-                found[row.attempt_id].add(row.kind)
-                if row.kind == "reserve" and row.attempt_id in self.made:
-                    self._statements[row.attempt_id] = self.made[row.attempt_id]
-            strange = [
-                one for one in unknown if "reserve" in found[one] and one not in self._statements
-            ]
-            if strange:
-                for kept in self.connection.execute(_RESERVES, {"attempts": strange}):
-                    self._statements[kept.attempt_id] = entry_of(kept).statement
-            self._kinds.update({one: frozenset(kinds) for one, kinds in found.items()})
-        wanted = {*account_names} | {
-            self._statements[one].account for one in attempt_ids if one in self._statements
-        }
+        strange = [one for one in unknown if one not in self.made]
+        reserves = {one: self.made[one] for one in unknown if one in self.made}
+        if strange:  # a reserve statement never changes, so it may be read before the lock
+            for row in self.connection.execute(_RESERVES, {"attempts": strange}):
+                reserves[row.attempt_id] = entry_of(row).statement
+        wanted = {*account_names, *(one.account for one in reserves.values())}
         if missing := sorted(wanted - self._kept.keys()):
             self._read_accounts(missing)
+        if unknown:
+            self._read_attempts(unknown, reserves)
 
     def _read_accounts(self, names: list[str]) -> None:
-        for account in named_accounts(self.connection, names):
-            self._kept[account.account] = _Kept(account.balance, account.entries, account.head_hash)
-        for row in self.connection.execute(_LAST, {"names": names}):
-            invariant(row.head_hash == row.hash, "the chain's head is not its last entry")
+        kept = self.connection.execute(_LOCKED, {"names": names}).all()
+        held = {row.account: row.units for row in self.connection.execute(_HELD, {"names": names})}
+        for last in self.connection.execute(_LAST, {"names": names}):
+            invariant(last.head_hash == last.hash, "the chain's head is not its last entry")
+        for row in kept:
+            account = account_of(row, _others(int(held.get(row.account, 0))))
+            self._kept[row.account] = _Kept(account.balance, account.entries, account.head_hash)
+
+    def _read_attempts(self, unknown: list[str], reserves: Mapping[str, Statement]) -> None:
+        found: dict[str, set[str]] = {one: set() for one in unknown}
+        for row in self.connection.execute(_KINDS, {"attempts": unknown}):
+            found[row.attempt_id].add(row.kind)
+        self._kinds.update({one: frozenset(kinds) for one, kinds in found.items()})
+        self._statements.update(
+            {one: said for one, said in reserves.items() if "reserve" in found[one]}
+        )
+        if not any(kinds == {"reserve"} for kinds in found.values()):
+            return
+        for row in self.connection.execute(_OPEN, {"attempts": unknown}):
+            kept = self._kept[row.account]
+            one = Pending(row.attempt_id, row.units, row.digest, row.accounted)
+            others, *named = kept.balance.pending
+            pending = (*_others(others.units - one.units), *named, one)
+            self._kept[row.account] = replace(kept, balance=replace(kept.balance, pending=pending))
 
     def book(self, statement: Statement, signature: bytes = b"") -> None:
         """Reserve, post or void as `statement` says; the very same again changes nothing.
@@ -176,11 +193,31 @@ class Books:
             one.clear()
 
 
+def _others(units: int) -> tuple[Pending, ...]:
+    """Reservations of attempts that nothing is booked for here, as one: only their sum counts, and
+    an account may have thousands. No attempt's id is empty."""
+    return (Pending("", units, ""),)
+
+
 _KINDS = select(entries.c.attempt_id, entries.c.kind).where(
     entries.c.attempt_id.in_(bindparam("attempts", expanding=True))
 )
 _RESERVES: Select[Any] = select(entries).where(
     entries.c.attempt_id.in_(bindparam("attempts", expanding=True)), entries.c.kind == "reserve"
+)
+_OPEN = select(reservations).where(
+    reservations.c.attempt_id.in_(bindparam("attempts", expanding=True))
+)
+_LOCKED: Select[Any] = (
+    select(accounts)
+    .where(accounts.c.account.in_(bindparam("names", expanding=True)))
+    .order_by(accounts.c.account)  # two writers lock what they share in one order
+    .with_for_update()
+)
+_HELD = (
+    select(reservations.c.account, func.sum(reservations.c.units).label("units"))
+    .where(reservations.c.account.in_(bindparam("names", expanding=True)))
+    .group_by(reservations.c.account)
 )
 _LAST = (
     select(accounts.c.head_hash, entries.c.hash)

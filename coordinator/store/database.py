@@ -2,42 +2,32 @@
 session and never races another write of this process."""
 
 import asyncio
+import random
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Final, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy import Connection, inspect, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from protos.errors import Malformed
+from coordinator.store.engines import is_sqlite, reader_engine, was_rolled_back, writer_engine
+from protos.errors import Malformed, Unavailable
 
 T = TypeVar("T")
 
 VERSIONS = Path(__file__).parent / "migrations" / "versions"
 
+ROLLBACKS_MAX: Final = 5
+"""How often a write that the server rolled back for another's sake is begun again."""
 
-def _engine(url: str, begin: str) -> Engine:
-    """An engine whose SQLite connections are durable (WAL, full sync) and begin as told."""
-    engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
-    if not url.startswith("sqlite"):
-        return engine
+PAUSE_S: Final = 0.02
+"""Before it begins again, so that the transaction that it gave way to gets the lock first."""
 
-    @event.listens_for(engine, "connect")
-    def _on_connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # the transaction begins in `_on_begin`, not by itself
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.execute("PRAGMA busy_timeout=10000")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def _on_begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine
+_MIGRATING: Final = 0x6665_6464_7000
+"""Key of PostgreSQL's advisory lock: two coordinators that start together upgrade one by one."""
 
 
 def newest_revision() -> str:
@@ -56,54 +46,116 @@ class Database:
     """The coordinator's database.
 
     `write` and `read` give a connection inside a transaction to a plain function; the transaction
-    commits when the function returns and rolls back when it raises.
+    commits when the function returns and rolls back when it raises. A reading transaction sees one
+    moment throughout. A writing one may be run again from its beginning, when the database rolled
+    it back for another's sake: the function does nothing that a rollback would not undo.
 
     Attributes:
         fence: called first in every write transaction; raises if this process may not write.
+
+    Raises:
+        Malformed: DATABASE_DRIVER_MISSING.
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
         self.fence: Callable[[Connection], None] | None = None
-        self._writer = _engine(url, "BEGIN IMMEDIATE")
-        self._reader = _engine(url, "BEGIN")
+        self._url = url
+        self._writer = writer_engine(url)
+        self._reader = reader_engine(url)
         self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="sql-writer")
         self._read_threads = ThreadPoolExecutor(4, thread_name_prefix="sql-reader")
+
+    def __repr__(self) -> str:
+        """Without the password that the URL may hold."""
+        return f"Database({make_url(self._url).render_as_string(hide_password=True)})"
 
     def migrate(self) -> None:
         """Create or upgrade the tables.
 
         Raises:
             Malformed: DATABASE_UNUSABLE, the database cannot be opened or upgraded.
+            Unavailable: DATABASE_UNREACHABLE.
         """
-        database = make_url(self.url).database
-        if self.url.startswith("sqlite") and database:
+        database = make_url(self._url).database
+        if is_sqlite(self._url) and database:
             Path(database).parent.mkdir(parents=True, exist_ok=True)
+        begun = False
         try:
             with self._writer.begin() as connection:
+                begun = True
+                if connection.dialect.name == "postgresql":
+                    connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATING})"))
                 if _revision(connection) != newest_revision():
                     # Loading it takes 0.1 s and 10 MiB, for nothing at all but the first start.
                     from coordinator.store.upgrade import upgrade
 
                     upgrade(connection)
         except SQLAlchemyError as error:
+            if not begun and not is_sqlite(self._url):
+                raise self._unreached(error) from None
             raise Malformed(
                 "DATABASE_UNUSABLE",
                 f"the database cannot be opened or upgraded ({type(error).__name__}); check "
                 "storage.database_url and that this user may write there",
             ) from error
 
+    def revision(self) -> str | None:
+        """Which migration the tables are at; None where there are none.
+
+        Raises:
+            Unavailable: DATABASE_UNREACHABLE.
+        """
+        return self.read_now(_revision)
+
     def write_now(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` in a write transaction on this thread (start-up and command line)."""
-        with self._writer.begin() as connection:
-            if self.fence is not None:
-                self.fence(connection)
-            return work(connection)
+        """Run `work` in a write transaction on this thread (start-up and command line).
+
+        Raises:
+            Unavailable: DATABASE_UNREACHABLE, before anything was begun; LEASE_LOST.
+        """
+        rollbacks = 0
+        while True:
+            begun = False
+            try:
+                with self._writer.begin() as connection:
+                    begun = True
+                    if self.fence is not None:
+                        self.fence(connection)
+                    return work(connection)
+            except DBAPIError as error:
+                if not begun:
+                    raise self._unreached(error) from None
+                rollbacks += 1
+                if rollbacks > ROLLBACKS_MAX or not was_rolled_back(error):
+                    raise
+                time.sleep(rollbacks * random.uniform(PAUSE_S, 2 * PAUSE_S))
 
     def read_now(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` in a read transaction on this thread."""
-        with self._reader.begin() as connection:
-            return work(connection)
+        """Run `work` in a read transaction on this thread.
+
+        Raises:
+            Unavailable: DATABASE_UNREACHABLE.
+        """
+        begun = False
+        try:
+            with self._reader.begin() as connection:
+                begun = True
+                return work(connection)
+        except DBAPIError as error:
+            if begun:
+                raise
+            raise self._unreached(error) from None
+
+    def _unreached(self, error: SQLAlchemyError) -> Exception:
+        """What to raise for a transaction that could not begin."""
+        if is_sqlite(self._url):
+            return error  # the file is busy, or no database: its own name says which
+        # The driver's words name the server's user and address: they go no further.
+        return Unavailable(
+            "DATABASE_UNREACHABLE",
+            "the PostgreSQL server that storage.database_url names does not let this process in; "
+            "`feddp coordinator check` says more",
+        )
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a write transaction, after all writes asked for before.

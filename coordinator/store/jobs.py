@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select, update
 
 from coordinator.rounds import events
+from coordinator.store.engines import insert
 from coordinator.store.schema import jobs, journal, models
 from protos.errors import NotFound
 
@@ -133,19 +134,11 @@ def history(connection: Connection, job_id: str) -> list[tuple[float, events.Eve
 
 def add_model(connection: Connection, record: ModelRecord) -> None:
     """List a model; listing the same one again changes nothing."""
-    known = connection.execute(
-        select(func.count())
-        .select_from(models)
-        .where(
-            models.c.job_id == record.job_id,
-            models.c.kind == record.kind,
-            models.c.round == record.round,
-        )
-    ).scalar_one()
-    if not known:
-        connection.execute(
-            models.insert().values({c.name: getattr(record, c.name) for c in models.columns})
-        )
+    connection.execute(
+        insert(connection, models)
+        .values({c.name: getattr(record, c.name) for c in models.columns})
+        .on_conflict_do_nothing()
+    )
 
 
 def models_of(connection: Connection, job_id: str | None = None) -> list[ModelRecord]:

@@ -6,8 +6,9 @@ was paused while another took over can write nothing any more, whatever it belie
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, or_, select, update
 
+from coordinator.store.engines import insert
 from coordinator.store.schema import leases
 from protos.errors import Unavailable
 
@@ -29,54 +30,82 @@ class HeldLease:
     """Who holds a lease now, and until when if it is not renewed."""
 
     holder: str
+    epoch: int
     expires_at: float
 
 
 def look(connection: Connection, name: str) -> HeldLease | None:
     """The present holder; None if nobody ever held it or the last one gave it back."""
     row = connection.execute(select(leases).where(leases.c.name == name)).one_or_none()
-    return HeldLease(row.holder, row.expires_at) if row is not None and row.holder else None
+    if row is None or not row.holder:
+        return None
+    return HeldLease(row.holder, row.epoch, row.expires_at)
 
 
-def take(connection: Connection, name: str, holder: str, now_s: float) -> Lease:
-    """Take the lease, whoever has it: the caller has found that nobody does any more."""
-    row = connection.execute(select(leases.c.epoch).where(leases.c.name == name)).one_or_none()
-    epoch = 1 if row is None else row.epoch + 1
-    values = {"holder": holder, "epoch": epoch, "expires_at": now_s + LEASE_S}
-    if row is None:
-        connection.execute(leases.insert().values(name=name, **values))
-    else:
-        connection.execute(update(leases).where(leases.c.name == name).values(**values))
-    return Lease(name, holder, epoch)
+def take(
+    connection: Connection, name: str, holder: str, now_s: float, *, gone: HeldLease | None = None
+) -> Lease | None:
+    """Take the lease if it is free: never held, given back, or not renewed in time.
+
+    One statement, so that of many who find it free one gets it.
+
+    Args:
+        gone: a holder whose process is known to have ended; it is not waited for.
+
+    Returns:
+        None: somebody holds it.
+    """
+    free = [leases.c.holder == "", leases.c.expires_at <= now_s]
+    if gone is not None:
+        # By the epoch: whoever took it since is another, and lives.
+        free.append(leases.c.epoch == gone.epoch)
+    values = {"holder": holder, "expires_at": now_s + LEASE_S}
+    epoch = connection.execute(
+        insert(connection, leases)
+        .values(name=name, epoch=1, **values)
+        .on_conflict_do_update(
+            index_elements=["name"], set_={**values, "epoch": leases.c.epoch + 1}, where=or_(*free)
+        )
+        .returning(leases.c.epoch)
+    ).scalar_one_or_none()
+    return None if epoch is None else Lease(name, holder, epoch)
 
 
 def check(connection: Connection, lease: Lease) -> None:
     """Refuse to go on in this transaction if the lease has changed hands.
+
+    It cannot change hands before the transaction ends: on SQLite a write transaction is alone, on
+    PostgreSQL the row stays locked. So fenced transactions are one after the other on both.
 
     Raises:
         Unavailable: LEASE_LOST.
     """
     epoch = connection.execute(_EPOCH, {"lease": lease.name}).scalar_one_or_none()
     if epoch != lease.epoch:
-        raise Unavailable(
-            "LEASE_LOST", "another coordinator has taken over; reconnect, and it will answer"
-        )
+        raise _lost()
 
 
-_EPOCH = select(leases.c.epoch).where(leases.c.name == bindparam("lease"))
+_EPOCH = select(leases.c.epoch).where(leases.c.name == bindparam("lease")).with_for_update()
 
 
 def renew(connection: Connection, lease: Lease, now_s: float) -> None:
     """Hold on to the lease. Raises as `check`."""
-    check(connection, lease)
-    connection.execute(
-        update(leases).where(leases.c.name == lease.name).values(expires_at=now_s + LEASE_S)
-    )
+    _change(connection, lease, holder=lease.holder, expires_at=now_s + LEASE_S)
 
 
 def release(connection: Connection, lease: Lease) -> None:
     """Give the lease back, so that the next holder need not wait. Raises as `check`."""
-    check(connection, lease)
-    connection.execute(
-        update(leases).where(leases.c.name == lease.name).values(holder="", expires_at=0.0)
+    _change(connection, lease, holder="", expires_at=0.0)
+
+
+def _change(connection: Connection, lease: Lease, **values: object) -> None:
+    """Compare and set in one statement."""
+    mine = (leases.c.name == lease.name, leases.c.epoch == lease.epoch)
+    if connection.execute(update(leases).where(*mine).values(**values)).rowcount != 1:
+        raise _lost()
+
+
+def _lost() -> Unavailable:
+    return Unavailable(
+        "LEASE_LOST", "another coordinator has taken over; reconnect, and it will answer"
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, func, select, update
 
+from coordinator.store.engines import insert
 from coordinator.store.schema import accounts, entries, reservations
 from privacy.filters import Filter, make_filter
 from privacy.ledger import GENESIS, Balance, Entry, Pending, Statement, signature_ok
@@ -59,35 +60,25 @@ def open_account(
         Malformed: FILTER_INVALID, or ACCOUNT_CHANGED for another filter or delta.
     """
     announced = make_filter(kind, order, epsilon_limit, delta)
-    row = connection.execute(select(accounts).where(accounts.c.account == account)).one_or_none()
-    if row is None:
-        connection.execute(
-            accounts.insert().values(
-                account=account,
-                node=node,
-                filter=kind,
-                rdp_order=order,
-                epsilon_limit=epsilon_limit,
-                epsilon_limit_highest=epsilon_limit,
-                delta=delta,
-                posted_units=0,
-                guarantee=True,
-                entries=0,
-                head_hash=GENESIS,
-            )
-        )
-    elif row.entries == 0:  # nothing counts by the old terms yet
-        connection.execute(
-            update(accounts)
-            .where(accounts.c.account == account)
-            .values(
-                filter=kind,
-                rdp_order=order,
-                epsilon_limit=epsilon_limit,
-                epsilon_limit_highest=epsilon_limit,
-                delta=delta,
-            )
-        )
+    terms = {
+        "filter": kind,
+        "rdp_order": order,
+        "epsilon_limit": epsilon_limit,
+        "epsilon_limit_highest": epsilon_limit,
+        "delta": delta,
+    }
+    empty = {"posted_units": 0, "guarantee": True, "entries": 0, "head_hash": GENESIS}
+    connection.execute(
+        insert(connection, accounts)
+        .values(account=account, node=node, **terms, **empty)
+        .on_conflict_do_nothing()
+    )
+    # Locked, so that no entry comes between reading the terms and changing them.
+    row = connection.execute(
+        select(accounts).where(accounts.c.account == account).with_for_update()
+    ).one()
+    if row.entries == 0:  # nothing counts by the old terms yet
+        connection.execute(update(accounts).where(accounts.c.account == account).values(**terms))
     elif (row.filter, row.rdp_order, row.delta) != (kind, order, delta):
         raise Malformed(
             "ACCOUNT_CHANGED",
@@ -131,7 +122,7 @@ def named_accounts(connection: Connection, names: Sequence[str]) -> list[Account
         for row in connection.execute(_HELD, some):
             held[row.account].append(Pending(row.attempt_id, row.units, row.digest, row.accounted))
         rows = connection.execute(_ACCOUNTS, some)
-        found += [_account(row, tuple(held[row.account])) for row in rows]
+        found += [account_of(row, tuple(held[row.account])) for row in rows]
     return sorted(found, key=lambda one: one.account)
 
 
@@ -142,7 +133,8 @@ _HELD = select(reservations).where(reservations.c.account.in_(bindparam("names",
 _ACCOUNTS = select(accounts).where(accounts.c.account.in_(bindparam("names", expanding=True)))
 
 
-def _account(row: Row[Any], pending: tuple[Pending, ...]) -> Account:
+def account_of(row: Row[Any], pending: tuple[Pending, ...]) -> Account:
+    """The account that a row of the table holds, with these open reservations."""
     filter_ = make_filter(row.filter, row.rdp_order, row.epsilon_limit, row.delta)
     balance = Balance(filter_, row.posted_units, pending, guarantee=row.guarantee)
     return Account(
@@ -192,9 +184,9 @@ def posted_by(connection: Connection, job_id: str) -> list[Statement]:
     rows = connection.execute(
         select(entries)
         .where(entries.c.job_id == job_id, entries.c.kind == "post")
-        .order_by(entries.c.account, entries.c.seq)
+        .order_by(entries.c.seq)
     )
-    return [entry_of(row).statement for row in rows]
+    return sorted((entry_of(row).statement for row in rows), key=lambda one: one.account)
 
 
 def posted_to(connection: Connection, account: str) -> dict[tuple[str, Release], int]:

@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, func, select, update
-from sqlalchemy.dialects.sqlite import insert
 
 from certs.authority import IssuedCertificate
 from certs.registry import CertificateRecord
 from certs.spiffe import SpiffeId
+from coordinator.store.engines import insert
 from coordinator.store.schema import certificates, nodes, tokens, users
 from protos.errors import Conflict, NotAllowed, NotFound, Unauthenticated
 from protos.feddp.v1 import federation_pb2 as federation
@@ -69,7 +69,8 @@ def node(connection: Connection, name: str) -> NodeRecord:
 
 def all_nodes(connection: Connection) -> list[NodeRecord]:
     """Every node, by name."""
-    return [_node(row) for row in connection.execute(select(nodes).order_by(nodes.c.name))]
+    # Sorted here: a database may order by the rules of some language.
+    return sorted((_node(row) for row in connection.execute(select(nodes))), key=lambda n: n.name)
 
 
 def invite(
@@ -103,7 +104,7 @@ def invite(
             "hospital choose another name",
         )
     connection.execute(
-        insert(nodes)
+        insert(connection, nodes)
         .values(
             name=name,
             node_class=node_class,
@@ -221,7 +222,7 @@ def keep_seen(connection: Connection, seen_at_s: dict[str, float]) -> None:
 def add_certificate(connection: Connection, issued: IssuedCertificate) -> None:
     """Register a certificate; one that is not registered is refused everywhere."""
     connection.execute(
-        insert(certificates)
+        insert(connection, certificates)
         .values(
             fingerprint=issued.fingerprint,
             spiffe_id=str(issued.spiffe_id),

@@ -16,6 +16,9 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+Count = BigInteger().with_variant(Integer, "sqlite")
+"""A whole number that the wire carries as uint32; SQLite's INTEGER holds 64 bits anyway."""
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -96,7 +99,7 @@ models = Table(
     metadata,
     Column("job_id", String(64), ForeignKey("jobs.job_id"), primary_key=True),
     Column("kind", String(8), primary_key=True),  # initial, round, answer
-    Column("round", Integer, primary_key=True),
+    Column("round", Count, primary_key=True),
     Column("digest", String(64), nullable=False, index=True),
     Column("bytes", BigInteger, nullable=False),
     Column("created_at", Float, nullable=False),
@@ -139,13 +142,13 @@ entries = Table(
     Column("node", String(63), nullable=False),
     Column("dataset", String(63), nullable=False),
     Column("job_id", String(64), nullable=False),
-    Column("round", Integer, nullable=False),
+    Column("round", Count, nullable=False),
     Column("unit", String(16), nullable=False),
     Column("declared_n", BigInteger, nullable=False),
     Column("mechanism", String(32), nullable=False),
     Column("noise_multiplier", Float, nullable=True),
     Column("sample_rate", Float, nullable=False),
-    Column("steps", Integer, nullable=False),
+    Column("steps", Count, nullable=False),
     Column("prev_hash", String(64), nullable=False),
     Column("hash", String(64), nullable=False),
     Column("node_signature", LargeBinary, nullable=False),

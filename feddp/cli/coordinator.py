@@ -36,10 +36,21 @@ def init(
     port: Port = 8443,
     enrollment_port: Port = 8444,
     health_port: Port = 8080,
+    database_url: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            help="An empty PostgreSQL database instead of a SQLite file; written into "
+            "coordinator.yaml, unless it comes from $FEDDP_STORAGE__DATABASE_URL.",
+        ),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Write coordinator.yaml, the certificate authority and an operator's profile."""
     from coordinator.installation import init as init_installation
+
+    kept = os.environ.get("FEDDP_STORAGE__DATABASE_URL", "")
+    url = database_url or (kept if kept.startswith("postgresql") else "")
 
     made = init_installation(
         folder,
@@ -48,6 +59,8 @@ def init(
         port=port,
         enrollment_port=enrollment_port,
         health_port=health_port,
+        database_url=url,
+        keep_url=bool(database_url),
     )
     if as_json:
         output.print_json(

@@ -65,8 +65,10 @@ def test_peak_with_many_nodes_is_compared_with_that_of_few() -> None:
 def test_every_case_of_the_issue_is_there_by_its_name() -> None:
     """Names of cases are fixed; the longest runs only when it is named."""
     rounds = {"null-4x40KB", "null-64x40KB", "null-4x100MB", "null-16x100MB", "null-4x1GB"}
-    assert set(DEFAULT) == rounds | {"start-4", "idle-4"}
-    assert set(ALL) - set(DEFAULT) == {"null-64x100MB"}
+    ledger = {"4-writers-sqlite", "4-writers-postgresql", "10000-sqlite", "10000-postgresql"}
+    ledger = {f"ledger-{name}" for name in (*ledger, "verify-100k")}
+    assert set(DEFAULT) == rounds | ledger | {"start-4", "idle-4"}
+    assert set(ALL) - set(DEFAULT) == {"null-64x100MB", "ledger-verify-1M"}
 
 
 def test_table_is_written_between_its_markers_only() -> None:

@@ -1,351 +1,177 @@
-"""What every store must do; run against SQLite in a file."""
+"""What only one of the two databases has; what both must do is in `store_conformance`."""
 
-from collections.abc import Iterator
+import re
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from alembic import command
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
-from coordinator.rounds import events
-from coordinator.store import booking, jobs, ledger, people
+from benchmarks.postgresql import PostgreSql
+from coordinator.store import booking, engines, leases
+from coordinator.store.booking import Books
 from coordinator.store.database import Database, newest_revision
-from coordinator.store.schema import certificates, metadata
-from coordinator.store.upgrade import alembic_config
-from privacy.ledger import Statement, sign
-from privacy.verification import verify
-from protos.errors import BudgetRefused, Conflict, FeddpError, Malformed, Unauthenticated
-
-NODE, ACCOUNT = "a", "a/patients"
-SPIFFE = "spiffe://test.example/node/a"
-KEY = Ed25519PrivateKey.generate()
-PUBLIC = KEY.public_key().public_bytes_raw()
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    """A fresh store with one node and one account of epsilon 1."""
-    opened = Database(f"sqlite:///{tmp_path / 'c.db'}")
-    opened.migrate()
-    invite(opened, "s")
-    opened.write_now(lambda c: ledger.open_account(c, ACCOUNT, NODE, "gdp", 0, 1.0, 1e-5))
-    yield opened
-    opened.close()
+from coordinator.store.diagnosis import fault
+from coordinator.store.engines import POSTGRES_SETTINGS
+from protos.errors import Unavailable
+from tests.coordinator.store_conformance.samples import (
+    ACCOUNT,
+    kinds,
+    open_account,
+    statement,
+    with_account,
+)
 
 
-def invite(database: Database, secret_hash: str, *, now_s: float = 0.0) -> None:
-    """A token for the node."""
-    database.write_now(
-        lambda c: people.invite(
-            c, NODE, "hpc", secret_hash, spiffe_id=SPIFFE, now_s=now_s, expires_at_s=now_s + 1000
-        )
-    )
+def answers(url: str, questions: dict[str, object]) -> dict[str, object]:
+    """What a fresh writing connection answers to statements."""
+    database = Database(url)
+    found = {
+        question: database.write_now(lambda c, q=question: c.execute(text(q)).scalar())
+        for question in questions
+    }
+    database.close()
+    return found
 
 
-def statement(attempt_id: str, noise: float = 20.0, kind: str = "reserve") -> Statement:
-    """A full-batch release of 5 steps; at noise 20 about 0.17 of the account's mu squared."""
-    return Statement(
-        kind,
-        attempt_id,
-        "default",
-        NODE,
-        ACCOUNT,
-        "heart",
-        "j",
-        1,
-        "patient",
-        100,  # type: ignore[arg-type]
-        "gaussian",
-        noise,
-        1.0,
-        5,
-    )
+def test_a_commit_on_sqlite_survives_a_power_cut(tmp_path: Path) -> None:
+    """WAL with full sync, on every connection."""
+    wanted = {"PRAGMA journal_mode": "wal", "PRAGMA synchronous": 2}
+    assert answers(f"sqlite:///{tmp_path / 'c.db'}", dict(wanted)) == wanted
 
 
-def entries(database: Database) -> list[str]:
-    """Kinds in the account's chain."""
-    return database.read_now(lambda c: [e.statement.kind for e in ledger.chain(c, ACCOUNT)])
+def test_a_commit_on_postgresql_survives_a_power_cut(postgresql_server: PostgreSql) -> None:
+    """It returns when it is on disk, also where the server's default is another."""
+    url = postgresql_server.new_database()
+    name = url.rpartition("/")[2]
+    postgresql_server.superuser(f"ALTER DATABASE {name} SET synchronous_commit = off")
+    wanted = {"SHOW synchronous_commit": "on", "SHOW fsync": "on"}
+    assert answers(url, dict(wanted)) == wanted
 
 
-def test_migrations_make_exactly_the_tables_of_the_schema(database: Database) -> None:
-    """A change to the schema without a migration, or the reverse, is found here."""
+def test_two_coordinators_that_start_together_make_the_tables_once(
+    postgresql_server: PostgreSql,
+) -> None:
+    """The second waits, and finds them made."""
+    url = postgresql_server.new_database()
+    begin = threading.Barrier(3)
 
-    def work(connection: Connection) -> list[object]:
-        return list(compare_metadata(MigrationContext.configure(connection), metadata))
+    def start(_: int) -> bool:
+        database = Database(url)
+        begin.wait(30)
+        database.migrate()
+        try:
+            return database.revision() == newest_revision()
+        finally:
+            database.close()
 
-    assert database.read_now(work) == []
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(start, range(3)))
 
 
-def test_the_newest_revision_is_the_one_that_the_migrations_lead_to() -> None:
-    """It is read from the files' names, so that a start does not load Alembic to find it."""
-    script = ScriptDirectory.from_config(alembic_config())
-    assert newest_revision() == script.get_current_head()
-
-
-def test_a_database_of_an_older_revision_is_upgraded(database: Database) -> None:
-    """Also one that has tables already."""
-
-    def older(connection: Connection) -> None:
-        command.downgrade(alembic_config(connection), "0001")
-
-    database.write_now(older)
-    with pytest.raises(OperationalError, match="leases"):
-        database.read_now(lambda c: c.execute(text("SELECT * FROM leases")).all())
+def test_a_deadlock_on_postgresql_ends_with_both_transactions_done(
+    postgresql_server: PostgreSql,
+) -> None:
+    """The server rolls one of them back, and it begins again by itself."""
+    url, other = postgresql_server.new_database(), "a/others"
+    database = Database(url)
     database.migrate()
-    assert database.read_now(lambda c: c.execute(text("SELECT * FROM leases")).all()) == []
+    with_account(database)
+    open_account(database, other)
+    begun = [0, 0]
+    first_locked = threading.Barrier(2)
+
+    def both(connection: Connection, number: int) -> None:
+        begun[number] += 1
+        books = Books(connection)
+        first, second = (ACCOUNT, other) if number else (other, ACCOUNT)
+        books.book(statement(f"{number}-{first}", account=first))
+        if begun[number] == 1:
+            first_locked.wait(30)
+        books.book(statement(f"{number}-{second}", account=second))
+        books.flush()
+
+    def run(number: int) -> None:
+        own = Database(url)
+        own.write_now(lambda c: both(c, number))
+        own.close()
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, range(2)))
+    assert max(begun) > 1, "there was a deadlock"
+    for account in (ACCOUNT, other):
+        assert kinds(database, account) == ["reserve", "reserve"]
+    database.close()
 
 
-def test_every_sqlite_connection_is_durable(database: Database) -> None:
-    """WAL with full sync: what was committed survives a power cut."""
-
-    def pragma(name: str) -> object:
-        return database.write_now(lambda c: c.execute(text(f"PRAGMA {name}")).scalar())
-
-    assert pragma("journal_mode") == "wal"
-    assert pragma("synchronous") == 2
-
-
-def test_a_hundred_redemptions_of_one_token_have_one_winner(database: Database) -> None:
-    """Many keys race for a token; one conditional UPDATE lets one of them in."""
-
-    def attempt(number: int) -> bool:
-        try:
-            database.write_now(lambda c: people.redeem(c, "s", f"key{number}", 10.0))
-        except Unauthenticated as error:
-            assert error.reason == "TOKEN_USED"
-            return False
-        return True
-
-    with ThreadPoolExecutor(16) as pool:
-        assert sum(pool.map(attempt, range(100))) == 1
-
-
-def test_the_same_key_may_redeem_again_for_fifteen_minutes(database: Database) -> None:
-    """A lost reply locks nobody out: the first answer is given again, then the token is used up."""
-    database.write_now(lambda c: people.redeem(c, "s", "key", 10.0))
-    database.write_now(lambda c: people.enrol(c, "s", NODE, PUBLIC, b"chain"))
-    again = database.write_now(lambda c: people.redeem(c, "s", "key", 10.0 + people.REPLY_LOST_S))
-    assert again.chain == b"chain"
-    with pytest.raises(Unauthenticated) as caught:
-        database.write_now(lambda c: people.redeem(c, "s", "key", 11.0 + people.REPLY_LOST_S))
-    assert caught.value.reason == "TOKEN_USED"
-
-
-@pytest.mark.parametrize(
-    ("secret", "now_s", "reason"), [("x", 10.0, "TOKEN_INVALID"), ("s", 1001.0, "TOKEN_EXPIRED")]
-)
-def test_wrong_and_expired_tokens_are_told_apart(
-    database: Database, secret: str, now_s: float, reason: str
+def test_a_transaction_that_its_process_left_open_does_not_hold_the_others_up(
+    postgresql_server: PostgreSql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each refusal has its own reason, and leaves the token as it was."""
-    with pytest.raises(Unauthenticated) as caught:
-        database.write_now(lambda c: people.redeem(c, secret, "key", now_s))
-    assert caught.value.reason == reason
+    """A coordinator that was stopped within one loses it (after 10 s; here 0.2 s), and another
+    takes over; what the first had begun is not written."""
+    url, idle = postgresql_server.new_database(), "SET idle_in_transaction_session_timeout = "
+    settings = [re.sub(f"^{idle}'10s'", f"{idle}'200ms'", one) for one in POSTGRES_SETTINGS]
+    assert settings != list(POSTGRES_SETTINGS)
+    monkeypatch.setattr(engines, "POSTGRES_SETTINGS", settings)
+    first, second = Database(url), Database(url)
+    first.migrate()
+    with_account(first)
+    lease = first.write_now(lambda c: leases.take(c, "x", "a", 0.0))
+    assert lease is not None
+    first.fence = lambda inside: leases.check(inside, lease)
 
-
-def joined(database: Database) -> None:
-    """The node joins, with a certificate that is valid until 500."""
-    database.write_now(lambda c: people.redeem(c, "s", "key", 10.0))
-    database.write_now(lambda c: people.enrol(c, "s", NODE, PUBLIC, b"chain"))
-    row = {"fingerprint": "f", "spiffe_id": SPIFFE, "not_before": 0, "not_after": 500}
-    database.write_now(lambda c: c.execute(certificates.insert().values(**row, revoked=False)))
-
-
-def test_a_node_that_can_still_connect_cannot_be_invited_again(database: Database) -> None:
-    """Two machines under one name would share an identity."""
-    joined(database)
-    with pytest.raises(Conflict) as caught:
-        invite(database, "t", now_s=499)
-    assert caught.value.reason == "NODE_EXISTS"
-
-
-def test_a_node_whose_certificate_has_ended_may_join_again_as_itself(database: Database) -> None:
-    """The new token knows the ledger key that must be shown again; nothing is reset."""
-    joined(database)
-    invite(database, "t", now_s=501)
-    again = database.write_now(lambda c: people.redeem(c, "t", "new key", 510.0))
-    assert (again.ledger_public_key, again.chain) == (PUBLIC, b"")
-
-
-def test_a_node_disabled_before_it_joined_can_be_let_in_again(database: Database) -> None:
-    """Enabling makes it "invited": it has no key yet."""
-    database.write_now(lambda c: people.set_status(c, NODE, "disabled"))
-    with pytest.raises(Conflict):
-        invite(database, "t")
-    assert database.write_now(lambda c: people.set_status(c, NODE, "enrolled")).status == "invited"
-    invite(database, "t")
-
-
-def test_a_new_token_voids_the_unused_one_before(database: Database) -> None:
-    """Of two tokens for one name only the newest works."""
-    invite(database, "t")
-    with pytest.raises(Unauthenticated, match="does not know"):
-        database.write_now(lambda c: people.redeem(c, "s", "key", 10.0))
-    assert database.write_now(lambda c: people.redeem(c, "t", "key", 10.0)).node_class == "hpc"
-
-
-def test_a_transaction_that_fails_leaves_no_entry(database: Database) -> None:
-    """The reservation and the step that caused it commit together or not at all."""
-
-    def work(connection: Connection) -> None:
+    def stands_still(connection: Connection) -> None:
         booking.book(connection, statement("x"))
-        raise RuntimeError("the process dies here")
+        took = second.write_now(lambda c: leases.take(c, "x", "b", 1000.0))
+        assert took is not None
 
-    with pytest.raises(RuntimeError):
-        database.write_now(work)
-    assert entries(database) == []
-    account = database.read_now(lambda c: ledger.read_account(c, ACCOUNT))
-    assert (account.balance.pending, account.entries) == ((), 0)
-
-
-def test_booking_twice_writes_one_entry(database: Database) -> None:
-    """Reserve, post, and each of them again: two entries."""
-    for kind in ("reserve", "reserve", "post", "post"):
-        database.write_now(lambda c, kind=kind: booking.book(c, statement("x", kind=kind)))
-    assert entries(database) == ["reserve", "post"]
-    with pytest.raises(Conflict):
-        database.write_now(lambda c: booking.book(c, statement("x", kind="void")))
+    with pytest.raises(DBAPIError):
+        first.write_now(stands_still)
+    assert kinds(second) == []
+    first.close()
+    second.close()
 
 
-def test_a_reservation_over_the_limit_is_refused_and_changes_nothing(database: Database) -> None:
-    """Pending counts like posted: what is ordered may be released."""
-    for number in range(5):
-        database.write_now(lambda c, n=number: booking.book(c, statement(f"x{n}")))
-    with pytest.raises(BudgetRefused):
-        database.write_now(lambda c: booking.book(c, statement("x5", noise=2.0)))
-    assert entries(database) == ["reserve"] * 5
-
-
-def test_racing_reservations_never_pass_the_limit(database: Database) -> None:
-    """Eight threads reserve at once; exactly as many fit as would one after the other."""
-
-    def attempt(number: int) -> bool:
-        try:
-            database.write_now(lambda c: booking.book(c, statement(f"x{number}")))
-        except BudgetRefused:
-            return False
-        return True
-
-    with ThreadPoolExecutor(8) as pool:
-        granted = sum(pool.map(attempt, range(32)))
-    account = database.read_now(lambda c: ledger.read_account(c, ACCOUNT))
-    cost = account.filter.cost_units(statement("x").release)
-    assert granted == account.filter.limit_units // cost
-    assert account.balance.pending_units == granted * cost
-
-
-def test_filter_and_delta_of_an_account_never_change_once_it_has_an_entry(
-    database: Database,
-) -> None:
-    """A policy that is edited later cannot turn the guarantee into another one."""
-    changes = (("rdp", 16, 1e-5), ("gdp", 0, 1e-6))
-    for kind, order, delta in (*changes, ("gdp", 0, 1e-5)):  # nothing counts by them yet
-        database.write_now(
-            lambda c, k=kind, o=order, d=delta: ledger.open_account(c, ACCOUNT, NODE, k, o, 1.0, d)
-        )
-    database.write_now(lambda c: booking.book(c, statement("x")))
-    for kind, order, delta in changes:
-        with pytest.raises(Malformed) as caught:
-            database.write_now(
-                lambda c, k=kind, o=order, d=delta: ledger.open_account(
-                    c, ACCOUNT, NODE, k, o, 1.0, d
-                )
-            )
-        assert caught.value.reason == "ACCOUNT_CHANGED"
-
-
-def test_a_lowered_limit_does_not_make_the_earlier_entries_wrong(database: Database) -> None:
-    """The chain is verified against the highest limit that it was written under."""
-    for number in range(5):
-        for kind in ("reserve", "post"):
-            one = statement(f"x{number}", kind=kind)
-            database.write_now(lambda c, one=one: booking.book(c, one, sign(KEY, one)))
-    after = database.write_now(lambda c: ledger.open_account(c, ACCOUNT, NODE, "gdp", 0, 0.5, 1e-5))
-    assert after.balance.posted_units > after.filter.limit_units
-    chain = database.read_now(lambda c: list(ledger.chain(c, ACCOUNT)))
-    assert verify(chain, {ACCOUNT: after.verifying_filter}, {NODE: PUBLIC}).ok
-    assert not verify(chain, {ACCOUNT: after.filter}, {NODE: PUBLIC}).ok
-
-
-@pytest.mark.parametrize(("announced", "kept"), [(0.5, 0.5), (2.0, 1.0)])
-def test_a_limit_can_be_lowered_but_not_raised_by_the_node_alone(
-    database: Database, announced: float, kept: float
-) -> None:
-    """Raising a lifetime guarantee is not one party's word."""
-    database.write_now(lambda c: booking.book(c, statement("x")))
-    after = database.write_now(
-        lambda c: ledger.open_account(c, ACCOUNT, NODE, "gdp", 0, announced, 1e-5)
-    )
-    assert after.filter.epsilon_limit == kept
-
-
-def test_two_writers_cannot_both_go_on_from_the_same_step(database: Database) -> None:
-    """The journal's key is job and step: the second writer is refused."""
-    record = jobs.JobRecord("j", "default", "n", "u", "r", b"", "{}", "h", "running", 0.0)
-    database.write_now(lambda c: jobs.add(c, record))
-    event = events.JobSubmitted("m0")
-    database.write_now(lambda c: jobs.append(c, "j", 0, 1.0, event))
-    with pytest.raises(IntegrityError):
-        database.write_now(lambda c: jobs.append(c, "j", 0, 2.0, event))
-    assert database.read_now(lambda c: jobs.history(c, "j")) == [(1.0, event)]
-
-
-ACTIONS = st.lists(
-    st.tuples(
-        st.sampled_from(["reserve", "post", "void"]),
-        st.sampled_from(["x", "y", "z"]),
-        st.sampled_from([8.0, 15.0, 40.0]),
-        st.booleans(),
-    ),
-    max_size=12,
-)
-
-
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(actions=ACTIONS)
-def test_whatever_happens_the_exported_ledger_verifies(
-    tmp_path_factory: pytest.TempPathFactory, actions: list[tuple[str, str, float, bool]]
-) -> None:
-    """Any order of reserve, post and void, with crashes in between: the chain verifies offline,
-    the balance equals the chain's, and the limit holds."""
-    opened = Database(f"sqlite:///{tmp_path_factory.mktemp('db') / 'c.db'}")
-    opened.migrate()
-    invite(opened, "s")
-    opened.write_now(lambda c: ledger.open_account(c, ACCOUNT, NODE, "gdp", 0, 1.0, 1e-5))
-    noises: dict[str, float] = {}
-    for kind, attempt_id, noise, crash in actions:
-        one = statement(attempt_id, noises.setdefault(attempt_id, noise), kind)
-
-        def work(connection: Connection, one: Statement = one, crash: bool = crash) -> None:
-            booking.book(connection, one, sign(KEY, one))
-            if crash:
-                raise RuntimeError("the process dies here")
-
-        try:
-            opened.write_now(work)
-        except (FeddpError, RuntimeError):
+def test_no_word_about_a_database_repeats_its_password(postgresql_server: PostgreSql) -> None:
+    """Neither what it is called, nor any error of a server that does not let us in."""
+    right = postgresql_server.new_database()
+    password = postgresql_server.password
+    database = Database(right)
+    assert password not in repr(database)
+    database.close()
+    wrong = {
+        right.replace(password, "hunter2"): "does not accept this user",
+        right.replace("feddp:", "hunter2:"): "does not accept this user",
+        f"{right}_hunter2": "no database of that name",
+        right.replace(f":{postgresql_server.port}/", ":1/").replace(password, "hunter2"): (
+            "no server listens"
+        ),
+        right: "the database is empty",
+    }
+    for url, said in wrong.items():
+        found = fault(url)
+        assert found is not None
+        assert said in found, found
+        assert password not in found
+        assert "hunter2" not in found
+        if url == right:
             continue
-    chain = opened.read_now(lambda c: list(ledger.chain(c, ACCOUNT)))
-    account = opened.read_now(lambda c: ledger.read_account(c, ACCOUNT))
-    opened.close()
-    assert verify(chain, {ACCOUNT: account.filter}, {NODE: PUBLIC}).ok
-    posted = [e.statement for e in chain if e.statement.kind == "post"]
-    cost = sum(account.filter.cost_units(s.release) for s in posted)
-    assert cost == account.balance.posted_units
-    assert (
-        account.balance.posted_units + account.balance.pending_units <= account.filter.limit_units
-    )
-    assert (account.entries, account.head_hash) == (
-        len(chain),
-        chain[-1].hash if chain else "0" * 64,
-    )
+        refused = Database(url)
+        for act in (refused.migrate, lambda r=refused: r.read_now(lambda c: None)):
+            with pytest.raises(Unavailable) as caught:
+                act()
+            assert caught.value.reason == "DATABASE_UNREACHABLE"
+            assert "hunter2" not in str(caught.value)
+        refused.close()
+
+
+def test_a_driver_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the command that installs it."""
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    said = fault("postgresql+psycopg://u:hunter2@localhost/x")
+    assert said is not None
+    assert "pip install 'feddp[postgres]'" in said
+    assert "hunter2" not in said

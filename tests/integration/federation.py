@@ -71,7 +71,7 @@ def null_job(rounds: int, parameters: int = 100) -> bytes:
 class Federation:
     """One coordinator and its agents, each a process of `python -m feddp`."""
 
-    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1", database_url: str = "") -> None:
         self.folder = folder
         ports = choose_ports(None)
         self.installation: Installation = init(
@@ -81,6 +81,7 @@ class Federation:
             port=ports[0],
             enrollment_port=ports[1],
             health_port=ports[2],
+            database_url=database_url,
         )
         self.address = f"{host}:{ports[0]}"
         self.health = f"http://127.0.0.1:{ports[2]}"

@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledger_samples import KEY, OTHER_KEY, PUBLIC, chain, statement
 
-from privacy.ledger import GENESIS, append, entry_hash, from_json, sign, signature_ok, to_json
+from privacy.ledger import (
+    GENESIS,
+    KINDS,
+    append,
+    entry_hash,
+    from_json,
+    sign,
+    signature_ok,
+    to_json,
+)
+from privacy.releases import MECHANISMS
 from protos.errors import Malformed
 
 
@@ -57,6 +67,53 @@ def test_json_gives_the_same_entry_back(text: str, count: int, noise: float, ste
     assert again == entry
     assert again.hash == entry_hash(1, GENESIS, again.statement)
     assert signature_ok(PUBLIC, again.statement, again.node_signature)
+
+
+TEXT = st.text(min_size=1, max_size=40)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    texts=st.lists(TEXT, min_size=7, max_size=7),
+    prev_hash=TEXT,
+    numbers=st.lists(st.integers(1, 2**32 - 1), min_size=4, max_size=4),
+    noise=st.floats(5e-324, 1.7e308, exclude_min=False),
+    rate=st.floats(5e-324, 1.0),
+    mechanism=st.sampled_from(MECHANISMS),
+    kind=st.sampled_from(KINDS),
+)
+def test_bytes_written_by_hand_are_those_of_the_json_library(
+    texts: list[str],
+    prev_hash: str,
+    numbers: list[int],
+    noise: float,
+    rate: float,
+    mechanism: str,
+    kind: str,
+) -> None:
+    """Signed bytes, hash and digest of any statement, whatever stands in its texts."""
+    names = ("attempt_id", "project", "node", "account", "dataset", "job_id", "unit")
+    has_noise = mechanism in ("gaussian", "poisson_gaussian")
+    one = statement(
+        **dict(zip(names, texts, strict=True)),
+        kind=kind,
+        round=numbers[0],
+        declared_n=numbers[1],
+        steps=numbers[2],
+        mechanism=mechanism,
+        noise_multiplier=noise if has_noise else None,
+        sample_rate=rate if mechanism == "poisson_gaussian" else 1,
+    )
+
+    def written(**more: object) -> bytes:
+        body = {**one.fields(), **more}
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return b"feddp-ledger-v1\n" + text.encode("ascii")
+
+    assert one.canonical() == written()
+    assert one.digest() == blake3(written(kind="reserve")).hexdigest()
+    hashed = blake3(written(seq=numbers[3], prev_hash=prev_hash)).hexdigest()
+    assert entry_hash(numbers[3], prev_hash, one) == hashed
 
 
 @pytest.mark.parametrize(

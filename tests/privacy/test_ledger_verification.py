@@ -19,7 +19,19 @@ from ledger_samples import (
     statement,
 )
 
-from privacy.ledger import Entry, Statement, append, entry_hash, from_json, sign, to_json, verify
+from privacy import signature_pool
+from privacy.ledger import (
+    GENESIS,
+    Entry,
+    Statement,
+    Verification,
+    append,
+    entry_hash,
+    from_json,
+    sign,
+    to_json,
+    verify,
+)
 from protos.errors import Malformed
 
 
@@ -184,6 +196,46 @@ def test_a_long_chain_verifies_in_linear_time() -> None:
     found = verify(chain(*statements, key=None), FILTERS, KEYS)
     assert found.ok
     assert found.counts["post"] == len(found.unattested) == 5000
+
+
+def test_several_processes_give_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Good chains, and each fault alone and behind another, in accounts that are mixed."""
+    monkeypatch.setattr(signature_pool, "BATCH", 5)
+    other = [statement(f"o{n}", account="alpha/other", project="o") for n in range(6)]
+    entries = [
+        one for pair in zip(good_chain(), [*chain(*other), None], strict=True) for one in pair
+    ]
+    mixed = [one for one in entries if one is not None]
+    accounts = {**FILTERS, "alpha/other": FILTER}
+
+    def same(changed: list[Entry]) -> Verification:
+        alone = verify(changed, accounts, KEYS)
+        assert verify(changed, accounts, KEYS, processes=2) == alone
+        return alone
+
+    assert same(mixed).ok
+    wrong = sign(OTHER_KEY, statement())
+    for place in (0, 5, len(mixed) - 2):
+        forged = [*mixed]
+        forged[place] = dataclasses.replace(mixed[place], node_signature=wrong)
+        assert len(same(forged).problems) == 1
+        forged[-1] = dataclasses.replace(mixed[-1], hash=GENESIS)
+        forged[0] = dataclasses.replace(mixed[0], node_signature=wrong)
+        assert not same(forged).ok
+
+
+def test_a_ledger_with_many_open_reservations_is_read_in_one_pass() -> None:
+    """Each entry takes the same time, however many attempts are open: 4,000 stay open at once, and
+    the balance still holds them all, in their order."""
+    free = [
+        statement(f"f{n}", mechanism="no_data", noise_multiplier=None, steps=0) for n in range(4000)
+    ]
+    posts = [one.resolved("post") for one in free[::2]]
+    found = verify(chain(*free, *posts, key=None), FILTERS, KEYS)
+    assert found.ok
+    assert [one.attempt_id for one in found.balances[ACCOUNT].pending] == [
+        one.attempt_id for one in free[1::2]
+    ]
 
 
 def test_entries_of_two_versions_of_a_chain_do_not_join() -> None:

@@ -1,0 +1,115 @@
+"""Engines for the two databases: how a transaction begins there, and what makes it durable."""
+
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, Table, create_engine, event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
+
+from protos.errors import Malformed
+
+WAIT_S: Final = 10
+"""How long a transaction waits for another's lock, and a connection for the server."""
+
+_SQLITE_PRAGMAS: Final = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+
+POSTGRES_SETTINGS: Final = (
+    # A server whose default is "off" would acknowledge what a power cut still takes away.
+    "SELECT set_config('synchronous_commit', 'on', false)"
+    " WHERE current_setting('synchronous_commit') IN ('off', 'local')",
+    f"SET lock_timeout = '{WAIT_S}s'",
+    # A process that was stopped within a transaction holds its locks no longer than this, so that
+    # another can take over.
+    f"SET idle_in_transaction_session_timeout = '{WAIT_S}s'",
+)
+
+_TRY_AGAIN: Final = ("40001", "40P01")
+"""SQLSTATE of a serialization failure and of a deadlock: the server has rolled all of it back."""
+
+
+def is_sqlite(url: str) -> bool:
+    """Whether a URL names a SQLite file."""
+    return url.startswith("sqlite")
+
+
+def writer_engine(url: str) -> Engine:
+    """Connections whose transactions may write.
+
+    On SQLite a transaction takes the file's one write lock as it begins. On PostgreSQL it sees
+    each statement's newest rows (READ COMMITTED), and what it decides by it must lock:
+    `SELECT ... FOR UPDATE`.
+
+    Raises:
+        Malformed: DATABASE_DRIVER_MISSING.
+    """
+    if is_sqlite(url):
+        return _sqlite(url, "BEGIN IMMEDIATE")
+    return _postgresql(url, {"isolation_level": "READ COMMITTED"})
+
+
+def reader_engine(url: str) -> Engine:
+    """Connections whose transactions only read, and see one moment of the database throughout.
+
+    Raises:
+        Malformed: DATABASE_DRIVER_MISSING.
+    """
+    if is_sqlite(url):
+        return _sqlite(url, "BEGIN")
+    return _postgresql(url, {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True})
+
+
+def _sqlite(url: str, begin: str) -> Engine:
+    engine = create_engine(url)
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the transaction begins in `_on_begin`, not by itself
+        cursor = connection.cursor()
+        for pragma in _SQLITE_PRAGMAS:
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.execute(f"PRAGMA busy_timeout={WAIT_S * 1000}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def _postgresql(url: str, execution_options: dict[str, Any]) -> Engine:
+    try:
+        engine = create_engine(
+            url,
+            pool_pre_ping=True,
+            hide_parameters=True,
+            connect_args={"connect_timeout": WAIT_S, "application_name": "feddp"},
+            execution_options=execution_options,
+        )
+    except ImportError:
+        raise Malformed(
+            "DATABASE_DRIVER_MISSING",
+            "storage.database_url names a PostgreSQL database, and the package that talks to one "
+            "is not installed; run: pip install 'feddp[postgres]'",
+        ) from None
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: Any) -> None:
+        with connection.cursor() as cursor:
+            for statement in POSTGRES_SETTINGS:
+                cursor.execute(statement)
+        connection.commit()
+
+    return engine
+
+
+def was_rolled_back(error: DBAPIError) -> bool:
+    """Whether the server ended the transaction for another's sake, and it may be run again."""
+    return getattr(error.orig, "sqlstate", None) in _TRY_AGAIN
+
+
+def insert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
+    """An INSERT that can say ON CONFLICT, in the words of the connection's database."""
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)

@@ -1,0 +1,138 @@
+"""One coordinator at a time, and one that was replaced can write nothing more."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import Connection
+
+from coordinator import leadership
+from coordinator.leadership import NAME, Leadership
+from coordinator.store import jobs, leases
+from coordinator.store.database import Database
+from coordinator.store.schema import leases as schema_leases
+from protos.errors import Unavailable
+
+
+def test_a_holder_that_was_replaced_can_write_nothing(url: str) -> None:
+    """The first is paused, the second takes over; each later write of the first is refused."""
+
+    async def scene() -> None:
+        first, second = Database(url), Database(url)
+        one, two = Leadership(first), Leadership(second)
+        await one.take()
+        first.write_now(lambda c: jobs.set_status(c, "j", "failed"))
+        # It is as if the first had not renewed for so long.
+        first.write_now(lambda c: c.execute(schema_leases.update().values(expires_at=0.0)))
+        await two.take()
+        with pytest.raises(Unavailable) as caught:
+            first.write_now(lambda c: jobs.set_status(c, "j", "failed"))
+        assert caught.value.reason == "LEASE_LOST"
+        second.write_now(lambda c: jobs.set_status(c, "j", "failed"))
+        with pytest.raises(Unavailable):  # nor can it give away what is not its own
+            await one.give_back()
+        await two.give_back()
+        first.close()
+        second.close()
+
+    asyncio.run(scene())
+
+
+def test_losing_the_lease_is_noticed_at_the_next_renewal(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is told, so that it can end instead of refusing everything."""
+    monkeypatch.setattr(leadership, "RENEW_S", 0.01)
+
+    async def scene() -> None:
+        database = Database(url)
+        one = Leadership(database)
+        await one.take()
+        other = Database(url)
+        other.write_now(lambda c: leases.take(c, NAME, "somebody else", 1e12))
+        async with asyncio.timeout(10):
+            await one.lost.wait()
+        await one.give_back()  # nothing is written
+        held = other.read_now(lambda c: leases.look(c, NAME))
+        assert held is not None
+        assert held.holder == "somebody else"
+        database.close()
+        other.close()
+
+    asyncio.run(scene())
+
+
+def test_a_lease_that_was_given_back_is_taken_at_once_with_a_higher_epoch(url: str) -> None:
+    """Nobody waits after an orderly stop; the epoch never goes back."""
+    database = Database(url)
+    first = database.write_now(lambda c: leases.take(c, NAME, "a", 0.0))
+    assert first is not None
+    database.write_now(lambda c: leases.release(c, first))
+    assert database.read_now(lambda c: leases.look(c, NAME)) is None
+    second = database.write_now(lambda c: leases.take(c, NAME, "b", 0.0))
+    assert second is not None
+    assert second.epoch > first.epoch
+    database.close()
+
+
+def test_of_many_that_find_the_lease_free_one_gets_it(url: str) -> None:
+    """Never held, given back or run out: each time a single new epoch, and a single holder."""
+    openers = [Database(url) for _ in range(8)]
+    for turn, now_s in enumerate((0.0, 100.0, 200.0), start=1):
+        begin = threading.Barrier(len(openers))
+
+        def attempt(number: int, begin: threading.Barrier = begin, now_s: float = now_s) -> bool:
+            begin.wait(30)
+            name = f"holder {number}"
+            took = openers[number].write_now(lambda c: leases.take(c, NAME, name, now_s))
+            return took is not None
+
+        with ThreadPoolExecutor(len(openers)) as pool:
+            assert sum(pool.map(attempt, range(len(openers)))) == 1
+        held = openers[0].read_now(lambda c: leases.look(c, NAME))
+        assert held is not None
+        assert held.epoch == turn
+    for opened in openers:
+        opened.close()
+
+
+def test_a_holder_that_is_gone_is_replaced_once(url: str) -> None:
+    """It is named by its epoch: whoever took over from it meanwhile is not replaced in its turn."""
+    database = Database(url)
+    database.write_now(lambda c: leases.take(c, NAME, "a", 0.0))
+    gone = database.read_now(lambda c: leases.look(c, NAME))
+    assert database.write_now(lambda c: leases.take(c, NAME, "b", 1.0)) is None
+    assert database.write_now(lambda c: leases.take(c, NAME, "b", 1.0, gone=gone)) is not None
+    assert database.write_now(lambda c: leases.take(c, NAME, "c", 1.0, gone=gone)) is None
+    database.close()
+
+
+def test_the_lease_cannot_change_hands_within_a_fenced_transaction(url: str) -> None:
+    """Who takes over waits for what the holder has begun, and finds it written."""
+    first, second = Database(url), Database(url)
+    lease = first.write_now(lambda c: leases.take(c, NAME, "a", 0.0))
+    assert lease is not None
+    first.fence = lambda inside: leases.check(inside, lease)
+    order: list[str] = []
+    taker = ThreadPoolExecutor(1)
+
+    def take() -> None:
+        second.write_now(lambda c: leases.take(c, NAME, "b", 1000.0))
+        order.append("taken")
+
+    def work(connection: Connection) -> None:
+        taking.append(taker.submit(take))
+        with pytest.raises(TimeoutError):
+            taking[0].result(0.3)
+        order.append("written")
+
+    taking: list = []  # type: ignore[type-arg]
+    first.write_now(work)
+    taking[0].result(30)
+    assert order == ["written", "taken"]
+    with pytest.raises(Unavailable):
+        first.write_now(lambda c: leases.renew(c, lease, 0.0))
+    taker.shutdown()
+    first.close()
+    second.close()

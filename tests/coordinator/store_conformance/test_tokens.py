@@ -1,0 +1,90 @@
+"""Nodes and their join tokens."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from coordinator.store import people
+from coordinator.store.database import Database
+from coordinator.store.schema import certificates
+from protos.errors import Conflict, Unauthenticated
+from tests.coordinator.store_conformance.samples import NODE, PUBLIC, SPIFFE, invite
+
+
+def test_a_hundred_redemptions_of_one_token_have_one_winner(database: Database) -> None:
+    """Many keys race for a token; one conditional UPDATE lets one of them in."""
+
+    def attempt(number: int) -> bool:
+        try:
+            database.write_now(lambda c: people.redeem(c, "s", f"key{number}", 10.0))
+        except Unauthenticated as error:
+            assert error.reason == "TOKEN_USED"
+            return False
+        return True
+
+    with ThreadPoolExecutor(16) as pool:
+        assert sum(pool.map(attempt, range(100))) == 1
+
+
+def test_the_same_key_may_redeem_again_for_fifteen_minutes(database: Database) -> None:
+    """A lost reply locks nobody out: the first answer is given again, then the token is used up."""
+    database.write_now(lambda c: people.redeem(c, "s", "key", 10.0))
+    database.write_now(lambda c: people.enrol(c, "s", NODE, PUBLIC, b"chain"))
+    again = database.write_now(lambda c: people.redeem(c, "s", "key", 10.0 + people.REPLY_LOST_S))
+    assert again.chain == b"chain"
+    with pytest.raises(Unauthenticated) as caught:
+        database.write_now(lambda c: people.redeem(c, "s", "key", 11.0 + people.REPLY_LOST_S))
+    assert caught.value.reason == "TOKEN_USED"
+
+
+@pytest.mark.parametrize(
+    ("secret", "now_s", "reason"), [("x", 10.0, "TOKEN_INVALID"), ("s", 1001.0, "TOKEN_EXPIRED")]
+)
+def test_wrong_and_expired_tokens_are_told_apart(
+    database: Database, secret: str, now_s: float, reason: str
+) -> None:
+    """Each refusal has its own reason, and leaves the token as it was."""
+    with pytest.raises(Unauthenticated) as caught:
+        database.write_now(lambda c: people.redeem(c, secret, "key", now_s))
+    assert caught.value.reason == reason
+
+
+def joined(database: Database) -> None:
+    """The node joins, with a certificate that is valid until 500."""
+    database.write_now(lambda c: people.redeem(c, "s", "key", 10.0))
+    database.write_now(lambda c: people.enrol(c, "s", NODE, PUBLIC, b"chain"))
+    row = {"fingerprint": "f", "spiffe_id": SPIFFE, "not_before": 0, "not_after": 500}
+    database.write_now(lambda c: c.execute(certificates.insert().values(**row, revoked=False)))
+
+
+def test_a_node_that_can_still_connect_cannot_be_invited_again(database: Database) -> None:
+    """Two machines under one name would share an identity."""
+    joined(database)
+    with pytest.raises(Conflict) as caught:
+        invite(database, "t", now_s=499)
+    assert caught.value.reason == "NODE_EXISTS"
+
+
+def test_a_node_whose_certificate_has_ended_may_join_again_as_itself(database: Database) -> None:
+    """The new token knows the ledger key that must be shown again; nothing is reset."""
+    joined(database)
+    invite(database, "t", now_s=501)
+    again = database.write_now(lambda c: people.redeem(c, "t", "new key", 510.0))
+    assert (again.ledger_public_key, again.chain) == (PUBLIC, b"")
+
+
+def test_a_node_disabled_before_it_joined_can_be_let_in_again(database: Database) -> None:
+    """Enabling makes it "invited": it has no key yet."""
+    database.write_now(lambda c: people.set_status(c, NODE, "disabled"))
+    with pytest.raises(Conflict):
+        invite(database, "t")
+    assert database.write_now(lambda c: people.set_status(c, NODE, "enrolled")).status == "invited"
+    invite(database, "t")
+
+
+def test_a_new_token_voids_the_unused_one_before(database: Database) -> None:
+    """Of two tokens for one name only the newest works."""
+    invite(database, "t")
+    with pytest.raises(Unauthenticated, match="does not know"):
+        database.write_now(lambda c: people.redeem(c, "s", "key", 10.0))
+    assert database.write_now(lambda c: people.redeem(c, "t", "key", 10.0)).node_class == "hpc"

@@ -21,6 +21,7 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from certs.credentials import channel_credentials
+from feddp.evaluation import first_model
 from feddp.jobfile import data_set_of, read_spec, task_of
 from feddp.profile import Profile
 from feddp.transfer import download, upload
@@ -120,21 +121,25 @@ class Client:
         self._channel.close()
 
     def submit(self, spec: Path | bytes, seed: int = 0) -> Job:
-        """Check a job file here, upload its initial model, and start the job.
+        """Check a job file here, upload its initial model, and start the job. The initial model of
+        an evaluation is the one that it evaluates.
 
         Args:
             spec: the file, or its bytes; the coordinator keeps them byte for byte.
             seed: fixes the initial weights only, never noise or sampling.
 
         Raises:
-            Malformed: JOB_INVALID, TASK_CONFIG_INVALID.
-            NotFound: FILE_MISSING, TASK_UNKNOWN, DATA_SET_UNKNOWN.
+            Malformed: JOB_INVALID, TASK_CONFIG_INVALID, MODEL_MISMATCH.
+            NotFound: FILE_MISSING, TASK_UNKNOWN, DATA_SET_UNKNOWN, MODEL_UNKNOWN.
         """
-        from node_agent.tasks.registry import initial_model, installed
+        from node_agent.tasks.registry import EVALUATION, initial_model, installed
 
         data = read_spec(spec)
         task, task_config = task_of(data)
-        model = initial_model(task, task_config, seed)
+        if task == EVALUATION:
+            model = first_model(self, task_config)
+        else:
+            model = initial_model(task, task_config, seed)
         self._check_columns(data, task, task_config)
         digest = upload(self._transfer, model, self._again)
         request = jobs_pb2.SubmitJobRequest(

@@ -42,7 +42,7 @@ bench: $(READY) ## rounds beside bare gRPC floors, ~10 min; ARGS="--quick" or "-
 bench-peers: $(READY) ## the same rounds in Flower, in an environment of its own, and here
 	FLWR_TELEMETRY_ENABLED=0 $(BIN)/python -m benchmarks.peers $(ARGS)
 
-bench-models: $(READY) ## accuracy, AUC and Brier score by epsilon on the demo's data, ~5 min; ARGS="--runs 10"; writes build/models.json
+bench-models: $(READY) ## accuracy, AUC and Brier score by epsilon on the demo's data, ~8 min; ARGS="--runs 10"; writes build/models.json
 	$(BIN)/python -W ignore::UserWarning -m benchmarks.models $(ARGS)
 
 wheel: $(READY) ## build dist/feddp-*.whl

@@ -11,7 +11,7 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,7 +42,11 @@ ACCURACY_LOST_MAX: Final = 0.005
 RUNS: Final = 100
 """Enough to tell half a point of accuracy: one run deviates by about a point at epsilon 0.5."""
 
-RUNS_TO_CHOOSE: Final = 10
+RUNS_TO_CHOOSE: Final = 40
+
+DP_SGD: Final = "DP-SGD"
+ONE_SHOT: Final = "X'X, X'y once"
+STRATEGIES: Final = {"dp-sgd": DP_SGD, "one-shot": ONE_SHOT}
 
 DOCUMENT: Final = Path("docs/models.md")
 EPSILON_LIMIT: Final = 1000.0
@@ -145,7 +149,7 @@ class Trials:
         mean, deviation = summary([figures for figures, _ in done])
         spent = max((used for _, used in done if used is not None), default=None)
         bar = BARS[epsilon] if self._delta == DELTA else None
-        return Cell("DP-SGD", epsilon, self._delta, runs, mean, deviation, spent, bar)
+        return Cell(DP_SGD, epsilon, self._delta, runs, mean, deviation, spent, bar)
 
 
 def summary(found: Sequence[Figures]) -> tuple[Figures, Figures]:
@@ -170,7 +174,7 @@ def one_shot_cell(
             sufficient_statistics.one_shot(records, setting, epsilon, DELTA) for _ in range(times)
         )
         mean, deviation = summary([judge(model) for model in models])
-        return Cell("X'X, X'y once", epsilon, DELTA, times, mean, deviation, epsilon)
+        return Cell(ONE_SHOT, epsilon, DELTA, times, mean, deviation, epsilon)
 
     tried = {
         setting: measured(setting, RUNS_TO_CHOOSE) for setting in sufficient_statistics.settings()
@@ -198,35 +202,35 @@ def judge_of(
     return judge
 
 
-def measure(folder: Path, runs: int) -> list[Cell]:
-    """Every cell: without noise, each epsilon at both deltas, and the rival at each epsilon."""
+def measure_training(folder: Path, runs: int) -> Iterator[Cell]:
+    """Without noise, and each epsilon at both deltas."""
     hospitals = heart.hospitals()
-    cells: list[Cell] = []
     for delta, budgets in ((DELTA, (None, *EPSILONS)), (DELTA_SMALL, EPSILONS)):
         trials = Trials(folder / f"{delta:g}", hospitals, delta)
         for epsilon in budgets:
-            cells.append(trials.cell(epsilon, 1 if epsilon is None else runs))
-            print(row(cells[-1]), flush=True)
+            yield trials.cell(epsilon, 1 if epsilon is None else runs)
         trials.close()
+
+
+def measure_one_shot(folder: Path, runs: int) -> Iterator[Cell]:
+    """The rival at each epsilon, on the records as the nodes read them."""
+    hospitals = heart.hospitals()
     features = [Feature.model_validate(feature) for feature in heart.FEATURES]
     records = {}
-    for name, path in trials.folders.items():
-        [data_set] = load_data_sets(path)
+    for name, one in hospitals.items():
+        write_hospital(folder / name, one)
+        [data_set] = load_data_sets(folder / name)
         records[name] = read_records(data_set, features)
     judge = judge_of(hospitals)
     for epsilon in EPSILONS:
-        cells.append(one_shot_cell(records, judge, epsilon, runs))
-        print(row(cells[-1]), flush=True)
-    return cells
+        yield one_shot_cell(records, judge, epsilon, runs)
 
 
 def faults_of(cells: Sequence[Cell]) -> list[str]:
     """What does not hold, a line each."""
     found = [f"below its bar: {row(cell)}" for cell in cells if not cell.held]
     accuracy = {
-        (cell.epsilon, cell.delta): cell.mean.accuracy
-        for cell in cells
-        if cell.strategy == "DP-SGD"
+        (cell.epsilon, cell.delta): cell.mean.accuracy for cell in cells if cell.strategy == DP_SGD
     }
     for epsilon in EPSILONS:
         lost = accuracy[epsilon, DELTA] - accuracy[epsilon, DELTA_SMALL]
@@ -271,31 +275,64 @@ def table(cells: Sequence[Cell]) -> str:
     return "\n".join([head, *(row(cell) for cell in cells)])
 
 
+def read(path: Path) -> list[Cell]:
+    """What `main` wrote."""
+    cells = []
+    for one in json.loads(path.read_text()):
+        del one["held"]
+        one["mean"], one["deviation"] = Figures(**one["mean"]), Figures(**one["deviation"])
+        one["bar"] = Bar(**one["bar"]) if one["bar"] else None
+        cells.append(Cell(**one))
+    return cells
+
+
+def write_document(results: Path) -> None:
+    """Put the table of earlier results into the documentation."""
+    measured = datetime.fromtimestamp(results.stat().st_mtime, UTC)
+    text = f"Measured {measured:%Y-%m-%d}.\n\n{table(read(results))}"
+    page = document.replaced(DOCUMENT.read_text(encoding="utf-8"), "models", text)
+    DOCUMENT.write_text(page, encoding="utf-8")
+
+
 def main() -> int:
     """Measure; 1 when a bar is not held."""
     parser = argparse.ArgumentParser(prog="make bench-models", description=__doc__)
     parser.add_argument("--runs", type=int, default=RUNS, help="jobs at each epsilon")
+    parser.add_argument(
+        "--only", choices=sorted(STRATEGIES), help="measure this; the others' last results stay"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/models.json"))
     parser.add_argument(
-        "--document", action="store_true", help=f"write the table into {DOCUMENT}, too"
+        "--document",
+        action="store_true",
+        help=f"measure nothing; write the table of the last results into {DOCUMENT}",
     )
     options = parser.parse_args()
+    if options.document:
+        write_document(options.out)
+        return 0
     give_way()
     # Sums as small as these gain nothing from a second thread, and wait for it on a busy machine.
     torch.set_num_threads(1)
     # A line for each file that a worker reads would bury the table.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     began_s = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="feddp-models-") as folder:
-        cells = measure(Path(folder), options.runs)
+    only = STRATEGIES.get(options.only)
+    cells = [one for one in read(options.out) if one.strategy != only] if only else []
+    with tempfile.TemporaryDirectory(prefix="feddp-models-") as name:
+        folder = Path(name)
+        for strategy, found in (
+            (DP_SGD, measure_training(folder, options.runs)),
+            (ONE_SHOT, measure_one_shot(folder, options.runs)),
+        ):
+            for cell in found if only in (None, strategy) else ():
+                print(row(cell), flush=True)
+                cells.append(cell)
+    cells.sort(key=lambda cell: cell.strategy)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = [{**asdict(cell), "held": cell.held} for cell in cells]
     options.out.write_text(json.dumps(rows, indent=2) + "\n")
     print(f"written to {options.out} after {time.monotonic() - began_s:.0f} s")
-    if options.document:
-        text = f"Measured {datetime.now(UTC):%Y-%m-%d}.\n\n{table(cells)}"
-        page = document.replaced(DOCUMENT.read_text(encoding="utf-8"), "models", text)
-        DOCUMENT.write_text(page, encoding="utf-8")
     faults = faults_of(cells)
     print("\n".join(faults), file=sys.stderr, end="\n" if faults else "")
     return 1 if faults else 0

@@ -5,7 +5,7 @@ PROTOS := $(wildcard protos/feddp/v1/*.proto)
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint protos sim bench bench-peers wheel clean
+.PHONY: help setup demo test lint protos sim bench bench-peers bench-models wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ bench: $(READY) ## rounds beside bare gRPC floors, ~10 min; ARGS="--quick" or "-
 
 bench-peers: $(READY) ## the same rounds in Flower, in an environment of its own, and here
 	FLWR_TELEMETRY_ENABLED=0 $(BIN)/python -m benchmarks.peers $(ARGS)
+
+bench-models: $(READY) ## accuracy, AUC and Brier score by epsilon on the demo's data, ~8 min; ARGS="--runs 10"; writes build/models.json
+	$(BIN)/python -W ignore::UserWarning -m benchmarks.models $(ARGS)
 
 wheel: $(READY) ## build dist/feddp-*.whl
 	$(BIN)/python -m build --wheel

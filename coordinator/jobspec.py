@@ -22,6 +22,9 @@ DEADLINE_S_MAX = 604_800
 NULL_TASK = "null"
 """The task that reads no data and therefore releases nothing that could be charged."""
 
+EVALUATION_TASK = "tabular-evaluation"
+"""The task that trains nothing: one release of counts, every patient in it, in one round."""
+
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _NAME_WORDS = "1 to 100 of letters, digits, '.', '_', '-'"
 _DURATION = re.compile(r"([0-9]{1,7})(s|m|h)?")
@@ -95,6 +98,18 @@ class FederationSpec(Section):
             raise ValueError(f"is out of bounds; max_rounds is {most}")
         return value
 
+    @field_validator("rounds", "local_steps", "update_dtype")
+    @classmethod
+    def _an_evaluation_is_one_release(cls, value: object, info: ValidationInfo) -> object:
+        usual = {"rounds": ("auto", 1), "local_steps": (None, 1), "update_dtype": ("float32",)}
+        if _context(info)["task"] == EVALUATION_TASK:
+            name = str(info.field_name)
+            if value not in usual[name]:
+                raise ValueError(
+                    f"an evaluation is one release of counts in one round; leave {name} out"
+                )
+        return value
+
     @field_validator("deadline")
     @classmethod
     def _seconds(cls, value: object) -> int | None:
@@ -134,6 +149,15 @@ class PrivacySpec(Section):
             raise ValueError(
                 "target_epsilon fixes the noise already; give privacy.target_epsilon or"
                 " privacy.noise_multiplier, never both"
+            )
+        return value
+
+    @field_validator("max_grad_norm")
+    @classmethod
+    def _counts_have_no_gradient(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and _context(info)["task"] == EVALUATION_TASK:
+            raise ValueError(
+                "an evaluation has no gradients; a patient adds 1 to its counts; leave it out"
             )
         return value
 
@@ -186,6 +210,7 @@ class Job:
             round took; 0 for until the deadline.
         update_dtype: how the values of an update travel.
         priority: among jobs that want the same nodes, a higher one goes first.
+        full_batch: every step has every patient, also where many are declared.
     """
 
     name: str
@@ -215,6 +240,7 @@ class Job:
     grace_factor: float = 0.0
     update_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     priority: int = 0
+    full_batch: bool = False
 
     @property
     def task_config_json(self) -> str:
@@ -253,6 +279,9 @@ def _resolve(spec: JobSpec, defaults: CoordinatorConfig) -> Job:
     planned = rounds.rounds
     if planned == "auto":
         planned = min(math.ceil(common.planned_steps / local_steps), max_rounds)
+    evaluates = spec.task == EVALUATION_TASK
+    if evaluates:
+        planned = local_steps = 1
     mechanism: Literal["dp", "none", "no_data"] = "none" if noise.mechanism else "dp"
     if spec.task == NULL_TASK:
         mechanism = "no_data"
@@ -281,9 +310,7 @@ def _resolve(spec: JobSpec, defaults: CoordinatorConfig) -> Job:
         target_epsilon=noise.target_epsilon,
         noise_multiplier=multiplier,
         delta=_either(noise.delta, usual.delta),
-        max_grad_norm=0.0
-        if mechanism == "no_data"
-        else _either(noise.max_grad_norm, usual.max_grad_norm),
+        max_grad_norm=_max_grad_norm(spec, defaults),
         batch_size=_either(noise.batch_size, common.batch_size),
         convergence_patience=common.convergence_patience,
         poisson_from_n=common.poisson_from_n,
@@ -292,7 +319,17 @@ def _resolve(spec: JobSpec, defaults: CoordinatorConfig) -> Job:
         grace_factor=_either(rounds.grace, common.grace_factor),
         update_dtype=rounds.update_dtype,
         priority=spec.priority,
+        full_batch=evaluates,
     )
+
+
+def _max_grad_norm(spec: JobSpec, defaults: CoordinatorConfig) -> float:
+    """What one patient may add; to the counts of an evaluation, 1."""
+    if spec.task == NULL_TASK:
+        return 0.0
+    if spec.task == EVALUATION_TASK:
+        return 1.0
+    return _either(spec.privacy.max_grad_norm, defaults.privacy.max_grad_norm)
 
 
 def _either(given: _T | None, default: _T) -> _T:

@@ -301,6 +301,7 @@ def _participation(
         epsilon_after=reported(releases, live.job.delta),
         seconds=max(0.0, last.ended_at_s - last.ordered_at_s) if last.ended_at_s else 0.0,
         local_steps=release_of(last.offer, live.job).steps,
+        declared_n=last.offer.declared_n,
     )
 
 

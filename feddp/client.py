@@ -21,6 +21,7 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from certs.credentials import channel_credentials
+from feddp.evaluation import first_model
 from feddp.jobfile import data_set_of, read_spec, task_of
 from feddp.profile import Profile
 from feddp.transfer import download, upload
@@ -120,26 +121,22 @@ class Client:
         self._channel.close()
 
     def submit(self, spec: Path | bytes, seed: int = 0) -> Job:
-        """Check a job file here, upload its initial model, and start the job.
+        """Check a job file here, upload its initial model, and start the job. The initial model of
+        an evaluation is the one that it evaluates.
 
         Args:
             spec: the file, or its bytes; the coordinator keeps them byte for byte.
             seed: fixes the initial weights only, never noise or sampling.
 
         Raises:
-            Malformed: JOB_INVALID, TASK_CONFIG_INVALID.
-            NotFound: FILE_MISSING, TASK_UNKNOWN, DATA_SET_UNKNOWN.
+            Malformed: JOB_INVALID, TASK_CONFIG_INVALID, MODEL_MISMATCH.
+            NotFound: FILE_MISSING, TASK_UNKNOWN, DATA_SET_UNKNOWN, MODEL_UNKNOWN.
         """
-        from node_agent.tasks.registry import initial_model, installed
-
-        data = read_spec(spec)
-        task, task_config = task_of(data)
-        model = initial_model(task, task_config, seed)
-        self._check_columns(data, task, task_config)
+        data, task_hash, model = self._read(spec, seed)
         digest = upload(self._transfer, model, self._again)
         request = jobs_pb2.SubmitJobRequest(
             spec=data,
-            task_hash=installed()[task].content_hash,
+            task_hash=task_hash,
             initial_model_digest=digest,
             # Repeated if the reply is lost: it stays one job.
             request_id=uuid.uuid4().hex,
@@ -153,18 +150,24 @@ class Client:
         Raises:
             FeddpError: as `submit`.
         """
-        from node_agent.tasks.registry import initial_model, installed
-
-        data = read_spec(spec)
-        task, task_config = task_of(data)
-        model = initial_model(task, task_config, 0)
-        self._check_columns(data, task, task_config)
-        request = jobs_pb2.QuoteJobRequest(
-            spec=data, task_hash=installed()[task].content_hash, model_bytes=len(model)
-        )
+        data, task_hash, model = self._read(spec, seed=0)
+        request = jobs_pb2.QuoteJobRequest(spec=data, task_hash=task_hash, model_bytes=len(model))
         answer: jobs_pb2.QuoteJobResponse
         answer = self._again(lambda: self._jobs.QuoteJob(request, timeout=CALL_TIMEOUT_S))
         return answer
+
+    def _read(self, spec: Path | bytes, seed: int) -> tuple[bytes, str, bytes]:
+        """(the job file, its task's content hash, the model that it begins with), checked here."""
+        from node_agent.tasks.registry import EVALUATION, initial_model, installed
+
+        data = read_spec(spec)
+        task, task_config = task_of(data)
+        if task == EVALUATION:
+            model = first_model(self, task_config)
+        else:
+            model = initial_model(task, task_config, seed)
+        self._check_columns(data, task, task_config)
+        return data, installed()[task].content_hash, model
 
     def _check_columns(self, spec: bytes, task: str, task_config: Mapping[str, Any]) -> None:
         """Refuse a task_config that fits none of the data sets as their nodes publish them."""

@@ -226,6 +226,7 @@ class Worker:
 
 def _program(task: str, config: BaseModel, data_set: DataSetSpec) -> "Program":
     """Import and build a task's program; seconds for the one that needs torch."""
+    from node_agent.tasks.evaluation_config import EvaluationConfig
     from node_agent.tasks.null_config import NullConfig
     from node_agent.tasks.tabular_config import TabularConfig
 
@@ -233,6 +234,10 @@ def _program(task: str, config: BaseModel, data_set: DataSetSpec) -> "Program":
         from node_agent.tasks.tabular import TabularProgram
 
         return TabularProgram(config, data_set)
+    if isinstance(config, EvaluationConfig):
+        from node_agent.tasks.evaluation import EvaluationProgram
+
+        return EvaluationProgram(config, data_set)
     if isinstance(config, NullConfig):
         from node_agent.tasks.null import NullProgram
 

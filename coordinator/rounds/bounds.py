@@ -44,7 +44,7 @@ def noise_std(order: RoundOrder, offer: Offer) -> float | None:
         return None
     mean_over = offer.sample_rate * offer.declared_n
     per_step = order.learning_rate * offer.noise_multiplier * order.max_grad_norm / mean_over
-    return per_step * math.sqrt(order.local_steps)
+    return per_step * math.sqrt(offer.local_steps or order.local_steps)
 
 
 def update_norm_max(order: RoundOrder, offer: Offer, values: int) -> float:

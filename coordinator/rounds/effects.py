@@ -223,10 +223,11 @@ def fold(live: LiveJob, phase: Aggregating, blobs: BlobStore) -> e.UpdatesFolded
     folded = aggregation.fold(base, updates, weights, scratch, live.job.update_dtype)
     size = scratch.stat().st_size
     digest = blobs.adopt_model(scratch, folded.digest)
-    offers = [a.offer for a in received]
-    noise = bounds.global_noise_norm(round_order(live), offers, weights, folded.update_values)
+    noise = bounds.global_noise_norm(
+        round_order(live), [a.offer for a in received], weights, folded.update_values
+    )
     drift, share, settled = _drift(live, phase, blobs, digest, folded, noise)
-    return e.UpdatesFolded(phase.round.number, digest, size, drift, share, settled)
+    return e.UpdatesFolded(phase.round.number, digest, size, drift, share, settled, noise)
 
 
 def _drift(
@@ -240,15 +241,13 @@ def _drift(
     """(drift, what noise alone would make of it, whether the round counts as settled)."""
     threshold, patience = live.job.convergence_threshold, live.job.convergence_patience
     before = [phase.course.initial, *(one.model for one in phase.course.done)]
-    window = convergence.choose_window(len(before), patience, threshold, noise, folded.norm)
+    noises = [*(one.noise_norm for one in phase.course.done), noise]
+    window = convergence.choose_window(noises, patience, threshold, folded.norm)
     moved = folded.moved
     if window.rounds > 1:
         moved, _ = aggregation.distance(blobs.model(before[-window.rounds]), blobs.model(new))
     drift = convergence.drift(moved, window.rounds, folded.norm)
-    if noise is None:
-        return drift, None, False
-    share = convergence.noise_share(noise, window.rounds, folded.norm)
-    return drift, share, convergence.settled(window, drift, share, threshold)
+    return drift, window.noise_share, convergence.settled(window, drift, threshold)
 
 
 def write_answer(live: LiveJob, digests: list[str], blobs: BlobStore) -> str:

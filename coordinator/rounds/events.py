@@ -160,6 +160,8 @@ class UpdatesFolded:
         drift: relative movement of the global model per round; None before two models exist.
         drift_noise: what noise alone would make of `drift`; None when it cannot be told.
         settled: whether the drift is below the threshold, noise included.
+        noise_norm: expected norm of the noise that this round added to the global model; None when
+            it cannot be told.
     """
 
     round: int
@@ -168,6 +170,7 @@ class UpdatesFolded:
     drift: float | None
     drift_noise: float | None
     settled: bool
+    noise_norm: float | None = None  # missing in journals of 0.1.0
     kind: Literal["UpdatesFolded"] = "UpdatesFolded"
 
 

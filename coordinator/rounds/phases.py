@@ -98,6 +98,7 @@ class RoundRecord:
     model_bytes: int = 0
     drift: float | None = None
     drift_noise: float | None = None
+    noise_norm: float | None = None
 
     def attempt(self, attempt_id: str) -> Attempt | None:
         """The attempt of that id, if it belongs to this round."""

@@ -162,7 +162,8 @@ def _release(
     declared_n = facts.data_set.declared_n
     local_steps = facts.local_steps(job)
     sample_rate = 1.0
-    if account.filter.kind == "rdp" and declared_n >= job.poisson_from_n:
+    may_sample = account.filter.kind == "rdp" and not job.full_batch
+    if may_sample and declared_n >= job.poisson_from_n:
         sample_rate = min(1.0, job.batch_size / declared_n)
     mechanism: Mechanism = "gaussian" if sample_rate == 1.0 else "poisson_gaussian"
     if job.noise_multiplier is not None:

@@ -27,6 +27,7 @@ def folded(phase: Aggregating, event: e.UpdatesFolded, now_s: float) -> Step:
         model_bytes=event.model_bytes,
         drift=event.drift,
         drift_noise=event.drift_noise,
+        noise_norm=event.noise_norm,
     )
     status = ""
     if settled_rounds >= plan.convergence_patience:

@@ -63,13 +63,15 @@ def write_report(
     client: "Client", job: Job, path: Path, metrics: dict[str, Any] | None = None
 ) -> bool:
     """Write the HTML report of an ended job; False, and a note why, if that could not be done."""
+    from feddp.evaluation import evaluation_of
     from feddp.report import render
     from protos.content import write_durable
 
     try:
         whole, spec = client.job_and_spec(job.job_id)
         accounts = client.accounts(job.data_set)
-        text = render(whole, metrics=metrics, accounts=accounts, spec=spec)
+        found = evaluation_of(client, whole, spec)
+        text = render(whole, metrics=metrics, accounts=accounts, spec=spec, evaluation=found)
         write_durable(path, text.encode(), mode=0o644)
     except (FeddpError, OSError) as error:
         why = error.message if isinstance(error, FeddpError) else (error.strerror or "not written")

@@ -1,5 +1,6 @@
 """`feddp job`: submit, look at, follow and cancel training jobs."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -106,15 +107,19 @@ def show(
     job_id: Id, folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False
 ) -> None:
     """One job: where it is, whom it waits for, what it has cost each node."""
+    from feddp.evaluation import evaluation_of
+
     with connect(folder, profile) as client:
         job, spec = client.job_and_spec(job_id)
+        found = evaluation_of(client, job, spec)
     if as_json:
         text = spec.decode("utf-8", errors="replace")
-        output.print_json({**output.as_dict(job), "spec": text})
+        evaluation = {"evaluation": asdict(found)} if found else {}
+        output.print_json({**output.as_dict(job), **evaluation, "spec": text})
         return
-    from feddp.cli.job_text import GUARANTEE, job_facts, node_rows
+    from feddp.cli.job_text import GUARANTEE, evaluation_facts, job_facts, node_rows
 
-    output.facts(job_facts(job))
+    output.facts([*job_facts(job), *(evaluation_facts(found) if found else ())])
     if job.nodes:
         output.line("")
         output.table(*node_rows(job))
@@ -174,6 +179,13 @@ def _follow(client: "Client", job_id: str, report: Path | None, how: str) -> Non
             f"`feddp job cancel {job_id}` ends it"
         )
         raise typer.Exit(130) from None
+    if how == "people" and job.model_digest:
+        from feddp.cli.job_text import evaluation_facts
+        from feddp.evaluation import evaluation_of
+
+        found = evaluation_of(client, *client.job_and_spec(job_id))
+        if found:
+            output.facts(evaluation_facts(found))
     path = report or Path(f"feddp-report-{job_id}.html")
     if write_report(client, job, path):
         output.note(f"report: {path}")

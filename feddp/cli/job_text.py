@@ -1,9 +1,13 @@
 """A job in words: facts, table rows, and what changed since it was last looked at."""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from feddp.cli.output import epsilon, moment
 from protos.feddp.v1.jobs_pb2 import Job, Round, Waiting
+
+if TYPE_CHECKING:
+    from feddp.evaluation import Evaluation, Figure
 
 RUNNING_EPSILON = "RUNNING EPSILON"
 """A running figure is labelled as one wherever it is shown; the guarantee is the limit."""
@@ -39,6 +43,22 @@ def job_facts(job: Job) -> list[tuple[str, str]]:
     if drift := drift_text(job):
         found.append(("drift", drift))
     return found
+
+
+def evaluation_facts(found: "Evaluation") -> list[tuple[str, str]]:
+    """Names and values of what an evaluation job found."""
+    facts = [
+        ("evaluates", found.evaluates),
+        ("declared n", f"{found.declared_n} patients of {found.hospitals} hospitals"),
+    ]
+    return facts + [(name, figure_text(figure)) for name, figure in found.figures().items()]
+
+
+def figure_text(figure: "Figure | None") -> str:
+    """A figure with the noise's standard error."""
+    if figure is None:
+        return "hidden by the noise"
+    return f"{figure.value:.3f} (standard error of the noise {figure.standard_error:.3f})"
 
 
 def target_text(job: Job) -> str:

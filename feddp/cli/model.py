@@ -1,5 +1,6 @@
 """`feddp model`: what jobs made."""
 
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -7,8 +8,9 @@ import typer
 
 from feddp.cli import output
 from feddp.cli.options import Dir, Json, ProfileFolder, connect
+from protos.errors import Malformed
 
-app = typer.Typer(help="List and download trained models.", no_args_is_help=True)
+app = typer.Typer(help="List, download and evaluate trained models.", no_args_is_help=True)
 
 Id = Annotated[
     str, typer.Argument(metavar="ID", help="A model's digest, or a job's id for its answer.")
@@ -82,3 +84,45 @@ def download(
         output.print_json({"path": str(out), "digest": model.digest, "bytes": model.bytes})
     else:
         output.line(f"{out}: {output.bytes_text(model.bytes)}, digest {model.digest}")
+
+
+@app.command()
+def evaluate(
+    model_id: Id,
+    data: Annotated[Path, typer.Option("--data", metavar="FILE", help="Public rows, CSV.")],
+    label: Annotated[
+        str, typer.Option("--label", metavar="COLUMN", help="The column that holds 0 or 1.")
+    ],
+    folder: Dir = None,
+    profile: ProfileFolder = None,
+    as_json: Json = False,
+) -> None:
+    """A tabular classifier on public rows, on this machine: nothing is uploaded, nothing is spent.
+
+    On hospitals' records a job does it: task tabular-evaluation.
+    """
+    from feddp import public_rows
+    from feddp.jobfile import task_of
+
+    with connect(folder, profile) as client, tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "model.safetensors"
+        model = client.download(model_id, path)
+        _, spec = client.job_and_spec(model.job_id)
+        task, task_config = task_of(spec)
+        if task != "tabular-classifier":
+            raise Malformed("TASK_UNSUITED", f"{model_id} is a model of {task}, no classifier")
+        found = public_rows.evaluate(path, dict(task_config), data, label)
+    if as_json:
+        output.print_json({"model": model.digest, **found})
+        return
+    output.facts(
+        [("model", model.digest), ("rows", str(found["rows"]))]
+        + (
+            [("left out", f"{found['rows_left_out']} rows lack a value")]
+            * bool(found["rows_left_out"])
+        )
+        + [
+            (name, "only one class is there" if found[name] is None else f"{found[name]:.3f}")
+            for name in ("accuracy", "auc", "brier")
+        ]
+    )

@@ -124,31 +124,6 @@ def test_matrix(
     return feature_matrix(features, columns), labels, [name for name, _ in rows]
 
 
-def predict(
-    weights: "Mapping[str, NDArray[np.float32]]", features: "NDArray[np.float32]"
-) -> "NDArray[np.float64]":
-    """Probability of disease for each row, from the tensors of a tabular classifier.
-
-    Args:
-        weights: "hidden.N.weight" (out, in), "hidden.N.bias", ... and "linear.weight" (1, in).
-        features: (rows, F).
-
-    Returns:
-        (rows,) probabilities.
-    """
-    import numpy as np
-
-    x = features.astype(np.float64)
-    layers = sum(name.startswith("hidden.") and name.endswith(".weight") for name in weights)
-    for index in range(layers):
-        x = x @ weights[f"hidden.{index}.weight"].T + weights[f"hidden.{index}.bias"]
-        x = np.maximum(x, 0.0)
-    logits = (x @ weights["linear.weight"].T + weights["linear.bias"])[:, 0]
-    # tanh does not overflow where exp does.
-    probabilities: NDArray[np.float64] = 0.5 * (1.0 + np.tanh(logits / 2.0))
-    return probabilities
-
-
 def evaluate(model_path: Path, found: Mapping[str, Hospital]) -> dict[str, Any]:
     """How the model does on the held-out rows.
 
@@ -160,6 +135,8 @@ def evaluate(model_path: Path, found: Mapping[str, Hospital]) -> dict[str, Any]:
     import numpy as np
     from safetensors.numpy import load_file
     from sklearn.metrics import accuracy_score, brier_score_loss, roc_auc_score
+
+    from node_agent.tasks.tabular_forward import predict
 
     features, labels, names = test_matrix(found)
     probabilities = predict(load_file(model_path), features)

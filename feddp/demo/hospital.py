@@ -22,7 +22,7 @@ from protos.content import write_durable
 from protos.errors import Conflict, FeddpError
 
 POLICY_NAME: Final = "policy.yaml"
-TASKS: Final = (registry.TABULAR, registry.NULL)
+TASKS: Final = (registry.TABULAR, registry.EVALUATION, registry.NULL)
 EPSILON_LIMIT: Final = 10.0
 DELTA: Final = 1e-5
 

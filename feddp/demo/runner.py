@@ -10,9 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-
-import yaml
+from typing import Final
 
 from feddp.cli import output
 from feddp.cli.failures import FAILED
@@ -21,6 +19,7 @@ from feddp.cli.ledgers import check, from_client
 from feddp.client import Client
 from feddp.demo import heart
 from feddp.demo.hospital import write_hospital
+from feddp.demo.job import TASK, job_file
 from feddp.demo.processes import DemoFailed, Processes, choose_ports, is_listening
 from feddp.demo.result import print_summary, result_of
 from feddp.profile import Profile
@@ -28,7 +27,6 @@ from protos.content import write_durable
 from protos.errors import Conflict, FeddpError, Malformed
 from protos.feddp.v1.jobs_pb2 import Job
 
-TASK: Final = "tabular-classifier"
 TRUST_DOMAIN: Final = "demo.feddp.local"
 START_S_MAX: Final = 60.0
 """How long the coordinator, and then the agents, may take to be there."""
@@ -200,19 +198,9 @@ def _require_some(processes: Processes) -> None:
 
 
 def _write_job(settings: Settings, folder: Path) -> Path:
-    privacy: dict[str, Any] = {"mechanism": "none"}
-    if settings.private:
-        privacy = {"target_epsilon": settings.epsilon, "delta": settings.delta}
-    content = {
-        "name": "heart-disease",
-        "task": TASK,
-        "task_config": {"model": "logistic", "learning_rate": 2.0, "features": heart.FEATURES},
-        "dataset": heart.DATA_SET,
-        "federation": {"proximal_mu": 0.01, "local_steps": 5, "rounds": "auto"},
-        "privacy": {**privacy, "max_grad_norm": 0.1},
-    }
     path = folder / "job.yaml"
-    write_durable(path, yaml.safe_dump(content, sort_keys=False).encode(), mode=0o644)
+    epsilon = settings.epsilon if settings.private else None
+    write_durable(path, job_file(epsilon, settings.delta), mode=0o644)
     return path
 
 

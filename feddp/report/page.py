@@ -6,6 +6,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from feddp.evaluation import Evaluation
 from feddp.report import charts, claim, tables
 from protos.feddp.v1.budgets_pb2 import BudgetAccount
 from protos.feddp.v1.jobs_pb2 import Job, Round
@@ -32,6 +33,7 @@ def render(
     metrics: Mapping[str, Any] | None,
     accounts: Sequence[BudgetAccount] | None,
     spec: bytes,
+    evaluation: Evaluation | None = None,
 ) -> str:
     """The report as HTML text: no script, no font and no address outside itself.
 
@@ -41,6 +43,7 @@ def render(
             {"accuracy", "auc"}}}`; None when nothing was evaluated.
         accounts: the privacy accounts that pay; None when they are not known.
         spec: the job file, byte for byte.
+        evaluation: what the job found, if it is an evaluation of a model at the hospitals.
     """
     kind = claim.kind_of(job, spec)
     style = files("feddp.report").joinpath("page.css").read_text(encoding="utf-8")
@@ -49,6 +52,7 @@ def render(
             _summary(job),
             _privacy(job, kind, accounts, bool(metrics)),
             _metrics(metrics),
+            _evaluation(evaluation),
             _rounds(job),
             _details(job, spec),
         ]
@@ -173,6 +177,17 @@ def _metrics(metrics: Mapping[str, Any] | None) -> str:
         "<section><h2>Test figures</h2><p class=small>Of the final model, once, at the end; they"
         f" neither stopped nor chose anything.</p>{tables.test_metrics(metrics)}"
         f"{_figure('Accuracy and AUC on held-out rows', plot)}</section>"
+    )
+
+
+def _evaluation(found: Evaluation | None) -> str:
+    if found is None:
+        return ""
+    return (
+        f"<section><h2>Figures at the hospitals</h2><p class=small>Of model"
+        f" {escape(found.evaluates)} on the records of {found.hospitals} hospitals with"
+        f" {found.declared_n} declared patients. The figures are released with noise and booked;"
+        f" the standard error is that of the noise.</p>{tables.evaluation(found)}</section>"
     )
 
 

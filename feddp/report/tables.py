@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from feddp.evaluation import Evaluation
 from protos.feddp.v1.budgets_pb2 import BudgetAccount
 from protos.feddp.v1.jobs_pb2 import Job, Participation
 
@@ -148,6 +149,17 @@ def _absences(job: Job) -> str:
     if not rows:
         return "<p>Every hospital's update was in every round.</p>" if job.rounds else ""
     return table(["Round", "Hospital", "Outcome", "Why"], rows)
+
+
+def evaluation(found: Evaluation) -> str:
+    """Figures that hospitals released with noise."""
+    rows = [
+        [name, "hidden by the noise", "–"]
+        if figure is None
+        else [name, f"{figure.value:.3f}", f"{figure.standard_error:.3f}"]
+        for name, figure in found.figures().items()
+    ]
+    return table(["Figure", "Value", "Standard error"], rows, "numbers")
 
 
 def test_metrics(metrics: Mapping[str, Any]) -> str:

@@ -13,13 +13,15 @@ from blake3 import blake3
 from pydantic import BaseModel, ValidationError
 
 from node_agent.datasets import DataSetSpec
-from node_agent.tasks import null_config, tabular_config
+from node_agent.tasks import evaluation_config, null_config, tabular_config
+from node_agent.tasks.evaluation_config import EvaluationConfig
 from node_agent.tasks.null_config import NullConfig
-from node_agent.tasks.tabular_config import TabularConfig
+from node_agent.tasks.tabular_config import Classifier, TabularConfig
 from protos.errors import Malformed, NotFound, invariant
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 TABULAR: Final = "tabular-classifier"
+EVALUATION: Final = "tabular-evaluation"
 NULL: Final = "null"
 
 Shapes = dict[str, tuple[int, ...]]
@@ -69,6 +71,7 @@ _ENTRIES: Final = {
             *_WORKER,
             "node_agent/datasets.py",
             "node_agent/records.py",
+            "node_agent/tasks/made_up.py",
             "node_agent/tasks/tabular.py",
             "node_agent/tasks/tabular_config.py",
             "privacy/dp_sgd.py",
@@ -77,6 +80,23 @@ _ENTRIES: Final = {
         reads_data=True,
         shapes=tabular_config.shapes,
         initial_values=tabular_config.initial_values,
+    ),
+    EVALUATION: _Entry(
+        config=EvaluationConfig,
+        sources=(
+            *_WORKER,
+            "node_agent/datasets.py",
+            "node_agent/records.py",
+            "node_agent/tasks/evaluation.py",
+            "node_agent/tasks/evaluation_config.py",
+            "node_agent/tasks/made_up.py",
+            "node_agent/tasks/tabular_config.py",
+            "node_agent/tasks/tabular_forward.py",
+            "privacy/noise.py",
+        ),
+        reads_data=True,
+        shapes=evaluation_config.shapes,
+        initial_values=lambda config, _seed: evaluation_config.initial_values(config),
     ),
     NULL: _Entry(
         config=NullConfig,
@@ -134,7 +154,7 @@ def parse_config(name: str, config: Mapping[str, Any], data_set: DataSetSpec | N
         raise Malformed(
             "TASK_CONFIG_INVALID", f"The task_config of task {name!r} is wrong: {_faults(error)}"
         ) from None
-    if data_set is not None and isinstance(parsed, TabularConfig):
+    if data_set is not None and isinstance(parsed, Classifier):
         tabular_config.check_against(parsed, data_set)
     return parsed
 

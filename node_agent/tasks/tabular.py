@@ -1,6 +1,5 @@
 """The tabular classifier: its torch model, its loss and its training beside the data."""
 
-import csv
 import tempfile
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from node_agent.datasets import DataSetSpec
 from node_agent.records import Records, read_records
+from node_agent.tasks.made_up import REHEARSED_ROWS_MAX, write_made_up
 from node_agent.tasks.program import Order, Weights
 from node_agent.tasks.tabular_config import TabularConfig
 from privacy.dp_sgd import Training, train
@@ -58,23 +58,7 @@ def loss_per_row(logits: Tensor, labels: Tensor) -> Tensor:
     return binary_cross_entropy_with_logits(logits.squeeze(1), labels, reduction="none")
 
 
-REHEARSED_ROWS_MAX = 20_000
 REHEARSED_STEPS_MAX = 50
-
-
-def _write_made_up(path: Path, data_set: DataSetSpec, rows: int) -> None:
-    """A file of the declared columns, one record a patient, with nothing of the real one in it."""
-    columns: list[str] = [data_set.patient, data_set.label]
-    values: list[str] = ["", "0"]
-    for name, kind in data_set.columns.items():
-        if name not in columns:
-            columns.append(name)
-            values.append("0" if kind == "number" else kind.category[0])
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for number in range(rows):
-            writer.writerow([f"p{number}", *values[1:]])
 
 
 class TabularProgram:
@@ -97,7 +81,7 @@ class TabularProgram:
         order = Order(release, declared_n=rows, max_grad_norm=1.0, proximal_mu=0.0)
         with tempfile.TemporaryDirectory(prefix="feddp-rehearsal-") as folder:
             source = Path(folder) / "made-up.csv"
-            _write_made_up(source, self._data_set, rows)
+            write_made_up(source, self._data_set, rows)
             made_up = self._data_set.model_copy(update={"source": source})
             began_s = time.perf_counter()
             records = read_records(made_up, self._config.features)

@@ -3,7 +3,7 @@
 import math
 import random
 from array import array
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -32,7 +32,7 @@ class Feature(BaseModel):
     scale: Finite = Field(gt=0)
 
 
-class TabularConfig(BaseModel):
+class Classifier(BaseModel):
     """A binary classifier over declared columns: logistic regression or a small MLP."""
 
     model_config = ConfigDict(
@@ -50,17 +50,22 @@ class TabularConfig(BaseModel):
     hidden: list[Annotated[int, Field(ge=1, le=512)]] = Field(
         default_factory=list, max_length=3, description="width of each hidden layer; mlp only"
     )
-    learning_rate: Finite = Field(gt=0, le=1000)
     features: list[Feature] = Field(min_length=1, max_length=1000)
 
     @model_validator(mode="after")
-    def _hidden_fits(self) -> "TabularConfig":
+    def _hidden_fits(self) -> Self:
         if bool(self.hidden) != (self.model == "mlp"):
             raise ValueError("hidden: an mlp needs 1 to 3 layers and a logistic model takes none")
         return self
 
 
-def check_against(config: TabularConfig, data_set: DataSetSpec) -> None:
+class TabularConfig(Classifier):
+    """A classifier and how it is trained."""
+
+    learning_rate: Finite = Field(gt=0, le=1000)
+
+
+def check_against(config: Classifier, data_set: DataSetSpec) -> None:
     """Refuse features that the data set's declared schema does not have.
 
     Raises:
@@ -79,7 +84,7 @@ def check_against(config: TabularConfig, data_set: DataSetSpec) -> None:
                 raise _invalid(f"{where}, does not declare category {feature.category!r}")
 
 
-def shapes(config: TabularConfig) -> dict[str, tuple[int, ...]]:
+def shapes(config: Classifier) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the model's tensors: hidden.0, hidden.1, ... and then linear."""
     widths = [len(config.features), *config.hidden]
     layers = [f"hidden.{index}" for index in range(len(config.hidden))]

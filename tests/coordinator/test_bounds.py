@@ -1,11 +1,11 @@
-"""Public bounds on a round: how large an update can be, and when noise hides that nothing moves."""
+"""Public bounds on a round: how large an update can be, and what its noise is."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from coordinator.rounds import bounds, convergence
+from coordinator.rounds import bounds
 from coordinator.rounds.events import Offer
 
 ORDER = bounds.RoundOrder(learning_rate=2.0, local_steps=5, max_grad_norm=0.1, proximal_mu=0.01)
@@ -15,6 +15,13 @@ OFFER = Offer("a", "a/p", 100, "gaussian", 9.0, 1.0)
 def test_the_noise_bound_is_the_law_of_the_ordered_noise() -> None:
     """Each value of an update has deviation lr * sigma * C * sqrt(steps) / n."""
     assert bounds.noise_std(ORDER, OFFER) == pytest.approx(2.0 * 9.0 * 0.1 * 5**0.5 / 100)
+
+
+def test_a_node_that_does_fewer_steps_has_the_noise_of_those() -> None:
+    """The noise is that of the steps that its own order names."""
+    assert bounds.noise_std(ORDER, replace(OFFER, local_steps=2)) == pytest.approx(
+        2.0 * 9.0 * 0.1 * 2**0.5 / 100
+    )
 
 
 def test_an_honest_update_keeps_within_the_norm_bound() -> None:
@@ -49,25 +56,3 @@ def test_a_pull_that_overflows_has_a_bound_all_the_same() -> None:
     """lr * mu far above 2 makes FedProx diverge; the bound is then the largest norm there is."""
     wild = bounds.RoundOrder(2.0, 300, 0.1, 10.0)
     assert bounds.update_norm_max(wild, OFFER, 14) == bounds.UNBOUNDED_NORM
-
-
-def test_pure_noise_never_settles_and_a_still_model_does() -> None:
-    """Noise above the threshold is not resolvable; without noise three still rounds are."""
-    noisy = convergence.choose_window(10, 3, 0.001, 0.13, 1.0)
-    assert not noisy.resolvable
-    assert not convergence.settled(noisy, 0.0, 0.04, 0.001)
-    still = convergence.choose_window(10, 3, 0.001, 0.0, 1.0)
-    assert (still.rounds, still.resolvable) == (3, True)
-    assert convergence.settled(still, 0.0005, 0.0, 0.001)
-    assert not convergence.settled(still, 0.0015, 0.0, 0.001)
-
-
-def test_the_window_grows_until_noise_no_longer_hides_the_drift() -> None:
-    """Noise of 0.002 a round is below half the threshold over 16 rounds, given 32 were done."""
-    assert convergence.choose_window(32, 3, 0.001, 0.002, 1.0) == convergence.Window(16, True)
-    assert not convergence.choose_window(20, 3, 0.001, 0.002, 1.0).resolvable
-
-
-def test_unknown_noise_never_settles() -> None:
-    """A task whose step size is unknown runs its planned rounds."""
-    assert not convergence.choose_window(50, 3, 0.001, None, 1.0).resolvable

@@ -269,3 +269,30 @@ def test_any_bytes_give_a_job_or_a_refusal(spec):
 def test_any_values_give_a_job_or_a_refusal(values):
     """Wrong types in known keys are refusals too."""
     assert reason_of(yaml.safe_dump(values).encode()) in (None, "JOB_INVALID")
+
+
+EVALUATION = "name: a\ntask: tabular-evaluation\ndataset: d\n"
+
+
+def test_an_evaluation_is_one_release_whatever_the_defaults_for_training_are():
+    """One round of one step, everybody in it, and 1 is what a patient adds at most."""
+    job = parse_job((EVALUATION + "privacy: {target_epsilon: 1.0}\n").encode(), DEFAULTS)
+    assert (job.rounds_planned, job.local_steps, job.max_grad_norm) == (1, 1, 1.0)
+    assert job.full_batch
+    assert (job.mechanism, job.target_epsilon) == ("dp", 1.0)
+    assert not parsed("").full_batch
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("federation: {rounds: 4}", "federation.rounds"),
+        ("federation: {local_steps: 5}", "federation.local_steps"),
+        ("federation: {update_dtype: int8}", "federation.update_dtype"),
+        ("privacy: {max_grad_norm: 0.1}", "privacy.max_grad_norm"),
+    ],
+)
+def test_what_an_evaluation_cannot_have_is_refused_with_its_key(text: str, key: str):
+    """More than one release, narrow counts, and a bound for gradients."""
+    assert key in refusal(EVALUATION + text)
+    assert reason_of((EVALUATION + "federation: {rounds: 1, local_steps: 1}").encode()) is None

@@ -256,3 +256,29 @@ def test_a_fixed_noise_below_the_stewards_minimum_is_refused() -> None:
     """The steward's least noise holds whatever the job asks."""
     spec = SPEC.replace(b"target_epsilon: 2.0, delta: 1.0e-5", b"noise_multiplier: 0.2")
     assert absent(consider(job(spec), HASH, facts(), 4)).reason == "NOISE_TOO_LOW"
+
+
+def test_a_node_that_comes_late_splits_its_share_over_the_rounds_that_it_will_be_in() -> None:
+    """Two of four rounds are gone: what it spends in the two that are left is the target, with
+    less noise in each than the others have, who are in all four."""
+    late = offered(consider(job(), HASH, facts(), 2)).noise_multiplier
+    early = offered(consider(job(), HASH, facts(), 4)).noise_multiplier
+    assert late is not None
+    assert early is not None
+    assert late == pytest.approx(early / 2**0.5, rel=1e-3)
+    spent = epsilon_spent([Release("gaussian", late, 1.0, 5)] * 2, 1e-5)
+    assert spent is not None
+    assert 1.999 < spent <= 2.0
+
+
+def test_an_evaluation_has_every_patient_in_it_however_many_there_are() -> None:
+    """Its counts are one release of one step; where training would sample, it does not."""
+    spec = SPEC.replace(b"tabular-classifier", b"tabular-evaluation")
+    spec = spec.replace(b"federation: {rounds: 4, local_steps: 5}\n", b"")
+    spec = spec.replace(b"target_epsilon: 2.0", b"target_epsilon: 8.0")
+    large = facts(kind="rdp", order=4, limit=10.0, declared_n=5000, per_job=10.0)
+    large.data_set.tasks[:] = [f"tabular-evaluation@{HASH}"]
+    evaluation = job(spec)
+    assert (evaluation.rounds_planned, evaluation.max_grad_norm) == (1, 1.0)
+    offer = offered(consider(evaluation, HASH, large, 1))
+    assert (offer.mechanism, offer.sample_rate, offer.local_steps) == ("gaussian", 1.0, 1)

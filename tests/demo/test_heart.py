@@ -1,25 +1,26 @@
 """The demo's data, and the figures that the whole training path reaches on it."""
 
 import importlib.util
-import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
+import yaml
 
+from benchmarks.models import BARS, EPSILONS, Cell, Figures, Trials, faults_of
+from benchmarks.one_process import OneProcess
 from feddp.demo import heart, hospital
+from feddp.demo.job import job_file
 from node_agent.datasets import load_data_sets
 from node_agent.policy import load_policy
 from node_agent.tasks import registry
 from node_agent.tasks.tabular import TabularModel
 from node_agent.tasks.tabular_config import TabularConfig
-from node_agent.worker import Worker
-from privacy.calibration import noise_multiplier_for
-from privacy.filters import make_filter
-from protos.content import digest_of_file
+from node_agent.tasks.tabular_forward import predict
 from protos.errors import NotFound
 
 CONFIG = {"model": "logistic", "learning_rate": 2.0, "features": heart.FEATURES}
@@ -84,117 +85,74 @@ def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         heart.hospitals()
 
 
-def train_all(
-    tmp_path: Path,
-    found: dict[str, heart.Hospital],
-    config: dict[str, Any],
-    epsilon: float | None = None,
-) -> Path:
-    """Four rounds of five steps over four workers in this process; the mean of the last half."""
-    release: dict[str, Any] = {
-        "mechanism": "none",
-        "noise_multiplier": None,
-        "sample_rate": 1.0,
-        "steps": 5,
-    }
-    if epsilon is not None:
-        share = make_filter("gdp", 0, epsilon, 1e-5)
-        noise = noise_multiplier_for(share, share.limit_units, 4, 5, 1.0)
-        release |= {"mechanism": "gaussian", "noise_multiplier": noise}
-    workers: dict[str, Worker] = {}
-    for name, one in found.items():
-        hospital.write_hospital(tmp_path / name, one)
-        [spec] = load_data_sets(tmp_path / name)
-        workers[name] = Worker()
-        prepare = {
-            "op": "prepare",
-            "job_id": "j",
-            "task": registry.TABULAR,
-            "task_hash": registry.installed()[registry.TABULAR].content_hash,
-            "task_config": config,
-            "data_set": spec.model_dump(mode="json"),
-            "declared_n": spec.declared_n,
-        }
-        assert workers[name].handle(json.dumps(prepare).encode()) == {"op": "prepared"}
-    model = tmp_path / "model-0.safetensors"
-    model.write_bytes(registry.initial_model(registry.TABULAR, config, seed=0))
-    weights, history = load_file(model), []
-    total = sum(len(one.train_rows) for one in found.values())
-    for round_ in (1, 2, 3, 4):
-        deltas = {}
-        for name, worker in workers.items():
-            out = tmp_path / name / "out.safetensors"
-            order = {
-                "op": "train",
-                "attempt_id": f"{name}-{round_}",
-                "round": round_,
-                "base_model": str(model),
-                "base_model_digest": digest_of_file(model),
-                "out": str(out),
-                "release": release,
-                "declared_n": len(found[name].train_rows),
-                "max_grad_norm": 0.1,
-                "proximal_mu": 0.01,
-            }
-            answer = worker.handle(json.dumps(order).encode())
-            assert answer["op"] == "trained", answer
-            assert answer["digest"] == digest_of_file(out)
-            deltas[name] = load_file(out)
-        for tensor in weights:
-            weights[tensor] = weights[tensor] + sum(
-                len(found[name].train_rows) / total * delta[tensor]
-                for name, delta in deltas.items()
-            )
-        weights = {tensor: value.astype(np.float32) for tensor, value in weights.items()}
-        history.append(dict(weights))
-        model = tmp_path / f"model-{round_}.safetensors"
-        save_file(weights, model)
-    answer_path = tmp_path / "answer.safetensors"
-    last = history[len(history) // 2 :]
-    save_file({t: np.mean([w[t] for w in last], axis=0) for t in weights}, answer_path)
-    return answer_path
+@pytest.fixture(scope="module")
+def trials(
+    tmp_path_factory: pytest.TempPathFactory, found: dict[str, heart.Hospital]
+) -> Iterator[Trials]:
+    """The four hospitals with a coordinator, all in this process."""
+    made = Trials(tmp_path_factory.mktemp("trials"), found, 1e-5)
+    yield made
+    made.close()
 
 
-def test_training_without_noise_reaches_the_reference_figures(
+def test_training_without_noise_reaches_the_reference_figures(trials: Trials) -> None:
+    """CSV, scaling, clipping, FedProx and averaging give what an independent numpy run gives."""
+    figures, spent = trials.run(None, seed=0)
+    assert figures.accuracy == pytest.approx(0.7913, abs=5e-4)
+    assert figures.auc == pytest.approx(0.8828, abs=5e-4)
+    assert figures.brier == pytest.approx(0.1383, abs=5e-4)
+    assert spent is None
+
+
+@pytest.mark.parametrize("epsilon", EPSILONS)
+def test_training_with_noise_holds_the_bars(trials: Trials, epsilon: float) -> None:
+    """The mean of 10 jobs with fresh noise, all with the same defaults; each bar is four
+    deviations of that mean away or more, and each job has spent its epsilon and not more."""
+    cell = trials.cell(epsilon, runs=10)
+    assert cell.held, cell
+    assert cell.spent == pytest.approx(epsilon, rel=1e-3)
+    assert cell.spent <= epsilon
+
+
+def test_a_smaller_delta_has_a_price_that_is_small(
     tmp_path: Path, found: dict[str, heart.Hospital]
 ) -> None:
-    """CSV, scaling, clipping, FedProx and averaging give what an independent numpy run gives."""
-    result = heart.evaluate(train_all(tmp_path, found, CONFIG), found)
-    assert result["accuracy"] == pytest.approx(0.7913, abs=5e-4)
-    assert result["auc"] == pytest.approx(0.8828, abs=5e-4)
-    assert result["brier"] == pytest.approx(0.1383, abs=5e-4)
-    assert set(result["per_node"]) == set(heart.NODES)
+    """At delta 1e-6 and epsilon 0.5 the mean keeps the bar of delta 1e-5; `make bench-models`
+    measures the half point that it may cost at most."""
+    trials = Trials(tmp_path, found, 1e-6)
+    cell = trials.cell(0.5, runs=10)
+    trials.close()
+    assert cell.mean.holds(BARS[0.5])
+    assert cell.spent == pytest.approx(0.5, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("epsilon", "accuracy", "auc", "brier"),
-    [(1.0, 0.792, 0.874, 0.147), (2.0, 0.788, 0.878, 0.145)],
-)
-def test_training_with_noise_holds_the_bars(
-    tmp_path: Path,
-    found: dict[str, heart.Hospital],
-    epsilon: float,
-    accuracy: float,
-    auc: float,
-    brier: float,
+def test_a_bar_that_is_not_held_fails_the_benchmark() -> None:
+    """A figure on the wrong side, or a point lost by the smaller delta, is named."""
+    still = Figures(0.0, 0.0, 0.0)
+    cells = [
+        Cell("DP-SGD", epsilon, delta, 1, Figures(0.8, 0.88, 0.14), still, epsilon, BARS[epsilon])
+        for epsilon in EPSILONS
+        for delta in (1e-5, 1e-6)
+    ]
+    assert faults_of(cells) == []
+    for worse in (Figures(0.7, 0.88, 0.14), Figures(0.8, 0.8, 0.14), Figures(0.8, 0.88, 0.2)):
+        assert len(faults_of([replace(cells[0], mean=worse), *cells[1:]])) >= 1
+    lost = replace(cells[1], mean=Figures(0.794, 0.88, 0.14))
+    assert faults_of([cells[0], lost, *cells[2:]]) == [
+        "epsilon 0.5: delta 1e-06 costs 0.0060 of accuracy"
+    ]
+
+
+def test_mlp_trains_and_evaluates(
+    tmp_path: Path, found: dict[str, heart.Hospital], trials: Trials
 ) -> None:
-    """The mean of 20 runs with fresh noise; each bar is five deviations of that mean away."""
-    runs = []
-    for number in range(20):
-        path = train_all(tmp_path / str(number), found, CONFIG, epsilon)
-        result = heart.evaluate(path, found)
-        runs.append((result["accuracy"], result["auc"], result["brier"]))
-    mean = np.mean(runs, axis=0)
-    assert mean[0] >= accuracy
-    assert mean[1] >= auc
-    assert mean[2] <= brier
-
-
-def test_mlp_trains_and_evaluates(tmp_path: Path, found: dict[str, heart.Hospital]) -> None:
     """The MLP goes the same way and ranks the held-out rows well; 0.87 with this seed."""
-    config = {**CONFIG, "model": "mlp", "hidden": [32]}
-    result = heart.evaluate(train_all(tmp_path, found, config), found)
-    assert result["auc"] > 0.85
+    spec = yaml.safe_load(job_file(None, 1e-5))
+    spec["task_config"] |= {"model": "mlp", "hidden": [32]}
+    federation = OneProcess(tmp_path, trials.folders)
+    job = federation.run(yaml.safe_dump(spec).encode())
+    federation.close()
+    assert heart.evaluate(federation.blobs.model(job.model_digest), found)["auc"] > 0.85
 
 
 @pytest.mark.parametrize("shape", [{}, {"model": "mlp", "hidden": [8, 4]}])
@@ -204,7 +162,7 @@ def test_prediction_agrees_with_the_model_that_trained(shape: dict[str, Any]) ->
     features = np.random.default_rng(0).normal(size=(50, len(heart.FEATURES))).astype(np.float32)
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     expected = torch.sigmoid(model(torch.from_numpy(features))).detach().numpy()[:, 0]
-    assert heart.predict(weights, features) == pytest.approx(expected, abs=1e-6)
+    assert predict(weights, features) == pytest.approx(expected, abs=1e-6)
 
 
 def test_auc_is_null_where_one_class_is_there(

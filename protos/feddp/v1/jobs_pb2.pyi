@@ -692,6 +692,7 @@ class Participation(_message.Message):
     EPSILON_AFTER_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
     LOCAL_STEPS_FIELD_NUMBER: _builtins.int
+    DECLARED_N_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     outcome: _builtins.str
     """"open" while it works; then "update", "no_update", "refused", "late", "lost", "left_out"."""
@@ -705,6 +706,8 @@ class Participation(_message.Message):
     """Seconds from the order to its resolution, as the coordinator saw them."""
     local_steps: _builtins.int
     """Local steps that the node was ordered, and is booked for; 0 without an order."""
+    declared_n: _builtins.int
+    """What its steward had declared when it was ordered; 0 without an order."""
     @_builtins.property
     def noise_multipliers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """What the attempts of this round released; several when one was tried again."""
@@ -720,10 +723,11 @@ class Participation(_message.Message):
         epsilon_after: _builtins.float | None = ...,
         seconds: _builtins.float = ...,
         local_steps: _builtins.int = ...,
+        declared_n: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "epsilon_after", b"epsilon_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "epsilon_after", b"epsilon_after", "local_steps", b"local_steps", "message", b"message", "node", b"node", "noise_multipliers", b"noise_multipliers", "outcome", b"outcome", "reason", b"reason", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "declared_n", b"declared_n", "epsilon_after", b"epsilon_after", "local_steps", b"local_steps", "message", b"message", "node", b"node", "noise_multipliers", b"noise_multipliers", "outcome", b"outcome", "reason", b"reason", "seconds", b"seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__epsilon_after: _TypeAlias = _typing.Literal["epsilon_after"]  # noqa: Y015
     _WhichOneofArgType__epsilon_after: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after"]  # noqa: Y015

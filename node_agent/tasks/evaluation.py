@@ -1,0 +1,92 @@
+"""The evaluation of a tabular classifier on a node's records: one release of noised counts."""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node_agent.datasets import DataSetSpec
+from node_agent.records import Records, read_records
+from node_agent.tasks import tabular_config
+from node_agent.tasks.evaluation_config import RATES, EvaluationConfig
+from node_agent.tasks.made_up import REHEARSED_ROWS_MAX, write_made_up
+from node_agent.tasks.no_update import NoUpdate
+from node_agent.tasks.program import Order, Weights
+from node_agent.tasks.tabular_forward import predict
+from privacy.noise import SecureNoise
+from protos.errors import Malformed
+
+SENSITIVITY: Final = 1.0
+"""L2 norm of what one patient adds to the counts, at most."""
+
+THRESHOLD: Final = 0.5
+"""A higher probability counts as positive."""
+
+
+class EvaluationProgram:
+    """One job's evaluation; reads the data at its only release."""
+
+    def __init__(self, config: EvaluationConfig, data_set: DataSetSpec) -> None:
+        self._config = config
+        self._data_set = data_set
+
+    def rehearsal_s(self, declared_n: int, steps: int) -> float:
+        """Write, read and evaluate made-up records: everything that an attempt does, by size.
+
+        Raises:
+            Malformed: RELEASE_INVALID, more than the one release that is made would be booked.
+        """
+        if steps != 1:
+            raise Malformed("RELEASE_INVALID", "An evaluation is booked as one release.")
+        rows = min(declared_n, REHEARSED_ROWS_MAX)
+        model = {
+            name: np.zeros(of, np.float32)
+            for name, of in tabular_config.shapes(self._config).items()
+        }
+        with tempfile.TemporaryDirectory(prefix="feddp-rehearsal-") as folder:
+            source = Path(folder) / "made-up.csv"
+            write_made_up(source, self._data_set, rows)
+            made_up = self._data_set.model_copy(update={"source": source})
+            began_s = time.perf_counter()
+            records = read_records(made_up, self._config.features)
+            noised(counts(predict(model, records.features), records), 1.0)
+            return (time.perf_counter() - began_s) * declared_n / rows
+
+    def update(self, base: Weights, order: Order) -> Weights:
+        """Noised counts over the declared number of patients, so that the mean of all nodes, with
+        weights by declared size, is the rate among the patients of all of them.
+
+        The noise's deviation is the ordered multiplier times `SENSITIVITY`; the order's clipping
+        bound is for gradients and has no part in it.
+
+        Raises:
+            DataProblem: the records do not read as declared. For the hospital's eyes only.
+        """
+        release = order.release
+        if release.mechanism not in ("gaussian", "none") or release.steps != 1:
+            raise NoUpdate("an evaluation is one release of every patient")
+        records = read_records(self._data_set, self._config.features)
+        total = counts(predict(base, records.features), records)
+        if release.mechanism == "gaussian":
+            total = noised(total, release.noise_multiplier or 0.0)
+        return {RATES: (total / order.declared_n).astype(np.float32)}
+
+
+def counts(probabilities: NDArray[np.float64], records: Records) -> NDArray[np.float64]:
+    """(4,) patients in each of `CELLS`.
+
+    A patient with several rows counts in each cell by the share of its rows there, so that its
+    vector has an L2 norm of at most 1.
+    """
+    guessed, ill = probabilities > THRESHOLD, records.labels > 0.5
+    cells = np.stack([guessed & ill, guessed & ~ill, ~guessed & ~ill, ~guessed & ill], axis=1)
+    rows = np.bincount(records.patients)
+    return np.asarray((cells / rows[records.patients][:, None]).sum(axis=0), dtype=np.float64)
+
+
+def noised(total: NDArray[np.float64], noise_multiplier: float) -> NDArray[np.float64]:
+    """The counts with fresh noise on each."""
+    return total + SecureNoise().gaussian(total.shape, noise_multiplier * SENSITIVITY)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Final, Protocol
 
+from benchmarks.dp_step import DpStep
 from benchmarks.idle import Idle
 from benchmarks.null_round import NullRounds
 from benchmarks.results import Result
@@ -29,6 +30,7 @@ QUICK: Final[Mapping[str, Case]] = {
     "null-4x40KB": NullRounds(4, KB_40, warm_up=5, rounds=30, floor_rounds=60, seconds_max=60),
     "start-4": Startup(nodes=4, times=1),
     "idle-4": Idle(nodes=4, seconds=10),
+    "dp-sgd-step": DpStep(199, 13, (), steps=20, runs=10),
 }
 """What `--quick` runs: less than a minute."""
 
@@ -40,6 +42,8 @@ DEFAULT: Final[Mapping[str, Case]] = {
     "null-4x1GB": NullRounds(4, GB_1, warm_up=1, rounds=1, floor_rounds=1, seconds_max=240),
     "start-4": Startup(nodes=4, times=3),
     "idle-4": Idle(nodes=4, seconds=20),
+    "dp-sgd-step": DpStep(199, 13, (), steps=20, runs=40),
+    "dp-sgd-step-mlp": DpStep(256, 64, (128, 64), steps=20, runs=12),
 }
 
 ALL: Final[Mapping[str, Case]] = {

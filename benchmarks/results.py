@@ -60,6 +60,8 @@ ROUND_BOUNDS = {
     ("start-4", "start_to_first_orders"): Bound(3),
     ("idle-4", "agent_idle_memory"): Bound(64),
     ("idle-4", "agent_idle_cpu"): Bound(0.5),
+    ("dp-sgd-step", "step_time"): Bound(1.05, "ratio"),
+    ("dp-sgd-step-mlp", "step_time"): Bound(1.05, "ratio"),
 }
 MEMORY_OVER_MODEL_MIB = 64.0
 BOUNDS_OF_ALL = {

@@ -5,7 +5,7 @@ PROTOS := $(wildcard protos/feddp/v1/*.proto)
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint protos sim bench bench-peers bench-models wheel clean
+.PHONY: help setup demo test lint protos sim audit bench bench-peers bench-models wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ protos: $(READY) ## generate the wire code from protos/feddp/v1
 
 sim: $(READY) ## simulated jobs with seeded faults; SEED=7 for one, with ARGS=--trace all of it; SEEDS=500 FIRST_SEED=1 for many
 	$(BIN)/python -m tests.simulation $(if $(SEED),--first-seed $(SEED) --seeds 1,--seeds $(or $(SEEDS),500) --first-seed $(or $(FIRST_SEED),1)) $(ARGS)
+
+audit: $(READY) ## attack the real training path in one run each; writes build/audit.json; ARGS="--plant no-noise" plants a bug
+	$(BIN)/python -m tests.audit $(ARGS)
 
 bench: $(READY) ## rounds beside bare gRPC floors, ~10 min; ARGS="--quick" or "--case NAME"; writes build/bench.json
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Final, Protocol
 
+from benchmarks.dp_step import DpStep
 from benchmarks.idle import Idle
 from benchmarks.ledger import Admission, Reservations
 from benchmarks.ledger_verify import Verify
@@ -31,6 +32,7 @@ QUICK: Final[Mapping[str, Case]] = {
     "null-4x40KB": NullRounds(4, KB_40, warm_up=5, rounds=30, floor_rounds=60, seconds_max=60),
     "start-4": Startup(nodes=4, times=1),
     "idle-4": Idle(nodes=4, seconds=10),
+    "dp-sgd-step": DpStep(199, 13, (), steps=20, runs=10),
 }
 """What `--quick` runs: less than a minute."""
 
@@ -47,6 +49,8 @@ DEFAULT: Final[Mapping[str, Case]] = {
     "ledger-10000-sqlite": Admission("sqlite", earlier=10_000, times=200),
     "ledger-10000-postgresql": Admission("postgresql", earlier=10_000, times=200),
     "ledger-verify-100k": Verify(entries=100_000),
+    "dp-sgd-step": DpStep(199, 13, (), steps=20, runs=40),
+    "dp-sgd-step-mlp": DpStep(256, 64, (128, 64), steps=20, runs=12),
 }
 
 ALL: Final[Mapping[str, Case]] = {

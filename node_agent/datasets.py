@@ -23,6 +23,7 @@ FILE_NAME: Final = "datasets.yaml"
 CATEGORIES_MAX: Final = 1000
 COLUMNS_MAX: Final = 10_000
 DECLARED_N_MAX: Final = 2**53
+ROWS_PER_PATIENT_MAX: Final = 1_000_000
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 ColumnName = Annotated[StrictStr, Field(min_length=1, max_length=256)]
@@ -63,6 +64,8 @@ class DataSetSpec(BaseModel):
         declared_n: number of patients, typed by the steward and public; never counted.
         version: opaque counter that the steward raises when the records change.
         account: the privacy account that pays.
+        rows_per_patient_max: complete rows of one patient that are used; further ones, in the
+            order of the file, are left out. Bounds the time and memory that one patient takes.
         columns: the columns that a task may use, and their types.
     """
 
@@ -75,6 +78,7 @@ class DataSetSpec(BaseModel):
     declared_n: int = Field(ge=1, le=DECLARED_N_MAX, strict=True)
     version: int = Field(ge=1, lt=2**63, strict=True)
     account: Name = "patients"
+    rows_per_patient_max: int = Field(default=1000, ge=1, le=ROWS_PER_PATIENT_MAX, strict=True)
     columns: dict[ColumnName, ColumnType] = Field(min_length=1, max_length=COLUMNS_MAX)
 
     @model_validator(mode="after")

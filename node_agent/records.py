@@ -50,8 +50,9 @@ class Records:
 def read_records(spec: DataSetSpec, features: Sequence[Feature]) -> Records:
     """Read the columns that `features` use; rows that lack any of them are left out.
 
-    A row without a patient is left out too: nobody's budget would pay for it. How many were left
-    out goes to this machine's log only.
+    A row without a patient is left out too: nobody's budget would pay for it. So are a patient's
+    complete rows beyond the first `rows_per_patient_max`. How many were left out goes to this
+    machine's log only.
 
     Raises:
         DataProblem: no file, a missing column, a cell that does not read as declared, a label
@@ -76,15 +77,19 @@ def read_records(spec: DataSetSpec, features: Sequence[Feature]) -> Records:
             values[column] = numbers
     if not complete.any():
         raise DataProblem(f"{spec.source} has no row with a patient and every used column")
+    numbered = _numbered([p for p, kept in zip(patients, complete, strict=True) if kept])
+    within = _ranks(numbered) < spec.rows_per_patient_max
+    kept = np.flatnonzero(complete)[within]
     log.info(
         "records_read",
         data_set=spec.name,
         rows_left_out=int((~complete).sum()),
+        rows_beyond_patient_max=int((~within).sum()),
     )
     return Records(
-        features=feature_matrix(features, {name: v[complete] for name, v in values.items()}),
-        labels=labels[complete].astype(np.float32),
-        patients=_numbered([p for p, kept in zip(patients, complete, strict=True) if kept]),
+        features=feature_matrix(features, {name: v[kept] for name, v in values.items()}),
+        labels=labels[kept].astype(np.float32),
+        patients=numbered[within],
     )
 
 
@@ -113,6 +118,15 @@ def feature_matrix(
 def _numbered(patients: Sequence[str | None]) -> NDArray[np.int64]:
     index: dict[str | None, int] = {}
     return np.array([index.setdefault(name, len(index)) for name in patients], dtype=np.int64)
+
+
+def _ranks(patients: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(rows,) how many rows of the same patient stand before each row."""
+    order = np.argsort(patients, kind="stable")
+    counts = np.bincount(patients)
+    ranks = np.empty_like(patients)
+    ranks[order] = np.arange(len(patients)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return ranks
 
 
 def _read(spec: DataSetSpec, wanted: list[str]) -> dict[str, Cells]:

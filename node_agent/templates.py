@@ -42,6 +42,7 @@ data_sets: []
 #   declared_n: 200            # patients, typed by you and public; never counted
 #   version: 1                 # raise it when the records change
 #   account: patients          # who pays; one account unless the patients differ
+#   rows_per_patient_max: 1000 # a patient's further rows are left out, in file order
 #   columns:
 #     age: number
 #     sex: {category: [Male, Female]}

@@ -1,24 +1,37 @@
-"""DP-SGD on a node: per-patient clipping and noise with Opacus, FedProx after both.
+"""DP-SGD on a node: per-patient clipping, one noise for each step, FedProx after both.
 
-Only the training worker imports this module: it loads torch.
+Gradients of each row: `privacy.row_gradients`. Clipping, rounding and their sensitivity:
+`privacy.clipping`. Only the training worker imports this module: it loads torch.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
+import numpy as np
 import torch
-from opacus import GradSampleModule
-from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
+from privacy.clipping import UNITS_PER_BOUND, clipped_units, patient_sums
+from privacy.layers import check_layers
 from privacy.noise import SecureNoise
 from privacy.releases import Release
+from privacy.row_gradients import InDoublePrecision
 from protos.errors import Malformed
 
-GRADIENT_VALUES_MAX: Final = 1 << 24
-"""Per-row gradient values held at once; more rows are taken in turns of whole patients."""
+GRADIENT_VALUES_MAX: Final = 1 << 19
+"""Per-row gradient values held at once (4 MiB); more rows are taken in parts of whole patients.
+
+Larger parts are slower: their arrays are returned to the system and faulted in again each step.
+"""
+
+GRAD_NORM_MIN: Final = 1e-30
+GRAD_NORM_MAX: Final = 1e30
+"""Squares of gradients near the clipping bound neither underflow nor overflow between these."""
+
+NOISE_MULTIPLIER_MAX: Final = float(1 << 20)
+"""Noise is computed to 2^-12 of a unit up to here, and every sum stays exact."""
 
 LossPerRow = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,14 +59,16 @@ class Training:
     declared_n: int
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "max_grad_norm"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise _invalid(f"{name} must be finite and above 0")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise _invalid("learning_rate must be finite and above 0")
+        if not GRAD_NORM_MIN <= self.max_grad_norm <= GRAD_NORM_MAX:
+            raise _invalid(f"max_grad_norm must be from {GRAD_NORM_MIN} to {GRAD_NORM_MAX}")
         if not (math.isfinite(self.proximal_mu) and self.proximal_mu >= 0):
             raise _invalid("proximal_mu must be finite and not negative")
         if self.release.mechanism == "no_data":
             raise _invalid("a release without data trains nothing")
+        if (self.release.noise_multiplier or 0.0) > NOISE_MULTIPLIER_MAX:
+            raise _invalid(f"noise_multiplier must be at most {NOISE_MULTIPLIER_MAX:.0f}")
         if self.local_steps != self.release.steps:
             raise _invalid("local_steps must equal the steps that are booked")
         if type(self.declared_n) is not int or self.declared_n < 1:
@@ -65,9 +80,9 @@ class Training:
         return self.release.sample_rate * self.declared_n
 
     @property
-    def noise_std(self) -> float:
-        """Standard deviation of the noise on each coordinate of a step's clipped sum."""
-        return (self.release.noise_multiplier or 0.0) * self.max_grad_norm
+    def noise_std_units(self) -> float:
+        """Standard deviation of the noise on each coordinate of a step's sum, in grid units."""
+        return (self.release.noise_multiplier or 0.0) * UNITS_PER_BOUND
 
 
 def train(
@@ -82,149 +97,147 @@ def train(
     """Train `model` in place, starting at the round's global weights.
 
     Each step: gradients of each row, summed over each patient's rows; a patient whose sum is not
-    finite counts as zero; each sum clipped to `max_grad_norm`; all added up; noise added once;
-    divided by `expected_patients`; then `proximal_mu * (w - w_global)` added, which depends on no
-    patient; then plain SGD. A step that samples nobody is a step of noise alone.
+    finite counts as zero; each sum clipped to `max_grad_norm` and rounded to the grid; all added
+    up; noise added once, on the grid; divided by `expected_patients`; then
+    `proximal_mu * (w - w_global)` added, which depends on no patient; then plain SGD. A step that
+    samples nobody is a step of noise alone. All of it in double precision.
 
     Args:
-        model: without buffers (batch normalisation mixes patients; Opacus refuses it).
-        features: (rows, F).
+        model: of the layers that `privacy.layers.check_layers` takes.
+        features: (rows, ...); computed in double precision where they are floating point.
         labels: (rows,).
         patients: (rows,) int64, the patient of each row, 0 to the number of patients - 1.
         loss_per_row: (outputs, labels) -> (rows,), the loss of each row by itself: no mean over
             the batch, no weight that depends on other rows.
 
     Raises:
-        Malformed: LOSS_SHAPE, the loss is not (rows,); ROWS_MISMATCH, the tensors do not fit.
+        Malformed: LAYER_UNSUPPORTED, see `check_layers`; ROWS_MISMATCH, the tensors do not fit;
+            LOSS_SHAPE, the loss is not (rows,); GRADIENT_SHAPE, a parameter has no gradient for
+            each row.
     """
-    _check_rows(features, labels, patients)
-    order = torch.argsort(patients, stable=True)
-    features, labels, patients = features[order], labels[order], patients[order]
-    was_training = model.training
-    model.train()
-    # "sum": the rows' losses are added up, so that a row's gradient is that of its own loss.
-    module = GradSampleModule(model, loss_reduction="sum")
-    try:
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        start = [p.detach().clone() for p in parameters]
-        optimizer = _PatientOptimizer(
-            torch.optim.SGD(parameters, lr=training.learning_rate), training, noise
-        )
+    check_layers(model)
+    rows = _Rows.of(features, labels, patients)
+    with InDoublePrecision(model, GRADIENT_VALUES_MAX) as weights:
+        start = weights.flat.clone()
+        everyone = rows.parts(weights.values)
         for _ in range(training.local_steps):
-            chosen = _chosen_rows(patients, training.release, noise)
-            optimizer.zero_grad(set_to_none=True)
-            for part in _parts(patients, chosen, sum(p.numel() for p in parameters)):
-                losses = loss_per_row(module(features[part]), labels[part])
-                if losses.shape != part.shape:
-                    raise Malformed(
-                        "LOSS_SHAPE",
-                        "The task's loss must have one value for each row, shape (rows,): any "
-                        "other shape would escape clipping.",
-                    )
-                losses.sum().backward()
-                optimizer.take(patients[part])
-            optimizer.pre_step()
-            for parameter, origin in zip(parameters, start, strict=True):
-                parameter.grad.add_(parameter.detach() - origin, alpha=training.proximal_mu)
-            optimizer.original_optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    finally:
-        module.to_standard_module()
-        for parameter in model.parameters():
-            # What Opacus leaves on the tensors is computed from records.
-            parameter.__dict__.pop("summed_grad", None)
-            parameter.grad = None
-        model.train(was_training)
+            if training.release.mechanism == "poisson_gaussian":
+                chosen = rows.sampled(training.release.sample_rate, noise)
+                total = _clipped_sum(
+                    weights, chosen, chosen.parts(weights.values), loss_per_row, training
+                )
+            else:
+                total = _clipped_sum(weights, rows, everyone, loss_per_row, training)
+            _descend(weights.flat, start, _released(total, training, noise), training)
 
 
-class _PatientOptimizer(DPOptimizer):  # type: ignore[misc]
-    """Opacus's optimizer with patients for samples and `SecureNoise` for noise."""
-
-    def __init__(self, optimizer: Any, training: Training, noise: SecureNoise) -> None:
-        super().__init__(
-            optimizer,
-            noise_multiplier=training.release.noise_multiplier or 0.0,
-            max_grad_norm=training.max_grad_norm,
-            expected_batch_size=training.expected_patients,
-            loss_reduction="mean",
+def _clipped_sum(
+    weights: InDoublePrecision,
+    rows: "_Rows",
+    parts: Sequence["_Part"],
+    loss_per_row: LossPerRow,
+    training: Training,
+) -> Tensor:
+    """(D,) whole units: what the patients of `rows` add up to at the present weights."""
+    total = torch.zeros(weights.values, dtype=torch.float64)
+    for part in parts:
+        losses = loss_per_row(
+            weights.module(rows.features[part.begin : part.end]), rows.labels[part.begin : part.end]
         )
-        self._training = training
-        self._noise = noise
-
-    def take(self, patients: Tensor) -> None:
-        """Clip and add up the row gradients of the last backward pass, then forget them.
-
-        Args:
-            patients: (rows,) sorted; every row of each patient that is in the step.
-        """
-        _, group = torch.unique_consecutive(patients, return_inverse=True)
-        groups = int(group[-1]) + 1
-        # In double precision, so that rounding cannot lift a clipped sum above the bound.
-        sums = [
-            torch.zeros((groups, *p.shape), dtype=torch.float64).index_add_(
-                0, group, self._get_flat_grad_sample(p).detach().double()
+        if losses.shape != (part.end - part.begin,):
+            raise Malformed(
+                "LOSS_SHAPE",
+                "The task's loss must have one value for each row, shape (rows,): any other shape"
+                " would escape clipping.",
             )
-            for p in self.params
-        ]
-        norms = torch.stack([s.reshape(groups, -1).norm(dim=1) for s in sums]).norm(dim=0)
-        finite = torch.isfinite(norms)
-        factors = self.max_grad_norm / norms.clamp(min=self.max_grad_norm)
-        for p, s in zip(self.params, sums, strict=True):
-            # Not by a factor of 0: zero times infinity is not zero.
-            s[~finite] = 0.0
-            clipped = torch.einsum("i,i...->...", torch.where(finite, factors, 0.0), s)
-            p.summed_grad = clipped if p.summed_grad is None else p.summed_grad + clipped
-            p.grad_sample = None
-
-    def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
-        """Turn what `take` added up into `p.grad`: with noise, divided by the public divisor."""
-        self.add_noise()
-        return True
-
-    def add_noise(self) -> None:
-        """Once for each step, also when nobody was sampled, in double precision."""
-        for p in self.params:
-            total = torch.zeros(p.shape, dtype=torch.float64)
-            if p.summed_grad is not None:
-                total += p.summed_grad
-            if self._training.release.mechanism != "none":
-                drawn = self._noise.gaussian(tuple(p.shape), self._training.noise_std)
-                total += torch.from_numpy(drawn)
-            p.summed_grad = None
-            p.grad = (total / self.expected_batch_size).to(p.dtype)
+        # The sum, never the mean: a row's gradient is that of its own loss.
+        losses.sum().backward()
+        sums = patient_sums(weights.take_gradients(part.end - part.begin), part.group)
+        total += clipped_units(sums, training.max_grad_norm, weights.room)
+    return total
 
 
-def _chosen_rows(patients: Tensor, release: Release, noise: SecureNoise) -> Tensor:
-    """Indices of the rows in this step: all, or all rows of the patients that were sampled."""
-    if release.mechanism != "poisson_gaussian" or len(patients) == 0:
-        return torch.arange(len(patients))
-    drawn = noise.bernoulli(int(patients[-1]) + 1, release.sample_rate)
-    return torch.from_numpy(drawn)[patients].nonzero().flatten()
+def _released(total: Tensor, training: Training, noise: SecureNoise) -> Tensor:
+    """(D,) what a step releases: the sum with its noise, in units of the gradient per patient."""
+    if training.release.mechanism != "none":
+        total = total + _noise_units(len(total), training, noise)
+    return total * (training.max_grad_norm / UNITS_PER_BOUND / training.expected_patients)
 
 
-def _parts(patients: Tensor, rows: Tensor, row_values: int) -> Iterator[Tensor]:
-    """`rows` in parts that hold whole patients and, where one patient allows, fit the memory."""
-    if len(rows) == 0:
-        return
-    _, counts = torch.unique_consecutive(patients[rows], return_counts=True)
-    rows_max = max(1, GRADIENT_VALUES_MAX // max(1, row_values))
-    begin = end = 0
-    for count in counts.tolist():
-        if end > begin and end + count - begin > rows_max:
-            yield rows[begin:end]
-            begin = end
-        end += count
-    yield rows[begin:end]
+def _noise_units(values: int, training: Training, noise: SecureNoise) -> Tensor:
+    """(D,) whole numbers: Gaussian noise on the grid, once for each step, whoever is in it."""
+    drawn = noise.gaussian((values,), training.noise_std_units)
+    return torch.from_numpy(np.rint(drawn, out=drawn))
 
 
-def _check_rows(features: Tensor, labels: Tensor, patients: Tensor) -> None:
-    rows = features.shape[0]
-    if labels.shape != (rows,) or patients.shape != (rows,) or patients.dtype != torch.int64:
-        raise Malformed(
-            "ROWS_MISMATCH", "features (rows, F), labels (rows,) and patients (rows,) must agree."
-        )
-    if rows and int(patients.min()) < 0:
-        raise Malformed("ROWS_MISMATCH", "patients must be indices from 0.")
+def _descend(flat: Tensor, start: Tensor, gradient: Tensor, training: Training) -> None:
+    """A step of FedProx: the proximal gradient joins after clipping and noise."""
+    gradient += (flat - start).mul_(training.proximal_mu)
+    flat.sub_(gradient, alpha=training.learning_rate)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows that are taken at once: whole patients.
+
+    Attributes:
+        group: (end - begin,) which patient of the part each row is of; None where each is its own.
+    """
+
+    begin: int
+    end: int
+    group: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows in the order of their patients, a patient's own in their given order."""
+
+    features: Tensor
+    labels: Tensor
+    patients: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, labels: Tensor, patients: Tensor) -> "_Rows":
+        rows = features.shape[0]
+        if labels.shape != (rows,) or patients.shape != (rows,) or patients.dtype != torch.int64:
+            raise Malformed(
+                "ROWS_MISMATCH",
+                "features (rows, ...), labels (rows,) and patients (rows,) must agree.",
+            )
+        if rows and int(patients.min()) < 0:
+            raise Malformed("ROWS_MISMATCH", "patients must be indices from 0.")
+        order = torch.argsort(patients, stable=True)
+        return cls(_double(features[order]), _double(labels[order]), patients[order])
+
+    def sampled(self, rate: float, noise: SecureNoise) -> "_Rows":
+        """All rows of the patients that are drawn, each by itself with probability `rate`."""
+        if len(self.patients) == 0:
+            return self
+        drawn = noise.bernoulli(int(self.patients[-1]) + 1, rate)
+        rows = torch.from_numpy(drawn)[self.patients].nonzero().flatten()
+        return _Rows(self.features[rows], self.labels[rows], self.patients[rows])
+
+    def parts(self, row_values: int) -> list[_Part]:
+        """Parts that, where one patient allows, hold at most `GRADIENT_VALUES_MAX` values."""
+        rows_max = max(1, GRADIENT_VALUES_MAX // row_values)
+        _, counts = torch.unique_consecutive(self.patients, return_counts=True)
+        parts: list[_Part] = []
+        begin = end = 0
+        for count in counts.tolist():
+            if end > begin and end + count - begin > rows_max:
+                parts.append(self._part(begin, end))
+                begin = end
+            end += count
+        return parts if end == begin else [*parts, self._part(begin, end)]
+
+    def _part(self, begin: int, end: int) -> _Part:
+        _, group = torch.unique_consecutive(self.patients[begin:end], return_inverse=True)
+        return _Part(begin, end, None if int(group[-1]) + 1 == end - begin else group)
+
+
+def _double(values: Tensor) -> Tensor:
+    return values.double() if values.is_floating_point() else values
 
 
 def _invalid(what: str) -> Malformed:

@@ -19,7 +19,7 @@ COMMANDS = [
     *(f"coordinator {verb}" for verb in ("init", "serve", "check")),
     *(f"node {verb}" for verb in ("token", "list", "show", "disable", "enable")),
     *(f"agent {verb}" for verb in ("join", "run", "status")),
-    *(f"job {verb}" for verb in ("submit", "list", "show", "watch", "cancel", "resume")),
+    *(f"job {verb}" for verb in ("quote", "submit", "list", "show", "watch", "cancel", "resume")),
     *(f"model {verb}" for verb in ("list", "show", "download", "evaluate")),
     *(f"budget {verb}" for verb in ("show", "ledger", "verify")),
 ]

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from structlog.testing import capture_logs
 
 from node_agent.datasets import DataSetSpec
 from node_agent.records import DataProblem, read_records
@@ -64,6 +65,34 @@ def test_rows_of_one_patient_share_an_index(tmp_path: Path) -> None:
     records = read_records(spec, [AGE])
     assert records.patients.dtype == np.int64
     assert records.patients.tolist() == [0, 1, 0]
+
+
+def test_rows_of_a_patient_beyond_the_maximum_are_left_out_in_file_order(tmp_path: Path) -> None:
+    """The first complete ones stay, whatever stands between; other patients lose nothing."""
+    rows = "p,51,Male,,1\nq,52,Male,,1\np,,Male,,1\np,53,Male,,0\nq,54,Male,,0\np,55,Male,,1\n"
+    spec = csv_spec(tmp_path, rows + "r,56,Male,,1\n")
+    with capture_logs() as logs:
+        records = read_records(spec_of(spec.source, rows_per_patient_max=2), [AGE])
+    ages = [round(float(x) * 10 + 50) for x in records.features[:, 0]]
+    assert ages == [51, 52, 53, 54, 56]
+    assert records.patients.tolist() == [0, 1, 0, 1, 2]
+    assert records.labels.tolist() == [1, 1, 0, 0, 1]
+    assert logs == [
+        {
+            "event": "records_read",
+            "log_level": "info",
+            "data_set": "d",
+            "rows_left_out": 1,
+            "rows_beyond_patient_max": 1,
+        }
+    ]
+
+
+def test_a_patient_may_have_1000_rows_unless_the_steward_says_otherwise(tmp_path: Path) -> None:
+    """The default of `rows_per_patient_max`; no row of another patient is touched."""
+    spec = csv_spec(tmp_path, "p,60,Male,,1\n" * 1200 + "q,60,Male,,0\n" * 3)
+    patients = read_records(spec, [AGE]).patients
+    assert np.bincount(patients).tolist() == [1000, 3]
 
 
 def test_incomplete_rows_are_left_out(tmp_path: Path) -> None:

@@ -108,15 +108,22 @@ def test_opposite_rows_of_a_patient_cancel_before_clipping() -> None:
     assert flat(model).norm() == 0
 
 
+LOOSE = 64.0
+"""A bound that no patient of `random_data` reaches."""
+
+GRID_LOSS = 0.8 / 40 * 30 * LOOSE / 2**20
+"""The most that rounding 30 patients to the grid of `LOOSE` takes from a coordinate of a step."""
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_small_gradients_are_not_changed(kind: str) -> None:
-    """Below the bound the step is the plain gradient step, by torch's own autograd."""
+    """Below the bound the step is torch's own gradient step, but for the grid's rounding."""
     data = random_data(1)
     reference = model_of(kind)
     loss_per_row(reference(data.features), data.labels).sum().backward()
     gradient = torch.cat([p.grad.double().flatten() for p in reference.parameters()])  # type: ignore[union-attr]
-    found = step(kind, data, max_grad_norm=1e6)
-    assert torch.allclose(found, -0.8 / 40 * gradient, atol=1e-6)
+    found = step(kind, data, max_grad_norm=LOOSE)
+    assert torch.allclose(found, -0.8 / 40 * gradient, rtol=0, atol=GRID_LOSS + 1e-7)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -177,17 +184,6 @@ def test_a_loss_that_is_not_one_value_a_row_is_refused(
     assert caught.value.reason == "LOSS_SHAPE"
 
 
-def test_batch_normalisation_is_refused() -> None:
-    """It mixes patients, so that no clipping bounds one of them."""
-    data = random_data(1)
-    model = nn.Sequential(nn.Linear(F, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
-    with pytest.raises(Exception, match=r"BatchNorm|buffer"):
-        train(
-            model, data.features, data.labels, data.patients, loss_per_row, training(),
-            UnsafeNoNoise(),
-        )  # fmt: skip
-
-
 # FedProx
 
 
@@ -211,11 +207,13 @@ def reference_fedprox(kind: str, data: Data, mu: float, steps: int) -> list[Tens
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("mu", [0.0, 0.1, 0.9])
 def test_training_is_fedprox(kind: str, mu: float) -> None:
-    """Without noise and with a bound that never binds: the plain loop's weights, to 1e-6."""
+    """Without noise and with a bound that never binds: the plain loop's weights, but the grid."""
     data = random_data(7)
     path = reference_fedprox(kind, data, mu, 6)
-    found = step(kind, data, max_grad_norm=1e6, proximal_mu=mu, steps=6)
-    assert torch.allclose(found, path[-1] - path[0], atol=1e-6)
+    found = step(kind, data, max_grad_norm=LOOSE, proximal_mu=mu, steps=6)
+    assert torch.allclose(found, path[-1] - path[0], rtol=0, atol=6 * GRID_LOSS)
+    without = reference_fedprox(kind, data, 0.0, 6)
+    assert mu == 0 or (without[-1] - path[-1]).abs().max() > 20 * GRID_LOSS
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -280,11 +278,11 @@ def test_noise_of_two_trainers_is_uncorrelated() -> None:
     assert abs(float(np.corrcoef(a, b)[0, 1])) < 6 / a.size**0.5
 
 
-def test_noise_is_drawn_once_for_each_step_and_tensor() -> None:
-    """At sigma * C, whatever the data; none for a release without accounting."""
+def test_noise_is_drawn_once_for_each_step() -> None:
+    """At sigma * C, in units of C / 2^20, whatever the data; none without accounting."""
     data, source = random_data(1), UnsafeNoNoise()
     step("logistic", data, source, steps=3)
-    assert source.asked == [((1, F), 0.65), ((1,), 0.65)] * 3
+    assert source.asked == [((F + 1,), 1.3 * 2**20)] * 3
     bare = UnsafeNoNoise()
     step("logistic", data, bare, mechanism="none", steps=3)
     assert bare.asked == []
@@ -306,7 +304,7 @@ def test_a_step_that_samples_nobody_is_noise_alone(kind: str) -> None:
     data, source = random_data(1), UnsafeNoNoise()
     found = step(kind, data, source, mechanism="poisson_gaussian", rate=1e-12, steps=3)
     assert found.norm() == 0
-    assert len(source.asked) == 3 * len(list(model_of(kind).parameters()))
+    assert len(source.asked) == 3
     moved = step(kind, data, UnsafeSeededNoise(1), mechanism="poisson_gaussian", rate=1e-12)
     assert moved.norm() > 0
 
@@ -352,11 +350,14 @@ def test_patients_are_sampled_whole_and_divided_by_the_expected_number(kind: str
         {"learning_rate": float("nan")},
         {"max_grad_norm": 0.0},
         {"max_grad_norm": float("inf")},
+        {"max_grad_norm": 1e-31},
+        {"max_grad_norm": 1e31},
         {"proximal_mu": -0.1},
         {"proximal_mu": float("nan")},
         {"declared_n": 0},
         {"declared_n": 2.5},
         {"local_steps": 2},
+        {"sigma": 2.0**21},
     ],
 )
 def test_a_training_that_differs_from_what_is_booked_cannot_run(changes: dict[str, Any]) -> None:
@@ -388,6 +389,7 @@ def test_nothing_computed_from_records_stays_on_the_model() -> None:
     train(model, data.features, data.labels, data.patients, loss_per_row, training(), SecureNoise())
     assert not model.training
     for parameter in model.parameters():
+        assert parameter.dtype == torch.float32
         assert parameter.grad is None
         assert not vars(parameter)
     for module in model.modules():

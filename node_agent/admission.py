@@ -8,7 +8,7 @@ from node_agent.orders import Order
 from node_agent.policy import Refusal, filter_of, judge, judge_terms
 from node_agent.state import RESTORED_NOTE, State
 from node_agent.steward import Steward
-from node_agent.tasks.registry import TaskInfo
+from node_agent.tasks.registry import Purpose, TaskInfo
 from privacy.filters import Filter
 from protos.errors import FeddpError, Limited, NotAllowed
 
@@ -120,7 +120,11 @@ class Admission:
         except FeddpError as error:
             signature = self._state.refuse(order, error.reason, error.message)
             return Refused(error.reason, error.message, signature)
-        return Reserved(self._state.reserve(order, filter_))
+        return Reserved(self._state.reserve(order, filter_, self._purpose(order)))
+
+    def _purpose(self, order: Order) -> Purpose:
+        info = self._tasks().get(order.task)
+        return info.purpose if info is not None else "training"
 
     def _judged(self, order: Order) -> Filter:
         """The filter to book an allowed order with.
@@ -149,7 +153,7 @@ class Admission:
         except FeddpError as error:
             refusal = _unreadable(error)
             raise NotAllowed(refusal.reason, refusal.message) from None
-        standing = self._state.standing(order)
+        standing = self._state.standing(order, self._purpose(order))
         found = judge(rules.policy, rules.data_sets, self._tasks(), order, self._node, standing)
         account = rules.policy.account(order.account)
         if found is not None or account is None:

@@ -15,7 +15,7 @@ from node_agent.bandwidth import TransferPolicy
 from node_agent.config import parse, read_yaml
 from node_agent.datasets import DataSetSpec
 from node_agent.orders import Order
-from node_agent.tasks.registry import TaskInfo
+from node_agent.tasks.registry import Purpose, TaskInfo
 from privacy.calibration import units_for
 from privacy.filters import Filter, default_filter, make_filter
 from privacy.ledger import Balance, Pending
@@ -34,6 +34,9 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 _TASK = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[0-9a-f]{64}$"
 
 
+Limit = Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False)]
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -46,6 +49,8 @@ class AccountPolicy(_Model):
         filter: auto: `privacy.filters.default_filter` of the account's largest declared_n.
         rdp_order: with "rdp" only.
         unaccounted: whether releases without noise are allowed; they void the guarantee for ever.
+        epsilon_per_purpose, epsilon_per_project: the most for all such jobs together, within
+            `epsilon_limit`; what is not named has no limit of its own.
     """
 
     name: Annotated[str, Field(pattern=_NAME)]
@@ -56,6 +61,8 @@ class AccountPolicy(_Model):
     epsilon_per_job_max: float = Field(gt=0, le=1e4, allow_inf_nan=False)
     noise_multiplier_min: float = Field(gt=0, le=1e6, allow_inf_nan=False)
     unaccounted: Literal["refuse", "allow"] = "refuse"
+    epsilon_per_purpose: dict[Purpose, Limit] = {}
+    epsilon_per_project: dict[Annotated[str, Field(pattern=_NAME)], Limit] = {}
 
     @model_validator(mode="after")
     def _order_with_rdp_only(self) -> "AccountPolicy":
@@ -120,6 +127,9 @@ class Standing:
         fixed: None for an account without entries.
         posted_units, pending, guarantee: of the account; see `privacy.ledger.Balance`.
         job_units: of this job on this account, posted and pending.
+        purpose: of the order's task.
+        purpose_units, project_units: of all jobs of this purpose, or of this project, on this
+            account, posted and pending.
         job_round: the highest round that this job has worked at here; 0 for none.
         round_unresolved: another attempt of the job at that round is reserved or under way.
         unresolved: attempts of all jobs that are reserved or under way.
@@ -130,6 +140,9 @@ class Standing:
     pending: tuple[Pending, ...] = ()
     guarantee: bool = True
     job_units: int = 0
+    purpose: Purpose = "training"
+    purpose_units: int = 0
+    project_units: int = 0
     job_round: int = 0
     round_unresolved: bool = False
     unresolved: int = 0
@@ -297,6 +310,7 @@ def judge_spending(
         filter_ = filter_of(account, data_sets, standing.fixed)
         cost_units = filter_.cost_units(order.release)
         over = _over_job(account, filter_, order, standing.job_units + cost_units)
+        over = over or _over_share(account, filter_, order, standing, cost_units)
         if cost_units > 0 and over is not None:
             return over
         balance = Balance(
@@ -305,6 +319,27 @@ def judge_spending(
         balance.reserve(order.statement(node, "reserve"))
     except FeddpError as error:
         return Refusal(error.reason, error.message)
+    return None
+
+
+def _over_share(
+    account: AccountPolicy, filter_: Filter, order: Order, standing: Standing, cost_units: int
+) -> Refusal | None:
+    """The purpose's and the project's own limits within the account's."""
+    shares = (
+        ("PURPOSE", standing.purpose, account.epsilon_per_purpose, standing.purpose_units),
+        ("PROJECT", order.project, account.epsilon_per_project, standing.project_units),
+    )
+    for kind, name, limits, units in shares:
+        limit = limits.get(name)  # type: ignore[call-overload]
+        if limit is None:
+            continue
+        if units + cost_units > units_for(filter_.kind, filter_.order, limit, account.delta):
+            return Refusal(
+                f"EPSILON_PER_{kind}",
+                f"The node's policy allows {kind.lower()} {name} epsilon {limit:g} of account "
+                f"{account.name}, and this order would pass it.",
+            )
     return None
 
 

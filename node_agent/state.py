@@ -19,6 +19,7 @@ from node_agent.orders import Order
 from node_agent.own_ledger import SCHEMA as LEDGER_SCHEMA
 from node_agent.own_ledger import OwnLedger
 from node_agent.policy import FixedFilter, Standing
+from node_agent.tasks.registry import Purpose
 from node_agent.witnessed import SCHEMA as WITNESS_SCHEMA
 from node_agent.witnessed import Dispute, Witnessed
 from privacy.filters import Filter
@@ -41,6 +42,8 @@ CREATE TABLE attempts (
         CHECK (state IN ('reserved', 'opened', 'spooled', 'no_update', 'closed', 'refused')),
     wire BLOB NOT NULL,
     units INTEGER NOT NULL,
+    project TEXT NOT NULL DEFAULT '',
+    purpose TEXT NOT NULL DEFAULT 'training',
     opened_at_s REAL NOT NULL DEFAULT 0,
     tick_s REAL NOT NULL DEFAULT 0,
     update_digest TEXT NOT NULL DEFAULT '',
@@ -54,6 +57,15 @@ CREATE INDEX attempts_by_state ON attempts (state);
 
 RESTORED_NOTE: Final = "restored_from_copy"
 """Set until the coordinator's ledger was followed to its end once after that."""
+
+_SINCE_1: Final = """
+ALTER TABLE attempts ADD COLUMN project TEXT NOT NULL DEFAULT '';
+ALTER TABLE attempts ADD COLUMN purpose TEXT NOT NULL DEFAULT 'training';
+"""
+
+_UNITS: Final = (
+    "SELECT coalesce(sum(units), 0) FROM attempts WHERE outcome != 'void' AND account = ?"
+)
 
 AttemptState = Literal["reserved", "opened", "spooled", "no_update", "closed", "refused"]
 
@@ -125,8 +137,8 @@ class State:
         query = "SELECT state, count(*) FROM attempts GROUP BY state ORDER BY state"
         return dict(self._connection.execute(query).fetchall())
 
-    def standing(self, order: Order) -> Standing:
-        """What the ledger knows that matters for an order."""
+    def standing(self, order: Order, purpose: Purpose = "training") -> Standing:
+        """What the ledger knows that matters for an order, whose task has this purpose."""
         account = f"{self._node}/{order.account}"
         one = self._connection.execute
         kept = self.ledger.account(account)
@@ -136,6 +148,8 @@ class State:
             " WHERE job_id = ? AND account = ? AND outcome != 'void'",
             (order.job_id, account),
         ).fetchone()
+        (purpose_units,) = one(f"{_UNITS} AND purpose = ?", (account, purpose)).fetchone()
+        (project_units,) = one(f"{_UNITS} AND project = ?", (account, order.project)).fetchone()
         (job_round,) = one(
             "SELECT coalesce(max(round), 0) FROM attempts WHERE job_id = ? AND outcome != 'void'",
             (order.job_id,),
@@ -154,6 +168,9 @@ class State:
             pending=tuple(self._pending(row) for row in open_rows),
             guarantee=kept.guarantee if kept else True,
             job_units=job_units,
+            purpose=purpose,
+            purpose_units=purpose_units,
+            project_units=project_units,
             job_round=job_round,
             round_unresolved=same_round > 0,
             unresolved=unresolved,
@@ -178,14 +195,15 @@ class State:
             (key, value),
         )
 
-    def reserve(self, order: Order, filter_: Filter) -> bytes:
+    def reserve(self, order: Order, filter_: Filter, purpose: Purpose = "training") -> bytes:
         """Set an order's cost aside; returns the signature over its reserve statement.
 
         The caller has judged the order by `standing` in the same turn.
         """
         statement = order.statement(self._node, "reserve")
         with self._transaction():
-            self._insert(order, "reserved", filter_.cost_units(order.release))
+            units = filter_.cost_units(order.release)
+            self._insert(order, "reserved", units, purpose=purpose)
             self.ledger.fix(statement.account, filter_)
             return self.ledger.append(statement)
 
@@ -317,6 +335,7 @@ class State:
         values = {
             "attempt_id": order.attempt_id,
             "job_id": order.job_id,
+            "project": order.project,
             "account": f"{self._node}/{order.account}",
             "round": order.round,
             "state": state,
@@ -362,9 +381,12 @@ class State:
                 f"{path} was written by a newer agent (schema {version}); upgrade this one",
             )
         if version < SCHEMA_VERSION:
-            first = f"{_SCHEMA}{LEDGER_SCHEMA}" if version == 0 else ""
+            first = f"{_SCHEMA}{LEDGER_SCHEMA}" if version == 0 else _SINCE_1
             script = f"{first}{WITNESS_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};"
             self._connection.executescript(f"BEGIN IMMEDIATE;{script}COMMIT;")
+        if version == 1:
+            for row in self._rows(""):
+                self._update(row.order.attempt_id, project=row.order.project)
         if version == 0:
             self.set_note("node", self._node)
         if self.note("node") != self._node:

@@ -14,6 +14,8 @@ accounts: []
 #   filter: auto               # auto, gdp (full batches) or rdp (sampling too)
 #   rdp_order: 0               # with filter: rdp only; `feddp agent status` says what it starts at
 #   epsilon_per_job_max: 5.0   # the most for one job
+#   epsilon_per_purpose: {training: 8.0, evaluation: 2.0}   # for all jobs of a kind together
+#   epsilon_per_project: {default: 6.0}                     # likewise of a project
 #   noise_multiplier_min: 0.3  # the least noise in one release
 #   unaccounted: refuse        # allow: releases without noise; voids the guarantee for ever
 

@@ -21,7 +21,15 @@ from coordinator.rounds.phases import (
 REORDERS_MAX = 3
 """Times that a node is ordered again at once, with the steps that it says it can do."""
 
-NODE_BUDGET_REASONS = frozenset({"BUDGET_REFUSED", "EPSILON_PER_JOB", "TARGET_EXCEEDED"})
+NODE_BUDGET_REASONS = frozenset(
+    {
+        "BUDGET_REFUSED",
+        "EPSILON_PER_JOB",
+        "EPSILON_PER_PURPOSE",
+        "EPSILON_PER_PROJECT",
+        "TARGET_EXCEEDED",
+    }
+)
 """Refusals by which a node's own ledger says that it can pay no further round of this job."""
 
 CUT_OFF = frozenset({AttemptState.LATE, AttemptState.LOST})

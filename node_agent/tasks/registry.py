@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import safetensors
 from blake3 import blake3
@@ -25,6 +25,8 @@ EVALUATION: Final = "tabular-evaluation"
 NULL: Final = "null"
 
 Shapes = dict[str, tuple[int, ...]]
+
+Purpose = Literal["training", "evaluation"]
 
 _WORKER = (
     "node_agent/worker.py",
@@ -47,12 +49,14 @@ class TaskInfo:
             hexadecimal; a policy that allows the task pins it.
         config_schema: JSON Schema of `task_config`.
         reads_data: whether the task opens the data set; one that does not releases "no_data".
+        purpose: what a steward may set a limit of its own for.
     """
 
     name: str
     content_hash: str
     config_schema: dict[str, Any]
     reads_data: bool
+    purpose: Purpose = "training"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,11 @@ def installed() -> dict[str, TaskInfo]:
     """Every installed task by name; hashed once, as the code in this process will not change."""
     return {
         name: TaskInfo(
-            name, content_hash(entry.sources), entry.config.model_json_schema(), entry.reads_data
+            name,
+            content_hash(entry.sources),
+            entry.config.model_json_schema(),
+            entry.reads_data,
+            "evaluation" if name == EVALUATION else "training",
         )
         for name, entry in _ENTRIES.items()
     }

@@ -1,5 +1,7 @@
 """The agent's database: crash points, the node's own chain, and what is never forgotten."""
 
+import contextlib
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -69,7 +71,12 @@ def test_each_step_survives_a_crash_right_after_it(reopen: Reopen) -> None:
     state = reopen()
     assert (state.counts(), kinds(state)) == ({"spooled": 1}, ["reserve", "post"])
     assert state.standing(order("other")) == Standing(
-        fixed=state.fixed_filter("patients"), posted_units=COST, job_units=COST, job_round=1
+        fixed=state.fixed_filter("patients"),
+        posted_units=COST,
+        job_units=COST,
+        purpose_units=COST,
+        project_units=COST,
+        job_round=1,
     )
     state.close_attempt("a1", "post")
     state = reopen()
@@ -134,6 +141,42 @@ def test_the_coordinators_outcome_is_booked_where_none_was(reopen: Reopen) -> No
     assert state.ledger.accounts()[0].posted_units == 2 * COST
     assert verified(state)
     assert state.close_attempt("never", "post") is None
+
+
+def test_each_purpose_and_project_is_added_up_by_itself(reopen: Reopen) -> None:
+    """What was voided counts for neither."""
+    state = reopen()
+    for attempt_id, project, purpose in (
+        ("a", "one", "training"),
+        ("b", "two", "training"),
+        ("c", "one", "evaluation"),
+        ("d", "one", "evaluation"),
+    ):
+        wanted = order(attempt_id, job_id=f"job-{attempt_id}", project=project)
+        state.reserve(wanted, FILTER, purpose)  # type: ignore[arg-type]
+    state.withdraw("d", "WORKER_FAILED", "it could not start")
+    found = reopen().standing(order("e", project="one"), "training")
+    assert (found.purpose_units, found.project_units) == (2 * COST, 2 * COST)
+    found = reopen().standing(order("e", project="two"), "evaluation")
+    assert (found.purpose_units, found.project_units) == (COST, COST)
+
+
+def test_a_database_of_0_1_0_is_taken_over(reopen: Reopen, tmp_path: Path) -> None:
+    """Its attempts are known to their projects; the other ledger is followed from now on."""
+    state = reopen()
+    state.reserve(order(project="one"), FILTER)
+    state.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as old:
+        old.executescript(
+            "ALTER TABLE attempts DROP COLUMN project; ALTER TABLE attempts DROP COLUMN purpose;"
+            "DROP TABLE seen_heads; DROP TABLE seen_attempts; DROP TABLE seen_checkpoints;"
+            "DROP TABLE disputes; DROP TABLE settled; PRAGMA user_version = 1;"
+        )
+    state = reopen()
+    assert state.standing(order("other", project="one")).project_units == COST
+    assert state.standing(order("other", project="two")).project_units == 0
+    assert state.witnessed.disputes() == []
+    assert verified(state)
 
 
 def test_nothing_is_done_twice(reopen: Reopen) -> None:

@@ -66,6 +66,38 @@ def test_each_breach_of_the_policy_has_its_reason(changes: dict[str, Any], expec
     assert reason(order(**changes)) == expected
 
 
+@pytest.mark.parametrize(
+    ("limits", "standing", "expected"),
+    [
+        ({"epsilon_per_purpose": {"training": 0.5}}, {}, "EPSILON_PER_PURPOSE"),
+        ({"epsilon_per_purpose": {"evaluation": 0.5}}, {}, ""),
+        (
+            {"epsilon_per_purpose": {"evaluation": 0.5}},
+            {"purpose": "evaluation"},
+            "EPSILON_PER_PURPOSE",
+        ),
+        ({"epsilon_per_project": {"default": 0.5}}, {}, "EPSILON_PER_PROJECT"),
+        ({"epsilon_per_project": {"another": 0.5}}, {}, ""),
+        ({"epsilon_per_purpose": {"training": 5.0}}, {"purpose_units": LIMIT_UNITS // 4}, ""),
+        (
+            {"epsilon_per_purpose": {"training": 5.0}},
+            {"purpose_units": LIMIT_UNITS},
+            "EPSILON_PER_PURPOSE",
+        ),
+        (
+            {"epsilon_per_project": {"default": 5.0}},
+            {"project_units": LIMIT_UNITS},
+            "EPSILON_PER_PROJECT",
+        ),
+    ],
+)
+def test_a_purpose_and_a_project_have_limits_of_their_own(
+    limits: dict[str, Any], standing: dict[str, Any], expected: str
+) -> None:
+    """Of all their jobs together; the order alone costs an epsilon of about 0.8."""
+    assert reason(order(), policy(**limits), Standing(**standing)) == expected
+
+
 @pytest.mark.parametrize("mechanism", ["laplace", "exponential", "discrete_gaussian"])
 def test_a_task_is_not_ordered_what_it_cannot_release(mechanism: str) -> None:
     """Training adds Gaussian noise: an order that would book it as another kind is refused."""

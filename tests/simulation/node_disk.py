@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from node_agent.orders import Order
 from node_agent.session import events as e
 from node_agent.state import AttemptRow, State
+from node_agent.tasks.registry import Purpose
 from privacy.filters import Filter
 
 if TYPE_CHECKING:
@@ -23,10 +24,11 @@ class NodeDisk:
         self.spool_files: dict[str, str] = {}
         self.attempt, self.standing = self.state.attempt, self.state.standing
         self.signature, self.fixed_filter = self.state.signature, self.state.fixed_filter
+        self.note, self.witnessed = self.state.note, self.state.witnessed
 
-    def reserve(self, order: Order, filter_: Filter) -> bytes:
+    def reserve(self, order: Order, filter_: Filter, purpose: Purpose = "training") -> bytes:
         """See `State.reserve`."""
-        signature = self.state.reserve(order, filter_)
+        signature = self.state.reserve(order, filter_, purpose)
         self._world.checker.node_reserved(self, order, filter_)
         return signature
 

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+import structlog
+
 from coordinator.jobspec import Job
 from coordinator.rounds import events as e
 from coordinator.rounds.live import job_to_json
 from coordinator.store.jobs import RUNNING, JobRecord
+from node_agent.session import greeting
 from protos.content import digest_of
 from tests.simulation.coordinator_side import Coordinator
 from tests.simulation.coordinator_work import Model
@@ -29,6 +32,14 @@ QUIET_S = 100.0
 
 STILL_S = 400.0
 """A job that has not moved for so long waits: longer than any deadline and any retry."""
+
+
+def _drop(_logger: Any, _method: str, _event: Any) -> Any:
+    raise structlog.DropEvent
+
+
+SILENT = structlog.wrap_logger(structlog.ReturnLogger(), processors=[_drop])
+"""What agents log has the time of day in it, and nobody reads it here."""
 
 
 class World:
@@ -92,6 +103,7 @@ class World:
         with self._swapped:
             for owner, name, new in (*self.coordinator.store.seams(), *self.coordinator.seams()):
                 self.swap(owner, name, new)
+            self.swap(greeting, "log", SILENT)
             if self._plant is not None:
                 self._plant(self)
             return self._play()

@@ -85,18 +85,26 @@ class Policy(_Model):
         outcome_tick_s: outcomes leave at one multiple of this from the opening of the data, fixed
             beforehand; training that is not done by then is charged and lost, so leave it room.
         transfer: when and how fast models and updates move.
+        disjoint_patients: who vouches, and since when, that no patient is in two accounts; needed
+            for more than one: such a patient would pay twice, and neither limit would hold.
     """
 
     accounts: list[AccountPolicy] = []
     allow: list[Allowance] = []
     outcome_tick_s: float = Field(default=1.0, gt=0, le=3600, allow_inf_nan=False)
     transfer: TransferPolicy = TransferPolicy()
+    disjoint_patients: Annotated[str, Field(max_length=500)] = ""
 
     @model_validator(mode="after")
     def _each_once(self) -> "Policy":
         names = [account.name for account in self.accounts]
         if len(set(names)) != len(names):
             raise ValueError("accounts: a name is given twice")
+        if len(names) > 1 and not self.disjoint_patients.strip():
+            raise ValueError(
+                "accounts: there are several, and a patient of two of them would spend both; use"
+                " one account, or say in disjoint_patients who vouches that no patient is in two"
+            )
         return self
 
     def account(self, name: str) -> AccountPolicy | None:

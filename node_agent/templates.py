@@ -19,6 +19,10 @@ accounts: []
 #   noise_multiplier_min: 0.3  # the least noise in one release
 #   unaccounted: refuse        # allow: releases without noise; voids the guarantee for ever
 
+disjoint_patients: ""
+# Needed for more than one account: who vouches, and since when, that no patient is in two of them.
+# A patient in two would spend both budgets, and neither limit would hold.
+
 allow: []
 # Which installed tasks may run on which data set; the hash pins the task's code.
 # - data_set: heart-disease

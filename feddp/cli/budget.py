@@ -1,7 +1,7 @@
 """`feddp budget`: what was spent, on what, and whether the ledger proves it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -12,6 +12,10 @@ from protos.errors import NotFound
 
 if TYPE_CHECKING:
     from feddp.cli.ledgers import Ledger
+
+NEARLY_SPENT: Final = 0.8
+RETIRED_SHARE: Final = 1000
+"""Below so small a part of its budget an account is called spent: hardly a release fits."""
 
 app = typer.Typer(
     help="Privacy accounts and their ledger; with --dir it works while the server is stopped.",
@@ -85,8 +89,18 @@ def _row(account: dict[str, Any]) -> list[str]:
         *(_share(account, name) for name in ("efficiency", "booked_to_naive")),
         # Rounded down: nobody may believe that more is left than there is.
         f"{max(0, left) * 100 // limit if limit else 0} %",
-        "" if account["guarantee"] else "NO GUARANTEE: something was released without accounting",
+        _state(account, left, limit),
     ]
+
+
+def _state(account: dict[str, Any], left: int, limit: int) -> str:
+    if not account["guarantee"]:
+        return "NO GUARANTEE: something was released without accounting"
+    if left * RETIRED_SHARE < limit:
+        return "spent: retire it (docs/privacy.md)"
+    if left <= limit * (1 - NEARLY_SPENT):
+        return "80 % spent or more"
+    return ""
 
 
 def _figure(account: dict[str, Any], name: str) -> str:

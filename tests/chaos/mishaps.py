@@ -217,6 +217,7 @@ def _publish(folder: Path, name: str) -> None:
     policy["accounts"].append({**policy["accounts"][0], "name": name, "epsilon_limit": 1.1})
     policy["allow"].append({**policy["allow"][0], "data_set": name})
     policy["outcome_tick_s"] = 0.2
+    policy["disjoint_patients"] = "this test"
     for path, content in (("datasets.yaml", declared), ("policy.yaml", policy)):
         beside = folder / f".{path}"
         beside.write_text(yaml.safe_dump(content))

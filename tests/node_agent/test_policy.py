@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from node_agent.policy import (
     STEPS_MAX,
@@ -18,7 +19,7 @@ from node_agent.policy import (
 from privacy.calibration import noise_multiplier_for
 from privacy.filters import make_filter
 from protos.errors import FeddpError, Malformed, WrongPhase
-from tests.node_agent.samples import NO_DATA, NODE, TASKS, data_set, order, policy
+from tests.node_agent.samples import NO_DATA, NODE, POLICY, TASKS, data_set, order, policy
 
 FIXED = FixedFilter("gdp", 0, 1.0e-5)
 LIMIT_UNITS = make_filter("gdp", 0, 10.0, 1.0e-5).limit_units
@@ -96,6 +97,19 @@ def test_a_purpose_and_a_project_have_limits_of_their_own(
 ) -> None:
     """Of all their jobs together; the order alone costs an epsilon of about 0.8."""
     assert reason(order(), policy(**limits), Standing(**standing)) == expected
+
+
+def test_two_accounts_need_somebody_who_vouches_that_no_patient_is_in_both(tmp_path: Path) -> None:
+    """A patient of two accounts would spend both, and neither limit would hold."""
+    first = POLICY["accounts"][0]
+    two = {**POLICY, "accounts": [first, {**first, "name": "others"}]}
+    path = tmp_path / "policy.yaml"
+    for words in ({}, {"disjoint_patients": " "}):
+        path.write_text(yaml.safe_dump({**two, **words}))
+        with pytest.raises(Malformed, match="who vouches that no patient is in two"):
+            load_policy(path)
+    path.write_text(yaml.safe_dump({**two, "disjoint_patients": "Dr. Roe, since 2026-01-01"}))
+    assert len(load_policy(path).accounts) == 2
 
 
 @pytest.mark.parametrize("mechanism", ["laplace", "exponential", "discrete_gaussian"])

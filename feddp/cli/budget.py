@@ -13,7 +13,8 @@ from protos.errors import NotFound
 if TYPE_CHECKING:
     from feddp.cli.ledgers import Ledger
 
-NEARLY_SPENT: Final = 0.8
+NEARLY_SPENT_SHARE: Final = 5
+"""A fifth is left: 80 % is spent."""
 RETIRED_SHARE: Final = 1000
 """Below so small a part of its budget an account is called spent: hardly a release fits."""
 
@@ -98,7 +99,7 @@ def _state(account: dict[str, Any], left: int, limit: int) -> str:
         return "NO GUARANTEE: something was released without accounting"
     if left * RETIRED_SHARE < limit:
         return "spent: retire it (docs/privacy.md)"
-    if left <= limit * (1 - NEARLY_SPENT):
+    if left * NEARLY_SPENT_SHARE <= limit:
         return "80 % spent or more"
     return ""
 

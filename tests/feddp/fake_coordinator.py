@@ -188,6 +188,10 @@ class Fake(
         self._enter("ListAccounts", context)
         return budgets_pb2.ListAccountsResponse(accounts=self.state.accounts)
 
+    def ListCheckpoints(self, request, context):  # noqa: N802
+        self._enter("ListCheckpoints", context)
+        return budgets_pb2.ListCheckpointsResponse()
+
     def ListEntries(self, request, context):  # noqa: N802
         self._enter("ListEntries", context)
         for entry in self.state.entries:

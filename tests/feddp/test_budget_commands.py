@@ -402,15 +402,15 @@ def test_an_installations_ledger_is_read_while_its_server_is_stopped(
 
 
 @pytest.mark.parametrize(
-    ("share", "said"),
-    [(0.5, ""), (0.79, ""), (0.8, "80 % spent or more"), (0.9995, "spent: retire it")],
+    ("per_10000", "said"),
+    [(5000, ""), (7900, ""), (8000, "80 % spent or more"), (9995, "spent: retire it")],
 )
 def test_an_account_that_is_nearly_spent_says_so(
-    booked: Coordinator, run: Run, share: float, said: str
+    booked: Coordinator, run: Run, per_10000: int, said: str
 ) -> None:
     """From 80 % on, and when hardly anything is left; what is reserved counts."""
     account = booked.state.accounts[0]
-    account.posted_units = round(account.limit_units * share) - 1000
+    account.posted_units = -(-account.limit_units * per_10000 // 10000) - 1000
     account.pending_units = 1000
     out = run("budget", "show", "--profile", booked.profile).out
     assert ("spent" in out.split("a/patients", 1)[1].splitlines()[0]) == bool(said)

@@ -67,7 +67,8 @@ def test_every_case_of_the_issue_is_there_by_its_name() -> None:
     rounds = {"null-4x40KB", "null-64x40KB", "null-4x100MB", "null-16x100MB", "null-4x1GB"}
     ledger = {"4-writers-sqlite", "4-writers-postgresql", "10000-sqlite", "10000-postgresql"}
     ledger = {f"ledger-{name}" for name in (*ledger, "verify-100k")}
-    assert set(DEFAULT) == rounds | ledger | {"start-4", "idle-4"}
+    steps = {"dp-sgd-step", "dp-sgd-step-mlp"}
+    assert set(DEFAULT) == rounds | ledger | steps | {"start-4", "idle-4"}
     assert set(ALL) - set(DEFAULT) == {"null-64x100MB", "ledger-verify-1M"}
 
 

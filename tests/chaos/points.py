@@ -32,6 +32,7 @@ NOT_SERVING: Final = {
     "coordinator": {
         "coordinator.installation:": "only `feddp coordinator init`",
         "coordinator.store.migrations.": "only the first start after an upgrade changes a table",
+        "coordinator.store.engines:_postgresql.": "these federations keep their state in SQLite",
     },
     "agent": {
         "node_agent.enrol:": "only `feddp agent join`",

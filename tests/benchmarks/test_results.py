@@ -62,7 +62,7 @@ def test_peak_with_many_nodes_is_compared_with_that_of_few() -> None:
     )
 
 
-def test_every_case_of_the_issue_is_there_by_its_name() -> None:
+def test_every_case_is_there_by_its_name() -> None:
     """Names of cases are fixed; the longest runs only when it is named."""
     rounds = {"null-4x40KB", "null-64x40KB", "null-4x100MB", "null-16x100MB", "null-4x1GB"}
     ledger = {"4-writers-sqlite", "4-writers-postgresql", "10000-sqlite", "10000-postgresql"}

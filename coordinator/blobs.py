@@ -5,6 +5,7 @@ to one attempt and is named by attempt and digest, so that no node can hand in a
 """
 
 import os
+import shutil
 from collections import OrderedDict
 from pathlib import Path
 from typing import Final
@@ -90,6 +91,10 @@ class BlobStore:
     def scratch(self, name: str) -> Path:
         """A path in the store's own file system for a model to be adopted later."""
         return self._partial / f"scratch.{name}"
+
+    def has_room(self, size: int) -> bool:
+        """Whether the disk takes so many bytes more."""
+        return shutil.disk_usage(self._models).free > size
 
     def update(self, attempt_id: str, digest: str) -> Path:
         """Where an attempt's update lies. Raises NotFound: BLOB_MISSING."""

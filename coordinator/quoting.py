@@ -3,6 +3,7 @@ ledger alone, as the planner does."""
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from coordinator.jobspec import Job
@@ -21,9 +22,8 @@ NEARLY_SPENT: Final = 0.8
 """Share of an account's budget from which people are warned."""
 
 _WIRE_SHARE: Final[dict[UpdateDtype, float]] = {"float32": 1.0, "bfloat16": 0.5, "int8": 0.251}
-"""Bytes of an update over those of its model; int8 has a scale of 4 bytes for each 1024 values."""
-
-_HEADER_BYTES: Final = 64 << 10
+"""Bytes of an update over those of its model, headers apart; int8 has a scale of 4 bytes for each
+1024 values."""
 
 
 def quote(
@@ -56,7 +56,8 @@ def expected_s(job: Job, earlier: Sequence[LiveJob]) -> float | None:
 
 def _node(job: Job, task_hash: str, facts: NodeFacts, model_bytes: int) -> pb.QuotedNode:
     rounds = job.rounds_planned
-    found = planner.consider(job, task_hash, facts, rounds)
+    # Who works for another job now is free later: what it would cost is asked all the same.
+    found = planner.consider(job, task_hash, replace(facts, taken=None), rounds)
     one = pb.QuotedNode(node=facts.node)
     account = facts.account
     if account is not None:
@@ -68,9 +69,11 @@ def _node(job: Job, task_hash: str, facts: NodeFacts, model_bytes: int) -> pb.Qu
     if isinstance(found, Absence):
         one.reason, one.message = found.reason, found.message
         return one
+    if facts.taken is not None:
+        one.message = facts.taken.message
     _cost(one, job, facts, found)
     one.download_bytes = rounds * model_bytes
-    one.upload_bytes = rounds * (round(model_bytes * _WIRE_SHARE[job.update_dtype]) + _HEADER_BYTES)
+    one.upload_bytes = rounds * round(model_bytes * _WIRE_SHARE[job.update_dtype])
     return one
 
 

@@ -5,23 +5,29 @@ exactly the durable bytes, so that the end of an upload reads nothing again; aft
 built from the file once.
 """
 
+import math
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import structlog
 from blake3 import blake3
 
 from protos.content import hashed, is_digest, write_all
 from protos.errors import Malformed, TooLate, Unavailable
 
+log = structlog.get_logger(__name__)
+
 PER_USER_MAX: Final = 4
 """Models that one person may upload side by side; the one that waited longest goes."""
 
 FULL_RETRY_S: Final = 2.0
+COMPLAIN_S: Final = 30.0
 
 SPENT_MAX: Final = 8
 """Files that nobody needs, kept until uploads begin: as many as there may be at once."""
@@ -215,11 +221,23 @@ def room() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        _complain()
         raise Unavailable(
             "STORE_FULL",
             "the coordinator's disk takes no more; free room there and the upload goes on",
             retry_after_s=FULL_RETRY_S,
         ) from error
+
+
+def _complain() -> None:
+    """Say it once in a while: every node tries again every few seconds."""
+    now_s = time.monotonic()
+    if now_s - _complained_at_s[0] >= COMPLAIN_S:
+        _complained_at_s[0] = now_s
+        log.error("store_full", do="free room on the disk under storage.blob_dir; uploads go on")
+
+
+_complained_at_s = [-math.inf]
 
 
 def staged_name(owner: str, digest: str) -> str:

@@ -54,6 +54,12 @@ def data_set_of(spec: bytes) -> str:
 def _mapping(spec: bytes) -> dict[str, Any]:
     try:
         content = yaml.safe_load(spec)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise Malformed(
+            "JOB_INVALID", f"the job file is not valid YAML{place}: {error.problem}"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
         raise Malformed("JOB_INVALID", "the job file is not YAML that can be read") from None
     if not isinstance(content, dict):

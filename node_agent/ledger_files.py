@@ -89,6 +89,7 @@ def restore(path: Path, source: Path) -> int:
     with locked(folder):
         try:
             _copy(source, beside)
+            _require_own(beside, identity, source)
             with _state(beside, identity) as copied, _state(folder.state_db, identity) as present:
                 count = _sound(copied, identity, source)
                 copied.set_note(RESTORED_NOTE, "yes")
@@ -141,6 +142,22 @@ def _state(path: Path, identity: Identity) -> Iterator[State]:
         yield state
     finally:
         state.close()
+
+
+def _require_own(copy: Path, identity: Identity, source: Path) -> None:
+    """Another node's ledger is told by the name of the file that was given."""
+    try:
+        with contextlib.closing(sqlite3.connect(copy)) as opened:
+            row = opened.execute("SELECT value FROM meta WHERE key = 'node'").fetchone()
+    except sqlite3.DatabaseError:
+        row = None
+    if row is None:
+        raise Malformed("LEDGER_INVALID", f"{source} is no ledger that can be read")
+    if row[0] != identity.node:
+        raise Malformed(
+            "LEDGER_OF_ANOTHER_NODE",
+            f"{source} is the ledger of node {row[0]}, not of {identity.node}; nothing was changed",
+        )
 
 
 def _copy(source: Path, out: Path) -> None:

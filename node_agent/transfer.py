@@ -258,14 +258,15 @@ class Transfers:
         """Wait before the next try, or raise if there is none."""
         delay_s: float | None
         if isinstance(error, grpc.RpcError):
-            delay_s, code = backoff.after(error), error.code().name
+            found = from_rpc(error)
+            delay_s, code = backoff.after(error), found.reason
             if delay_s is None:
-                raise from_rpc(error) from None
+                raise found from None
         elif isinstance(error, OSError):
             delay_s, code = _room_in_s(error, backoff), "SPOOL_FULL"
         else:
             delay_s, code = backoff.next_s(), "CHECKSUM_MISMATCH"
-        log.info("transfer_retried", what=what, code=code, delay_s=round(delay_s, 2), **fields)
+        log.warning("transfer_retried", what=what, reason=code, delay_s=round(delay_s, 2), **fields)
         await self._sleep(delay_s)
 
     async def _until_room(self, work: Callable[..., Any], *args: object) -> Any:

@@ -75,12 +75,13 @@ class JobsService(pb_grpc.JobsServicer):
         return answer
 
     async def _earlier(self, job: Job) -> list[LiveJob]:
-        """The newest jobs of this task on this data set, the newest first."""
+        """The newest jobs of this very model on this data set, the newest first."""
         found: list[LiveJob] = []
         for record in await self.database.read(job_store.listed):
             if len(found) < EARLIER_MAX and record.project == job.project:
                 live = await self.rounds.job(record.job_id)
-                if (live.job.task, live.job.dataset) == (job.task, job.dataset):
+                like = (live.job.task, live.job.task_config, live.job.dataset, live.job.local_steps)
+                if like == (job.task, job.task_config, job.dataset, job.local_steps):
                     found.append(live)
         return found
 
@@ -177,7 +178,17 @@ class JobsService(pb_grpc.JobsServicer):
             return views.job_facts(connection, live)
 
         facts = await self.database.read(gather)
-        return await asyncio.to_thread(views.job, live, facts)
+        view = await asyncio.to_thread(views.job, live, facts)
+        if not live.has_ended and not self.blobs.has_room(self._round_bytes(live)):
+            view.warnings.append(
+                "the coordinator's disk has no room for another model; updates wait until it has"
+            )
+        return view
+
+    def _round_bytes(self, live: LiveJob) -> int:
+        """Of the model that the job works at."""
+        digest = live.phase.course.model
+        return self.blobs.model(digest).stat().st_size if self.blobs.has_model(digest) else 0
 
 
 def _check_request_id(request_id: str) -> None:

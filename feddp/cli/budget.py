@@ -216,8 +216,17 @@ def verify(
     else:
         counts = ", ".join(f"{number} {kind}" for kind, number in result.counts.items())
         output.line(f"{len(found.entries)} entries of {len(found.accounts)} accounts: {counts}")
-        output.line("checked: hash chain, node signatures, one end per attempt, never above limit")
+        output.line(
+            "checked: hash chain, node signatures, one end per attempt, never above the limit"
+        )
+        output.line(
+            "that the ledger states; the limit itself is not signed: compare it with policies"
+        )
         output.line(f"and {found.witnesses.said()}" + _beside(heads or []))
+        if not found.witnesses.heads and found.entries:
+            output.line(
+                "NOTE: no node has countersigned any of this; ask the hospitals for --heads"
+            )
         if result.unattested:
             output.line(f"{result.unattested} posts carry no signature of their node (no fault)")
         for account, seq, text in result.problems:

@@ -163,7 +163,7 @@ def resume(
         output.print_json(output.as_dict(job))
     else:
         output.line(
-            f"job {job_id} is {job.status} again, at round {job.round} of {job.rounds_planned}; "
+            f"job {job_id} is {job.status}, at round {job.round} of {job.rounds_planned}; "
             f"`feddp job watch {job_id}` follows it"
         )
 

@@ -44,16 +44,20 @@ def _figure(one: QuotedNode, name: str) -> str:
 def lines(found: QuoteJobResponse) -> list[str]:
     """What stands below the table."""
     able = [one for one in found.nodes if not one.reason]
-    said = [f"{one.node}: {one.message}" for one in found.nodes if one.reason]
+    said = [f"{one.node}: {one.message}" for one in found.nodes if one.message]
     said += [
         f"warning: {one.account} would have spent 80 % of its budget or more"
         for one in able
         if one.nearly_spent
     ]
     said.append(
-        f"{len(able)} of at least {found.min_participants} hospitals can take part now; "
+        f"{len(able)} of at least {found.min_participants} hospitals can take part; "
         f"{found.rounds_planned} rounds"
     )
+    if len(found.nodes) < found.min_participants:
+        said.append(
+            f"only {len(found.nodes)} hospitals publish this data set: the job would wait for more"
+        )
     if able:
         down, up = max(o.download_bytes for o in able), max(o.upload_bytes for o in able)
         said.append(f"each moves at most {_size(down)} in and {_size(up)} out")
@@ -66,8 +70,9 @@ def lines(found: QuoteJobResponse) -> list[str]:
 
 
 def can_pay(found: QuoteJobResponse) -> bool:
-    """Whether budgets alone leave the job enough hospitals, connected or not."""
-    return sum(one.reason != "BUDGET" for one in found.nodes) >= found.min_participants
+    """Whether it is not for want of budget that the job has too few hospitals."""
+    able = sum(one.reason != "BUDGET" for one in found.nodes)
+    return able >= min(found.min_participants, len(found.nodes))
 
 
 def _time(found: QuoteJobResponse) -> str:

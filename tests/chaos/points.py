@@ -36,6 +36,8 @@ NOT_SERVING: Final = {
     },
     "agent": {
         "node_agent.enrol:": "only `feddp agent join`",
+        "node_agent.ledger_files:": "only `feddp agent ledger`",
+        "node_agent.state:State.settle:": "only `feddp agent ledger settle`",
         "node_agent.worker:": "another process, which the agent outlives or ends",
         "protos.content:write_durable:": "an agent that runs writes its files by other ways",
     },

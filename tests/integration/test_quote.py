@@ -51,7 +51,7 @@ def test_what_is_quoted_is_what_is_spent(three: Federation, tmp_path: Path) -> N
     code, out, _ = run_cli("job", "quote", str(file), "--dir", folder)
     assert code == 4, "the accounts are spent"
     assert "cannot: BUDGET" in out
-    assert "0 of at least 3 hospitals can take part now" in out
+    assert "0 of at least 3 hospitals can take part" in out
 
 
 def test_a_quote_needs_no_connected_hospital(three: Federation) -> None:

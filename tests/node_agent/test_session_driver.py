@@ -92,7 +92,7 @@ def test_a_round_from_hello_to_the_submitted_update(tmp_path: Path) -> None:
             hello = await coordinator.heard("hello")
             assert [one.name for one in hello.data_sets] == ["heart"]
             assert [one.filter for one in hello.accounts] == ["gdp"]
-            assert len(hello.tasks) == len(hello.data_sets[0].tasks) == 2
+            assert len(hello.tasks) == len(hello.data_sets[0].tasks) == 3
             await coordinator.until_submitted()
             await until_closed(folder)
             coordinator.send(job_ended=pb.JobEnded(job_id="job-1"))

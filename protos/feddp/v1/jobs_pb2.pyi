@@ -59,8 +59,8 @@ class QuoteJobResponse(_message.Message):
     seconds_max: _builtins.float
     """Seconds until every round has reached its deadline; the job waits longer below its quorum."""
     seconds_expected: _builtins.float
-    """As long as the rounds of the newest job of this task on this data set took; unset if there is
-    none.
+    """As long as the rounds of the newest job of this very model on this data set took; unset if there
+    is none.
     """
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuotedNode]:
@@ -110,8 +110,9 @@ class QuotedNode(_message.Message):
     NEARLY_SPENT_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     reason: _builtins.str
-    """Why it cannot take part now, as in Waiting; empty if it can."""
+    """Why it cannot take part, as in Waiting; empty if it can."""
     message: _builtins.str
+    """In words; also that it works for another job now, which does not keep it from this one."""
     account: _builtins.str
     """"NODE/NAME"."""
     mechanism: _builtins.str

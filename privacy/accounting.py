@@ -1,4 +1,5 @@
-"""Epsilon of what was released, for reports: dp-accounting's privacy loss distributions.
+"""Epsilon of what was released, for reports: exact for full batches of Gaussian noise, else by
+dp-accounting's privacy loss distributions.
 
 Releases are composed as if their parameters had been fixed in advance. A plan is; a running
 account is not, and there the figure is "running": the guarantee is the account's filter.
@@ -61,20 +62,20 @@ def epsilon_spent(
         return None
     if not counts:
         return 0.0
+    if all(_is_full_batch_gaussian(release) for release in counts):
+        # Exact, and it keeps 100 MiB of libraries out of a process that needs nothing else.
+        return round_up(full_batch_epsilon(counts, delta))
     bound = min(_rdp_epsilon(counts, delta), _pure_epsilon(counts))
-    full_batch = all(_is_full_batch_gaussian(release) for release in counts)
-    exact = full_batch_epsilon(counts, delta) if full_batch else 0.0
-    bound_max = EPSILON_FINE_MAX if full_batch else EPSILON_USELESS
     too_fine = any(
         release.mechanism == "discrete_gaussian"
         and (release.noise_multiplier or 0.0) > DISCRETE_NOISE_FINE_MAX
         for release in counts
     )
-    if bound > bound_max or delta < DELTA_FINE_MIN or too_fine:
-        return round_up(exact if full_batch else bound)
+    if bound > EPSILON_USELESS or delta < DELTA_FINE_MIN or too_fine:
+        return round_up(bound)
     epsilon = _pld_epsilon(counts, delta, max(1.0, bound / EPSILON_FINE_MAX) * DISCRETIZATION)
     # dp-accounting answers inf where its truncated mass alone is more than delta.
-    return round_up(max(exact, epsilon if math.isfinite(epsilon) else bound))
+    return round_up(epsilon if math.isfinite(epsilon) else bound)
 
 
 def _is_full_batch_gaussian(release: Release) -> bool:

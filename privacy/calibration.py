@@ -17,7 +17,7 @@ NOISE_MULTIPLIER_MAX: Final = 10**6
 REPORT_SLACK_UNITS: Final = 1750
 """Units of mu^2 left unused for each release of a gdp plan.
 
-The reported epsilon comes from dp-accounting's discretised privacy loss. Its grid of width
+What others recompute comes from dp-accounting's discretised privacy loss. Its grid of width
 h = 1e-4 adds a variance of about h^2/6 for each ledger entry, 1,667 of our units. With this much
 left unused a plan that uses up its target still reports at most the target. It costs under 0.02 %
 of epsilon for up to 60 releases at epsilon 0.05, 220 at 0.1 and 4,200 at 0.5 (delta 1e-5).

@@ -39,8 +39,8 @@ CALL_S_MAX = 9.0
 STUCK_S = 1.0
 """After its end a download that nobody reads is cancelled."""
 
-UPLOADS_MAX = 8
-DOWNLOADS_MAX = 8
+UPLOADS_MAX = 4
+DOWNLOADS_MAX = 4
 """Calls that hold bytes at once, each a few MiB of gRPC's and of ours: a message of a chunk exists
 up to four times while it is taken off the wire."""
 

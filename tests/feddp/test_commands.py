@@ -196,7 +196,7 @@ def test_a_failed_job_is_resumed(coordinator: Coordinator, run: Run) -> None:
     """The command says where it goes on; a job that did not fail is refused with its status."""
     where = ("--profile", coordinator.profile)
     coordinator.state.jobs["j1"] = job_in("failed", 1)
-    assert "running again, at round 2" in run("job", "resume", "j1", *where).out
+    assert "running, at round 2" in run("job", "resume", "j1", *where).out
     again = run("job", "resume", "j1", *where)
     assert again.code != 0
     assert "job j1 is running" in again.err

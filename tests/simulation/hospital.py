@@ -89,4 +89,7 @@ class Steward:
             for name, account in zip(("d", "e"), self._accounts, strict=True)
         )
         allowed = [Allowance(data_set=one.name, tasks=tasks) for one in data_sets]
-        return Rules(Policy(accounts=accounts, allow=allowed, outcome_tick_s=5.0), data_sets)
+        policy = Policy(
+            accounts=accounts, allow=allowed, outcome_tick_s=5.0, disjoint_patients="the seed"
+        )
+        return Rules(policy, data_sets)

@@ -133,6 +133,21 @@ def bulk(federation: WatchedFederation) -> Jobs:
     return {job_id: "completed"}
 
 
+def followed(federation: WatchedFederation) -> Jobs:
+    """The nodes follow the ledger after a job, and countersign where it stands."""
+
+    def signed() -> int:
+        with federation.database() as database:
+            (count,) = database.execute("SELECT count(*) FROM countersignatures").fetchone()
+        return int(count)
+
+    ended, before = alone(federation), signed()
+    job_id = submit_once(federation, spec())
+    watch(federation, job_id)
+    wait_for("three heads more are countersigned", lambda: signed() >= before + 3, 20)
+    return {**ended, job_id: "completed"}
+
+
 def office(federation: WatchedFederation) -> Jobs:
     """People look at everything."""
     ask = federation.again

@@ -10,6 +10,7 @@ SCENARIOS: Final[dict[str, acts.Scenario]] = {
         acts.office,
         acts.rolling,
         acts.plain,
+        acts.followed,
         acts.bulk,
         acts.again,
         acts.restart,

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import structlog
 from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
 
 from coordinator.store import leases
 from coordinator.store.database import Database
+from coordinator.store.engines import is_busy
 from coordinator.store.leases import HeldLease, Lease
 from protos.errors import FeddpError
 
@@ -37,16 +39,26 @@ class Leadership:
     async def take(self) -> None:
         """Wait until nobody else holds the lease, and take it; from now on every write is fenced.
 
-        A holder of this machine whose process is gone is not waited for.
+        A holder of this machine whose process is gone is not waited for. One that was paused in
+        the middle of a write keeps its locks until it is woken or ended: SQLite's only write lock,
+        say. That is waited for, and said.
         """
-        said = False
+        said: set[str] = set()
         while True:
-            found = self._database.write_now(self._try)
+            try:
+                found = self._database.write_now(self._try)
+            except OperationalError as error:
+                if not is_busy(error):
+                    raise
+                found = self._database.read_now(lambda inside: leases.look(inside, NAME))
+                waiting = "waiting_for_lock"
+            else:
+                waiting = "waiting_for_lease"
             if isinstance(found, Lease):
                 break
-            if found is not None and not said:
-                log.warning("waiting_for_lease", holder=found.holder)
-                said = True
+            if found is not None and waiting not in said:
+                log.warning(waiting, holder=found.holder)
+                said.add(waiting)
             await asyncio.sleep(LOOK_AGAIN_S)
         lease = self._lease = found
         self._database.fence = lambda inside: leases.check(inside, lease)

@@ -26,6 +26,8 @@ POSTGRES_SETTINGS: Final = (
 _TRY_AGAIN: Final = ("40001", "40P01")
 """SQLSTATE of a serialization failure and of a deadlock: the server has rolled all of it back."""
 
+_LOCK_TIMEOUT: Final = "55P03"
+
 
 def is_sqlite(url: str) -> bool:
     """Whether a URL names a SQLite file."""
@@ -106,6 +108,13 @@ def _postgresql(url: str, execution_options: dict[str, Any]) -> Engine:
 def was_rolled_back(error: DBAPIError) -> bool:
     """Whether the server ended the transaction for another's sake, and it may be run again."""
     return getattr(error.orig, "sqlstate", None) in _TRY_AGAIN
+
+
+def is_busy(error: DBAPIError) -> bool:
+    """Whether another process held a lock for longer than anybody waits for it."""
+    if getattr(error.orig, "sqlstate", None) == _LOCK_TIMEOUT:
+        return True
+    return getattr(error.orig, "sqlite_errorname", "").startswith("SQLITE_BUSY")
 
 
 def insert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 
 import yaml
@@ -77,6 +80,10 @@ def test_a_coordinator_that_was_paused_while_another_took_over_can_write_nothing
         wait_for("the second waits", lambda: "waiting_for_lease" in said.read_text())
         assert "coordinator_ready" not in said.read_text()
         os.kill(paused, signal.SIGSTOP)
+        while _is_locked(federation):  # it was stopped in the middle of a write
+            os.kill(paused, signal.SIGCONT)
+            time.sleep(0.1)
+            os.kill(paused, signal.SIGSTOP)
         wait_for("the second serves", lambda: "coordinator_ready" in said.read_text(), 30)
         before = federation.entries()
         os.kill(paused, signal.SIGCONT)
@@ -86,6 +93,16 @@ def test_a_coordinator_that_was_paused_while_another_took_over_can_write_nothing
     finally:
         second.terminate()
         second.wait(20)
+
+
+def _is_locked(federation: Federation) -> bool:
+    database = federation.installation.folder / "coordinator.db"
+    with closing(sqlite3.connect(database, timeout=0, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+    return False
 
 
 def _ended(federation: Federation, name: str) -> bool:

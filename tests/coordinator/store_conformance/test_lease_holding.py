@@ -5,11 +5,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import structlog
 from sqlalchemy import Connection
 
 from coordinator import leadership
 from coordinator.leadership import NAME, Leadership
-from coordinator.store import jobs, leases
+from coordinator.store import engines, jobs, leases
 from coordinator.store.database import Database
 from coordinator.store.schema import leases as schema_leases
 from protos.errors import Unavailable
@@ -61,6 +62,42 @@ def test_losing_the_lease_is_noticed_at_the_next_renewal(
         other.close()
 
     asyncio.run(scene())
+
+
+def test_a_holder_that_was_paused_inside_a_write_is_waited_for(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who wants to take over says that a lock is in the way, and takes over when it is gone."""
+    first = Database(url)
+    lease = first.write_now(lambda c: leases.take(c, NAME, "a", 0.0))
+    assert lease is not None
+    monkeypatch.setattr(engines, "WAIT_S", 0)
+    monkeypatch.setattr(engines, "POSTGRES_SETTINGS", ["SET lock_timeout = '50ms'"])
+    second = Database(url)
+    awake = threading.Event()
+
+    def paused(connection: Connection) -> None:
+        leases.check(connection, lease)
+        assert awake.wait(30)
+
+    async def scene() -> list[dict[str, object]]:
+        with structlog.testing.capture_logs() as said:
+            pausing = asyncio.create_task(first.write(paused))
+            await asyncio.sleep(0.1)
+            taking = asyncio.create_task(Leadership(second).take())
+            while not said:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            assert not taking.done()
+            awake.set()
+            await pausing
+            async with asyncio.timeout(30):
+                await taking
+        return list(said)
+
+    said = asyncio.run(scene())
+    assert [(one["event"], one["holder"]) for one in said] == [("waiting_for_lock", "a")]
+    first.close()
+    second.close()
 
 
 def test_a_lease_that_was_given_back_is_taken_at_once_with_a_higher_epoch(url: str) -> None:

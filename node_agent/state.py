@@ -9,6 +9,7 @@ import contextlib
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, Literal
 
@@ -230,11 +231,11 @@ class State:
     def open(self, attempt_id: str, opened_at_s: float, tick_s: float) -> bool:
         """Note that the data is about to be opened; False if the attempt is not reserved."""
         with self._transaction():
-            row = self.attempt(attempt_id)
-            if row is None or row.state != "reserved":
-                return False
-            self._update(attempt_id, state="opened", opened_at_s=opened_at_s, tick_s=tick_s)
-            return True
+            query = (
+                "UPDATE attempts SET state = 'opened', opened_at_s = ?, tick_s = ?"
+                " WHERE attempt_id = ? AND state = 'reserved'"
+            )
+            return self._connection.execute(query, (opened_at_s, tick_s, attempt_id)).rowcount == 1
 
     def spool(self, attempt_id: str, digest: str) -> bytes | None:
         """Book an update whose bytes are durable in the spool, before the first of them leaves.
@@ -251,10 +252,13 @@ class State:
     def close_attempt(self, attempt_id: str, outcome: Literal["post", "void"]) -> AttemptRow | None:
         """Book what the coordinator booked; what was opened is posted whatever it says.
 
+        Should the machine lose it, the coordinator says it again: it is not waited for until it is
+        on the disk.
+
         Returns:
             The attempt as it was before; None if it is unknown here.
         """
-        with self._transaction():
+        with self._transaction(durable=False):
             row = self.attempt(attempt_id)
             if row is None or row.state in ("closed", "refused"):
                 return row
@@ -359,19 +363,27 @@ class State:
             f" message FROM attempts {where} ORDER BY rowid"
         )
         return [
-            AttemptRow(Order.from_wire(pb.WorkOrder.FromString(wire)), *rest)
+            AttemptRow(_order(wire), *rest)
             for wire, *rest in self._connection.execute(query, values)
         ]
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, *, durable: bool = True) -> Iterator[None]:
+        """All or nothing. Not durable: a machine that loses its power may lose it, too, with all
+        that such transactions wrote since the last durable one; a killed process loses nothing."""
+        if not durable:
+            self._connection.execute("PRAGMA synchronous = NORMAL")
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield
         except BaseException:
             self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
+        else:
+            self._connection.execute("COMMIT")
+        finally:
+            if not durable:
+                self._connection.execute("PRAGMA synchronous = FULL")
 
     def _prepare(self, path: Path) -> None:
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
@@ -395,3 +407,9 @@ class State:
                 f"{path} is the ledger of node {self.note('node')}, not of {self._node}; "
                 "restore the folder from its own backup",
             )
+
+
+@lru_cache(maxsize=64)
+def _order(wire: bytes) -> Order:
+    """A kept order; an attempt is read some times while it lasts."""
+    return Order.from_wire(pb.WorkOrder.FromString(wire))

@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from weakref import WeakValueDictionary
 
 import grpc
@@ -94,7 +94,7 @@ class Transfers:
             if await asyncio.to_thread(self._spool.has_model, digest):
                 return
             for _ in range(DAMAGED_MAX):
-                growing = await self._until_room(self._spool.growing, digest, size)
+                growing = await self._begun(digest, size)
                 with growing:
                     await self._fetch_ranges(growing)
                 if await asyncio.to_thread(self._spool.keep_model, growing):
@@ -103,10 +103,17 @@ class Transfers:
         raise Malformed("DIGEST_MISMATCH", f"The bytes of model {digest} do not match its name.")
 
     async def _keep_offered(self, digest: str, data: bytes) -> bool:
-        kept = bool(await self._until_room(self._spool.put_model, digest, data))
-        if not kept:
-            log.warning("model_digest_mismatch", digest=digest)
-        return kept
+        backoff = Backoff()
+        while True:
+            try:
+                # Few bytes that are not synced: here, as a thread would cost more than the write.
+                kept = self._spool.put_model(digest, data)
+            except OSError as error:
+                await self._wait(error, backoff, "spool")
+                continue
+            if not kept:
+                log.warning("model_digest_mismatch", digest=digest)
+            return kept
 
     async def _fetch_ranges(self, growing: Growing) -> None:
         backoff = Backoff()
@@ -166,7 +173,7 @@ class Transfers:
         """
         backoff = Backoff()
         path = self._spool.update(digest)
-        size, data = await asyncio.to_thread(_size_and_small, path)
+        size, data = _size_and_small(path)
         request = federation_pb2.SubmitUpdateRequest(
             attempt_id=attempt_id,
             digest=digest,
@@ -269,12 +276,12 @@ class Transfers:
         log.warning("transfer_retried", what=what, reason=code, delay_s=round(delay_s, 2), **fields)
         await self._sleep(delay_s)
 
-    async def _until_room(self, work: Callable[..., Any], *args: object) -> Any:
-        """Do what writes to the spool; again while its disk is full."""
+    async def _begun(self, digest: str, size: int) -> Growing:
+        """A model's partial file; waits while the disk is full."""
         backoff = Backoff()
         while True:
             try:
-                return await asyncio.to_thread(work, *args)
+                return await asyncio.to_thread(self._spool.growing, digest, size)
             except OSError as error:
                 await self._wait(error, backoff, "spool")
 

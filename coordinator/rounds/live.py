@@ -90,6 +90,7 @@ class LiveJob:
     unsure: bool = False
     statements: dict[str, Statement] = field(default_factory=dict)
     _round_costs: dict[str, dict[int, tuple[RoundRecord, int, int]]] = field(default_factory=dict)
+    _rounds_said: list["_Said"] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -126,21 +127,25 @@ class LiveJob:
 
     def last_noise(self, node: str) -> float | None:
         """The noise multiplier of the node's newest attempt."""
-        for record in reversed(self.attempted()):
-            for attempt in reversed(record.attempts):
-                if attempt.node == node:
-                    return attempt.offer.noise_multiplier
+        for said in reversed(self._said()):
+            if node in said.noise:
+                return said.noise[node]
         return None
 
     def steps_possible(self, node: str) -> int:
         """The fewest steps that the node has said it can do; 0 if it never said so."""
-        said = [
-            attempt.steps_possible
-            for record in self.attempted()
-            for attempt in record.attempts
-            if attempt.node == node and attempt.steps_possible
-        ]
-        return min(said, default=0)
+        return min((one.steps[node] for one in self._said() if node in one.steps), default=0)
+
+    def _said(self) -> list["_Said"]:
+        """What each round's attempts say of their nodes; each round is read once."""
+        attempted = self.attempted()
+        for place, record in enumerate(attempted):
+            if place == len(self._rounds_said):
+                self._rounds_said.append(_Said(record))
+            elif self._rounds_said[place].record is not record:
+                self._rounds_said[place] = _Said(record)
+        del self._rounds_said[len(attempted) :]
+        return self._rounds_said
 
     def spent(self, account: str, filter_: Filter) -> tuple[int, int]:
         """(filter units, number of releases) that this job has posted or holds in an account.
@@ -170,6 +175,24 @@ class LiveJob:
         """Wake everybody who watches."""
         self.changed.set()
         self.changed = asyncio.Event()
+
+
+class _Said:
+    """What one round's attempts say of their nodes.
+
+    Attributes:
+        noise: node -> the noise multiplier of its newest attempt.
+        steps: node -> the fewest steps that it said it can do; without those that never said so.
+    """
+
+    def __init__(self, record: RoundRecord) -> None:
+        self.record = record
+        self.noise = {one.node: one.offer.noise_multiplier for one in record.attempts}
+        self.steps: dict[str, int] = {}
+        for one in record.attempts:
+            if one.steps_possible:
+                before = self.steps.get(one.node, one.steps_possible)
+                self.steps[one.node] = min(before, one.steps_possible)
 
 
 def _cost(record: RoundRecord, account: str, filter_: Filter, job: Job) -> tuple[int, int]:

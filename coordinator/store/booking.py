@@ -179,14 +179,13 @@ class Books:
         execute = self.connection.execute
         self.booked.update(one.statement.kind for one in self._written)
         if self._written:
-            execute(entries.insert(), [_row(one) for one in self._written])
+            execute(_ENTRY, [_row(one) for one in self._written])
             touched = sorted({one.statement.account for one in self._written})
             execute(_BALANCE, [_balance_row(name, self._kept[name]) for name in touched])
         if self._held:
-            execute(reservations.insert(), [_held_row(*one) for one in self._held.values()])
+            execute(_RESERVATION, [_held_row(*one) for one in self._held.values()])
         if self._released:
-            gone = reservations.c.attempt_id.in_(sorted(self._released))
-            execute(reservations.delete().where(gone))
+            execute(_RELEASE, {"attempts": sorted(self._released)})
         if self._signatures:
             execute(_SIGNATURE, self._signatures)
         for one in (self._written, self._held, self._released, self._signatures):
@@ -225,6 +224,11 @@ _LAST = (
         entries, and_(entries.c.account == accounts.c.account, entries.c.seq == accounts.c.entries)
     )
     .where(accounts.c.account.in_(bindparam("names", expanding=True)))
+)
+_ENTRY = entries.insert()
+_RESERVATION = reservations.insert()
+_RELEASE = reservations.delete().where(
+    reservations.c.attempt_id.in_(bindparam("attempts", expanding=True))
 )
 _BALANCE = (
     update(accounts)

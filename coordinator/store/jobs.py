@@ -114,12 +114,15 @@ def append_all(
     """Write steps of a job, in their order. A `seq` that exists is refused by the primary key, so
     that two writers can never both go on from the same step."""
     connection.execute(
-        journal.insert(),
+        _STEP,
         [
             {"job_id": job_id, "seq": seq, "at": at_s, "event": events.to_json(event)}
             for seq, event in enumerate(taken, first_seq)
         ],
     )
+
+
+_STEP = journal.insert()
 
 
 def history(connection: Connection, job_id: str) -> list[tuple[float, events.Event]]:

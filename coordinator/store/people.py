@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import Connection, Row, bindparam, func, select, update
 
 from certs.authority import IssuedCertificate
 from certs.registry import CertificateRecord
@@ -215,8 +215,14 @@ def keep_hello(connection: Connection, name: str, hello: federation.Hello, now_s
 
 def keep_seen(connection: Connection, seen_at_s: dict[str, float]) -> None:
     """Remember when nodes were heard last."""
-    for name, at_s in seen_at_s.items():
-        connection.execute(update(nodes).where(nodes.c.name == name).values(last_seen_at=at_s))
+    if seen_at_s:
+        rows = [{"node": name, "at_s": at_s} for name, at_s in sorted(seen_at_s.items())]
+        connection.execute(_SEEN, rows)
+
+
+_SEEN = (
+    update(nodes).where(nodes.c.name == bindparam("node")).values(last_seen_at=bindparam("at_s"))
+)
 
 
 def add_certificate(connection: Connection, issued: IssuedCertificate) -> None:

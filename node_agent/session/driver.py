@@ -293,7 +293,7 @@ class Driver:
             self._handing_in.discard(attempt_id)
 
     async def _close(self, attempt_id: str, outcome: e.Outcome) -> None:
-        row = await self._parts.ledger.run(self._close_now, attempt_id, outcome)
+        row = await self._parts.ledger.soon(self._close_now, attempt_id, outcome)
         if row is None:
             log.warning("closed_attempt_unknown", attempt_id=attempt_id)
         elif row.state == "opened" and outcome == "void":
@@ -315,7 +315,7 @@ class Driver:
     async def _sweep_models(self) -> None:
         needed = {one.order.base_model_digest for one in self._agent.attempts}
         needed.update(*self._recent_models.values())
-        await asyncio.to_thread(self._parts.spool.keep_models, needed)
+        await self._parts.ledger.soon(self._parts.spool.keep_models, needed)
 
     def _recover(self) -> tuple[e.Resumed, ...]:
         state = self._parts.state

@@ -52,7 +52,7 @@ class Terms:
 
 
 class Admission:
-    """Decides; every decision is durable when it is returned."""
+    """Decides; every refusal is durable when it is returned, a reservation before it is used."""
 
     def __init__(
         self,

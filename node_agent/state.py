@@ -2,7 +2,8 @@
 
 An attempt goes `reserved -> opened -> spooled | no_update -> closed`, or to `refused`, which is
 final: the node has signed that it never opened the data. Each step and its ledger entry are one
-transaction, durable before anything that follows from it is done. SQLite is used by one thread.
+transaction, durable before a record is read, and before anything else that follows from it cannot
+be undone. SQLite is used by one thread.
 """
 
 import contextlib
@@ -199,10 +200,11 @@ class State:
     def reserve(self, order: Order, filter_: Filter, purpose: Purpose = "training") -> bytes:
         """Set an order's cost aside; returns the signature over its reserve statement.
 
-        The caller has judged the order by `standing` in the same turn.
+        The caller has judged the order by `standing` in the same turn. On the disk it is with
+        `open`, before any record is read; a machine that loses it before is ordered again.
         """
         statement = order.statement(self._node, "reserve")
-        with self._transaction():
+        with self._transaction(durable=False):
             units = filter_.cost_units(order.release)
             self._insert(order, "reserved", units, purpose=purpose)
             self.ledger.fix(statement.account, filter_)

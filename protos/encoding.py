@@ -14,7 +14,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from protos.content import beside_of, sync_directory
+from protos.content import beside_of
 from protos.tensors import data_bytes, make_header
 from protos.updates import BLOCK_VALUES, INT8_MAX, UpdateDtype, blocks_of, tensors_for
 
@@ -125,6 +125,8 @@ def make_room(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: UpdateDt
 def write_update(path: Path, deltas: Mapping[str, Floats], dtype: UpdateDtype) -> tuple[str, int]:
     """Write an update beside `path`, synced, and rename it there: whole or not at all.
 
+    The new name is not: whoever takes the file over gives it another one, and syncs that.
+
     Takes a few tiles of memory beside `deltas`, and the room that `make_room` has taken, if it has.
 
     Returns:
@@ -147,7 +149,6 @@ def write_update(path: Path, deltas: Mapping[str, Floats], dtype: UpdateDtype) -
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
     return hasher.hexdigest(), size
 
 

@@ -192,11 +192,8 @@ def _advance(phase: Training, now_s: float, asked: list[c.Command]) -> Step:
     if not short:
         surveys: list[c.Command] = [c.Survey()] if again and not phase.topping_up else []
         return replace(phase, waiting=()), [*asked, *surveys]
-    waiting = tuple(
-        _why(a) for a in _latest(record).values() if a.state is not AttemptState.RECEIVED
-    )
     surveys = [] if phase.topping_up else [c.Survey()]
-    return replace(phase, waiting=waiting), [*asked, *surveys]
+    return replace(phase, waiting=_missing(record)), [*asked, *surveys]
 
 
 def _fewer_steps(record: RoundRecord) -> set[str]:
@@ -211,6 +208,12 @@ def _fewer_steps(record: RoundRecord) -> set[str]:
 def _latest(record: RoundRecord) -> dict[str, Attempt]:
     """Each node's newest attempt at the round."""
     return {a.node: a for a in record.attempts}
+
+
+def _missing(record: RoundRecord) -> tuple[e.Absence, ...]:
+    """Whose attempts have not given the round an update, and why."""
+    newest = _latest(record).values()
+    return tuple(_why(a) for a in newest if a.state is not AttemptState.RECEIVED)
 
 
 def _why(attempt: Attempt) -> e.Absence:
@@ -242,16 +245,17 @@ def top_up(phase: Training, event: e.NodesSurveyed, now_s: float) -> Step:
         return replace(phase, topping_up=offers), [asked]
     held = {a.node for a in (*record.received, *record.opened)}
     broke = tuple(_why(a) for a in _latest(record).values() if a.reason in NODE_BUDGET_REASONS)
-    absences = (*broke, *(a for a in event.absences if a.node not in held))
+    others = tuple(a for a in event.absences if a.node not in held)
+    absences = (*broke, *others)
     # Whoever works has its say first: an order that it refuses is voided, not charged.
     nobody_answers = not heard or phase.deadline_passed
     if nobody_answers and ending.never_again(phase.course, held, absences):
         return ending.end_job(
             phase.course, "budget_exhausted", ending.exhausted_message(absences), now_s, record
         )
-    known = {a.node for a in phase.waiting}
-    added = tuple(a for a in absences if a.node not in known)
-    return replace(phase, waiting=phase.waiting + added), []
+    # What the survey says of a node is newer than how its last attempt ended.
+    missing = {a.node: a for a in (*_missing(record), *others, *broke)}
+    return replace(phase, waiting=tuple(missing.values())), []
 
 
 def _without(phase: Training, nodes: set[str], now_s: float) -> Step:

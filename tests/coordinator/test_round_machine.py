@@ -266,6 +266,21 @@ def test_every_phase_knows_what_to_ask_for_after_a_restart(
     assert machine.resume(phase) == asked
 
 
+def test_a_round_that_waits_says_of_each_node_what_is_so_now() -> None:
+    """A node that was away and is back is no longer called away, whatever its attempt ended in."""
+    book = training("a", "b", "c") >> update("a1") >> e.NodeWasLost("b") >> e.NodeWasLost("c")
+    book = book >> e.StepFailed("a disk") >> e.ResumeRequested("operator", "r1")
+    gone = (e.Absence("b", "OFFLINE", "is not connected"), e.Absence("c", "OFFLINE", "is away"))
+    book = Playbook(book.phase, [], book.now_s) >> surveyed(absent=gone) << None
+    assert [(a.node, a.reason) for a in book.phase.waiting] == [("b", "OFFLINE"), ("c", "OFFLINE")]
+    back = (e.Absence("b", "TASK_NOT_ALLOWED", "its policy forbids it"), gone[1])
+    book = book >> surveyed(absent=back) << None
+    assert [(a.node, a.reason) for a in book.phase.waiting] == [
+        ("b", "TASK_NOT_ALLOWED"),
+        ("c", "OFFLINE"),
+    ]
+
+
 def test_a_node_that_refused_is_asked_again_after_a_while_or_when_it_comes_back() -> None:
     """A refusal may pass (a worker that could not start); asking each second would be noise."""
     book = training("a", "b", "c") >> update("a1") >> update("b1")

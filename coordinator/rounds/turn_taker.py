@@ -1,6 +1,7 @@
 """Takes a job's turns one after the other: what arrives during one is taken in the next."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -19,6 +20,9 @@ log = structlog.get_logger(__name__)
 
 NOTE_S = 0.02
 """How long an event that nobody waits for may wait for a turn to ride on."""
+
+DOUBT_S = 1.0
+"""After a transaction whose end nobody heard of, until the journal is asked."""
 
 Given = tuple[Input, "asyncio.Future[None]"]
 
@@ -95,7 +99,9 @@ class TurnTaker:
             turn = await self._database.write(work)
         except Exception as error:  # noqa: BLE001 - told to whoever gave the input
             # Our own errors are raised before the commit; any other may have come after it.
-            live.unsure = live.unsure or not isinstance(error, FeddpError)
+            if not live.unsure and not isinstance(error, FeddpError):
+                live.unsure = True
+                self._keep(self._make_sure(live))
             if len(batch) == 1:
                 _settle(batch[0][1], error)
                 return
@@ -108,6 +114,14 @@ class TurnTaker:
         for place, (_, done) in enumerate(batch):
             _settle(done, turn.faults.get(place))
 
+    async def _make_sure(self, live: LiveJob) -> None:
+        """Find out what has become of a transaction, also of a job in which nothing happens."""
+        while live.unsure:
+            await asyncio.sleep(DOUBT_S)
+            if live.unsure:
+                with contextlib.suppress(Exception):  # the next look, or the next turn, finds out
+                    await self.take(live, _nothing)
+
     async def _catch_up(self, live: LiveJob) -> None:
         """After a transaction whose end nobody heard of, the journal says what has happened."""
         steps = await self._database.read(
@@ -119,6 +133,10 @@ class TurnTaker:
             log.warning("job_caught_up", job_id=live.job_id, phase=type(phase).__name__)
             live.phase, live.steps = phase, count
             self._caught_up(live)
+
+
+def _nothing(_connection: Connection, _live: LiveJob) -> None:
+    """A turn that only finds out where the journal stands."""
 
 
 def _settle(done: "asyncio.Future[None]", fault: Exception | None) -> None:

@@ -13,10 +13,10 @@ from coordinator.config import CoordinatorConfig
 from coordinator.jobspec import parse_job
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
-from coordinator.rounds import machine
+from coordinator.rounds import machine, turn_taker
 from coordinator.rounds.answers import Answers
 from coordinator.rounds.live import LiveJob, job_to_json, plan_of, replay
-from coordinator.rounds.phases import Aggregating, Selecting, Training
+from coordinator.rounds.phases import Aggregating, Ended, Selecting, Training
 from coordinator.rounds.turn_taker import TurnTaker
 from coordinator.rounds.turns import Turn, take_turn
 from coordinator.sessions import Sessions
@@ -245,10 +245,8 @@ def test_one_input_that_the_ledger_refuses_fails_alone(world: World) -> None:
     assert world.reload() == (world.live.phase, world.live.steps)
 
 
-def test_a_commit_that_nobody_heard_of_is_found_in_the_journal(world: World) -> None:
-    """The database went away after the commit: the event is not lost, and not taken twice."""
-    world.turn(c.Survey())
-    ids = world.attempts()
+def forgets_one_commit(world: World) -> None:
+    """The database commits, and the connection is gone before it says so."""
     write, failures = world.database.write, iter([True])
 
     async def forgetful(work: Any) -> Any:
@@ -257,9 +255,40 @@ def test_a_commit_that_nobody_heard_of_is_found_in_the_journal(world: World) -> 
             raise OSError("the connection is gone")
         return done
 
+    world.database.write = forgetful  # type: ignore[method-assign]
+
+
+def test_a_commit_that_nobody_heard_of_is_looked_for_when_nothing_else_happens(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a job that has no further events: one that had failed and was resumed hung else."""
+    monkeypatch.setattr(turn_taker, "DOUBT_S", 0.01)
+    world.turn(c.Survey())
+    world.turn(e.StepFailed("a disk"))
+
     async def scene() -> int:
         taker = Taker(world)
-        world.database.write = forgetful  # type: ignore[method-assign]
+        forgets_one_commit(world)
+        with pytest.raises(OSError, match="gone"):
+            await taker.taker.take(world.live, e.ResumeRequested("operator", "r1"))
+        assert isinstance(world.live.phase, Ended)
+        async with asyncio.timeout(10):
+            await asyncio.gather(*taker.tasks)
+        return taker.caught_up
+
+    assert asyncio.run(scene()) == 1
+    assert isinstance(world.live.phase, Selecting)
+    assert not world.live.unsure
+
+
+def test_a_commit_that_nobody_heard_of_is_found_in_the_journal(world: World) -> None:
+    """The database went away after the commit: the event is not lost, and not taken twice."""
+    world.turn(c.Survey())
+    ids = world.attempts()
+
+    async def scene() -> int:
+        taker = Taker(world)
+        forgets_one_commit(world)
         with pytest.raises(OSError, match="gone"):
             await taker.taker.take(world.live, update(ids[0]))
         await taker.taker.take(world.live, update(ids[0]))  # the node says it again

@@ -15,6 +15,7 @@ from coordinator.rounds import events as e
 from coordinator.rounds.answers import Answers
 from coordinator.rounds.live import LiveJob, plan_of, replay
 from coordinator.rounds.phases import Ended, Training
+from coordinator.rounds.turn_taker import DOUBT_S
 from coordinator.rounds.turns import Input, Taken, Turn, take_turn
 from protos.errors import Unavailable
 from protos.feddp.v1 import federation_pb2 as pb
@@ -145,7 +146,9 @@ class Driver(Process):
 
         def then(turn: Turn | Exception) -> None:
             if isinstance(turn, Exception):
-                live.unsure = True
+                if not live.unsure:
+                    live.unsure = True
+                    self.later(DOUBT_S, lambda: self._make_sure(live))
                 if len(batch) > 1:  # one of them may be at fault: alone, it harms nobody else
                     self._turns(live, [*([one] for one in batch), *rest])
                     return
@@ -161,6 +164,11 @@ class Driver(Process):
                 self._turns(live, rest)
 
         self.commit(lambda: self._turn(live, [given for given, _ in batch]), then)
+
+    def _make_sure(self, live: LiveJob) -> None:
+        if live.unsure:
+            self.take(live, lambda _connection, _live: None)
+            self.later(DOUBT_S, lambda: self._make_sure(live))
 
     def _turn(self, live: LiveJob, inputs: list[Input]) -> Turn | Exception:
         if live.unsure:

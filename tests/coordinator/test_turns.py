@@ -277,8 +277,8 @@ def test_a_commit_that_nobody_heard_of_is_looked_for_when_nothing_else_happens(
         return taker.caught_up
 
     assert asyncio.run(scene()) == 1
-    assert isinstance(world.live.phase, Selecting)
-    assert not world.live.unsure
+    assert isinstance(world.live.phase, Training)
+    assert world.reload() == (world.live.phase, world.live.steps)
 
 
 def test_a_commit_that_nobody_heard_of_is_found_in_the_journal(world: World) -> None:

@@ -7,7 +7,7 @@ transaction, durable before anything that follows from it is done. SQLite is use
 
 import contextlib
 import sqlite3
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node_agent.config import Folder
 from node_agent.orders import Order
+from node_agent.own_ledger import RAISES_SCHEMA, OwnLedger
 from node_agent.own_ledger import SCHEMA as LEDGER_SCHEMA
-from node_agent.own_ledger import OwnLedger
 from node_agent.policy import FixedFilter, Standing
 from node_agent.tasks.registry import Purpose
 from node_agent.witnessed import SCHEMA as WITNESS_SCHEMA
@@ -28,8 +28,8 @@ from privacy.ledger import Entry, Kind, Pending
 from protos.errors import Malformed, NotFound, invariant
 from protos.feddp.v1 import federation_pb2 as pb
 
-SCHEMA_VERSION: Final = 2
-"""2 since the coordinator's ledger is followed."""
+SCHEMA_VERSION: Final = 3
+"""2 since the coordinator's ledger is followed, 3 since a limit is raised by an entry."""
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -55,6 +55,8 @@ CREATE INDEX attempts_by_job ON attempts (job_id);
 CREATE INDEX attempts_by_state ON attempts (state);
 """
 
+_COORDINATOR_LIMIT: Final = "coordinator_limit:"
+
 RESTORED_NOTE: Final = "restored_from_copy"
 """Set until the coordinator's ledger was followed to its end once after that."""
 
@@ -66,6 +68,13 @@ ALTER TABLE attempts ADD COLUMN purpose TEXT NOT NULL DEFAULT 'training';
 _UNITS: Final = (
     "SELECT coalesce(sum(units), 0) FROM attempts WHERE outcome != 'void' AND account = ?"
 )
+
+_STEPS: Final = {
+    0: f"{_SCHEMA}{LEDGER_SCHEMA}{WITNESS_SCHEMA}{RAISES_SCHEMA}",
+    1: f"{_SINCE_1}{WITNESS_SCHEMA}{RAISES_SCHEMA}",
+    2: RAISES_SCHEMA,
+}
+"""What brings a database of each older version to this one."""
 
 AttemptState = Literal["reserved", "opened", "spooled", "no_update", "closed", "refused"]
 
@@ -186,7 +195,28 @@ class State:
         row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return str(row[0]) if row else ""
 
+    def coordinator_limit(self, account: str) -> float | None:
+        """The limit of "NODE/NAME" that the coordinator said last; None if it never did."""
+        said = self.note(f"{_COORDINATOR_LIMIT}{account}")
+        return float(said) if said else None
+
     # Steps
+
+    def keep_coordinator_limits(self, limits: Mapping[str, float]) -> None:
+        """Note what the coordinator holds accounts to, which are named without the node."""
+        for account, limit in limits.items():
+            self.set_note(f"{_COORDINATOR_LIMIT}{self._node}/{account}", repr(limit))
+
+    def lower(self, account: str, epsilon_limit: float, raises: Mapping[str, int]) -> None:
+        """See `OwnLedger.lower`; the account is named without the node."""
+        name = f"{self._node}/{account}"
+        self.ledger.lower(name, epsilon_limit, raises.get(name, 0))
+
+    @contextlib.contextmanager
+    def raising(self) -> Iterator[OwnLedger]:
+        """The ledger, within one transaction; nobody else writes to it meanwhile."""
+        with self._transaction():
+            yield self.ledger
 
     def set_note(self, key: str, value: str) -> None:
         """Keep a note for `feddp agent status`."""
@@ -381,8 +411,7 @@ class State:
                 f"{path} was written by a newer agent (schema {version}); upgrade this one",
             )
         if version < SCHEMA_VERSION:
-            first = f"{_SCHEMA}{LEDGER_SCHEMA}" if version == 0 else _SINCE_1
-            script = f"{first}{WITNESS_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};"
+            script = f"{_STEPS[version]}PRAGMA user_version = {SCHEMA_VERSION};"
             self._connection.executescript(f"BEGIN IMMEDIATE;{script}COMMIT;")
         if version == 1:
             for row in self._rows(""):

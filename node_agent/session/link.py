@@ -150,7 +150,9 @@ class Link:
                 self._complained = ("", 0.0)
                 interval_s = message.welcome.heartbeat_interval_s
                 self.heartbeat_s = min(HEARTBEAT_S, max(0.2, interval_s / 2))
-                self._dispatch(e.WelcomeReceived(tuple(map(_closed, message.welcome.closed))))
+                closed = tuple(map(_closed, message.welcome.closed))
+                limits = tuple((o.account, o.epsilon_limit) for o in message.welcome.limits)
+                self._dispatch(e.WelcomeReceived(closed, limits))
             case "work_order":
                 order = message.work_order
                 self._offer_model(order.base_model_digest, order.base_model)

@@ -32,6 +32,7 @@ UNRESOLVED_MAX: Final = 16
 UNIT: Final = "patient"
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+STEWARD_NAME: Final = _NAME
 _TASK = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[0-9a-f]{64}$"
 
 

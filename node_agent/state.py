@@ -141,6 +141,10 @@ class State:
         """Attempts that the coordinator has not closed yet, in the order of arrival."""
         return self._rows("WHERE state IN (?, ?, ?, ?)", *LIVE)
 
+    def pending_on(self, account: str) -> bool:
+        """Whether attempts on "NODE/NAME" are reserved or under way."""
+        return bool(self._rows("WHERE state IN ('reserved', 'opened') AND account = ?", account))
+
     def counts(self) -> dict[str, int]:
         """Attempts by state."""
         query = "SELECT state, count(*) FROM attempts GROUP BY state ORDER BY state"

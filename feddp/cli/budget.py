@@ -12,6 +12,7 @@ from protos.errors import NotFound
 
 if TYPE_CHECKING:
     from feddp.cli.ledgers import Ledger
+    from privacy.ledger import Entry
 
 NEARLY_SPENT_SHARE: Final = 5
 """A fifth is left: 80 % is spent."""
@@ -119,7 +120,8 @@ def _share(account: dict[str, Any], name: str) -> str:
 def ledger(
     data_set: DataSet = "", folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False
 ) -> None:
-    """Every entry with its mechanism and parameters, so that anyone can recompute epsilon."""
+    """Every entry with its mechanism and parameters, so that anyone can recompute epsilon; raised
+    limits with who asked, who agreed, and why."""
     from feddp.cli.ledgers import read
     from feddp.profile import Selection
 
@@ -129,25 +131,6 @@ def ledger(
     if as_json:
         output.print_json(found.export())
         return
-    rows = []
-    for entry in found.entries:
-        one = entry.statement
-        noise = "" if one.noise_multiplier is None else f"{one.noise_multiplier:.6g}"
-        rows.append(
-            [
-                one.account,
-                str(entry.seq),
-                one.kind,
-                one.attempt_id,
-                one.job_id,
-                str(one.round),
-                one.mechanism,
-                noise,
-                f"{one.sample_rate:g}",
-                str(one.steps),
-                "yes" if entry.node_signature else "no",
-            ]
-        )
     headers = [
         "ACCOUNT",
         "SEQ",
@@ -161,7 +144,34 @@ def ledger(
         "STEPS",
         "SIGNED",
     ]
-    output.table(headers, rows)
+    output.table(headers, [_entry_row(entry) for entry in found.entries])
+
+
+def _entry_row(entry: "Entry") -> list[str]:
+    from privacy.ledger import LimitChange
+
+    one = entry.statement
+    first = [one.account, str(entry.seq), one.kind]
+    signed = "yes" if entry.node_signature else "no"
+    if isinstance(one, LimitChange):
+        terms = one.terms
+        old, new = (
+            output.epsilon(limit) for limit in (terms.epsilon_limit_old, terms.epsilon_limit_new)
+        )
+        said = f"epsilon {old} -> {new}, {terms.asked_by} and {one.agreed_by}: {terms.reason}"
+        return [*first, said, "", "", "", "", "", "", signed]
+    noise = "" if one.noise_multiplier is None else f"{one.noise_multiplier:.6g}"
+    return [
+        *first,
+        one.attempt_id,
+        one.job_id,
+        str(one.round),
+        one.mechanism,
+        noise,
+        f"{one.sample_rate:g}",
+        str(one.steps),
+        signed,
+    ]
 
 
 @app.command()
@@ -220,8 +230,9 @@ def verify(
             "checked: hash chain, node signatures, one end per attempt, never above the limit"
         )
         output.line(
-            "that the ledger states; the limit itself is not signed: compare it with policies"
+            "in force; two people's and the node's signatures on each raise. An account's first"
         )
+        output.line("limit is not signed: compare it with the hospital's policy")
         output.line(f"and {found.witnesses.said()}" + _beside(heads or []))
         if not found.witnesses.heads and found.entries:
             output.line(

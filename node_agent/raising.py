@@ -207,6 +207,7 @@ def record(path: Path, file: Path, *, dry_run: bool = False) -> Outlook:
         if not dry_run:
             ledger.fix(change.account, here.filter)
             ledger.record(change)
+            here.state.forget_coordinator_limit(change.account)
         return here.outlook(proposal)
 
 

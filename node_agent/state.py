@@ -216,6 +216,10 @@ class State:
         name = f"{self._node}/{account}"
         self.ledger.lower(name, epsilon_limit, raises.get(name, 0))
 
+    def forget_coordinator_limit(self, account: str) -> None:
+        """What the coordinator said before a raise of "NODE/NAME" says nothing about after it."""
+        self.set_note(f"{_COORDINATOR_LIMIT}{account}", "")
+
     @contextlib.contextmanager
     def raising(self) -> Iterator[OwnLedger]:
         """The ledger, within one transaction; nobody else writes to it meanwhile."""

@@ -106,12 +106,13 @@ class FederationService(pb_grpc.FederationServicer):
     async def _greet(self, node: str, hello: pb.Hello) -> pb.Welcome:
         """See `greeting.greet`."""
 
-        def work(connection: Connection) -> pb.Welcome:
-            welcome = greet(connection, node, hello, time.time())
-            welcome.heartbeat_interval_s = self.heartbeat_interval_s
-            return welcome
+        def work(connection: Connection) -> tuple[pb.Welcome, int]:
+            return greet(connection, node, hello, time.time())
 
-        return await self.database.write(work)
+        welcome, raised = await self.database.write(work)
+        self.rounds.count_entries("limit", raised)
+        welcome.heartbeat_interval_s = self.heartbeat_interval_s
+        return welcome
 
     async def _read(self, incoming: AsyncIterator[pb.AgentMessage], session: NodeSession) -> None:
         async for message in incoming:

@@ -17,8 +17,14 @@ PUBLISHED_MAX = 256
 DECLARED_N_MAX = 10**12
 
 
-def greet(connection: Connection, node: str, hello: pb.Hello, now_s: float) -> pb.Welcome:
-    """Keep what the node publishes; tell which of its attempts are closed, and its limits."""
+def greet(
+    connection: Connection, node: str, hello: pb.Hello, now_s: float
+) -> tuple[pb.Welcome, int]:
+    """Keep what the node publishes; tell which of its attempts are closed, and its limits.
+
+    Returns:
+        The answer, and how many raises were appended.
+    """
     people.keep_hello(connection, node, hello, now_s)
     for account in hello.accounts:
         try:
@@ -34,17 +40,16 @@ def greet(connection: Connection, node: str, hello: pb.Hello, now_s: float) -> p
                 )
         except FeddpError as error:
             log.warning("account_refused", node=node, account=account.name, reason=error.reason)
-    for message in hello.limits:
-        _raise_limit(connection, node, message)
+    raised = sum(_raise_limit(connection, node, message) for message in hello.limits)
     closed = []
     for attempt_id in hello.open_attempts:
         outcome = ledger.outcome(connection, attempt_id)
         if outcome is not None:
             closed.append(pb.AttemptClosed(attempt_id=attempt_id, outcome=outcome))
-    return pb.Welcome(closed=closed, limits=_limits(connection, node, hello))
+    return pb.Welcome(closed=closed, limits=_limits(connection, node, hello)), raised
 
 
-def _raise_limit(connection: Connection, node: str, message: ledger_pb2.LedgerEntry) -> None:
+def _raise_limit(connection: Connection, node: str, message: ledger_pb2.LedgerEntry) -> bool:
     """Append a raise that a node brings; one that does not hold is logged, and changes nothing."""
     try:
         change = limit_from_wire(message)
@@ -53,7 +58,7 @@ def _raise_limit(connection: Connection, node: str, message: ledger_pb2.LedgerEn
             is_new = limits.record(connection, node, public_key, change, message.node_signature)
     except FeddpError as error:
         log.error("limit_refused", node=node, reason=error.reason, detail=error.message)
-        return
+        return False
     if is_new:
         log.warning(
             "limit_raised",
@@ -63,6 +68,7 @@ def _raise_limit(connection: Connection, node: str, message: ledger_pb2.LedgerEn
             asked_by=change.terms.asked_by,
             agreed_by=change.agreed_by,
         )
+    return is_new
 
 
 def _limits(connection: Connection, node: str, hello: pb.Hello) -> list[pb.AccountLimit]:

@@ -1,5 +1,6 @@
 """`feddp budget`: what was spent, on what, and whether the ledger proves it."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -53,7 +54,10 @@ def show(
         "LEFT",
         "STATE",
     ]
-    output.table(headers, [_row(account) for account in found.accounts])
+    raises = Counter(
+        one.statement.account for one in found.entries if one.statement.kind == "limit"
+    )
+    output.table(headers, [_row(one, raises[str(one["account"])]) for one in found.accounts])
     output.line("The limit at delta is the guarantee; the running epsilon is a figure on the way.")
     output.line("BOOKED is what the filter holds against the limit; EFFICIENCY is what the same")
     output.line("releases would have come to, had all been fixed in advance, over that; NAIVE SUM")
@@ -74,7 +78,7 @@ def _require_accounts(found: "Ledger", data_set: str) -> None:
         )
 
 
-def _row(account: dict[str, Any]) -> list[str]:
+def _row(account: dict[str, Any], raises: int) -> list[str]:
     limit = int(account["limit_units"])
     left = limit - int(account["posted_units"]) - int(account["pending_units"])
     order = f" order {account['rdp_order']}" if account["rdp_order"] else ""
@@ -91,8 +95,15 @@ def _row(account: dict[str, Any]) -> list[str]:
         *(_share(account, name) for name in ("efficiency", "booked_to_naive")),
         # Rounded down: nobody may believe that more is left than there is.
         f"{max(0, left) * 100 // limit if limit else 0} %",
-        _state(account, left, limit),
+        "; ".join(one for one in (_state(account, left, limit), _raised(account, raises)) if one),
     ]
+
+
+def _raised(account: dict[str, Any], raises: int) -> str:
+    first = account.get("epsilon_limit_highest")
+    if not raises or first is None:
+        return ""
+    return f"limit raised {raises} time{'' if raises == 1 else 's'}, from {output.epsilon(first)}"
 
 
 def _state(account: dict[str, Any], left: int, limit: int) -> str:

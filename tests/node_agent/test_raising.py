@@ -314,8 +314,9 @@ def test_a_raise_holds_for_the_state_that_it_was_signed_about(hospital: Hospital
     hospital.approve()
     hospital.write(30.0)
     assert refused(hospital.record) == "PROPOSAL_STALE"
-    hospital.write(20.0, ("anna", "carla"))
-    assert refused(hospital.record) == "STEWARD_UNKNOWN"
+    for left in (("anna", "carla"), ("bert", "carla")):
+        hospital.write(20.0, left)
+        assert refused(hospital.record) == "STEWARD_UNKNOWN"
     hospital.write(20.0)
     hospital.look(lambda state: state.lower("patients", 5.0, {}))
     assert refused(hospital.record) == "PROPOSAL_STALE"
@@ -363,6 +364,9 @@ def test_a_raise_goes_on_from_what_the_coordinator_holds_where_that_is_less(
     hospital.record()
     assert hospital.limit() == 20.0
     assert status(hospital.folder.root)["ledger"]["verified"]
+    hospital.write(30.0)
+    next_one = hospital.propose(file="next.json")
+    assert next_one.epsilon_limit_old == 20.0, "what it said before the raise counts no more"
 
 
 def test_an_account_with_entries_at_the_coordinator_alone_is_raised_too(

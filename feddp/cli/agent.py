@@ -118,7 +118,7 @@ def _account(one: dict[str, Any]) -> str:
         start = output.epsilon(one["epsilon_start"])
         limit += f", of which its first release takes {start} (rdp order {one['rdp_order']})"
     if one["raises"]:
-        limit += f", raised {one['raises']} times"
+        limit += f", raised {one['raises']} time{'' if one['raises'] == 1 else 's'}"
         limit += ", not yet in the coordinator's ledger" if one["raises_unseen"] else ""
     if one["not_raised"]:
         limit += f". {one['not_raised']}"

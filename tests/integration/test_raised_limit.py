@@ -42,7 +42,23 @@ def test_a_job_that_the_budget_refused_runs_once_two_people_have_raised_the_limi
         found = cli_json("agent", "status", "--dir", str(coordinator.agent(name)))
         assert found["ledger"]["verified"], found["ledger"]["problems"]
         assert found["ledger"]["disputes"] == []
-        wait_for("alpha has seen it there", lambda name=name: unseen(coordinator, name) == 0)  # type: ignore[misc]
+        wait_for("it has seen that there", lambda name=name: unseen(coordinator, name) == 0)  # type: ignore[misc]
+    check_database(coordinator)
+
+
+def check_database(federation: Federation) -> None:
+    """What whoever may write to it changes is named, whether it can be read or not."""
+    root = str(federation.installation.folder)
+    for change in ("replace(limit_change, '2.0', '3.0')", "'no JSON'", "NULL"):
+        with federation.database() as database:
+            database.execute(
+                f"UPDATE entries SET limit_change = {change}"  # noqa: S608
+                " WHERE kind = 'limit' AND node = 'alpha'"
+            )
+            database.commit()
+        code, out, err = run_cli("budget", "verify", "--dir", root, "--json")
+        assert code == 1, err
+        assert [one["account"] for one in json.loads(out)["problems"]] == ["alpha/patients"]
 
 
 def raise_limit(federation: Federation, name: str, keys: Path) -> None:

@@ -5,8 +5,6 @@ What two people sign is a small file that goes from hand to hand; nothing of it 
 """
 
 import contextlib
-import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,54 +14,26 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from certs.enrolment import load_ledger_key, new_ledger_key, public_bytes_of, save_private_key
-from certs.keyfiles import write_new
+from node_agent import proposals
 from node_agent.agent import read_folder
 from node_agent.config import Folder
 from node_agent.own_ledger import KeptAccount
 from node_agent.policy import STEWARD_NAME, AccountPolicy, Policy, StewardPolicy, filter_of
+from node_agent.proposals import Proposal
 from node_agent.state import RESTORED_NOTE, State, ledger_missing
 from node_agent.steward import Rules, Steward
 from privacy.filters import Filter
 from privacy.limits import (
     REASON_MAX,
-    TERMS_FIELDS,
-    LimitChange,
     LimitTerms,
     fault_of,
     same_person,
     sign_terms,
     terms_signed,
 )
-from protos.content import beside_of, sync_directory
 from protos.errors import Malformed, NotAllowed, NotFound, WrongPhase
 
 STEWARDS_MIN: Final = 2
-FILE_BYTES_MAX: Final = 64 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """A raise on its way: asked for, and agreed to once the last three are not empty."""
-
-    terms: LimitTerms
-    asked_signature: str
-    agreed_by: str = ""
-    agreed_key: str = ""
-    agreed_signature: str = ""
-
-    def change(self) -> LimitChange:
-        """What the ledger may take.
-
-        Raises:
-            WrongPhase: NOT_AGREED.
-        """
-        if not self.agreed_signature:
-            raise WrongPhase(
-                "NOT_AGREED",
-                f"{self.terms.asked_by} has asked for this and nobody has agreed yet: a second "
-                "steward does with `feddp agent limit approve`",
-            )
-        return LimitChange(self.terms, **{name: getattr(self, name) for name in _ADDED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +115,7 @@ def propose(path: Path, account: str, name: str, key_file: Path, reason: str, ou
             asked_key=steward.public_key,
         )
         proposal = Proposal(terms, sign_terms(key, terms))
-        write_new(out, _text(proposal), 0o644)
+        proposals.write(out, proposal)
         return here.outlook(proposal)
 
 
@@ -158,9 +128,9 @@ def approve(path: Path, file: Path, name: str, key_file: Path) -> Outlook:
         Malformed: PROPOSAL_INVALID.
         NotFound: FILE_MISSING; and as `propose`.
     """
-    proposal = load(file)
+    proposal = proposals.load(file)
     terms = proposal.terms
-    with _at(path, _local(terms.account, file)) as here:
+    with _at(path, proposals.account_in(terms.account, file)) as here:
         steward, key = _signer(here.rules.policy, name, key_file)
         if same_person(terms.asked_by, terms.asked_key, name, steward.public_key):
             raise NotAllowed(
@@ -179,7 +149,7 @@ def approve(path: Path, file: Path, name: str, key_file: Path) -> Outlook:
             agreed_key=steward.public_key,
             agreed_signature=sign_terms(key, terms),
         )
-        _replace(file, _text(agreed))
+        proposals.replace_file(file, agreed)
         return here.outlook(agreed)
 
 
@@ -192,9 +162,12 @@ def record(path: Path, file: Path, *, dry_run: bool = False) -> Outlook:
         WrongPhase: NOT_AGREED, PROPOSAL_STALE.
         NotAllowed, Malformed, NotFound: as `propose` and `approve`.
     """
-    proposal = load(file)
+    proposal = proposals.load(file)
     change = proposal.change()
-    with _at(path, _local(change.account, file)) as here, here.state.raising() as ledger:
+    with (
+        _at(path, proposals.account_in(change.account, file)) as here,
+        here.state.raising() as ledger,
+    ):
         # Policy and ledger are read again in here: nobody else can write to the ledger meanwhile.
         here = _here(here.state, Steward(Folder(path.absolute())), here.node, here.policy.name)
         here.require_current(change.terms)
@@ -209,47 +182,6 @@ def record(path: Path, file: Path, *, dry_run: bool = False) -> Outlook:
             ledger.record(change)
             here.state.forget_coordinator_limit(change.account)
         return here.outlook(proposal)
-
-
-def load(file: Path) -> Proposal:
-    """Read what `propose` or `approve` wrote.
-
-    Raises:
-        NotFound: FILE_MISSING.
-        Malformed: PROPOSAL_INVALID.
-    """
-    try:
-        with file.open("rb") as opened:
-            value = json.loads(opened.read(FILE_BYTES_MAX))
-        added = {name: value.pop(name) for name in _ADDED}
-        if set(value) != set(TERMS_FIELDS) or not all(isinstance(x, str) for x in added.values()):
-            raise ValueError
-        found = Proposal(LimitTerms(**value), **added)
-        if found.agreed_signature:
-            found.change()
-    except FileNotFoundError:
-        raise NotFound("FILE_MISSING", f"there is no file {file}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, Malformed):
-        raise Malformed(
-            "PROPOSAL_INVALID", f"{file} is not what `feddp agent limit propose` wrote"
-        ) from None
-    return found
-
-
-_ADDED: Final = ("asked_signature", "agreed_by", "agreed_key", "agreed_signature")
-
-
-def _text(proposal: Proposal) -> bytes:
-    added = {name: getattr(proposal, name) for name in _ADDED}
-    return json.dumps({**proposal.terms.fields(), **added}, indent=2).encode() + b"\n"
-
-
-def _replace(file: Path, data: bytes) -> None:
-    beside = beside_of(file)
-    beside.unlink(missing_ok=True)
-    write_new(beside, data, 0o644)
-    os.replace(beside, file)
-    sync_directory(file.absolute().parent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,11 +321,3 @@ def _signer(policy: Policy, name: str, key_file: Path) -> tuple[StewardPolicy, E
     """A steward who holds the key that the policy names."""
     key = load_ledger_key(key_file)
     return _require_steward(policy, name, public_bytes_of(key).hex()), key
-
-
-def _local(account: str, file: Path) -> str:
-    """The account's name without the node's; another node's is told by `require_current`."""
-    _, slash, name = account.partition("/")
-    if not slash:
-        raise Malformed("PROPOSAL_INVALID", f"{file} names no account of a node")
-    return name

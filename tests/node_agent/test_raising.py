@@ -20,7 +20,8 @@ from node_agent.config import Folder
 from node_agent.identity import load_identity
 from node_agent.ledger_files import export, restore
 from node_agent.policy import FixedFilter, Policy, filter_of, judge_spending
-from node_agent.raising import Outlook, approve, load, make_key, propose, record
+from node_agent.proposals import load
+from node_agent.raising import Outlook, approve, make_key, propose, record
 from node_agent.session.greeting import hello
 from node_agent.state import RESTORED_NOTE, State
 from node_agent.steward import Steward
@@ -461,3 +462,23 @@ def test_a_dry_run_needs_all_that_the_real_one_needs(hospital: Hospital) -> None
     hospital.propose()
     with pytest.raises(WrongPhase):
         raising.record(hospital.folder.root, hospital.file(), dry_run=True)
+
+
+def test_a_raise_that_is_not_finished_leaves_nothing(hospital: Hospital) -> None:
+    """The entry, the limit and the number are one transaction."""
+    hospital.write(20.0)
+    hospital.propose()
+    hospital.approve()
+    change = load(hospital.file()).change()
+
+    def broken(state: State) -> None:
+        with pytest.raises(OSError, match="disk full"), state.raising() as own:
+            own.record(change)
+            raise OSError("disk full")
+
+    hospital.look(broken)
+    assert hospital.limit() == 10.0
+    assert hospital.look(lambda state: state.ledger.raise_counts()) == {}
+    assert status(hospital.folder.root)["ledger"]["entries"] == 2
+    hospital.record()
+    assert hospital.limit() == 20.0

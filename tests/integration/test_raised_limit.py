@@ -7,7 +7,15 @@ from typing import Any
 import yaml
 
 from privacy.ledger import LimitChange
-from tests.integration.federation import Federation, cli_json, job_file, run_cli, wait_for
+from tests.integration.federation import (
+    NODES,
+    Federation,
+    cli_json,
+    job_file,
+    null_job,
+    run_cli,
+    wait_for,
+)
 
 NAMES = ("alpha", "beta", "gamma")
 JOB = {"federation": {"rounds": 1, "local_steps": 2}, "privacy": {"target_epsilon": 0.5}}
@@ -44,6 +52,28 @@ def test_a_job_that_the_budget_refused_runs_once_two_people_have_raised_the_limi
         assert found["ledger"]["disputes"] == []
         wait_for("it has seen that there", lambda name=name: unseen(coordinator, name) == 0)  # type: ignore[misc]
     check_database(coordinator)
+
+
+def test_a_job_that_waits_goes_on_after_the_raise(coordinator: Federation, tmp_path: Path) -> None:
+    """One of four hospitals cannot pay, one is away; the raise brings the third that it needs."""
+    for name in NODES:
+        coordinator.add_node(name, epsilon_limit=0.6 if name == "alpha" else 10.0)
+        coordinator.start(name)
+    coordinator.wait_for_nodes(*NODES)
+    # It costs nothing, and from its entries on the limit is a promise.
+    assert coordinator.wait_for_end(coordinator.submit(null_job(1))).status == "completed"
+    coordinator.kill("delta")
+    job_id = coordinator.submit(job_file(**{**JOB, "privacy": {"target_epsilon": 1.0}}))
+
+    def waits_for() -> dict[str, str]:
+        return {one.node: one.reason for one in coordinator.job(job_id).waiting if one.node}
+
+    wait_for("it waits", lambda: waits_for() == {"alpha": "BUDGET", "delta": "OFFLINE"})
+    raise_limit(coordinator, "alpha", tmp_path)
+    job = coordinator.wait_for_end(job_id)
+    assert job.status == "completed", job.message
+    parts = {one.node: one.outcome for one in job.rounds[0].participation}
+    assert parts == dict.fromkeys(NAMES, "update") | {"delta": "left_out"}
 
 
 def check_database(federation: Federation) -> None:

@@ -19,7 +19,7 @@ from protos.feddp.v1 import (
 Phase = Literal["reserving", "training", "aggregating", "publishing"]
 Outcome = Literal["published", "below_quorum", "cancelled", "failed"]
 Direction = Literal["received", "sent"]
-EntryKind = Literal["reserve", "post", "void"]
+EntryKind = Literal["reserve", "post", "void", "limit"]
 
 OTHER: Final = "other"
 _FILES: Final[tuple[FileDescriptor, ...]] = (

@@ -1,12 +1,13 @@
 """The ledger read straight from the database, with the server running or stopped."""
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, RowMapping, inspect, text
 
 from coordinator import views
 from coordinator.config import CoordinatorConfig, load_config
@@ -16,8 +17,9 @@ from coordinator.store import ledger as ledger_store
 from coordinator.store.database import Database
 from coordinator.store.diagnosis import sqlite_file
 from coordinator.store.engines import is_sqlite
+from coordinator.store.limits import OUTER
 from privacy.filters import Filter
-from privacy.ledger import Entry
+from privacy.ledger import Entry, LimitChange
 from protos.errors import FeddpError, NotFound
 from protos.feddp.v1 import budgets_pb2
 
@@ -79,10 +81,23 @@ def stored_entries(folder: Path) -> list[dict[str, Any]]:
         rows = database.read_now(lambda connection: connection.execute(query).mappings().all())
     finally:
         database.close()
-    return [
-        {name: value.hex() if isinstance(value, bytes) else value for name, value in row.items()}
-        for row in rows
-    ]
+    return [_as_exported(row) for row in rows]
+
+
+def _as_exported(row: RowMapping) -> dict[str, Any]:
+    """A row with the names of an export: of a raise what only a raise has, of others the rest."""
+    fields = {
+        name: value.hex() if isinstance(value, bytes) else value for name, value in row.items()
+    }
+    change = fields.pop("limit_change")
+    if fields["kind"] != LimitChange.kind:
+        return fields if change is None else {**fields, "limit_change": change}
+    try:
+        inner = dict(json.loads(change))
+    except (ValueError, TypeError):
+        inner = {"limit_change": change}
+    outer = ("seq", *OUTER, "prev_hash", "hash", "node_signature")
+    return {**inner, **{name: fields[name] for name in outer}}
 
 
 def _open(folder: Path) -> tuple[Database, CoordinatorConfig]:

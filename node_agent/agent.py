@@ -8,7 +8,8 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from node_agent.identity import Identity, load_identity
 from node_agent.launchers.base import Limits, StartWorker
 from node_agent.launchers.local import LocalWorker
 from node_agent.own_ledger import KeptAccount
-from node_agent.policy import AccountPolicy, filter_of
+from node_agent.policy import AccountPolicy, filter_of, not_raised
 from node_agent.session.driver import CONNECTED_NOTE, Driver, Parts
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.link import CHANNEL_OPTIONS
@@ -165,10 +166,12 @@ def status(path: Path) -> dict[str, Any]:
     except FeddpError as error:
         answer["rules"] = {"ok": False, "message": error.message}
     kept: list[KeptAccount] = []
+    raises: dict[str, tuple[int, int]] = {}
     if folder.state_db.exists():
         state = State(folder.state_db, identity.node, identity.ledger_key)
         try:
             kept = state.ledger.accounts()
+            raises = _raises(state)
             since = state.note(CONNECTED_NOTE)
             answer["attempts"] = state.counts()
             answer["ledger"] = _verified(state, kept, identity)
@@ -183,7 +186,7 @@ def status(path: Path) -> dict[str, Any]:
             }
         finally:
             state.close()
-    answer["accounts"] = _accounts(identity.node, rules, kept)
+    answer["accounts"] = _accounts(identity.node, rules, kept, raises)
     return answer
 
 
@@ -277,12 +280,24 @@ def _verified(state: State, kept: list[KeptAccount], identity: Identity) -> dict
     }
 
 
-def _accounts(node: str, rules: Rules | None, kept: list[KeptAccount]) -> list[dict[str, Any]]:
+def _raises(state: State) -> dict[str, tuple[int, int]]:
+    """account -> how many raises it has, and how many of them the coordinator's chain lacks."""
+    unseen = Counter(change.account for change, _ in state.ledger.unseen_raises())
+    return {name: (count, unseen[name]) for name, count in state.ledger.raise_counts().items()}
+
+
+def _accounts(
+    node: str,
+    rules: Rules | None,
+    kept: list[KeptAccount],
+    raises: Mapping[str, tuple[int, int]],
+) -> list[dict[str, Any]]:
     """Accounts of the policy and of the ledger; figures at the limit that is in force."""
     by_name = {one.account.removeprefix(f"{node}/"): one for one in kept}
     policies = {one.name: one for one in rules.policy.accounts} if rules else {}
     return [
         _account(name, policies.get(name), by_name.get(name), rules)
+        | dict(zip(("raises", "raises_unseen"), raises.get(f"{node}/{name}", (0, 0)), strict=True))
         for name in sorted({*by_name, *policies})
     ]
 
@@ -290,7 +305,9 @@ def _accounts(node: str, rules: Rules | None, kept: list[KeptAccount]) -> list[d
 def _account(
     name: str, policy: AccountPolicy | None, kept: KeptAccount | None, rules: Rules | None
 ) -> dict[str, Any]:
-    answer: dict[str, Any] = {"name": name, "message": ""}
+    answer: dict[str, Any] = {"name": name, "message": "", "not_raised": ""}
+    if policy is not None and kept is not None:
+        answer["not_raised"] = not_raised(policy, kept.fixed)
     try:
         if policy is not None and rules is not None:
             filter_ = filter_of(policy, rules.data_sets, kept.fixed if kept else None)

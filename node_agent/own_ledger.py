@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node_agent.policy import FixedFilter
 from privacy.filters import Filter, make_filter
-from privacy.ledger import Entry, Statement, append, from_json, sign, to_json
+from privacy.ledger import Entry, LimitChange, Statement, append, from_json, sign, to_json
 
 SCHEMA: Final = """
 CREATE TABLE accounts (
@@ -33,6 +34,17 @@ CREATE TABLE entries (
 ) STRICT;
 """
 
+RAISES_SCHEMA: Final = """
+CREATE TABLE raises (
+    account TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    digest TEXT NOT NULL UNIQUE,
+    PRIMARY KEY (account, number)
+) STRICT;
+"""
+"""Which entries are raises; such an entry's `attempt_id` is the raise's digest."""
+
 
 @dataclass(frozen=True, slots=True)
 class KeptAccount:
@@ -40,18 +52,23 @@ class KeptAccount:
 
     Attributes:
         account: "NODE/NAME".
-        epsilon_limit: in force when the newest reservation was admitted.
-        epsilon_limit_highest: the highest limit by which one was ever admitted; no entry can be
-            above it.
+        fixed: with the limit that is in force: the lowest of what the policy said at a Hello since
+            the first entry, or since the last raise.
+        epsilon_limit_highest: the limit from which a check of the chain starts: no entry before
+            the first raise can be above it.
         guarantee: False for ever once something was released without accounting.
     """
 
     account: str
     fixed: FixedFilter
-    epsilon_limit: float
     epsilon_limit_highest: float
     posted_units: int
     guarantee: bool
+
+    @property
+    def epsilon_limit(self) -> float:
+        """The limit that is in force."""
+        return self.fixed.epsilon_limit
 
     def filter(self, epsilon_limit: float) -> Filter:
         """The account's filter with this limit."""
@@ -70,15 +87,62 @@ class OwnLedger:
         return sign(self._key, statement)
 
     def fix(self, account: str, filter_: Filter) -> None:
-        """Fix an account's filter at its first entry; later only its limit follows the policy."""
+        """Fix an account's filter at its first entry; its limit changes by `lower` and raises."""
         limit = filter_.epsilon_limit
         self._connection.execute(
             "INSERT INTO accounts (account, filter, rdp_order, delta, epsilon_limit,"
-            " epsilon_limit_highest) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (account) DO UPDATE SET"
-            " epsilon_limit = excluded.epsilon_limit, epsilon_limit_highest ="
-            " max(epsilon_limit_highest, excluded.epsilon_limit)",
+            " epsilon_limit_highest) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (account) DO NOTHING",
             (account, filter_.kind, filter_.order, filter_.delta, limit, limit),
         )
+
+    def lower(self, account: str, epsilon_limit: float, raises: int) -> None:
+        """Lower an account's limit for good, if it is higher; one statement, so all or nothing.
+
+        Args:
+            raises: `raise_counts` as it was before `epsilon_limit` was read from the policy. After
+                a raise that came between, the number is an old one, and lowers nothing.
+        """
+        self._connection.execute(
+            "UPDATE accounts SET epsilon_limit = ? WHERE account = ? AND epsilon_limit > ?"
+            " AND (SELECT count(*) FROM raises WHERE raises.account = accounts.account) = ?",
+            (epsilon_limit, account, epsilon_limit, raises),
+        )
+
+    def record(self, change: LimitChange) -> bytes:
+        """Sign a raise and add it to its account's chain, from where it is in force; returns the
+        signature."""
+        signature, digest = sign(self._key, change), change.digest()
+        entry = append(change, self._head(change.account), signature)
+        execute = self._connection.execute
+        execute(
+            "INSERT INTO entries VALUES (?, ?, ?, ?, ?)",
+            (change.account, entry.seq, digest, change.kind, json.dumps(to_json(entry))),
+        )
+        execute(
+            "INSERT INTO raises VALUES (?, ?, ?, ?)",
+            (change.account, change.terms.number, entry.seq, digest),
+        )
+        execute(
+            "UPDATE accounts SET epsilon_limit = ? WHERE account = ?",
+            (change.terms.epsilon_limit_new, change.account),
+        )
+        return signature
+
+    def raises(self, account: str) -> list[LimitChange]:
+        """An account's raises, in order."""
+        query = "SELECT entry FROM raises JOIN entries USING (account, seq) WHERE account = ?"
+        rows = self._connection.execute(f"{query} ORDER BY number", (account,))
+        return [change for change, _ in _changes(rows)]
+
+    def raise_counts(self) -> dict[str, int]:
+        """How many raises each account has that has one."""
+        query = "SELECT account, count(*) FROM raises GROUP BY account"
+        return dict(self._connection.execute(query).fetchall())
+
+    def shown(self, kept: KeptAccount) -> Filter:
+        """An account's filter at the limit that its chain shows."""
+        known = self.raises(kept.account)
+        return known[-1].raised() if known else kept.filter(kept.epsilon_limit_highest)
 
     def append(self, statement: Statement, posted_units: int = 0) -> bytes:
         """Sign a statement and add it to its account's chain; returns the signature.
@@ -110,7 +174,17 @@ class OwnLedger:
         """What is booked of one attempt, in the order in which it was."""
         query = "SELECT entry FROM entries WHERE attempt_id = ? ORDER BY seq"
         rows = self._connection.execute(query, (attempt_id,))
-        return [from_json(json.loads(text)).statement for (text,) in rows]
+        found = [from_json(json.loads(text)).statement for (text,) in rows]
+        return [one for one in found if isinstance(one, Statement)]
+
+    def unseen_raises(self) -> list[tuple[LimitChange, bytes]]:
+        """Raises, in order, that were not yet seen in the coordinator's chain; with signatures."""
+        query = (
+            "SELECT entry FROM raises JOIN entries USING (account, seq) LEFT JOIN seen_attempts"
+            " ON seen_attempts.attempt_id = digest WHERE seen_attempts.kind IS NULL"
+            " ORDER BY account, number"
+        )
+        return list(_changes(self._connection.execute(query)))
 
     def account(self, account: str) -> KeptAccount | None:
         """One account by its full name."""
@@ -124,7 +198,7 @@ class OwnLedger:
         )
         return [
             KeptAccount(
-                account, FixedFilter(kind, order, delta), limit, highest, posted, bool(guarantee)
+                account, FixedFilter(kind, order, delta, limit), highest, posted, bool(guarantee)
             )
             for account, kind, order, delta, limit, highest, posted, guarantee in (
                 self._connection.execute(query)
@@ -141,3 +215,11 @@ class OwnLedger:
             "SELECT entry FROM entries WHERE account = ? ORDER BY seq DESC LIMIT 1", (account,)
         ).fetchone()
         return from_json(json.loads(row[0])) if row else None
+
+
+def _changes(rows: Iterable[tuple[str]]) -> Iterator[tuple[LimitChange, bytes]]:
+    """Raises with the node's signatures, of rows that hold an entry each."""
+    for (text,) in rows:
+        entry = from_json(json.loads(text))
+        if isinstance(entry.statement, LimitChange):
+            yield entry.statement, entry.node_signature

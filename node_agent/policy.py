@@ -4,6 +4,7 @@
 and the policy say, never anything of the data.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ UNRESOLVED_MAX: Final = 16
 UNIT: Final = "patient"
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+STEWARD_NAME: Final = _NAME
 _TASK = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[0-9a-f]{64}$"
 
 
@@ -78,10 +80,22 @@ class Allowance(_Model):
     tasks: list[Annotated[str, Field(pattern=_TASK)]]
 
 
+class StewardPolicy(_Model):
+    """A person who may ask for, or agree to, a higher limit; the key is `feddp agent limit key`'s.
+
+    Attributes:
+        public_key: raw Ed25519, 64 lower-case hexadecimal digits.
+    """
+
+    name: Annotated[str, Field(pattern=_NAME)]
+    public_key: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 class Policy(_Model):
     """`policy.yaml`; what it does not allow is refused.
 
     Attributes:
+        stewards: who may raise an account's limit, two of them together.
         outcome_tick_s: outcomes leave at one multiple of this from the opening of the data, fixed
             beforehand; training that is not done by then is charged and lost, so leave it room.
         transfer: when and how fast models and updates move.
@@ -90,6 +104,7 @@ class Policy(_Model):
     """
 
     accounts: list[AccountPolicy] = []
+    stewards: list[StewardPolicy] = []
     allow: list[Allowance] = []
     outcome_tick_s: float = Field(default=1.0, gt=0, le=3600, allow_inf_nan=False)
     transfer: TransferPolicy = TransferPolicy()
@@ -105,7 +120,16 @@ class Policy(_Model):
                 "accounts: there are several, and a patient of two of them would spend both; use"
                 " one account, or say in disjoint_patients who vouches that no patient is in two"
             )
+        people = [one.name.casefold() for one in self.stewards]
+        if len(set(people)) != len(people):
+            raise ValueError("stewards: a name is given twice")
+        if len({one.public_key for one in self.stewards}) != len(people):
+            raise ValueError("stewards: a key is given twice; each person has their own")
         return self
+
+    def steward(self, name: str) -> StewardPolicy | None:
+        """The steward of that name."""
+        return next((one for one in self.stewards if one.name == name), None)
 
     def account(self, name: str) -> AccountPolicy | None:
         """The account of that name."""
@@ -120,11 +144,16 @@ class Policy(_Model):
 
 @dataclass(frozen=True, slots=True)
 class FixedFilter:
-    """How an account counts, fixed when its first entry was made."""
+    """How an account counts, fixed when its first entry was made.
+
+    Attributes:
+        epsilon_limit: in force by the node's own ledger; the policy can only lower it.
+    """
 
     kind: str
     order: int
     delta: float
+    epsilon_limit: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +205,8 @@ def load_policy(path: Path) -> Policy:
 def filter_of(
     account: AccountPolicy, data_sets: Sequence[DataSetSpec], fixed: FixedFilter | None
 ) -> Filter:
-    """The filter that counts for an account: as fixed by its first entry, with today's limit.
+    """The filter that counts for an account: as fixed by its first entry, with today's limit,
+    which is the lower of the policy's and the ledger's.
 
     Raises:
         WrongPhase: POLICY_FILTER_CHANGED, the policy names another filter or delta than the
@@ -209,7 +239,19 @@ def filter_of(
             "entry, and the policy now says otherwise: set filter and delta back, or open a "
             "new account for other patients.",
         )
-    return make_filter(fixed.kind, fixed.order, account.epsilon_limit, fixed.delta)
+    limit = min(account.epsilon_limit, fixed.epsilon_limit)
+    return make_filter(fixed.kind, fixed.order, limit, fixed.delta)
+
+
+def not_raised(account: AccountPolicy, fixed: FixedFilter | None) -> str:
+    """What to tell who only wrote a higher limit into the policy; empty where nobody did."""
+    if fixed is None or account.epsilon_limit <= fixed.epsilon_limit:
+        return ""
+    return (
+        f"The policy asks for epsilon {account.epsilon_limit:g} and the limit of account "
+        f"{account.name} stays {fixed.epsilon_limit:g} until two of the hospital's stewards raise "
+        f"it: `feddp agent limit propose {account.name}`."
+    )
 
 
 def judge(
@@ -326,7 +368,8 @@ def judge_spending(
         )
         balance.reserve(order.statement(node, "reserve"))
     except FeddpError as error:
-        return Refusal(error.reason, error.message)
+        hint = not_raised(account, standing.fixed) if error.reason == "BUDGET_REFUSED" else ""
+        return Refusal(error.reason, f"{error.message} {hint}".rstrip())
     return None
 
 

@@ -8,7 +8,7 @@ be undone. SQLite is used by one thread.
 
 import contextlib
 import sqlite3
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node_agent.config import Folder
 from node_agent.orders import Order
+from node_agent.own_ledger import RAISES_SCHEMA, OwnLedger
 from node_agent.own_ledger import SCHEMA as LEDGER_SCHEMA
-from node_agent.own_ledger import OwnLedger
 from node_agent.policy import FixedFilter, Standing
 from node_agent.tasks.registry import Purpose
 from node_agent.witnessed import SCHEMA as WITNESS_SCHEMA
@@ -30,8 +30,8 @@ from privacy.ledger import Entry, Kind, Pending
 from protos.errors import Malformed, NotFound, invariant
 from protos.feddp.v1 import federation_pb2 as pb
 
-SCHEMA_VERSION: Final = 2
-"""2 since the coordinator's ledger is followed."""
+SCHEMA_VERSION: Final = 3
+"""2 since the coordinator's ledger is followed, 3 since a limit is raised by an entry."""
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -57,6 +57,8 @@ CREATE INDEX attempts_by_job ON attempts (job_id);
 CREATE INDEX attempts_by_state ON attempts (state);
 """
 
+_COORDINATOR_LIMIT: Final = "coordinator_limit:"
+
 RESTORED_NOTE: Final = "restored_from_copy"
 """Set until the coordinator's ledger was followed to its end once after that."""
 
@@ -68,6 +70,13 @@ ALTER TABLE attempts ADD COLUMN purpose TEXT NOT NULL DEFAULT 'training';
 _UNITS: Final = (
     "SELECT coalesce(sum(units), 0) FROM attempts WHERE outcome != 'void' AND account = ?"
 )
+
+_STEPS: Final = {
+    0: f"{_SCHEMA}{LEDGER_SCHEMA}{WITNESS_SCHEMA}{RAISES_SCHEMA}",
+    1: f"{_SINCE_1}{WITNESS_SCHEMA}{RAISES_SCHEMA}",
+    2: RAISES_SCHEMA,
+}
+"""What brings a database of each older version to this one."""
 
 AttemptState = Literal["reserved", "opened", "spooled", "no_update", "closed", "refused"]
 
@@ -134,6 +143,10 @@ class State:
         """Attempts that the coordinator has not closed yet, in the order of arrival."""
         return self._rows("WHERE state IN (?, ?, ?, ?)", *LIVE)
 
+    def pending_on(self, account: str) -> bool:
+        """Whether attempts on "NODE/NAME" are reserved or under way."""
+        return bool(self._rows("WHERE state IN ('reserved', 'opened') AND account = ?", account))
+
     def counts(self) -> dict[str, int]:
         """Attempts by state."""
         query = "SELECT state, count(*) FROM attempts GROUP BY state ORDER BY state"
@@ -188,7 +201,32 @@ class State:
         row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return str(row[0]) if row else ""
 
+    def coordinator_limit(self, account: str) -> float | None:
+        """The limit of "NODE/NAME" that the coordinator said last; None if it never did."""
+        said = self.note(f"{_COORDINATOR_LIMIT}{account}")
+        return float(said) if said else None
+
     # Steps
+
+    def keep_coordinator_limits(self, limits: Mapping[str, float]) -> None:
+        """Note what the coordinator holds accounts to, which are named without the node."""
+        for account, limit in limits.items():
+            self.set_note(f"{_COORDINATOR_LIMIT}{self._node}/{account}", repr(limit))
+
+    def lower(self, account: str, epsilon_limit: float, raises: Mapping[str, int]) -> None:
+        """See `OwnLedger.lower`; the account is named without the node."""
+        name = f"{self._node}/{account}"
+        self.ledger.lower(name, epsilon_limit, raises.get(name, 0))
+
+    def forget_coordinator_limit(self, account: str) -> None:
+        """What the coordinator said before a raise of "NODE/NAME" says nothing about after it."""
+        self.set_note(f"{_COORDINATOR_LIMIT}{account}", "")
+
+    @contextlib.contextmanager
+    def raising(self) -> Iterator[OwnLedger]:
+        """The ledger, within one transaction; nobody else writes to it meanwhile."""
+        with self._transaction():
+            yield self.ledger
 
     def set_note(self, key: str, value: str) -> None:
         """Keep a note for `feddp agent status`."""
@@ -395,8 +433,7 @@ class State:
                 f"{path} was written by a newer agent (schema {version}); upgrade this one",
             )
         if version < SCHEMA_VERSION:
-            first = f"{_SCHEMA}{LEDGER_SCHEMA}" if version == 0 else _SINCE_1
-            script = f"{first}{WITNESS_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};"
+            script = f"{_STEPS[version]}PRAGMA user_version = {SCHEMA_VERSION};"
             self._connection.executescript(f"BEGIN IMMEDIATE;{script}COMMIT;")
         if version == 1:
             for row in self._rows(""):

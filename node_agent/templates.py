@@ -19,6 +19,12 @@ accounts: []
 #   noise_multiplier_min: 0.3  # the least noise in one release
 #   unaccounted: refuse        # allow: releases without noise; voids the guarantee for ever
 
+stewards: []
+# Who may raise an account's limit, two of them together; once an account has entries, a higher
+# epsilon_limit above does nothing by itself. Each makes a key: `feddp agent limit key NAME`.
+# - {name: anna, public_key: "64 hexadecimal digits"}
+# - {name: bert, public_key: "64 hexadecimal digits"}
+
 disjoint_patients: ""
 # Needed for more than one account: who vouches, and since when, that no patient is in two of them.
 # A patient in two would spend both budgets, and neither limit would hold.

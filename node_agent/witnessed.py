@@ -23,8 +23,9 @@ from privacy.heads import (
     head_of,
     root_of,
 )
-from privacy.ledger import Entry, signature_ok
-from protos.errors import NotFound
+from privacy.ledger import Entry, LimitChange, signature_ok
+from privacy.limits import fault_of
+from protos.errors import NotFound, invariant
 
 SCHEMA: Final = """
 CREATE TABLE seen_heads (
@@ -135,8 +136,8 @@ class Witnessed:
         """Check entries that follow the head that was seen last, and move the head on; up to the
         first that is disputed.
 
-        A post that we have signed and do not know of is booked: our ledger was restored from an
-        older copy, and what was spent since must count.
+        A post or a raise that we have signed and do not know of is booked: our ledger was restored
+        from an older copy, and what was spent since must count.
 
         Args:
             filter_: how the account counts by today's policy; None if it is not in it.
@@ -150,11 +151,12 @@ class Witnessed:
                 self._move(head)
                 return self._raise(Dispute(account, entry.seq, text, now_s))
             head = head_of(entry)
-            statement = entry.statement
+            said = entry.statement
+            name = said.digest() if isinstance(said, LimitChange) else said.attempt_id
             self._connection.execute(
                 "INSERT INTO seen_attempts VALUES (?, ?) ON CONFLICT (attempt_id) DO UPDATE SET"
                 " kind = excluded.kind",
-                (statement.attempt_id, statement.kind),
+                (name, said.kind),
             )
         self._move(head)
         return None
@@ -289,9 +291,11 @@ class Witnessed:
         too many and no lie: nobody could prove otherwise when it was made.
         """
         statement = entry.statement
-        attempt_id = statement.attempt_id
         if statement.node != self._node:
             return f"entry {entry.seq} names node {statement.node}"
+        if isinstance(statement, LimitChange):
+            return self._raise_differs(entry, statement)
+        attempt_id = statement.attempt_id
         if entry.node_signature and not signature_ok(
             self._public_key, statement, entry.node_signature
         ):
@@ -307,9 +311,32 @@ class Witnessed:
                 return f"attempt {attempt_id} is void there and posted here"
         return ""
 
+    def _raise_differs(self, entry: Entry, change: LimitChange) -> str:
+        """A raise there must be one of ours; nobody else can sign it."""
+        if not signature_ok(self._public_key, change, entry.node_signature):
+            return f"entry {entry.seq} raises the limit, and this node has not signed that"
+        known, number = self._ledger.raises(change.account), change.terms.number
+        if number <= len(known) and known[number - 1] != change:
+            return f"raise {number} is recorded here with other terms"
+        return ""
+
+    def _adopt_raise(self, change: LimitChange) -> str:
+        known = self._ledger.raises(change.account)
+        if change.terms.number <= len(known):
+            return ""
+        self._ledger.fix(change.account, change.terms.filter_of(change.terms.epsilon_limit_old))
+        kept = self._ledger.account(change.account)
+        invariant(kept is not None, "an account that was fixed is in the ledger")
+        text = fault_of(change, self._ledger.shown(kept), len(known)) if kept else ""
+        if not text:
+            self._ledger.record(change)
+        return text
+
     def _adopt(self, entry: Entry, filter_: Filter | None) -> str:
-        """Book a post that we have signed and lost; why that is impossible, or empty."""
+        """Book a post or a raise that we have signed and lost; why that is impossible, or empty."""
         statement = entry.statement
+        if isinstance(statement, LimitChange):
+            return self._adopt_raise(statement)
         own = {one.kind for one in self._ledger.statements_of(statement.attempt_id)}
         if statement.kind != "post" or not entry.node_signature or "post" in own:
             return ""

@@ -3,28 +3,25 @@
 docs/privacy.md gives the canonical bytes for those who check them with other tools.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, Final, Literal, NamedTuple, get_args
 
 from blake3 import blake3
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from privacy.canonical import COUNT_MAX, DOMAIN, SIGNATURE_BYTES, check_text, invalid, is_hex
+from privacy.canonical import GENESIS as GENESIS
+from privacy.canonical import is_signed as is_signed
+from privacy.limits import LimitChange, change_of
 from privacy.releases import Mechanism, Release
 from protos.errors import Malformed
 
 Kind = Literal["reserve", "post", "void"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
-DOMAIN: Final = b"feddp-ledger-v1\n"
-GENESIS: Final = "0" * 64
-SIGNATURE_BYTES: Final = 64
-TEXT_MAX: Final = 256
-COUNT_MAX: Final = 2**63 - 1
+EntryKind = Literal["reserve", "post", "void", "limit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +55,17 @@ class Statement:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise _invalid("kind is reserve, post or void")
+            raise invalid("kind is reserve, post or void")
         for name in ("attempt_id", "project", "node", "account", "unit"):
-            _check_text(name, getattr(self, name), length_min=1)
+            check_text(name, getattr(self, name), length_min=1)
         for name in ("dataset", "job_id"):
-            _check_text(name, getattr(self, name), length_min=0)
+            check_text(name, getattr(self, name), length_min=0)
         for name in ("round", "declared_n"):
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value <= COUNT_MAX:
-                raise _invalid(f"{name} is a whole number, not negative")
+                raise invalid(f"{name} is a whole number, not negative")
         if self.declared_n < 1 and self.mechanism != "no_data":
-            raise _invalid("declared_n is at least 1 where data is read")
+            raise invalid("declared_n is at least 1 where data is read")
         release = self.release
         # One release has one spelling, so that the same statement always has the same bytes.
         object.__setattr__(self, "noise_multiplier", release.noise_multiplier)
@@ -143,6 +140,9 @@ class StatementText(NamedTuple):
 
 STATEMENT_FIELDS: Final = tuple(Statement.__dataclass_fields__)
 ENTRY_FIELDS: Final = ("seq", *STATEMENT_FIELDS, "prev_hash", "hash", "node_signature")
+_ENDS: Final = frozenset(("seq", "prev_hash", "hash", "node_signature"))
+"""What an entry adds to its statement."""
+_ENTRY_NAMES: Final = frozenset(ENTRY_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +150,7 @@ class Entry:
     """One line of an account's chain.
 
     Attributes:
+        statement: of an attempt, or a raise of the account's limit.
         seq: position in the account's chain, from 1.
         prev_hash: `hash` of the entry before; GENESIS for the first.
         hash: BLAKE3 over the statement, `seq` and `prev_hash`.
@@ -157,52 +158,42 @@ class Entry:
     """
 
     seq: int
-    statement: Statement
+    statement: Statement | LimitChange
     prev_hash: str
     hash: str
     node_signature: bytes = b""
 
 
-def append(statement: Statement, prev: Entry | None, node_signature: bytes = b"") -> Entry:
+def append(
+    statement: Statement | LimitChange, prev: Entry | None, node_signature: bytes = b""
+) -> Entry:
     """The entry that follows `prev` (None: the account's first).
 
     Raises:
         Malformed: STATEMENT_INVALID, `prev` belongs to another account.
     """
     if prev is not None and prev.statement.account != statement.account:
-        raise _invalid("an entry follows one of its own account")
+        raise invalid("an entry follows one of its own account")
     seq, prev_hash = (1, GENESIS) if prev is None else (prev.seq + 1, prev.hash)
     digest = entry_hash(seq, prev_hash, statement)
     return Entry(seq, statement, prev_hash, digest, node_signature)
 
 
-def entry_hash(seq: int, prev_hash: str, statement: Statement) -> str:
+def entry_hash(seq: int, prev_hash: str, statement: Statement | LimitChange) -> str:
     """BLAKE3, hexadecimal, over the canonical bytes of the statement, `seq` and `prev_hash`."""
+    if isinstance(statement, LimitChange):
+        return statement.entry_hash(seq, prev_hash)
     return statement.text().entry_hash(statement.kind, seq, prev_hash)
 
 
-def sign(key: Ed25519PrivateKey, statement: Statement) -> bytes:
+def sign(key: Ed25519PrivateKey, statement: Statement | LimitChange) -> bytes:
     """The node's signature over a statement, 64 bytes."""
     return key.sign(statement.canonical())
 
 
-def signature_ok(public_key: bytes, statement: Statement, signature: bytes) -> bool:
+def signature_ok(public_key: bytes, statement: Statement | LimitChange, signature: bytes) -> bool:
     """Whether the 32 raw bytes of `public_key` signed exactly this statement."""
     return is_signed(public_key, statement.canonical(), signature)
-
-
-def is_signed(public_key: bytes, canonical: bytes, signature: bytes) -> bool:
-    """Whether the 32 raw bytes of `public_key` signed exactly these bytes."""
-    try:
-        _public_key(public_key).verify(signature, canonical)
-    except (InvalidSignature, ValueError):
-        return False
-    return True
-
-
-@lru_cache(maxsize=1024)
-def _public_key(raw: bytes) -> Ed25519PublicKey:
-    return Ed25519PublicKey.from_public_bytes(raw)
 
 
 def to_json(entry: Entry) -> dict[str, Any]:
@@ -222,33 +213,22 @@ def from_json(value: Mapping[str, Any]) -> Entry:
     Raises:
         Malformed: ENTRY_INVALID, STATEMENT_INVALID or RELEASE_INVALID.
     """
-    if not isinstance(value, Mapping) or set(value) != set(ENTRY_FIELDS):
+    if not isinstance(value, Mapping):
+        raise Malformed("ENTRY_INVALID", "An entry is a set of named fields.")
+    is_limit = value.get("kind") == LimitChange.kind
+    if not (set(value) >= _ENDS if is_limit else set(value) == _ENTRY_NAMES):
         raise Malformed("ENTRY_INVALID", f"An entry has the fields {', '.join(ENTRY_FIELDS)}.")
     seq, signature = value["seq"], value["node_signature"]
     if type(seq) is not int or not 1 <= seq <= COUNT_MAX:
         raise Malformed("ENTRY_INVALID", "seq is a whole number from 1.")
     for name in ("prev_hash", "hash"):
-        if not _is_hex(value[name]) or len(value[name]) != len(GENESIS):
+        if not is_hex(value[name]) or len(value[name]) != len(GENESIS):
             raise Malformed("ENTRY_INVALID", f"{name} is 64 lower-case hexadecimal digits.")
-    if not _is_hex(signature) or len(signature) not in (0, 2 * SIGNATURE_BYTES):
+    if not is_hex(signature) or len(signature) not in (0, 2 * SIGNATURE_BYTES):
         raise Malformed("ENTRY_INVALID", "node_signature is empty or 128 hexadecimal digits.")
-    statement = Statement(**{name: value[name] for name in STATEMENT_FIELDS})
+    statement: Statement | LimitChange
+    if is_limit:
+        statement = change_of({name: one for name, one in value.items() if name not in _ENDS})
+    else:
+        statement = Statement(**{name: value[name] for name in STATEMENT_FIELDS})
     return Entry(seq, statement, value["prev_hash"], value["hash"], bytes.fromhex(signature))
-
-
-_HEX = re.compile("[0-9a-f]*")
-
-
-def _is_hex(text: object) -> bool:
-    return isinstance(text, str) and _HEX.fullmatch(text) is not None
-
-
-def _check_text(name: str, value: object, length_min: int) -> None:
-    if not isinstance(value, str) or not length_min <= len(value) <= TEXT_MAX:
-        raise _invalid(f"{name} is {length_min} to {TEXT_MAX} characters")
-    if not value.isascii() and any("\ud800" <= one <= "\udfff" for one in value):
-        raise _invalid(f"{name} is not text that UTF-8 can hold")
-
-
-def _invalid(what: str) -> Malformed:
-    return Malformed("STATEMENT_INVALID", f"This is no ledger statement: {what}.")

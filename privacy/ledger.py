@@ -5,6 +5,7 @@ from privacy.entries import (
     GENESIS,
     KINDS,
     Entry,
+    EntryKind,
     Kind,
     Statement,
     append,
@@ -14,6 +15,7 @@ from privacy.entries import (
     signature_ok,
     to_json,
 )
+from privacy.limits import LimitChange
 from privacy.verification import Problem, Verification, verify
 
 __all__ = [
@@ -21,7 +23,9 @@ __all__ = [
     "KINDS",
     "Balance",
     "Entry",
+    "EntryKind",
     "Kind",
+    "LimitChange",
     "Pending",
     "Problem",
     "Statement",

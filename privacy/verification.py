@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from privacy.balance import Balance, Pending
 from privacy.entries import GENESIS, Entry, Statement, StatementText, is_signed
 from privacy.filters import Filter
+from privacy.limits import LimitChange, fault_of
 from privacy.signature_pool import SignaturePool
 from protos.errors import FeddpError
 
@@ -55,12 +56,15 @@ class _Chain:
     """One account while it is being read.
 
     Attributes:
+        filter: with the limit that is in force after the entries so far.
+        limits: how many limit entries there were.
         open: its open reservations, in their order; `open_units` is their sum.
         ended: how each attempt that is over ended.
     """
 
     node: str
     filter: Filter
+    limits: int = 0
     seq: int = 0
     hash: str = GENESIS
     posted_units: int = 0
@@ -86,7 +90,8 @@ def verify(
 
     Args:
         entries: any number of accounts, mixed; each account's own in chain order.
-        filters: account -> the filter that its budget was created with.
+        filters: account -> its filter, at the limit from which its chain starts: the highest
+            before the first limit entry.
         public_keys: node -> its raw Ed25519 ledger key, 32 bytes.
         processes: that check signatures beside this one; with 1, this one does. The answer is
             the same. As always with `multiprocessing`, the main module must be importable.
@@ -117,7 +122,7 @@ def _fold(
     chains: dict[str, _Chain] = {}
     bad: dict[str, Problem] = {}
     unattested: list[Problem] = []
-    counts = {"reserve": 0, "post": 0, "void": 0}
+    counts = {"reserve": 0, "post": 0, "void": 0, "limit": 0}
     for place, entry in enumerate(entries):
         statement = entry.statement
         account = statement.account
@@ -130,10 +135,16 @@ def _fold(
         chain = chains.get(account)
         if chain is None:
             chain = chains[account] = _Chain(statement.node, filters[account])
+        if isinstance(statement, LimitChange):
+            text = _take_limit(chain, place, entry, statement, public_keys, signed)
+            if text:
+                bad[account] = Problem(account, chain.seq + 1, text)
+            continue
         written = statement.text()
+        digest = written.entry_hash(statement.kind, entry.seq, entry.prev_hash)
         text = (
-            _chain_fault(chain, entry, written)
-            or _signature_fault(place, entry, written, public_keys, signed)
+            _chain_fault(chain, entry, digest)
+            or _signature_fault(place, entry, statement, written, public_keys, signed)
             or _book(chain, statement)
         )
         if text:
@@ -153,13 +164,42 @@ def _fold(
     )
 
 
-def _chain_fault(chain: _Chain, entry: Entry, written: StatementText) -> str | None:
+def _take_limit(
+    chain: _Chain,
+    place: int,
+    entry: Entry,
+    change: LimitChange,
+    public_keys: Mapping[str, bytes],
+    signed: IsSigned,
+) -> str | None:
+    """Go on with a raised limit, or say why that entry is none."""
+    text = _chain_fault(chain, entry, change.entry_hash(entry.seq, entry.prev_hash))
+    if text:
+        return text
+    key, signature = public_keys.get(change.node), entry.node_signature
+    if not signature:
+        return "the limit is raised without the node's signature"
+    if key is None:
+        return f"the entry is signed and no ledger key of node {change.node} is known"
+    if not signed(place, key, change.canonical(), signature):
+        return f"the signature is not node {change.node}'s over this statement"
+    text = fault_of(change, chain.filter, chain.limits)
+    if text:
+        return text
+    chain.filter = change.raised()
+    chain.limits += 1
+    chain.seq, chain.hash = entry.seq, entry.hash
+    return None
+
+
+def _chain_fault(chain: _Chain, entry: Entry, digest: str) -> str | None:
+    """`digest`: what the entry's hash must be."""
     expected = chain.seq + 1
     if entry.seq != expected:
         return f"entry {expected} is missing, repeated or out of place: found {entry.seq}"
     if entry.prev_hash != chain.hash:
         return f"prev_hash is not the hash of entry {chain.seq}"
-    if entry.hash != written.entry_hash(entry.statement.kind, entry.seq, entry.prev_hash):
+    if entry.hash != digest:
         return "the hash does not fit the entry: a field was changed"
     if entry.statement.node != chain.node:
         return f"the account belongs to node {chain.node}, the entry to {entry.statement.node}"
@@ -169,11 +209,11 @@ def _chain_fault(chain: _Chain, entry: Entry, written: StatementText) -> str | N
 def _signature_fault(
     place: int,
     entry: Entry,
+    statement: Statement,
     written: StatementText,
     public_keys: Mapping[str, bytes],
     signed: IsSigned,
 ) -> str | None:
-    statement = entry.statement
     if not entry.node_signature:
         if statement.kind == "void":
             return f"attempt {statement.attempt_id} is void without the node's signature"

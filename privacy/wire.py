@@ -1,19 +1,38 @@
 """Ledger entries and heads as the wire carries them."""
 
+from typing import Any
+
 from privacy.entries import STATEMENT_FIELDS, Entry, from_json
 from privacy.heads import Checkpoint, Head
+from privacy.limits import CHANGE_FIELDS, LimitChange, change_of
 from protos.feddp.v1 import ledger_pb2, witness_pb2
 
 
 def entry_to_wire(entry: Entry) -> ledger_pb2.LedgerEntry:
     """An entry, to be sent."""
-    return ledger_pb2.LedgerEntry(
-        seq=entry.seq,
-        **entry.statement.fields(),
-        prev_hash=entry.prev_hash,
-        hash=entry.hash,
-        node_signature=entry.node_signature,
-    )
+    ends: dict[str, Any] = {
+        "seq": entry.seq,
+        "prev_hash": entry.prev_hash,
+        "hash": entry.hash,
+        "node_signature": entry.node_signature,
+    }
+    if isinstance(entry.statement, LimitChange):
+        return ledger_pb2.LedgerEntry(**_limit_fields(entry.statement), **ends)
+    return ledger_pb2.LedgerEntry(**entry.statement.fields(), **ends)
+
+
+def limit_to_wire(change: LimitChange, signature: bytes) -> ledger_pb2.LedgerEntry:
+    """A raise that is in no chain of the receiver's yet, to be sent."""
+    return ledger_pb2.LedgerEntry(**_limit_fields(change), node_signature=signature)
+
+
+def limit_from_wire(message: ledger_pb2.LedgerEntry) -> LimitChange:
+    """A raise that arrived.
+
+    Raises:
+        Malformed: ENTRY_INVALID, STATEMENT_INVALID.
+    """
+    return change_of(_statement_fields(message))
 
 
 def entry_from_wire(message: ledger_pb2.LedgerEntry) -> Entry:
@@ -22,12 +41,39 @@ def entry_from_wire(message: ledger_pb2.LedgerEntry) -> Entry:
     Raises:
         Malformed: ENTRY_INVALID, STATEMENT_INVALID or RELEASE_INVALID.
     """
+    return from_json(entry_fields(message))
+
+
+def entry_fields(message: ledger_pb2.LedgerEntry) -> dict[str, Any]:
+    """What arrived, with the names that `privacy.entries.from_json` takes, sound or not."""
+    return {
+        "seq": message.seq,
+        **_statement_fields(message),
+        "prev_hash": message.prev_hash,
+        "hash": message.hash,
+        "node_signature": message.node_signature.hex(),
+    }
+
+
+def _limit_fields(change: LimitChange) -> dict[str, Any]:
+    fields = change.fields()
+    outer = {name: fields.pop(name) for name in _OUTER}
+    return {**outer, "limit": ledger_pb2.LimitChange(**fields)}
+
+
+_OUTER = ("kind", "account", "node")
+"""Fields of a raise that it shares with the other kinds."""
+
+
+def _statement_fields(message: ledger_pb2.LedgerEntry) -> dict[str, Any]:
+    if message.HasField("limit") or message.kind == LimitChange.kind:
+        limit = message.limit
+        inner = {name: getattr(limit, name) for name in CHANGE_FIELDS if name not in _OUTER}
+        return {**{name: getattr(message, name) for name in _OUTER}, **inner}
     values = {name: getattr(message, name) for name in STATEMENT_FIELDS}
     if not message.HasField("noise_multiplier"):
         values["noise_multiplier"] = None
-    ends = {"prev_hash": message.prev_hash, "hash": message.hash}
-    signature = message.node_signature.hex()
-    return from_json({"seq": message.seq, **values, **ends, "node_signature": signature})
+    return values
 
 
 def head_to_wire(head: Head, signature: bytes = b"") -> witness_pb2.LedgerHead:

@@ -11,7 +11,7 @@ import structlog
 from sqlalchemy import Connection
 
 from coordinator.jobspec import Job
-from coordinator.metrics import Metrics
+from coordinator.metrics import EntryKind, Metrics
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
 from coordinator.rounds import machine, participation, planner, turn_order
@@ -320,6 +320,10 @@ class Rounds:
         digest = event.digest if isinstance(event, e.UpdateReceived) else ""
         if found is None or found[1].is_open or found[1].digest != digest:
             raise TooLate("ATTEMPT_CLOSED", f"attempt {attempt.attempt_id} is closed; it is booked")
+
+    def count_entries(self, kind: EntryKind, number: int) -> None:
+        """Entries that were written beside the turns."""
+        self._metrics.ledger_entries(kind, number)
 
     async def node_arrived(self, node: str) -> None:
         """A node opened its session: it gets its open orders, and may be selected."""

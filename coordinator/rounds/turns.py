@@ -17,7 +17,7 @@ from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import Ended, Phase
 from coordinator.store import jobs as job_store
 from coordinator.store.booking import Books
-from privacy.ledger import Kind
+from privacy.ledger import EntryKind
 from protos.errors import InvariantBroken
 
 ANSWERS_MAX = 8
@@ -57,7 +57,7 @@ class Turn:
 
     phase: Phase
     steps: int
-    booked: Counter[Kind] = field(default_factory=Counter)
+    booked: Counter[EntryKind] = field(default_factory=Counter)
     taken: list[Taken] = field(default_factory=list)
     faults: dict[int, InvariantBroken] = field(default_factory=dict)
 

@@ -1,7 +1,6 @@
 """Federation: the agents' sessions, and the updates that they hand in."""
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from coordinator.rounds.effects import reserve_statement, round_order
 from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import Attempt, AttemptState, RoundRecord
 from coordinator.rpc.gate import Context, caller, peer
+from coordinator.rpc.greeting import check_hello, greet
 from coordinator.sessions import NodeSession, Sessions
 from coordinator.store import ledger, people
 from coordinator.store.database import Database
@@ -40,8 +40,6 @@ log = structlog.get_logger(__name__)
 
 PROTOCOL_VERSION = 1
 IDENTITY_CHECK_S = 2.0
-PUBLISHED_MAX = 256
-DECLARED_N_MAX = 10**12
 
 
 @dataclass(slots=True)
@@ -70,16 +68,14 @@ class FederationService(pb_grpc.FederationServicer):
         node, seen = caller().node, peer()
         await context.send_initial_metadata(())
         hello = await self._hello(request_iterator)
-        closed = await self._greet(node, hello)
+        welcome = await self._greet(node, hello)
         session = self.sessions.open(node)
         log.info("session_opened", node=node, agent_version=hello.agent_version)
         reader = asyncio.create_task(self._read(request_iterator, session))
         reader.add_done_callback(lambda _: session.end())
         watch = asyncio.create_task(self._watch_identity(session, seen))
         try:
-            yield pb.CoordinatorMessage(
-                welcome=pb.Welcome(heartbeat_interval_s=self.heartbeat_interval_s, closed=closed)
-            )
+            yield pb.CoordinatorMessage(welcome=welcome)
             await self.rounds.node_arrived(node)
             async for message in session.messages():
                 yield message
@@ -107,44 +103,16 @@ class FederationService(pb_grpc.FederationServicer):
         check_hello(first.hello)
         return first.hello
 
-    async def _greet(self, node: str, hello: pb.Hello) -> list[pb.AttemptClosed]:
-        """Keep what the node publishes; tell which of its attempts are closed."""
+    async def _greet(self, node: str, hello: pb.Hello) -> pb.Welcome:
+        """See `greeting.greet`."""
 
-        def work(connection: Connection) -> list[pb.AttemptClosed]:
-            people.keep_hello(connection, node, hello, time.time())
-            for account in hello.accounts:
-                try:
-                    with connection.begin_nested():
-                        kept = ledger.open_account(
-                            connection,
-                            f"{node}/{account.name}",
-                            node,
-                            account.filter,
-                            account.rdp_order,
-                            account.epsilon_limit,
-                            account.delta,
-                        )
-                    limit = kept.filter.epsilon_limit
-                    if limit != account.epsilon_limit or limit != kept.epsilon_limit_highest:
-                        log.warning(
-                            "account_limits_differ",
-                            account=kept.account,
-                            announced=account.epsilon_limit,
-                            in_force=limit,
-                            highest=kept.epsilon_limit_highest,
-                        )
-                except FeddpError as error:
-                    log.warning(
-                        "account_refused", node=node, account=account.name, reason=error.reason
-                    )
-            closed = []
-            for attempt_id in hello.open_attempts:
-                outcome = ledger.outcome(connection, attempt_id)
-                if outcome is not None:
-                    closed.append(pb.AttemptClosed(attempt_id=attempt_id, outcome=outcome))
-            return closed
+        def work(connection: Connection) -> tuple[pb.Welcome, int]:
+            return greet(connection, node, hello, time.time())
 
-        return await self.database.write(work)
+        welcome, raised = await self.database.write(work)
+        self.rounds.count_entries("limit", raised)
+        welcome.heartbeat_interval_s = self.heartbeat_interval_s
+        return welcome
 
     async def _read(self, incoming: AsyncIterator[pb.AgentMessage], session: NodeSession) -> None:
         async for message in incoming:
@@ -311,29 +279,6 @@ class FederationService(pb_grpc.FederationServicer):
             ),
         )
         self.blobs.drop_update(attempt.attempt_id, request.digest)
-
-
-def check_hello(hello: pb.Hello) -> None:
-    """Refuse what no honest agent publishes, before any of it is kept.
-
-    Raises:
-        Malformed: HELLO_INVALID.
-    """
-    lists = (hello.data_sets, hello.accounts, hello.tasks, hello.open_attempts)
-    sound = (
-        all(len(one) <= PUBLISHED_MAX for one in lists)
-        and all(1 <= d.declared_n <= DECLARED_N_MAX and d.name for d in hello.data_sets)
-        and all(
-            a.name
-            and math.isfinite(a.epsilon_per_job_max)
-            and a.epsilon_per_job_max > 0
-            and math.isfinite(a.noise_multiplier_min)
-            and a.noise_multiplier_min >= 0
-            for a in hello.accounts
-        )
-    )
-    if not sound:
-        raise Malformed("HELLO_INVALID", "the agent's Hello holds values that no policy can have")
 
 
 def statement_of(live: LiveJob, record: RoundRecord, attempt: Attempt) -> Statement:

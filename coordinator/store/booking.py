@@ -11,9 +11,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, and_, bindparam, func, select, update
 
-from coordinator.store.ledger import account_of, entry_of
+from coordinator.store.ledger import account_of, statement_of
 from coordinator.store.schema import accounts, entries, reservations
-from privacy.ledger import Balance, Entry, Kind, Pending, Statement, entry_hash
+from privacy.ledger import Balance, Entry, EntryKind, Pending, Statement, entry_hash
 from protos.errors import NotFound, invariant
 
 
@@ -50,7 +50,7 @@ class Books:
 
     connection: Connection
     made: Mapping[str, Statement] = field(default_factory=dict)
-    booked: Counter[Kind] = field(default_factory=Counter)
+    booked: Counter[EntryKind] = field(default_factory=Counter)
     _kept: dict[str, _Kept] = field(default_factory=dict)
     _kinds: dict[str, frozenset[str]] = field(default_factory=dict)
     _statements: dict[str, Statement] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Books:
         reserves = {one: self.made[one] for one in unknown if one in self.made}
         if strange:  # a reserve statement never changes, so it may be read before the lock
             for row in self.connection.execute(_RESERVES, {"attempts": strange}):
-                reserves[row.attempt_id] = entry_of(row).statement
+                reserves[row.attempt_id] = statement_of(row)
         wanted = {*account_names, *(one.account for one in reserves.values())}
         if missing := sorted(wanted - self._kept.keys()):
             self._read_accounts(missing)

@@ -4,6 +4,7 @@ Here it is read, and accounts are opened; `booking` writes the entries. Every fu
 the caller's transaction.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,14 +15,27 @@ from sqlalchemy import Connection, Row, bindparam, func, select, update
 from coordinator.store.engines import insert
 from coordinator.store.schema import accounts, entries, reservations
 from privacy.filters import Filter, make_filter
-from privacy.ledger import GENESIS, Balance, Entry, Pending, Statement, signature_ok
+from privacy.ledger import (
+    GENESIS,
+    Balance,
+    Entry,
+    LimitChange,
+    Pending,
+    Statement,
+    signature_ok,
+)
+from privacy.limits import change_of
 from privacy.releases import Release
 from protos.errors import Malformed, NotFound
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An account with its balance, as of the transaction that read it."""
+    """An account with its balance, as of the transaction that read it.
+
+    Attributes:
+        epsilon_limit_highest: the highest limit before the first entry of kind limit.
+    """
 
     account: str
     node: str
@@ -37,7 +51,7 @@ class Account:
 
     @property
     def verifying_filter(self) -> Filter:
-        """The filter at the highest limit that the account ever had."""
+        """The filter at the limit from which a check of the account's chain starts."""
         now = self.balance.filter
         return make_filter(now.kind, now.order, self.epsilon_limit_highest, now.delta)
 
@@ -54,7 +68,7 @@ def open_account(
     """The account, created at its first mention from what the steward announced.
 
     Filter and delta never change once an entry counts by them. A lower limit that is announced
-    later is kept; a higher one is not: raising a guarantee is not a node's word alone.
+    later is kept; a higher one is not: that takes two people and an entry, see `limits`.
 
     Raises:
         Malformed: FILTER_INVALID, or ACCOUNT_CHANGED for another filter or delta.
@@ -153,7 +167,7 @@ def reserved(connection: Connection, attempt_id: str) -> Statement:
     ).one_or_none()
     if row is None:
         raise NotFound("ATTEMPT_UNKNOWN", f"there is no attempt {attempt_id}")
-    return entry_of(row).statement
+    return statement_of(row)
 
 
 def outcome(connection: Connection, attempt_id: str) -> str | None:
@@ -186,7 +200,7 @@ def posted_by(connection: Connection, job_id: str) -> list[Statement]:
         .where(entries.c.job_id == job_id, entries.c.kind == "post")
         .order_by(entries.c.seq)
     )
-    return sorted((entry_of(row).statement for row in rows), key=lambda one: one.account)
+    return sorted((statement_of(row) for row in rows), key=lambda one: one.account)
 
 
 def posted_to(connection: Connection, account: str) -> dict[tuple[str, Release], int]:
@@ -231,6 +245,16 @@ def chain_after(connection: Connection, account: str, seq: int, most: int) -> li
 
 def entry_of(row: Row[Any]) -> Entry:
     """The entry that a row of the table holds."""
-    values = row._mapping
-    statement = Statement(**{name: values[name] for name in Statement.__dataclass_fields__})
+    statement: Statement | LimitChange
+    if row.kind == LimitChange.kind:
+        outer = {"kind": row.kind, "account": row.account, "node": row.node}
+        statement = change_of({**json.loads(row.limit_change or "{}"), **outer})
+    else:
+        statement = statement_of(row)
     return Entry(row.seq, statement, row.prev_hash, row.hash, row.node_signature)
+
+
+def statement_of(row: Row[Any]) -> Statement:
+    """The statement that a row of an attempt holds."""
+    values = row._mapping
+    return Statement(**{name: values[name] for name in Statement.__dataclass_fields__})

@@ -123,7 +123,7 @@ accounts = Table(
     Column("filter", String(8), nullable=False),
     Column("rdp_order", Integer, nullable=False),
     Column("epsilon_limit", Float, nullable=False),
-    Column("epsilon_limit_highest", Float, nullable=False),  # what the chain is verified against
+    Column("epsilon_limit_highest", Float, nullable=False),  # before the first entry of kind limit
     Column("delta", Float, nullable=False),
     Column("posted_units", BigInteger, nullable=False),
     Column("guarantee", Boolean, nullable=False),
@@ -152,6 +152,9 @@ entries = Table(
     Column("prev_hash", String(64), nullable=False),
     Column("hash", String(64), nullable=False),
     Column("node_signature", LargeBinary, nullable=False),
+    # Of kind limit: its fields as JSON; attempt_id is then the raise's digest, and what only a
+    # release has is empty or 0.
+    Column("limit_change", Text, nullable=True),
     UniqueConstraint("attempt_id", "kind"),
     Index("ix_entries_job_id", "job_id"),
 )

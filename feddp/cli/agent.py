@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from feddp.cli import agent_ledger, output
+from feddp.cli import agent_ledger, agent_limit, output
 from feddp.cli.options import Json
 from feddp.process import loading
 
 app = typer.Typer(help="Join a federation and run the node agent.", no_args_is_help=True)
 app.add_typer(agent_ledger.app, name="ledger")
+app.add_typer(agent_limit.app, name="limit")
 
 Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's folder.")]
 
@@ -116,6 +117,11 @@ def _account(one: dict[str, Any]) -> str:
     if one["epsilon_start"] > 0:
         start = output.epsilon(one["epsilon_start"])
         limit += f", of which its first release takes {start} (rdp order {one['rdp_order']})"
+    if one["raises"]:
+        limit += f", raised {one['raises']} time{'' if one['raises'] == 1 else 's'}"
+        limit += ", not yet in the coordinator's ledger" if one["raises_unseen"] else ""
+    if one["not_raised"]:
+        limit += f". {one['not_raised']}"
     if not one["guarantee"]:
         return f"NO GUARANTEE: something was released without accounting; {limit}"
     running = output.epsilon(one["epsilon_spent"])

@@ -1,5 +1,6 @@
 """`feddp budget`: what was spent, on what, and whether the ledger proves it."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -12,6 +13,7 @@ from protos.errors import NotFound
 
 if TYPE_CHECKING:
     from feddp.cli.ledgers import Ledger
+    from privacy.ledger import Entry
 
 NEARLY_SPENT_SHARE: Final = 5
 """A fifth is left: 80 % is spent."""
@@ -52,7 +54,10 @@ def show(
         "LEFT",
         "STATE",
     ]
-    output.table(headers, [_row(account) for account in found.accounts])
+    raises = Counter(
+        one.statement.account for one in found.entries if one.statement.kind == "limit"
+    )
+    output.table(headers, [_row(one, raises[str(one["account"])]) for one in found.accounts])
     output.line("The limit at delta is the guarantee; the running epsilon is a figure on the way.")
     output.line("BOOKED is what the filter holds against the limit; EFFICIENCY is what the same")
     output.line("releases would have come to, had all been fixed in advance, over that; NAIVE SUM")
@@ -73,7 +78,7 @@ def _require_accounts(found: "Ledger", data_set: str) -> None:
         )
 
 
-def _row(account: dict[str, Any]) -> list[str]:
+def _row(account: dict[str, Any], raises: int) -> list[str]:
     limit = int(account["limit_units"])
     left = limit - int(account["posted_units"]) - int(account["pending_units"])
     order = f" order {account['rdp_order']}" if account["rdp_order"] else ""
@@ -90,8 +95,15 @@ def _row(account: dict[str, Any]) -> list[str]:
         *(_share(account, name) for name in ("efficiency", "booked_to_naive")),
         # Rounded down: nobody may believe that more is left than there is.
         f"{max(0, left) * 100 // limit if limit else 0} %",
-        _state(account, left, limit),
+        "; ".join(one for one in (_state(account, left, limit), _raised(account, raises)) if one),
     ]
+
+
+def _raised(account: dict[str, Any], raises: int) -> str:
+    first = account.get("epsilon_limit_highest")
+    if not raises or first is None:
+        return ""
+    return f"limit raised {raises} time{'' if raises == 1 else 's'}, from {output.epsilon(first)}"
 
 
 def _state(account: dict[str, Any], left: int, limit: int) -> str:
@@ -119,7 +131,8 @@ def _share(account: dict[str, Any], name: str) -> str:
 def ledger(
     data_set: DataSet = "", folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False
 ) -> None:
-    """Every entry with its mechanism and parameters, so that anyone can recompute epsilon."""
+    """Every entry with its mechanism and parameters, so that anyone can recompute epsilon; raised
+    limits with who asked, who agreed, and why."""
     from feddp.cli.ledgers import read
     from feddp.profile import Selection
 
@@ -129,25 +142,6 @@ def ledger(
     if as_json:
         output.print_json(found.export())
         return
-    rows = []
-    for entry in found.entries:
-        one = entry.statement
-        noise = "" if one.noise_multiplier is None else f"{one.noise_multiplier:.6g}"
-        rows.append(
-            [
-                one.account,
-                str(entry.seq),
-                one.kind,
-                one.attempt_id,
-                one.job_id,
-                str(one.round),
-                one.mechanism,
-                noise,
-                f"{one.sample_rate:g}",
-                str(one.steps),
-                "yes" if entry.node_signature else "no",
-            ]
-        )
     headers = [
         "ACCOUNT",
         "SEQ",
@@ -161,7 +155,34 @@ def ledger(
         "STEPS",
         "SIGNED",
     ]
-    output.table(headers, rows)
+    output.table(headers, [_entry_row(entry) for entry in found.entries])
+
+
+def _entry_row(entry: "Entry") -> list[str]:
+    from privacy.ledger import LimitChange
+
+    one = entry.statement
+    first = [one.account, str(entry.seq), one.kind]
+    signed = "yes" if entry.node_signature else "no"
+    if isinstance(one, LimitChange):
+        terms = one.terms
+        old, new = (
+            output.epsilon(limit) for limit in (terms.epsilon_limit_old, terms.epsilon_limit_new)
+        )
+        said = f"epsilon {old} -> {new}, {terms.asked_by} and {one.agreed_by}: {terms.reason}"
+        return [*first, said, "", "", "", "", "", "", signed]
+    noise = "" if one.noise_multiplier is None else f"{one.noise_multiplier:.6g}"
+    return [
+        *first,
+        one.attempt_id,
+        one.job_id,
+        str(one.round),
+        one.mechanism,
+        noise,
+        f"{one.sample_rate:g}",
+        str(one.steps),
+        signed,
+    ]
 
 
 @app.command()
@@ -220,8 +241,9 @@ def verify(
             "checked: hash chain, node signatures, one end per attempt, never above the limit"
         )
         output.line(
-            "that the ledger states; the limit itself is not signed: compare it with policies"
+            "in force; two people's and the node's signatures on each raise. An account's first"
         )
+        output.line("limit is not signed: compare it with the hospital's policy")
         output.line(f"and {found.witnesses.said()}" + _beside(heads or []))
         if not found.witnesses.heads and found.entries:
             output.line(

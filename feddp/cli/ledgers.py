@@ -11,6 +11,7 @@ from feddp.cli.output import as_dict
 from feddp.cli.witnesses import Witnesses, faults, from_json, from_message
 from privacy import ledger
 from privacy.filters import Filter, make_filter
+from privacy.wire import entry_fields
 from protos.errors import FeddpError, Malformed
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def from_client(client: "Client", data_set: str) -> Ledger:
     """
     accounts = [as_dict(account) for account in client.accounts(data_set)]
     witnesses = from_message(client.checkpoints())
-    values = [as_dict(entry) for entry in client.ledger(data_set)]
+    values = [entry_fields(entry) for entry in client.ledger(data_set)]
     before = {account["account"]: account["entries"] for account in accounts}
     grown = {
         one.account: before.get(one.account, 0)
@@ -231,7 +232,8 @@ def check(found: Ledger, nodes: Sequence[Witnesses] = (), *, whole: bool = True)
             seq, digest = result.heads.get(name, (0, ledger.GENESIS))
             bad_seq = seq + 1 if seq < account["entries"] else seq
             problems += [
-                (name, bad_seq, text) for text in _differences(account, result, seq, digest)
+                (name, bad_seq, text)
+                for text in _differences(account, result, found.filters[name], seq, digest)
             ]
         seen.add(name)
     witnesses = [found.witnesses, *nodes]
@@ -240,9 +242,13 @@ def check(found: Ledger, nodes: Sequence[Witnesses] = (), *, whole: bool = True)
 
 
 def _differences(
-    account: dict[str, Any], result: ledger.Verification, seq: int, digest: str
+    account: dict[str, Any], result: ledger.Verification, first: Filter, seq: int, digest: str
 ) -> list[str]:
-    """Where an account's own figures are not those of its chain; the first is enough."""
+    """Where an account's own figures are not those of its chain; the first is enough.
+
+    Args:
+        first: the account's filter before its first entry.
+    """
     balance = result.balances.get(str(account["account"]))
     posted = balance.posted_units if balance else 0
     guarantee = balance.guarantee if balance else True
@@ -254,4 +260,10 @@ def _differences(
         return [f"the account says {account['posted_units']} posted units, its entries {posted}"]
     if guarantee != account["guarantee"]:
         return ["the account says otherwise than its entries whether it has a guarantee"]
+    shown = (balance.filter if balance else first).epsilon_limit
+    if account["epsilon_limit"] > shown:
+        return [
+            f"the account says a limit of {account['epsilon_limit']:g}, and its entries raise it to"
+            f" {shown:g} at most"
+        ]
     return []

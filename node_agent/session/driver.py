@@ -105,6 +105,7 @@ class Driver:
         self._handing_in: set[str] = set()
         self._recent_models: dict[str, list[str]] = {}
         self._published: tuple[object, ...] = ()
+        self._raised: dict[str, int] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set. Whatever cannot be written ends the agent: it fails closed."""
@@ -114,6 +115,7 @@ class Driver:
                 self._dispatch(e.Restarted(resumed))
                 self._spawn(self._link.run())
                 self._spawn(self._beat())
+                self._spawn(self._watch())
                 self._spawn(self._witness.run())
                 await stop.wait()
                 self._dispatch(e.StopRequested())
@@ -129,7 +131,9 @@ class Driver:
     def _dispatch(self, event: e.Event) -> None:
         self._agent, asked = step(self._agent, event, self._clock())
         match event:
-            case e.WelcomeReceived():
+            case e.WelcomeReceived(limits=limits):
+                keep = self._parts.state.keep_coordinator_limits
+                self._spawn(self._parts.ledger.run(keep, dict(limits)))
                 log.info("connected", coordinator=self._parts.address)
                 self._note_connected(f"{self._clock():.3f}")
                 self._witness.soon()
@@ -147,9 +151,16 @@ class Driver:
         while True:
             await asyncio.sleep(self._link.heartbeat_s)
             self._dispatch(e.HeartbeatDue())
+
+    async def _watch(self) -> None:
+        """Say Hello again when the steward's files have changed, or a limit was raised. Apart from
+        the heartbeats, which no disk may delay."""
+        while True:
+            await asyncio.sleep(self._link.heartbeat_s)
             stamp = await asyncio.to_thread(self._parts.steward.stamp)
-            if self._agent.welcomed and stamp != self._published:
-                log.info("policy_changed")
+            raised = await self._parts.ledger.run(self._parts.state.ledger.raise_counts)
+            if self._agent.welcomed and (stamp, raised) != (self._published, self._raised):
+                log.info("limit_raised" if raised != self._raised else "policy_changed")
                 self._dispatch(e.PolicyChanged())
 
     # Commands out
@@ -215,12 +226,17 @@ class Driver:
     def _hello(self, open_attempts: tuple[str, ...]) -> pb.Hello:
         steward, state = self._parts.steward, self._parts.state
         self._published = steward.stamp()
+        raised = self._raised = state.ledger.raise_counts()
         try:
             rules = steward.rules()
         except FeddpError as error:
             log.error("rules_unreadable", reason=error.reason, detail=error.message)
             rules = None
-        return hello(rules, self._parts.tasks(), state.fixed_filter, open_attempts)
+        unseen = state.ledger.unseen_raises()
+        said = hello(rules, self._parts.tasks(), state.fixed_filter, open_attempts, unseen)
+        for account in said.accounts:  # the coordinator keeps a lower limit for good, and so do we
+            state.lower(account.name, account.epsilon_limit, raised)
+        return said
 
     async def _judge(self, order: Order) -> None:
         decision: Decision = await self._parts.ledger.run(self._parts.admission.decide, order)

@@ -46,9 +46,15 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class WelcomeReceived:
-    """The coordinator has taken our Hello. `closed`: attempts that it has resolved meanwhile."""
+    """The coordinator has taken our Hello.
+
+    Attributes:
+        closed: attempts that it has resolved meanwhile.
+        limits: (account without the node, the epsilon that the coordinator holds it to).
+    """
 
     closed: tuple[tuple[str, Outcome], ...] = ()
+    limits: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,7 @@ class DrainReceived:
 
 @dataclass(frozen=True, slots=True)
 class PolicyChanged:
-    """The steward wrote a file, so the coordinator must hear a new Hello."""
+    """The steward wrote a file or a limit was raised: the coordinator must hear a new Hello."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,11 @@ from typing import Final
 import structlog
 
 from node_agent.datasets import DataSetSpec, schema_json
-from node_agent.policy import FixedFilter, Policy, filter_of
+from node_agent.policy import FixedFilter, Policy, filter_of, not_raised
 from node_agent.steward import Rules
 from node_agent.tasks.registry import TaskInfo
+from privacy.ledger import LimitChange
+from privacy.wire import limit_to_wire
 from protos.errors import FeddpError
 from protos.feddp.v1 import federation_pb2 as pb
 
@@ -19,23 +21,29 @@ log = structlog.get_logger(__name__)
 
 PROTOCOL_VERSION: Final = 1
 
+RAISES_MAX: Final = 64
+"""In one Hello; more come with the next, once these were seen."""
+
 
 def hello(
     rules: Rules | None,
     tasks: Mapping[str, TaskInfo],
     fixed: Callable[[str], FixedFilter | None],
     open_attempts: Sequence[str],
+    raises: Sequence[tuple[LimitChange, bytes]] = (),
 ) -> pb.Hello:
     """The Hello of a session.
 
     Args:
         rules: None when the steward's files cannot be read: then nothing is published.
         fixed: how an account counts since its first entry.
+        raises: those that the coordinator's ledger may not hold yet, with the node's signatures.
     """
     message = pb.Hello(
         protocol_version=PROTOCOL_VERSION,
         agent_version=agent_version(),
         open_attempts=open_attempts,
+        limits=[limit_to_wire(*one) for one in raises[:RAISES_MAX]],
     )
     if rules is None:
         return message
@@ -102,12 +110,14 @@ def _accounts(
                 delta=filter_.delta,
                 epsilon_start=filter_.epsilon_start,
             )
+        if advice := not_raised(account, counted):
+            log.warning("limit_not_raised", account=account.name, do=advice)
         found.append(
             pb.Account(
                 name=account.name,
                 filter=filter_.kind,
                 rdp_order=filter_.order,
-                epsilon_limit=account.epsilon_limit,
+                epsilon_limit=filter_.epsilon_limit,
                 delta=account.delta,
                 epsilon_per_job_max=account.epsilon_per_job_max,
                 noise_multiplier_min=account.noise_multiplier_min,

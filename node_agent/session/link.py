@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -23,6 +24,8 @@ Outbox = asyncio.Queue[pb.AgentMessage]
 READY_WAIT_S: Final = 5.0
 REPEAT_LOG_S: Final = 60.0
 HEARTBEAT_S: Final = 5.0
+LIMITS_MAX: Final = 256
+NAME_MAX: Final = 63
 HEARTBEAT_UNKNOWN_S: Final = 0.5
 """Until the first Welcome, so that the beat that follows it comes in time; sends nothing."""
 
@@ -150,7 +153,9 @@ class Link:
                 self._complained = ("", 0.0)
                 interval_s = message.welcome.heartbeat_interval_s
                 self.heartbeat_s = min(HEARTBEAT_S, max(0.2, interval_s / 2))
-                self._dispatch(e.WelcomeReceived(tuple(map(_closed, message.welcome.closed))))
+                closed = tuple(map(_closed, message.welcome.closed))
+                limits = tuple(map(_limit, message.welcome.limits[:LIMITS_MAX]))
+                self._dispatch(e.WelcomeReceived(closed, tuple(filter(_is_limit, limits))))
             case "work_order":
                 order = message.work_order
                 self._offer_model(order.base_model_digest, order.base_model)
@@ -221,6 +226,15 @@ def _order(message: pb.WorkOrder) -> e.Event:
     except FeddpError as error:
         log.error("order_unreadable", reason=error.reason, detail=error.message)
         return e.OrderUnreadable(message.attempt_id, error.reason, error.message)
+
+
+def _limit(message: pb.AccountLimit) -> tuple[str, float]:
+    return message.account, message.epsilon_limit
+
+
+def _is_limit(said: tuple[str, float]) -> bool:
+    """Whether it can be a limit at all: what the coordinator says is kept."""
+    return 0 < said[1] < math.inf and 0 < len(said[0]) <= NAME_MAX
 
 
 def _closed(message: pb.AttemptClosed) -> tuple[str, e.Outcome]:

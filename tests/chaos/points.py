@@ -38,6 +38,8 @@ NOT_SERVING: Final = {
         "node_agent.enrol:": "only `feddp agent join`",
         "node_agent.ledger_files:": "only `feddp agent ledger`",
         "node_agent.state:State.settle:": "only `feddp agent ledger settle`",
+        "node_agent.proposals:": "only `feddp agent limit`",
+        "node_agent.state:State.raising:": "only `feddp agent limit apply`",
         "node_agent.worker:": "another process, which the agent outlives or ends",
         "protos.content:write_durable:": "an agent that runs writes its files by other ways",
     },

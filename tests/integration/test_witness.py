@@ -4,33 +4,37 @@ import asyncio
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.keyring import ledger_key
 from coordinator.metrics import Metrics
 from coordinator.rpc import witness as witness_rpc
 from coordinator.rpc.gate import Gate
-from coordinator.store import checkpoints, ledger, people
+from coordinator.store import checkpoints, ledger, limits, people
 from coordinator.store.booking import Books
 from coordinator.store.database import Database
 from feddp.cli.witnesses import Witnesses, from_json
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.witness import Witness
 from node_agent.state import State
-from privacy.entries import Entry, Statement, entry_hash, sign
+from privacy.entries import Entry, Statement, append, entry_hash, sign
 from privacy.filters import make_filter
+from privacy.ledger import LimitChange, verify
+from privacy.limits import LimitTerms, sign_terms
 from protos.feddp.v1 import witness_pb2_grpc
 from tests.integration.federation import Federation, null_job, run_cli, wait_for
 from tests.node_agent.samples import LEDGER_KEY, NODE, order
 
 ACCOUNT = f"{NODE}/patients"
 FILTER = make_filter("gdp", 0, 10.0, 1.0e-5)
+PUBLIC = LEDGER_KEY.public_key().public_bytes_raw()
 ENTRIES = 20
 
 
@@ -39,6 +43,14 @@ class OpenGate(Gate):
 
     def admit(self, context: Any, method: str) -> None:
         return None
+
+
+def row_of(entry: Entry) -> dict[str, Any]:
+    """An entry as the table has it."""
+    if isinstance(entry.statement, LimitChange):
+        return limits._row(entry, entry.statement)
+    values = {**entry.statement.fields(), "seq": entry.seq, "prev_hash": entry.prev_hash}
+    return values | {"hash": entry.hash, "node_signature": entry.node_signature}
 
 
 class Bench:
@@ -80,8 +92,7 @@ class Bench:
             execute = connection.exec_driver_sql
             execute("DELETE FROM entries")
             for one in chain:
-                values = {**one.statement.fields(), "seq": one.seq, "prev_hash": one.prev_hash}
-                values |= {"hash": one.hash, "node_signature": one.node_signature}
+                values = row_of(one)
                 names, marks = ", ".join(values), ", ".join("?" * len(values))
                 execute(
                     f"INSERT INTO entries ({names}) VALUES ({marks})",  # noqa: S608
@@ -304,6 +315,102 @@ def test_an_older_copy_of_our_ledger_catches_up_with_what_we_signed(
     assert restored is not None
     assert spent.posted_units < restored.posted_units == after.posted_units
     assert bench.state.witnessed.disputes() == []
+
+
+def test_a_raise_that_this_node_did_not_make_raises_the_alarm(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator that writes a limit entry by itself; its chain is valid but for the node."""
+    people = [Ed25519PrivateKey.generate() for _ in range(2)]
+    for number, signature in enumerate((b"", people[0].sign(b"x"))):
+        entry = append(raised(bench, people), bench.chain()[-1], signature)
+        before = bench.chain()
+        bench.write([*before, entry])
+        bench.look(monkeypatch)
+        (found,) = bench.state.witnessed.disputes()
+        assert (found.account, found.seq) == (ACCOUNT, ENTRIES + 1), number
+        assert "this node has not signed that" in found.text
+        kept = bench.state.ledger.account(ACCOUNT)
+        assert kept is not None
+        assert kept.epsilon_limit == 10.0
+        bench.write(before)
+        bench.state.settle(ACCOUNT)
+        bench.look(monkeypatch)
+        assert bench.state.witnessed.disputes() == []
+
+
+def test_our_own_raise_is_followed_and_not_brought_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is brought until it was seen in the coordinator's chain."""
+    change = raised(bench, [Ed25519PrivateKey.generate() for _ in range(2)])
+    with bench.state.raising() as own:
+        signature = own.record(change)
+    bench.look(monkeypatch)
+    assert bench.state.ledger.unseen_raises() == [(change, signature)]
+    bench.database.write_now(lambda c: limits.record(c, NODE, PUBLIC, change, signature))
+    bench.look(monkeypatch)
+    assert bench.state.witnessed.disputes() == []
+    assert bench.state.ledger.unseen_raises() == []
+    assert bench.state.witnessed.head(ACCOUNT).seq == ENTRIES + 1
+
+
+def test_another_raise_of_the_same_number_raises_the_alarm(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though this node's key has signed it: its ledger says otherwise."""
+    people = [Ed25519PrivateKey.generate() for _ in range(2)]
+    with bench.state.raising() as own:
+        own.record(raised(bench, people))
+    other = raised(bench, people, new=99.0)
+    chain = bench.chain()
+    bench.write([*chain, append(other, chain[-1], sign(LEDGER_KEY, other))])
+    bench.look(monkeypatch)
+    assert "with other terms" in bench.state.witnessed.disputes()[0].text
+
+
+def test_an_older_copy_of_our_ledger_catches_up_with_a_raise(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """We have signed it, so it is ours, and what was spent under it is within the limit."""
+    shutil.copy(bench.folder / "state.db", tmp_path / "copy.db")
+    change = raised(bench, [Ed25519PrivateKey.generate() for _ in range(2)])
+    with bench.state.raising() as own:
+        signature = own.record(change)
+    bench.database.write_now(lambda c: limits.record(c, NODE, PUBLIC, change, signature))
+    bench.book(1, first=ENTRIES)
+    bench.state.close()
+    bench.state = State(tmp_path / "copy.db", NODE, LEDGER_KEY)
+    bench.look(monkeypatch)
+    assert bench.state.witnessed.disputes() == []
+    kept = bench.state.ledger.account(ACCOUNT)
+    assert kept is not None
+    assert kept.epsilon_limit == 20.0
+    assert bench.state.ledger.raises(ACCOUNT) == [change]
+    filters = {ACCOUNT: kept.filter(kept.epsilon_limit_highest)}
+    assert verify(bench.state.ledger.entries(), filters, {NODE: PUBLIC}).ok
+
+
+def raised(bench: Bench, people: Sequence[Ed25519PrivateKey], new: float = 20.0) -> LimitChange:
+    """The account's first raise."""
+    kept = bench.state.ledger.account(ACCOUNT)
+    assert kept is not None
+    asked, agreed = (one.public_key().public_bytes_raw().hex() for one in people)
+    terms = LimitTerms(
+        account=ACCOUNT,
+        node=NODE,
+        number=1,
+        filter=kept.fixed.kind,
+        rdp_order=kept.fixed.order,
+        delta=kept.fixed.delta,
+        epsilon_limit_old=10.0,
+        epsilon_limit_new=new,
+        reason="a second study",
+        asked_by="anna",
+        asked_key=asked,
+    )
+    signatures = [sign_terms(one, terms) for one in people]
+    return LimitChange(terms, signatures[0], "bert", agreed, signatures[1])
 
 
 def test_what_is_settled_is_taken_as_it_is(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,6 +152,7 @@ class FakeCoordinator(federation_pb2_grpc.FederationServicer, transfer_pb2_grpc.
         model: what Download gives.
         orders: sent after each Welcome.
         closed: what the next Welcomes say is closed.
+        limits: what they say the accounts are held to.
         lose_answers: so many answers to SubmitUpdate get lost after they took effect.
         cut_uploads: so many uploads break after their first message.
     """
@@ -161,6 +162,7 @@ class FakeCoordinator(federation_pb2_grpc.FederationServicer, transfer_pb2_grpc.
         self.model = MODEL_BYTES
         self.orders: list[pb.WorkOrder] = []
         self.closed: list[pb.AttemptClosed] = []
+        self.limits: list[pb.AccountLimit] = []
         self.refuse_session: FeddpError | None = None
         self.refuse_download: FeddpError | None = None
         self.lose_answers = 0
@@ -224,7 +226,9 @@ class FakeCoordinator(federation_pb2_grpc.FederationServicer, transfer_pb2_grpc.
             async for message in request_iterator:
                 self._said.put_nowait(message)
                 if message.WhichOneof("message") == "hello":
-                    welcome = pb.Welcome(heartbeat_interval_s=1, closed=self.closed)
+                    welcome = pb.Welcome(
+                        heartbeat_interval_s=1, closed=self.closed, limits=self.limits
+                    )
                     queue.put_nowait(pb.CoordinatorMessage(welcome=welcome))
                     for order in self.orders:
                         queue.put_nowait(pb.CoordinatorMessage(work_order=order))

@@ -170,12 +170,25 @@ def test_a_database_of_0_1_0_is_taken_over(reopen: Reopen, tmp_path: Path) -> No
         old.executescript(
             "ALTER TABLE attempts DROP COLUMN project; ALTER TABLE attempts DROP COLUMN purpose;"
             "DROP TABLE seen_heads; DROP TABLE seen_attempts; DROP TABLE seen_checkpoints;"
-            "DROP TABLE disputes; DROP TABLE settled; PRAGMA user_version = 1;"
+            "DROP TABLE disputes; DROP TABLE settled; DROP TABLE raises; PRAGMA user_version = 1;"
         )
     state = reopen()
     assert state.standing(order("other", project="one")).project_units == COST
     assert state.standing(order("other", project="two")).project_units == 0
     assert state.witnessed.disputes() == []
+    assert verified(state)
+
+
+def test_a_database_from_before_raises_is_taken_over(reopen: Reopen, tmp_path: Path) -> None:
+    """Its accounts keep the limit that they had, and can be raised from there."""
+    state = reopen()
+    state.reserve(order(), FILTER)
+    state.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as old:
+        old.executescript("DROP TABLE raises; PRAGMA user_version = 2;")
+    state = reopen()
+    assert state.ledger.accounts()[0].epsilon_limit == 10.0
+    assert state.ledger.raise_counts() == {}
     assert verified(state)
 
 
@@ -209,8 +222,10 @@ def test_a_lower_limit_does_not_break_the_chain_that_a_higher_one_allowed(reopen
     state.reserve(order(), FILTER)
     state.open("a1", 1.0, 0.5)
     state.lose("a1")
+    state.lower("patients", 0.1, {})
     free = order("a2", release_noise_multiplier=1000.0)
     state.reserve(free, make_filter("gdp", 0, 0.1, 1.0e-5))
+    state.lower("patients", 5.0, {})
     assert verified(state)
     assert state.ledger.accounts()[0].epsilon_limit == 0.1
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from certs.authority import Authority
 from node_agent.agent import status
@@ -329,6 +330,41 @@ def test_drain_brings_the_agent_back_with_a_new_hello(tmp_path: Path) -> None:
             write_rules(folder.root, {**POLICY, "allow": []})
             hello = await coordinator.heard("hello")
             assert list(hello.data_sets[0].tasks) == []
+
+    play(tmp_path, scene)
+
+
+def test_a_lower_limit_is_announced_and_kept_for_good(tmp_path: Path) -> None:
+    """Writing the old number back raises nothing; what the coordinator holds is noted, if it is
+    a limit at all."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+        coordinator.limits = [
+            pb.AccountLimit(account="patients", epsilon_limit=4.0),
+            pb.AccountLimit(account="others", epsilon_limit=float("nan")),
+            pb.AccountLimit(account="x" * 64, epsilon_limit=1.0),
+        ]
+
+        def write(limit: float) -> None:
+            rules = yaml.safe_load(folder.policy_yaml.read_text())
+            rules["accounts"][0]["epsilon_limit"] = limit
+            write_rules(folder.root, rules)
+
+        async with RunningAgent(folder, worker):
+            assert (await coordinator.heard("hello")).accounts[0].epsilon_limit == 10.0
+            await coordinator.until_submitted()
+            coordinator.orders = []
+            for limit in (6.0, 9.0):
+                await coordinator.heard("heartbeat")
+                write(limit)
+                assert (await coordinator.heard("hello")).accounts[0].epsilon_limit == 6.0
+            await coordinator.heard("heartbeat")
+        state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
+        assert state.ledger.accounts()[0].epsilon_limit == 6.0
+        said = [state.coordinator_limit(f"{NODE}/{x}") for x in ("patients", "others", "x" * 64)]
+        assert said == [4.0, None, None]
+        state.close()
 
     play(tmp_path, scene)
 

@@ -41,7 +41,7 @@ def test_a_good_chain_verifies_and_lists_unattested_posts() -> None:
     found = verify(entries, FILTERS, KEYS)
     assert found.ok
     assert [(one.account, one.seq) for one in found.unattested] == [(ACCOUNT, 7)]
-    assert found.counts == {"reserve": 4, "post": 2, "void": 1, "open": 1}
+    assert found.counts == {"reserve": 4, "post": 2, "void": 1, "limit": 0, "open": 1}
     assert found.heads == {ACCOUNT: (7, entries[-1].hash)}
     cost = FILTER.cost_units(statement().release)
     assert found.balances[ACCOUNT].posted_units == 2 * cost

@@ -3,13 +3,16 @@
 import json
 import re
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from cryptography.exceptions import InvalidSignature
-from ledger_samples import KEY, PUBLIC, statement
+from ledger_samples import ANNA, BERT, KEY, PUBLIC, chain, raised, statement
 
+from node_agent.policy import Policy
 from privacy.accounting import epsilon_spent
 from privacy.calibration import REPORT_SLACK_UNITS
 from privacy.figures import figures_of, own_epsilon
@@ -47,6 +50,39 @@ def test_the_documented_check_accepts_our_entries_and_no_others(
     unsigned = to_json(append(void, entries[0]))
     with pytest.raises(InvalidSignature):
         check(unsigned, exported[0]["hash"], PUBLIC)
+
+
+def test_the_documented_check_covers_raised_limits(document_code: dict[str, Any]) -> None:
+    """Three signatures, two people, and the account counts on from there."""
+    (first,) = chain(statement())
+    exported = json.loads(json.dumps(to_json(append(raised(), first, sign(KEY, raised())))))
+    check = document_code["check"]
+    check(exported, first.hash, PUBLIC)
+    for forged in (
+        append(raised(agreed=("anna", BERT)), first, sign(KEY, raised(agreed=("anna", BERT)))),
+        append(raised(agreed=("bert", ANNA)), first, sign(KEY, raised(agreed=("bert", ANNA)))),
+        append(raised(2.0, 1.0), first, sign(KEY, raised(2.0, 1.0))),
+        append(raised(), first, b""),
+        append(raised(), first, sign(KEY, raised(reason="another"))),
+        *(
+            append(one, first, sign(KEY, one))
+            for one in (
+                replace(raised(), asked_signature="ab" * 64),
+                replace(raised(), agreed_signature=raised(new=9.0).agreed_signature),
+            )
+        ),
+    ):
+        with pytest.raises((AssertionError, InvalidSignature)):
+            check(to_json(forged), first.hash, PUBLIC)
+
+
+def test_the_documented_stewards_are_those_of_a_policy() -> None:
+    """The section of the page, read as a policy; its keys are Ed25519 keys."""
+    (block,) = re.findall(r"```yaml\n(stewards:.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    found = Policy.model_validate(yaml.safe_load(block)).stewards
+    assert [one.name for one in found] == ["anna", "bert"]
+    keys = [key.public_key().public_bytes_raw().hex() for key in (ANNA, BERT)]
+    assert [one.public_key for one in found] == keys
 
 
 def test_the_documented_epsilon_is_ours(document_code: dict[str, Any]) -> None:

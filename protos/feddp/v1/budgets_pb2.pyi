@@ -109,7 +109,9 @@ class BudgetAccount(_message.Message):
     ledger_public_key: _builtins.bytes
     """Raw Ed25519 key that signs for this account's node."""
     epsilon_limit_highest: _builtins.float
-    """The highest that `epsilon_limit` ever was; earlier entries were admitted under it."""
+    """The highest that `epsilon_limit` was before the first entry "limit": where a check of the chain
+    starts. Those entries say the rest.
+    """
     epsilon_booked: _builtins.float
     """What the filter has booked for everything posted, which is what counts against the limit."""
     epsilon_naive: _builtins.float

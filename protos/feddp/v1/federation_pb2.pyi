@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from protos.feddp.v1 import ledger_pb2 as _ledger_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -104,6 +105,7 @@ class Hello(_message.Message):
     ACCOUNTS_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
     OPEN_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """1 for this file."""
     agent_version: _builtins.str
@@ -120,6 +122,12 @@ class Hello(_message.Message):
     def open_attempts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Attempts that the node holds and has not seen closed."""
 
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[_ledger_pb2.LedgerEntry]:
+        """Raised limits that the node has recorded and not seen in the coordinator's ledger, in order:
+        `kind`, `node`, `account`, `limit` and `node_signature`, the rest unset. Taken once each.
+        """
+
     def __init__(
         self,
         *,
@@ -129,10 +137,11 @@ class Hello(_message.Message):
         accounts: _abc.Iterable[Global___Account] | None = ...,
         tasks: _abc.Iterable[Global___Task] | None = ...,
         open_attempts: _abc.Iterable[_builtins.str] | None = ...,
+        limits: _abc.Iterable[_ledger_pb2.LedgerEntry] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "agent_version", b"agent_version", "data_sets", b"data_sets", "open_attempts", b"open_attempts", "protocol_version", b"protocol_version", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "agent_version", b"agent_version", "data_sets", b"data_sets", "limits", b"limits", "open_attempts", b"open_attempts", "protocol_version", b"protocol_version", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -201,7 +210,7 @@ class Account(_message.Message):
     rdp_order: _builtins.int
     """The committed order for "rdp"; 0 for "gdp"."""
     epsilon_limit: _builtins.float
-    """The most epsilon that may ever be spent at `delta`."""
+    """The most epsilon that may ever be spent at `delta`. Announcing a higher one does not raise it."""
     delta: _builtins.float
     epsilon_per_job_max: _builtins.float
     """The most epsilon for one job."""
@@ -276,25 +285,54 @@ class Welcome(_message.Message):
 
     HEARTBEAT_INTERVAL_S_FIELD_NUMBER: _builtins.int
     CLOSED_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     heartbeat_interval_s: _builtins.int
     """The most seconds between two heartbeats."""
     @_builtins.property
     def closed(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptClosed]:
         """What became of those `open_attempts` that the coordinator has closed."""
 
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccountLimit]:
+        """What the coordinator holds the node's accounts to."""
+
     def __init__(
         self,
         *,
         heartbeat_interval_s: _builtins.int = ...,
         closed: _abc.Iterable[Global___AttemptClosed] | None = ...,
+        limits: _abc.Iterable[Global___AccountLimit] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "heartbeat_interval_s", b"heartbeat_interval_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "heartbeat_interval_s", b"heartbeat_interval_s", "limits", b"limits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Welcome: _TypeAlias = Welcome  # noqa: Y015
+
+@_typing.final
+class AccountLimit(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    EPSILON_LIMIT_FIELD_NUMBER: _builtins.int
+    account: _builtins.str
+    """Without the node's name."""
+    epsilon_limit: _builtins.float
+    def __init__(
+        self,
+        *,
+        account: _builtins.str = ...,
+        epsilon_limit: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "epsilon_limit", b"epsilon_limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AccountLimit: _TypeAlias = AccountLimit  # noqa: Y015
 
 @_typing.final
 class WorkOrder(_message.Message):

@@ -9,16 +9,17 @@ import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 10):
-    from typing import TypeAlias as _TypeAlias
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    from typing_extensions import TypeAlias as _TypeAlias
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class LedgerEntry(_message.Message):
-    """One line of a privacy ledger: what was reserved, released or provably never released.
+    """One line of a privacy ledger: what was reserved, released or provably never released, or that an
+    account's limit was raised.
 
     The ledger stores what was released (mechanism and parameters); epsilon is derived from it.
     One hash chain per account. `hash` covers every field above it; `node_signature` covers the
@@ -46,10 +47,13 @@ class LedgerEntry(_message.Message):
     PREV_HASH_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
     NODE_SIGNATURE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     """Position in the account's chain, from 1."""
     kind: _builtins.str
-    """"reserve", "post" or "void"."""
+    """"reserve", "post" or "void"; with "limit" the fields from 3 to 15, but for the node and the
+    account, are unset, and `limit` is set.
+    """
     attempt_id: _builtins.str
     """The attempt that this entry belongs to; reserve, then exactly one of post or void."""
     project: _builtins.str
@@ -85,6 +89,10 @@ class LedgerEntry(_message.Message):
     """BLAKE3 of this entry, hexadecimal."""
     node_signature: _builtins.bytes
     """Ed25519 by the node's ledger key; empty until the node has signed."""
+    @_builtins.property
+    def limit(self) -> Global___LimitChange:
+        """Of an entry "limit", whose hash and signature cover it."""
+
     def __init__(
         self,
         *,
@@ -106,13 +114,82 @@ class LedgerEntry(_message.Message):
         prev_hash: _builtins.str = ...,
         hash: _builtins.str = ...,
         node_signature: _builtins.bytes = ...,
+        limit: Global___LimitChange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_noise_multiplier", b"_noise_multiplier", "noise_multiplier", b"noise_multiplier"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_noise_multiplier", b"_noise_multiplier", "limit", b"limit", "noise_multiplier", b"noise_multiplier"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_noise_multiplier", b"_noise_multiplier", "account", b"account", "attempt_id", b"attempt_id", "dataset", b"dataset", "declared_n", b"declared_n", "hash", b"hash", "job_id", b"job_id", "kind", b"kind", "mechanism", b"mechanism", "node", b"node", "node_signature", b"node_signature", "noise_multiplier", b"noise_multiplier", "prev_hash", b"prev_hash", "project", b"project", "round", b"round", "sample_rate", b"sample_rate", "seq", b"seq", "steps", b"steps", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_noise_multiplier", b"_noise_multiplier", "account", b"account", "attempt_id", b"attempt_id", "dataset", b"dataset", "declared_n", b"declared_n", "hash", b"hash", "job_id", b"job_id", "kind", b"kind", "limit", b"limit", "mechanism", b"mechanism", "node", b"node", "node_signature", b"node_signature", "noise_multiplier", b"noise_multiplier", "prev_hash", b"prev_hash", "project", b"project", "round", b"round", "sample_rate", b"sample_rate", "seq", b"seq", "steps", b"steps", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
     _WhichOneofReturnType__noise_multiplier: _TypeAlias = _typing.Literal["noise_multiplier"]  # noqa: Y015
     _WhichOneofArgType__noise_multiplier: _TypeAlias = _typing.Literal["_noise_multiplier", b"_noise_multiplier"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__noise_multiplier) -> _WhichOneofReturnType__noise_multiplier | None: ...
 
 Global___LedgerEntry: _TypeAlias = LedgerEntry  # noqa: Y015
+
+@_typing.final
+class LimitChange(_message.Message):
+    """An account's limit is raised by two people of its hospital."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    RDP_ORDER_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    EPSILON_LIMIT_OLD_FIELD_NUMBER: _builtins.int
+    EPSILON_LIMIT_NEW_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ASKED_BY_FIELD_NUMBER: _builtins.int
+    ASKED_KEY_FIELD_NUMBER: _builtins.int
+    ASKED_SIGNATURE_FIELD_NUMBER: _builtins.int
+    AGREED_BY_FIELD_NUMBER: _builtins.int
+    AGREED_KEY_FIELD_NUMBER: _builtins.int
+    AGREED_SIGNATURE_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """1 for the account's first raise, then one more each time."""
+    filter: _builtins.str
+    """How the account counts, which a raise never changes."""
+    rdp_order: _builtins.int
+    delta: _builtins.float
+    epsilon_limit_old: _builtins.float
+    """The limit before and after."""
+    epsilon_limit_new: _builtins.float
+    reason: _builtins.str
+    asked_by: _builtins.str
+    """A steward of the node's policy, and this steward's raw Ed25519 key in hexadecimal."""
+    asked_key: _builtins.str
+    asked_signature: _builtins.str
+    """Both signatures are over the same bytes, in hexadecimal; docs/privacy.md gives them."""
+    agreed_by: _builtins.str
+    """Another steward."""
+    agreed_key: _builtins.str
+    agreed_signature: _builtins.str
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        filter: _builtins.str = ...,
+        rdp_order: _builtins.int = ...,
+        delta: _builtins.float = ...,
+        epsilon_limit_old: _builtins.float = ...,
+        epsilon_limit_new: _builtins.float = ...,
+        reason: _builtins.str = ...,
+        asked_by: _builtins.str = ...,
+        asked_key: _builtins.str = ...,
+        asked_signature: _builtins.str = ...,
+        agreed_by: _builtins.str = ...,
+        agreed_key: _builtins.str = ...,
+        agreed_signature: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreed_by", b"agreed_by", "agreed_key", b"agreed_key", "agreed_signature", b"agreed_signature", "asked_by", b"asked_by", "asked_key", b"asked_key", "asked_signature", b"asked_signature", "delta", b"delta", "epsilon_limit_new", b"epsilon_limit_new", "epsilon_limit_old", b"epsilon_limit_old", "filter", b"filter", "number", b"number", "rdp_order", b"rdp_order", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LimitChange: _TypeAlias = LimitChange  # noqa: Y015

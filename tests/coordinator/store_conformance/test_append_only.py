@@ -14,7 +14,7 @@ from tests.coordinator.store_conformance.samples import ACCOUNT, KEY, PUBLIC, ki
 
 COLUMNS = (
     "account, seq, kind, attempt_id, project, node, dataset, job_id, round, unit, declared_n, "
-    "mechanism, noise_multiplier, sample_rate, steps, prev_hash, hash"
+    "mechanism, noise_multiplier, sample_rate, steps, prev_hash, hash, limit_change"
 )
 SQLITE_GUARDS = (
     f"""CREATE TRIGGER kept BEFORE UPDATE OF {COLUMNS} ON entries

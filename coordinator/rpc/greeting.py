@@ -1,0 +1,113 @@
+"""What a node says first, taken into the store in one transaction, and what it is answered."""
+
+import math
+
+import structlog
+from sqlalchemy import Connection
+
+from coordinator.store import ledger, limits, people
+from privacy.wire import limit_from_wire
+from protos.errors import FeddpError, Malformed
+from protos.feddp.v1 import federation_pb2 as pb
+from protos.feddp.v1 import ledger_pb2
+
+log = structlog.get_logger(__name__)
+
+PUBLISHED_MAX = 256
+DECLARED_N_MAX = 10**12
+
+
+def greet(
+    connection: Connection, node: str, hello: pb.Hello, now_s: float
+) -> tuple[pb.Welcome, int]:
+    """Keep what the node publishes; tell which of its attempts are closed, and its limits.
+
+    Returns:
+        The answer, and how many raises were appended.
+    """
+    people.keep_hello(connection, node, hello, now_s)
+    for account in hello.accounts:
+        try:
+            with connection.begin_nested():
+                ledger.open_account(
+                    connection,
+                    f"{node}/{account.name}",
+                    node,
+                    account.filter,
+                    account.rdp_order,
+                    account.epsilon_limit,
+                    account.delta,
+                )
+        except FeddpError as error:
+            log.warning("account_refused", node=node, account=account.name, reason=error.reason)
+    raised = sum(_raise_limit(connection, node, message) for message in hello.limits)
+    closed = []
+    for attempt_id in hello.open_attempts:
+        outcome = ledger.outcome(connection, attempt_id)
+        if outcome is not None:
+            closed.append(pb.AttemptClosed(attempt_id=attempt_id, outcome=outcome))
+    return pb.Welcome(closed=closed, limits=_limits(connection, node, hello)), raised
+
+
+def _raise_limit(connection: Connection, node: str, message: ledger_pb2.LedgerEntry) -> bool:
+    """Append a raise that a node brings; one that does not hold is logged, and changes nothing."""
+    try:
+        change = limit_from_wire(message)
+        with connection.begin_nested():
+            public_key = people.node(connection, node).ledger_public_key
+            is_new = limits.record(connection, node, public_key, change, message.node_signature)
+    except FeddpError as error:
+        log.error("limit_refused", node=node, reason=error.reason, detail=error.message)
+        return False
+    if is_new:
+        log.warning(
+            "limit_raised",
+            account=change.account,
+            old=change.terms.epsilon_limit_old,
+            new=change.terms.epsilon_limit_new,
+            asked_by=change.terms.asked_by,
+            agreed_by=change.agreed_by,
+        )
+    return is_new
+
+
+def _limits(connection: Connection, node: str, hello: pb.Hello) -> list[pb.AccountLimit]:
+    """What the ledger holds the accounts of a Hello to; says where the node announces others."""
+    announced = {f"{node}/{account.name}": account.epsilon_limit for account in hello.accounts}
+    found = []
+    for kept in ledger.named_accounts(connection, sorted(announced)):
+        limit = kept.filter.epsilon_limit
+        if limit != announced[kept.account]:
+            log.warning(
+                "account_limits_differ",
+                account=kept.account,
+                announced=announced[kept.account],
+                in_force=limit,
+                do="the lower one counts; raising it is the hospital's: `feddp agent limit`",
+            )
+        name = kept.account.removeprefix(f"{node}/")
+        found.append(pb.AccountLimit(account=name, epsilon_limit=limit))
+    return found
+
+
+def check_hello(hello: pb.Hello) -> None:
+    """Refuse what no honest agent publishes, before any of it is kept.
+
+    Raises:
+        Malformed: HELLO_INVALID.
+    """
+    lists = (hello.data_sets, hello.accounts, hello.tasks, hello.open_attempts, hello.limits)
+    sound = (
+        all(len(one) <= PUBLISHED_MAX for one in lists)
+        and all(1 <= d.declared_n <= DECLARED_N_MAX and d.name for d in hello.data_sets)
+        and all(
+            a.name
+            and math.isfinite(a.epsilon_per_job_max)
+            and a.epsilon_per_job_max > 0
+            and math.isfinite(a.noise_multiplier_min)
+            and a.noise_multiplier_min >= 0
+            for a in hello.accounts
+        )
+    )
+    if not sound:
+        raise Malformed("HELLO_INVALID", "the agent's Hello holds values that no policy can have")

@@ -1,0 +1,128 @@
+"""`feddp agent limit`: two stewards of a hospital raise what may be learned about its patients."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from feddp.cli import output
+from feddp.cli.options import Json
+
+if TYPE_CHECKING:
+    from node_agent.raising import Outlook
+
+app = typer.Typer(
+    help="Raise an account's limit: one steward proposes, another approves, then it is applied.",
+    no_args_is_help=True,
+)
+
+Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's folder.")]
+By = Annotated[
+    str, typer.Option("--by", metavar="NAME", help="Your name under `stewards:` in policy.yaml.")
+]
+Key = Annotated[Path, typer.Option("--key", metavar="FILE", help="Your own key.")]
+Proposal = Annotated[Path, typer.Argument(metavar="FILE", help="What `propose` wrote.")]
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The steward's name.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the key goes.")],
+    as_json: Json = False,
+) -> None:
+    """Make a steward's own key; prints the line that goes under `stewards:` in policy.yaml.
+
+    Whoever holds the file can sign for this steward: keep it where the other steward cannot read
+    it, and not in the agent's folder.
+    """
+    from node_agent.raising import make_key
+
+    public_key = make_key(name, out)
+    if as_json:
+        output.print_json({"name": name, "public_key": public_key, "file": str(out)})
+        return
+    output.line(f"{out} holds {name}'s key, readable by its owner alone; in policy.yaml:")
+    output.line("stewards:")
+    output.line(f"  - {{name: {name}, public_key: {public_key}}}")
+
+
+@app.command()
+def propose(
+    account: Annotated[
+        str, typer.Argument(metavar="ACCOUNT", help="Its name in policy.yaml, without the node.")
+    ],
+    folder: Folder,
+    by: By,
+    key_file: Key,
+    reason: Annotated[str, typer.Option(help="Why; it stays in the ledger for ever.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the proposal goes.")],
+    as_json: Json = False,
+) -> None:
+    """Ask for the epsilon_limit that policy.yaml gives an account; says what that would mean."""
+    from node_agent.raising import propose as propose_raise
+
+    found = propose_raise(folder, account, by, key_file, reason, out)
+    _tell(found, as_json)
+    if not as_json:
+        output.line(f"{out} holds the proposal: another steward agrees with `feddp agent limit")
+        output.line("approve`; until it is applied nothing changes")
+
+
+@app.command()
+def approve(file: Proposal, folder: Folder, by: By, key_file: Key, as_json: Json = False) -> None:
+    """Agree to what another steward proposed; the file then holds both signatures."""
+    from node_agent.raising import approve as approve_raise
+
+    found = approve_raise(folder, file, by, key_file)
+    _tell(found, as_json)
+    if not as_json:
+        output.line(f"{file} holds both signatures: `feddp agent limit apply {file}`")
+
+
+@app.command()
+def apply(
+    file: Proposal,
+    folder: Folder,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and change nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Record an approved raise in this node's ledger; the agent tells the coordinator.
+
+    The agent may run, and then does so within seconds; else at its next start.
+    """
+    from node_agent.raising import record
+
+    found = record(folder, file, dry_run=dry_run)
+    _tell(found, as_json, applied=not dry_run)
+    if not as_json and dry_run:
+        output.line("nothing was changed: this was a dry run, and all is in order")
+    elif not as_json:
+        output.line("recorded; the coordinator follows at the agent's next session")
+
+
+def _tell(found: "Outlook", as_json: bool, *, applied: bool = False) -> None:
+    if as_json:
+        output.print_json({**asdict(found), "applied": applied})
+        return
+    new = output.epsilon(found.epsilon_limit_new)
+    spent = "no guarantee: something was released without accounting"
+    if found.epsilon_spent is not None:
+        spent = f"epsilon {output.epsilon(found.epsilon_spent)} booked"
+        spent += ", more is under way" if found.pending else ""
+    output.facts(
+        [
+            ("account", f"{found.account}, raise {found.number}"),
+            ("limit", f"{output.epsilon(found.epsilon_limit_old)} -> {new} at {found.delta:g}"),
+            ("spent", spent),
+            ("asked by", found.asked_by),
+            ("agreed by", found.agreed_by or "nobody yet"),
+            ("reason", found.reason),
+        ]
+    )
+    output.line(
+        f"The guarantee becomes epsilon {new}, for every patient of the account and for all that"
+    )
+    output.line("was ever released about them, from the first release on. It cannot be taken back.")

@@ -1,0 +1,117 @@
+"""What a node says first: a raise that does not hold stops nothing else of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import structlog
+
+from coordinator.rpc.greeting import check_hello, greet
+from coordinator.store import booking, ledger
+from coordinator.store.database import Database
+from privacy.ledger import sign
+from privacy.wire import limit_to_wire
+from protos.errors import Malformed
+from protos.feddp.v1 import federation_pb2 as pb
+from protos.feddp.v1 import ledger_pb2
+from tests.coordinator.store_conformance.samples import (
+    ACCOUNT,
+    KEY,
+    NODE,
+    PUBLIC,
+    kinds,
+    statement,
+    with_account,
+)
+from tests.coordinator.store_conformance.test_limits import change
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    """With a node, whose ledger key is known, and its account of epsilon 1."""
+    made = Database(f"sqlite:///{tmp_path / 'c.db'}")
+    made.migrate()
+    with_account(made)
+    made.write_now(lambda c: c.exec_driver_sql("UPDATE nodes SET ledger_public_key = ?", (PUBLIC,)))
+    made.write_now(lambda c: booking.book(c, statement("a1")))  # from here on the limit is promised
+    return made
+
+
+def hello(*limits: ledger_pb2.LedgerEntry, announced: float = 1.0) -> pb.Hello:
+    """A Hello with one account and these raises."""
+    account = pb.Account(
+        name="patients",
+        filter="gdp",
+        epsilon_limit=announced,
+        delta=1e-5,
+        epsilon_per_job_max=1.0,
+        noise_multiplier_min=0.1,
+    )
+    return pb.Hello(accounts=[account], limits=limits)
+
+
+def raise_(number: int, old: float, new: float) -> ledger_pb2.LedgerEntry:
+    one = change(old, new, number)
+    return limit_to_wire(one, sign(KEY, one))
+
+
+def say(database: Database, message: pb.Hello) -> tuple[dict[str, float], int, list[str]]:
+    """(the limits that are answered, raises appended, what was logged)."""
+    with structlog.testing.capture_logs() as logs:
+        welcome, raised = database.write_now(lambda c: greet(c, NODE, message, 1.0))
+    said = {one.account: one.epsilon_limit for one in welcome.limits}
+    return said, raised, [one["event"] for one in logs]
+
+
+def test_raises_are_taken_in_order_and_once(database: Database) -> None:
+    """Two that an agent has recorded since; then the same again."""
+    two = (raise_(1, 1.0, 2.0), raise_(2, 2.0, 3.0))
+    assert say(database, hello(*two, announced=3.0)) == (
+        {"patients": 3.0},
+        2,
+        ["limit_raised", "limit_raised"],
+    )
+    assert say(database, hello(*two, announced=3.0)) == ({"patients": 3.0}, 0, [])
+    assert kinds(database)[-2:] == ["limit", "limit"]
+
+
+def test_a_higher_announcement_alone_raises_nothing(database: Database) -> None:
+    """The answer says what counts."""
+    assert say(database, hello(announced=9.0)) == (
+        {"patients": 1.0},
+        0,
+        ["account_limits_differ"],
+    )
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda one: one.ClearField("limit"),
+        lambda one: setattr(one, "node_signature", b"x" * 64),
+        lambda one: setattr(one, "account", "b/patients"),
+        lambda one: setattr(one.limit, "epsilon_limit_new", float("nan")),
+        lambda one: setattr(one.limit, "agreed_by", "anna"),
+        lambda one: setattr(one, "kind", "post"),
+    ],
+)
+def test_a_raise_that_does_not_hold_is_logged_and_the_session_goes_on(
+    database: Database, spoil: Callable[[ledger_pb2.LedgerEntry], None]
+) -> None:
+    """Nothing of it is kept; a good one after it is."""
+    bad = raise_(1, 1.0, 2.0)
+    spoil(bad)
+    said, raised, logs = say(database, hello(bad))
+    assert (said, raised, logs) == ({"patients": 1.0}, 0, ["limit_refused"])
+    assert say(database, hello(bad, raise_(1, 1.0, 2.0), announced=2.0))[:2] == (
+        {"patients": 2.0},
+        1,
+    )
+    account = database.read_now(lambda c: ledger.read_account(c, ACCOUNT))
+    assert account.filter.epsilon_limit == 2.0
+
+
+def test_too_many_raises_are_no_hello() -> None:
+    """Before any of it is kept."""
+    with pytest.raises(Malformed):
+        check_hello(hello(*[raise_(1, 1.0, 2.0)] * 257))

@@ -17,6 +17,7 @@ from node_agent.config import parse, read_yaml
 from node_agent.datasets import DataSetSpec
 from node_agent.orders import Order
 from node_agent.tasks.registry import Purpose, TaskInfo
+from node_agent.vouching import is_vouched
 from privacy.calibration import units_for
 from privacy.filters import Filter, default_filter, make_filter
 from privacy.ledger import Balance, Pending
@@ -99,8 +100,10 @@ class Policy(_Model):
         outcome_tick_s: outcomes leave at one multiple of this from the opening of the data, fixed
             beforehand; training that is not done by then is charged and lost, so leave it room.
         transfer: when and how fast models and updates move.
-        disjoint_patients: who vouches, and since when, that no patient is in two accounts; needed
-            for more than one: such a patient would pay twice, and neither limit would hold.
+        disjoint_patients: why no patient is in two accounts, in words; needed for more than one
+            account, as is the signature of a steward over it and the accounts' names.
+        disjoint_signed_by, disjoint_signature: whose, and the signature in hexadecimal, as
+            `feddp agent vouch` prints them.
     """
 
     accounts: list[AccountPolicy] = []
@@ -109,22 +112,49 @@ class Policy(_Model):
     outcome_tick_s: float = Field(default=1.0, gt=0, le=3600, allow_inf_nan=False)
     transfer: TransferPolicy = TransferPolicy()
     disjoint_patients: Annotated[str, Field(max_length=500)] = ""
+    disjoint_signed_by: str = ""
+    disjoint_signature: Annotated[str, Field(pattern="^([0-9a-f]{128})?$")] = ""
 
     @model_validator(mode="after")
     def _each_once(self) -> "Policy":
         names = [account.name for account in self.accounts]
         if len(set(names)) != len(names):
             raise ValueError("accounts: a name is given twice")
-        if len(names) > 1 and not self.disjoint_patients.strip():
-            raise ValueError(
-                "accounts: there are several, and a patient of two of them would spend both; use"
-                " one account, or say in disjoint_patients who vouches that no patient is in two"
-            )
         people = [one.name.casefold() for one in self.stewards]
         if len(set(people)) != len(people):
             raise ValueError("stewards: a name is given twice")
         if len({one.public_key for one in self.stewards}) != len(people):
             raise ValueError("stewards: a key is given twice; each person has their own")
+        return self
+
+    @model_validator(mode="after")
+    def _no_patient_in_two(self) -> "Policy":
+        names = [account.name for account in self.accounts]
+        if len(names) < 2:
+            return self
+        if not self.disjoint_patients.strip():
+            raise ValueError(
+                "accounts: there are several, and a patient of two of them would spend both; use"
+                " one account, or say in disjoint_patients why no patient is in two, and sign it"
+                " with `feddp agent vouch`"
+            )
+        signer = self.steward(self.disjoint_signed_by)
+        if signer is None or not self.disjoint_signature:
+            raise ValueError(
+                "disjoint_patients: no steward has signed it; one of those that stewards names"
+                " does, with `feddp agent vouch`"
+            )
+        if not is_vouched(
+            signer.public_key,
+            self.disjoint_signature,
+            names,
+            self.disjoint_patients,
+            signer.name,
+        ):
+            raise ValueError(
+                f"disjoint_signature: {signer.name} has signed other words or other accounts;"
+                " `feddp agent vouch` signs them anew"
+            )
         return self
 
     def steward(self, name: str) -> StewardPolicy | None:

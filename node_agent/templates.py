@@ -26,8 +26,9 @@ stewards: []
 # - {name: bert, public_key: "64 hexadecimal digits"}
 
 disjoint_patients: ""
-# Needed for more than one account: who vouches, and since when, that no patient is in two of them.
-# A patient in two would spend both budgets, and neither limit would hold.
+# Needed for more than one account: why no patient is in two of them, signed by a steward. A patient
+# in two would spend both budgets, and neither limit would hold. `feddp agent vouch` prints the
+# two further lines, disjoint_signed_by and disjoint_signature.
 
 allow: []
 # Which installed tasks may run on which data set; the hash pins the task's code.

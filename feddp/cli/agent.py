@@ -12,6 +12,7 @@ from feddp.process import loading
 app = typer.Typer(help="Join a federation and run the node agent.", no_args_is_help=True)
 app.add_typer(agent_ledger.app, name="ledger")
 app.add_typer(agent_limit.app, name="limit")
+app.command()(agent_limit.vouch)
 
 Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's folder.")]
 

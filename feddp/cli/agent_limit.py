@@ -103,6 +103,24 @@ def apply(
         output.line("recorded; the coordinator follows at the agent's next session")
 
 
+def vouch(folder: Folder, by: By, key_file: Key, as_json: Json = False) -> None:
+    """Sign, as a steward, what policy.yaml says of why no patient is in two of its accounts.
+
+    Needed for more than one account. Changes nothing: prints the lines for policy.yaml.
+    """
+    from node_agent.raising import vouch as sign
+
+    found = sign(folder, by, key_file)
+    if as_json:
+        output.print_json(asdict(found))
+        return
+    output.line(f"{found.disjoint_signed_by} vouches for {', '.join(found.accounts)}:")
+    output.line(f"  {found.disjoint_patients}")
+    output.line("in policy.yaml:")
+    output.line(f"disjoint_signed_by: {found.disjoint_signed_by}")
+    output.line(f'disjoint_signature: "{found.disjoint_signature}"')
+
+
 def _tell(found: "Outlook", as_json: bool, *, applied: bool = False) -> None:
     if as_json:
         output.print_json({**asdict(found), "applied": applied})

@@ -21,6 +21,7 @@ from protos.feddp.v1 import (
 from tests.chaos.acts import NODES, Jobs, alone, bulk, spec, submit_once, watch
 from tests.chaos.lives import RESUME_S_MAX, WatchedFederation
 from tests.integration.federation import job_file, wait_for
+from tests.stewards import vouched
 
 
 def refuse(federation: WatchedFederation) -> Jobs:
@@ -217,7 +218,7 @@ def _publish(folder: Path, name: str) -> None:
     policy["accounts"].append({**policy["accounts"][0], "name": name, "epsilon_limit": 1.1})
     policy["allow"].append({**policy["allow"][0], "data_set": name})
     policy["outcome_tick_s"] = 0.2
-    policy["disjoint_patients"] = "this test"
+    policy |= vouched(*(one["name"] for one in policy["accounts"]))
     for path, content in (("datasets.yaml", declared), ("policy.yaml", policy)):
         beside = folder / f".{path}"
         beside.write_text(yaml.safe_dump(content))

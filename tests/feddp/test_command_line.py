@@ -22,6 +22,7 @@ COMMANDS = [
     *(f"agent {verb}" for verb in ("join", "run", "status")),
     *(f"agent ledger {verb}" for verb in ("heads", "export", "import", "settle")),
     *(f"agent limit {verb}" for verb in ("key", "propose", "approve", "apply")),
+    "agent vouch",
     *(f"job {verb}" for verb in ("quote", "submit", "list", "show", "watch", "cancel", "resume")),
     *(f"model {verb}" for verb in ("list", "show", "download", "evaluate")),
     *(f"budget {verb}" for verb in ("show", "ledger", "verify")),

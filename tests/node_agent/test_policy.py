@@ -20,6 +20,7 @@ from privacy.calibration import noise_multiplier_for
 from privacy.filters import make_filter
 from protos.errors import FeddpError, Malformed, WrongPhase
 from tests.node_agent.samples import NO_DATA, NODE, POLICY, TASKS, data_set, order, policy
+from tests.stewards import vouched
 
 FIXED = FixedFilter("gdp", 0, 1.0e-5)
 LIMIT_UNITS = make_filter("gdp", 0, 10.0, 1.0e-5).limit_units
@@ -106,10 +107,34 @@ def test_two_accounts_need_somebody_who_vouches_that_no_patient_is_in_both(tmp_p
     path = tmp_path / "policy.yaml"
     for words in ({}, {"disjoint_patients": " "}):
         path.write_text(yaml.safe_dump({**two, **words}))
-        with pytest.raises(Malformed, match="who vouches that no patient is in two"):
+        with pytest.raises(Malformed, match="say in disjoint_patients why no patient is in two"):
             load_policy(path)
-    path.write_text(yaml.safe_dump({**two, "disjoint_patients": "Dr. Roe, since 2026-01-01"}))
+    path.write_text(yaml.safe_dump({**two, **vouched("patients", "others")}))
     assert len(load_policy(path).accounts) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"disjoint_signature": ""}, "no steward has signed it"),
+        ({"disjoint_signed_by": "doe"}, "no steward has signed it"),
+        ({"stewards": []}, "no steward has signed it"),
+        ({"disjoint_patients": "one clinic"}, "has signed other words or other accounts"),
+        ({"disjoint_signature": "00" * 64}, "has signed other words or other accounts"),
+        (vouched("patients", "strangers"), "has signed other words or other accounts"),
+        ({"disjoint_signature": "zz"}, "disjoint_signature"),
+    ],
+)
+def test_nobody_vouches_but_a_steward_for_these_accounts_in_these_words(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    """What was signed for other accounts, or by nobody, lets no patient be in two of them."""
+    first = POLICY["accounts"][0]
+    two = {**POLICY, "accounts": [first, {**first, "name": "others"}]}
+    path = tmp_path / "policy.yaml"
+    path.write_text(yaml.safe_dump({**two, **vouched("patients", "others"), **changes}))
+    with pytest.raises(Malformed, match=said):
+        load_policy(path)
 
 
 @pytest.mark.parametrize("mechanism", ["laplace", "exponential", "discrete_gaussian"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import structlog
+import yaml
 from typer.testing import CliRunner
 
 from certs.authority import Authority
@@ -19,9 +20,9 @@ from node_agent.agent import status
 from node_agent.config import Folder
 from node_agent.identity import load_identity
 from node_agent.ledger_files import export, restore
-from node_agent.policy import FixedFilter, Policy, filter_of, judge_spending
+from node_agent.policy import FixedFilter, Policy, filter_of, judge_spending, load_policy
 from node_agent.proposals import load
-from node_agent.raising import Outlook, approve, make_key, propose, record
+from node_agent.raising import Outlook, approve, make_key, propose, record, vouch
 from node_agent.session.greeting import hello
 from node_agent.state import RESTORED_NOTE, State
 from node_agent.steward import Steward
@@ -485,3 +486,53 @@ def test_a_raise_that_is_not_finished_leaves_nothing(hospital: Hospital) -> None
     assert status(hospital.folder.root)["ledger"]["entries"] == 2
     hospital.record()
     assert hospital.limit() == 20.0
+
+
+def test_a_steward_vouches_with_a_command_and_two_accounts_are_taken(tmp_path: Path) -> None:
+    """While the policy is refused for want of it; what it prints goes into the file as it is."""
+    key = tmp_path / "roe.key"
+    first = POLICY["accounts"][0]
+    content = {
+        **POLICY,
+        "accounts": [first, {**first, "name": "others"}],
+        "stewards": [{"name": "roe", "public_key": make_key("roe", key)}],
+        "disjoint_patients": "two clinics, since 2026-01-01",
+    }
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(Malformed, match="no steward has signed it"):
+        load_policy(tmp_path / "policy.yaml")
+    asked = ["agent", "vouch", "--dir", str(tmp_path), "--by", "roe", "--key", str(key)]
+    answer = CliRunner().invoke(app, asked)
+    assert answer.exit_code == 0
+    lines = answer.stdout.split("in policy.yaml:\n")[1]
+    with (tmp_path / "policy.yaml").open("a") as file:
+        file.write(lines)
+    assert len(load_policy(tmp_path / "policy.yaml").accounts) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"accounts": POLICY["accounts"]}, "ONE_ACCOUNT"),
+        ({"disjoint_patients": ""}, "NOTHING_SAID"),
+        ({"stewards": []}, "STEWARD_UNKNOWN"),
+        ({"accounts": [*POLICY["accounts"], {"name": "others"}]}, "POLICY_INVALID"),
+    ],
+)
+def test_nobody_vouches_for_what_is_not_there(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    """One account needs nobody; no words, no steward and no valid account give no signature."""
+    key = tmp_path / "roe.key"
+    first = POLICY["accounts"][0]
+    content = {
+        **POLICY,
+        "accounts": [first, {**first, "name": "others"}],
+        "stewards": [{"name": "roe", "public_key": make_key("roe", key)}],
+        "disjoint_patients": "two clinics",
+        **changes,
+    }
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(FeddpError) as caught:
+        vouch(tmp_path, "roe", key)
+    assert caught.value.reason == reason

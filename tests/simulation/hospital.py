@@ -1,12 +1,15 @@
 """What a data steward declares in the simulation, and may change."""
 
+from functools import cache
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from node_agent.datasets import DataSetSpec
 from node_agent.policy import AccountPolicy, Allowance, Policy
 from node_agent.steward import Rules
 from node_agent.tasks.registry import TaskInfo
+from tests.stewards import vouched
 
 TASK, TASK_HASH = "train", "1" * 64
 NULL, NULL_HASH = "null", "2" * 64
@@ -90,6 +93,11 @@ class Steward:
         )
         allowed = [Allowance(data_set=one.name, tasks=tasks) for one in data_sets]
         policy = Policy(
-            accounts=accounts, allow=allowed, outcome_tick_s=5.0, disjoint_patients="the seed"
+            accounts=accounts, allow=allowed, outcome_tick_s=5.0, **_vouched(self._accounts)
         )
         return Rules(policy, data_sets)
+
+
+@cache
+def _vouched(accounts: tuple[str, ...]) -> dict[str, Any]:
+    return vouched(*dict.fromkeys(accounts)) if len(set(accounts)) > 1 else {}

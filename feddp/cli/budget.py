@@ -71,7 +71,7 @@ def _beside(heads: list[Path]) -> str:
 
 def _require_accounts(found: "Ledger", data_set: str) -> None:
     """An empty selection proves nothing, so it is no success."""
-    if not found.accounts and not found.entries:
+    if not found.accounts and next(iter(found.entries), None) is None:
         what = f"no account pays for a data set {data_set}" if data_set else "there is no account"
         raise NotFound(
             "NOTHING_TO_VERIFY", f"{what}; `feddp budget show` lists the accounts that there are"
@@ -205,7 +205,9 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check hash chains, signatures, one resolution an attempt, and limits; exit 1 if one fails."""
-    from feddp.cli.ledgers import Check, Ledger, Tampered, check, from_file, read
+    from feddp.cli.exports import from_file
+    from feddp.cli.ledgers import Check, Ledger, Tampered, check, read
+    from feddp.cli.progress import Progress
     from feddp.cli.witnesses import from_node_file
     from feddp.profile import Selection
     from protos.errors import Malformed
@@ -213,18 +215,22 @@ def verify(
     if file is not None and (data_set or folder or profile):
         raise Malformed("USAGE", "verify takes a FILE, or --dir, --profile and --dataset; not both")
     try:
-        found = from_file(file) if file else read(Selection.of(folder, profile), data_set)
-        _require_accounts(found, data_set)
-        nodes = [from_node_file(one) for one in heads or []]
-        result = check(found, nodes, whole=not data_set)
+        with Progress("entries") as progress:
+            if file is None:
+                found = read(Selection.of(folder, profile), data_set)
+            else:
+                found = from_file(file, progress.told)
+            _require_accounts(found, data_set)
+            nodes = [from_node_file(one) for one in heads or []]
+            result = check(found, nodes, whole=not data_set)
     except Tampered as error:
-        found = Ledger([], [], {}, {})
+        found = Ledger([], 0, [], {}, {})
         result = Check([error.problem], 0, {})
     if as_json:
         output.print_json(
             {
                 "verified": result.ok,
-                "entries": len(found.entries),
+                "entries": result.entries,
                 "accounts": len(found.accounts),
                 "counts": dict(result.counts),
                 "unattested": result.unattested,
@@ -236,7 +242,7 @@ def verify(
         )
     else:
         counts = ", ".join(f"{number} {kind}" for kind, number in result.counts.items())
-        output.line(f"{len(found.entries)} entries of {len(found.accounts)} accounts: {counts}")
+        output.line(f"{result.entries} entries of {len(found.accounts)} accounts: {counts}")
         output.line(
             "checked: hash chain, node signatures, one end per attempt, never above the limit"
         )
@@ -245,7 +251,7 @@ def verify(
         )
         output.line("limit is not signed: compare it with the hospital's policy")
         output.line(f"and {found.witnesses.said()}" + _beside(heads or []))
-        if not found.witnesses.heads and found.entries:
+        if not found.witnesses.heads and result.entries:
             output.line(
                 "NOTE: no node has countersigned any of this; ask the hospitals for --heads"
             )

@@ -123,5 +123,6 @@ class JsonWindow:
             raise ValueError("a value is too long")
         # As much again, so that a long value is not begun anew at each window.
         added = self._file.read(max(WINDOW, len(kept)))
-        self._text, self._at = kept + added, 0
+        if added:
+            self._text, self._at = kept + added, 0
         return bool(added)

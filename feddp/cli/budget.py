@@ -58,6 +58,10 @@ def show(
         one.statement.account for one in found.entries if one.statement.kind == "limit"
     )
     output.table(headers, [_row(one, raises[str(one["account"])]) for one in found.accounts])
+    shares = [row for account in found.accounts for row in _share_rows(account)]
+    if shares:
+        output.line("")
+        output.table(["ACCOUNT", "FOR ALL JOBS OF", "LIMIT", "LEFT"], shares)
     output.line("The limit at delta is the guarantee; the running epsilon is a figure on the way.")
     output.line("BOOKED is what the filter holds against the limit; EFFICIENCY is what the same")
     output.line("releases would have come to, had all been fixed in advance, over that; NAIVE SUM")
@@ -93,8 +97,7 @@ def _row(account: dict[str, Any], raises: int) -> list[str]:
         output.epsilon(account["epsilon_spent"]),
         *(_figure(account, name) for name in ("epsilon_booked", "epsilon_naive")),
         *(_share(account, name) for name in ("efficiency", "booked_to_naive")),
-        # Rounded down: nobody may believe that more is left than there is.
-        f"{max(0, left) * 100 // limit if limit else 0} %",
+        _left(left, limit),
         "; ".join(one for one in (_state(account, left, limit), _raised(account, raises)) if one),
     ]
 
@@ -104,6 +107,24 @@ def _raised(account: dict[str, Any], raises: int) -> str:
     if not raises or first is None:
         return ""
     return f"limit raised {raises} time{'' if raises == 1 else 's'}, from {output.epsilon(first)}"
+
+
+def _share_rows(account: dict[str, Any]) -> list[list[str]]:
+    """The node's limits within the account; a coordinator of 0.1.0 tells none."""
+    return [
+        [
+            str(account["account"]),
+            f"{one['kind']} {one['name']}",
+            output.epsilon(one["epsilon_limit"]),
+            _left(one["limit_units"] - one["used_units"], one["limit_units"]),
+        ]
+        for one in account.get("shares", [])
+    ]
+
+
+def _left(left: int, limit: int) -> str:
+    """Rounded down: nobody may believe that more is left than there is."""
+    return f"{max(0, left) * 100 // limit if limit else 0} %"
 
 
 def _state(account: dict[str, Any], left: int, limit: int) -> str:

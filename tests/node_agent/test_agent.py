@@ -144,13 +144,13 @@ def test_the_first_announcement_of_an_account_is_logged_with_its_cost(folder: Fo
     for changes, event in (({}, "account_announced"), ({"epsilon_limit": 3.0}, "account_unusable")):
         rdp = policy(filter="rdp", rdp_order=4, **changes)
         with structlog.testing.capture_logs() as logs:
-            said = hello(replace(rules, policy=rdp), {}, lambda _: None, [])
+            said = hello(replace(rules, policy=rdp), {}, lambda _: None, [], lambda *_: 0)
         (line,) = logs
         assert line["event"] == event
         assert len(said.accounts) == (event == "account_announced")
         assert line.get("epsilon_start", 3.0879) == pytest.approx(3.0879, abs=1e-3)
     with structlog.testing.capture_logs() as logs:
-        hello(rules, {}, lambda _: FixedFilter("gdp", 0, 1.0e-5), [])
+        hello(rules, {}, lambda _: FixedFilter("gdp", 0, 1.0e-5), [], lambda *_: 0)
     assert logs == []
 
 

@@ -12,7 +12,7 @@ _AHEAD: Final = 3
 """Characters that must follow a value before it is over: "1" may go on as 1e+5."""
 
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
-_BETWEEN: Final = re.compile(r"[ \t\n\r]*([,\]])[ \t\n\r]*")
+_COMMA: Final = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
 _decode: Final = JSONDecoder().raw_decode
 
 
@@ -66,16 +66,20 @@ class JsonWindow:
         while True:
             yield self.value()
             # What follows in the window is done here, without the calls: it is most of the time.
-            text, at = self._text, self._at
-            while (between := _BETWEEN.match(text, at)) and between[1] == ",":
-                at = between.end()
+            text, comma = self._text, ""
+            while True:
+                if not comma or not text.startswith(comma, self._at):
+                    between = _COMMA.match(text, self._at)
+                    if between is None:
+                        break
+                    comma = between[0]
                 try:
-                    value, at_end = _decode(text, at)
+                    value, at = _decode(text, self._at + len(comma))
                 except JSONDecodeError:
                     break  # cut off by the window, or no JSON: `value` tells
-                if at_end + _AHEAD > len(text):
+                if at + _AHEAD > len(text):
                     break
-                self._at = at = at_end
+                self._at = at
                 yield value
             if self._next() == "]":
                 self._take("]")

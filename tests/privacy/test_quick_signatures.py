@@ -150,8 +150,8 @@ def test_a_libsodium_with_another_rule_is_not_believed(
 
 
 def test_a_ledger_that_was_refused_is_not_accepted_by_more_processes() -> None:
-    """An entry whose signature only a lax verifier takes is the first bad one, however many
-    processes look; one with a small key, which the rule lets through, is no fault in either."""
+    """An entry whose signature is not its node's, or whose node's key is another one, is the first
+    bad one, however many processes look."""
     mixed, _, signature = REFUSED[0]
     entries: list[Entry] = [*good_chain()[:1]]
     entries.append(append(statement("a9"), entries[0], signature))

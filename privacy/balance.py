@@ -139,7 +139,10 @@ class Balance:
         return self._resolve(attempt_id, "void")
 
     def _pending_of(self, attempt_id: str) -> Pending | None:
-        return next((one for one in self.pending if one.attempt_id == attempt_id), None)
+        for one in self.pending:
+            if one.attempt_id == attempt_id:
+                return one
+        return None
 
     def _resolve(self, attempt_id: str, kind: Resolution) -> "Balance":
         before: Resolution | None = (

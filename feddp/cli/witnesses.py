@@ -1,6 +1,7 @@
 """Checkpoints and countersigned heads: whether a ledger is the one that its nodes have seen."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,13 +154,17 @@ class Passing:
     hashes: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Entry]:
-        self.counts, self.hashes = {}, {}
-        seen = {(one.head.account, one.head.seq) for each in self.witnesses for one in each.heads}
+        counts: defaultdict[str, int] = defaultdict(int)
+        self.counts, self.hashes = counts, {}
+        seen: defaultdict[int, set[str]] = defaultdict(set)
+        for each in self.witnesses:
+            for one in each.heads:
+                seen[one.head.seq].add(one.head.account)
         for entry in self.entries:
-            place = (entry.statement.account, entry.seq)
-            self.counts[place[0]] = self.counts.get(place[0], 0) + 1
-            if place in seen:
-                self.hashes[place] = entry.hash
+            account = entry.statement.account
+            counts[account] += 1
+            if entry.seq in seen and account in seen[entry.seq]:
+                self.hashes[account, entry.seq] = entry.hash
             yield entry
 
 

@@ -90,6 +90,7 @@ def _account(
         "node": node,
         "filter": budget.kind,
         "rdp_order": budget.order,
+        "epsilon_limit": budget.epsilon_limit,
         "epsilon_limit_highest": budget.epsilon_limit,
         "delta": budget.delta,
         "ledger_public_key": keys[node].hex(),

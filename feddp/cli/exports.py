@@ -1,7 +1,7 @@
 """An exported ledger, read from its file entry by entry, however large it is."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -79,15 +79,21 @@ def from_file(path: Path, progress: Progress = lambda *_: None) -> Ledger:
             witnesses,
         )
         for account in found.accounts:
-            for name, kind in _ACCOUNT_FIELDS.items():
-                if type(account[name]) is not kind:
+            for name, kinds in _ACCOUNT_FIELDS.items():
+                if type(account[name]) not in kinds:
                     raise TypeError(name)
     except (FeddpError, ValueError, TypeError, KeyError) as error:
         raise Tampered("(accounts)", 0, f"an account is not one: {said(error)}") from None
     return found
 
 
-_ACCOUNT_FIELDS: Final = {"entries": int, "posted_units": int, "guarantee": bool, "head_hash": str}
+_ACCOUNT_FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
+    "entries": (int,),
+    "posted_units": (int,),
+    "guarantee": (bool,),
+    "head_hash": (str,),
+    "epsilon_limit": (int, float),
+}
 
 
 def _beside_entries(window: JsonWindow) -> dict[str, Any]:

@@ -241,7 +241,7 @@ def _differences(
     if guarantee != account["guarantee"]:
         return ["the account says otherwise than its entries whether it has a guarantee"]
     shown = (balance.filter if balance else first).epsilon_limit
-    if account["epsilon_limit"] > shown:
+    if not account["epsilon_limit"] <= shown:  # nor is it NaN
         return [
             f"the account says a limit of {account['epsilon_limit']:g}, and its entries raise it to"
             f" {shown:g} at most"

@@ -261,6 +261,10 @@ def test_an_entry_that_cannot_be_read_is_named(
         ("entries", 3),
         ("posted_units", 1),
         ("guarantee", False),
+        ("epsilon_limit", None),
+        ("epsilon_limit", "2"),
+        ("epsilon_limit", 2.5),
+        ("epsilon_limit", float("nan")),
     ],
 )
 def test_an_account_that_says_otherwise_than_its_entries_is_bad(
@@ -459,6 +463,7 @@ def _exported(count: int, file: Path) -> None:
         "node": "a",
         "filter": "gdp",
         "rdp_order": 0,
+        "epsilon_limit": 1000.0,
         "epsilon_limit_highest": 1000.0,
         "delta": 1e-5,
         "entries": count,

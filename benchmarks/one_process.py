@@ -118,7 +118,7 @@ class OneProcess:
     def _join(self, name: str, folder: Path) -> Node:
         data_sets = tuple(load_data_sets(folder))
         rules = Rules(load_policy(folder / "policy.yaml"), data_sets)
-        said = hello(rules, installed(), lambda _account: None, [])
+        said = hello(rules, installed(), lambda _account: None, [], lambda *_: 0)
 
         def write(connection: Connection) -> None:
             people.invite(

@@ -67,6 +67,7 @@ ROUND_BOUNDS = {
     ("ledger-10000-postgresql", "admission_time"): Bound(5),
     ("ledger-verify-100k", "verify_time"): Bound(3),
     ("ledger-verify-1M", "verify_time"): Bound(30),
+    ("ledger-verify-1M", "command_time"): Bound(30),
     ("dp-sgd-step", "step_time"): Bound(1.05, "ratio"),
     ("dp-sgd-step-mlp", "step_time"): Bound(1.05, "ratio"),
 }

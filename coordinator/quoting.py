@@ -11,10 +11,12 @@ from coordinator.rounds import planner
 from coordinator.rounds.events import Absence, Offer
 from coordinator.rounds.live import LiveJob, release_of
 from coordinator.rounds.planner import NodeFacts
+from coordinator.store.ledger import Account
+from coordinator.store.shares import Share
 from privacy.accounting import epsilon_spent
-from privacy.filters import make_filter
-from privacy.releases import Release
+from privacy.calibration import units_for
 from protos.errors import FeddpError
+from protos.feddp.v1 import federation_pb2 as federation
 from protos.feddp.v1 import jobs_pb2 as pb
 from protos.updates import UpdateDtype
 
@@ -98,21 +100,24 @@ def _cost(one: pb.QuotedNode, job: Job, facts: NodeFacts, offer: Offer) -> None:
     if spent is not None and balance.guarantee:
         one.epsilon_after = filter_.epsilon_of(after_units)
     one.nearly_spent = after_units >= NEARLY_SPENT * filter_.limit_units
-    fit = _rounds_fit(facts, release, cost_units)
-    if fit is not None:
-        one.rounds_fit = fit
+    if cost_units > 0:
+        left_units, one.tightest, one.tightest_epsilon = _tightest(account, steward, facts.shares)
+        one.rounds_fit = left_units // cost_units
 
 
-def _rounds_fit(facts: NodeFacts, release: Release, cost_units: int) -> int | None:
-    """Rounds of this release that the account and the policy's bound on one job leave room for."""
-    account, steward = facts.account, facts.steward
-    if cost_units == 0 or account is None or steward is None:
-        return None
+def _tightest(
+    account: Account, steward: federation.Account, shares: Sequence[Share]
+) -> tuple[int, str, float]:
+    """(units left, name, epsilon) of the limit that leaves the least to a new job."""
     filter_ = account.filter
+    per_job = steward.epsilon_per_job_max
     try:
-        per_job = make_filter(
-            filter_.kind, filter_.order, steward.epsilon_per_job_max, filter_.delta
-        ).limit_units
+        per_job_units = units_for(filter_.kind, filter_.order, per_job, filter_.delta)
     except FeddpError:
-        return 0
-    return min(account.balance.remaining_units, per_job) // cost_units
+        per_job_units = 0
+    return min(
+        (account.balance.remaining_units, "account", filter_.epsilon_limit),
+        (per_job_units, "job", per_job),
+        *((one.left_units, str(one), one.epsilon_limit) for one in shares),
+        key=lambda bound: bound[0],
+    )

@@ -18,7 +18,7 @@ from coordinator.rounds.phases import (
     Training,
 )
 from coordinator.store import checkpoints as checkpoint_store
-from coordinator.store import ledger, people
+from coordinator.store import ledger, people, shares
 from coordinator.store.jobs import ModelRecord
 from privacy.accounting import epsilon_spent
 from privacy.figures import Figures, figures_of
@@ -115,9 +115,30 @@ def accounts(connection: Connection, data_set: str) -> list[budgets_pb2.BudgetAc
                 efficiency=figures.efficiency if figures else None,
                 booked_to_naive=figures.booked_to_naive if figures else None,
                 epsilon_start=filter_.epsilon_start,
+                shares=_shares(connection, account, owner),
             )
         )
     return found
+
+
+def _shares(
+    connection: Connection, account: ledger.Account, owner: people.NodeRecord
+) -> list[budgets_pb2.AccountShare]:
+    """The limits within an account; none if its node no longer publishes it."""
+    name = account.account.removeprefix(f"{owner.name}/")
+    told = next((one for one in owner.hello.accounts if one.name == name), None)
+    if told is None:
+        return []
+    return [
+        budgets_pb2.AccountShare(
+            kind=one.kind,
+            name=one.name,
+            epsilon_limit=one.epsilon_limit,
+            used_units=one.used_units,
+            limit_units=one.limit_units,
+        )
+        for one in shares.shares_of(connection, account, told, owner.hello)
+    ]
 
 
 def checkpoints(

@@ -37,6 +37,9 @@ STEWARD_NAME: Final = _NAME
 _TASK = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[0-9a-f]{64}$"
 
 
+ShareKind = Literal["purpose", "project"]
+"""What all jobs have in common that a limit within an account is for."""
+
 Limit = Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False)]
 
 
@@ -72,6 +75,13 @@ class AccountPolicy(_Model):
         if (self.filter == "rdp") != (self.rdp_order > 0):
             raise ValueError("rdp_order goes with filter: rdp, and only with it")
         return self
+
+    def shares(self) -> list[tuple[ShareKind, str, float]]:
+        """(kind, name, epsilon) of each limit within the account's."""
+        return [
+            *(("purpose", name, limit) for name, limit in self.epsilon_per_purpose.items()),
+            *(("project", name, limit) for name, limit in self.epsilon_per_project.items()),
+        ]
 
 
 class Allowance(_Model):

@@ -20,7 +20,7 @@ from node_agent.config import Folder
 from node_agent.orders import Order
 from node_agent.own_ledger import RAISES_SCHEMA, OwnLedger
 from node_agent.own_ledger import SCHEMA as LEDGER_SCHEMA
-from node_agent.policy import FixedFilter, Standing
+from node_agent.policy import FixedFilter, ShareKind, Standing
 from node_agent.tasks.registry import Purpose
 from node_agent.witnessed import SCHEMA as WITNESS_SCHEMA
 from node_agent.witnessed import Dispute, Witnessed
@@ -163,8 +163,6 @@ class State:
             " WHERE job_id = ? AND account = ? AND outcome != 'void'",
             (order.job_id, account),
         ).fetchone()
-        (purpose_units,) = one(f"{_UNITS} AND purpose = ?", (account, purpose)).fetchone()
-        (project_units,) = one(f"{_UNITS} AND project = ?", (account, order.project)).fetchone()
         (job_round,) = one(
             "SELECT coalesce(max(round), 0) FROM attempts WHERE job_id = ? AND outcome != 'void'",
             (order.job_id,),
@@ -184,12 +182,22 @@ class State:
             guarantee=kept.guarantee if kept else True,
             job_units=job_units,
             purpose=purpose,
-            purpose_units=purpose_units,
-            project_units=project_units,
+            purpose_units=self.share_units(order.account, "purpose", purpose),
+            project_units=self.share_units(order.account, "project", order.project),
             job_round=job_round,
             round_unresolved=same_round > 0,
             unresolved=unresolved,
         )
+
+    def share_units(self, account: str, kind: ShareKind, name: str) -> int:
+        """Filter units, posted and reserved, of all jobs of a purpose or of a project.
+
+        Args:
+            account: without the node's name.
+        """
+        query = f"{_UNITS} AND {kind} = ?"
+        row = self._connection.execute(query, (f"{self._node}/{account}", name)).fetchone()
+        return int(row[0])
 
     def fixed_filter(self, account: str) -> FixedFilter | None:
         """How an account, named without the node, counts; None before its first entry."""

@@ -111,10 +111,10 @@ class GdpFilter:
         """See `Filter.cost_units`."""
         if release.mechanism in UNNOISED:
             return 0
-        per_step = _mu_squared_per_step(release)
-        if per_step is None:
+        units = _gdp_units(release)
+        if units is None:
             raise not_covered("counted by gdp", release)
-        return math.ceil(release.steps * UNITS * per_step)
+        return units
 
     def epsilon_of(self, units: int) -> float:
         """See `Filter.epsilon_of`."""
@@ -229,6 +229,12 @@ def default_filter(declared_n: int, epsilon_limit: float, delta: float) -> tuple
             if conversion_cost(order, delta) <= epsilon_limit / 2:
                 return "rdp", order
     return "gdp", 0
+
+
+@lru_cache(maxsize=4096)  # a job's attempts are alike, and a ledger asks for each of its entries
+def _gdp_units(release: Release) -> int | None:
+    per_step = _mu_squared_per_step(release)
+    return None if per_step is None else math.ceil(release.steps * UNITS * per_step)
 
 
 def _mu_squared_per_step(release: Release) -> Fraction | None:

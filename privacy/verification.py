@@ -1,7 +1,8 @@
 """Offline check of exported ledger chains: nothing but the entries, the limits and the keys."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from privacy.balance import Balance, Pending
 from privacy.entries import GENESIS, Entry, Statement, StatementText, is_signed
@@ -20,6 +21,13 @@ class Problem:
     text: str
 
 
+class Place(NamedTuple):
+    """Where an entry stands."""
+
+    account: str
+    seq: int
+
+
 @dataclass(frozen=True, slots=True)
 class Verification:
     """What `verify` found.
@@ -36,7 +44,7 @@ class Verification:
     """
 
     problems: tuple[Problem, ...]
-    unattested: tuple[Problem, ...]
+    unattested: tuple[Place, ...]
     counts: Mapping[str, int]
     heads: Mapping[str, tuple[int, str]]
     balances: Mapping[str, Balance]
@@ -80,7 +88,7 @@ class _Chain:
 
 
 def verify(
-    entries: Sequence[Entry],
+    entries: Iterable[Entry],
     filters: Mapping[str, Filter],
     public_keys: Mapping[str, bytes],
     *,
@@ -89,7 +97,8 @@ def verify(
     """Check chains, signatures, resolutions and limits of every account in `entries`.
 
     Args:
-        entries: any number of accounts, mixed; each account's own in chain order.
+        entries: any number of accounts, mixed; each account's own in chain order. Not kept, and
+            read twice where a signature is wrong: an iterable that can begin anew.
         filters: account -> its filter, at the limit from which its chain starts: the highest
             before the first limit entry.
         public_keys: node -> its raw Ed25519 ledger key, 32 bytes.
@@ -114,14 +123,14 @@ def verify(
 
 
 def _fold(
-    entries: Sequence[Entry],
+    entries: Iterable[Entry],
     filters: Mapping[str, Filter],
     public_keys: Mapping[str, bytes],
     signed: IsSigned,
 ) -> Verification:
     chains: dict[str, _Chain] = {}
     bad: dict[str, Problem] = {}
-    unattested: list[Problem] = []
+    unattested: list[Place] = []
     counts = {"reserve": 0, "post": 0, "void": 0, "limit": 0}
     for place, entry in enumerate(entries):
         statement = entry.statement
@@ -145,15 +154,14 @@ def _fold(
         text = (
             _chain_fault(chain, entry, digest)
             or _signature_fault(place, entry, statement, written, public_keys, signed)
-            or _book(chain, statement)
+            or _book(chain, statement, written)
         )
         if text:
             bad[account] = Problem(account, chain.seq + 1, text)
             continue
         chain.seq, chain.hash = entry.seq, entry.hash
         if statement.kind == "post" and not entry.node_signature:
-            text = f"attempt {statement.attempt_id} is posted without the node's signature"
-            unattested.append(Problem(account, entry.seq, text))
+            unattested.append(Place(account, entry.seq))
     counts["open"] = sum(len(chain.open) for chain in chains.values())
     return Verification(
         problems=tuple(bad.values()),
@@ -226,7 +234,7 @@ def _signature_fault(
     return None
 
 
-def _book(chain: _Chain, statement: Statement) -> str | None:
+def _book(chain: _Chain, statement: Statement, written: StatementText) -> str | None:
     """Apply the statement to the chain's balance; in a chain even a repetition is a fault."""
     attempt_id = statement.attempt_id
     if attempt_id in chain.ended:
@@ -239,7 +247,7 @@ def _book(chain: _Chain, statement: Statement) -> str | None:
     pending = (others,) if own is None else (others, own)
     before = Balance(chain.filter, chain.posted_units, pending, guarantee=chain.guarantee)
     try:
-        after = before.apply(statement)
+        after = before.apply(statement, written.digest())
     except FeddpError as error:
         return error.message
     chain.posted_units, chain.guarantee = after.posted_units, after.guarantee

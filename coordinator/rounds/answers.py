@@ -5,6 +5,8 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sqlalchemy import Connection
+
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
 from coordinator.rounds import planner
@@ -12,9 +14,10 @@ from coordinator.rounds.effects import list_model, reserve_statement
 from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import Publishing, Reserving, Training
 from coordinator.sessions import Sessions
-from coordinator.store import ledger, people
+from coordinator.store import ledger, people, shares
 from coordinator.store.booking import Books
 from protos.errors import BudgetRefused, FeddpError
+from protos.feddp.v1 import federation_pb2 as federation
 
 Taken = Callable[[LiveJob, str], e.Absence | None]
 """Whether another job has a node now, or goes first for it."""
@@ -57,24 +60,41 @@ class Answers:
         for node, data_set, name in found:
             account = known.get(name)  # missing if its policy was refused; the planner says so
             units, releases = live.spent(account.account, account.filter) if account else (0, 0)
+            steward = next((a for a in node.hello.accounts if a.name == data_set.account), None)
             facts.append(
                 planner.NodeFacts(
                     node=node.name,
                     connected=self.sessions.connected(node.name),
                     disabled=node.status == "disabled",
                     data_set=data_set,
-                    steward=next(
-                        (a for a in node.hello.accounts if a.name == data_set.account), None
-                    ),
+                    steward=steward,
                     account=account,
                     job_units=units,
                     job_releases=releases,
                     last_noise_multiplier=live.last_noise(node.name),
                     taken=self.taken(live, node.name),
                     steps_possible=live.steps_possible(node.name),
+                    shares=_shares(connection, live, node.hello, account, steward),
                 )
             )
         return facts
+
+
+def _shares(
+    connection: Connection,
+    live: LiveJob,
+    hello: federation.Hello,
+    account: ledger.Account | None,
+    steward: federation.Account | None,
+) -> tuple[shares.Share, ...]:
+    """Those limits within the account that the job counts against."""
+    if account is None or steward is None or not steward.shares:
+        return ()
+    job_task = (live.job.task, live.record.task_hash)
+    purpose = next((t.purpose for t in hello.tasks if (t.name, t.content_hash) == job_task), "")
+    mine = {"project": live.record.project, "purpose": purpose}
+    found = shares.shares_of(connection, account, steward, hello)
+    return tuple(one for one in found if mine.get(one.kind) == one.name)
 
 
 def reserve(books: Books, live: LiveJob, command: c.ReserveBudgets) -> e.BudgetsReserved | None:

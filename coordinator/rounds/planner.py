@@ -8,6 +8,7 @@ from typing import Any
 from coordinator.jobspec import Job
 from coordinator.rounds.events import Absence, Offer
 from coordinator.store.ledger import Account
+from coordinator.store.shares import Share
 from privacy.calibration import REPORT_SLACK_UNITS, noise_multiplier_for
 from privacy.filters import make_filter
 from privacy.releases import Mechanism, Release
@@ -29,6 +30,7 @@ class NodeFacts:
         last_noise_multiplier: of this job's newest attempt there; None for none.
         taken: another job has the node, or goes first for it.
         steps_possible: local steps that fit into its deadline, as it said; 0 for no bound.
+        shares: limits of its policy, within the account's, that this job counts against.
     """
 
     node: str
@@ -42,6 +44,7 @@ class NodeFacts:
     last_noise_multiplier: float | None
     taken: Absence | None = None
     steps_possible: int = 0
+    shares: tuple[Share, ...] = ()
 
     def local_steps(self, job: Job) -> int:
         """Steps of a round there."""
@@ -208,6 +211,24 @@ def _over_budget(
             f" at delta {filter_.delta:g}, and another round would pass the limit",
             for_good=balance.posted_units + cost_units > filter_.limit_units,
         )
+    return _over_share(facts, account, cost_units)
+
+
+def _over_share(facts: NodeFacts, account: Account, cost_units: int) -> Absence | None:
+    """The node would refuse the order; asking it would cost an attempt and tell nothing new."""
+    for share in facts.shares:
+        if share.fault:
+            return _absent(facts, "POLICY_INVALID", f"its limit for {share}: {share.fault}")
+        if cost_units > share.left_units:
+            # What is open may yet be void; nothing else comes back.
+            sure_units = share.used_units - account.balance.pending_units
+            return _absent(
+                facts,
+                "BUDGET",
+                f"its policy allows {share} epsilon {share.epsilon_limit:g} of account "
+                f"{account.account}, and another round would pass it",
+                for_good=sure_units + cost_units > share.limit_units,
+            )
     return None
 
 

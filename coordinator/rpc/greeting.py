@@ -5,7 +5,7 @@ import math
 import structlog
 from sqlalchemy import Connection
 
-from coordinator.store import ledger, limits, people
+from coordinator.store import ledger, limits, people, shares
 from privacy.wire import limit_from_wire
 from protos.errors import FeddpError, Malformed
 from protos.feddp.v1 import federation_pb2 as pb
@@ -25,11 +25,12 @@ def greet(
     Returns:
         The answer, and how many raises were appended.
     """
-    people.keep_hello(connection, node, hello, now_s)
     for account in hello.accounts:
+        account.ClearField("heard_at_seq")
+        account.ClearField("unknown_attempts")
         try:
             with connection.begin_nested():
-                ledger.open_account(
+                kept = ledger.open_account(
                     connection,
                     f"{node}/{account.name}",
                     node,
@@ -38,8 +39,10 @@ def greet(
                     account.epsilon_limit,
                     account.delta,
                 )
+            shares.hear(kept, account, hello.open_attempts)
         except FeddpError as error:
             log.warning("account_refused", node=node, account=account.name, reason=error.reason)
+    people.keep_hello(connection, node, hello, now_s)
     raised = sum(_raise_limit(connection, node, message) for message in hello.limits)
     closed = []
     for attempt_id in hello.open_attempts:
@@ -106,6 +109,11 @@ def check_hello(hello: pb.Hello) -> None:
             and a.epsilon_per_job_max > 0
             and math.isfinite(a.noise_multiplier_min)
             and a.noise_multiplier_min >= 0
+            and len(a.shares) <= PUBLISHED_MAX
+            and all(
+                one.name and math.isfinite(one.epsilon_limit) and one.epsilon_limit > 0
+                for one in a.shares
+            )
             for a in hello.accounts
         )
     )

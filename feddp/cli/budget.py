@@ -58,6 +58,10 @@ def show(
         one.statement.account for one in found.entries if one.statement.kind == "limit"
     )
     output.table(headers, [_row(one, raises[str(one["account"])]) for one in found.accounts])
+    shares = [row for account in found.accounts for row in _share_rows(account)]
+    if shares:
+        output.line("")
+        output.table(["ACCOUNT", "FOR ALL JOBS OF", "LIMIT", "LEFT"], shares)
     output.line("The limit at delta is the guarantee; the running epsilon is a figure on the way.")
     output.line("BOOKED is what the filter holds against the limit; EFFICIENCY is what the same")
     output.line("releases would have come to, had all been fixed in advance, over that; NAIVE SUM")
@@ -71,7 +75,7 @@ def _beside(heads: list[Path]) -> str:
 
 def _require_accounts(found: "Ledger", data_set: str) -> None:
     """An empty selection proves nothing, so it is no success."""
-    if not found.accounts and not found.entries:
+    if not found.accounts and next(iter(found.entries), None) is None:
         what = f"no account pays for a data set {data_set}" if data_set else "there is no account"
         raise NotFound(
             "NOTHING_TO_VERIFY", f"{what}; `feddp budget show` lists the accounts that there are"
@@ -93,8 +97,7 @@ def _row(account: dict[str, Any], raises: int) -> list[str]:
         output.epsilon(account["epsilon_spent"]),
         *(_figure(account, name) for name in ("epsilon_booked", "epsilon_naive")),
         *(_share(account, name) for name in ("efficiency", "booked_to_naive")),
-        # Rounded down: nobody may believe that more is left than there is.
-        f"{max(0, left) * 100 // limit if limit else 0} %",
+        _left(left, limit),
         "; ".join(one for one in (_state(account, left, limit), _raised(account, raises)) if one),
     ]
 
@@ -104,6 +107,24 @@ def _raised(account: dict[str, Any], raises: int) -> str:
     if not raises or first is None:
         return ""
     return f"limit raised {raises} time{'' if raises == 1 else 's'}, from {output.epsilon(first)}"
+
+
+def _share_rows(account: dict[str, Any]) -> list[list[str]]:
+    """The node's limits within the account; a coordinator of 0.1.0 tells none."""
+    return [
+        [
+            str(account["account"]),
+            f"{one['kind']} {one['name']}",
+            output.epsilon(one["epsilon_limit"]),
+            _left(one["limit_units"] - one["used_units"], one["limit_units"]),
+        ]
+        for one in account.get("shares", [])
+    ]
+
+
+def _left(left: int, limit: int) -> str:
+    """Rounded down: nobody may believe that more is left than there is."""
+    return f"{max(0, left) * 100 // limit if limit else 0} %"
 
 
 def _state(account: dict[str, Any], left: int, limit: int) -> str:
@@ -205,7 +226,9 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check hash chains, signatures, one resolution an attempt, and limits; exit 1 if one fails."""
-    from feddp.cli.ledgers import Check, Ledger, Tampered, check, from_file, read
+    from feddp.cli.exports import from_file
+    from feddp.cli.ledgers import Check, Ledger, Tampered, check, read
+    from feddp.cli.progress import Progress
     from feddp.cli.witnesses import from_node_file
     from feddp.profile import Selection
     from protos.errors import Malformed
@@ -213,18 +236,22 @@ def verify(
     if file is not None and (data_set or folder or profile):
         raise Malformed("USAGE", "verify takes a FILE, or --dir, --profile and --dataset; not both")
     try:
-        found = from_file(file) if file else read(Selection.of(folder, profile), data_set)
-        _require_accounts(found, data_set)
-        nodes = [from_node_file(one) for one in heads or []]
-        result = check(found, nodes, whole=not data_set)
+        with Progress("entries") as progress:
+            if file is None:
+                found = read(Selection.of(folder, profile), data_set)
+            else:
+                found = from_file(file, progress.told)
+            _require_accounts(found, data_set)
+            nodes = [from_node_file(one) for one in heads or []]
+            result = check(found, nodes, whole=not data_set)
     except Tampered as error:
-        found = Ledger([], [], {}, {})
+        found = Ledger([], 0, [], {}, {})
         result = Check([error.problem], 0, {})
     if as_json:
         output.print_json(
             {
                 "verified": result.ok,
-                "entries": len(found.entries),
+                "entries": result.entries,
                 "accounts": len(found.accounts),
                 "counts": dict(result.counts),
                 "unattested": result.unattested,
@@ -236,7 +263,7 @@ def verify(
         )
     else:
         counts = ", ".join(f"{number} {kind}" for kind, number in result.counts.items())
-        output.line(f"{len(found.entries)} entries of {len(found.accounts)} accounts: {counts}")
+        output.line(f"{result.entries} entries of {len(found.accounts)} accounts: {counts}")
         output.line(
             "checked: hash chain, node signatures, one end per attempt, never above the limit"
         )
@@ -245,7 +272,7 @@ def verify(
         )
         output.line("limit is not signed: compare it with the hospital's policy")
         output.line(f"and {found.witnesses.said()}" + _beside(heads or []))
-        if not found.witnesses.heads and found.entries:
+        if not found.witnesses.heads and result.entries:
             output.line(
                 "NOTE: no node has countersigned any of this; ask the hospitals for --heads"
             )

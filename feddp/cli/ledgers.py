@@ -1,14 +1,12 @@
-"""Where a ledger comes from: the database, a coordinator, or an exported file; and its check."""
+"""Where a ledger comes from: the database or a coordinator (a file: `exports`); and its check."""
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from feddp.cli.output import as_dict
-from feddp.cli.witnesses import Witnesses, faults, from_json, from_message
+from feddp.cli.witnesses import Passing, Witnesses, faults, from_message
 from privacy import ledger
 from privacy.filters import Filter, make_filter
 from privacy.wire import entry_fields
@@ -24,25 +22,31 @@ class Ledger:
     """Entries and accounts, wherever they came from.
 
     Attributes:
-        entries: of any number of accounts, each account's in chain order.
+        entries: of any number of accounts, each account's in chain order. To be gone through any
+            number of times, and not held in memory where they come from a file.
+        entries_about: how many they are; not exact where they come from a file.
         accounts: BudgetAccount as JSON has it; `ledger_public_key` is hexadecimal.
         filters: account -> its filter.
         public_keys: node -> its raw Ed25519 ledger key.
         witnesses: checkpoints, and heads that nodes have countersigned.
     """
 
-    entries: list[ledger.Entry]
+    entries: Iterable[ledger.Entry]
+    entries_about: int
     accounts: list[dict[str, Any]]
     filters: Mapping[str, Filter]
     public_keys: Mapping[str, bytes]
     witnesses: Witnesses = field(default_factory=lambda: Witnesses("the coordinator"))
 
     def export(self) -> dict[str, Any]:
-        """What `budget ledger --json` prints and `budget verify FILE` takes."""
+        """What `budget ledger --json` prints and `budget verify FILE` takes.
+
+        The entries come last: who reads them needs the accounts, and reads the file once.
+        """
         return {
-            "entries": [ledger.to_json(entry) for entry in self.entries],
             "accounts": self.accounts,
             "witnesses": self.witnesses.export(),
+            "entries": [ledger.to_json(entry) for entry in self.entries],
         }
 
 
@@ -69,11 +73,13 @@ def read(selection: "Selection", data_set: str) -> Ledger:
         if isinstance(error, FeddpError) and not isinstance(error, Malformed):
             raise
         # Which row it was is told by the same parser that reads an export.
-        _entries(stored_entries(installation))
+        for number, value in enumerate(stored_entries(installation), start=1):
+            entry_of(value, number)
         raise
     accounts = [as_dict(account) for account in view.accounts]
     witnesses = from_message(view.witnesses)
-    return Ledger(list(view.entries), accounts, view.filters, view.public_keys, witnesses)
+    entries = list(view.entries)
+    return Ledger(entries, len(entries), accounts, view.filters, view.public_keys, witnesses)
 
 
 def from_client(client: "Client", data_set: str) -> Ledger:
@@ -93,55 +99,20 @@ def from_client(client: "Client", data_set: str) -> Ledger:
     }
     # An account that did not grow is compared whole: more entries than it says are a fault.
     kept = [one for one in values if one["seq"] <= grown.get(one["account"], one["seq"])]
-    return _of(_entries(kept), accounts, witnesses)
+    entries = [entry_of(value, number) for number, value in enumerate(kept, start=1)]
+    return ledger_of(entries, len(entries), accounts, witnesses)
 
 
-def from_file(path: Path) -> Ledger:
-    """What `budget ledger --json` printed.
+def entry_of(value: dict[str, Any], number: int) -> ledger.Entry:
+    """The entry that was written as `value`, the ledger's `number`-th.
 
     Raises:
-        Malformed: FILE_UNREADABLE, EXPORT_INVALID.
-        Tampered: an entry or an account is not one that was ever printed.
+        Tampered: it is none.
     """
     try:
-        content = json.loads(path.read_bytes())
-        values, accounts = list(content["entries"]), list(content["accounts"])
-    except OSError as error:
-        raise Malformed("FILE_UNREADABLE", f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise Malformed(
-            "EXPORT_INVALID", f"{path} is not what `feddp budget ledger --json` prints"
-        ) from None
-    if not all(isinstance(value, dict) for value in (*values, *accounts)):
-        raise Malformed("EXPORT_INVALID", f"{path} is not what `feddp budget ledger --json` prints")
-    entries = _entries(values)
-    try:
-        # An export of 0.1.0 has none.
-        kept = content.get("witnesses", Witnesses("").export())
-        return _checked_accounts(_of(entries, accounts, from_json(kept, "the coordinator")))
+        return ledger.from_json(value)
     except (FeddpError, ValueError, TypeError, KeyError) as error:
-        raise Tampered("(accounts)", 0, f"an account is not one: {_said(error)}") from None
-
-
-def _entries(values: Iterable[dict[str, Any]]) -> list[ledger.Entry]:
-    found = []
-    for number, value in enumerate(values, start=1):
-        try:
-            found.append(ledger.from_json(value))
-        except (FeddpError, ValueError, TypeError, KeyError) as error:
-            raise Tampered(*_named(value, number), _said(error)) from None
-    return found
-
-
-def _checked_accounts(found: Ledger) -> Ledger:
-    for account in found.accounts:
-        for name, kind in _ACCOUNT_FIELDS.items():
-            if type(account[name]) is not kind:
-                raise TypeError(name)
-    return found
-
-
-_ACCOUNT_FIELDS = {"entries": int, "posted_units": int, "guarantee": bool, "head_hash": str}
+        raise Tampered(*_named(value, number), said(error)) from None
 
 
 class Tampered(FeddpError):
@@ -158,13 +129,18 @@ def _named(fields: dict[str, Any], number: int) -> tuple[str, int]:
     return str(fields.get("account", "(unknown)"))[:127], seq if type(seq) is int else number
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
+    """An error in words for people; nothing of its own text where it is not ours."""
     return error.message if isinstance(error, FeddpError) else f"{type(error).__name__}"
 
 
-def _of(
-    entries: list[ledger.Entry], accounts: list[dict[str, Any]], witnesses: Witnesses
+def ledger_of(
+    entries: Iterable[ledger.Entry],
+    entries_about: int,
+    accounts: list[dict[str, Any]],
+    witnesses: Witnesses,
 ) -> Ledger:
+    """A ledger whose accounts are as JSON has them."""
     filters = {
         str(account["account"]): make_filter(
             account["filter"],
@@ -179,7 +155,7 @@ def _of(
         for account in accounts
         if account["ledger_public_key"]
     }
-    return Ledger(entries, accounts, filters, keys, witnesses)
+    return Ledger(entries, entries_about, accounts, filters, keys, witnesses)
 
 
 MANY_ENTRIES: Final = 20_000
@@ -194,11 +170,13 @@ class Check:
         problems: (account, seq, text), the first of each account.
         unattested: posts without the node's signature; a charge needs no proof.
         counts: entries by kind, and "open" reservations.
+        entries: how many there are.
     """
 
     problems: list[tuple[str, int, str]]
     unattested: int
     counts: Mapping[str, int]
+    entries: int = 0
 
     @property
     def ok(self) -> bool:
@@ -215,11 +193,13 @@ def check(found: Ledger, nodes: Sequence[Witnesses] = (), *, whole: bool = True)
         whole: the ledger is all of it, not that of one data set.
     """
     cores = os.cpu_count() or 1
+    witnesses = [found.witnesses, *nodes]
+    passing = Passing(found.entries, witnesses)
     result = ledger.verify(
-        found.entries,
+        passing,
         found.filters,
         found.public_keys,
-        processes=cores if len(found.entries) >= MANY_ENTRIES else 1,
+        processes=cores if found.entries_about >= MANY_ENTRIES else 1,
     )
     problems = [(one.account, one.seq, one.text) for one in result.problems]
     broken = {account for account, _, _ in problems}
@@ -236,9 +216,9 @@ def check(found: Ledger, nodes: Sequence[Witnesses] = (), *, whole: bool = True)
                 for text in _differences(account, result, found.filters[name], seq, digest)
             ]
         seen.add(name)
-    witnesses = [found.witnesses, *nodes]
-    problems += faults(found.entries, found.public_keys, witnesses, whole=whole)
-    return Check(problems, len(result.unattested), result.counts)
+    problems += faults(passing, found.public_keys, whole=whole)
+    entries = sum(passing.counts.values())
+    return Check(problems, len(result.unattested), result.counts, entries)
 
 
 def _differences(
@@ -261,7 +241,7 @@ def _differences(
     if guarantee != account["guarantee"]:
         return ["the account says otherwise than its entries whether it has a guarantee"]
     shown = (balance.filter if balance else first).epsilon_limit
-    if account["epsilon_limit"] > shown:
+    if not account["epsilon_limit"] <= shown:  # nor is it NaN
         return [
             f"the account says a limit of {account['epsilon_limit']:g}, and its entries raise it to"
             f" {shown:g} at most"

@@ -15,6 +15,7 @@ def rows(found: QuoteJobResponse) -> tuple[Sequence[str], list[Sequence[str]]]:
         "AFTER",
         "LIMIT",
         "ROUNDS FIT",
+        "TIGHTEST LIMIT",
         "NOISE",
     )
     return headers, [_row(one) for one in found.nodes]
@@ -23,7 +24,16 @@ def rows(found: QuoteJobResponse) -> tuple[Sequence[str], list[Sequence[str]]]:
 def _row(one: QuotedNode) -> Sequence[str]:
     if one.reason:
         limit = epsilon(one.epsilon_limit) if one.epsilon_limit else ""
-        return one.node, f"cannot: {one.reason}", _figure(one, "epsilon_before"), "", limit, "", ""
+        return (
+            one.node,
+            f"cannot: {one.reason}",
+            _figure(one, "epsilon_before"),
+            "",
+            limit,
+            "",
+            "",
+            "",
+        )
     noise = f"{one.noise_multiplier:.6g}" if one.HasField("noise_multiplier") else "none"
     fit = str(one.rounds_fit) if one.HasField("rounds_fit") else "no bound"
     return (
@@ -33,6 +43,7 @@ def _row(one: QuotedNode) -> Sequence[str]:
         _figure(one, "epsilon_after"),
         epsilon(one.epsilon_limit),
         fit,
+        f"{one.tightest}: {epsilon(one.tightest_epsilon)}" if one.tightest else "",
         noise,
     )
 

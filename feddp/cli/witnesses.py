@@ -1,8 +1,9 @@
 """Checkpoints and countersigned heads: whether a ledger is the one that its nodes have seen."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,33 +138,54 @@ def from_node_file(path: Path) -> Witnesses:
         ) from None
 
 
-def faults(
-    entries: Iterable[Entry],
-    keys: Mapping[str, bytes],
-    witnesses: Sequence[Witnesses],
-    *,
-    whole: bool,
-) -> list[Fault]:
-    """Where the entries are not what was seen and signed.
+@dataclass(slots=True)
+class Passing:
+    """The entries of a ledger on their way to their verification; what was seen of them is kept.
+
+    Attributes:
+        witnesses: the coordinator's, and any number of nodes'.
+        counts: account -> its entries, of those that passed.
+        hashes: (account, seq) -> hash of the entry, for those that are some witness's head.
+    """
+
+    entries: Iterable[Entry]
+    witnesses: Sequence[Witnesses]
+    counts: dict[str, int] = field(default_factory=dict)
+    hashes: dict[tuple[str, int], str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Entry]:
+        counts: defaultdict[str, int] = defaultdict(int)
+        self.counts, self.hashes = counts, {}
+        seen: defaultdict[int, set[str]] = defaultdict(set)
+        for each in self.witnesses:
+            for one in each.heads:
+                seen[one.head.seq].add(one.head.account)
+        for entry in self.entries:
+            account = entry.statement.account
+            counts[account] += 1
+            if entry.seq in seen and account in seen[entry.seq]:
+                self.hashes[account, entry.seq] = entry.hash
+            yield entry
+
+
+def faults(passed: Passing, keys: Mapping[str, bytes], *, whole: bool) -> list[Fault]:
+    """Where entries are not what was seen and signed.
 
     Args:
-        whole: the entries are of every account; else heads of other accounts are passed over.
+        passed: all of them have passed.
         keys: node -> its raw ledger key.
-        witnesses: the coordinator's, and any number of nodes'.
+        whole: the entries are of every account; else heads of other accounts are passed over.
     """
-    chains: dict[str, dict[int, Entry]] = {}
-    for entry in entries:
-        chains.setdefault(entry.statement.account, {})[entry.seq] = entry
     found: list[Fault] = []
-    for one in witnesses:
-        found += _heads(one, chains, keys, whole=whole)
+    for one in passed.witnesses:
+        found += _heads(one, passed, keys, whole=whole)
         found += _checkpoints(one)
-    return found + _forks(witnesses)
+    return found + _forks(passed.witnesses)
 
 
 def _heads(
     seen: Witnesses,
-    chains: Mapping[str, Mapping[int, Entry]],
+    passed: Passing,
     keys: Mapping[str, bytes],
     *,
     whole: bool,
@@ -172,8 +194,9 @@ def _heads(
     for one in seen.heads:
         head = one.head
         node = head.account.partition("/")[0]
-        chain = chains.get(head.account, {})
-        if not chain:
+        count = passed.counts.get(head.account, 0)
+        digest = passed.hashes.get((head.account, head.seq))
+        if not count:
             if whole and head.seq:
                 text = f"node {node} has seen {head.seq} entries of this account, and none is here"
                 found.append((head.account, head.seq, text))
@@ -184,10 +207,10 @@ def _heads(
         elif not signed_by(key, head, one.signature):
             text = f"the head that {seen.source} holds is not signed by node {node}"
             found.append((head.account, head.seq, text))
-        elif head.seq not in chain:
-            text = f"node {node} has seen {head.seq} entries, and {len(chain)} are here"
+        elif digest is None:
+            text = f"node {node} has seen {head.seq} entries, and {count} are here"
             found.append((head.account, head.seq, text))
-        elif chain[head.seq].hash != head.hash:
+        elif digest != head.hash:
             text = f"node {node} has seen another entry {head.seq}: the history was rewritten"
             found.append((head.account, head.seq, text))
     return found

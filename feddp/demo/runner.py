@@ -222,8 +222,7 @@ def _conclude(
     ledger = from_client(client, heart.DATA_SET)
     checked = check(ledger)
     seconds = time.monotonic() - started_s
-    entries = len(ledger.entries)
-    result = result_of(job, accounts, model, metrics, (checked, entries), seconds)
+    result = result_of(job, accounts, model, metrics, (checked, checked.entries), seconds)
     text = f"{json.dumps(result, indent=2, allow_nan=False)}\n".encode()
     for path in filter(None, (folder / "result.json", settings.json_file)):
         path.absolute().parent.mkdir(parents=True, exist_ok=True)

@@ -232,8 +232,9 @@ class Driver:
         except FeddpError as error:
             log.error("rules_unreadable", reason=error.reason, detail=error.message)
             rules = None
-        unseen = state.ledger.unseen_raises()
-        said = hello(rules, self._parts.tasks(), state.fixed_filter, open_attempts, unseen)
+        unseen, used = state.ledger.unseen_raises(), state.share_units
+        tasks = self._parts.tasks()
+        said = hello(rules, tasks, state.fixed_filter, open_attempts, used, unseen)
         for account in said.accounts:  # the coordinator keeps a lower limit for good, and so do we
             state.lower(account.name, account.epsilon_limit, raised)
         return said

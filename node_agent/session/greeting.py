@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from node_agent.datasets import DataSetSpec, schema_json
-from node_agent.policy import FixedFilter, Policy, filter_of, not_raised
+from node_agent.policy import FixedFilter, Policy, ShareKind, filter_of, not_raised
 from node_agent.steward import Rules
 from node_agent.tasks.registry import TaskInfo
 from privacy.ledger import LimitChange
@@ -24,12 +24,16 @@ PROTOCOL_VERSION: Final = 1
 RAISES_MAX: Final = 64
 """In one Hello; more come with the next, once these were seen."""
 
+ShareUnits = Callable[[str, ShareKind, str], int]
+"""(account, kind, name of a share) -> the units that are posted or reserved of it."""
+
 
 def hello(
     rules: Rules | None,
     tasks: Mapping[str, TaskInfo],
     fixed: Callable[[str], FixedFilter | None],
     open_attempts: Sequence[str],
+    used: ShareUnits,
     raises: Sequence[tuple[LimitChange, bytes]] = (),
 ) -> pb.Hello:
     """The Hello of a session.
@@ -37,6 +41,7 @@ def hello(
     Args:
         rules: None when the steward's files cannot be read: then nothing is published.
         fixed: how an account counts since its first entry.
+        used: what the node's own ledger counts against a share.
         raises: those that the coordinator's ledger may not hold yet, with the node's signatures.
     """
     message = pb.Hello(
@@ -53,7 +58,7 @@ def hello(
         names = sorted(rules.policy.tasks_on(spec.name) & installed.keys())
         allowed.update(names)
         message.data_sets.append(_data_set(spec, names))
-    message.accounts.extend(_accounts(rules.policy, rules.data_sets, fixed))
+    message.accounts.extend(_accounts(rules.policy, rules.data_sets, fixed, used))
     for name in sorted(allowed):
         info = installed[name]
         message.tasks.append(
@@ -61,6 +66,7 @@ def hello(
                 name=info.name,
                 content_hash=info.content_hash,
                 config_schema_json=json.dumps(info.config_schema, sort_keys=True),
+                purpose=info.purpose,
             )
         )
     return message
@@ -90,6 +96,7 @@ def _accounts(
     policy: Policy,
     data_sets: Sequence[DataSetSpec],
     fixed: Callable[[str], FixedFilter | None],
+    used: ShareUnits,
 ) -> list[pb.Account]:
     """Accounts as they count; one whose policy contradicts its entries is not published."""
     found = []
@@ -122,6 +129,15 @@ def _accounts(
                 epsilon_per_job_max=account.epsilon_per_job_max,
                 noise_multiplier_min=account.noise_multiplier_min,
                 unaccounted_allowed=account.unaccounted == "allow",
+                shares=[
+                    pb.Share(
+                        kind=kind,
+                        name=name,
+                        epsilon_limit=limit,
+                        used_units=used(account.name, kind, name),
+                    )
+                    for kind, name, limit in account.shares()
+                ],
             )
         )
     return found

@@ -1,14 +1,18 @@
 """Who may take part, and with which noise."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from coordinator.config import CoordinatorConfig
 from coordinator.jobspec import Job, parse_job
+from coordinator.quoting import quote
 from coordinator.rounds.events import Absence, Offer
 from coordinator.rounds.planner import NodeFacts, consider
 from coordinator.store.ledger import Account
+from coordinator.store.shares import Share
+from feddp.cli.quotes import rows
 from privacy.accounting import epsilon_spent
 from privacy.filters import make_filter
 from privacy.ledger import Balance, Pending
@@ -40,6 +44,7 @@ def facts(
     job_units: int = 0,
     job_releases: int = 0,
     last: float | None = None,
+    shares: tuple[Share, ...] = (),
 ) -> NodeFacts:
     filter_ = make_filter(kind, order, limit, 1e-5)
     account = Account("a/patients", "a", balance or Balance(filter_), 0, HASH)
@@ -66,6 +71,7 @@ def facts(
         job_units=job_units,
         job_releases=job_releases,
         last_noise_multiplier=last,
+        shares=shares,
     )
 
 
@@ -163,6 +169,69 @@ def test_the_stewards_limit_for_one_job_holds() -> None:
     answer = absent(consider(job(), HASH, facts(per_job=0.5), 4))
     assert answer.reason == "BUDGET"
     assert "for one job" in answer.message
+
+
+def share(limit_units: int, used_units: int, kind: str = "project") -> Share:
+    return Share(kind, "default", 0.7, limit_units, used_units)
+
+
+@pytest.mark.parametrize("kind", ["project", "purpose"])
+def test_a_round_that_passes_a_limit_within_the_account_is_not_ordered(kind: str) -> None:
+    """To meet it is allowed; one unit less, and the hospital is left out with the limit's name."""
+    offer = offered(consider(job(), HASH, facts(), 4))
+    release = Release("gaussian", offer.noise_multiplier, 1.0, 5)
+    cost_units = make_filter("gdp", 0, 5.0, 1e-5).cost_units(release)
+    enough = share(3 * cost_units, 2 * cost_units, kind)
+    assert offered(consider(job(), HASH, facts(shares=(enough,)), 4)) == offer
+    short = share(3 * cost_units, 2 * cost_units + 1, kind)
+    answer = absent(consider(job(), HASH, facts(shares=(enough, short)), 4))
+    assert (answer.reason, answer.for_good) == ("BUDGET", True)
+    assert f"{kind} default epsilon 0.7 of account a/patients" in answer.message
+
+
+def test_what_others_hold_of_a_limit_may_come_back() -> None:
+    """Reservations that are open may be void: the job waits for them."""
+    filter_ = make_filter("gdp", 0, 5.0, 1e-5)
+    held = Balance(filter_, pending=(Pending("other", 900, HASH),))
+    full = share(filter_.limit_units // 2, filter_.limit_units // 2)
+    answer = absent(consider(job(), HASH, facts(balance=held, shares=(full,)), 4))
+    assert (answer.reason, answer.for_good) == ("BUDGET", True)
+    held = Balance(filter_, pending=(Pending("other", filter_.limit_units // 2, HASH),))
+    answer = absent(consider(job(), HASH, facts(balance=held, shares=(full,)), 4))
+    assert (answer.reason, answer.for_good) == ("BUDGET", False)
+
+
+def test_a_limit_that_the_filter_cannot_count_by_is_named() -> None:
+    """The node refuses every order by it, for as long as its policy says so."""
+    broken = replace(share(0, 0), fault="An rdp account of order 3 starts at epsilon 4.80.")
+    answer = absent(consider(job(), HASH, facts(shares=(broken,)), 4))
+    assert (answer.reason, answer.for_good) == ("POLICY_INVALID", False)
+    assert "project default: An rdp account" in answer.message
+
+
+def test_a_quote_names_the_tightest_limit() -> None:
+    """Of the account's, the job's, and those within the account; and counts rounds by it."""
+    filter_ = make_filter("gdp", 0, 5.0, 1e-5)
+    release = offered(consider(job(), HASH, facts(), 4))
+    cost_units = filter_.cost_units(Release("gaussian", release.noise_multiplier, 1.0, 5))
+
+    def quoted(**changes: Any) -> tuple[int, str, float]:
+        found = quote(job(), HASH, [facts(**changes)], 100)
+        (one,) = found.nodes
+        text = "".join(rows(found)[1][0])
+        assert f"{one.tightest}: {one.tightest_epsilon:g}" in text
+        return one.rounds_fit, one.tightest, one.tightest_epsilon
+
+    fit = filter_.limit_units // cost_units
+    assert quoted(per_job=10.0) == (fit, "account", 5.0)
+    assert quoted(per_job=4.0)[1:] == ("job", 4.0)
+    two = (share(10 * cost_units, 8 * cost_units), share(4 * cost_units, 3 * cost_units, "purpose"))
+    assert quoted(shares=two[:1]) == (2, "project default", 0.7)
+    assert quoted(shares=two) == (1, "purpose default", 0.7)
+    spent = share(cost_units, 1)
+    (one,) = quote(job(), HASH, [facts(shares=(spent,))], 100).nodes
+    assert one.reason == "BUDGET"
+    assert "project default" in one.message
 
 
 def test_large_data_sets_are_sampled_and_small_ones_are_not() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import tracemalloc
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from command_line import Run
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fake_coordinator import Coordinator, wire
 
-from feddp.cli.ledgers import check, from_client
+from feddp.cli.exports import from_file
+from feddp.cli.ledgers import Ledger, check, from_client
 from feddp.client import Client
 from privacy import ledger
 from privacy.filters import make_filter
@@ -259,6 +261,10 @@ def test_an_entry_that_cannot_be_read_is_named(
         ("entries", 3),
         ("posted_units", 1),
         ("guarantee", False),
+        ("epsilon_limit", None),
+        ("epsilon_limit", "2"),
+        ("epsilon_limit", 2.5),
+        ("epsilon_limit", float("nan")),
     ],
 )
 def test_an_account_that_says_otherwise_than_its_entries_is_bad(
@@ -415,3 +421,77 @@ def test_an_account_that_is_nearly_spent_says_so(
     out = run("budget", "show", "--profile", booked.profile).out
     assert ("spent" in out.split("a/patients", 1)[1].splitlines()[0]) == bool(said)
     assert said in out
+
+
+def test_an_export_whose_entries_come_first_verifies_too(
+    booked: Coordinator, run: Run, tmp_path: Path
+) -> None:
+    """As 0.1.0 wrote it, without witnesses, and in any order that another tool leaves."""
+    content = run("budget", "ledger", "--json", "--profile", booked.profile).json
+    assert list(content) == ["accounts", "witnesses", "entries"]
+    for names in (["entries", "accounts"], ["witnesses", "entries", "accounts"], sorted(content)):
+        (tmp_path / "ledger.json").write_text(json.dumps({name: content[name] for name in names}))
+        assert run("budget", "verify", "ledger.json", "--json").json["entries"] == 4
+        bad = json.loads(json.dumps({name: content[name] for name in names}))
+        bad["entries"][2]["steps"] = 4
+        (tmp_path / "ledger.json").write_text(json.dumps(bad))
+        ran = run("budget", "verify", "ledger.json", "--json")
+        assert (ran.code, ran.json["problems"][0]["seq"]) == (1, 3)
+
+
+@pytest.mark.parametrize("end", ["", "]", "]} x", ', "accounts": []}', '], "accounts": []}'])
+def test_an_export_that_is_cut_or_goes_on_is_refused(
+    booked: Coordinator, run: Run, tmp_path: Path, end: str
+) -> None:
+    """Also where the accounts and all entries were already read: a second list of accounts, which
+    another reader would take, is not passed over."""
+    exported = run("budget", "ledger", "--json", "--profile", booked.profile).out
+    (tmp_path / "ledger.json").write_text(exported.rstrip().removesuffix("}").rstrip()[:-1] + end)
+    assert run("budget", "verify", "ledger.json").code == 2
+
+
+def _exported(count: int, file: Path) -> None:
+    """An export of one account with `count` entries, none of them signed."""
+    budget = make_filter("gdp", 0, 1000.0, 1e-5)
+    entries: list[ledger.Entry] = []
+    for number in range(count // 2):
+        for kind in ("reserve", "post"):
+            one = statement(kind, f"t{number}")  # type: ignore[arg-type]
+            entries.append(ledger.append(one, entries[-1] if entries else None))
+    account = {
+        "account": "a/patients",
+        "node": "a",
+        "filter": "gdp",
+        "rdp_order": 0,
+        "epsilon_limit": 1000.0,
+        "epsilon_limit_highest": 1000.0,
+        "delta": 1e-5,
+        "entries": count,
+        "ledger_public_key": "",
+        "guarantee": True,
+        "posted_units": count // 2 * budget.cost_units(entries[0].statement.release),
+        "head_hash": entries[-1].hash,
+    }
+    made = Ledger(entries, count, [account], {}, {})
+    file.write_text(json.dumps(made.export(), indent=2))
+
+
+def test_a_large_export_is_not_held_in_memory(tmp_path: Path) -> None:
+    """Four times as many entries take only what an attempt's id needs, and not the entry."""
+    peaks = []
+    for count in (10_000, 40_000):
+        file = tmp_path / "ledger.json"
+        _exported(count, file)
+        told: list[tuple[int, float]] = []
+        tracemalloc.start()
+        try:
+            found = from_file(file, lambda *progress, told=told: told.append(progress))  # type: ignore[misc]
+            found = replace(found, entries_about=1)  # in this process, which is the one that reads
+            assert check(found).problems == []
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        assert [number for number, _ in told] == [*range(2000, count + 1, 2000), count]
+        assert told[0][1] < told[-1][1] == 1.0
+    per_entry = (peaks[1] - peaks[0]) / 30_000
+    assert per_entry < 200 < file.stat().st_size / 40_000 / 2

@@ -20,7 +20,7 @@ from coordinator.rpc.gate import Gate
 from coordinator.store import checkpoints, ledger, limits, people
 from coordinator.store.booking import Books
 from coordinator.store.database import Database
-from feddp.cli.witnesses import Witnesses, from_json
+from feddp.cli.witnesses import Passing, Witnesses, faults, from_json
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.witness import Witness
 from node_agent.state import State
@@ -256,10 +256,10 @@ def test_two_histories_are_two_checkpoints_of_one_number(
         assert one.state.witnessed.disputes() == []
     nodes = [seen_by(one.state) for one in (bench, other)]
     assert {len(one.checkpoints) for one in nodes} == {2}
-    from feddp.cli.witnesses import faults
-
     public = {NODE: LEDGER_KEY.public_key().public_bytes_raw()}
-    found = faults(bench.chain(), public, nodes, whole=True)
+    passed = Passing(bench.chain(), nodes)
+    assert len(list(passed)) == len(bench.chain())
+    found = faults(passed, public, whole=True)
     assert ("(checkpoints)", 2) in {(account, seq) for account, seq, _ in found}
     # And a node that has seen the one is alarmed by the other.
     bench.database.close()

@@ -22,6 +22,7 @@ from node_agent.policy import FixedFilter
 from node_agent.session.greeting import hello
 from node_agent.state import State
 from node_agent.steward import Steward
+from node_agent.tasks.registry import installed
 from privacy.filters import make_filter
 from protos.errors import Conflict, Malformed, NotFound
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
@@ -144,14 +145,53 @@ def test_the_first_announcement_of_an_account_is_logged_with_its_cost(folder: Fo
     for changes, event in (({}, "account_announced"), ({"epsilon_limit": 3.0}, "account_unusable")):
         rdp = policy(filter="rdp", rdp_order=4, **changes)
         with structlog.testing.capture_logs() as logs:
-            said = hello(replace(rules, policy=rdp), {}, lambda _: None, [])
+            said = hello(replace(rules, policy=rdp), {}, lambda _: None, [], lambda *_: 0)
         (line,) = logs
         assert line["event"] == event
         assert len(said.accounts) == (event == "account_announced")
         assert line.get("epsilon_start", 3.0879) == pytest.approx(3.0879, abs=1e-3)
     with structlog.testing.capture_logs() as logs:
-        hello(rules, {}, lambda _: FixedFilter("gdp", 0, 1.0e-5), [])
+        hello(rules, {}, lambda _: FixedFilter("gdp", 0, 1.0e-5), [], lambda *_: 0)
     assert logs == []
+
+
+def test_limits_within_an_account_are_announced_with_what_the_own_ledger_counts(
+    folder: Folder,
+) -> None:
+    """The policy's numbers and a sum of units; a project that spent nothing has spent nothing."""
+    spend(folder)
+    limits = {
+        "epsilon_per_purpose": {"training": 0.8},
+        "epsilon_per_project": {"default": 0.7, "other": 0.6},
+    }
+    state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
+    rules = replace(Steward(folder).rules(), policy=policy(**limits))
+    said = hello(rules, installed(), state.fixed_filter, [], state.share_units)
+    spent = state.ledger.accounts()[0].posted_units
+    assert spent > 0
+    assert [
+        (one.kind, one.name, one.epsilon_limit, one.used_units) for one in said.accounts[0].shares
+    ] == [
+        ("purpose", "training", 0.8, spent),
+        ("project", "default", 0.7, spent),
+        ("project", "other", 0.6, 0),
+    ]
+    unlimited = replace(rules, policy=policy())
+    (account,) = hello(unlimited, {}, state.fixed_filter, [], state.share_units).accounts
+    assert not account.shares
+    state.close()
+
+
+def test_a_greeting_says_what_each_task_is_for(folder: Folder) -> None:
+    """So that the coordinator knows which limit a job counts against."""
+    tasks = installed()
+    allow = [{"data_set": "heart", "tasks": [f"{t.name}@{t.content_hash}" for t in tasks.values()]}]
+    write_rules(folder.root, {**POLICY, "allow": allow})
+    said = hello(Steward(folder).rules(), tasks, lambda _: None, [], lambda *_: 0)
+    assert {task.name: task.purpose for task in said.tasks} == {
+        name: info.purpose for name, info in tasks.items()
+    }
+    assert {"training", "evaluation"} == {task.purpose for task in said.tasks}
 
 
 def _with_account(**changes: Any) -> dict[str, Any]:

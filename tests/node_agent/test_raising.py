@@ -170,7 +170,7 @@ def test_a_higher_number_in_the_policy_alone_does_nothing(hospital: Hospital) ->
     account = rules.policy.accounts[0]
     assert filter_of(account, rules.data_sets, fixed).epsilon_limit == 10.0
     with structlog.testing.capture_logs() as logs:
-        said = hello(rules, {}, lambda _: fixed, [])
+        said = hello(rules, {}, lambda _: fixed, [], lambda *_: 0)
     assert said.accounts[0].epsilon_limit == 10.0
     assert [one["event"] for one in logs] == ["limit_not_raised"]
     assert "feddp agent limit propose patients" in logs[0]["do"]
@@ -415,7 +415,7 @@ def test_a_hello_brings_what_the_coordinator_has_not_shown_yet(hospital: Hospita
     """With the node's signature; no more once it was seen in the coordinator's chain."""
     hospital.raise_to(20.0)
     unseen = hospital.look(lambda state: state.ledger.unseen_raises())
-    said = hello(None, {}, lambda _: None, [], unseen)
+    said = hello(None, {}, lambda _: None, [], lambda *_: 0, unseen)
     (message,) = said.limits
     change = limit_from_wire(message)
     assert isinstance(change, LimitChange)

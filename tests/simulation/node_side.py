@@ -201,7 +201,8 @@ class Node(Process):
 
         def work() -> Any:
             self.published = self.steward.stamp()
-            return hello(self.steward.rules(), TASKS, self.disk_.fixed_filter, open_attempts)
+            used = self.disk_.state.share_units
+            return hello(self.steward.rules(), TASKS, self.disk_.fixed_filter, open_attempts, used)
 
         message = yield self.disk(work)
         if stream is not None and stream is self.stream:

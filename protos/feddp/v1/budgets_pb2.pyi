@@ -85,6 +85,7 @@ class BudgetAccount(_message.Message):
     EFFICIENCY_FIELD_NUMBER: _builtins.int
     BOOKED_TO_NAIVE_FIELD_NUMBER: _builtins.int
     EPSILON_START_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
     account: _builtins.str
     """"NODE/NAME"."""
     node: _builtins.str
@@ -128,6 +129,10 @@ class BudgetAccount(_message.Message):
     """
     @_builtins.property
     def data_sets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccountShare]:
+        """Limits that the node's policy sets within this account, as it has told them."""
+
     def __init__(
         self,
         *,
@@ -152,10 +157,11 @@ class BudgetAccount(_message.Message):
         efficiency: _builtins.float | None = ...,
         booked_to_naive: _builtins.float | None = ...,
         epsilon_start: _builtins.float = ...,
+        shares: _abc.Iterable[Global___AccountShare] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_booked_to_naive", b"_booked_to_naive", "_efficiency", b"_efficiency", "_epsilon_booked", b"_epsilon_booked", "_epsilon_naive", b"_epsilon_naive", "_epsilon_spent", b"_epsilon_spent", "booked_to_naive", b"booked_to_naive", "efficiency", b"efficiency", "epsilon_booked", b"epsilon_booked", "epsilon_naive", b"epsilon_naive", "epsilon_spent", b"epsilon_spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_booked_to_naive", b"_booked_to_naive", "_efficiency", b"_efficiency", "_epsilon_booked", b"_epsilon_booked", "_epsilon_naive", b"_epsilon_naive", "_epsilon_spent", b"_epsilon_spent", "account", b"account", "booked_to_naive", b"booked_to_naive", "data_sets", b"data_sets", "delta", b"delta", "efficiency", b"efficiency", "entries", b"entries", "epsilon_booked", b"epsilon_booked", "epsilon_limit", b"epsilon_limit", "epsilon_limit_highest", b"epsilon_limit_highest", "epsilon_naive", b"epsilon_naive", "epsilon_spent", b"epsilon_spent", "epsilon_start", b"epsilon_start", "filter", b"filter", "guarantee", b"guarantee", "head_hash", b"head_hash", "ledger_public_key", b"ledger_public_key", "limit_units", b"limit_units", "node", b"node", "pending_units", b"pending_units", "posted_units", b"posted_units", "rdp_order", b"rdp_order"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_booked_to_naive", b"_booked_to_naive", "_efficiency", b"_efficiency", "_epsilon_booked", b"_epsilon_booked", "_epsilon_naive", b"_epsilon_naive", "_epsilon_spent", b"_epsilon_spent", "account", b"account", "booked_to_naive", b"booked_to_naive", "data_sets", b"data_sets", "delta", b"delta", "efficiency", b"efficiency", "entries", b"entries", "epsilon_booked", b"epsilon_booked", "epsilon_limit", b"epsilon_limit", "epsilon_limit_highest", b"epsilon_limit_highest", "epsilon_naive", b"epsilon_naive", "epsilon_spent", b"epsilon_spent", "epsilon_start", b"epsilon_start", "filter", b"filter", "guarantee", b"guarantee", "head_hash", b"head_hash", "ledger_public_key", b"ledger_public_key", "limit_units", b"limit_units", "node", b"node", "pending_units", b"pending_units", "posted_units", b"posted_units", "rdp_order", b"rdp_order", "shares", b"shares"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__booked_to_naive: _TypeAlias = _typing.Literal["booked_to_naive"]  # noqa: Y015
     _WhichOneofArgType__booked_to_naive: _TypeAlias = _typing.Literal["_booked_to_naive", b"_booked_to_naive"]  # noqa: Y015
@@ -179,6 +185,44 @@ class BudgetAccount(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon_spent) -> _WhichOneofReturnType__epsilon_spent | None: ...
 
 Global___BudgetAccount: _TypeAlias = BudgetAccount  # noqa: Y015
+
+@_typing.final
+class AccountShare(_message.Message):
+    """What all jobs of one purpose, or of one project, may spend together, and have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    EPSILON_LIMIT_FIELD_NUMBER: _builtins.int
+    USED_UNITS_FIELD_NUMBER: _builtins.int
+    LIMIT_UNITS_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"purpose" or "project"."""
+    name: _builtins.str
+    epsilon_limit: _builtins.float
+    """At the account's delta."""
+    used_units: _builtins.int
+    """Filter units, what is reserved included: by the node's ledger at its last greeting, and by the
+    coordinator's since.
+    """
+    limit_units: _builtins.int
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        name: _builtins.str = ...,
+        epsilon_limit: _builtins.float = ...,
+        used_units: _builtins.int = ...,
+        limit_units: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epsilon_limit", b"epsilon_limit", "kind", b"kind", "limit_units", b"limit_units", "name", b"name", "used_units", b"used_units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AccountShare: _TypeAlias = AccountShare  # noqa: Y015
 
 @_typing.final
 class ListCheckpointsRequest(_message.Message):

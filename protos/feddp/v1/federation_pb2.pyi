@@ -203,6 +203,9 @@ class Account(_message.Message):
     EPSILON_PER_JOB_MAX_FIELD_NUMBER: _builtins.int
     NOISE_MULTIPLIER_MIN_FIELD_NUMBER: _builtins.int
     UNACCOUNTED_ALLOWED_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    HEARD_AT_SEQ_FIELD_NUMBER: _builtins.int
+    UNKNOWN_ATTEMPTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Without the node's name."""
     filter: _builtins.str
@@ -217,6 +220,16 @@ class Account(_message.Message):
     noise_multiplier_min: _builtins.float
     unaccounted_allowed: _builtins.bool
     """Whether releases without noise are allowed; they void the account's guarantee for ever."""
+    heard_at_seq: _builtins.int
+    """Not sent; the coordinator keeps here how many entries its chain had when it heard this."""
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___Share]:
+        """Limits that the policy sets within this one. Agents of 0.1.0 tell none."""
+
+    @_builtins.property
+    def unknown_attempts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Not sent; attempts that were reserved at the coordinator then and unknown to the node."""
+
     def __init__(
         self,
         *,
@@ -228,14 +241,53 @@ class Account(_message.Message):
         epsilon_per_job_max: _builtins.float = ...,
         noise_multiplier_min: _builtins.float = ...,
         unaccounted_allowed: _builtins.bool = ...,
+        shares: _abc.Iterable[Global___Share] | None = ...,
+        heard_at_seq: _builtins.int = ...,
+        unknown_attempts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "epsilon_limit", b"epsilon_limit", "epsilon_per_job_max", b"epsilon_per_job_max", "filter", b"filter", "name", b"name", "noise_multiplier_min", b"noise_multiplier_min", "rdp_order", b"rdp_order", "unaccounted_allowed", b"unaccounted_allowed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "epsilon_limit", b"epsilon_limit", "epsilon_per_job_max", b"epsilon_per_job_max", "filter", b"filter", "heard_at_seq", b"heard_at_seq", "name", b"name", "noise_multiplier_min", b"noise_multiplier_min", "rdp_order", b"rdp_order", "shares", b"shares", "unaccounted_allowed", b"unaccounted_allowed", "unknown_attempts", b"unknown_attempts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Account: _TypeAlias = Account  # noqa: Y015
+
+@_typing.final
+class Share(_message.Message):
+    """The most that all jobs of one purpose, or of one project, may spend of an account together. It
+    is the policy and the sum of what the node's own ledger holds; nothing computed from records.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    EPSILON_LIMIT_FIELD_NUMBER: _builtins.int
+    USED_UNITS_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"purpose" or "project"."""
+    name: _builtins.str
+    """"training" or "evaluation"; the project's name."""
+    epsilon_limit: _builtins.float
+    """At the account's delta."""
+    used_units: _builtins.int
+    """The filter's units that the node's own ledger counts against it, posted and reserved."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        name: _builtins.str = ...,
+        epsilon_limit: _builtins.float = ...,
+        used_units: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epsilon_limit", b"epsilon_limit", "kind", b"kind", "name", b"name", "used_units", b"used_units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Share: _TypeAlias = Share  # noqa: Y015
 
 @_typing.final
 class Task(_message.Message):
@@ -244,21 +296,27 @@ class Task(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     CONTENT_HASH_FIELD_NUMBER: _builtins.int
     CONFIG_SCHEMA_JSON_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     content_hash: _builtins.str
     """BLAKE3 of the task's source, hexadecimal."""
     config_schema_json: _builtins.str
     """JSON Schema of task_config."""
+    purpose: _builtins.str
+    """What a share of the kind "purpose" names: "training" or "evaluation". Empty from agents of
+    0.1.0.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         content_hash: _builtins.str = ...,
         config_schema_json: _builtins.str = ...,
+        purpose: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_schema_json", b"config_schema_json", "content_hash", b"content_hash", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_schema_json", b"config_schema_json", "content_hash", b"content_hash", "name", b"name", "purpose", b"purpose"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -108,6 +108,8 @@ class QuotedNode(_message.Message):
     DOWNLOAD_BYTES_FIELD_NUMBER: _builtins.int
     UPLOAD_BYTES_FIELD_NUMBER: _builtins.int
     NEARLY_SPENT_FIELD_NUMBER: _builtins.int
+    TIGHTEST_FIELD_NUMBER: _builtins.int
+    TIGHTEST_EPSILON_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     reason: _builtins.str
     """Why it cannot take part, as in Waiting; empty if it can."""
@@ -137,6 +139,12 @@ class QuotedNode(_message.Message):
     upload_bytes: _builtins.int
     nearly_spent: _builtins.bool
     """After the job at least 80 % of the account's budget would be spent."""
+    tightest: _builtins.str
+    """Which limit allows the fewest further rounds: "account", "job", or "purpose NAME" or
+    "project NAME" of the node's policy; empty where nothing is accounted for.
+    """
+    tightest_epsilon: _builtins.float
+    """Its epsilon at `delta`."""
     def __init__(
         self,
         *,
@@ -157,10 +165,12 @@ class QuotedNode(_message.Message):
         download_bytes: _builtins.int = ...,
         upload_bytes: _builtins.int = ...,
         nearly_spent: _builtins.bool = ...,
+        tightest: _builtins.str = ...,
+        tightest_epsilon: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "_epsilon_before", b"_epsilon_before", "_epsilon_job", b"_epsilon_job", "_noise_multiplier", b"_noise_multiplier", "_rounds_fit", b"_rounds_fit", "epsilon_after", b"epsilon_after", "epsilon_before", b"epsilon_before", "epsilon_job", b"epsilon_job", "noise_multiplier", b"noise_multiplier", "rounds_fit", b"rounds_fit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "_epsilon_before", b"_epsilon_before", "_epsilon_job", b"_epsilon_job", "_noise_multiplier", b"_noise_multiplier", "_rounds_fit", b"_rounds_fit", "account", b"account", "delta", b"delta", "download_bytes", b"download_bytes", "epsilon_after", b"epsilon_after", "epsilon_before", b"epsilon_before", "epsilon_job", b"epsilon_job", "epsilon_limit", b"epsilon_limit", "mechanism", b"mechanism", "message", b"message", "nearly_spent", b"nearly_spent", "node", b"node", "noise_multiplier", b"noise_multiplier", "reason", b"reason", "rounds_fit", b"rounds_fit", "sample_rate", b"sample_rate", "steps", b"steps", "upload_bytes", b"upload_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "_epsilon_before", b"_epsilon_before", "_epsilon_job", b"_epsilon_job", "_noise_multiplier", b"_noise_multiplier", "_rounds_fit", b"_rounds_fit", "account", b"account", "delta", b"delta", "download_bytes", b"download_bytes", "epsilon_after", b"epsilon_after", "epsilon_before", b"epsilon_before", "epsilon_job", b"epsilon_job", "epsilon_limit", b"epsilon_limit", "mechanism", b"mechanism", "message", b"message", "nearly_spent", b"nearly_spent", "node", b"node", "noise_multiplier", b"noise_multiplier", "reason", b"reason", "rounds_fit", b"rounds_fit", "sample_rate", b"sample_rate", "steps", b"steps", "tightest", b"tightest", "tightest_epsilon", b"tightest_epsilon", "upload_bytes", b"upload_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__epsilon_after: _TypeAlias = _typing.Literal["epsilon_after"]  # noqa: Y015
     _WhichOneofArgType__epsilon_after: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after"]  # noqa: Y015

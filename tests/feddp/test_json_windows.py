@@ -1,0 +1,99 @@
+"""JSON that is read in windows is what `json.loads` reads whole, and nothing else is read."""
+
+import io
+import json
+import random
+from typing import Any
+
+import pytest
+
+from feddp.cli import json_windows
+from feddp.cli.json_windows import JsonWindow
+
+
+def read(text: str, value_chars_max: int = 10_000) -> dict[str, Any]:
+    """An object's members; the elements of those whose name begins with an a, one by one."""
+    window = JsonWindow(io.StringIO(text), value_chars_max)
+    found = {
+        name: list(window.elements()) if name.startswith("a") else window.value()
+        for name in window.members()
+    }
+    window.end()
+    return found
+
+
+VALUES: list[Any] = [
+    3,
+    -12.5e-7,
+    12345678901234567890,
+    1e300,
+    True,
+    None,
+    "",
+    'quotes " and \\ and ] } , { [',
+    "\u2603 \U0001f600 \u0000",
+    [],
+    {},
+    [[1, [2]], {"a": {"b": "]"}}],
+    {"seq": 1, "hash": "ab" * 40},
+]
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 7, 64, 1 << 20])
+@pytest.mark.parametrize("indent", [None, 0, 2])
+def test_any_cut_of_the_text_gives_the_same_values(
+    monkeypatch: pytest.MonkeyPatch, window: int, indent: int | None
+) -> None:
+    """Whatever stands at a window's end: a number, a word, an escape, a bracket in a name."""
+    monkeypatch.setattr(json_windows, "WINDOW", window)
+    g = random.Random(f"{window}{indent}")
+    for _ in range(20):
+        value = {
+            "a-list": g.choices(VALUES, k=g.randrange(5)),
+            "one": g.choice(VALUES),
+            "another-list": g.choices(VALUES, k=3),
+        }
+        for ascii_only in (True, False):
+            assert read(json.dumps(value, indent=indent, ensure_ascii=ascii_only)) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"a": [1 2]}',
+        '{"a": [1,]}',
+        '{"a": [,1]}',
+        '{"a": [1}',
+        '{"a": {"b": 1}}',
+        '{"a": [{"b": 1}',
+        '{"a": 1]',
+        '{"b": 1,}',
+        '{"b" 1}',
+        "{3: 1}",
+        '{"b": 1} x',
+        '{"b": 1, "b": 1}',
+        '{"a": [], "b": tru}',
+    ],
+)
+@pytest.mark.parametrize("window", [1, 1 << 20])
+def test_what_is_no_such_json_is_refused(
+    monkeypatch: pytest.MonkeyPatch, text: str, window: int
+) -> None:
+    """A missing comma or bracket, something after the end, one name twice."""
+    monkeypatch.setattr(json_windows, "WINDOW", window)
+    with pytest.raises(ValueError, match=r".+"):
+        read(text)
+
+
+def test_a_value_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory stays bounded: what is no entry is refused after the longest that one may be."""
+    monkeypatch.setattr(json_windows, "WINDOW", 64)
+    file = io.StringIO('{"a": [' + '"' + "x" * 100_000)
+    window = JsonWindow(file, value_chars_max=1000)
+    assert next(window.members()) == "a"
+    with pytest.raises(ValueError, match="too long"):
+        next(window.elements())
+    assert file.tell() < 5000

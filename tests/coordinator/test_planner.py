@@ -1,88 +1,17 @@
 """Who may take part, and with which noise."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from coordinator.config import CoordinatorConfig
-from coordinator.jobspec import Job, parse_job
-from coordinator.quoting import quote
-from coordinator.rounds.events import Absence, Offer
-from coordinator.rounds.planner import NodeFacts, consider
-from coordinator.store.ledger import Account
-from coordinator.store.shares import Share
-from feddp.cli.quotes import rows
+from coordinator.rounds.events import Offer
+from coordinator.rounds.planner import consider
 from privacy.accounting import epsilon_spent
 from privacy.filters import make_filter
 from privacy.ledger import Balance, Pending
 from privacy.releases import Release
 from protos.feddp.v1 import federation_pb2 as federation
-
-HASH = "0" * 64
-SPEC = b"""
-name: heart
-task: tabular-classifier
-dataset: heart-disease
-federation: {rounds: 4, local_steps: 5}
-privacy: {target_epsilon: 2.0, delta: 1.0e-5}
-"""
-
-
-def job(spec: bytes = SPEC) -> Job:
-    return parse_job(spec, CoordinatorConfig())
-
-
-def facts(
-    *,
-    limit: float = 5.0,
-    kind: str = "gdp",
-    order: int = 0,
-    declared_n: int = 199,
-    balance: Balance | None = None,
-    per_job: float = 5.0,
-    job_units: int = 0,
-    job_releases: int = 0,
-    last: float | None = None,
-    shares: tuple[Share, ...] = (),
-) -> NodeFacts:
-    filter_ = make_filter(kind, order, limit, 1e-5)
-    account = Account("a/patients", "a", balance or Balance(filter_), 0, HASH)
-    return NodeFacts(
-        node="a",
-        connected=True,
-        disabled=False,
-        data_set=federation.DataSet(
-            name="heart-disease",
-            account="patients",
-            declared_n=declared_n,
-            tasks=[f"tabular-classifier@{HASH}"],
-        ),
-        steward=federation.Account(
-            name="patients",
-            filter=kind,
-            rdp_order=order,
-            epsilon_limit=limit,
-            delta=1e-5,
-            epsilon_per_job_max=per_job,
-            noise_multiplier_min=0.3,
-        ),
-        account=account,
-        job_units=job_units,
-        job_releases=job_releases,
-        last_noise_multiplier=last,
-        shares=shares,
-    )
-
-
-def offered(answer: Offer | Absence) -> Offer:
-    assert isinstance(answer, Offer), answer
-    return answer
-
-
-def absent(answer: Offer | Absence) -> Absence:
-    assert isinstance(answer, Absence), answer
-    return answer
+from tests.coordinator.planning import HASH, SPEC, absent, facts, job, offered, share
 
 
 def test_the_planned_rounds_together_cost_the_target_and_not_more() -> None:
@@ -171,10 +100,6 @@ def test_the_stewards_limit_for_one_job_holds() -> None:
     assert "for one job" in answer.message
 
 
-def share(limit_units: int, used_units: int, kind: str = "project") -> Share:
-    return Share(kind, "default", 0.7, limit_units, used_units)
-
-
 @pytest.mark.parametrize("kind", ["project", "purpose"])
 def test_a_round_that_passes_a_limit_within_the_account_is_not_ordered(kind: str) -> None:
     """To meet it is allowed; one unit less, and the hospital is left out with the limit's name."""
@@ -207,31 +132,6 @@ def test_a_limit_that_the_filter_cannot_count_by_is_named() -> None:
     answer = absent(consider(job(), HASH, facts(shares=(broken,)), 4))
     assert (answer.reason, answer.for_good) == ("POLICY_INVALID", False)
     assert "project default: An rdp account" in answer.message
-
-
-def test_a_quote_names_the_tightest_limit() -> None:
-    """Of the account's, the job's, and those within the account; and counts rounds by it."""
-    filter_ = make_filter("gdp", 0, 5.0, 1e-5)
-    release = offered(consider(job(), HASH, facts(), 4))
-    cost_units = filter_.cost_units(Release("gaussian", release.noise_multiplier, 1.0, 5))
-
-    def quoted(**changes: Any) -> tuple[int, str, float]:
-        found = quote(job(), HASH, [facts(**changes)], 100)
-        (one,) = found.nodes
-        text = "".join(rows(found)[1][0])
-        assert f"{one.tightest}: {one.tightest_epsilon:g}" in text
-        return one.rounds_fit, one.tightest, one.tightest_epsilon
-
-    fit = filter_.limit_units // cost_units
-    assert quoted(per_job=10.0) == (fit, "account", 5.0)
-    assert quoted(per_job=4.0)[1:] == ("job", 4.0)
-    two = (share(10 * cost_units, 8 * cost_units), share(4 * cost_units, 3 * cost_units, "purpose"))
-    assert quoted(shares=two[:1]) == (2, "project default", 0.7)
-    assert quoted(shares=two) == (1, "purpose default", 0.7)
-    spent = share(cost_units, 1)
-    (one,) = quote(job(), HASH, [facts(shares=(spent,))], 100).nodes
-    assert one.reason == "BUDGET"
-    assert "project default" in one.message
 
 
 def test_large_data_sets_are_sampled_and_small_ones_are_not() -> None:

@@ -182,7 +182,8 @@ def _share_of(filter_: Filter, target: float) -> Filter:
             "BUDGET_TOO_SMALL",
             f"its account counts by rdp of order {filter_.order}, which starts at epsilon "
             f"{least:g} at delta {filter_.delta:g}, its conversion cost, and the job's "
-            f"target_epsilon is {target:g}: raise privacy.target_epsilon in the job above {least:g}",
+            f"target_epsilon is {target:g}: raise privacy.target_epsilon in the job above "
+            f"{least:g}",
         ) from None
 
 

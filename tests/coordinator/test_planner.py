@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from coordinator.rounds.events import Offer
+from coordinator.rounds.ending import exhausted_message
+from coordinator.rounds.events import Absence, Offer
 from coordinator.rounds.planner import consider
 from privacy.accounting import epsilon_spent
 from privacy.filters import make_filter
@@ -251,3 +252,38 @@ def test_an_evaluation_has_every_patient_in_it_however_many_there_are() -> None:
     assert (evaluation.rounds_planned, evaluation.max_grad_norm) == (1, 1.0)
     offer = offered(consider(evaluation, HASH, large, 1))
     assert (offer.mechanism, offer.sample_rate, offer.local_steps) == ("gaussian", 1.0, 1)
+
+
+def test_of_several_limits_that_a_round_passes_the_tightest_is_named() -> None:
+    """The account's 1 and not the policy's 10 for one job, when both are passed."""
+    spec = SPEC.replace(b"target_epsilon: 2.0", b"target_epsilon: 60.0")
+    answer = absent(consider(job(spec), HASH, facts(limit=1.0, per_job=10.0), 1))
+    assert (answer.reason, answer.for_good) == ("BUDGET", True)
+    assert "of 1 at delta" in answer.message
+    assert "for one job" not in answer.message
+
+
+def test_a_target_below_the_conversion_cost_is_the_jobs_to_raise() -> None:
+    """The engineer can change neither the account's limit nor its filter."""
+    message = absent(consider(job(), HASH, facts(kind="rdp", order=3, limit=10.0), 4)).message
+    assert "starts at epsilon 4.81" in message
+    assert "target_epsilon is 2: raise privacy.target_epsilon in the job above 4.81" in message
+    assert "use gdp" not in message
+
+
+def test_a_wrong_delta_is_told_what_a_delta_is_worth() -> None:
+    """Which one to set, and that one of 1/n or more says nothing."""
+    spec = SPEC.replace(b"delta: 1.0e-5", b"delta: 0.1")
+    message = absent(consider(job(spec), HASH, facts(), 4)).message
+    assert "set privacy.delta to 1e-05" in message
+    assert "below 1/n, and it declares 199 patients" in message
+
+
+def test_the_end_of_a_job_names_the_limit_that_ended_it() -> None:
+    """An account with most of its budget left is not called spent for a purpose that is full."""
+    full = facts(shares=(share(10, 10, "purpose"),))
+    said = exhausted_message((absent(consider(job(), HASH, full, 4)),))
+    assert "a: its policy allows purpose default epsilon 0.7 of account a/patients" in said
+    many = tuple(Absence(f"h{n:02}", "BUDGET", "is spent.", True) for n in range(10))
+    said = exhausted_message(many)
+    assert "h07: is spent; and 2 more" in said

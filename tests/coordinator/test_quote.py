@@ -103,7 +103,7 @@ def test_a_quote_names_the_tightest_limit() -> None:
         hospitals(spent(9.5), spent(2.0), None, None, limit=10.0, per_job=10.0),
         hospitals(spent(4.0), spent(2.0), spent(6.0), spent(1.0), limit=10.0, per_job=10.0),
         hospitals(None, None, None, limit=10.0, per_job=8.0),
-        hospitals(None, None, None, limit=30.0, per_job=30.0, shares=(share(10**12, 4 * 10**11),)),
+        hospitals(None, None, None, limit=30.0, per_job=30.0, shares=(share(4 * 10**12, 10**12),)),
         hospitals(None, None, None, limit=30.0, per_job=30.0),
         hospitals(None, None, None, limit=30.0, per_job=30.0, kind="rdp", order=6),
     ],

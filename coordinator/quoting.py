@@ -19,7 +19,7 @@ from protos.feddp.v1 import jobs_pb2 as pb
 from protos.updates import UpdateDtype
 
 NEARLY_SPENT: Final = 0.8
-"""Share of an account's budget from which people are warned."""
+"""Share of an account's budget, in units or in epsilon, from which people are warned."""
 
 _WIRE_SHARE: Final[dict[UpdateDtype, float]] = {"float32": 1.0, "bfloat16": 0.5, "int8": 0.251}
 """Bytes of an update over those of its model, headers apart; int8 has a scale of 4 bytes for each
@@ -107,7 +107,11 @@ def _cost(
     after_units += sum(count * filter_.cost_units(each) for each, count in releases.items())
     if spent is not None and balance.guarantee:
         one.epsilon_after = filter_.epsilon_of(after_units)
-    one.nearly_spent = after_units >= NEARLY_SPENT * filter_.limit_units
+    # Units and epsilon do not grow alike; whichever comes first is a reason to warn.
+    one.nearly_spent = (
+        after_units >= NEARLY_SPENT * filter_.limit_units
+        or one.epsilon_after >= NEARLY_SPENT * filter_.epsilon_limit
+    )
     cost_units = filter_.cost_units(first)
     if cost_units > 0:
         limit = tightest(allowances(facts, account, steward))

@@ -148,7 +148,7 @@ class QuotedNode(_message.Message):
     """Over all rounds, at most."""
     upload_bytes: _builtins.int
     nearly_spent: _builtins.bool
-    """After the job at least 80 % of the account's budget would be spent."""
+    """After the job at least 80 % of the account's budget would be spent, in units or in epsilon."""
     tightest: _builtins.str
     """Which limit allows the fewest further rounds: "account", "job", or "purpose NAME" or
     "project NAME" of the node's policy; empty where nothing is accounted for.

@@ -12,6 +12,7 @@ from pydantic import ValidationError, ValidationInfo, field_validator
 from coordinator.config_sections import CoordinatorConfig
 from coordinator.keys import Section, key, problems
 from coordinator.strict_yaml import read_mapping
+from privacy.filters import EPSILON_MIN
 from protos.errors import Malformed, invariant
 
 _T = TypeVar("_T")
@@ -130,7 +131,7 @@ class PrivacySpec(Section):
     mechanism: Literal["none"] | None = key(
         None, "none: no noise and no guarantee.", allowed="none, or leave it out"
     )
-    target_epsilon: float | None = key(None, "Epsilon of the whole job.", gt=0, le=1000)
+    target_epsilon: float | None = key(None, "Epsilon of the whole job.", ge=EPSILON_MIN, le=1000)
     noise_multiplier: float | None = key(None, "Noise over the bound.", gt=0, le=1e6)
     delta: float | None = key(None, "Delta of target_epsilon.", ge=1e-30, le=0.1)
     max_grad_norm: float | None = key(None, "Clipping bound per patient.", gt=0, le=1e6)

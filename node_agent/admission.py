@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from node_agent.datasets import DataSetSpec
 from node_agent.orders import Order
@@ -9,6 +10,7 @@ from node_agent.policy import Refusal, filter_of, judge, judge_terms
 from node_agent.state import RESTORED_NOTE, State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import Purpose, TaskInfo
+from node_agent.witnessed import EVERY_ACCOUNT
 from privacy.filters import Filter
 from protos.errors import FeddpError, Limited, NotAllowed
 
@@ -51,8 +53,26 @@ class Terms:
     tick_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Suspensions:
+    """Accounts on which every order is refused, whatever it asks, until somebody acts."""
+
+    catching_up: bool = False
+    disputed: frozenset[str] = frozenset()
+
+    def reason(self, account: str) -> Literal["LEDGER_CATCHING_UP", "LEDGER_DISPUTED", ""]:
+        """Why orders on "NODE/NAME" are refused; empty where they are judged."""
+        if self.catching_up:
+            return "LEDGER_CATCHING_UP"
+        return "LEDGER_DISPUTED" if self.disputed & {account, EVERY_ACCOUNT} else ""
+
+
 class Admission:
-    """Decides; every refusal is durable when it is returned, a reservation before it is used."""
+    """Decides; every refusal is durable when it is returned, a reservation before it is used.
+
+    Attributes:
+        node: this node's name.
+    """
 
     def __init__(
         self,
@@ -62,7 +82,7 @@ class Admission:
         tasks: Callable[[], Mapping[str, TaskInfo]],
         model_bytes_max: int,
     ) -> None:
-        self._node = node
+        self.node = node
         self._state = state
         self._steward = steward
         self._tasks = tasks
@@ -102,9 +122,14 @@ class Admission:
         silent = order.release.mechanism != "no_data"
         return Terms(data_set, rules.policy.outcome_tick_s if silent else 0.0)
 
+    def suspensions(self) -> Suspensions:
+        """As they are now."""
+        disputed = frozenset(one.account for one in self._state.witnessed.disputes())
+        return Suspensions(bool(self._state.note(RESTORED_NOTE)), disputed)
+
     def filter_of_account(self, account: str) -> Filter | None:
         """How "NODE/NAME" counts by the steward's files of now; None if they do not say."""
-        name = account.removeprefix(f"{self._node}/")
+        name = account.removeprefix(f"{self.node}/")
         try:
             rules = self._steward.rules()
             policy = rules.policy.account(name)
@@ -136,15 +161,16 @@ class Admission:
             raise Limited(
                 "MODEL_TOO_LARGE", f"This node takes models up to {self._model_bytes_max} bytes."
             )
-        if self._state.note(RESTORED_NOTE):
+        reason = self.suspensions().reason(f"{self.node}/{order.account}")
+        if reason == "LEDGER_CATCHING_UP":
             raise NotAllowed(
-                "LEDGER_CATCHING_UP",
+                reason,
                 "This node's ledger was restored from a copy and is still reading what was spent "
                 "since; order again later.",
             )
-        if self._state.witnessed.dispute(f"{self._node}/{order.account}") is not None:
+        if reason == "LEDGER_DISPUTED":
             raise NotAllowed(
-                "LEDGER_DISPUTED",
+                reason,
                 f"This node's ledger and the coordinator's disagree about account {order.account}; "
                 "its data steward settles it with `feddp agent ledger settle`.",
             )
@@ -154,7 +180,7 @@ class Admission:
             refusal = _unreadable(error)
             raise NotAllowed(refusal.reason, refusal.message) from None
         standing = self._state.standing(order, self._purpose(order))
-        found = judge(rules.policy, rules.data_sets, self._tasks(), order, self._node, standing)
+        found = judge(rules.policy, rules.data_sets, self._tasks(), order, self.node, standing)
         account = rules.policy.account(order.account)
         if found is not None or account is None:
             refused = found or Refusal("ACCOUNT_MISMATCH", "There is no such account.")

@@ -12,6 +12,7 @@ from coordinator.rounds import events as e
 from coordinator.rounds import planner
 from coordinator.rounds.effects import list_model, reserve_statement
 from coordinator.rounds.live import LiveJob
+from coordinator.rounds.node_facts import NodeFacts
 from coordinator.rounds.phases import Publishing, Reserving, Training
 from coordinator.sessions import Sessions
 from coordinator.store import ledger, people, shares
@@ -45,7 +46,7 @@ class Answers:
         rounds_left = live.job.rounds_planned - len(live.phase.course.done)
         return e.NodesSurveyed(*planner.survey(live.job, live.record.task_hash, facts, rounds_left))
 
-    def facts(self, books: Books, live: LiveJob) -> list[planner.NodeFacts]:
+    def facts(self, books: Books, live: LiveJob) -> list[NodeFacts]:
         """Every node that publishes the job's data set, as the store and the sessions know it."""
         books.flush()  # what this turn has booked is read with the rest
         connection, wanted = books.connection, live.job.dataset
@@ -62,7 +63,7 @@ class Answers:
             units, releases = live.spent(account.account, account.filter) if account else (0, 0)
             steward = next((a for a in node.hello.accounts if a.name == data_set.account), None)
             facts.append(
-                planner.NodeFacts(
+                NodeFacts(
                     node=node.name,
                     connected=self.sessions.connected(node.name),
                     disabled=node.status == "disabled",

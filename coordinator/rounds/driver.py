@@ -14,10 +14,11 @@ from coordinator.jobspec import Job
 from coordinator.metrics import EntryKind, Metrics
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
-from coordinator.rounds import machine, participation, planner, turn_order
+from coordinator.rounds import machine, participation, turn_order
 from coordinator.rounds.answers import Answers
 from coordinator.rounds.effects import Effects
 from coordinator.rounds.live import LiveJob, job_from_json, plan_of, replay
+from coordinator.rounds.node_facts import NodeFacts
 from coordinator.rounds.phases import Attempt, Course, Ended, RoundRecord, Selecting, Training
 from coordinator.rounds.turn_taker import TurnTaker
 from coordinator.rounds.turns import Input, Taken, Turn
@@ -104,7 +105,7 @@ class Rounds:
             )
         return live
 
-    async def prospect(self, record: JobRecord, job: Job) -> list[planner.NodeFacts]:
+    async def prospect(self, record: JobRecord, job: Job) -> list[NodeFacts]:
         """What the planner would know of each node if this job were submitted now."""
         phase = Selecting(Course(plan_of(job), "", ""), time.time())
         live = LiveJob(record, job, phase, 0)

@@ -1,6 +1,7 @@
 """How a job ends, and what becomes of its open attempts."""
 
 from dataclasses import replace
+from typing import Final
 
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
@@ -17,6 +18,9 @@ from coordinator.rounds.phases import (
 from protos.errors import invariant
 
 Step = tuple[Phase, list[c.Command]]
+
+EXHAUSTED_NAMED_MAX: Final = 8
+"""Hospitals whose limit the end of a job names; `feddp job show` has the others' figures."""
 
 
 def never_again(course: Course, usable: set[str], absences: tuple[e.Absence, ...]) -> bool:
@@ -87,5 +91,9 @@ def fail(phase: Phase, event: e.StepFailed, now_s: float) -> Step:
 
 
 def exhausted_message(absences: tuple[e.Absence, ...]) -> str:
-    names = ", ".join(sorted(a.node for a in absences if a.reason == "BUDGET"))
-    return f"the privacy budget of {names} does not allow another round, and too few nodes remain"
+    """Whose budgets end the job, and by which of their limits."""
+    spent = sorted((a for a in absences if a.reason == "BUDGET"), key=lambda a: a.node)
+    said = [f"{a.node}: {a.message.rstrip('.')}" for a in spent[:EXHAUSTED_NAMED_MAX]]
+    if spent[EXHAUSTED_NAMED_MAX:]:
+        said.append(f"and {len(spent) - EXHAUSTED_NAMED_MAX} more")
+    return f"too few hospitals can pay another round ({'; '.join(said)})"

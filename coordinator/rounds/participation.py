@@ -4,6 +4,7 @@ Pure; decides by what the coordinator saw on the wire: who was ordered, and when
 """
 
 import math
+from collections.abc import Mapping, Sequence
 
 from coordinator.rounds.events import Absence, Offer
 from coordinator.rounds.phases import Attempt, AttemptState, Course, RoundRecord, Training
@@ -35,12 +36,7 @@ def choose(
     for one in course.done:
         for attempt in one.received:
             rounds_by_node.setdefault(attempt.node, []).append(one.number)
-
-    def turn(offer: Offer) -> tuple[int, int, str]:
-        before = rounds_by_node.get(offer.node, [])
-        return len(before), before[-1] if before else 0, offer.node
-
-    ranked = sorted(offers, key=turn)
+    ranked = in_turn(offers, rounds_by_node)
     others = tuple(
         Absence(
             o.node, NOT_CHOSEN, f"{wanted} of {len(offers)} nodes are chosen in turn, by the job"
@@ -48,6 +44,20 @@ def choose(
         for o in ranked[wanted:]
     )
     return tuple(ranked[:wanted]), others
+
+
+def in_turn(offers: Sequence[Offer], rounds_by_node: Mapping[str, Sequence[int]]) -> list[Offer]:
+    """Those that took part least first, of these the ones whose last round is longest ago.
+
+    Args:
+        rounds_by_node: the rounds that each took part in, ascending.
+    """
+
+    def turn(offer: Offer) -> tuple[int, int, str]:
+        before = rounds_by_node.get(offer.node, ())
+        return len(before), before[-1] if before else 0, offer.node
+
+    return sorted(offers, key=turn)
 
 
 def gives_up_at_s(phase: Training, attempt: Attempt) -> float:

@@ -2,53 +2,28 @@
 what stewards declared and what the ledger holds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from coordinator.jobspec import Job
+from coordinator.rounds.allowances import allowances, tightest
 from coordinator.rounds.events import Absence, Offer
+from coordinator.rounds.node_facts import NodeFacts
 from coordinator.store.ledger import Account
-from coordinator.store.shares import Share
+from privacy.accounting import round_up
 from privacy.calibration import REPORT_SLACK_UNITS, noise_multiplier_for
-from privacy.filters import make_filter
+from privacy.filters import Filter, make_filter
 from privacy.releases import Mechanism, Release
-from protos.errors import FeddpError, invariant
+from protos.errors import BudgetRefused, FeddpError, invariant
 from protos.feddp.v1 import federation_pb2 as federation
 
-
-@dataclass(frozen=True, slots=True)
-class NodeFacts:
-    """What is known of one node that holds the job's data set.
-
-    Attributes:
-        disabled: an operator has disabled it.
-        data_set: as the node published it last.
-        steward: the account's bounds as the node published them last; None if it did not.
-        account: the account in the central ledger; None before the node's first session.
-        job_units: filter units that this job has posted or holds there.
-        job_releases: how many releases these are.
-        last_noise_multiplier: of this job's newest attempt there; None for none.
-        taken: another job has the node, or goes first for it.
-        steps_possible: local steps that fit into its deadline, as it said; 0 for no bound.
-        shares: limits of its policy, within the account's, that this job counts against.
-    """
-
-    node: str
-    connected: bool
-    disabled: bool
-    data_set: federation.DataSet
-    steward: federation.Account | None
-    account: Account | None
-    job_units: int
-    job_releases: int
-    last_noise_multiplier: float | None
-    taken: Absence | None = None
-    steps_possible: int = 0
-    shares: tuple[Share, ...] = ()
-
-    def local_steps(self, job: Job) -> int:
-        """Steps of a round there."""
-        return min(job.local_steps, self.steps_possible or job.local_steps)
+_REFUSES: Final = {
+    "LEDGER_DISPUTED": "its ledger and the coordinator's disagree about the account; its data "
+    "steward settles it with `feddp agent ledger settle`",
+    "LEDGER_CATCHING_UP": "its ledger was restored from a copy and is still reading what was spent "
+    "since",
+    "": "refuses every order on the account now; its data steward knows why",
+}
+"""What a node says of an account, in words; those of "" for what a newer agent may say."""
 
 
 def survey(
@@ -88,6 +63,8 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
     account, steward = facts.account, facts.steward
     if account is None or steward is None:
         return _absent(facts, "ACCOUNT_UNKNOWN", "its policy has no valid account for the data set")
+    if steward.refuses:
+        return _absent(facts, steward.refuses, _REFUSES.get(steward.refuses, _REFUSES[""]))
     if job.mechanism == "none" and not steward.unaccounted_allowed:
         return _absent(facts, "UNACCOUNTED_REFUSED", "its policy refuses releases without noise")
     filter_ = account.filter
@@ -104,7 +81,8 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
             facts,
             "DELTA_MISMATCH",
             f"its account has delta {filter_.delta:g} and the job asks for {job.delta:g}; set "
-            "privacy.delta in the job",
+            f"privacy.delta to {filter_.delta:g} in the job. A delta means something only below "
+            f"1/n, and it declares {facts.data_set.declared_n} patients",
         )
     declared_n = facts.data_set.declared_n
     if job.mechanism == "dp" and job.delta * declared_n >= 1:
@@ -130,7 +108,7 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
         try:
             refusal = _over_budget(facts, account, steward, cost_units)
         except FeddpError as error:
-            return _absent(facts, "POLICY_INVALID", f"its epsilon_per_job_max: {error.message}")
+            return _absent(facts, "POLICY_INVALID", error.message)
         if refusal is not None:
             return refusal
     if facts.taken is not None:  # last, so that nobody waits for a node that could not help
@@ -173,7 +151,7 @@ def _release(
         return Release(mechanism, job.noise_multiplier, sample_rate, local_steps)
     invariant(job.target_epsilon is not None, "a job fixes its epsilon or its noise")
     target = job.target_epsilon or 0.0
-    share = make_filter(account.filter.kind, account.filter.order, target, job.delta)
+    share = _share_of(account.filter, target)
     # What calibration leaves unused for each release stays unused for those that were made.
     slack_units = REPORT_SLACK_UNITS if share.kind == "gdp" else 0
     left_units = share.limit_units - facts.job_units - facts.job_releases * slack_units
@@ -187,49 +165,44 @@ def _release(
     return Release(mechanism, noise, sample_rate, local_steps)
 
 
+def _share_of(filter_: Filter, target: float) -> Filter:
+    """What `target` is worth by an account's filter.
+
+    Raises:
+        BudgetRefused: BUDGET_TOO_SMALL, the account starts at more than that.
+    """
+    try:
+        return make_filter(filter_.kind, filter_.order, target, filter_.delta)
+    except FeddpError as error:
+        if filter_.kind != "rdp":
+            text = f"the job's target_epsilon is {target:g}: {error.message}"
+            raise BudgetRefused("BUDGET_TOO_SMALL", text) from None
+        least = round_up(filter_.epsilon_start, 3)
+        raise BudgetRefused(
+            "BUDGET_TOO_SMALL",
+            f"its account counts by rdp of order {filter_.order}, which starts at epsilon "
+            f"{least:g} at delta {filter_.delta:g}, its conversion cost, and the job's "
+            f"target_epsilon is {target:g}: raise privacy.target_epsilon in the job above "
+            f"{least:g}",
+        ) from None
+
+
 def _over_budget(
     facts: NodeFacts, account: Account, steward: federation.Account, cost_units: int
 ) -> Absence | None:
-    filter_, balance = account.filter, account.balance
-    per_job = make_filter(
-        filter_.kind, filter_.order, steward.epsilon_per_job_max, filter_.delta
-    ).limit_units
-    if facts.job_units + cost_units > per_job:
-        return _absent(
-            facts,
-            "BUDGET",
-            f"its policy allows epsilon {steward.epsilon_per_job_max:g} for one job, and another "
-            "round would pass it",
-            for_good=True,
-        )
-    if cost_units > balance.remaining_units:
-        spent = filter_.epsilon_of(balance.posted_units)
-        return _absent(
-            facts,
-            "BUDGET",
-            f"account {account.account} has spent epsilon {spent:.4g} of {filter_.epsilon_limit:g}"
-            f" at delta {filter_.delta:g}, and another round would pass the limit",
-            for_good=balance.posted_units + cost_units > filter_.limit_units,
-        )
-    return _over_share(facts, account, cost_units)
-
-
-def _over_share(facts: NodeFacts, account: Account, cost_units: int) -> Absence | None:
     """The node would refuse the order; asking it would cost an attempt and tell nothing new."""
-    for share in facts.shares:
-        if share.fault:
-            return _absent(facts, "POLICY_INVALID", f"its limit for {share}: {share.fault}")
-        if cost_units > share.left_units:
-            # What is open may yet be void; nothing else comes back.
-            sure_units = share.used_units - account.balance.pending_units
-            return _absent(
-                facts,
-                "BUDGET",
-                f"its policy allows {share} epsilon {share.epsilon_limit:g} of account "
-                f"{account.account}, and another round would pass it",
-                for_good=sure_units + cost_units > share.limit_units,
-            )
-    return None
+    passed = tuple(
+        one for one in allowances(facts, account, steward) if cost_units > one.left_units
+    )
+    if cost_units == 0 or not passed:
+        return None
+    return _absent(
+        facts,
+        "BUDGET",
+        f"{tightest(passed).passed}, and another round would pass it",
+        # What is open may yet be void; nothing else comes back.
+        for_good=any(cost_units > one.sure_units for one in passed),
+    )
 
 
 def _absent(facts: NodeFacts, reason: str, message: str, *, for_good: bool = False) -> Absence:

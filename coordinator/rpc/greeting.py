@@ -1,6 +1,7 @@
 """What a node says first, taken into the store in one transaction, and what it is answered."""
 
 import math
+import re
 
 import structlog
 from sqlalchemy import Connection
@@ -15,6 +16,7 @@ log = structlog.get_logger(__name__)
 
 PUBLISHED_MAX = 256
 DECLARED_N_MAX = 10**12
+_REASON = re.compile(r"([A-Z][A-Z_]{0,49})?")
 
 
 def greet(
@@ -110,6 +112,7 @@ def check_hello(hello: pb.Hello) -> None:
             and math.isfinite(a.noise_multiplier_min)
             and a.noise_multiplier_min >= 0
             and len(a.shares) <= PUBLISHED_MAX
+            and _REASON.fullmatch(a.refuses)
             and all(
                 one.name and math.isfinite(one.epsilon_limit) and one.epsilon_limit > 0
                 for one in a.shares

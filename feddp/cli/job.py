@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from feddp.cli import output
-from feddp.cli.failures import BUDGET
 from feddp.cli.options import Dir, Json, ProfileFolder, connect
 
 if TYPE_CHECKING:
@@ -60,11 +59,12 @@ def quote(
     profile: ProfileFolder = None,
     as_json: Json = False,
 ) -> None:
-    """What a job would cost each hospital, before anything runs; 4 if budgets keep it from running.
+    """What a job would cost each hospital, before anything runs.
 
-    Nothing is uploaded, reserved or changed.
+    Nothing is uploaded, reserved or changed. Exit code 4: budgets keep it from doing its rounds;
+    1: it could not start now for another reason.
     """
-    from feddp.cli.quotes import can_pay, lines, rows
+    from feddp.cli.quotes import exit_code, lines, rows
 
     with connect(folder, profile) as client:
         found = client.quote(file)
@@ -74,8 +74,8 @@ def quote(
         output.table(*rows(found))
         for line in lines(found):
             output.line(line)
-    if not can_pay(found):
-        raise typer.Exit(BUDGET)
+    if code := exit_code(found):
+        raise typer.Exit(code)
 
 
 @app.command("list")

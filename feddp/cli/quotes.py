@@ -2,38 +2,34 @@
 
 from collections.abc import Sequence
 
+from feddp.cli.failures import BUDGET, FAILED
 from feddp.cli.output import epsilon
 from protos.feddp.v1.jobs_pb2 import QuotedNode, QuoteJobResponse
 
 
 def rows(found: QuoteJobResponse) -> tuple[Sequence[str], list[Sequence[str]]]:
     """Headers and a row for each node."""
+    starts = any(one.epsilon_start for one in found.nodes)
     headers = (
         "NODE",
         "EPSILON OF THE JOB",
         "ACCOUNT BEFORE",
         "AFTER",
+        *(["STARTS AT"] if starts else []),
         "LIMIT",
         "ROUNDS FIT",
         "TIGHTEST LIMIT",
         "NOISE",
     )
-    return headers, [_row(one) for one in found.nodes]
+    return headers, [_row(one, starts) for one in found.nodes]
 
 
-def _row(one: QuotedNode) -> Sequence[str]:
+def _row(one: QuotedNode, starts: bool) -> Sequence[str]:
+    start = [epsilon(one.epsilon_start)] if starts else []
     if one.reason:
         limit = epsilon(one.epsilon_limit) if one.epsilon_limit else ""
-        return (
-            one.node,
-            f"cannot: {one.reason}",
-            _figure(one, "epsilon_before"),
-            "",
-            limit,
-            "",
-            "",
-            "",
-        )
+        before = _figure(one, "epsilon_before")
+        return (one.node, f"cannot: {one.reason}", before, "", *start, limit, "", "", "")
     noise = f"{one.noise_multiplier:.6g}" if one.HasField("noise_multiplier") else "none"
     fit = str(one.rounds_fit) if one.HasField("rounds_fit") else "no bound"
     return (
@@ -41,6 +37,7 @@ def _row(one: QuotedNode) -> Sequence[str]:
         _figure(one, "epsilon_job"),
         _figure(one, "epsilon_before"),
         _figure(one, "epsilon_after"),
+        *start,
         epsilon(one.epsilon_limit),
         fit,
         f"{one.tightest}: {epsilon(one.tightest_epsilon)}" if one.tightest else "",
@@ -56,6 +53,7 @@ def lines(found: QuoteJobResponse) -> list[str]:
     """What stands below the table."""
     able = [one for one in found.nodes if not one.reason]
     said = [f"{one.node}: {one.message}" for one in found.nodes if one.message]
+    said += [_short(one, found.rounds_planned) for one in able if _falls_short(one, found)]
     said += [
         f"warning: {one.account} would have spent 80 % of its budget or more"
         for one in able
@@ -69,6 +67,14 @@ def lines(found: QuoteJobResponse) -> list[str]:
         said.append(
             f"only {len(found.nodes)} hospitals publish this data set: the job would wait for more"
         )
+    elif len(able) < found.min_participants:
+        said.append("the job cannot start now: too few hospitals can take part")
+    elif found.rounds_possible < found.rounds_planned:
+        said.append(
+            f"the job would do {found.rounds_possible} of {found.rounds_planned} rounds: then "
+            f"fewer than {found.min_participants} hospitals can pay. EPSILON OF THE JOB and AFTER "
+            "are what is spent by then"
+        )
     if able:
         down, up = max(o.download_bytes for o in able), max(o.upload_bytes for o in able)
         said.append(f"each moves at most {_size(down)} in and {_size(up)} out")
@@ -77,13 +83,40 @@ def lines(found: QuoteJobResponse) -> list[str]:
         "The guarantee is each account's limit at its delta; BEFORE and AFTER are running figures "
         "of its filter, with what is reserved now."
     )
+    if any(one.epsilon_start for one in found.nodes):
+        said.append(
+            "STARTS AT is the conversion cost of an rdp account, there from its first release on: "
+            "it is in BEFORE (once anything is spent) and in AFTER, and not in EPSILON OF THE JOB."
+        )
     return said
 
 
-def can_pay(found: QuoteJobResponse) -> bool:
-    """Whether it is not for want of budget that the job has too few hospitals."""
-    able = sum(one.reason != "BUDGET" for one in found.nodes)
-    return able >= min(found.min_participants, len(found.nodes))
+def _falls_short(one: QuotedNode, found: QuoteJobResponse) -> bool:
+    """Whether its budgets end before the planned rounds do. Where the job chooses among hospitals
+    one needs fewer rounds than are planned."""
+    if not one.HasField("rounds_fit") or one.rounds_fit >= found.rounds_planned:
+        return False
+    return found.rounds_possible < found.rounds_planned or one.rounds >= one.rounds_fit
+
+
+def _short(one: QuotedNode, planned: int) -> str:
+    return (
+        f"{one.node}: {one.rounds_fit} of {planned} rounds fit its limit ({one.tightest}: "
+        f"{epsilon(one.tightest_epsilon)}); it would take part in {one.rounds}, for epsilon "
+        f"{_figure(one, 'epsilon_job')}"
+    )
+
+
+def exit_code(found: QuoteJobResponse) -> int:
+    """0: as planned. 4: budgets alone leave too few hospitals, at once or before the last planned
+    round. 1: the job could not start now for another reason."""
+    able = sum(not one.reason for one in found.nodes)
+    paying = sum(one.reason != "BUDGET" for one in found.nodes)
+    if paying < min(found.min_participants, len(found.nodes)):
+        return BUDGET
+    if able < found.min_participants:
+        return FAILED
+    return BUDGET if found.rounds_possible < found.rounds_planned else 0
 
 
 def _time(found: QuoteJobResponse) -> str:

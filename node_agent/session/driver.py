@@ -11,7 +11,7 @@ import grpc
 import structlog
 
 from node_agent import bandwidth
-from node_agent.admission import Admission, Decision, Refused, Reserved
+from node_agent.admission import Admission, Decision, Refused, Reserved, Suspensions
 from node_agent.launchers.base import Limits, StartWorker
 from node_agent.orders import Order
 from node_agent.session import commands as c
@@ -106,6 +106,7 @@ class Driver:
         self._recent_models: dict[str, list[str]] = {}
         self._published: tuple[object, ...] = ()
         self._raised: dict[str, int] = {}
+        self._suspended = Suspensions()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set. Whatever cannot be written ends the agent: it fails closed."""
@@ -153,15 +154,26 @@ class Driver:
             self._dispatch(e.HeartbeatDue())
 
     async def _watch(self) -> None:
-        """Say Hello again when the steward's files have changed, or a limit was raised. Apart from
-        the heartbeats, which no disk may delay."""
+        """Say Hello again when the steward's files have changed, a limit was raised, or a dispute
+        began or ended. Apart from the heartbeats, which no disk may delay."""
         while True:
             await asyncio.sleep(self._link.heartbeat_s)
             stamp = await asyncio.to_thread(self._parts.steward.stamp)
-            raised = await self._parts.ledger.run(self._parts.state.ledger.raise_counts)
-            if self._agent.welcomed and (stamp, raised) != (self._published, self._raised):
-                log.info("limit_raised" if raised != self._raised else "policy_changed")
-                self._dispatch(e.PolicyChanged())
+            raised, suspended = await self._parts.ledger.run(self._standing)
+            if not self._agent.welcomed:
+                continue
+            if raised != self._raised:
+                log.info("limit_raised")
+            elif suspended != self._suspended:
+                log.info("suspensions_changed")
+            elif stamp != self._published:
+                log.info("policy_changed")
+            else:
+                continue
+            self._dispatch(e.PolicyChanged())
+
+    def _standing(self) -> tuple[dict[str, int], Suspensions]:
+        return self._parts.state.ledger.raise_counts(), self._parts.admission.suspensions()
 
     # Commands out
 
@@ -226,7 +238,7 @@ class Driver:
     def _hello(self, open_attempts: tuple[str, ...]) -> pb.Hello:
         steward, state = self._parts.steward, self._parts.state
         self._published = steward.stamp()
-        raised = self._raised = state.ledger.raise_counts()
+        raised, suspended = self._raised, self._suspended = self._standing()
         try:
             rules = steward.rules()
         except FeddpError as error:
@@ -234,7 +246,12 @@ class Driver:
             rules = None
         unseen, used = state.ledger.unseen_raises(), state.share_units
         tasks = self._parts.tasks()
-        said = hello(rules, tasks, state.fixed_filter, open_attempts, used, unseen)
+        node = self._parts.admission.node
+
+        def refuses(name: str) -> str:
+            return suspended.reason(f"{node}/{name}")
+
+        said = hello(rules, tasks, state.fixed_filter, open_attempts, used, unseen, refuses)
         for account in said.accounts:  # the coordinator keeps a lower limit for good, and so do we
             state.lower(account.name, account.epsilon_limit, raised)
         return said

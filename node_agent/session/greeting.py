@@ -35,6 +35,7 @@ def hello(
     open_attempts: Sequence[str],
     used: ShareUnits,
     raises: Sequence[tuple[LimitChange, bytes]] = (),
+    refuses: Callable[[str], str] = lambda _account: "",
 ) -> pb.Hello:
     """The Hello of a session.
 
@@ -43,6 +44,7 @@ def hello(
         fixed: how an account counts since its first entry.
         used: what the node's own ledger counts against a share.
         raises: those that the coordinator's ledger may not hold yet, with the node's signatures.
+        refuses: why every order on an account is refused now; empty where it is not.
     """
     message = pb.Hello(
         protocol_version=PROTOCOL_VERSION,
@@ -58,7 +60,7 @@ def hello(
         names = sorted(rules.policy.tasks_on(spec.name) & installed.keys())
         allowed.update(names)
         message.data_sets.append(_data_set(spec, names))
-    message.accounts.extend(_accounts(rules.policy, rules.data_sets, fixed, used))
+    message.accounts.extend(_accounts(rules.policy, rules.data_sets, fixed, used, refuses))
     for name in sorted(allowed):
         info = installed[name]
         message.tasks.append(
@@ -97,6 +99,7 @@ def _accounts(
     data_sets: Sequence[DataSetSpec],
     fixed: Callable[[str], FixedFilter | None],
     used: ShareUnits,
+    refuses: Callable[[str], str],
 ) -> list[pb.Account]:
     """Accounts as they count; one whose policy contradicts its entries is not published."""
     found = []
@@ -129,6 +132,7 @@ def _accounts(
                 epsilon_per_job_max=account.epsilon_per_job_max,
                 noise_multiplier_min=account.noise_multiplier_min,
                 unaccounted_allowed=account.unaccounted == "allow",
+                refuses=refuses(account.name),
                 shares=[
                     pb.Share(
                         kind=kind,

@@ -1,5 +1,6 @@
 """What a node says first: a raise that does not hold stops nothing else of it."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,15 @@ def hello(*limits: ledger_pb2.LedgerEntry, announced: float = 1.0) -> pb.Hello:
 def raise_(number: int, old: float, new: float) -> ledger_pb2.LedgerEntry:
     one = change(old, new, number)
     return limit_to_wire(one, sign(KEY, one))
+
+
+@pytest.mark.parametrize(("refuses", "sound"), [("", 1), ("LEDGER_DISPUTED", 1), ("<b>", 0)])
+def test_a_reason_to_refuse_orders_is_a_reason_and_no_text(refuses: str, sound: int) -> None:
+    """It goes to people; an agent that knows none says none."""
+    message = hello()
+    message.accounts[0].refuses = refuses
+    with contextlib.nullcontext() if sound else pytest.raises(Malformed):
+        check_hello(message)
 
 
 def say(database: Database, message: pb.Hello) -> tuple[dict[str, float], int, list[str]]:

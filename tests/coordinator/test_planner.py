@@ -1,88 +1,18 @@
 """Who may take part, and with which noise."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from coordinator.config import CoordinatorConfig
-from coordinator.jobspec import Job, parse_job
-from coordinator.quoting import quote
+from coordinator.rounds.ending import exhausted_message
 from coordinator.rounds.events import Absence, Offer
-from coordinator.rounds.planner import NodeFacts, consider
-from coordinator.store.ledger import Account
-from coordinator.store.shares import Share
-from feddp.cli.quotes import rows
+from coordinator.rounds.planner import consider
 from privacy.accounting import epsilon_spent
 from privacy.filters import make_filter
 from privacy.ledger import Balance, Pending
 from privacy.releases import Release
 from protos.feddp.v1 import federation_pb2 as federation
-
-HASH = "0" * 64
-SPEC = b"""
-name: heart
-task: tabular-classifier
-dataset: heart-disease
-federation: {rounds: 4, local_steps: 5}
-privacy: {target_epsilon: 2.0, delta: 1.0e-5}
-"""
-
-
-def job(spec: bytes = SPEC) -> Job:
-    return parse_job(spec, CoordinatorConfig())
-
-
-def facts(
-    *,
-    limit: float = 5.0,
-    kind: str = "gdp",
-    order: int = 0,
-    declared_n: int = 199,
-    balance: Balance | None = None,
-    per_job: float = 5.0,
-    job_units: int = 0,
-    job_releases: int = 0,
-    last: float | None = None,
-    shares: tuple[Share, ...] = (),
-) -> NodeFacts:
-    filter_ = make_filter(kind, order, limit, 1e-5)
-    account = Account("a/patients", "a", balance or Balance(filter_), 0, HASH)
-    return NodeFacts(
-        node="a",
-        connected=True,
-        disabled=False,
-        data_set=federation.DataSet(
-            name="heart-disease",
-            account="patients",
-            declared_n=declared_n,
-            tasks=[f"tabular-classifier@{HASH}"],
-        ),
-        steward=federation.Account(
-            name="patients",
-            filter=kind,
-            rdp_order=order,
-            epsilon_limit=limit,
-            delta=1e-5,
-            epsilon_per_job_max=per_job,
-            noise_multiplier_min=0.3,
-        ),
-        account=account,
-        job_units=job_units,
-        job_releases=job_releases,
-        last_noise_multiplier=last,
-        shares=shares,
-    )
-
-
-def offered(answer: Offer | Absence) -> Offer:
-    assert isinstance(answer, Offer), answer
-    return answer
-
-
-def absent(answer: Offer | Absence) -> Absence:
-    assert isinstance(answer, Absence), answer
-    return answer
+from tests.coordinator.planning import HASH, SPEC, absent, facts, job, offered, share
 
 
 def test_the_planned_rounds_together_cost_the_target_and_not_more() -> None:
@@ -171,10 +101,6 @@ def test_the_stewards_limit_for_one_job_holds() -> None:
     assert "for one job" in answer.message
 
 
-def share(limit_units: int, used_units: int, kind: str = "project") -> Share:
-    return Share(kind, "default", 0.7, limit_units, used_units)
-
-
 @pytest.mark.parametrize("kind", ["project", "purpose"])
 def test_a_round_that_passes_a_limit_within_the_account_is_not_ordered(kind: str) -> None:
     """To meet it is allowed; one unit less, and the hospital is left out with the limit's name."""
@@ -207,31 +133,6 @@ def test_a_limit_that_the_filter_cannot_count_by_is_named() -> None:
     answer = absent(consider(job(), HASH, facts(shares=(broken,)), 4))
     assert (answer.reason, answer.for_good) == ("POLICY_INVALID", False)
     assert "project default: An rdp account" in answer.message
-
-
-def test_a_quote_names_the_tightest_limit() -> None:
-    """Of the account's, the job's, and those within the account; and counts rounds by it."""
-    filter_ = make_filter("gdp", 0, 5.0, 1e-5)
-    release = offered(consider(job(), HASH, facts(), 4))
-    cost_units = filter_.cost_units(Release("gaussian", release.noise_multiplier, 1.0, 5))
-
-    def quoted(**changes: Any) -> tuple[int, str, float]:
-        found = quote(job(), HASH, [facts(**changes)], 100)
-        (one,) = found.nodes
-        text = "".join(rows(found)[1][0])
-        assert f"{one.tightest}: {one.tightest_epsilon:g}" in text
-        return one.rounds_fit, one.tightest, one.tightest_epsilon
-
-    fit = filter_.limit_units // cost_units
-    assert quoted(per_job=10.0) == (fit, "account", 5.0)
-    assert quoted(per_job=4.0)[1:] == ("job", 4.0)
-    two = (share(10 * cost_units, 8 * cost_units), share(4 * cost_units, 3 * cost_units, "purpose"))
-    assert quoted(shares=two[:1]) == (2, "project default", 0.7)
-    assert quoted(shares=two) == (1, "purpose default", 0.7)
-    spent = share(cost_units, 1)
-    (one,) = quote(job(), HASH, [facts(shares=(spent,))], 100).nodes
-    assert one.reason == "BUDGET"
-    assert "project default" in one.message
 
 
 def test_large_data_sets_are_sampled_and_small_ones_are_not() -> None:
@@ -351,3 +252,38 @@ def test_an_evaluation_has_every_patient_in_it_however_many_there_are() -> None:
     assert (evaluation.rounds_planned, evaluation.max_grad_norm) == (1, 1.0)
     offer = offered(consider(evaluation, HASH, large, 1))
     assert (offer.mechanism, offer.sample_rate, offer.local_steps) == ("gaussian", 1.0, 1)
+
+
+def test_of_several_limits_that_a_round_passes_the_tightest_is_named() -> None:
+    """The account's 1 and not the policy's 10 for one job, when both are passed."""
+    spec = SPEC.replace(b"target_epsilon: 2.0", b"target_epsilon: 60.0")
+    answer = absent(consider(job(spec), HASH, facts(limit=1.0, per_job=10.0), 1))
+    assert (answer.reason, answer.for_good) == ("BUDGET", True)
+    assert "of 1 at delta" in answer.message
+    assert "for one job" not in answer.message
+
+
+def test_a_target_below_the_conversion_cost_is_the_jobs_to_raise() -> None:
+    """The engineer can change neither the account's limit nor its filter."""
+    message = absent(consider(job(), HASH, facts(kind="rdp", order=3, limit=10.0), 4)).message
+    assert "starts at epsilon 4.81" in message
+    assert "target_epsilon is 2: raise privacy.target_epsilon in the job above 4.81" in message
+    assert "use gdp" not in message
+
+
+def test_a_wrong_delta_is_told_what_a_delta_is_worth() -> None:
+    """Which one to set, and that one of 1/n or more says nothing."""
+    spec = SPEC.replace(b"delta: 1.0e-5", b"delta: 0.1")
+    message = absent(consider(job(spec), HASH, facts(), 4)).message
+    assert "set privacy.delta to 1e-05" in message
+    assert "below 1/n, and it declares 199 patients" in message
+
+
+def test_the_end_of_a_job_names_the_limit_that_ended_it() -> None:
+    """An account with most of its budget left is not called spent for a purpose that is full."""
+    full = facts(shares=(share(10, 10, "purpose"),))
+    said = exhausted_message((absent(consider(job(), HASH, full, 4)),))
+    assert "a: its policy allows purpose default epsilon 0.7 of account a/patients" in said
+    many = tuple(Absence(f"h{n:02}", "BUDGET", "is spent.", True) for n in range(10))
+    said = exhausted_message(many)
+    assert "h07: is spent; and 2 more" in said

@@ -1,6 +1,9 @@
 """Limits for one project or one purpose, which the hospitals' policies hold, are planned for."""
 
+import json
 from pathlib import Path
+
+import pytest
 
 from privacy.calibration import units_for
 from tests.integration.federation import (
@@ -42,13 +45,18 @@ def test_exactly_the_rounds_that_fit_are_ordered(coordinator: Federation, tmp_pa
 
     file, folder = tmp_path / "job.yaml", str(coordinator.installation.folder)
     file.write_bytes(spec(10))
-    quoted = cli_json("job", "quote", str(file), "--dir", folder)
+    code, out, _ = run_cli("job", "quote", str(file), "--dir", folder, "--json")
+    quoted = json.loads(out)
+    assert (code, quoted["rounds_possible"], quoted["rounds_planned"]) == (4, 2, 10)
     for one in quoted["nodes"]:
         assert (one["rounds_fit"], one["tightest"]) == (2, "project default"), one
         assert one["tightest_epsilon"] == 1.0
 
     second = coordinator.wait_for_end(coordinator.submit(spec(10)))
     assert (second.status, second.rounds_done) == ("budget_exhausted", 2), second.message
+    assert "project default epsilon 1 of account" in second.message
+    spent = {one.name: one.epsilon_spent for one in second.nodes}
+    assert spent == pytest.approx({one["node"]: one["epsilon_job"] for one in quoted["nodes"]})
     kinds = [entry.statement.kind for entry in coordinator.entries()]
     assert (kinds.count("reserve"), kinds.count("post"), kinds.count("void")) == (9, 9, 0)
     assert not any("order_refused" in coordinator.log(name) for name in names)

@@ -28,7 +28,7 @@ from privacy.entries import Entry, Statement, append, entry_hash, sign
 from privacy.filters import make_filter
 from privacy.ledger import LimitChange, verify
 from privacy.limits import LimitTerms, sign_terms
-from protos.feddp.v1 import witness_pb2_grpc
+from protos.feddp.v1 import jobs_pb2, witness_pb2_grpc
 from tests.integration.federation import Federation, null_job, run_cli, wait_for
 from tests.node_agent.samples import LEDGER_KEY, NODE, order
 
@@ -472,12 +472,10 @@ def test_the_nodes_notice_and_refuse_until_their_steward_settles(
     assert verified[0] == 1
     assert "the history was rewritten" in verified[1]
     second = coordinator.submit(null_job(1))
-    refusal = "LEDGER_DISPUTED"
+    # It is in the middle of an order, or has said beforehand that it would refuse one.
     wait_for(
         "alpha refuses",
-        lambda: (
-            refusal in {p.reason for r in coordinator.job(second).rounds for p in r.participation}
-        ),
+        lambda: ("alpha", "LEDGER_DISPUTED") in refusals(coordinator.job(second)),
     )
     coordinator.kill("alpha")
     settled = run(
@@ -494,6 +492,12 @@ def test_the_nodes_notice_and_refuse_until_their_steward_settles(
     assert coordinator.wait_for_end(second).status == "completed"
     wait_for("its head is countersigned anew", lambda: signed("alpha/patients") == 2)
     assert coordinator.log("alpha").count("ledger_disputed") == 1
+
+
+def refusals(job: jobs_pb2.Job) -> set[tuple[str, str]]:
+    """Who cannot take part now, or did not, and why."""
+    absent = {(one.node, one.reason) for one in job.waiting}
+    return absent | {(p.node, p.reason) for r in job.rounds for p in r.participation}
 
 
 def run(federation: Federation, *arguments: object) -> tuple[int, str, str]:

@@ -18,6 +18,7 @@ from node_agent.orders import Order
 from node_agent.session.training import outcome_after_s
 from node_agent.state import State
 from node_agent.tasks.registry import initial_model, installed
+from privacy.heads import Head
 from privacy.ledger import signature_ok
 from protos.content import digest_of
 from protos.errors import NotAllowed, NotFound
@@ -364,6 +365,25 @@ def test_a_lower_limit_is_announced_and_kept_for_good(tmp_path: Path) -> None:
         assert state.ledger.accounts()[0].epsilon_limit == 6.0
         said = [state.coordinator_limit(f"{NODE}/{x}") for x in ("patients", "others", "x" * 64)]
         assert said == [4.0, None, None]
+        state.close()
+
+    play(tmp_path, scene)
+
+
+def test_a_dispute_is_announced_when_it_begins_and_when_it_ends(tmp_path: Path) -> None:
+    """So that nobody plans a round on an account whose every order is refused."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        account = f"{NODE}/patients"
+        state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
+        async with RunningAgent(folder, worker):
+            assert (await coordinator.heard("hello")).accounts[0].refuses == ""
+            await coordinator.heard("heartbeat")
+            assert state.compare([Head(account, 3, "0" * 64)], frozenset(), 1.0)
+            hello = await coordinator.heard("hello")
+            assert hello.accounts[0].refuses == "LEDGER_DISPUTED"
+            state.settle(account)
+            assert (await coordinator.heard("hello")).accounts[0].refuses == ""
         state.close()
 
     play(tmp_path, scene)

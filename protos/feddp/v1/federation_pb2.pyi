@@ -206,6 +206,7 @@ class Account(_message.Message):
     SHARES_FIELD_NUMBER: _builtins.int
     HEARD_AT_SEQ_FIELD_NUMBER: _builtins.int
     UNKNOWN_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    REFUSES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Without the node's name."""
     filter: _builtins.str
@@ -222,6 +223,10 @@ class Account(_message.Message):
     """Whether releases without noise are allowed; they void the account's guarantee for ever."""
     heard_at_seq: _builtins.int
     """Not sent; the coordinator keeps here how many entries its chain had when it heard this."""
+    refuses: _builtins.str
+    """Why the node refuses every order on the account now, as it would say of an order:
+    "LEDGER_DISPUTED" or "LEDGER_CATCHING_UP". Empty for it does not; agents of 0.1.0 never say.
+    """
     @_builtins.property
     def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___Share]:
         """Limits that the policy sets within this one. Agents of 0.1.0 tell none."""
@@ -244,10 +249,11 @@ class Account(_message.Message):
         shares: _abc.Iterable[Global___Share] | None = ...,
         heard_at_seq: _builtins.int = ...,
         unknown_attempts: _abc.Iterable[_builtins.str] | None = ...,
+        refuses: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "epsilon_limit", b"epsilon_limit", "epsilon_per_job_max", b"epsilon_per_job_max", "filter", b"filter", "heard_at_seq", b"heard_at_seq", "name", b"name", "noise_multiplier_min", b"noise_multiplier_min", "rdp_order", b"rdp_order", "shares", b"shares", "unaccounted_allowed", b"unaccounted_allowed", "unknown_attempts", b"unknown_attempts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "epsilon_limit", b"epsilon_limit", "epsilon_per_job_max", b"epsilon_per_job_max", "filter", b"filter", "heard_at_seq", b"heard_at_seq", "name", b"name", "noise_multiplier_min", b"noise_multiplier_min", "rdp_order", b"rdp_order", "refuses", b"refuses", "shares", b"shares", "unaccounted_allowed", b"unaccounted_allowed", "unknown_attempts", b"unknown_attempts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

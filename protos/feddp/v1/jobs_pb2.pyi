@@ -54,6 +54,7 @@ class QuoteJobResponse(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     SECONDS_MAX_FIELD_NUMBER: _builtins.int
     SECONDS_EXPECTED_FIELD_NUMBER: _builtins.int
+    ROUNDS_POSSIBLE_FIELD_NUMBER: _builtins.int
     rounds_planned: _builtins.int
     min_participants: _builtins.int
     seconds_max: _builtins.float
@@ -61,6 +62,10 @@ class QuoteJobResponse(_message.Message):
     seconds_expected: _builtins.float
     """As long as the rounds of the newest job of this very model on this data set took; unset if there
     is none.
+    """
+    rounds_possible: _builtins.int
+    """Rounds that the job does, on today's budgets, before fewer than min_participants can pay: at
+    most rounds_planned, and 0 if it cannot start now.
     """
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuotedNode]:
@@ -74,10 +79,11 @@ class QuoteJobResponse(_message.Message):
         nodes: _abc.Iterable[Global___QuotedNode] | None = ...,
         seconds_max: _builtins.float = ...,
         seconds_expected: _builtins.float | None = ...,
+        rounds_possible: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seconds_expected", b"_seconds_expected", "seconds_expected", b"seconds_expected"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seconds_expected", b"_seconds_expected", "min_participants", b"min_participants", "nodes", b"nodes", "rounds_planned", b"rounds_planned", "seconds_expected", b"seconds_expected", "seconds_max", b"seconds_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seconds_expected", b"_seconds_expected", "min_participants", b"min_participants", "nodes", b"nodes", "rounds_planned", b"rounds_planned", "rounds_possible", b"rounds_possible", "seconds_expected", b"seconds_expected", "seconds_max", b"seconds_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seconds_expected: _TypeAlias = _typing.Literal["seconds_expected"]  # noqa: Y015
     _WhichOneofArgType__seconds_expected: _TypeAlias = _typing.Literal["_seconds_expected", b"_seconds_expected"]  # noqa: Y015
@@ -87,7 +93,7 @@ Global___QuoteJobResponse: _TypeAlias = QuoteJobResponse  # noqa: Y015
 
 @_typing.final
 class QuotedNode(_message.Message):
-    """What the whole job would cost one hospital, from public facts and the ledger alone."""
+    """What the job would cost one hospital as far as it gets, from public facts and the ledger alone."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -110,6 +116,8 @@ class QuotedNode(_message.Message):
     NEARLY_SPENT_FIELD_NUMBER: _builtins.int
     TIGHTEST_FIELD_NUMBER: _builtins.int
     TIGHTEST_EPSILON_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    EPSILON_START_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     reason: _builtins.str
     """Why it cannot take part, as in Waiting; empty if it can."""
@@ -123,9 +131,11 @@ class QuotedNode(_message.Message):
     sample_rate: _builtins.float
     steps: _builtins.int
     epsilon_job: _builtins.float
-    """Of the whole job by itself, rounded up; unset where nothing is accounted for."""
+    """Of `rounds` of the job by themselves, rounded up; unset where nothing is accounted for."""
     epsilon_before: _builtins.float
-    """Running figures of the account by its filter, before and after the job, rounded up."""
+    """Running figures of the account by its filter, before and after `rounds` of the job, rounded up;
+    never above the limit.
+    """
     epsilon_after: _builtins.float
     epsilon_limit: _builtins.float
     """The account's guarantee."""
@@ -138,13 +148,21 @@ class QuotedNode(_message.Message):
     """Over all rounds, at most."""
     upload_bytes: _builtins.int
     nearly_spent: _builtins.bool
-    """After the job at least 80 % of the account's budget would be spent."""
+    """After the job at least 80 % of the account's budget would be spent, in units or in epsilon."""
     tightest: _builtins.str
     """Which limit allows the fewest further rounds: "account", "job", or "purpose NAME" or
     "project NAME" of the node's policy; empty where nothing is accounted for.
     """
     tightest_epsilon: _builtins.float
     """Its epsilon at `delta`."""
+    rounds: _builtins.int
+    """Rounds that it would take part in: fewer than planned where a budget ends before, or where the
+    job chooses among hospitals.
+    """
+    epsilon_start: _builtins.float
+    """What an rdp account starts at with its first release, its order's conversion cost; within
+    epsilon_before (if anything is spent) and epsilon_after, and not in epsilon_job. 0 for gdp.
+    """
     def __init__(
         self,
         *,
@@ -167,10 +185,12 @@ class QuotedNode(_message.Message):
         nearly_spent: _builtins.bool = ...,
         tightest: _builtins.str = ...,
         tightest_epsilon: _builtins.float = ...,
+        rounds: _builtins.int = ...,
+        epsilon_start: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "_epsilon_before", b"_epsilon_before", "_epsilon_job", b"_epsilon_job", "_noise_multiplier", b"_noise_multiplier", "_rounds_fit", b"_rounds_fit", "epsilon_after", b"epsilon_after", "epsilon_before", b"epsilon_before", "epsilon_job", b"epsilon_job", "noise_multiplier", b"noise_multiplier", "rounds_fit", b"rounds_fit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "_epsilon_before", b"_epsilon_before", "_epsilon_job", b"_epsilon_job", "_noise_multiplier", b"_noise_multiplier", "_rounds_fit", b"_rounds_fit", "account", b"account", "delta", b"delta", "download_bytes", b"download_bytes", "epsilon_after", b"epsilon_after", "epsilon_before", b"epsilon_before", "epsilon_job", b"epsilon_job", "epsilon_limit", b"epsilon_limit", "mechanism", b"mechanism", "message", b"message", "nearly_spent", b"nearly_spent", "node", b"node", "noise_multiplier", b"noise_multiplier", "reason", b"reason", "rounds_fit", b"rounds_fit", "sample_rate", b"sample_rate", "steps", b"steps", "tightest", b"tightest", "tightest_epsilon", b"tightest_epsilon", "upload_bytes", b"upload_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "_epsilon_before", b"_epsilon_before", "_epsilon_job", b"_epsilon_job", "_noise_multiplier", b"_noise_multiplier", "_rounds_fit", b"_rounds_fit", "account", b"account", "delta", b"delta", "download_bytes", b"download_bytes", "epsilon_after", b"epsilon_after", "epsilon_before", b"epsilon_before", "epsilon_job", b"epsilon_job", "epsilon_limit", b"epsilon_limit", "epsilon_start", b"epsilon_start", "mechanism", b"mechanism", "message", b"message", "nearly_spent", b"nearly_spent", "node", b"node", "noise_multiplier", b"noise_multiplier", "reason", b"reason", "rounds", b"rounds", "rounds_fit", b"rounds_fit", "sample_rate", b"sample_rate", "steps", b"steps", "tightest", b"tightest", "tightest_epsilon", b"tightest_epsilon", "upload_bytes", b"upload_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__epsilon_after: _TypeAlias = _typing.Literal["epsilon_after"]  # noqa: Y015
     _WhichOneofArgType__epsilon_after: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after"]  # noqa: Y015

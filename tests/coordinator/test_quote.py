@@ -1,0 +1,202 @@
+"""What a quote says before anything runs."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from coordinator.jobspec import Job
+from coordinator.quoting import quote
+from coordinator.rounds.events import Absence, Offer
+from coordinator.rounds.live import release_of
+from coordinator.rounds.node_facts import NodeFacts
+from coordinator.rounds.planner import consider
+from feddp.cli.quotes import exit_code, lines, rows
+from privacy.accounting import epsilon_spent
+from privacy.filters import make_filter
+from privacy.ledger import Balance
+from privacy.releases import Release
+from protos.feddp.v1 import jobs_pb2 as pb
+from tests.coordinator.planning import HASH, SPEC, facts, job, offered, share
+
+TWELVE = SPEC.replace(b"target_epsilon: 2.0", b"target_epsilon: 12.0")
+
+
+def hospitals(*balances: Balance | None, **changes: Any) -> list[NodeFacts]:
+    """One for each balance, by the names a, b, c, ..."""
+    return [
+        replace(facts(balance=balance, **changes), node=chr(ord("a") + index))
+        for index, balance in enumerate(balances)
+    ]
+
+
+def spent(epsilon: float, limit: float = 10.0) -> Balance:
+    """An account of `limit` that has spent at most `epsilon`, and not much less."""
+    filter_ = make_filter("gdp", 0, limit, 1e-5)
+    return Balance(filter_, posted_units=make_filter("gdp", 0, epsilon, 1e-5).limit_units)
+
+
+def ordered(job_: Job, nodes: list[NodeFacts]) -> tuple[int, dict[str, list[Release]]]:
+    """The job round by round as the coordinator does it without `participants`, each order an
+    update: how many rounds, and the releases of each node."""
+    made: dict[str, list[Release]] = {one.node: [] for one in nodes}
+    for done in range(job_.rounds_planned):
+        offers: list[tuple[int, Offer]] = []
+        for index, one in enumerate(nodes):
+            answer = consider(job_, HASH, one, job_.rounds_planned - done)
+            if not isinstance(answer, Absence):
+                offers.append((index, answer))
+        if len(offers) < job_.min_participants:
+            return done, made
+        for index, offer in offers:
+            release = release_of(offer, job_)
+            one = nodes[index]
+            made[one.node].append(release)
+            assert one.account is not None
+            units = one.account.filter.cost_units(release)
+            balance = one.account.balance
+            balance = replace(balance, posted_units=balance.posted_units + units)
+            nodes[index] = replace(
+                one,
+                account=replace(one.account, balance=balance),
+                job_units=one.job_units + units,
+                job_releases=one.job_releases + 1,
+                last_noise_multiplier=offer.noise_multiplier,
+                shares=tuple(replace(s, used_units=s.used_units + units) for s in one.shares),
+            )
+    return job_.rounds_planned, made
+
+
+def of(found: pb.QuoteJobResponse, node: str) -> pb.QuotedNode:
+    return next(one for one in found.nodes if one.node == node)
+
+
+def test_a_quote_names_the_tightest_limit() -> None:
+    """Of the account's, the job's, and those within the account; and counts rounds by it."""
+    filter_ = make_filter("gdp", 0, 5.0, 1e-5)
+    release = offered(consider(job(), HASH, facts(), 4))
+    cost_units = filter_.cost_units(Release("gaussian", release.noise_multiplier, 1.0, 5))
+
+    def quoted(**changes: Any) -> tuple[int, str, float]:
+        found = quote(job(), HASH, [facts(**changes)], 100)
+        (one,) = found.nodes
+        text = "".join(rows(found)[1][0])
+        assert f"{one.tightest}: {one.tightest_epsilon:g}" in text
+        return one.rounds_fit, one.tightest, one.tightest_epsilon
+
+    fit = filter_.limit_units // cost_units
+    assert quoted(per_job=10.0) == (fit, "account", 5.0)
+    assert quoted(per_job=4.0)[1:] == ("job", 4.0)
+    two = (share(10 * cost_units, 8 * cost_units), share(4 * cost_units, 3 * cost_units, "purpose"))
+    assert quoted(shares=two[:1]) == (2, "project default", 0.7)
+    assert quoted(shares=two) == (1, "purpose default", 0.7)
+    spent = share(cost_units, 1)
+    (one,) = quote(job(), HASH, [facts(shares=(spent,))], 100).nodes
+    assert one.reason == "BUDGET"
+    assert "project default" in one.message
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        hospitals(spent(2.0), spent(2.0), spent(2.0), limit=10.0, per_job=10.0),
+        hospitals(spent(9.5), spent(2.0), None, None, limit=10.0, per_job=10.0),
+        hospitals(spent(4.0), spent(2.0), spent(6.0), spent(1.0), limit=10.0, per_job=10.0),
+        hospitals(None, None, None, limit=10.0, per_job=8.0),
+        hospitals(None, None, None, limit=30.0, per_job=30.0, shares=(share(4 * 10**12, 10**12),)),
+        hospitals(None, None, None, limit=30.0, per_job=30.0),
+        hospitals(None, None, None, limit=30.0, per_job=30.0, kind="rdp", order=6),
+    ],
+)
+def test_a_quote_is_what_the_job_would_spend(nodes: list[NodeFacts]) -> None:
+    """Rounds, each hospital's epsilon and its account afterwards, whichever limit ends the job."""
+    found = quote(job(TWELVE), HASH, nodes, 100)
+    rounds, made = ordered(job(TWELVE), list(nodes))
+    assert found.rounds_possible == rounds
+    for one, facts_ in zip(found.nodes, nodes, strict=True):
+        releases = made[one.node]
+        account = facts_.account
+        assert account is not None
+        assert one.rounds == len(releases)
+        if one.reason:
+            assert (one.reason, one.HasField("epsilon_after")) == ("BUDGET", False)
+            continue
+        assert one.epsilon_job == epsilon_spent(releases, 1e-5)
+        units = account.balance.posted_units + sum(map(account.filter.cost_units, releases))
+        assert one.epsilon_after == account.filter.epsilon_of(units)
+        assert one.epsilon_after <= one.epsilon_limit
+    assert exit_code(found) == (0 if rounds == 4 else 4)
+
+
+def test_fewer_rounds_than_planned_are_a_verdict() -> None:
+    """Two of four rounds fit: each hospital has a line, the job has one, and the code says so."""
+    used = [spent(2.0)] * 3
+    found = quote(job(TWELVE), HASH, hospitals(*used, limit=10.0, per_job=10.0), 100)
+    assert (found.rounds_possible, found.rounds_planned) == (2, 4)
+    said = "\n".join(lines(found))
+    for name in "abc":
+        assert f"{name}: 2 of 4 rounds fit its limit (account: 10); it would take part in 2" in said
+    assert "the job would do 2 of 4 rounds: then fewer than 3 hospitals can pay" in said
+    # Epsilon 8.2751 of 10, though not 80 % of the units.
+    assert said.count("would have spent 80 % of its budget or more") == 3
+    assert exit_code(found) == 4
+
+
+def test_a_hospital_that_runs_out_does_not_end_a_job_that_has_enough_others() -> None:
+    """Its line stands there, and nothing else is wrong."""
+    used = [spent(2.0, 20.0)] * 3
+    nodes = hospitals(*used, limit=20.0, per_job=20.0)
+    nodes += [replace(hospitals(spent(2.0), limit=10.0, per_job=10.0)[0], node="d")]
+    found = quote(job(TWELVE), HASH, nodes, 100)
+    assert (found.rounds_possible, of(found, "d").rounds, of(found, "a").rounds) == (4, 2, 4)
+    said = "\n".join(lines(found))
+    assert "d: 2 of 4 rounds fit" in said
+    assert "the job would do" not in said
+    assert exit_code(found) == 0
+
+
+def test_a_job_that_chooses_in_turn_is_quoted_turn_by_turn() -> None:
+    """Three of six in each of four rounds: two each, those that start late with less noise in each
+    and the whole target all the same."""
+    spec = SPEC.replace(b"local_steps: 5", b"local_steps: 5, participants: 3")
+    found = quote(job(spec), HASH, hospitals(*[None] * 6), 100)
+    assert [one.rounds for one in found.nodes] == [2] * 6
+    assert of(found, "a").noise_multiplier > of(found, "f").noise_multiplier
+    assert of(found, "a").epsilon_job < of(found, "f").epsilon_job <= 2.0
+    assert exit_code(found) == 0
+
+
+def test_what_stops_a_job_other_than_budgets_has_its_own_exit_code() -> None:
+    """A script that reads 0 may go on: not with too few hospitals, for whatever reason."""
+    spec = SPEC.replace(b"target_epsilon: 2.0, delta: 1.0e-5", b"noise_multiplier: 0.2")
+    found = quote(job(spec), HASH, hospitals(None, None, None), 100)
+    assert {one.reason for one in found.nodes} == {"NOISE_TOO_LOW"}
+    assert (found.rounds_possible, exit_code(found)) == (0, 1)
+    assert "the job cannot start now" in "\n".join(lines(found))
+    assert exit_code(quote(job(), HASH, hospitals(None, None), 100)) == 1
+    assert exit_code(quote(job(), HASH, hospitals(None, None, None), 100)) == 0
+    broke = hospitals(*[spent(9.9999)] * 3, limit=10.0)
+    assert exit_code(quote(job(), HASH, broke, 100)) == 4
+
+
+def test_a_quote_shows_at_what_an_rdp_account_starts() -> None:
+    """So that AFTER less BEFORE and the job's epsilon add up for who reads the table."""
+    nodes = hospitals(None, None, None, limit=30.0, per_job=30.0, kind="rdp", order=6)
+    found = quote(job(TWELVE), HASH, nodes, 100)
+    headers, (row, *_) = rows(found)
+    assert row[headers.index("STARTS AT")] == "1.762"
+    assert "STARTS AT is the conversion cost" in "\n".join(lines(found))
+    headers, _ = rows(quote(job(), HASH, hospitals(None, None, None), 100))
+    assert "STARTS AT" not in headers
+
+
+def test_a_hospital_that_refuses_orders_is_not_counted() -> None:
+    """While a node disputes the ledger it refuses every order, and has said so."""
+    nodes = hospitals(None, None, None)
+    assert nodes[0].steward is not None
+    nodes[0].steward.refuses = "LEDGER_DISPUTED"
+    found = quote(job(), HASH, nodes, 100)
+    assert of(found, "a").reason == "LEDGER_DISPUTED"
+    assert "feddp agent ledger settle" in of(found, "a").message
+    assert "2 of at least 3 hospitals can take part" in "\n".join(lines(found))
+    assert exit_code(found) == 1

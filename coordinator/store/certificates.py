@@ -63,9 +63,10 @@ def add(
     return generation
 
 
-def records(connection: Connection) -> dict[str, CertificateRecord]:
-    """Every registered certificate, by fingerprint."""
-    return {row.fingerprint: _record(row) for row in connection.execute(select(certificates))}
+def records(connection: Connection, since_s: float = 0.0) -> dict[str, CertificateRecord]:
+    """Registered certificates that had not ended at `since_s`, by fingerprint."""
+    rows = connection.execute(select(certificates).where(certificates.c.not_after >= since_s))
+    return {row.fingerprint: _record(row) for row in rows}
 
 
 def _record(row: Row[Any]) -> CertificateRecord:

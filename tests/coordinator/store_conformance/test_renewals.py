@@ -4,13 +4,14 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pytest
+from sqlalchemy import Connection
 
 from certs.authority import IssuedCertificate
 from certs.spiffe import SpiffeId
 from coordinator.store import certificates
 from coordinator.store.database import Database
 from protos.errors import Conflict, Unauthenticated
-from tests.coordinator.store_conformance.samples import NODE, SPIFFE
+from tests.coordinator.store_conformance.samples import SPIFFE
 
 IDENTITY = SpiffeId.parse(SPIFFE)
 OTHER = SpiffeId(IDENTITY.trust_domain, "node", "other")
@@ -18,13 +19,15 @@ OTHER = SpiffeId(IDENTITY.trust_domain, "node", "other")
 
 def issued(fingerprint: str, identity: SpiffeId = IDENTITY) -> IssuedCertificate:
     start, end = datetime(2026, 11, 23, tzinfo=UTC), datetime(2026, 11, 30, tzinfo=UTC)
-    return IssuedCertificate(f"chain {fingerprint}".encode(), fingerprint, "1", identity, start, end)
+    return IssuedCertificate(
+        f"chain {fingerprint}".encode(), fingerprint, "1", identity, start, end
+    )
 
 
 def renew(database: Database, caller: str, fingerprint: str, key: str) -> certificates.Renewed:
     """As the rpc does it, in one transaction."""
 
-    def work(connection: object) -> certificates.Renewed:
+    def work(connection: Connection) -> certificates.Renewed:
         before = certificates.answered_before(connection, caller, IDENTITY, key)
         if before is not None:
             return before
@@ -132,4 +135,3 @@ def test_the_generations_of_two_nodes_are_their_own(joined: Database) -> None:
     renew(joined, "one", "two", "key 2")
     use(joined, "two")
     assert accepted(joined) == {"two", "other"}
-    assert NODE != OTHER.name

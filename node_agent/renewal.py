@@ -41,6 +41,10 @@ TRY_AGAIN_S_MAX: Final = 900.0
 TRIES_MIN: Final = 20
 """At least so many fit between the first try and the certificate's end, however short its life."""
 
+AT_MOST_IN_WINDOW: Final = 4
+"""Renewals that succeed in the last third of a life; 14 hours apart, of 168. If the clocks differ
+by days each new certificate may look due at once, and must not be asked for again at once."""
+
 
 class Renewal:
     """Renews the certificate of one agent whenever it is due.
@@ -98,7 +102,7 @@ class Renewal:
         except OSError as error:
             return self._failed(_not_written(self._folder, error))
         self._backoff = self._new_backoff()
-        return 0.0
+        return self._window_s() / AT_MOST_IN_WINDOW
 
     async def renew(self) -> None:
         """One renewal, from wherever an earlier one stopped.
@@ -118,7 +122,7 @@ class Renewal:
                     await asyncio.to_thread((self._folder / NEXT_KEY).unlink)
                 raise
             chain = answer.certificate_chain
-            check_renewed(self.identity, key, chain)
+            check_renewed(self.identity, key, chain, self._now())
             await asyncio.to_thread(switch, self._folder, chain)
         self.identity = await asyncio.to_thread(load_identity, self._folder)
         self._stub = pb_grpc.RenewalStub(self._adopt(self.identity))
@@ -137,21 +141,23 @@ class Renewal:
         return pending_key(self._folder)
 
     def _new_backoff(self) -> Backoff:
-        window_s = (self.identity.expires_at - self.identity.renews_at).total_seconds()
-        return Backoff(max_s=min(TRY_AGAIN_S_MAX, window_s / TRIES_MIN))
+        return Backoff(max_s=min(TRY_AGAIN_S_MAX, self._window_s() / TRIES_MIN))
+
+    def _window_s(self) -> float:
+        """From the moment that the certificate is due to its end: a third of its life and more."""
+        return (self.identity.expires_at - self.identity.renews_at).total_seconds()
 
     def _failed(self, error: FeddpError) -> float:
         """Seconds until the next try, after saying what went wrong."""
         delay_s = self._backoff.next_s()
-        passing = error.retryable or error.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
-        (log.warning if passing else log.error)(
+        (log.warning if error.retryable else log.error)(
             "certificate_renewal_failed",
             node=self.identity.node,
             reason=error.reason,
             detail=error.message,
             until=self.identity.expires_at.isoformat(),
             delay_s=round(delay_s, 1),
-            do=_advice(error, passing=passing),
+            do=_advice(error),
         )
         return delay_s
 
@@ -180,7 +186,9 @@ def pending_key(folder: Path) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def check_renewed(identity: Identity, key: ec.EllipticCurvePrivateKey, chain: bytes) -> None:
+def check_renewed(
+    identity: Identity, key: ec.EllipticCurvePrivateKey, chain: bytes, now: datetime
+) -> None:
     """Return if `chain` may take the place of `identity`'s.
 
     Raises:
@@ -193,8 +201,8 @@ def check_renewed(identity: Identity, key: ec.EllipticCurvePrivateKey, chain: by
         raise _answer_invalid(error.message) from None
     if spiffe_id != identity.spiffe_id:
         raise _answer_invalid(f"it is for {spiffe_id}")
-    if leaf.not_valid_after_utc < identity.expires_at:
-        raise _answer_invalid("it ends before the present one")
+    if leaf.not_valid_after_utc <= now:
+        raise _answer_invalid("it has ended; check the clocks of both machines")
 
 
 def switch(folder: Path, chain: bytes) -> None:
@@ -214,13 +222,13 @@ def _not_written(folder: Path, error: OSError) -> FeddpError:
     return Malformed("IDENTITY_NOT_WRITTEN", f"{folder} cannot be written ({error.strerror})")
 
 
-def _advice(error: FeddpError, *, passing: bool) -> str:
+def _advice(error: FeddpError) -> str:
     end = "before the certificate ends"
-    if error.code == "UNIMPLEMENTED":
+    if error.reason == "UNIMPLEMENTED":
         return f"the coordinator is of an older version; ask its operator to upgrade it {end}"
     if error.reason == "IDENTITY_NOT_WRITTEN":
         return f"free room on that disk and let this user write there {end}"
-    if passing:
+    if error.retryable:
         return "the agent goes on trying; check that the coordinator runs and can be reached"
     if is_shut_out(error):
         return "the agent goes on trying; ask the coordinator's operator"

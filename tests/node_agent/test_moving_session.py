@@ -49,6 +49,7 @@ class RenewingCoordinator(FakeCoordinator, renewal_pb2_grpc.RenewalServicer):
         refusals: what Renew is refused with, one a call.
         refuse_second: so many sessions after the first are refused.
         signs: the authority that certifies.
+        behind: how far its clock is.
         peers: certificate behind each session and submission.
     """
 
@@ -62,7 +63,7 @@ class RenewingCoordinator(FakeCoordinator, renewal_pb2_grpc.RenewalServicer):
         self.refuse_second = 0
         self.signs = authority
         self.name = SpiffeId(TRUST_DOMAIN, "node", NODE)
-        self.lifetime = NODE_LIFETIME
+        self.lifetime, self.behind = NODE_LIFETIME, timedelta(0)
         self.swap_key = False
         self.csrs: list[bytes] = []
         self.peers: list[bytes] = []
@@ -77,7 +78,7 @@ class RenewingCoordinator(FakeCoordinator, renewal_pb2_grpc.RenewalServicer):
         if self.refusals:
             await _abort(context, self.refusals.pop(0))
         key = new_key().public_key() if self.swap_key else public_key_of_csr(request.csr)
-        now = datetime.now(UTC)
+        now = datetime.now(UTC) - self.behind
         issued = self.signs.issue(key, self.name, now=now, lifetime=self.lifetime)
         return renewal_pb2.RenewResponse(certificate_chain=issued.chain_pem, generation=2)
 
@@ -297,9 +298,9 @@ def test_a_renewal_that_fails_says_what_to_do_and_keeps_its_key(tmp_path: Path) 
     play(tmp_path, scene)
 
 
-@pytest.mark.parametrize("fault", ["root", "key", "kind", "name", "shorter"])
+@pytest.mark.parametrize("fault", ["root", "key", "kind", "name", "ended"])
 def test_an_answer_that_does_not_hold_changes_nothing(tmp_path: Path, fault: str) -> None:
-    """Another root, key, kind or name, or an earlier end: the certificate in use stays."""
+    """Another root, key, kind or name, or ended already: the certificate in use stays."""
 
     async def scene(coordinator: RenewingCoordinator, folder: Folder, worker: FakeWorker) -> None:
         match fault:
@@ -311,8 +312,8 @@ def test_an_answer_that_does_not_hold_changes_nothing(tmp_path: Path, fault: str
                 coordinator.name = SpiffeId(TRUST_DOMAIN, "user", NODE)
             case "name":
                 coordinator.name = SpiffeId(TRUST_DOMAIN, "node", "beta")
-            case "shorter":
-                coordinator.lifetime = timedelta(hours=1)
+            case "ended":
+                coordinator.behind = timedelta(days=8)
         before = (folder.identity / "node.crt").read_bytes()
         with structlog.testing.capture_logs() as said:
             async with RunningAgent(folder, worker):
@@ -322,6 +323,38 @@ def test_an_answer_that_does_not_hold_changes_nothing(tmp_path: Path, fault: str
         assert reasons == {"RENEWAL_ANSWER_INVALID"}
         assert (folder.identity / "node.crt").read_bytes() == before
         assert coordinator.sessions == 1
+
+    play(tmp_path, scene)
+
+
+def test_clocks_that_differ_by_days_do_not_make_the_agent_ask_again_and_again(
+    tmp_path: Path,
+) -> None:
+    """The new certificate looks due at once; the next renewal comes some hours later all the
+    same."""
+
+    async def scene(coordinator: RenewingCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.behind = timedelta(days=6)
+        async with RunningAgent(folder, worker):
+            await until(lambda: coordinator.sessions == 2)
+            for _ in range(3):
+                await coordinator.heard("heartbeat")
+        identity = load_identity(folder.identity)
+        assert identity.renews_at < datetime.now(UTC) < identity.expires_at
+        assert len(coordinator.csrs) == 1
+
+    play(tmp_path, scene)
+
+
+def test_a_shorter_life_is_taken_as_the_coordinator_gives_it(tmp_path: Path) -> None:
+    """Its operator has configured one, and the new certificate may end before the old one."""
+
+    async def scene(coordinator: RenewingCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.lifetime = timedelta(hours=1)
+        before = load_identity(folder.identity)
+        async with RunningAgent(folder, worker):
+            await until(lambda: coordinator.sessions == 2)
+        assert load_identity(folder.identity).expires_at < before.expires_at
 
     play(tmp_path, scene)
 

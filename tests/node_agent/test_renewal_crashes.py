@@ -1,6 +1,7 @@
 """A renewal that dies at any step leaves a folder that works, and a node that is let in."""
 
 import asyncio
+import itertools
 import os
 import random
 import stat
@@ -43,13 +44,13 @@ class Power:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left: int | None = None
-        self.passed = 0
+        self.look: Callable[[], object] = lambda: None
         for name in ("open", "fsync", "replace", "unlink"):
             monkeypatch.setattr(os, name, self._around(getattr(os, name)))
 
     def passing(self) -> None:
+        self.look()
         if self.left is not None:
-            self.passed += 1
             self.left -= 1
             if self.left < 0:
                 self.left = None
@@ -198,6 +199,16 @@ def test_a_renewal_that_dies_at_any_step_is_let_in_and_finished_by_the_next_life
 
     # Five for each of two files and the key's rename, the request, two sessions: before and after.
     assert asyncio.run(play()) >= 2 * (5 + 1 + 5 + 3 + 2)
+
+
+def test_whoever_reads_the_folder_meanwhile_finds_a_pair_that_works(world: World) -> None:
+    """`feddp agent status`, or a backup, at any moment of a renewal: the old pair, then the new."""
+    seen: list[bytes] = []
+    world.power.look = lambda: seen.append(load_identity(world.folder).chain)
+    asyncio.run(world.life())
+    assert len(seen) > 30
+    changes = sum(one != other for one, other in itertools.pairwise(seen))
+    assert changes == 1
 
 
 def test_a_thousand_renewals_that_die_at_random_never_lock_the_node_out(world: World) -> None:

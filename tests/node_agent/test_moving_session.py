@@ -15,9 +15,11 @@ from typer.testing import CliRunner
 
 from certs.authority import NODE_LIFETIME, Authority
 from certs.enrolment import key_digest, new_key, public_key_of_csr
+from certs.registry import superseded
 from certs.spiffe import SpiffeId
 from feddp.cli.app import app
 from node_agent.agent import status
+from node_agent.backoff import SLOW_S
 from node_agent.config import Folder
 from node_agent.identity import load_identity
 from node_agent.session import link
@@ -48,6 +50,7 @@ class RenewingCoordinator(FakeCoordinator, renewal_pb2_grpc.RenewalServicer):
         may_upload: so do uploads.
         refusals: what Renew is refused with, one a call.
         refuse_second: so many sessions after the first are refused.
+        refuse_submission: what the next call of SubmitUpdate is refused with.
         signs: the authority that certifies.
         behind: how far its clock is.
         peers: certificate behind each session and submission.
@@ -61,6 +64,7 @@ class RenewingCoordinator(FakeCoordinator, renewal_pb2_grpc.RenewalServicer):
         self.uploading = asyncio.Event()
         self.refusals: list[FeddpError] = []
         self.refuse_second = 0
+        self.refuse_submission: FeddpError | None = None
         self.signs = authority
         self.name = SpiffeId(TRUST_DOMAIN, "node", NODE)
         self.lifetime, self.behind = NODE_LIFETIME, timedelta(0)
@@ -98,6 +102,9 @@ class RenewingCoordinator(FakeCoordinator, renewal_pb2_grpc.RenewalServicer):
 
     async def SubmitUpdate(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.peers.append(_certificate(context))
+        if self.refuse_submission is not None:
+            refusal, self.refuse_submission = self.refuse_submission, None
+            await _abort(context, refusal)
         return await super().SubmitUpdate(request, context)
 
     async def Upload(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
@@ -187,6 +194,22 @@ def test_an_upload_under_way_ends_where_it_began_and_is_not_repeated(tmp_path: P
         assert worker.trained == ["a1"]
         assert newer.startswith(coordinator.peers[-1])
 
+    play(tmp_path, scene)
+
+
+def test_a_call_that_the_renewal_overtook_is_made_again_at_once(tmp_path: Path) -> None:
+    """It came over the old connection just after the new certificate was seen in use; a node that
+    is shut out for good waits 30 s."""
+
+    async def scene(coordinator: RenewingCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+        coordinator.refuse_submission = superseded(coordinator.name)
+        async with RunningAgent(folder, worker):
+            await coordinator.until_submitted()
+            await until_closed(folder, 1)
+        assert worker.trained == ["a1"]
+
+    assert WAIT_S < SLOW_S
     play(tmp_path, scene)
 
 

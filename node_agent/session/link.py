@@ -139,7 +139,8 @@ class Link:
             self.outbox = self.newest = None
             fault = await stream.close()
             self._dispatch(e.Disconnected())
-        if fault is not None:
+        # How a replaced certificate's stream ended says nothing about the newer one.
+        if fault is not None and stream.channel is self._channel:
             raise fault
 
     def _open(self) -> Stream:

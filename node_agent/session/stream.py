@@ -19,6 +19,7 @@ class Stream:
         take: gets each message that comes, and this stream.
 
     Attributes:
+        channel: what it goes over.
         outbox: what is to be said.
         welcomed: set by who takes the messages.
     """
@@ -28,6 +29,7 @@ class Stream:
         channel: grpc.aio.Channel,
         take: Callable[["Stream", pb.CoordinatorMessage], None],
     ) -> None:
+        self.channel = channel
         self.outbox = Outbox()
         self.welcomed = asyncio.Event()
         self._take = take

@@ -97,8 +97,11 @@ class RenewingCoordinator(FakeCoordinator, renewal_pb2_grpc.RenewalServicer):
             self.refuse_second -= 1
             await _abort(context, Unavailable("BUSY", "not now"))
         self.peers.append(_certificate(context))
+        number = self.sessions + 1
         async for message in super().Session(request_iterator, context):
             yield message
+        if number < self.sessions:
+            await _abort(context, superseded(self.name))
 
     async def SubmitUpdate(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.peers.append(_certificate(context))

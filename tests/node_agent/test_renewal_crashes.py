@@ -172,6 +172,8 @@ async def die_at(world: World, step: int) -> bool:
     try:
         await world.life()
     except Died:
+        for left_over in world.folder.glob(".*.partial"):  # of a process with another id
+            left_over.rename(left_over.with_name(left_over.name.replace(str(os.getpid()), "1")))
         return True
     finally:
         world.power.left = None

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import stat
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -33,13 +34,18 @@ LIFE_S = 20
 THREE = NODES[:3]
 
 
+def set_life(federation: Federation, life_s: int) -> None:
+    """What the coordinator will issue once it starts."""
+    settings = yaml.safe_load(federation.installation.config.read_text())
+    settings["security"] = {"node_certificate_life_s": life_s}
+    federation.installation.config.write_text(yaml.safe_dump(settings))
+
+
 @pytest.fixture
 def short_lived(tmp_path: Path) -> Iterator[Federation]:
     """Three agents whose certificates are valid for 20 s."""
     federation = Federation(tmp_path)
-    settings = yaml.safe_load(federation.installation.config.read_text())
-    settings["security"] = {"node_certificate_life_s": LIFE_S}
-    federation.installation.config.write_text(yaml.safe_dump(settings))
+    set_life(federation, LIFE_S)
     try:
         federation.start("coordinator")
         for name in THREE:
@@ -226,3 +232,27 @@ def test_only_a_node_that_is_let_in_renews(coordinator: Federation) -> None:
         with reason_of() as reasons:
             renewal_pb2_grpc.RenewalStub(channel).Renew(request, timeout=10)
     assert reasons == ["ROLE_REQUIRED"]
+
+
+def test_a_node_that_does_not_renew_is_cut_at_its_certificates_end(tmp_path: Path) -> None:
+    """Its live stream, its open connection, and a renewal that comes too late are all refused."""
+    federation = Federation(tmp_path)
+    set_life(federation, 10)
+    try:
+        federation.start("coordinator")
+        node = RawNode.enrolled(federation, "alpha")
+        node.open()
+        end_s = node.identity.expires_at.timestamp()
+        too_late = threading.Timer(30, node.channel.close)
+        too_late.start()
+        with reason_of() as reasons:
+            node.next("drain")  # never comes
+        too_late.cancel()
+        assert reasons == ["CERTIFICATE_EXPIRED"]
+        assert end_s < time.time() < end_s + 5
+        for late in (lambda: heads(node), lambda: ask(node, make_csr(new_key()))):
+            with reason_of() as reasons:
+                late()
+            assert reasons == ["CERTIFICATE_EXPIRED"]
+    finally:
+        federation.stop()

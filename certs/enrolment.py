@@ -1,5 +1,7 @@
 """The two keys of a node, and how it proves to a coordinator that it holds them."""
 
+import hashlib
+
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -15,6 +17,7 @@ from protos.errors import Malformed
 
 __all__ = [
     "check_ledger_key",
+    "key_digest",
     "load_certificate_key",
     "load_ledger_key",
     "make_csr",
@@ -79,6 +82,14 @@ def public_key_of_csr(der: bytes) -> ec.EllipticCurvePublicKey:
     if not signed:
         raise _csr_invalid("is not signed by the key that it carries")
     return key
+
+
+def key_digest(key: ec.EllipticCurvePublicKey) -> str:
+    """SHA-256 of a public key (SubjectPublicKeyInfo, DER), hexadecimal."""
+    der = key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return hashlib.sha256(der).hexdigest()
 
 
 def new_ledger_key() -> ed25519.Ed25519PrivateKey:

@@ -17,6 +17,8 @@ class CertificateRecord:
         not_before: first moment of validity, aware.
         not_after: last moment of validity, aware.
         revoked: refused for ever.
+        generation: 1 for the first certificate of an identity, one more with each renewal.
+        superseded: a later generation was seen in use; refused for ever.
     """
 
     fingerprint: str
@@ -24,6 +26,8 @@ class CertificateRecord:
     not_before: datetime
     not_after: datetime
     revoked: bool
+    generation: int = 1
+    superseded: bool = False
 
 
 def admit(peer: Peer, record: CertificateRecord | None, now: datetime) -> None:
@@ -39,7 +43,7 @@ def admit(peer: Peer, record: CertificateRecord | None, now: datetime) -> None:
 
     Raises:
         Unauthenticated: CERTIFICATE_UNKNOWN, CERTIFICATE_REVOKED, CERTIFICATE_NOT_YET_VALID,
-            CERTIFICATE_EXPIRED.
+            CERTIFICATE_EXPIRED, CERTIFICATE_SUPERSEDED.
     """
     if (
         record is None
@@ -57,6 +61,8 @@ def admit(peer: Peer, record: CertificateRecord | None, now: datetime) -> None:
             f"the certificate of {peer.spiffe_id} was revoked; ask the operator, then enrol again "
             "with a new token",
         )
+    if record.superseded:
+        raise superseded(peer.spiffe_id)
     if now < record.not_before:
         raise Unauthenticated(
             "CERTIFICATE_NOT_YET_VALID",
@@ -70,3 +76,12 @@ def admit(peer: Peer, record: CertificateRecord | None, now: datetime) -> None:
             f"the certificate of {peer.spiffe_id} ended at {last:%Y-%m-%d %H:%M} UTC; "
             "check the clocks of both machines, or enrol again with a new token",
         )
+
+
+def superseded(identity: SpiffeId) -> Unauthenticated:
+    """How a certificate is refused once its successor was seen in use."""
+    return Unauthenticated(
+        "CERTIFICATE_SUPERSEDED",
+        f"a newer certificate of {identity} is in use; stop whatever still uses this one, a copy "
+        "or a restored backup of the node's folder, and ask the operator",
+    )

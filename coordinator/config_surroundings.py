@@ -52,6 +52,14 @@ class Security(Section):
         no_effect="the coordinator has no sessions to expire: it looks the caller's certificate up"
         " on every call; a join token's lifetime is `feddp node token --ttl`",
     )
+    node_certificate_life_s: int = key(
+        604_800,
+        "How long a node's certificate is valid. The agent renews it when a third of that remains,"
+        " so an agent that is stopped for the rest of that third has to join again.",
+        unit="s",
+        ge=10,
+        le=31_536_000,
+    )
     rate_limit_per_user: int = key(
         30, "Queries of one user.", unit="per hour", ge=1, le=1_000_000, no_effect=NO_QUERIES
     )

@@ -1,6 +1,7 @@
 """Who a connection is: its certificate, looked up in the registry on every rpc."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -8,9 +9,13 @@ from certs.peer import Peer, peer_of
 from certs.registry import CertificateRecord, admit
 from certs.spiffe import SpiffeId
 from coordinator.authz import Caller
-from coordinator.store import people
+from coordinator.store import certificates, people
 from coordinator.store.database import Database
 from protos.errors import NotAllowed
+
+ENDED_KEPT_S = 30 * 86_400.0
+"""A certificate that ended longer ago is unknown: each node leaves one a week, and reading them
+all would take longer every year."""
 
 AuthContext = Mapping[str, object]
 
@@ -35,7 +40,8 @@ class Identities:
             await self._reload()
 
     async def _reload(self) -> None:
-        self._certificates = await self._database.read(people.certificate_rows)
+        since_s = time.time() - ENDED_KEPT_S
+        self._certificates = await self._database.read(lambda c: certificates.records(c, since_s))
         self._users = await self._database.read(people.all_users)
         nodes = await self._database.read(people.all_nodes)
         self._disabled = {node.name for node in nodes if node.status == "disabled"}
@@ -64,6 +70,11 @@ class Identities:
         if identity.kind != "user" or user is None:
             raise NotAllowed("USER_UNKNOWN", f"{identity} has no role at this coordinator")
         return Caller(user.name, user.roles, project=user.project)
+
+    def generation(self, peer: Peer) -> int:
+        """Which of its identity's certificates this is; 0 for one that is not registered."""
+        record = self._certificates.get(peer.fingerprint)
+        return record.generation if record is not None else 0
 
     def expires_at(self, node: str) -> float:
         """When the node's newest certificate ends, in seconds since the epoch; 0 for none."""

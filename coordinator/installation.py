@@ -11,7 +11,7 @@ from certs.authority import Authority
 from certs.enrolment import new_key, private_pem, save_private_key
 from certs.spiffe import SpiffeId, check_trust_domain
 from coordinator.config_sections import postgresql_url
-from coordinator.store import people
+from coordinator.store import certificates, people
 from coordinator.store.database import Database
 from protos.content import write_durable
 from protos.errors import Conflict, Malformed
@@ -158,7 +158,7 @@ def _issue_operator(folder: Path, authority: Authority, database: Database, addr
         now=datetime.now(UTC),
         lifetime=PERSON_LIFETIME,
     )
-    database.write_now(lambda connection: people.add_certificate(connection, issued))
+    database.write_now(lambda connection: certificates.add(connection, issued))
     user = people.User(OPERATOR, OPERATOR_ROLES, "default")
     database.write_now(lambda connection: people.add_user(connection, user))
     write_durable(folder / "key.pem", private_pem(key))

@@ -12,6 +12,7 @@ from protos.feddp.v1 import (
     jobs_pb2,
     models_pb2,
     nodes_pb2,
+    renewal_pb2,
     transfer_pb2,
     witness_pb2,
 )
@@ -29,6 +30,7 @@ _FILES: Final[tuple[FileDescriptor, ...]] = (
     jobs_pb2.DESCRIPTOR,
     models_pb2.DESCRIPTOR,
     nodes_pb2.DESCRIPTOR,
+    renewal_pb2.DESCRIPTOR,
     transfer_pb2.DESCRIPTOR,
     witness_pb2.DESCRIPTOR,
 )

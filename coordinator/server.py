@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 
 import grpc
@@ -28,6 +29,7 @@ from coordinator.rpc.federation import FederationService
 from coordinator.rpc.gate import Gate
 from coordinator.rpc.jobs import JobsService
 from coordinator.rpc.people import BudgetsService, ModelsService, NodesService
+from coordinator.rpc.renewal import RenewalService
 from coordinator.rpc.transfer import TransferService
 from coordinator.rpc.witness import WitnessService
 from coordinator.sessions import Sessions
@@ -43,6 +45,7 @@ from protos.feddp.v1 import (
     jobs_pb2_grpc,
     models_pb2_grpc,
     nodes_pb2_grpc,
+    renewal_pb2_grpc,
     witness_pb2_grpc,
 )
 from protos.frames import add_transfer
@@ -99,6 +102,7 @@ class Coordinator:
         self._health = HealthServer(
             server.health_host, server.health_port, self._ready, self.metrics.registry
         )
+        self._node_lifetime = timedelta(seconds=config.security.node_certificate_life_s)
         self._servers: list[grpc.aio.Server] = []
         self._is_ready = False
 
@@ -142,7 +146,10 @@ class Coordinator:
         enrolment = self._server(Gate(None, self.metrics))
         address = _join(server.public_host, server.public_port)
         enrollment_pb2_grpc.add_EnrollmentServicer_to_server(
-            EnrollmentService(self.database, self.authority, self.identities, address), enrolment
+            EnrollmentService(
+                self.database, self.authority, self.identities, address, self._node_lifetime
+            ),
+            enrolment,
         )
         _bind(
             enrolment,
@@ -196,6 +203,10 @@ class Coordinator:
             NodesService(
                 self.database, self.authority, self.identities, self.sessions, enrollment_address
             ),
+            server,
+        )
+        renewal_pb2_grpc.add_RenewalServicer_to_server(
+            RenewalService(self.database, self.authority, self.identities, self._node_lifetime),
             server,
         )
         jobs_pb2_grpc.add_JobsServicer_to_server(

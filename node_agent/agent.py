@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +18,7 @@ import grpc
 import structlog
 
 from node_agent.admission import Admission
+from node_agent.channels import Channels
 from node_agent.config import AgentConfig, Folder, load_config
 from node_agent.footprint import keep_small
 from node_agent.identity import Identity, load_identity
@@ -26,9 +26,9 @@ from node_agent.launchers.base import Limits, StartWorker
 from node_agent.launchers.local import LocalWorker
 from node_agent.own_ledger import KeptAccount
 from node_agent.policy import AccountPolicy, filter_of, not_raised
+from node_agent.renewal import Renewal
 from node_agent.session.driver import CONNECTED_NOTE, Driver, Parts
 from node_agent.session.ledger_thread import LedgerThread
-from node_agent.session.link import CHANNEL_OPTIONS
 from node_agent.spool import Spool
 from node_agent.state import State, ledger_missing
 from node_agent.steward import Rules, Steward
@@ -98,18 +98,14 @@ async def serve(
     folder.logs.mkdir(mode=0o700, exist_ok=True)
     ledger = LedgerThread()
     state = State(folder.state_db, identity.node, identity.ledger_key)
-    channel = grpc.aio.secure_channel(
-        config.coordinator, identity.credentials(), options=CHANNEL_OPTIONS
-    )
+    channels = Channels(config.coordinator, identity)
     steward = Steward(folder)
     log.info("agent_started", node=identity.node, coordinator=config.coordinator)
-    if identity.expires_at < datetime.now(UTC):
-        log.error("certificate_expired", at=identity.expires_at.isoformat())
     small = asyncio.create_task(keep_small())
     try:
         driver = Driver(
             Parts(
-                channel=channel,
+                channel=channels.current,
                 address=config.coordinator,
                 state=state,
                 ledger=ledger,
@@ -124,10 +120,20 @@ async def serve(
                 tasks=installed,
             )
         )
-        await driver.run(stop)
+
+        def adopt(newer: Identity) -> grpc.aio.Channel:
+            channel = channels.renewed(newer)
+            driver.renewed(channel)
+            return channel
+
+        renewal = Renewal(folder.identity, identity, channels.current, adopt)
+        async with asyncio.TaskGroup() as group:
+            renewing = group.create_task(renewal.run())
+            await driver.run(stop)
+            renewing.cancel()
     finally:
         small.cancel()
-        await channel.close()
+        await channels.close()
         ledger.close()
         state.close()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -150,6 +156,7 @@ def status(path: Path) -> dict[str, Any]:
         "node_class": config.node_class,
         "coordinator": config.coordinator,
         "certificate_expires_at": identity.expires_at.timestamp(),
+        "certificate_renews_at": identity.renews_at.timestamp(),
         "running": running,
         "connected": False,
         "connected_since": None,

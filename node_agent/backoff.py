@@ -29,7 +29,8 @@ _SHUT_OUT_REASONS: Final = frozenset({"NODE_DISABLED", "ROLE_NOT_ALLOWED"})
 class Backoff:
     """Full jitter: each wait is anything up to a bound that doubles, so that agents spread."""
 
-    def __init__(self, random_: random.Random | None = None) -> None:
+    def __init__(self, random_: random.Random | None = None, max_s: float = MAX_S) -> None:
+        self._max_s = max_s
         self._random = random_ or random.Random()
         self._tries = 0
 
@@ -39,7 +40,7 @@ class Backoff:
 
     def next_s(self) -> float:
         """How long to wait now."""
-        bound_s = min(MAX_S, FIRST_S * 2.0 ** min(self._tries, 10))
+        bound_s = min(self._max_s, FIRST_S * 2.0 ** min(self._tries, 10))
         self._tries += 1
         return self._random.uniform(0.0, bound_s)
 
@@ -48,7 +49,9 @@ class Backoff:
         found = from_rpc(error)
         if found.retry_after_s is not None:
             return max(found.retry_after_s, self.next_s())
-        if error.code() in _AGAIN or found.retryable:
+        # A call that was on its way when our newer certificate came into use.
+        renewed = found.reason == "CERTIFICATE_SUPERSEDED"
+        if error.code() in _AGAIN or found.retryable or renewed:
             return self.next_s()
         return SLOW_S if is_shut_out(found) else None
 

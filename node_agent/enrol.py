@@ -9,7 +9,6 @@ from typing import Final
 import grpc
 import yaml
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from pydantic import ValidationError
 
@@ -27,11 +26,19 @@ from certs.enrolment import (
 from certs.spiffe import SpiffeId
 from certs.tokens import JoinToken
 from node_agent.config import AgentConfig, Folder
-from node_agent.identity import BUNDLE, CHAIN, KEY, LEDGER_KEY, load_identity, node_id_of
+from node_agent.identity import (
+    BUNDLE,
+    CHAIN,
+    KEY,
+    LEDGER_KEY,
+    check_issued,
+    load_identity,
+    settle,
+)
 from node_agent.state import State, ledger_missing
 from node_agent.templates import DATASETS_YAML, POLICY_YAML
 from protos.content import write_durable
-from protos.errors import Conflict, FeddpError, Malformed, Unavailable
+from protos.errors import Conflict, Malformed, Unavailable
 from protos.feddp.v1 import enrollment_pb2 as pb
 from protos.feddp.v1 import enrollment_pb2_grpc as pb_grpc
 from protos.status import from_rpc
@@ -125,6 +132,7 @@ def _former(folder: Folder) -> str:
         )
     if not folder.state_db.exists():
         raise ledger_missing(folder)
+    settle(folder.identity)
     return identity.node
 
 
@@ -178,21 +186,11 @@ def _check(
     token: JoinToken, key: ec.EllipticCurvePrivateKey, answer: pb.JoinResponse
 ) -> tuple[SpiffeId, x509.Certificate]:
     """The certificate is ours, names a node, and chains to the root that the token pins."""
+    root = x509.load_der_x509_certificate(token.root_der)
     try:
-        leaf, issuing = x509.load_pem_x509_certificates(answer.certificate_chain)
-        root = x509.load_der_x509_certificate(token.root_der)
-        leaf.verify_directly_issued_by(issuing)
-        issuing.verify_directly_issued_by(root)
-        authority = issuing.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-        spiffe_id = node_id_of(leaf)
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
-        raise _answer_invalid("its certificate does not chain to the token's root") from None
-    except FeddpError as error:
+        spiffe_id, leaf = check_issued(answer.certificate_chain, root, key.public_key())
+    except Malformed as error:
         raise _answer_invalid(error.message) from None
-    if not authority:
-        raise _answer_invalid("its certificate was issued by one that may not issue any")
-    if leaf.public_key() != key.public_key():
-        raise _answer_invalid("its certificate is for another key")
     if (answer.node, answer.spiffe_id) != (spiffe_id.name, str(spiffe_id)):
         raise _answer_invalid("its certificate names another node")
     if leaf.not_valid_after_utc <= datetime.now(UTC):

@@ -1,27 +1,36 @@
 """Who this node is: the keys and certificates in DIR/identity."""
 
+import contextlib
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from certs.credentials import channel_credentials
-from certs.enrolment import load_ledger_key, public_bytes_of
+from certs.enrolment import load_certificate_key, load_ledger_key, public_bytes_of
+from certs.rotation import renewal_due_at
 from certs.spiffe import SpiffeId
+from protos.content import sync_directory
 from protos.errors import FeddpError, Malformed, NotFound
 
 KEY, CHAIN, BUNDLE, LEDGER_KEY = "node.key", "node.crt", "bundle.pem", "ledger.key"
+NEXT_KEY: Final = "next.key"
+"""The key of a renewal under way; becomes `node.key`. See `node_agent.renewal`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A node's identity, as enrolment wrote it.
+    """A node's identity, as enrolment or a renewal wrote it.
 
     Attributes:
         expires_at: last moment of the certificate, UTC.
+        renews_at: when the agent asks for the next one, UTC.
         chain: the node's certificate and the issuing authority's, PEM.
         bundle: the root that the node trusts, PEM.
         ledger_key: signs the ledger; outlives every certificate.
@@ -29,6 +38,7 @@ class Identity:
 
     spiffe_id: SpiffeId
     expires_at: datetime
+    renews_at: datetime
     chain: bytes
     bundle: bytes
     key: bytes = field(repr=False)
@@ -50,14 +60,18 @@ class Identity:
 
 
 def load_identity(folder: Path) -> Identity:
-    """Read DIR/identity.
+    """Read DIR/identity, also while a renewal switches over or after one was cut short.
 
     Raises:
         NotFound: NOT_JOINED.
         Malformed: IDENTITY_INVALID.
     """
     try:
-        key, chain, bundle = ((folder / name).read_bytes() for name in (KEY, CHAIN, BUNDLE))
+        while True:
+            chain, bundle = ((folder / name).read_bytes() for name in (CHAIN, BUNDLE))
+            key = _key_of(folder, chain)
+            if (folder / CHAIN).read_bytes() == chain:
+                break
     except OSError:
         raise NotFound(
             "NOT_JOINED",
@@ -71,7 +85,69 @@ def load_identity(folder: Path) -> Identity:
     except (ValueError, FeddpError) as error:
         detail = error.message if isinstance(error, FeddpError) else f"{CHAIN} is not readable PEM"
         raise Malformed("IDENTITY_INVALID", f"{folder} is damaged: {detail}") from None
-    return Identity(spiffe_id, leaf.not_valid_after_utc, chain, bundle, key, ledger_key)
+    return Identity(
+        spiffe_id, leaf.not_valid_after_utc, renewal_due_at(leaf), chain, bundle, key, ledger_key
+    )
+
+
+def _key_of(folder: Path, chain: bytes) -> bytes:
+    """The key that a certificate is for; `node.key` where none is, for others to say so.
+
+    Raises:
+        FileNotFoundError: there is no `node.key`.
+    """
+    # The one may be renamed over the other between two looks.
+    for name in (KEY, NEXT_KEY, KEY):
+        with contextlib.suppress(FileNotFoundError):
+            pem = (folder / name).read_bytes()
+            if _is_for(folder / name, chain):
+                return pem
+    return (folder / KEY).read_bytes()
+
+
+def _is_for(key: Path, chain: bytes) -> bool:
+    """Whether a certificate is for the key in a file."""
+    try:
+        leaf = x509.load_pem_x509_certificates(chain)[0]
+        return load_certificate_key(key).public_key() == leaf.public_key()
+    except (ValueError, NotFound, Malformed):
+        return False
+
+
+def settle(folder: Path) -> None:
+    """Finish what an earlier process began to write into DIR/identity; its owner calls this."""
+    for name in (NEXT_KEY, CHAIN):
+        for left_over in folder.glob(f".{name}.*.partial"):
+            left_over.unlink()
+    if (folder / NEXT_KEY).exists() and _is_for(folder / NEXT_KEY, (folder / CHAIN).read_bytes()):
+        (folder / NEXT_KEY).replace(folder / KEY)
+        sync_directory(folder)
+
+
+def check_issued(
+    chain: bytes, root: x509.Certificate, key: ec.EllipticCurvePublicKey
+) -> tuple[SpiffeId, x509.Certificate]:
+    """The node that a coordinator's answer is for, and its certificate, if that holds.
+
+    Raises:
+        Malformed: CERTIFICATE_INVALID; the message is a clause that says what is wrong.
+    """
+    try:
+        leaf, issuing = x509.load_pem_x509_certificates(chain)
+        leaf.verify_directly_issued_by(issuing)
+        issuing.verify_directly_issued_by(root)
+        authority = issuing.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+        raise _invalid("its certificate does not chain to the trusted root") from None
+    if not authority:
+        raise _invalid("its certificate was issued by one that may not issue any")
+    if leaf.public_key() != key:
+        raise _invalid("its certificate is for another key")
+    return node_id_of(leaf), leaf
+
+
+def _invalid(what: str) -> Malformed:
+    return Malformed("CERTIFICATE_INVALID", what)
 
 
 def node_id_of(leaf: x509.Certificate) -> SpiffeId:

@@ -56,8 +56,7 @@ class Transfers:
         sleep: Callable[[float], Awaitable[None]],
         throttle: Throttle | None = None,
     ) -> None:
-        self._transfer = TransferCalls(channel)
-        self._federation = federation_pb2_grpc.FederationStub(channel)
+        self.use(channel)
         self._spool = spool
         self._sleep = sleep
         self._throttle = throttle or Throttle()
@@ -65,6 +64,11 @@ class Transfers:
         self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._offered: OrderedDict[str, bytes] = OrderedDict()
         self._submitted: set[str] = set()
+
+    def use(self, channel: grpc.aio.Channel) -> None:
+        """Make the next calls over this connection; those under way end where they began."""
+        self._transfer = TransferCalls(channel)
+        self._federation = federation_pb2_grpc.FederationStub(channel)
 
     def offer(self, digest: str, data: bytes) -> None:
         """Hold a small model that came with an order, until the order is judged and asks for it.

@@ -1,19 +1,17 @@
 """Enrollment: a token becomes a certificate."""
 
-import hashlib
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import structlog
-from cryptography.hazmat.primitives import serialization
 from sqlalchemy import Connection
 
-from certs.authority import NODE_LIFETIME, Authority
-from certs.enrolment import check_ledger_key, public_key_of_csr
+from certs.authority import Authority
+from certs.enrolment import check_ledger_key, key_digest, public_key_of_csr
 from certs.spiffe import SpiffeId
 from certs.tokens import hash_secret
 from coordinator.identities import Identities
 from coordinator.rpc.gate import Context
-from coordinator.store import people
+from coordinator.store import certificates, people
 from coordinator.store.database import Database
 from protos.errors import NotAllowed
 from protos.feddp.v1 import enrollment_pb2 as pb
@@ -26,27 +24,29 @@ class EnrollmentService(pb_grpc.EnrollmentServicer):
     """Serves the enrolment port."""
 
     def __init__(
-        self, database: Database, authority: Authority, identities: Identities, address: str
+        self,
+        database: Database,
+        authority: Authority,
+        identities: Identities,
+        address: str,
+        lifetime: timedelta,
     ) -> None:
         self._database = database
         self._authority = authority
         self._identities = identities
         self._address = address
+        self._lifetime = lifetime
 
     async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
         """See enrollment.proto."""
         key = public_key_of_csr(request.csr)
         check_ledger_key(request.ledger_public_key, request.csr, request.ledger_key_proof)
-        key_digest = hashlib.sha256(
-            key.public_bytes(
-                serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-            )
-        ).hexdigest()
+        digest = key_digest(key)
         secret_hash = hash_secret(request.secret)
         now = datetime.now(UTC)
 
         def redeem(connection: Connection) -> tuple[people.Redemption, bytes]:
-            won = people.redeem(connection, secret_hash, key_digest, now.timestamp())
+            won = people.redeem(connection, secret_hash, digest, now.timestamp())
             if won.ledger_public_key not in (b"", request.ledger_public_key):
                 raise NotAllowed(
                     "LEDGER_KEY_CHANGED",
@@ -59,9 +59,9 @@ class EnrollmentService(pb_grpc.EnrollmentServicer):
                 key,
                 SpiffeId(self._authority.trust_domain, "node", won.node),
                 now=now,
-                lifetime=NODE_LIFETIME,
+                lifetime=self._lifetime,
             )
-            people.add_certificate(connection, issued)
+            certificates.add(connection, issued, digest)
             people.enrol(
                 connection, secret_hash, won.node, request.ledger_public_key, issued.chain_pem
             )

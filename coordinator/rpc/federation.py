@@ -21,7 +21,7 @@ from coordinator.rounds.phases import Attempt, AttemptState, RoundRecord
 from coordinator.rpc.gate import Context, caller, peer
 from coordinator.rpc.greeting import check_hello, greet
 from coordinator.sessions import NodeSession, Sessions
-from coordinator.store import ledger, people
+from coordinator.store import certificates, ledger, people
 from coordinator.store.database import Database
 from privacy.ledger import Statement
 from protos.content import INLINE_BYTES
@@ -68,7 +68,7 @@ class FederationService(pb_grpc.FederationServicer):
         node, seen = caller().node, peer()
         await context.send_initial_metadata(())
         hello = await self._hello(request_iterator)
-        welcome = await self._greet(node, hello)
+        welcome = await self._greet(seen, hello)
         session = self.sessions.open(node)
         log.info("session_opened", node=node, agent_version=hello.agent_version)
         reader = asyncio.create_task(self._read(request_iterator, session))
@@ -103,13 +103,22 @@ class FederationService(pb_grpc.FederationServicer):
         check_hello(first.hello)
         return first.hello
 
-    async def _greet(self, node: str, hello: pb.Hello) -> pb.Welcome:
-        """See `greeting.greet`."""
+    async def _greet(self, seen: Peer, hello: pb.Hello) -> pb.Welcome:
+        """See `greeting.greet`. From now on the certificate is in use, and no earlier one is.
 
-        def work(connection: Connection) -> tuple[pb.Welcome, int]:
-            return greet(connection, node, hello, time.time())
+        Raises:
+            Unauthenticated: CERTIFICATE_SUPERSEDED, a later one is in use: its session is not cut.
+        """
+        node = seen.spiffe_id.name
 
-        welcome, raised = await self.database.write(work)
+        def work(connection: Connection) -> tuple[pb.Welcome, int, bool]:
+            is_first = certificates.put_in_use(connection, seen.fingerprint, seen.spiffe_id)
+            return *greet(connection, node, hello, time.time()), is_first
+
+        welcome, raised, is_first = await self.database.write(work)
+        if is_first:
+            await self.identities.reload()
+            log.info("certificate_in_use", node=node, generation=self.identities.generation(seen))
         self.rounds.count_entries("limit", raised)
         welcome.heartbeat_interval_s = self.heartbeat_interval_s
         return welcome

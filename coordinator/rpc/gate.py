@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,9 +19,11 @@ from coordinator.authz import WITHOUT_CERTIFICATE, Caller, allow
 from coordinator.identities import Identities
 from coordinator.metrics import Metrics
 from protos import status
-from protos.errors import FeddpError, Internal, NotAllowed
+from protos.errors import FeddpError, Internal, NotAllowed, Unauthenticated
 
 log = structlog.get_logger(__name__)
+
+REPEAT_LOG_S = 60.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -48,6 +51,7 @@ class Gate(grpc.aio.ServerInterceptor):
     def __init__(self, identities: Identities | None, metrics: Metrics) -> None:
         self._identities = identities
         self._metrics = metrics
+        self._said_at_s: dict[str, float] = {}
         self._served: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
@@ -76,10 +80,30 @@ class Gate(grpc.aio.ServerInterceptor):
                 raise NotAllowed("ROLE_REQUIRED", f"{method} is not served on the enrolment port")
             return
         seen = self._identities.peer(context.auth_context())  # type: ignore[arg-type]
-        who = self._identities.caller(seen)
+        try:
+            who = self._identities.caller(seen)
+        except Unauthenticated as error:
+            if error.reason == "CERTIFICATE_SUPERSEDED":
+                self._say_superseded(self._identities, seen)
+            raise
         allow(method, who)
         _peer.set(seen)
         _caller.set(who)
+
+    def _say_superseded(self, identities: Identities, seen: Peer) -> None:
+        """A node's own agent shows its old certificate no more: this may be a thief, or a copy."""
+        now_s, said_at_s = time.monotonic(), self._said_at_s.get(seen.fingerprint, -math.inf)
+        if now_s - said_at_s < REPEAT_LOG_S:
+            return
+        self._said_at_s[seen.fingerprint] = now_s
+        log.warning(
+            "superseded_certificate_shown",
+            identity=str(seen.spiffe_id),
+            generation=identities.generation(seen),
+            fingerprint=seen.fingerprint,
+            do="it was refused; unless the node renewed just now, ask the hospital whether a copy "
+            "or a restored backup of its folder runs, or its old key was stolen",
+        )
 
     def count(self, path: str, code: str, seconds: float) -> None:
         """Count a finished rpc."""

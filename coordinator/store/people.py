@@ -1,14 +1,10 @@
-"""Nodes, users, tokens and certificates."""
+"""Nodes, users and tokens."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, func, select, update
 
-from certs.authority import IssuedCertificate
-from certs.registry import CertificateRecord
-from certs.spiffe import SpiffeId
 from coordinator.store.engines import insert
 from coordinator.store.schema import certificates, nodes, tokens, users
 from protos.errors import Conflict, NotAllowed, NotFound, Unauthenticated
@@ -223,36 +219,6 @@ def keep_seen(connection: Connection, seen_at_s: dict[str, float]) -> None:
 _SEEN = (
     update(nodes).where(nodes.c.name == bindparam("node")).values(last_seen_at=bindparam("at_s"))
 )
-
-
-def add_certificate(connection: Connection, issued: IssuedCertificate) -> None:
-    """Register a certificate; one that is not registered is refused everywhere."""
-    connection.execute(
-        insert(connection, certificates)
-        .values(
-            fingerprint=issued.fingerprint,
-            spiffe_id=str(issued.spiffe_id),
-            not_before=issued.not_before.timestamp(),
-            not_after=issued.not_after.timestamp(),
-            revoked=False,
-        )
-        .on_conflict_do_nothing()
-    )
-
-
-def certificate_rows(connection: Connection) -> dict[str, CertificateRecord]:
-    """Every registered certificate, by fingerprint."""
-    return {row.fingerprint: _certificate(row) for row in connection.execute(select(certificates))}
-
-
-def _certificate(row: Row[Any]) -> CertificateRecord:
-    return CertificateRecord(
-        row.fingerprint,
-        SpiffeId.parse(row.spiffe_id),
-        datetime.fromtimestamp(row.not_before, UTC),
-        datetime.fromtimestamp(row.not_after, UTC),
-        row.revoked,
-    )
 
 
 def add_user(connection: Connection, user: User) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 Count = BigInteger().with_variant(Integer, "sqlite")
@@ -67,6 +68,10 @@ certificates = Table(
     Column("not_before", Float, nullable=False),
     Column("not_after", Float, nullable=False),
     Column("revoked", Boolean, nullable=False),
+    Column("generation", Integer, nullable=False, server_default="1"),  # within its identity
+    Column("superseded", Boolean, nullable=False, server_default=false()),  # by a later one in use
+    Column("key_digest", String(64), nullable=False, server_default="", index=True),  # SHA-256
+    Column("chain", LargeBinary, nullable=True),  # what a renewal was answered, until it is in use
 )
 
 jobs = Table(

@@ -1,5 +1,6 @@
 """`feddp agent`: join a federation, run the node agent, see how it is."""
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,6 +83,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("running", "yes" if found["running"] else "no"),
         ("connected", _connected(found)),
         ("certificate until", output.moment(found["certificate_expires_at"])),
+        ("renews itself", _renewal(found)),
         ("steward's files", "in order" if found["rules"]["ok"] else found["rules"]["message"]),
         *(
             (
@@ -103,6 +105,15 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             for one in ledger["disputes"]
         ),
     ]
+
+
+def _renewal(found: dict[str, Any]) -> str:
+    if found["certificate_expires_at"] <= time.time():
+        return "no: it has ended; join again in this folder with a new token"
+    moment = output.moment(found["certificate_renews_at"])
+    if found["certificate_renews_at"] > time.time():
+        return f"from {moment} on, while the agent runs"
+    return f"due since {moment}: the agent must run and reach the coordinator; its log says more"
 
 
 def _connected(found: dict[str, Any]) -> str:

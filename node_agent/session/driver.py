@@ -108,6 +108,12 @@ class Driver:
         self._raised: dict[str, int] = {}
         self._suspended = Suspensions()
 
+    def renewed(self, channel: grpc.aio.Channel) -> None:
+        """A newer certificate: every call from now on, and the session, go over this connection."""
+        self._transfers.use(channel)
+        self._witness.use(channel)
+        self._link.renewed(channel)
+
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set. Whatever cannot be written ends the agent: it fails closed."""
         resumed = await self._parts.ledger.run(self._recover)
@@ -230,7 +236,7 @@ class Driver:
             task.add_done_callback(mine.discard)
 
     async def _say_hello(self, open_attempts: tuple[str, ...]) -> None:
-        outbox = self._link.outbox
+        outbox = self._link.newest
         message = await self._parts.ledger.run(self._hello, open_attempts)
         if outbox is not None:
             outbox.put_nowait(pb.AgentMessage(hello=message))

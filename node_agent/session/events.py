@@ -40,6 +40,12 @@ class Connected:
 
 
 @dataclass(frozen=True, slots=True)
+class SecondOpened:
+    """A second stream is open, with a newer certificate; the first goes on until this one is
+    welcomed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Disconnected:
     """The stream is gone, and what was not delivered with it."""
 
@@ -236,6 +242,7 @@ Event = (
     AttemptEvent
     | Restarted
     | Connected
+    | SecondOpened
     | Disconnected
     | WelcomeReceived
     | HeartbeatDue

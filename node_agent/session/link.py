@@ -1,4 +1,4 @@
-"""The session stream: opens it, reads and writes it, and opens it again, for ever."""
+"""The session: a stream that is opened again for ever, and moved to a newer certificate."""
 
 import asyncio
 import contextlib
@@ -12,14 +12,12 @@ import structlog
 from node_agent.backoff import SLOW_S, Backoff, is_shut_out
 from node_agent.orders import Order
 from node_agent.session import events as e
+from node_agent.session.stream import Outbox, Stream
 from protos.errors import FeddpError
 from protos.feddp.v1 import federation_pb2 as pb
-from protos.feddp.v1 import federation_pb2_grpc as pb_grpc
 from protos.status import from_rpc
 
 log = structlog.get_logger(__name__)
-
-Outbox = asyncio.Queue[pb.AgentMessage]
 
 READY_WAIT_S: Final = 5.0
 REPEAT_LOG_S: Final = 60.0
@@ -29,27 +27,19 @@ NAME_MAX: Final = 63
 HEARTBEAT_UNKNOWN_S: Final = 0.5
 """Until the first Welcome, so that the beat that follows it comes in time; sends nothing."""
 
-CHANNEL_OPTIONS: Final = (
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_receive_message_length", 8 << 20),
-    # A fixed window, enough for 50 MB/s at 40 ms; gRPC's probe of the bandwidth would let a
-    # download fill some 10 MiB.
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 2 << 20),
-    ("grpc.initial_reconnect_backoff_ms", 500),
-    # The stream's own jitter spreads the agents; this only bounds what is waited on top of it.
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-    ("grpc.use_local_subchannel_pool", 1),
-)
+WELCOME_WAIT_S: Final = 20.0
+"""For a second stream to be welcomed, before it is given up and tried again."""
+
+RETIRE_S: Final = 10.0
+"""For the coordinator to end a stream that another has replaced; it does so at once."""
 
 
 class Link:
-    """The agent's one stream.
+    """The agent's one session. While it moves to a newer certificate it has two streams: the old
+    one is read to its end, and spoken on until the new one is welcomed.
 
     Args:
+        channel: to the coordinator.
         address: "host:port", for people.
         dispatch: takes events.
         clock: seconds.
@@ -57,7 +47,8 @@ class Link:
         offer_model: takes the digest and the bytes of a small model that came with an order.
 
     Attributes:
-        outbox: of the open stream; None while there is none.
+        outbox: of the stream that is spoken on; None while there is none.
+        newest: of the stream that was opened last, for its Hello.
         heartbeat_s: how often to be heard.
     """
 
@@ -71,9 +62,9 @@ class Link:
         offer_model: Callable[[str, bytes], None] = lambda _digest, _data: None,
     ) -> None:
         self.outbox: Outbox | None = None
+        self.newest: Outbox | None = None
         self.heartbeat_s = HEARTBEAT_UNKNOWN_S
         self._channel = channel
-        self._stub = pb_grpc.FederationStub(channel)
         self._address = address
         self._dispatch = dispatch
         self._clock = clock
@@ -81,6 +72,8 @@ class Link:
         self._offer_model = offer_model
         self._backoff = Backoff()
         self._enough = asyncio.Event()
+        self._renewed = asyncio.Event()
+        self._retiring: set[asyncio.Task[None]] = set()
         self._complained: tuple[str, float] = ("", 0.0)
 
     def send(self, message: pb.AgentMessage) -> None:
@@ -92,63 +85,112 @@ class Link:
         """End the stream; another follows."""
         self._enough.set()
 
+    def renewed(self, channel: grpc.aio.Channel) -> None:
+        """Move to a connection with a newer certificate, make before break."""
+        self._channel = channel
+        self._renewed.set()
+
     async def run(self) -> None:
         """Keep a session open until cancelled."""
-        while True:
-            ready = await self._until_ready()
-            try:
-                await self._session()
-                delay_s = self._backoff.next_s()
-            except grpc.RpcError as error:
-                delay_s = self._after(error, ready)
-            await self._sleep(delay_s)
+        try:
+            while True:
+                ready = await self._until_ready()
+                try:
+                    await self._session()
+                    delay_s = self._backoff.next_s()
+                except grpc.RpcError as error:
+                    delay_s = self._after(error, ready)
+                await self._sleep(delay_s)
+        finally:
+            for task in list(self._retiring):
+                task.cancel()
+            await asyncio.gather(*self._retiring, return_exceptions=True)
 
     async def _until_ready(self) -> bool:
         """Give the channel time to connect; it goes on trying by itself."""
-        state = self._channel.get_state(try_to_connect=True)
+        channel = self._channel
+        state = channel.get_state(try_to_connect=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READY_WAIT_S):
                 while state is not grpc.ChannelConnectivity.READY:
-                    await self._channel.wait_for_state_change(state)
-                    state = self._channel.get_state(try_to_connect=True)
+                    await channel.wait_for_state_change(state)
+                    state = channel.get_state(try_to_connect=True)
                 return True
         return False
 
     async def _session(self) -> None:
-        """One stream, from Hello to its end.
+        """One session, from Hello to its end.
 
         Raises:
             grpc.RpcError: how the coordinator or the network ended it.
         """
-        call = self._stub.Session()
-        outbox = self.outbox = Outbox()
         self._enough.clear()
+        self._renewed.clear()
+        stream = self._open()
+        self.outbox = stream.outbox
         self._dispatch(e.Connected())
-        tasks = [
-            asyncio.create_task(self._read(call)),
-            asyncio.create_task(_write(call, outbox)),
-            asyncio.create_task(self._enough.wait()),
-        ]
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            while not (stream.is_over() or self._enough.is_set()):
+                if self._renewed.is_set():
+                    stream = await self._moved(stream)
+                else:
+                    await _first(stream.until_over(), self._enough.wait(), self._renewed.wait())
         finally:
-            self.outbox = None
-            for task in tasks:
-                task.cancel()
-            call.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            self.outbox = self.newest = None
+            fault = await stream.close()
             self._dispatch(e.Disconnected())
-        for task in tasks:
-            if not task.cancelled() and (fault := task.exception()) is not None:
-                raise fault
+        # How a replaced certificate's stream ended says nothing about the newer one.
+        if fault is not None and stream.channel is self._channel:
+            raise fault
 
-    async def _read(self, call: Any) -> None:
-        while (message := await call.read()) is not grpc.aio.EOF:
-            self._take(message)
+    def _open(self) -> Stream:
+        stream = Stream(self._channel, self._take)
+        self.newest = stream.outbox
+        return stream
 
-    def _take(self, message: pb.CoordinatorMessage) -> None:
+    async def _moved(self, old: Stream) -> Stream:
+        """A welcomed stream with the newer certificate; `old` if that one, or the session, ended
+        before there was any."""
+        backoff = Backoff()
+        while True:
+            self._renewed.clear()
+            new = self._open()
+            try:
+                self._dispatch(e.SecondOpened())
+                wait = self._sleep(WELCOME_WAIT_S)
+                await _first(new.welcomed.wait(), new.until_over(), self._enough.wait(), wait)
+            except BaseException:
+                await new.close()
+                raise
+            if new.welcomed.is_set():
+                # The coordinator ends the old one now, after what it had said on it before.
+                retiring = asyncio.create_task(self._retire(old))
+                self._retiring.add(retiring)
+                retiring.add_done_callback(self._retiring.discard)
+                log.info("session_moved", coordinator=self._address)
+                return new
+            fault = await new.close()
+            if old.is_over() or self._enough.is_set():
+                return old
+            delay_s = backoff.next_s()
+            reason = from_rpc(fault).reason if isinstance(fault, grpc.RpcError) else "NO_ANSWER"
+            log.warning("session_not_moved", reason=reason, delay_s=round(delay_s, 2))
+            await _first(self._sleep(delay_s), old.until_over(), self._enough.wait())
+            if old.is_over() or self._enough.is_set():
+                return old
+
+    async def _retire(self, old: Stream) -> None:
+        """Read a replaced stream to its end; how that came does not matter any more."""
+        try:
+            await _first(old.until_over(), self._sleep(RETIRE_S))
+        finally:
+            await old.close()
+
+    def _take(self, stream: Stream, message: pb.CoordinatorMessage) -> None:
         match message.WhichOneof("message"):
             case "welcome":
+                self.outbox = stream.outbox
+                stream.welcomed.set()
                 self._backoff.reset()
                 self._complained = ("", 0.0)
                 interval_s = message.welcome.heartbeat_interval_s
@@ -211,13 +253,15 @@ _ADVICE: Final = {
 }
 
 
-async def _write(call: Any, outbox: Outbox) -> None:
+async def _first(*waits: Awaitable[Any]) -> None:
+    """Wait until one of them is over, and give up the others."""
+    tasks = [asyncio.ensure_future(one) for one in waits]
     try:
-        while True:
-            await call.write(await outbox.get())
-    except asyncio.InvalidStateError:
-        # The call is over; its status comes through the reader.
-        await asyncio.Event().wait()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _order(message: pb.WorkOrder) -> e.Event:

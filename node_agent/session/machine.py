@@ -91,6 +91,10 @@ def _connected(agent: Agent, event: e.Connected, now_s: float) -> Step:
     return replace(agent, welcomed=False), [c.SendHello(held)]
 
 
+def _second(agent: Agent, event: e.SecondOpened, now_s: float) -> Step:
+    return agent, [c.SendHello(tuple(one.attempt_id for one in agent.attempts))]
+
+
 def _disconnected(agent: Agent, event: e.Disconnected, now_s: float) -> Step:
     return replace(agent, welcomed=False), []
 
@@ -292,6 +296,7 @@ def _work(agent: Agent, asked: list[c.Command], now_s: float) -> Step:
 _GENERAL: Final[dict[type, Callable[[Agent, Any, float], Step]]] = {
     e.Restarted: _restart,
     e.Connected: _connected,
+    e.SecondOpened: _second,
     e.Disconnected: _disconnected,
     e.WelcomeReceived: _welcome,
     e.HeartbeatDue: _heartbeat,

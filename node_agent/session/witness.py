@@ -56,6 +56,10 @@ class Witness:
         self._clock = clock
         self._wanted = asyncio.Event()
 
+    def use(self, channel: grpc.aio.Channel) -> None:
+        """Make the next calls over this connection."""
+        self._stub = pb_grpc.WitnessStub(channel)
+
     def soon(self) -> None:
         """Look once more."""
         self._wanted.set()

@@ -10,11 +10,17 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import grpc
 import yaml
 
+from certs.authority import NODE_LIFETIME, Authority
+from certs.enrolment import key_digest, new_key, private_pem
+from certs.spiffe import SpiffeId
+from coordinator.store import certificates
+from coordinator.store.database import Database
 from feddp.client import CALL_TIMEOUT_S, Client
 from feddp.transfer import upload
 from node_agent.enrol import join
@@ -183,6 +189,47 @@ def enrolment(federation: WatchedFederation) -> Jobs:
         federation.again(lambda client, change=change: change(client, folder.name))
     shutil.rmtree(folder)
     return {}
+
+
+def renewal(federation: WatchedFederation) -> Jobs:
+    """A node's certificate is due: it gets another, moves its session there, and works on."""
+    ended, name = alone(federation), NODES[0]
+    federation.send_away(name)
+    old = _aged(federation, name)
+    federation.start(name)
+
+    def superseded() -> bool:
+        with federation.database() as database:
+            found = "SELECT superseded FROM certificates WHERE fingerprint = ?"
+            return bool(database.execute(found, (old,)).fetchone()[0])
+
+    wait_for("a newer certificate is in use", superseded, 2 * RESUME_S_MAX)
+    federation.wait_for_nodes(*NODES)
+    job_id = submit_once(federation, spec())
+    watch(federation, job_id)
+    return {**ended, job_id: "completed"}
+
+
+def _aged(federation: WatchedFederation, name: str) -> str:
+    """Give a node that is away a certificate of 160 hours ago; its fingerprint."""
+    root, folder = federation.installation.folder, federation.agent(name) / "identity"
+    authority, key = Authority.load(root / "pki"), new_key()
+    identity = SpiffeId(authority.trust_domain, "node", name)
+    long_ago = datetime.now(UTC) - timedelta(hours=160)
+    issued = authority.issue(key.public_key(), identity, now=long_ago, lifetime=NODE_LIFETIME)
+    database = Database(f"sqlite:///{root / 'coordinator.db'}")
+    try:
+        database.write_now(
+            lambda connection: certificates.add(connection, issued, key_digest(key.public_key()))
+        )
+    finally:
+        database.close()
+    for change in (Client.disable, Client.enable):  # after which the coordinator knows it
+        federation.again(lambda client, change=change: change(client, name))
+    (folder / "node.key").write_bytes(private_pem(key))
+    (folder / "node.crt").write_bytes(issued.chain_pem)
+    (folder / "next.key").unlink(missing_ok=True)
+    return issued.fingerprint
 
 
 def restart(federation: WatchedFederation) -> Jobs:

@@ -41,7 +41,6 @@ NOT_SERVING: Final = {
         "node_agent.proposals:": "only `feddp agent limit`",
         "node_agent.state:State.raising:": "only `feddp agent limit apply`",
         "node_agent.worker:": "another process, which the agent outlives or ends",
-        "protos.content:write_durable:": "an agent that runs writes its files by other ways",
     },
 }
 """Sites that no running process of the role reaches, by the beginning of their names."""

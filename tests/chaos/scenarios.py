@@ -16,6 +16,7 @@ SCENARIOS: Final[dict[str, acts.Scenario]] = {
         acts.restart,
         acts.cancel,
         acts.enrolment,
+        acts.renewal,
         mishaps.refuse,
         mishaps.withdraw,
         mishaps.lost_update,

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +49,17 @@ def machine_certificate(authority: Authority) -> tuple[bytes, bytes]:
     return issued.chain_pem, private_pem(key)
 
 
-def make_agent(path: Path, authority: Authority, port: int) -> Folder:
-    """The folder of an agent that has joined, its policy allowing the real tabular task."""
+def make_agent(
+    path: Path, authority: Authority, port: int, age: timedelta = timedelta(0)
+) -> Folder:
+    """The folder of an agent that joined so long ago, its policy allowing the real tabular task."""
     folder = Folder(path)
     folder.identity.mkdir(parents=True)
     key = new_key()
     issued = authority.issue(
         key.public_key(),
         SpiffeId(authority.trust_domain, "node", NODE),
-        now=datetime.now(UTC),
+        now=datetime.now(UTC) - age,
         lifetime=NODE_LIFETIME,
     )
     save_private_key(folder.identity / "node.key", key)
@@ -174,6 +176,7 @@ class FakeCoordinator(federation_pb2_grpc.FederationServicer, transfer_pb2_grpc.
         self.port = 0
         self._said: asyncio.Queue[pb.AgentMessage] = asyncio.Queue()
         self._to_agent: asyncio.Queue[pb.CoordinatorMessage | None] = asyncio.Queue()
+        self.streams: list[asyncio.Queue[pb.CoordinatorMessage | None]] = []
         self._changed = asyncio.Event()
         self._server: grpc.aio.Server | None = None
 
@@ -181,11 +184,18 @@ class FakeCoordinator(federation_pb2_grpc.FederationServicer, transfer_pb2_grpc.
         """Listen on a free port, or on the one that it had before."""
         chain, key = machine_certificate(self.authority)
         self._server = grpc.aio.server()
-        federation_pb2_grpc.add_FederationServicer_to_server(self, self._server)
-        transfer_pb2_grpc.add_TransferServicer_to_server(self, self._server)
+        self.add_services(self._server)
         credentials = server_credentials(chain, key, self.authority.trust_bundle)
         self.port = self._server.add_secure_port(f"127.0.0.1:{self.port}", credentials)
         await self._server.start()
+
+    def add_services(self, server: grpc.aio.Server) -> None:
+        """What it serves."""
+        federation_pb2_grpc.add_FederationServicer_to_server(self, server)
+        transfer_pb2_grpc.add_TransferServicer_to_server(self, server)
+
+    async def greeted(self, number: int) -> None:
+        """The `number`-th session has said Hello; its Welcome follows."""
 
     async def stop(self) -> None:
         """Drop every connection."""
@@ -219,13 +229,16 @@ class FakeCoordinator(federation_pb2_grpc.FederationServicer, transfer_pb2_grpc.
         if self.refuse_session is not None:
             await _abort(context, self.refuse_session)
         self.sessions += 1
+        number = self.sessions
         queue: asyncio.Queue[pb.CoordinatorMessage | None] = asyncio.Queue()
         self._to_agent = queue
+        self.streams.append(queue)
 
         async def read() -> None:
             async for message in request_iterator:
                 self._said.put_nowait(message)
                 if message.WhichOneof("message") == "hello":
+                    await self.greeted(number)
                     welcome = pb.Welcome(
                         heartbeat_interval_s=1, closed=self.closed, limits=self.limits
                     )

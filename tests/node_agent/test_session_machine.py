@@ -316,6 +316,14 @@ def test_a_lost_stream_loses_nothing() -> None:
     back >> e.WelcomeReceived() << c.UploadAndSubmit("a1", DIGEST, b"post", b"res") << None
 
 
+def test_a_second_stream_says_hello_and_changes_nothing_until_its_welcome() -> None:
+    """Heartbeats and outcomes go on; the Welcome then has what may have been lost said again."""
+    book = telling() >> e.SecondOpened() << c.SendHello(("a1",)) << None
+    book = book >> e.HeartbeatDue() << c.SendHeartbeat() << None
+    book = book >> e.OrderReceived(A1) << c.SendNoUpdate("a1", b"post", b"res") << None
+    book >> e.WelcomeReceived() << c.SendNoUpdate("a1", b"post", b"res") << None
+
+
 def test_a_reservation_that_came_while_away_is_accepted_when_the_order_comes_again() -> None:
     """Work begins all the same."""
     book = connected() >> e.OrderReceived(A1) << c.JudgeOrder(A1)

@@ -1,0 +1,167 @@
+"""The registry of certificates: what was issued to whom, and which generation is in use."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, false, func, select, update
+
+from certs.authority import IssuedCertificate
+from certs.registry import CertificateRecord, superseded
+from certs.spiffe import SpiffeId
+from coordinator.store.schema import certificates, nodes
+from protos.errors import Conflict
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """A renewal as it was answered.
+
+    Attributes:
+        chain: the certificate and the issuing authority's, PEM.
+    """
+
+    fingerprint: str
+    generation: int
+    chain: bytes
+
+
+def add(
+    connection: Connection,
+    issued: IssuedCertificate,
+    key_digest: str = "",
+    *,
+    answered: bool = False,
+) -> int:
+    """Register a certificate; one that is not registered is refused everywhere.
+
+    Args:
+        key_digest: SHA-256 of its public key, hexadecimal.
+        answered: keep it until it is in use, for a reply that gets lost.
+
+    Returns:
+        Its generation: one more than the highest of its identity.
+    """
+    identity = str(issued.spiffe_id)
+    highest = connection.execute(
+        select(func.max(certificates.c.generation)).where(certificates.c.spiffe_id == identity)
+    ).scalar_one()
+    generation = (highest or 0) + 1
+    connection.execute(
+        certificates.insert().values(
+            fingerprint=issued.fingerprint,
+            spiffe_id=identity,
+            not_before=issued.not_before.timestamp(),
+            not_after=issued.not_after.timestamp(),
+            revoked=False,
+            generation=generation,
+            superseded=False,
+            key_digest=key_digest,
+            chain=issued.chain_pem if answered else None,
+        )
+    )
+    return generation
+
+
+def records(connection: Connection, since_s: float = 0.0) -> dict[str, CertificateRecord]:
+    """Registered certificates that had not ended at `since_s`, by fingerprint."""
+    rows = connection.execute(select(certificates).where(certificates.c.not_after >= since_s))
+    return {row.fingerprint: _record(row) for row in rows}
+
+
+def _record(row: Row[Any]) -> CertificateRecord:
+    return CertificateRecord(
+        row.fingerprint,
+        SpiffeId.parse(row.spiffe_id),
+        datetime.fromtimestamp(row.not_before, UTC),
+        datetime.fromtimestamp(row.not_after, UTC),
+        row.revoked,
+        row.generation,
+        row.superseded,
+    )
+
+
+def answered_before(
+    connection: Connection, fingerprint: str, identity: SpiffeId, key_digest: str
+) -> Renewed | None:
+    """The renewal that the same key was given already, by the caller's certificate or an earlier
+    one; None for a new key.
+
+    Args:
+        fingerprint: of the certificate that the caller shows.
+
+    Raises:
+        Unauthenticated: CERTIFICATE_SUPERSEDED, a later generation has come into use meanwhile.
+        Conflict: CSR_KEY_USED, the key belongs to a certificate that is or was in use.
+    """
+    used_by = _current(connection, fingerprint, identity)
+    rows = connection.execute(
+        select(certificates).where(certificates.c.key_digest == key_digest)
+    ).all()
+    for row in rows:
+        waits = row.chain is not None and not row.superseded and not row.revoked
+        if waits and row.spiffe_id == str(identity) and row.generation > used_by:
+            return Renewed(row.fingerprint, row.generation, row.chain)
+    if rows:
+        raise Conflict(
+            "CSR_KEY_USED",
+            f"the key in the request of {identity} has a certificate already; make a new key",
+        )
+    return None
+
+
+def drop_unused(connection: Connection, fingerprint: str, keep: str) -> int:
+    """Forget certificates that were issued after the caller's and never used, but for `keep`: a
+    node has at most one that waits. Gives how many."""
+    mine = select(certificates.c.generation).where(certificates.c.fingerprint == fingerprint)
+    identity = select(certificates.c.spiffe_id).where(certificates.c.fingerprint == fingerprint)
+    return connection.execute(
+        certificates.delete().where(
+            certificates.c.spiffe_id == identity.scalar_subquery(),
+            certificates.c.generation > mine.scalar_subquery(),
+            certificates.c.chain.is_not(None),
+            certificates.c.fingerprint != keep,
+        )
+    ).rowcount
+
+
+def put_in_use(connection: Connection, fingerprint: str, identity: SpiffeId) -> bool:
+    """Note that a certificate is in use: earlier generations of its identity are superseded.
+
+    Returns:
+        Whether there were any.
+
+    Raises:
+        Unauthenticated: CERTIFICATE_SUPERSEDED, it is itself one of them.
+    """
+    generation = _current(connection, fingerprint, identity)
+    connection.execute(
+        update(certificates).where(certificates.c.fingerprint == fingerprint).values(chain=None)
+    )
+    changed = connection.execute(
+        update(certificates)
+        .where(
+            certificates.c.spiffe_id == str(identity),
+            certificates.c.generation < generation,
+            certificates.c.superseded == false(),
+        )
+        .values(superseded=True, chain=None)
+    ).rowcount
+    return changed > 0
+
+
+def _current(connection: Connection, fingerprint: str, identity: SpiffeId) -> int:
+    """The generation of a certificate that is not superseded. Locks its node, so that of two
+    that are put in use at once the second sees the first."""
+    connection.execute(
+        select(nodes.c.name).where(nodes.c.name == identity.name).with_for_update()
+    ).one_or_none()
+    row = connection.execute(
+        select(certificates.c.generation, certificates.c.superseded).where(
+            certificates.c.fingerprint == fingerprint
+        )
+    ).one_or_none()
+    # One that is gone was never used, and another took its place.
+    if row is None or row.superseded:
+        raise superseded(identity)
+    return int(row.generation)

@@ -1,0 +1,68 @@
+"""Connections to the coordinator: the newest certificate's, and older ones until they are idle."""
+
+import asyncio
+from typing import Final
+
+import grpc
+
+from node_agent.identity import Identity
+
+OPTIONS: Final = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", 8 << 20),
+    # A fixed window, enough for 50 MB/s at 40 ms; gRPC's probe of the bandwidth would let a
+    # download fill some 10 MiB.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 2 << 20),
+    ("grpc.initial_reconnect_backoff_ms", 500),
+    # The stream's own jitter spreads the agents; this only bounds what is waited on top of it.
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+CLOSE_AFTER_S: Final = 90.0
+"""No call takes longer: what an older connection carried is over by then."""
+
+
+class Channels:
+    """One connection for each certificate that may have calls under way.
+
+    Args:
+        address: "host:port" of the coordinator's mTLS port.
+
+    Attributes:
+        current: for every new call.
+    """
+
+    def __init__(self, address: str, identity: Identity) -> None:
+        self._address = address
+        self._closing: dict[asyncio.Task[None], grpc.aio.Channel] = {}
+        self.current = self._opened(identity)
+
+    def renewed(self, identity: Identity) -> grpc.aio.Channel:
+        """A connection with a newer certificate; calls under way end on the one before."""
+        before, self.current = self.current, self._opened(identity)
+        closing = asyncio.create_task(self._close_later(before))
+        self._closing[closing] = before
+        closing.add_done_callback(lambda task: self._closing.pop(task, None))
+        return self.current
+
+    async def close(self) -> None:
+        """Close all of them now."""
+        open_ = [*self._closing.values(), self.current]
+        for task in list(self._closing):
+            task.cancel()
+        for channel in open_:
+            await channel.close()
+
+    def _opened(self, identity: Identity) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(self._address, identity.credentials(), options=OPTIONS)
+
+    async def _close_later(self, channel: grpc.aio.Channel) -> None:
+        # gRPC's own grace period does not see every call, and a call that a closing channel
+        # cancels looks like one that we cancelled: its work would silently stop.
+        await asyncio.sleep(CLOSE_AFTER_S)
+        await channel.close()

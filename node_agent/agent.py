@@ -34,6 +34,7 @@ from node_agent.state import State, ledger_missing
 from node_agent.steward import Rules, Steward
 from node_agent.tasks.registry import installed
 from privacy.ledger import verify
+from privacy.stages import stage_of
 from protos.allocation import keep_freed
 from protos.errors import Conflict, FeddpError, Limited, Malformed
 
@@ -167,11 +168,13 @@ def status(path: Path) -> dict[str, Any]:
         answer["rules"] = {"ok": False, "message": error.message}
     kept: list[KeptAccount] = []
     raises: dict[str, tuple[int, int]] = {}
+    guarantees: dict[str, float] = {}
     if folder.state_db.exists():
         state = State(folder.state_db, identity.node, identity.ledger_key)
         try:
             kept = state.ledger.accounts()
             raises = _raises(state)
+            guarantees = {one.account: state.ledger.epsilon_guarantee(one) for one in kept}
             since = state.note(CONNECTED_NOTE)
             answer["attempts"] = state.counts()
             answer["ledger"] = _verified(state, kept, identity)
@@ -186,7 +189,7 @@ def status(path: Path) -> dict[str, Any]:
             }
         finally:
             state.close()
-    answer["accounts"] = _accounts(identity.node, rules, kept, raises)
+    answer["accounts"] = _accounts(identity.node, rules, kept, raises, guarantees)
     return answer
 
 
@@ -291,20 +294,32 @@ def _accounts(
     rules: Rules | None,
     kept: list[KeptAccount],
     raises: Mapping[str, tuple[int, int]],
+    guarantees: Mapping[str, float],
 ) -> list[dict[str, Any]]:
     """Accounts of the policy and of the ledger; figures at the limit that is in force."""
     by_name = {one.account.removeprefix(f"{node}/"): one for one in kept}
     policies = {one.name: one for one in rules.policy.accounts} if rules else {}
     return [
-        _account(name, policies.get(name), by_name.get(name), rules)
+        _account(
+            name, policies.get(name), by_name.get(name), rules, guarantees.get(f"{node}/{name}")
+        )
         | dict(zip(("raises", "raises_unseen"), raises.get(f"{node}/{name}", (0, 0)), strict=True))
         for name in sorted({*by_name, *policies})
     ]
 
 
 def _account(
-    name: str, policy: AccountPolicy | None, kept: KeptAccount | None, rules: Rules | None
+    name: str,
+    policy: AccountPolicy | None,
+    kept: KeptAccount | None,
+    rules: Rules | None,
+    highest: float | None,
 ) -> dict[str, Any]:
+    """One account.
+
+    Args:
+        highest: the highest limit that was ever in force; None for an account without entries.
+    """
     answer: dict[str, Any] = {"name": name, "message": "", "not_raised": ""}
     if policy is not None and kept is not None:
         answer["not_raised"] = not_raised(policy, kept.fixed)
@@ -323,6 +338,7 @@ def _account(
     posted = kept.posted_units if kept else 0
     guarantee = kept.guarantee if kept else True
     spent = filter_.epsilon_of(posted)
+    limit, units = filter_.epsilon_limit, filter_.limit_units
     return answer | {
         "filter": filter_.kind,
         "rdp_order": filter_.order,
@@ -331,7 +347,9 @@ def _account(
         "epsilon_start": filter_.epsilon_start,
         "epsilon_spent": spent if guarantee else None,
         "epsilon_remaining": max(0.0, filter_.epsilon_limit - spent) if guarantee else None,
+        "epsilon_guarantee": max(limit, highest or limit) if guarantee else None,
         "guarantee": guarantee,
+        "stage": stage_of(posted, posted, units, spent if guarantee else None, limit),
         "posted_units": posted,
         "limit_units": filter_.limit_units,
     }

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from feddp.cli import agent_ledger, agent_limit, output
+from feddp.cli.budget import STAGES
 from feddp.cli.options import Json
 from feddp.process import loading
 
@@ -125,5 +126,9 @@ def _account(one: dict[str, Any]) -> str:
         limit += f". {one['not_raised']}"
     if not one["guarantee"]:
         return f"NO GUARANTEE: something was released without accounting; {limit}"
-    running = output.epsilon(one["epsilon_spent"])
-    return f"{limit}; running epsilon {running}, on the way to the limit, which is the guarantee"
+    running = f"running epsilon {output.epsilon(one['epsilon_spent'])}"
+    stage = f". {STAGES[one['stage']]}" if one["stage"] else ""
+    if one["epsilon_guarantee"] == one["epsilon_limit"]:
+        return f"{limit}; {running}, on the way to the limit, which is the guarantee{stage}"
+    guarantee = output.epsilon(one["epsilon_guarantee"])
+    return f"{limit} now; {running}; the guarantee is {guarantee}, its highest limit ever{stage}"

@@ -19,7 +19,7 @@ from node_agent.agent import locked, run, status
 from node_agent.config import Folder, load_config
 from node_agent.identity import load_identity
 from node_agent.policy import FixedFilter
-from node_agent.session.greeting import hello
+from node_agent.session.greeting import hello, warn_of_limits
 from node_agent.state import State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import installed
@@ -196,6 +196,26 @@ def test_a_greeting_says_what_each_task_is_for(folder: Folder) -> None:
 
 def _with_account(**changes: Any) -> dict[str, Any]:
     return {**POLICY, "accounts": [{**POLICY["accounts"][0], **changes}]}
+
+
+def test_a_limit_below_what_was_spent_is_a_warning_and_not_the_guarantee(folder: Folder) -> None:
+    """Limit 10, then 0.1 in the policy with more spent: status and log say what stays promised."""
+    spend(folder)
+    write_rules(folder.root, _with_account(epsilon_limit=0.1))
+    (account,) = status(folder.root)["accounts"]
+    assert account["epsilon_spent"] > account["epsilon_limit"] == 0.1
+    assert (account["epsilon_guarantee"], account["stage"]) == (10.0, "over_limit")
+    said = CliRunner().invoke(app, ["agent", "status", "--dir", str(folder.root)]).stdout
+    assert "the guarantee is 10, its highest limit ever" in said
+    assert "LIMIT BELOW WHAT IS SPENT" in said
+    state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
+    for limit, lines in ((10.0, 0), (0.1, 1)):
+        state.lower("patients", limit, {})
+        with structlog.testing.capture_logs() as logs:
+            warn_of_limits(state.ledger.accounts(), state.ledger.epsilon_guarantee)
+        assert [one["event"] for one in logs] == ["limit_below_spent"] * lines
+    assert (logs[0]["epsilon_limit"], logs[0]["epsilon_guarantee"]) == (0.1, 10.0)
+    state.close()
 
 
 def test_status_finds_a_ledger_that_was_changed_by_hand(folder: Folder) -> None:

@@ -20,12 +20,16 @@ import structlog
 
 from node_agent.admission import Admission
 from node_agent.config import AgentConfig, Folder, load_config
+from node_agent.datasets import DataSetSpec
 from node_agent.footprint import keep_small
+from node_agent.headers import WrongHeader, check_header
 from node_agent.identity import Identity, load_identity
 from node_agent.launchers.base import Limits, StartWorker
 from node_agent.launchers.local import LocalWorker
+from node_agent.overlap_watch import watch_overlaps
+from node_agent.overlaps import overlaps
 from node_agent.own_ledger import KeptAccount
-from node_agent.policy import AccountPolicy, filter_of, not_raised
+from node_agent.policy import AccountPolicy, above_limit, filter_of, not_raised
 from node_agent.session.driver import CONNECTED_NOTE, Driver, Parts
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.link import CHANNEL_OPTIONS
@@ -106,7 +110,10 @@ async def serve(
     log.info("agent_started", node=identity.node, coordinator=config.coordinator)
     if identity.expires_at < datetime.now(UTC):
         log.error("certificate_expired", at=identity.expires_at.isoformat())
-    small = asyncio.create_task(keep_small())
+    beside = [
+        asyncio.create_task(keep_small()),
+        asyncio.create_task(watch_overlaps(folder, steward)),
+    ]
     try:
         driver = Driver(
             Parts(
@@ -127,7 +134,9 @@ async def serve(
         )
         await driver.run(stop)
     finally:
-        small.cancel()
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         await channel.close()
         ledger.close()
         state.close()
@@ -156,6 +165,7 @@ def status(path: Path) -> dict[str, Any]:
         "connected_since": None,
         "rules": {"ok": True, "message": ""},
         "data_sets": [],
+        "overlaps": [],
         "accounts": [],
         "attempts": {},
         "ledger": {"verified": True, "entries": 0, "problems": [], "disputes": []},
@@ -163,7 +173,11 @@ def status(path: Path) -> dict[str, Any]:
     rules = None
     try:
         rules = Steward(folder).rules()
-        answer["data_sets"] = [_data_set(spec.name, rules) for spec in rules.data_sets]
+        answer["data_sets"] = [_data_set(spec, rules) for spec in rules.data_sets]
+        answer["overlaps"] = [
+            {"data_sets": list(one.data_sets), "warning": one.is_warning, "message": one.said()}
+            for one in overlaps(rules.data_sets)
+        ]
     except FeddpError as error:
         answer["rules"] = {"ok": False, "message": error.message}
     kept: list[KeptAccount] = []
@@ -190,6 +204,9 @@ def status(path: Path) -> dict[str, Any]:
         finally:
             state.close()
     answer["accounts"] = _accounts(identity.node, rules, kept, raises, guarantees)
+    answer["in_order"] = answer["rules"]["ok"] and not any(
+        one["message"] for one in answer["data_sets"] + answer["accounts"]
+    )
     return answer
 
 
@@ -250,14 +267,19 @@ def _is_locked(folder: Folder) -> bool:
     return False
 
 
-def _data_set(name: str, rules: Rules) -> dict[str, Any]:
-    spec = next(one for one in rules.data_sets if one.name == name)
+def _data_set(spec: DataSetSpec, rules: Rules) -> dict[str, Any]:
+    message = ""
+    try:
+        check_header(spec)
+    except WrongHeader as error:
+        message = str(error)
     return {
         "name": spec.name,
         "account": spec.account,
         "declared_n": spec.declared_n,
         "version": spec.version,
         "tasks": sorted(rules.policy.tasks_on(spec.name)),
+        "message": message,
     }
 
 
@@ -340,6 +362,7 @@ def _account(
     spent = filter_.epsilon_of(posted)
     limit, units = filter_.epsilon_limit, filter_.limit_units
     return answer | {
+        "shares_above": above_limit(policy, limit) if policy is not None else "",
         "filter": filter_.kind,
         "rdp_order": filter_.order,
         "delta": filter_.delta,

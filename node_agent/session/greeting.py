@@ -10,7 +10,7 @@ import structlog
 
 from node_agent.datasets import DataSetSpec, schema_json
 from node_agent.own_ledger import KeptAccount
-from node_agent.policy import FixedFilter, Policy, ShareKind, filter_of, not_raised
+from node_agent.policy import FixedFilter, Policy, ShareKind, above_limit, filter_of, not_raised
 from node_agent.steward import Rules
 from node_agent.tasks.registry import TaskInfo
 from privacy.ledger import LimitChange
@@ -146,6 +146,8 @@ def _accounts(
             )
         if advice := not_raised(account, counted):
             log.warning("limit_not_raised", account=account.name, do=advice)
+        if advice := above_limit(account, filter_.epsilon_limit):
+            log.warning("share_above_limit", account=account.name, do=advice)
         found.append(
             pb.Account(
                 name=account.name,

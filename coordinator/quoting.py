@@ -99,10 +99,7 @@ def _cost(one: pb.QuotedNode, job: Job, facts: NodeFacts, offer: Offer) -> None:
     after_units = balance.posted_units + balance.pending_units + job.rounds_planned * cost_units
     if spent is not None and balance.guarantee:
         one.epsilon_after = filter_.epsilon_of(after_units)
-    one.nearly_spent = (
-        after_units >= NEARLY_SPENT * filter_.limit_units
-        or filter_.epsilon_of(after_units) >= NEARLY_SPENT * filter_.epsilon_limit
-    )
+    one.nearly_spent = after_units >= NEARLY_SPENT * filter_.limit_units
     if cost_units > 0:
         left_units, one.tightest, one.tightest_epsilon = _tightest(account, steward, facts.shares)
         one.rounds_fit = left_units // cost_units

@@ -45,7 +45,7 @@ def show(
         if isinstance(entry.statement, LimitChange):
             limits = raised.setdefault(entry.statement.account, [])
             limits.append(entry.statement.terms.epsilon_limit_new)
-    guarantees = [_guarantee(one, raised.get(str(one["account"]), [])) for one in found.accounts]
+    guarantees = [guarantee_of(one, raised.get(str(one["account"]), [])) for one in found.accounts]
     if as_json:
         output.print_json(
             {
@@ -101,7 +101,7 @@ def _require_accounts(found: "Ledger", data_set: str) -> None:
         )
 
 
-def _guarantee(account: dict[str, Any], raised: list[float]) -> float | None:
+def guarantee_of(account: dict[str, Any], raised: list[float]) -> float | None:
     """The highest limit that was ever in force: lowering one takes nothing back that was released
     under it. None without a guarantee."""
     if not account["guarantee"]:

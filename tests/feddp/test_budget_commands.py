@@ -13,6 +13,7 @@ from command_line import Run
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fake_coordinator import Coordinator, wire
 
+from feddp.cli.budget import guarantee_of
 from feddp.cli.exports import from_file
 from feddp.cli.ledgers import Ledger, check, from_client
 from feddp.client import Client
@@ -452,6 +453,24 @@ def test_a_lowered_limit_is_no_guarantee(booked: Coordinator, run: Run) -> None:
     assert (found["epsilon_limit"], found["epsilon_guarantee"]) == (0.1, 2.0)
     exported = run("budget", "ledger", "--json", "--profile", booked.profile).json["accounts"][0]
     assert "epsilon_guarantee" not in exported
+
+
+@pytest.mark.parametrize(
+    ("changes", "raised", "guarantee"),
+    [
+        ({}, [], 10.0),
+        ({}, [20.0, 15.0], 20.0),
+        ({"epsilon_limit": 25.0}, [20.0, 25.0], 25.0),
+        ({"guarantee": False}, [20.0], None),
+        ({"epsilon_limit_highest": None}, [], 3.0),
+    ],
+)
+def test_the_guarantee_is_the_highest_limit_that_ever_was(
+    changes: dict[str, Any], raised: list[float], guarantee: float | None
+) -> None:
+    """Of the first, the raised and the one in force; a coordinator of 0.1.0 tells the last only."""
+    account = {"epsilon_limit": 3.0, "epsilon_limit_highest": 10.0, "guarantee": True, **changes}
+    assert guarantee_of(account, raised) == guarantee
 
 
 def test_an_export_whose_entries_come_first_verifies_too(

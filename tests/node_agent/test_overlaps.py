@@ -9,8 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import structlog
+from typer.testing import CliRunner
 
 from certs.authority import Authority
+from feddp.cli.app import app
 from node_agent import overlaps as module
 from node_agent.agent import status
 from node_agent.config import Folder
@@ -19,7 +21,8 @@ from node_agent.overlap_watch import watch_overlaps
 from node_agent.overlaps import overlaps
 from node_agent.steward import Steward
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
-from tests.node_agent.samples import DATA_SET, data_set, write_rules
+from tests.node_agent.samples import DATA_SET, POLICY, data_set, write_rules
+from tests.stewards import vouched
 
 HEADER = "patient_id,age,disease\n"
 
@@ -119,6 +122,22 @@ def test_status_shows_what_two_data_sets_share(folder: Folder) -> None:
     (one,) = found["overlaps"]
     assert (one["data_sets"], one["warning"]) == (["heart", "heart-2"], False)
     assert found["in_order"]
+
+
+def test_one_file_for_two_vouched_accounts_is_a_warning(folder: Folder) -> None:
+    """A steward's signature does not hide it."""
+    first = POLICY["accounts"][0]
+    content = {
+        **POLICY,
+        "accounts": [first, {**first, "name": "others"}],
+        **vouched("patients", "others"),
+    }
+    one = {**DATA_SET, "source": "heart.csv"}
+    write_rules(folder.root, content, [one, {**one, "name": "copy", "account": "others"}])
+    answer = CliRunner().invoke(app, ["agent", "status", "--dir", str(folder.root)])
+    (line,) = [one for one in answer.stdout.splitlines() if one.startswith("WARNING")]
+    assert "heart and copy are the same file" in line
+    assert "neither limit holds" in line
 
 
 def test_the_agent_logs_it_once_at_start_and_when_a_file_changes(folder: Folder) -> None:

@@ -20,12 +20,16 @@ import structlog
 from node_agent.admission import Admission
 from node_agent.channels import Channels
 from node_agent.config import AgentConfig, Folder, load_config
+from node_agent.datasets import DataSetSpec
 from node_agent.footprint import keep_small
+from node_agent.headers import WrongHeader, check_header
 from node_agent.identity import Identity, load_identity
 from node_agent.launchers.base import Limits, StartWorker
 from node_agent.launchers.local import LocalWorker
+from node_agent.overlap_watch import watch_overlaps
+from node_agent.overlaps import overlaps
 from node_agent.own_ledger import KeptAccount
-from node_agent.policy import AccountPolicy, filter_of, not_raised
+from node_agent.policy import AccountPolicy, above_limit, filter_of, not_raised
 from node_agent.renewal import Renewal
 from node_agent.session.driver import CONNECTED_NOTE, Driver, Parts
 from node_agent.session.ledger_thread import LedgerThread
@@ -34,6 +38,7 @@ from node_agent.state import State, ledger_missing
 from node_agent.steward import Rules, Steward
 from node_agent.tasks.registry import installed
 from privacy.ledger import verify
+from privacy.stages import stage_of
 from protos.allocation import keep_freed
 from protos.errors import Conflict, FeddpError, Limited, Malformed
 
@@ -101,7 +106,10 @@ async def serve(
     channels = Channels(config.coordinator, identity)
     steward = Steward(folder)
     log.info("agent_started", node=identity.node, coordinator=config.coordinator)
-    small = asyncio.create_task(keep_small())
+    beside = [
+        asyncio.create_task(keep_small()),
+        asyncio.create_task(watch_overlaps(folder, steward)),
+    ]
     try:
         driver = Driver(
             Parts(
@@ -132,7 +140,9 @@ async def serve(
             await driver.run(stop)
             renewing.cancel()
     finally:
-        small.cancel()
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         await channels.close()
         ledger.close()
         state.close()
@@ -162,6 +172,7 @@ def status(path: Path) -> dict[str, Any]:
         "connected_since": None,
         "rules": {"ok": True, "message": ""},
         "data_sets": [],
+        "overlaps": [],
         "accounts": [],
         "attempts": {},
         "ledger": {"verified": True, "entries": 0, "problems": [], "disputes": []},
@@ -169,16 +180,22 @@ def status(path: Path) -> dict[str, Any]:
     rules = None
     try:
         rules = Steward(folder).rules()
-        answer["data_sets"] = [_data_set(spec.name, rules) for spec in rules.data_sets]
+        answer["data_sets"] = [_data_set(spec, rules) for spec in rules.data_sets]
+        answer["overlaps"] = [
+            {"data_sets": list(one.data_sets), "warning": one.is_warning, "message": one.said()}
+            for one in overlaps(rules.data_sets)
+        ]
     except FeddpError as error:
         answer["rules"] = {"ok": False, "message": error.message}
     kept: list[KeptAccount] = []
     raises: dict[str, tuple[int, int]] = {}
+    guarantees: dict[str, float] = {}
     if folder.state_db.exists():
         state = State(folder.state_db, identity.node, identity.ledger_key)
         try:
             kept = state.ledger.accounts()
             raises = _raises(state)
+            guarantees = {one.account: state.ledger.epsilon_guarantee(one) for one in kept}
             since = state.note(CONNECTED_NOTE)
             answer["attempts"] = state.counts()
             answer["ledger"] = _verified(state, kept, identity)
@@ -193,7 +210,10 @@ def status(path: Path) -> dict[str, Any]:
             }
         finally:
             state.close()
-    answer["accounts"] = _accounts(identity.node, rules, kept, raises)
+    answer["accounts"] = _accounts(identity.node, rules, kept, raises, guarantees)
+    answer["in_order"] = answer["rules"]["ok"] and not any(
+        one["message"] for one in answer["data_sets"] + answer["accounts"]
+    )
     return answer
 
 
@@ -254,14 +274,19 @@ def _is_locked(folder: Folder) -> bool:
     return False
 
 
-def _data_set(name: str, rules: Rules) -> dict[str, Any]:
-    spec = next(one for one in rules.data_sets if one.name == name)
+def _data_set(spec: DataSetSpec, rules: Rules) -> dict[str, Any]:
+    message = ""
+    try:
+        check_header(spec)
+    except WrongHeader as error:
+        message = str(error)
     return {
         "name": spec.name,
         "account": spec.account,
         "declared_n": spec.declared_n,
         "version": spec.version,
         "tasks": sorted(rules.policy.tasks_on(spec.name)),
+        "message": message,
     }
 
 
@@ -298,20 +323,32 @@ def _accounts(
     rules: Rules | None,
     kept: list[KeptAccount],
     raises: Mapping[str, tuple[int, int]],
+    guarantees: Mapping[str, float],
 ) -> list[dict[str, Any]]:
     """Accounts of the policy and of the ledger; figures at the limit that is in force."""
     by_name = {one.account.removeprefix(f"{node}/"): one for one in kept}
     policies = {one.name: one for one in rules.policy.accounts} if rules else {}
     return [
-        _account(name, policies.get(name), by_name.get(name), rules)
+        _account(
+            name, policies.get(name), by_name.get(name), rules, guarantees.get(f"{node}/{name}")
+        )
         | dict(zip(("raises", "raises_unseen"), raises.get(f"{node}/{name}", (0, 0)), strict=True))
         for name in sorted({*by_name, *policies})
     ]
 
 
 def _account(
-    name: str, policy: AccountPolicy | None, kept: KeptAccount | None, rules: Rules | None
+    name: str,
+    policy: AccountPolicy | None,
+    kept: KeptAccount | None,
+    rules: Rules | None,
+    highest: float | None,
 ) -> dict[str, Any]:
+    """One account.
+
+    Args:
+        highest: the highest limit that was ever in force; None for an account without entries.
+    """
     answer: dict[str, Any] = {"name": name, "message": "", "not_raised": ""}
     if policy is not None and kept is not None:
         answer["not_raised"] = not_raised(policy, kept.fixed)
@@ -330,7 +367,9 @@ def _account(
     posted = kept.posted_units if kept else 0
     guarantee = kept.guarantee if kept else True
     spent = filter_.epsilon_of(posted)
+    limit, units = filter_.epsilon_limit, filter_.limit_units
     return answer | {
+        "shares_above": above_limit(policy, limit) if policy is not None else "",
         "filter": filter_.kind,
         "rdp_order": filter_.order,
         "delta": filter_.delta,
@@ -338,7 +377,9 @@ def _account(
         "epsilon_start": filter_.epsilon_start,
         "epsilon_spent": spent if guarantee else None,
         "epsilon_remaining": max(0.0, filter_.epsilon_limit - spent) if guarantee else None,
+        "epsilon_guarantee": max(limit, highest or limit) if guarantee else None,
         "guarantee": guarantee,
+        "stage": stage_of(posted, posted, units, spent if guarantee else None, limit),
         "posted_units": posted,
         "limit_units": filter_.limit_units,
     }

@@ -1,5 +1,6 @@
 """What an agent's folder holds, and `agent.yaml` in it."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
@@ -161,11 +162,19 @@ def parse(model: type[Model], value: dict[str, Any], path: Path, reason: str) ->
         text = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             text = "there is no such key; check its spelling"
-        elif fault["type"] == "float_type" and isinstance(fault["input"], str):
+        elif fault["type"] == "float_type" and _is_number_text(fault["input"]):
             text += "; YAML reads 1e-5 as text: write 1.0e-5"
         raise Malformed(
             reason, f"{path}: key {key}: {text}" if key else f"{path}: {text}"
         ) from None
+
+
+def _is_number_text(value: object) -> bool:
+    """Whether a person meant a number and YAML read text."""
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def _refuse_repeated(node: yaml.Node | None, path: Path, reason: str) -> None:

@@ -160,6 +160,11 @@ def _first(error: ValidationError) -> str:
     fault = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in fault["loc"] if part not in ("<number>", "<category>"))
     text = fault["msg"].removeprefix("Value error, ")
+    if fault["loc"] == ("patient",) and fault["type"] == "string_type":
+        text = (
+            "exactly one column names the patient: write its name, as text; where several make the "
+            "id, join them into one column of the file"
+        )
     if "category" in fault["loc"] and fault["type"] == "string_type":
         text += " (YAML reads TRUE, No and 1 as other than text: quote them)"
     return f"key {key}: {text}" if key else text

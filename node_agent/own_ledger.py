@@ -144,6 +144,12 @@ class OwnLedger:
         known = self.raises(kept.account)
         return known[-1].raised() if known else kept.filter(kept.epsilon_limit_highest)
 
+    def epsilon_guarantee(self, kept: KeptAccount) -> float:
+        """The highest limit that was ever in force: what the account's patients can rely on, also
+        after the policy has lowered it."""
+        raised = (change.terms.epsilon_limit_new for change in self.raises(kept.account))
+        return max([kept.epsilon_limit_highest, *raised])
+
     def append(self, statement: Statement, posted_units: int = 0) -> bytes:
         """Sign a statement and add it to its account's chain; returns the signature.
 

@@ -32,6 +32,8 @@ UNRESOLVED_MAX: Final = 16
 
 UNIT: Final = "patient"
 
+RDP_ORDER_MIN: Final = 2
+
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 STEWARD_NAME: Final = _NAME
 _TASK = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[0-9a-f]{64}$"
@@ -72,7 +74,11 @@ class AccountPolicy(_Model):
 
     @model_validator(mode="after")
     def _order_with_rdp_only(self) -> "AccountPolicy":
-        if (self.filter == "rdp") != (self.rdp_order > 0):
+        if self.filter == "rdp" and self.rdp_order < RDP_ORDER_MIN:
+            raise ValueError(
+                f"filter: rdp needs an order: give rdp_order from {RDP_ORDER_MIN}, a whole number"
+            )
+        if self.filter != "rdp" and self.rdp_order > 0:
             raise ValueError("rdp_order goes with filter: rdp, and only with it")
         return self
 
@@ -291,6 +297,22 @@ def not_raised(account: AccountPolicy, fixed: FixedFilter | None) -> str:
         f"The policy asks for epsilon {account.epsilon_limit:g} and the limit of account "
         f"{account.name} stays {fixed.epsilon_limit:g} until two of the hospital's stewards raise "
         f"it: `feddp agent limit propose {account.name}`."
+    )
+
+
+def above_limit(account: AccountPolicy, epsilon_limit: float) -> str:
+    """What to tell of limits within an account that are above its own; empty where none is.
+
+    Args:
+        epsilon_limit: of the account, in force. A policy that lowers it may leave the others, so
+            that this is no fault.
+    """
+    names = [f"{kind} {name}" for kind, name, limit in account.shares() if limit > epsilon_limit]
+    if not names:
+        return ""
+    return (
+        f"The limit for {', '.join(names)} is above the account's own, {epsilon_limit:g}, which is "
+        "reached first."
     )
 
 

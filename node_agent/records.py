@@ -18,6 +18,7 @@ import structlog
 from numpy.typing import NDArray
 
 from node_agent.datasets import CategoryColumn, DataSetSpec
+from node_agent.headers import column_fault
 from node_agent.tasks.tabular_config import FEATURE_LIMIT, Feature
 
 log = structlog.get_logger(__name__)
@@ -184,11 +185,9 @@ def _read_parquet(path: Path, declared: set[str], wanted: list[str]) -> pa.Table
 
 
 def _check_header(path: Path, names: list[str], declared: set[str]) -> None:
-    for name in sorted(declared):
-        times = names.count(name)
-        if times != 1:
-            what = "is missing" if times == 0 else f"stands {times} times"
-            raise DataProblem(f"column {name!r} {what} in {path}")
+    fault = column_fault(path, names, declared)
+    if fault:
+        raise DataProblem(fault)
 
 
 def _texts(

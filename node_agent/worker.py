@@ -86,8 +86,8 @@ class Train(BaseModel):
 
 
 class Check(BaseModel):
-    """Look at a round's model, at the room for its update, and at how long an attempt takes on
-    made-up records, before the data is open, when a fault may still be told."""
+    """Look at the source's header, a round's model, the room for its update, and how long an
+    attempt takes on made-up records, before the data is open, when a fault may still be told."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -166,6 +166,10 @@ class Worker:
         prepared, program = self._prepared, self._program
         if prepared is None or program is None:
             return _refused("NOT_PREPARED", "The worker was not prepared.")
+        if registry.installed()[prepared.task].reads_data:
+            wrong = _wrong_header(prepared.data_set)
+            if wrong is not None:
+                return wrong
         try:
             self._base = request.base_model_digest, self._take_base(request)
         except NoUpdate as problem:
@@ -243,6 +247,23 @@ def _program(task: str, config: BaseModel, data_set: DataSetSpec) -> "Program":
 
         return NullProgram(config)
     raise TypeError(task)
+
+
+def _wrong_header(data_set: DataSetSpec) -> Answer | None:
+    """Refuse a source that lacks a declared column; which one stays in the hospital's log."""
+    from node_agent.headers import WrongHeader, check_header
+
+    try:
+        check_header(data_set)
+    except WrongHeader as error:
+        log.error("source_wrong", data_set=data_set.name, reason=error.reason, detail=str(error))
+        return _refused(
+            error.reason,
+            f"The file of data set {data_set.name} does not have the columns that the node "
+            "declares, or is not there; its data steward sees with `feddp agent status` what is "
+            "wrong.",
+        )
+    return None
 
 
 def _refused(reason: str, message: str) -> Answer:

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from feddp.cli import agent_ledger, agent_limit, output
+from feddp.cli.budget import STAGES
+from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
 from feddp.process import loading
 
@@ -64,14 +66,18 @@ def run(
 
 @app.command()
 def status(folder: Folder, as_json: Json = False) -> None:
-    """What the agent on this machine knows: identity, policy, budgets by its own ledger."""
+    """What the agent on this machine knows: identity, policy, budgets by its own ledger.
+
+    Exit code 1 while the steward's files, or a data set's, are not in order."""
     from node_agent.agent import status as agent_status
 
     found = agent_status(folder)
     if as_json:
         output.print_json(found)
-        return
-    output.facts(_facts(found))
+    else:
+        output.facts(_facts(found))
+    if not found["in_order"]:
+        raise typer.Exit(FAILED)
 
 
 def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -84,15 +90,16 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("connected", _connected(found)),
         ("certificate until", output.moment(found["certificate_expires_at"])),
         ("renews itself", _renewal(found)),
-        ("steward's files", "in order" if found["rules"]["ok"] else found["rules"]["message"]),
+        ("steward's files", _files(found)),
         *(
             (
                 f"data set {one['name']}",
                 f"{one['declared_n']} patients declared, paid by {one['account']}, "
-                f"{len(one['tasks'])} tasks allowed",
+                f"{len(one['tasks'])} tasks allowed" + _wrong(one["message"]),
             )
             for one in found["data_sets"]
         ),
+        *(("WARNING" if one["warning"] else "note", one["message"]) for one in found["overlaps"]),
         *((f"account {one['name']}", _account(one)) for one in found["accounts"]),
         ("own ledger", f"{ledger['entries']} entries, {said}"),
         *(("problem", text) for text in ledger["problems"]),
@@ -116,6 +123,16 @@ def _renewal(found: dict[str, Any]) -> str:
     return f"due since {moment}: the agent must run and reach the coordinator; its log says more"
 
 
+def _files(found: dict[str, Any]) -> str:
+    if not found["rules"]["ok"]:
+        return str(found["rules"]["message"])
+    return "in order" if found["in_order"] else "NOT in order: see below"
+
+
+def _wrong(message: str) -> str:
+    return f". WRONG: {message}; attempts on it are refused, and cost nothing" if message else ""
+
+
 def _connected(found: dict[str, Any]) -> str:
     if not found["connected"]:
         return "no"
@@ -124,7 +141,7 @@ def _connected(found: dict[str, Any]) -> str:
 
 def _account(one: dict[str, Any]) -> str:
     if one["message"]:
-        return str(one["message"])
+        return f"WRONG: {one['message']}"
     limit = f"limit {output.epsilon(one['epsilon_limit'])} at delta {one['delta']:g}"
     if one["epsilon_start"] > 0:
         start = output.epsilon(one["epsilon_start"])
@@ -134,7 +151,13 @@ def _account(one: dict[str, Any]) -> str:
         limit += ", not yet in the coordinator's ledger" if one["raises_unseen"] else ""
     if one["not_raised"]:
         limit += f". {one['not_raised']}"
+    if one["shares_above"]:
+        limit += f". {one['shares_above']}"
     if not one["guarantee"]:
         return f"NO GUARANTEE: something was released without accounting; {limit}"
-    running = output.epsilon(one["epsilon_spent"])
-    return f"{limit}; running epsilon {running}, on the way to the limit, which is the guarantee"
+    running = f"running epsilon {output.epsilon(one['epsilon_spent'])}"
+    stage = f". {STAGES[one['stage']]}" if one["stage"] else ""
+    if one["epsilon_guarantee"] == one["epsilon_limit"]:
+        return f"{limit}; {running}, on the way to the limit, which is the guarantee{stage}"
+    guarantee = output.epsilon(one["epsilon_guarantee"])
+    return f"{limit} now; {running}; the guarantee is {guarantee}, its highest limit ever{stage}"

@@ -1,6 +1,5 @@
 """`feddp budget`: what was spent, on what, and whether the ledger proves it."""
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -15,10 +14,12 @@ if TYPE_CHECKING:
     from feddp.cli.ledgers import Ledger
     from privacy.ledger import Entry
 
-NEARLY_SPENT_SHARE: Final = 5
-"""A fifth is left: 80 % is spent."""
-RETIRED_SHARE: Final = 1000
-"""Below so small a part of its budget an account is called spent: hardly a release fits."""
+STAGES: Final = {
+    "": "",
+    "nearly_spent": "80 % spent or more",
+    "spent": "spent: retire it (docs/privacy.md)",
+    "over_limit": "LIMIT BELOW WHAT IS SPENT: nothing more is admitted, what was spent stays spent",
+}
 
 app = typer.Typer(
     help="Privacy accounts and their ledger; with --dir it works while the server is stopped.",
@@ -30,21 +31,37 @@ app = typer.Typer(
 def show(
     data_set: DataSet = "", folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False
 ) -> None:
-    """Every account: its limit, which is the guarantee, and the running epsilon."""
+    """Every account: its limit now, its guarantee, which is the highest limit that it ever had,
+    and the running epsilon."""
     from feddp.cli.ledgers import read
     from feddp.profile import Selection
+    from privacy.ledger import LimitChange
 
     found = read(Selection.of(folder, profile), data_set)
     if data_set:
         _require_accounts(found, data_set)
+    raised: dict[str, list[float]] = {}
+    for entry in found.entries:
+        if isinstance(entry.statement, LimitChange):
+            limits = raised.setdefault(entry.statement.account, [])
+            limits.append(entry.statement.terms.epsilon_limit_new)
+    guarantees = [guarantee_of(one, raised.get(str(one["account"]), [])) for one in found.accounts]
     if as_json:
-        output.print_json({"accounts": found.accounts})
+        output.print_json(
+            {
+                "accounts": [
+                    {**one, "epsilon_guarantee": guarantee}
+                    for one, guarantee in zip(found.accounts, guarantees, strict=True)
+                ]
+            }
+        )
         return
     headers = [
         "ACCOUNT",
         "DATA SETS",
         "FILTER",
         "LIMIT",
+        "GUARANTEE",
         "DELTA",
         "RUNNING EPSILON",
         "BOOKED",
@@ -54,15 +71,17 @@ def show(
         "LEFT",
         "STATE",
     ]
-    raises = Counter(
-        one.statement.account for one in found.entries if one.statement.kind == "limit"
-    )
-    output.table(headers, [_row(one, raises[str(one["account"])]) for one in found.accounts])
+    rows = [
+        _row(one, len(raised.get(str(one["account"]), [])), guarantee)
+        for one, guarantee in zip(found.accounts, guarantees, strict=True)
+    ]
+    output.table(headers, rows)
     shares = [row for account in found.accounts for row in _share_rows(account)]
     if shares:
         output.line("")
         output.table(["ACCOUNT", "FOR ALL JOBS OF", "LIMIT", "LEFT"], shares)
-    output.line("The limit at delta is the guarantee; the running epsilon is a figure on the way.")
+    output.line("The GUARANTEE is the highest limit that was ever in force, at delta; LIMIT is the")
+    output.line("one of now. The running epsilon is a figure on the way.")
     output.line("BOOKED is what the filter holds against the limit; EFFICIENCY is what the same")
     output.line("releases would have come to, had all been fixed in advance, over that; NAIVE SUM")
     output.line("adds up each release's own epsilon, and OF NAIVE is BOOKED over it.")
@@ -82,7 +101,16 @@ def _require_accounts(found: "Ledger", data_set: str) -> None:
         )
 
 
-def _row(account: dict[str, Any], raises: int) -> list[str]:
+def guarantee_of(account: dict[str, Any], raised: list[float]) -> float | None:
+    """The highest limit that was ever in force: lowering one takes nothing back that was released
+    under it. None without a guarantee."""
+    if not account["guarantee"]:
+        return None
+    first = account.get("epsilon_limit_highest") or 0.0
+    return float(max([account["epsilon_limit"], first, *raised]))
+
+
+def _row(account: dict[str, Any], raises: int, guarantee: float | None) -> list[str]:
     limit = int(account["limit_units"])
     left = limit - int(account["posted_units"]) - int(account["pending_units"])
     order = f" order {account['rdp_order']}" if account["rdp_order"] else ""
@@ -93,6 +121,7 @@ def _row(account: dict[str, Any], raises: int) -> list[str]:
         ", ".join(account["data_sets"]),
         f"{account['filter']}{order}",
         output.epsilon(account["epsilon_limit"]),
+        "none" if guarantee is None else output.epsilon(guarantee),
         f"{account['delta']:g}",
         output.epsilon(account["epsilon_spent"]),
         *(_figure(account, name) for name in ("epsilon_booked", "epsilon_naive")),
@@ -130,11 +159,12 @@ def _left(left: int, limit: int) -> str:
 def _state(account: dict[str, Any], left: int, limit: int) -> str:
     if not account["guarantee"]:
         return "NO GUARANTEE: something was released without accounting"
-    if left * RETIRED_SHARE < limit:
-        return "spent: retire it (docs/privacy.md)"
-    if left * NEARLY_SPENT_SHARE <= limit:
-        return "80 % spent or more"
-    return ""
+    from privacy.stages import stage_of
+
+    running, epsilon_limit = account.get("epsilon_spent"), float(account["epsilon_limit"])
+    return STAGES[
+        stage_of(limit - left, int(account["posted_units"]), limit, running, epsilon_limit)
+    ]
 
 
 def _figure(account: dict[str, Any], name: str) -> str:

@@ -17,7 +17,7 @@ from node_agent.orders import Order
 from node_agent.session import commands as c
 from node_agent.session import events as e
 from node_agent.session.attempts import Agent
-from node_agent.session.greeting import hello
+from node_agent.session.greeting import hello, warn_of_limits
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.link import Link
 from node_agent.session.machine import step
@@ -260,6 +260,7 @@ class Driver:
         said = hello(rules, tasks, state.fixed_filter, open_attempts, used, unseen, refuses)
         for account in said.accounts:  # the coordinator keeps a lower limit for good, and so do we
             state.lower(account.name, account.epsilon_limit, raised)
+        warn_of_limits(state.ledger.accounts(), state.ledger.epsilon_guarantee)
         return said
 
     async def _judge(self, order: Order) -> None:

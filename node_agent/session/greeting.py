@@ -9,7 +9,8 @@ from typing import Final
 import structlog
 
 from node_agent.datasets import DataSetSpec, schema_json
-from node_agent.policy import FixedFilter, Policy, ShareKind, filter_of, not_raised
+from node_agent.own_ledger import KeptAccount
+from node_agent.policy import FixedFilter, Policy, ShareKind, above_limit, filter_of, not_raised
 from node_agent.steward import Rules
 from node_agent.tasks.registry import TaskInfo
 from privacy.ledger import LimitChange
@@ -23,6 +24,11 @@ PROTOCOL_VERSION: Final = 1
 
 RAISES_MAX: Final = 64
 """In one Hello; more come with the next, once these were seen."""
+
+SPENT_STAYS: Final = (
+    "The limit is below what was spent: nothing more is admitted, and what was spent stays spent. "
+    "The guarantee stays the highest limit that was ever in force."
+)
 
 ShareUnits = Callable[[str, ShareKind, str], int]
 """(account, kind, name of a share) -> the units that are posted or reserved of it."""
@@ -74,6 +80,27 @@ def hello(
     return message
 
 
+def warn_of_limits(
+    accounts: Sequence[KeptAccount], guarantee: Callable[[KeptAccount], float]
+) -> None:
+    """Log the accounts whose limit in force is below what they have spent.
+
+    Args:
+        guarantee: the highest limit that was ever in force for an account.
+    """
+    for one in accounts:
+        filter_ = one.filter(one.epsilon_limit)
+        if one.posted_units > filter_.limit_units:
+            log.warning(
+                "limit_below_spent",
+                account=one.account,
+                epsilon_limit=one.epsilon_limit,
+                epsilon_spent=filter_.epsilon_of(one.posted_units) if one.guarantee else None,
+                epsilon_guarantee=guarantee(one) if one.guarantee else None,
+                do=SPENT_STAYS,
+            )
+
+
 @functools.cache
 def agent_version() -> str:
     """The installed package's version."""
@@ -122,6 +149,8 @@ def _accounts(
             )
         if advice := not_raised(account, counted):
             log.warning("limit_not_raised", account=account.name, do=advice)
+        if advice := above_limit(account, filter_.epsilon_limit):
+            log.warning("share_above_limit", account=account.name, do=advice)
         found.append(
             pb.Account(
                 name=account.name,

@@ -74,6 +74,7 @@ _ENTRIES: Final = {
         sources=(
             *_WORKER,
             "node_agent/datasets.py",
+            "node_agent/headers.py",
             "node_agent/records.py",
             "node_agent/tasks/made_up.py",
             "node_agent/tasks/tabular.py",
@@ -93,6 +94,7 @@ _ENTRIES: Final = {
         sources=(
             *_WORKER,
             "node_agent/datasets.py",
+            "node_agent/headers.py",
             "node_agent/records.py",
             "node_agent/tasks/evaluation.py",
             "node_agent/tasks/evaluation_config.py",

@@ -13,6 +13,7 @@ from command_line import Run
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fake_coordinator import Coordinator, wire
 
+from feddp.cli.budget import guarantee_of
 from feddp.cli.exports import from_file
 from feddp.cli.ledgers import Ledger, check, from_client
 from feddp.client import Client
@@ -81,11 +82,11 @@ def booked(coordinator: Coordinator) -> Coordinator:
 def test_show_labels_the_running_figure_and_names_the_guarantee(
     booked: Coordinator, run: Run
 ) -> None:
-    """The limit at delta is the guarantee."""
+    """The highest limit that was ever in force, at delta, is the guarantee."""
     ran = run("budget", "show", "--profile", booked.profile)
     assert ran.code == 0
     assert "RUNNING EPSILON" in ran.out
-    assert "The limit at delta is the guarantee" in ran.out
+    assert "The GUARANTEE is the highest limit that was ever in force" in ran.out
     account = run("budget", "show", "--json", "--profile", booked.profile).json["accounts"][0]
     assert (account["account"], account["epsilon_limit"]) == ("a/patients", 2.0)
 
@@ -421,6 +422,55 @@ def test_an_account_that_is_nearly_spent_says_so(
     out = run("budget", "show", "--profile", booked.profile).out
     assert ("spent" in out.split("a/patients", 1)[1].splitlines()[0]) == bool(said)
     assert said in out
+
+
+@pytest.mark.parametrize(
+    ("running", "said"),
+    [(1.59, ""), (1.6, "80 % spent or more"), (1.9981, "spent: retire it"), (None, "NO GUARANTEE")],
+)
+def test_the_running_epsilon_warns_as_the_units_do(
+    booked: Coordinator, run: Run, running: float | None, said: str
+) -> None:
+    """Epsilon is what people look at, and its share differs from the units'."""
+    account = booked.state.accounts[0]
+    account.ClearField("epsilon_spent")
+    account.guarantee = running is not None
+    if running is not None:
+        account.epsilon_spent = running
+    row = run("budget", "show", "--profile", booked.profile).out.splitlines()[1]
+    assert ("spent" in row, said in row) == ("spent" in said, True)
+
+
+def test_a_lowered_limit_is_no_guarantee(booked: Coordinator, run: Run) -> None:
+    """Limit 2 lowered to 0.1 with 0.4 spent: the guarantee stays 2, and the row warns."""
+    account = booked.state.accounts[0]
+    account.epsilon_limit = 0.1
+    account.limit_units = make_filter("gdp", 0, 0.1, 1e-5).limit_units
+    header, row = run("budget", "show", "--profile", booked.profile).out.splitlines()[:2]
+    assert row[header.index("GUARANTEE") :].startswith("2 ")
+    assert "LIMIT BELOW WHAT IS SPENT" in row
+    (found,) = run("budget", "show", "--json", "--profile", booked.profile).json["accounts"]
+    assert (found["epsilon_limit"], found["epsilon_guarantee"]) == (0.1, 2.0)
+    exported = run("budget", "ledger", "--json", "--profile", booked.profile).json["accounts"][0]
+    assert "epsilon_guarantee" not in exported
+
+
+@pytest.mark.parametrize(
+    ("changes", "raised", "guarantee"),
+    [
+        ({}, [], 10.0),
+        ({}, [20.0, 15.0], 20.0),
+        ({"epsilon_limit": 25.0}, [20.0, 25.0], 25.0),
+        ({"guarantee": False}, [20.0], None),
+        ({"epsilon_limit_highest": None}, [], 3.0),
+    ],
+)
+def test_the_guarantee_is_the_highest_limit_that_ever_was(
+    changes: dict[str, Any], raised: list[float], guarantee: float | None
+) -> None:
+    """Of the first, the raised and the one in force; a coordinator of 0.1.0 tells the last only."""
+    account = {"epsilon_limit": 3.0, "epsilon_limit_highest": 10.0, "guarantee": True, **changes}
+    assert guarantee_of(account, raised) == guarantee
 
 
 def test_an_export_whose_entries_come_first_verifies_too(

@@ -118,4 +118,4 @@ def write_rules(folder: Path, policy_: dict[str, Any] | None = None, data_sets: 
         source = folder / str(one["source"])
         if not source.exists():
             source.parent.mkdir(parents=True, exist_ok=True)
-            source.touch()
+            source.write_text(",".join([one["patient"], one["label"], *one["columns"]]) + "\n")

@@ -1,6 +1,7 @@
 """The agent as a process: its lock, its status, its end, and what it does not load."""
 
 import os
+import re
 import select
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from node_agent.agent import locked, run, status
 from node_agent.config import Folder, load_config
 from node_agent.identity import load_identity
 from node_agent.policy import FixedFilter
-from node_agent.session.greeting import hello
+from node_agent.session.greeting import hello, warn_of_limits
 from node_agent.state import State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import installed
@@ -196,6 +197,61 @@ def test_a_greeting_says_what_each_task_is_for(folder: Folder) -> None:
 
 def _with_account(**changes: Any) -> dict[str, Any]:
     return {**POLICY, "accounts": [{**POLICY["accounts"][0], **changes}]}
+
+
+def test_a_limit_below_what_was_spent_is_a_warning_and_not_the_guarantee(folder: Folder) -> None:
+    """Limit 10, then 0.1 in the policy with more spent: status and log say what stays promised."""
+    spend(folder)
+    write_rules(folder.root, _with_account(epsilon_limit=0.1))
+    (account,) = status(folder.root)["accounts"]
+    assert account["epsilon_spent"] > account["epsilon_limit"] == 0.1
+    assert (account["epsilon_guarantee"], account["stage"]) == (10.0, "over_limit")
+    said = CliRunner().invoke(app, ["agent", "status", "--dir", str(folder.root)]).stdout
+    assert "the guarantee is 10, its highest limit ever" in said
+    assert "LIMIT BELOW WHAT IS SPENT" in said
+    state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
+    for limit, lines in ((10.0, 0), (0.1, 1)):
+        state.lower("patients", limit, {})
+        with structlog.testing.capture_logs() as logs:
+            warn_of_limits(state.ledger.accounts(), state.ledger.epsilon_guarantee)
+        assert [one["event"] for one in logs] == ["limit_below_spent"] * lines
+    assert (logs[0]["epsilon_limit"], logs[0]["epsilon_guarantee"]) == (0.1, 10.0)
+    state.close()
+
+
+@pytest.mark.parametrize("fault", ["policy", "account", "column"])
+def test_status_is_exit_1_while_the_stewards_files_are_not_in_order(
+    folder: Folder, fault: str
+) -> None:
+    """An unreadable policy, an account that cannot be used, a column that is not in the file."""
+    asked = ["agent", "status", "--dir", str(folder.root)]
+    answer = CliRunner().invoke(app, asked)
+    assert (answer.exit_code, "in order" in answer.stdout) == (0, True)
+    if fault == "policy":
+        folder.policy_yaml.write_text("polizy: 1")
+    elif fault == "account":
+        write_rules(folder.root, _with_account(delta=0.006))
+    else:
+        (folder.root / "train.csv").write_text("id,age,disease\nsecret7,60,1\n")
+    answer = CliRunner().invoke(app, asked)
+    assert answer.exit_code == 1
+    assert not re.search(r"steward's files\s+in order", answer.stdout)
+    said = {"policy": "polizy", "account": "delta must be", "column": "'patient_id' is missing"}
+    assert said[fault] in answer.stdout
+    assert "secret7" not in answer.stdout
+    assert not status(folder.root)["in_order"]
+
+
+def test_a_purpose_limit_above_the_accounts_own_is_said(folder: Folder) -> None:
+    """It never binds; a policy that lowers the account's limit may leave it there."""
+    write_rules(folder.root, _with_account(epsilon_per_purpose={"training": 12.0}))
+    said = CliRunner().invoke(app, ["agent", "status", "--dir", str(folder.root)])
+    assert "purpose training is above the account's own, 10" in said.stdout
+    assert said.exit_code == 0
+    rules = Steward(folder).rules()
+    with structlog.testing.capture_logs() as logs:
+        hello(rules, {}, lambda _: FixedFilter("gdp", 0, 1.0e-5), [], lambda *_: 0)
+    assert [one["event"] for one in logs] == ["share_above_limit"]
 
 
 def test_status_finds_a_ledger_that_was_changed_by_hand(folder: Folder) -> None:

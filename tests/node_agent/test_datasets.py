@@ -54,6 +54,7 @@ def test_absolute_source_stays(tmp_path: Path) -> None:
         ({"name": "../x"}, "name"),
         ({"source": "train.xlsx"}, "source"),
         ({"patient": "disease"}, "patient"),
+        ({"patient": ["ward", "number"]}, "exactly one column names the patient"),
         ({"colour": 1}, "colour"),
         ({"columns": {}}, "columns"),
         ({"columns": {"age": "text"}}, "columns.age"),

@@ -291,6 +291,27 @@ def test_a_wrong_policy_file_names_what_is_wrong(tmp_path: Path, text: str, name
     assert named in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("line", "said", "unsaid"),
+    [
+        ("epsilon_limit: ten", "valid number", "1e-5"),
+        ("delta: 1e-5", "write 1.0e-5", "order"),
+        ("{filter: rdp, rdp_order: 0}", "give rdp_order from 2", "goes with"),
+        ("{filter: rdp, rdp_order: 1}", "give rdp_order from 2", "goes with"),
+        ("rdp_order: 4", "goes with filter: rdp", "from 2"),
+    ],
+)
+def test_the_error_says_what_to_write(tmp_path: Path, line: str, said: str, unsaid: str) -> None:
+    """What is said of YAML's numbers only where a number was meant; an order is asked for."""
+    path = tmp_path / "policy.yaml"
+    changed = {**POLICY["accounts"][0], **yaml.safe_load(line)}
+    path.write_text(yaml.safe_dump({"accounts": [changed]}).replace("'", ""))
+    with pytest.raises(Malformed) as caught:
+        load_policy(path)
+    assert said in caught.value.message
+    assert unsaid not in caught.value.message
+
+
 def test_an_empty_policy_allows_nothing(tmp_path: Path) -> None:
     """What a fresh agent has: every order is refused."""
     path = tmp_path / "policy.yaml"

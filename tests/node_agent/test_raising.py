@@ -340,6 +340,15 @@ def test_raises_go_on_from_each_other(hospital: Hospital) -> None:
     assert status(hospital.folder.root)["ledger"]["verified"]
 
 
+def test_a_raised_limit_that_is_lowered_again_stays_the_guarantee(hospital: Hospital) -> None:
+    """What was released under the raised limit was promised no less."""
+    hospital.raise_to(20.0)
+    hospital.look(lambda state: state.lower("patients", 12.0, state.ledger.raise_counts()))
+    hospital.raise_to(15.0, "second.json")
+    (account,) = status(hospital.folder.root)["accounts"]
+    assert (account["epsilon_limit"], account["epsilon_guarantee"]) == (15.0, 20.0)
+
+
 def test_an_old_number_that_was_read_before_a_raise_lowers_nothing(hospital: Hospital) -> None:
     """An agent that says Hello while the raise is recorded must not take it back."""
     hospital.raise_to(20.0)

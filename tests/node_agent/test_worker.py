@@ -25,6 +25,9 @@ PLAIN = {"mechanism": "none", "noise_multiplier": None, "sample_rate": 1.0, "ste
 NO_DATA = {"mechanism": "no_data", "noise_multiplier": None, "sample_rate": 1.0, "steps": 0}
 
 
+HEADER = "patient_id,age,disease\n"
+
+
 class Bench:
     """A worker, the files around it and good requests to change one thing in."""
 
@@ -126,12 +129,13 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def test_rehearsal_takes_its_time_from_the_declared_size_and_opens_no_data(tmp_path: Path) -> None:
-    """More records take longer, in proportion where they are many; the real file is not there."""
+    """More records take longer, in proportion where they are many; of the real file only the header
+    is there."""
     seconds = []
     for declared_n in (10, 2_000_000):
         (tmp_path / str(declared_n)).mkdir()
         one = Bench(tmp_path / str(declared_n))
-        one.source.unlink()
+        one.source.write_text(HEADER)
         assert one.prepare(declared_n=declared_n, data_set=one.declared(declared_n)) == {
             "op": "prepared"
         }
@@ -143,7 +147,7 @@ def test_rehearsal_takes_its_time_from_the_declared_size_and_opens_no_data(tmp_p
 def test_model_that_does_not_fit_is_told_before_the_data_is_open(bench: Bench, fault: str) -> None:
     """The reservation can then be voided: no record was read, and the answer says why."""
     assert bench.check()["op"] == "checked"
-    bench.source.unlink()
+    bench.source.write_text(HEADER)
     if fault == "digest":
         answer = bench.check(base_model_digest="0" * 64)
     else:
@@ -155,6 +159,37 @@ def test_model_that_does_not_fit_is_told_before_the_data_is_open(bench: Bench, f
         bench.base.write_bytes(b"none" if fault == "bytes" else save(tensors))
         answer = bench.check()
     assert (answer["op"], answer["reason"]) == ("refused", "MODEL_INVALID")
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ("age,disease", "SCHEMA_MISMATCH"),
+        ("patient_id,age", "SCHEMA_MISMATCH"),
+        ("patient_id,disease", "SCHEMA_MISMATCH"),
+        ("patient_id,age,age,disease", "SCHEMA_MISMATCH"),
+        ("", "SCHEMA_MISMATCH"),
+        (None, "SOURCE_MISSING"),
+    ],
+)
+def test_wrong_column_is_told_before_the_data_is_open(
+    bench: Bench, header: str | None, reason: str
+) -> None:
+    """The reservation can then be voided; which column it is stays in the hospital."""
+    if header is None:
+        bench.source.unlink()
+    else:
+        bench.source.write_text(f"{header}\na,60,1\n")
+    answer = bench.check()
+    assert (answer["op"], answer["reason"]) == ("refused", reason)
+    assert not any(name in answer["message"] for name in ("patient_id", "age,", str(bench.source)))
+
+
+def test_rows_do_not_decide_whether_an_attempt_is_refused(bench: Bench) -> None:
+    """Whatever stands below the header, bytes that are no text included, the check is passed."""
+    for rows in (b"", b"a,60\n", b'a,"60\n', b"\xff\xfe\0,1\n"):
+        bench.source.write_bytes(HEADER.encode() + rows)
+        assert bench.check()["op"] == "checked"
 
 
 def test_update_is_a_float32_delta_of_the_models_shape(bench: Bench) -> None:

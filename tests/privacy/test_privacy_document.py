@@ -76,6 +76,16 @@ def test_the_documented_check_covers_raised_limits(document_code: dict[str, Any]
             check(to_json(forged), first.hash, PUBLIC)
 
 
+def test_the_documented_second_account_is_a_policy_that_loads() -> None:
+    """Copied as it stands: its signature is good, and for these words and accounts alone."""
+    (block,) = re.findall(r"```yaml\n(accounts:.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    content = yaml.safe_load(block)
+    assert len(Policy.model_validate(content).accounts) == 2
+    content["disjoint_patients"] += "."
+    with pytest.raises(ValueError, match="has signed other words"):
+        Policy.model_validate(content)
+
+
 def test_the_documented_stewards_are_those_of_a_policy() -> None:
     """The section of the page, read as a policy; its keys are Ed25519 keys."""
     (block,) = re.findall(r"```yaml\n(stewards:.*?)```", DOCUMENT.read_text(), re.DOTALL)

@@ -1,0 +1,50 @@
+"""Column names of a source, read without its rows, and as the reader of the rows finds them."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from node_agent.datasets import DataSetSpec
+from node_agent.headers import WrongHeader, check_header
+from tests.node_agent.samples import data_set
+
+
+def spec_of(path: Path) -> DataSetSpec:
+    """The sample's declaration: patient_id, age and disease."""
+    return data_set(source=str(path))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"patient_id,age,disease",
+        b"\xef\xbb\xbfpatient_id,age,disease",
+        b"\n\r\npatient_id,age,disease\r",
+        b'disease,"age","patient_id","a ""quoted""\nname"',
+        "größe,age,disease,patient_id".encode(),
+    ],
+)
+def test_a_header_that_the_reader_takes_passes(tmp_path: Path, header: bytes) -> None:
+    """Byte order mark, empty lines, quotes and line ends are read as pyarrow reads them."""
+    path = tmp_path / "train.csv"
+    path.write_bytes(header + b"\n")
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    with pyarrow.csv.open_csv(path, parse_options=parse) as reader:
+        assert {"patient_id", "age", "disease"} <= set(reader.schema.names)
+    check_header(spec_of(path))
+
+
+def test_a_parquet_file_is_looked_at_by_its_schema(tmp_path: Path) -> None:
+    """As a CSV file; another file under that name is refused too."""
+    path = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"patient_id": [1], "age": [2.0], "disease": [1]}), path)
+    check_header(spec_of(path))
+    pq.write_table(pa.table({"id": [1], "age": [2.0], "disease": [1]}), path)
+    with pytest.raises(WrongHeader, match="column 'patient_id' is missing"):
+        check_header(spec_of(path))
+    path.write_bytes(b"patient_id,age,disease\n")
+    with pytest.raises(WrongHeader, match="not a Parquet file"):
+        check_header(spec_of(path))

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from node_agent.config import Folder
 from node_agent.identity import Identity
 from node_agent.state import RESTORED_NOTE, State
 from node_agent.witnessed import Dispute
+from privacy.heads import Terms
 from privacy.ledger import Verification, verify
 from protos.content import beside_of, sync_directory
 from protos.errors import Conflict, Malformed, NotFound
@@ -20,16 +22,31 @@ from protos.errors import Conflict, Malformed, NotFound
 def heads(path: Path) -> dict[str, Any]:
     """What this node has seen of the coordinator's ledger, signed; JSON-ready, for officers.
 
+    `accounts` is of the node's own ledger: what each of its accounts was promised at first.
+
     Raises:
         NotFound: NOT_JOINED, LEDGER_MISSING.
     """
     folder, identity = _opened(path)
     with _state(folder.state_db, identity) as state:
         seen, checkpoints = state.witnessed.heads(), state.witnessed.checkpoints()
+        terms = [
+            Terms(
+                one.account,
+                one.fixed.kind,
+                one.fixed.order,
+                one.fixed.delta,
+                one.epsilon_limit_highest,
+            )
+            for one in state.ledger.accounts()
+        ]
         return {
             "node": identity.node,
             "ledger_public_key": identity.ledger_public_key.hex(),
             "coordinator_ledger_key": state.witnessed.coordinator_key().hex(),
+            "accounts": [
+                {**asdict(one), "node_signature": state.witnessed.sign(one).hex()} for one in terms
+            ],
             "heads": [
                 {
                     "account": one.account,

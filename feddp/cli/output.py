@@ -53,6 +53,11 @@ def note(text: str) -> None:
     sys.stderr.flush()
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things: "1 post", "2 posts"."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def clean(text: str) -> str:
     """Text without characters that could steer a terminal: names come from other machines."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)

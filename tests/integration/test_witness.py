@@ -20,7 +20,8 @@ from coordinator.rpc.gate import Gate
 from coordinator.store import checkpoints, ledger, limits, people
 from coordinator.store.booking import Books
 from coordinator.store.database import Database
-from feddp.cli.witnesses import Passing, Witnesses, faults, from_json
+from feddp.cli.history import Passing, faults
+from feddp.cli.witnesses import Witnesses, from_json
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.witness import Witness
 from node_agent.state import State
@@ -257,7 +258,7 @@ def test_two_histories_are_two_checkpoints_of_one_number(
     nodes = [seen_by(one.state) for one in (bench, other)]
     assert {len(one.checkpoints) for one in nodes} == {2}
     public = {NODE: LEDGER_KEY.public_key().public_bytes_raw()}
-    passed = Passing(bench.chain(), nodes)
+    passed = Passing(bench.chain(), [Witnesses("the coordinator"), *nodes])
     assert len(list(passed)) == len(bench.chain())
     found = faults(passed, public, whole=True)
     assert ("(checkpoints)", 2) in {(account, seq) for account, seq, _ in found}

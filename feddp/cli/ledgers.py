@@ -190,7 +190,7 @@ class Check:
         counts: entries by kind, and "open" reservations.
         entries: how many there are.
         bare_reserves: reservations without it, of attempts whose post has one.
-        behind: account -> how far nodes' files stand behind it.
+        behind: account -> how far nodes' files stand behind it; empty where something is wrong.
     """
 
     problems: list[tuple[str, int, str]]
@@ -248,7 +248,7 @@ def check(found: Ledger, nodes: Sequence[NodeFile] = (), *, whole: bool = True) 
         result.counts,
         sum(passing.counts.values()),
         len(result.bare_reserves),
-        backing(found.accounts, found.witnesses, nodes, found.public_keys),
+        {} if problems else backing(found.accounts, found.witnesses, nodes, found.public_keys),
     )
 
 

@@ -208,6 +208,7 @@ def test_an_account_that_was_cut_is_named_by_the_checkpoints(
     code, said = verify(export, *files)
     assert code == 1
     assert "BAD: account alpha/patients" in said
+    assert "behind" not in said
     assert f"and {4 - 2 * attempts} are here, below checkpoint" in said
 
 

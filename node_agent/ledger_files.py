@@ -116,7 +116,7 @@ def restore(path: Path, source: Path) -> int:
             if missing:
                 raise Conflict(
                     "LEDGER_NEWER",
-                    f"{folder.state_db} holds {len(missing)} entries that {source} lacks; putting "
+                    f"{folder.state_db} holds {_entries(len(missing))} that {source} lacks; putting "
                     "the older copy in its place would forget what was spent",
                 )
             for suffix in ("-wal", "-shm"):
@@ -139,6 +139,10 @@ def settle(path: Path, account: str) -> Dispute:
     folder, identity = _opened(path)
     with locked(folder), _state(folder.state_db, identity) as state:
         return state.settle(account)
+
+
+def _entries(count: int) -> str:
+    return "1 entry" if count == 1 else f"{count} entries"
 
 
 def _opened(path: Path) -> tuple[Folder, Identity]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
+from feddp.cli.output import counted
 from feddp.cli.witnesses import CHECKPOINTS, Fault, Place, Witnesses
 from privacy.entries import GENESIS, Entry, Statement
 from privacy.heads import Checkpoint, Head, checkpoint_fault, root_of, signed_by
@@ -110,15 +111,20 @@ def _misplaced(account: str, seq: int, before: int, passed: Passing) -> str:
     if seq <= before:
         return f"the account goes from entry {before} to entry {seq}"
     if seq and (account, seq) not in passed.hashes:
-        return f"the account had {seq} entries, and {passed.counts.get(account, 0)} are here"
+        return f"the account had entry {seq}, and {here(passed.counts.get(account, 0))} here"
     return ""
+
+
+def here(count: int) -> str:
+    """How many there are, before "here"."""
+    return f"{count or 'none'} {'are' if count > 1 else 'is'}"
 
 
 def _absent(kept: Witnesses, node: Witnesses) -> list[Fault]:
     """Checkpoints that a node has seen and the coordinator does not show, or signs otherwise."""
     if not node.checkpoints:
         return []
-    if node.coordinator_key != kept.coordinator_key:
+    if kept.coordinator_key and node.coordinator_key != kept.coordinator_key:
         text = f"node {node.source} knows another coordinator's ledger key than this one"
         return [(CHECKPOINTS, 0, text)]
     newest = max(one.number for one in node.checkpoints)
@@ -126,7 +132,7 @@ def _absent(kept: Witnesses, node: Witnesses) -> list[Fault]:
     absent = next((one.number for one in node.checkpoints if one.number not in shown), 0)
     if not absent:
         return []
-    text = f"node {node.source} has seen {newest} checkpoints, and {len(shown)} are here"
+    text = f"node {node.source} has seen checkpoint {newest}, and {here(len(shown))} here"
     return [(CHECKPOINTS, absent, text)]
 
 
@@ -145,7 +151,7 @@ def _heads(
         digest = passed.hashes.get((head.account, head.seq))
         if not count:
             if whole and head.seq:
-                text = f"node {node} has seen {head.seq} entries of this account, and none is here"
+                text = f"node {node} has seen {counted(head.seq, 'entry')} of this account, and none is here"
                 found.append((head.account, head.seq, text))
             continue
         key = keys.get(node, b"")
@@ -155,7 +161,7 @@ def _heads(
             text = f"the head that {seen.source} holds is not signed by node {node}"
             found.append((head.account, head.seq, text))
         elif digest is None:
-            text = f"node {node} has seen {head.seq} entries, and {count} are here"
+            text = f"node {node} has seen {counted(head.seq, 'entry')}, and {here(count)} here"
             found.append((head.account, head.seq, text))
         elif digest != head.hash:
             text = f"node {node} has seen another entry {head.seq}: the history was rewritten"

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from feddp.cli.derived import exported, figure_fault
-from feddp.cli.history import Passing, faults
+from feddp.cli.history import Passing, faults, here
 from feddp.cli.node_files import Behind, NodeFile, backing, file_faults
-from feddp.cli.output import as_dict
+from feddp.cli.output import as_dict, counted
 from feddp.cli.witnesses import Witnesses, from_message, of_accounts
 from privacy import ledger
 from privacy.filters import Filter, make_filter
@@ -149,7 +149,11 @@ def _named(fields: dict[str, Any], number: int) -> tuple[str, int]:
 
 def said(error: Exception) -> str:
     """An error in words for people; nothing of its own text where it is not ours."""
-    return error.message if isinstance(error, FeddpError) else f"{type(error).__name__}"
+    if isinstance(error, FeddpError):
+        return error.message
+    if isinstance(error, KeyError):
+        return "a field is missing"
+    return "a field is of another kind than it must be"
 
 
 def ledger_of(
@@ -264,7 +268,7 @@ def _differences(
     posted = balance.posted_units if balance else 0
     guarantee = balance.guarantee if balance else True
     if seq != account["entries"]:
-        return [f"the account says {account['entries']} entries, {seq} are here"]
+        return [f"the account says {counted(account['entries'], 'entry')}, {here(seq)} here"]
     if digest != account["head_hash"]:
         return ["the account names another last entry than this one"]
     if posted != account["posted_units"]:

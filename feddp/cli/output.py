@@ -54,8 +54,9 @@ def note(text: str) -> None:
 
 
 def counted(count: int, what: str) -> str:
-    """A number of things: "1 post", "2 posts"."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+    """A number of things: "1 post", "2 posts", "2 entries"."""
+    many = f"{what.removesuffix('y')}ies" if what.endswith("y") else f"{what}s"
+    return f"{count} {what if count == 1 else many}"
 
 
 def clean(text: str) -> str:

@@ -28,7 +28,7 @@ def print_check(found: Ledger, result: Check, files: Sequence[NodeFile], *, whol
 
 def _print_checked(found: Ledger, result: Check, files: Sequence[NodeFile], *, whole: bool) -> None:
     counts = ", ".join(f"{number} {kind}" for kind, number in result.counts.items())
-    entries, accounts = _entries(result.entries), counted(len(found.accounts), "account")
+    entries, accounts = counted(result.entries, "entry"), counted(len(found.accounts), "account")
     output.line(f"{entries} of {accounts}: {counts}")
     output.line("checked: hash chain, node signatures, one end per attempt, never above the limit")
     output.line("in force, each account's figures; two people's and the node's signatures on each")
@@ -53,11 +53,6 @@ def _print_checked(found: Ledger, result: Check, files: Sequence[NodeFile], *, w
         output.line(
             f"{reserves} {verb} no signature of their node, whose posts do (no fault; ask why)"
         )
-
-
-def _entries(count: int) -> str:
-    """ "1 entry", "2 entries"."""
-    return "1 entry" if count == 1 else f"{count} entries"
 
 
 def _entries_of(found: Ledger, name: str) -> int:

@@ -116,8 +116,8 @@ def restore(path: Path, source: Path) -> int:
             if missing:
                 raise Conflict(
                     "LEDGER_NEWER",
-                    f"{folder.state_db} holds {_entries(len(missing))} that {source} lacks; putting "
-                    "the older copy in its place would forget what was spent",
+                    f"{folder.state_db} holds {_entries(len(missing))} that {source} lacks; "
+                    "putting the older copy in its place would forget what was spent",
                 )
             for suffix in ("-wal", "-shm"):
                 Path(f"{folder.state_db}{suffix}").unlink(missing_ok=True)

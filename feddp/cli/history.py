@@ -151,7 +151,8 @@ def _heads(
         digest = passed.hashes.get((head.account, head.seq))
         if not count:
             if whole and head.seq:
-                text = f"node {node} has seen {counted(head.seq, 'entry')} of this account, and none is here"
+                seen_by_node = counted(head.seq, "entry")
+                text = f"node {node} has seen {seen_by_node} of this account, and none is here"
                 found.append((head.account, head.seq, text))
             continue
         key = keys.get(node, b"")

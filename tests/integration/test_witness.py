@@ -561,6 +561,7 @@ def test_any_hospitals_file_finds_another_ones_account_cut(
     assert (verified[0], "beside what 3 nodes have seen" in verified[1]) == (0, True)
     for name in names:
         assert f"behind {name}/patients: its own node's file up to entry" in verified[1]
+    assert "no file for its filter" not in verified[1]
     # A checkpoint below which the cut entries stand: that of the last look of all.
     last = max(names, key=lambda name: len(json.loads(files[name].read_text())["checkpoints"]))
     victim = next(name for name in names if name != last)

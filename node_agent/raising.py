@@ -302,7 +302,8 @@ def _here(state: State, steward: Steward, node: str, account: str) -> _Here:
 
 def _require_stewards(policy: Policy) -> None:
     if len(policy.stewards) < STEWARDS_MIN:
-        named = "1 steward" if policy.stewards else "no steward"
+        count = len(policy.stewards)
+        named = "1 steward" if count == 1 else f"{count} stewards"
         raise NotAllowed(
             "STEWARDS_MISSING",
             f"policy.yaml names {named} and a raise takes two: each makes "

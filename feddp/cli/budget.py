@@ -254,6 +254,7 @@ def verify(
                 "counts": dict(result.counts),
                 "unattested": result.unattested,
                 "bare_reserves": result.bare_reserves,
+                "nodes": sorted({one.node for one in nodes}),
                 "roots_checked": roots_checked(found, result, whole=not data_set),
                 "behind": {name: asdict(one) for name, one in result.behind.items()},
                 "problems": [

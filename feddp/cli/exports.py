@@ -14,8 +14,9 @@ from feddp.cli.witnesses import Witnesses, from_json
 from privacy.ledger import Entry
 from protos.errors import FeddpError, Malformed
 
-VALUE_CHARS_MAX: Final = 1 << 20
-"""Of one entry, account, head or checkpoint; each is below 20,000, whatever names it holds."""
+VALUE_CHARS_MAX: Final = 1 << 24
+"""Of one entry, account, head or checkpoint. All are below 20,000 but the first checkpoint, which
+takes some 100 for each account that there is."""
 
 ENTRY_BYTES: Final = 650
 """What an entry takes in a file, about."""

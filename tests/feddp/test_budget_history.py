@@ -266,6 +266,19 @@ def test_an_export_that_does_not_say_what_roots_are_made_of_is_said_to_be_unchec
     assert verify(export, federation.heads("beta"))[0] == 1
 
 
+def test_a_checkpoint_over_many_accounts_is_read(
+    federation: Federation, run: Run, tmp_path: Path
+) -> None:
+    """Ten thousand hospitals' accounts at once; none of them is here, so that one is named."""
+    export = federation.export()
+    moved = export["witnesses"]["checkpoints"][0]["moved"]
+    moved += [{"account": f"hospital-{n:05}/{'p' * 60}", "seq": 1} for n in range(10_000)]
+    (tmp_path / "ledger.json").write_text(json.dumps(export, indent=2))
+    ran = run("budget", "verify", "ledger.json")
+    assert ran.code == 1
+    assert "BAD: account hospital-00000/" in ran.out
+
+
 def test_the_same_node_counts_once(federation: Federation, verify: Verify) -> None:
     """However often its file is given."""
     file = federation.heads("beta")

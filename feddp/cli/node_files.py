@@ -8,7 +8,7 @@ from typing import Any
 
 from feddp.cli.json_windows import once
 from feddp.cli.output import counted
-from feddp.cli.witnesses import Fault, Witnesses, from_json
+from feddp.cli.witnesses import Fault, Witnesses, from_json, listed, whole_number
 from privacy.heads import Terms, signed_by
 from protos.errors import Malformed
 
@@ -85,10 +85,12 @@ def from_node_file(path: Path) -> NodeFile:
         content = json.loads(path.read_bytes(), object_pairs_hook=once)
         found = NodeFile(
             from_json(content, str(content["node"])),
-            [_terms(one) for one in content.get("accounts", [])],  # one of an older agent has none
             [
-                (str(one["account"]), int(one["seq"]), str(one["text"]))
-                for one in content["disputes"]
+                _terms(one) for one in listed(content.get("accounts", []))
+            ],  # one of an older agent has none
+            [
+                (str(one["account"]), whole_number(one["seq"]), str(one["text"]))
+                for one in listed(content["disputes"])
             ],
         )
         if not found.seen.node_key:
@@ -112,7 +114,7 @@ def _terms(one: Mapping[str, Any]) -> SignedTerms:
     terms = Terms(
         account=str(one["account"]),
         filter=str(one["filter"]),
-        rdp_order=int(one["rdp_order"]),
+        rdp_order=whole_number(one["rdp_order"]),
         delta=float(one["delta"]),
         epsilon_limit_highest=float(one["epsilon_limit_highest"]),
     )

@@ -135,35 +135,53 @@ def from_json(value: Mapping[str, Any], source: str) -> Witnesses:
     Raises:
         KeyError, TypeError, ValueError: it is neither.
     """
-    told = [one for one in value["checkpoints"] if "moved" in one]
-    if told and len(told) != len(value["checkpoints"]):
+    checkpoints = listed(value["checkpoints"])
+    told = [one for one in checkpoints if "moved" in one]
+    if told and len(told) != len(checkpoints):
         raise ValueError("some checkpoints do not say what their roots are made of")
     return Witnesses(
         source=source,
         heads=[
             SignedHead(
-                Head(str(one["account"]), int(one["seq"]), str(one["hash"])),
+                Head(str(one["account"]), whole_number(one["seq"]), str(one["hash"])),
                 bytes.fromhex(one["node_signature"]),
             )
-            for one in value["heads"]
+            for one in listed(value["heads"])
         ],
         checkpoints=[
             Checkpoint(
-                int(one["number"]),
+                whole_number(one["number"]),
                 str(one["prev_hash"]),
                 str(one["root"]),
                 bytes.fromhex(one["signature"]),
             )
-            for one in value["checkpoints"]
+            for one in checkpoints
         ],
         moved=(
-            [[(str(at["account"]), int(at["seq"])) for at in one["moved"]] for one in told]
-            if told or not value["checkpoints"]
+            [
+                [(str(at["account"]), whole_number(at["seq"])) for at in listed(one["moved"])]
+                for one in told
+            ]
+            if told or not checkpoints
             else None
         ),
         coordinator_key=bytes.fromhex(value["coordinator_ledger_key"]),
         node_key=bytes.fromhex(value.get("ledger_public_key", "")),
     )
+
+
+def listed(value: Any) -> list[Any]:
+    """A list as it is; anything else that could be gone through is a TypeError."""
+    if not isinstance(value, list):
+        raise TypeError("a list was to be here")
+    return value
+
+
+def whole_number(value: Any) -> int:
+    """A whole number as it is; what `int` would make one of is a TypeError."""
+    if type(value) is not int:
+        raise TypeError("a whole number was to be here")
+    return value
 
 
 def of_accounts(found: Witnesses, names: Iterable[str]) -> Witnesses:

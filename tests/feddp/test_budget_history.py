@@ -383,6 +383,24 @@ def test_a_figure_that_the_entries_do_not_make_is_refused(
     assert f"BAD: account alpha/patients, entry 4: the account says another {field}" in said
 
 
+@pytest.mark.parametrize("value", [{}, [3], "x", None, 2.5, True])
+@pytest.mark.parametrize("where", ["heads", "checkpoints", "disputes", "accounts", "number", "seq"])
+def test_a_nodes_file_of_another_shape_is_refused(
+    federation: Federation, verify: Verify, where: str, value: object
+) -> None:
+    """Also where a value could be taken for the one that belongs there."""
+    file = federation.heads("beta")
+    if where == "number":
+        file["checkpoints"][0]["number"] = value
+    elif where == "seq":
+        file["heads"][0]["seq"] = value
+    else:
+        file[where] = value
+    code, said = verify(federation.export(), file)
+    assert code == 2
+    assert "is not what `feddp agent ledger heads --json` prints" in said
+
+
 def test_what_nobody_can_check_is_not_exported(federation: Federation) -> None:
     """The node's limits within the account, and the data sets that it publishes."""
     assert not {"shares", "data_sets"} & federation.export()["accounts"][0].keys()

@@ -85,9 +85,8 @@ def from_node_file(path: Path) -> NodeFile:
         content = json.loads(path.read_bytes(), object_pairs_hook=once)
         found = NodeFile(
             from_json(content, str(content["node"])),
-            [
-                _terms(one) for one in listed(content.get("accounts", []))
-            ],  # one of an older agent has none
+            # A file of an older agent has none.
+            [_terms(one) for one in listed(content.get("accounts", []))],
             [
                 (str(one["account"]), whole_number(one["seq"]), str(one["text"]))
                 for one in listed(content["disputes"])

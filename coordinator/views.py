@@ -152,6 +152,10 @@ def checkpoints(
             for one in checkpoint_store.countersigned(connection)
         ],
         coordinator_ledger_key=coordinator_ledger_key,
+        leaves=[
+            budgets_pb2.CheckpointLeaves(added=added)
+            for added in checkpoint_store.leaves_added(connection)
+        ],
     )
 
 

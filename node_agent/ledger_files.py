@@ -4,6 +4,7 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from node_agent.config import Folder
 from node_agent.identity import Identity
 from node_agent.state import RESTORED_NOTE, State
 from node_agent.witnessed import Dispute
+from privacy.heads import Terms
 from privacy.ledger import Verification, verify
 from protos.content import beside_of, sync_directory
 from protos.errors import Conflict, Malformed, NotFound
@@ -20,16 +22,31 @@ from protos.errors import Conflict, Malformed, NotFound
 def heads(path: Path) -> dict[str, Any]:
     """What this node has seen of the coordinator's ledger, signed; JSON-ready, for officers.
 
+    `accounts` is of the node's own ledger: what each of its accounts was promised at first.
+
     Raises:
         NotFound: NOT_JOINED, LEDGER_MISSING.
     """
     folder, identity = _opened(path)
     with _state(folder.state_db, identity) as state:
         seen, checkpoints = state.witnessed.heads(), state.witnessed.checkpoints()
+        terms = [
+            Terms(
+                one.account,
+                one.fixed.kind,
+                one.fixed.order,
+                one.fixed.delta,
+                one.epsilon_limit_highest,
+            )
+            for one in state.ledger.accounts()
+        ]
         return {
             "node": identity.node,
             "ledger_public_key": identity.ledger_public_key.hex(),
             "coordinator_ledger_key": state.witnessed.coordinator_key().hex(),
+            "accounts": [
+                {**asdict(one), "node_signature": state.witnessed.sign(one).hex()} for one in terms
+            ],
             "heads": [
                 {
                     "account": one.account,
@@ -99,8 +116,8 @@ def restore(path: Path, source: Path) -> int:
             if missing:
                 raise Conflict(
                     "LEDGER_NEWER",
-                    f"{folder.state_db} holds {len(missing)} entries that {source} lacks; putting "
-                    "the older copy in its place would forget what was spent",
+                    f"{folder.state_db} holds {_entries(len(missing))} that {source} lacks; "
+                    "putting the older copy in its place would forget what was spent",
                 )
             for suffix in ("-wal", "-shm"):
                 Path(f"{folder.state_db}{suffix}").unlink(missing_ok=True)
@@ -122,6 +139,10 @@ def settle(path: Path, account: str) -> Dispute:
     folder, identity = _opened(path)
     with locked(folder), _state(folder.state_db, identity) as state:
         return state.settle(account)
+
+
+def _entries(count: int) -> str:
+    return "1 entry" if count == 1 else f"{count} entries"
 
 
 def _opened(path: Path) -> tuple[Folder, Identity]:

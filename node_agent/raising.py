@@ -302,9 +302,11 @@ def _here(state: State, steward: Steward, node: str, account: str) -> _Here:
 
 def _require_stewards(policy: Policy) -> None:
     if len(policy.stewards) < STEWARDS_MIN:
+        count = len(policy.stewards)
+        named = "1 steward" if count == 1 else f"{count} stewards"
         raise NotAllowed(
             "STEWARDS_MISSING",
-            f"policy.yaml names {len(policy.stewards)} stewards and a raise takes two: each makes "
+            f"policy.yaml names {named} and a raise takes two: each makes "
             "a key with `feddp agent limit key NAME --out FILE`, and the line that it prints goes "
             "under `stewards:` in policy.yaml",
         )

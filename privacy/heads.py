@@ -9,7 +9,7 @@ has signed both; nodes keep them, and officers compare. docs/privacy.md gives th
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from blake3 import blake3
@@ -20,6 +20,7 @@ from privacy.entries import GENESIS, Entry, entry_hash
 
 HEAD_DOMAIN: Final = b"feddp-ledger-head-v1\n"
 CHECKPOINT_DOMAIN: Final = b"feddp-ledger-checkpoint-v1\n"
+TERMS_DOMAIN: Final = b"feddp-ledger-terms-v1\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,26 @@ class Checkpoint:
         return blake3(self.canonical()).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the patients of an account were promised at first, by its node's own ledger.
+
+    Attributes:
+        filter: "gdp" or "rdp".
+        epsilon_limit_highest: the limit from which the node's own chain starts.
+    """
+
+    account: str
+    filter: str
+    rdp_order: int
+    delta: float
+    epsilon_limit_highest: float
+
+    def canonical(self) -> bytes:
+        """The bytes that a node signs."""
+        return TERMS_DOMAIN + _json(asdict(self))
+
+
 def root_of(leaves: Iterable[str]) -> str:
     """BLAKE3, hexadecimal, over the leaves in their alphabetic order, each followed by a line
     feed."""
@@ -81,7 +102,7 @@ def sign_checkpoint(
     return replace(unsigned, signature=key.sign(unsigned.canonical()))
 
 
-def signed_by(public_key: bytes, what: Head | Checkpoint, signature: bytes) -> bool:
+def signed_by(public_key: bytes, what: Head | Checkpoint | Terms, signature: bytes) -> bool:
     """Whether the 32 raw bytes of `public_key` signed exactly this."""
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, what.canonical())

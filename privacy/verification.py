@@ -37,6 +37,9 @@ class Verification:
             account is not looked at: a chain is only as good as its first broken link.
         unattested: posts without the node's signature (booked because the outcome stayed
             unknown, or not signed yet). A charge needs no proof, so this is no failure.
+        bare_reserves: reservations without the node's signature, of attempts whose post has one.
+            The node signs both (docs/privacy.md says when one may be late), so this is no failure
+            and worth a question.
         counts: entries by kind, and "open" reservations.
         heads: account -> (seq, hash) of its last entry. A chain that was cut short at its end is
             itself valid: compare the head with the node's own ledger.
@@ -48,6 +51,7 @@ class Verification:
     counts: Mapping[str, int]
     heads: Mapping[str, tuple[int, str]]
     balances: Mapping[str, Balance]
+    bare_reserves: tuple[Place, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -68,6 +72,7 @@ class _Chain:
         limits: how many limit entries there were.
         open: its open reservations, in their order; `open_units` is their sum.
         ended: how each attempt that is over ended.
+        bare: seq of the reservation of each open attempt whose reservation is not signed.
     """
 
     node: str
@@ -80,6 +85,7 @@ class _Chain:
     open: dict[str, Pending] = field(default_factory=dict)
     open_units: int = 0
     ended: dict[str, str] = field(default_factory=dict)
+    bare: dict[str, int] = field(default_factory=dict)
 
     def balance(self) -> Balance:
         """What the entries so far add up to."""
@@ -131,6 +137,7 @@ def _fold(
     chains: dict[str, _Chain] = {}
     bad: dict[str, Problem] = {}
     unattested: list[Place] = []
+    bare_reserves: list[Place] = []
     counts = {"reserve": 0, "post": 0, "void": 0, "limit": 0}
     for place, entry in enumerate(entries):
         statement = entry.statement
@@ -160,8 +167,13 @@ def _fold(
             bad[account] = Problem(account, chain.seq + 1, text)
             continue
         chain.seq, chain.hash = entry.seq, entry.hash
-        if statement.kind == "post" and not entry.node_signature:
-            unattested.append(Place(account, entry.seq))
+        if not entry.node_signature:
+            if statement.kind == "post":
+                unattested.append(Place(account, entry.seq))
+            elif statement.kind == "reserve":
+                chain.bare[statement.attempt_id] = entry.seq
+        elif chain.bare and statement.kind == "post" and statement.attempt_id in chain.bare:
+            bare_reserves.append(Place(account, chain.bare[statement.attempt_id]))
     counts["open"] = sum(len(chain.open) for chain in chains.values())
     return Verification(
         problems=tuple(bad.values()),
@@ -169,6 +181,7 @@ def _fold(
         counts=counts,
         heads={name: (chain.seq, chain.hash) for name, chain in chains.items()},
         balances={name: chain.balance() for name, chain in chains.items()},
+        bare_reserves=tuple(bare_reserves),
     )
 
 

@@ -121,6 +121,19 @@ def all_of(connection: Connection) -> list[Checkpoint]:
     return [_checkpoint(row) for row in rows]
 
 
+def leaves_added(connection: Connection) -> list[list[bytes]]:
+    """Under each checkpoint, in order, the leaves that were not under the one before."""
+    found: list[list[bytes]] = []
+    before: set[str] = set()
+    for leaves in connection.execute(
+        select(checkpoints.c.leaves).order_by(checkpoints.c.number)
+    ).scalars():
+        now = set(leaves.decode().split())
+        found.append([bytes.fromhex(leaf) for leaf in sorted(now - before)])
+        before = now
+    return found
+
+
 def countersigned(connection: Connection) -> list[Countersigned]:
     """Every countersigned head, by account and seq."""
     rows = connection.execute(

@@ -28,7 +28,9 @@ def heads(folder: Folder, as_json: Json = False) -> None:
         ("ACCOUNT", "ENTRIES SEEN", "LAST HASH"),
         [(one["account"], str(one["seq"]), one["hash"][:16] + "…") for one in found["heads"]],
     )
-    output.line(f"{len(found['checkpoints'])} checkpoints of the coordinator seen")
+    output.line(
+        f"{output.counted(len(found['checkpoints']), 'checkpoint')} of the coordinator seen"
+    )
     for one in found["disputes"]:
         output.line(f"DISPUTED: {one['account']}, coordinator's entry {one['seq']}: {one['text']}")
 
@@ -49,7 +51,9 @@ def export_(
     if as_json:
         output.print_json({"file": str(file), "entries": entries})
     else:
-        output.line(f"{entries} entries copied to {file}; keep identity/ledger.key with it")
+        output.line(
+            f"{output.counted(entries, 'entry')} copied to {file}; keep identity/ledger.key with it"
+        )
 
 
 @app.command("import")
@@ -69,7 +73,7 @@ def import_(
     if as_json:
         output.print_json({"file": str(file), "entries": entries})
     else:
-        output.line(f"the ledger of {folder} has {entries} entries now")
+        output.line(f"the ledger of {folder} has {output.counted(entries, 'entry')} now")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """`feddp budget`: what was spent, on what, and whether the ledger proves it."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -86,10 +87,6 @@ def show(
     output.line("releases would have come to, had all been fixed in advance, over that; NAIVE SUM")
     output.line("adds up each release's own epsilon, and OF NAIVE is BOOKED over it.")
     output.line("LEFT is of the filter's units, which add up; epsilon does not.")
-
-
-def _beside(heads: list[Path]) -> str:
-    return f", beside what {len(heads)} nodes have seen" if heads else ""
 
 
 def _require_accounts(found: "Ledger", data_set: str) -> None:
@@ -258,8 +255,9 @@ def verify(
     """Check hash chains, signatures, one resolution an attempt, and limits; exit 1 if one fails."""
     from feddp.cli.exports import from_file
     from feddp.cli.ledgers import Check, Ledger, Tampered, check, read
+    from feddp.cli.node_files import from_node_file
     from feddp.cli.progress import Progress
-    from feddp.cli.witnesses import from_node_file
+    from feddp.cli.verdict import print_check, roots_checked
     from feddp.profile import Selection
     from protos.errors import Malformed
 
@@ -275,7 +273,7 @@ def verify(
             nodes = [from_node_file(one) for one in heads or []]
             result = check(found, nodes, whole=not data_set)
     except Tampered as error:
-        found = Ledger([], 0, [], {}, {})
+        found, nodes = Ledger([], 0, [], {}, {}), []
         result = Check([error.problem], 0, {})
     if as_json:
         output.print_json(
@@ -285,6 +283,10 @@ def verify(
                 "accounts": len(found.accounts),
                 "counts": dict(result.counts),
                 "unattested": result.unattested,
+                "bare_reserves": result.bare_reserves,
+                "nodes": sorted({one.node for one in nodes}),
+                "roots_checked": roots_checked(found, result, whole=not data_set),
+                "behind": {name: asdict(one) for name, one in result.behind.items()},
                 "problems": [
                     {"account": account, "seq": seq, "text": text}
                     for account, seq, text in result.problems
@@ -292,24 +294,6 @@ def verify(
             }
         )
     else:
-        counts = ", ".join(f"{number} {kind}" for kind, number in result.counts.items())
-        output.line(f"{result.entries} entries of {len(found.accounts)} accounts: {counts}")
-        output.line(
-            "checked: hash chain, node signatures, one end per attempt, never above the limit"
-        )
-        output.line(
-            "in force; two people's and the node's signatures on each raise. An account's first"
-        )
-        output.line("limit is not signed: compare it with the hospital's policy")
-        output.line(f"and {found.witnesses.said()}" + _beside(heads or []))
-        if not found.witnesses.heads and result.entries:
-            output.line(
-                "NOTE: no node has countersigned any of this; ask the hospitals for --heads"
-            )
-        if result.unattested:
-            output.line(f"{result.unattested} posts carry no signature of their node (no fault)")
-        for account, seq, text in result.problems:
-            output.line(f"BAD: account {account}, entry {seq}: {text}")
-        output.line("the ledger verifies" if result.ok else "the ledger does NOT verify")
+        print_check(found, result, nodes, whole=not data_set)
     if not result.ok:
         raise typer.Exit(FAILED)

@@ -14,8 +14,9 @@ from feddp.cli.witnesses import Witnesses, from_json
 from privacy.ledger import Entry
 from protos.errors import FeddpError, Malformed
 
-VALUE_CHARS_MAX: Final = 1 << 20
-"""Of one entry, account, head or checkpoint; each is below 20,000, whatever names it holds."""
+VALUE_CHARS_MAX: Final = 1 << 24
+"""Of one entry, account, head or checkpoint. All are below 20,000 but the first checkpoint, which
+takes some 100 for each account that there is."""
 
 ENTRY_BYTES: Final = 650
 """What an entry takes in a file, about."""
@@ -81,9 +82,14 @@ def from_file(path: Path, progress: Progress = lambda *_: None) -> Ledger:
         for account in found.accounts:
             for name, kinds in _ACCOUNT_FIELDS.items():
                 if type(account[name]) not in kinds:
-                    raise TypeError(name)
-    except (FeddpError, ValueError, TypeError, KeyError) as error:
-        raise Tampered("(accounts)", 0, f"an account is not one: {said(error)}") from None
+                    raise Malformed("EXPORT_INVALID", f"its {name} is of another kind")
+    except KeyError as error:
+        text = f"{error.args[0]} is missing" if error.args[0] in _NAMES else "a field is missing"
+        raise Tampered("(accounts)", 0, f"an account or a witness is not one: {text}") from None
+    except (FeddpError, ValueError, TypeError) as error:
+        raise Tampered(
+            "(accounts)", 0, f"an account or a witness is not one: {said(error)}"
+        ) from None
     return found
 
 
@@ -94,6 +100,16 @@ _ACCOUNT_FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
     "head_hash": (str,),
     "epsilon_limit": (int, float),
 }
+
+
+_NAMES: Final = frozenset(
+    (
+        *("account", "node", "filter", "rdp_order", "epsilon_limit_highest", "delta"),
+        *("ledger_public_key", "coordinator_ledger_key", "heads", "checkpoints", "seq", "hash"),
+        *("node_signature", "number", "prev_hash", "root", "signature", *_ACCOUNT_FIELDS),
+    )
+)
+"""Those that may be told as missing: a file's own text is not printed as if it were ours."""
 
 
 def _beside_entries(window: JsonWindow) -> dict[str, Any]:

@@ -13,7 +13,21 @@ _AHEAD: Final = 3
 
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 _COMMA: Final = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
-_decode: Final = JSONDecoder().raw_decode
+
+
+def once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of these members; for `object_pairs_hook`.
+
+    Raises:
+        ValueError: a name is there twice: of two values, no reader takes both.
+    """
+    found = dict(members)
+    if len(found) != len(members):
+        raise ValueError("a member is there twice")
+    return found
+
+
+_decode: Final = JSONDecoder(object_pairs_hook=once).raw_decode
 
 
 class JsonWindow:

@@ -5,8 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from feddp.cli.output import as_dict
-from feddp.cli.witnesses import Passing, Witnesses, faults, from_message
+from feddp.cli.derived import exported, figure_fault
+from feddp.cli.history import Passing, faults, here
+from feddp.cli.node_files import Behind, NodeFile, backing, file_faults
+from feddp.cli.output import as_dict, counted
+from feddp.cli.witnesses import Witnesses, from_message, of_accounts
 from privacy import ledger
 from privacy.filters import Filter, make_filter
 from privacy.wire import entry_fields
@@ -15,6 +18,7 @@ from protos.errors import FeddpError, Malformed
 if TYPE_CHECKING:
     from feddp.client import Client
     from feddp.profile import Selection
+    from protos.feddp.v1 import budgets_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class Ledger:
         The entries come last: who reads them needs the accounts, and reads the file once.
         """
         return {
-            "accounts": self.accounts,
+            "accounts": [exported(one) for one in self.accounts],
             "witnesses": self.witnesses.export(),
             "entries": [ledger.to_json(entry) for entry in self.entries],
         }
@@ -77,8 +81,8 @@ def read(selection: "Selection", data_set: str) -> Ledger:
             entry_of(value, number)
         raise
     accounts = [as_dict(account) for account in view.accounts]
-    witnesses = from_message(view.witnesses)
     entries = list(view.entries)
+    witnesses = _witnesses(view.witnesses, accounts, entries, data_set)
     return Ledger(entries, len(entries), accounts, view.filters, view.public_keys, witnesses)
 
 
@@ -88,8 +92,9 @@ def from_client(client: "Client", data_set: str) -> Ledger:
     Raises:
         Tampered: the coordinator holds an entry that it cannot have written.
     """
+    # First, so that no checkpoint is over what is booked after the accounts were read.
+    kept = client.checkpoints()
     accounts = [as_dict(account) for account in client.accounts(data_set)]
-    witnesses = from_message(client.checkpoints())
     values = [entry_fields(entry) for entry in client.ledger(data_set)]
     before = {account["account"]: account["entries"] for account in accounts}
     grown = {
@@ -98,9 +103,22 @@ def from_client(client: "Client", data_set: str) -> Ledger:
         if one.entries > before.get(one.account, 0)
     }
     # An account that did not grow is compared whole: more entries than it says are a fault.
-    kept = [one for one in values if one["seq"] <= grown.get(one["account"], one["seq"])]
-    entries = [entry_of(value, number) for number, value in enumerate(kept, start=1)]
+    then = [one for one in values if one["seq"] <= grown.get(one["account"], one["seq"])]
+    entries = [entry_of(value, number) for number, value in enumerate(then, start=1)]
+    witnesses = _witnesses(kept, accounts, entries, data_set)
     return ledger_of(entries, len(entries), accounts, witnesses)
+
+
+def _witnesses(
+    message: "budgets_pb2.ListCheckpointsResponse",
+    accounts: list[dict[str, Any]],
+    entries: list[ledger.Entry],
+    data_set: str,
+) -> Witnesses:
+    """Those of all accounts; of one data set's, only their heads: no root can be made of them."""
+    names = [str(account["account"]) for account in accounts]
+    found = from_message(message, names, entries)
+    return of_accounts(found, names) if data_set else found
 
 
 def entry_of(value: dict[str, Any], number: int) -> ledger.Entry:
@@ -131,7 +149,11 @@ def _named(fields: dict[str, Any], number: int) -> tuple[str, int]:
 
 def said(error: Exception) -> str:
     """An error in words for people; nothing of its own text where it is not ours."""
-    return error.message if isinstance(error, FeddpError) else f"{type(error).__name__}"
+    if isinstance(error, FeddpError):
+        return error.message
+    if isinstance(error, KeyError):
+        return "a field is missing"
+    return "a field is of another kind than it must be"
 
 
 def ledger_of(
@@ -171,12 +193,16 @@ class Check:
         unattested: posts without the node's signature; a charge needs no proof.
         counts: entries by kind, and "open" reservations.
         entries: how many there are.
+        bare_reserves: reservations without it, of attempts whose post has one.
+        behind: account -> how far nodes' files stand behind it; empty where something is wrong.
     """
 
     problems: list[tuple[str, int, str]]
     unattested: int
     counts: Mapping[str, int]
     entries: int = 0
+    bare_reserves: int = 0
+    behind: Mapping[str, Behind] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -184,16 +210,16 @@ class Check:
         return not self.problems
 
 
-def check(found: Ledger, nodes: Sequence[Witnesses] = (), *, whole: bool = True) -> Check:
+def check(found: Ledger, nodes: Sequence[NodeFile] = (), *, whole: bool = True) -> Check:
     """Verify every chain, that each account says of itself what its chain adds up to, and that it
     is all that the coordinator's nodes have countersigned.
 
     Args:
-        nodes: what nodes hold themselves.
+        nodes: what nodes hold themselves, of files.
         whole: the ledger is all of it, not that of one data set.
     """
     cores = os.cpu_count() or 1
-    witnesses = [found.witnesses, *nodes]
+    witnesses = [found.witnesses, *(one.seen for one in nodes)]
     passing = Passing(found.entries, witnesses)
     result = ledger.verify(
         passing,
@@ -214,11 +240,20 @@ def check(found: Ledger, nodes: Sequence[Witnesses] = (), *, whole: bool = True)
             problems += [
                 (name, bad_seq, text)
                 for text in _differences(account, result, found.filters[name], seq, digest)
+                or [figure_fault(account, result.balances.get(name), passing.posted.get(name, {}))]
+                if text
             ]
         seen.add(name)
     problems += faults(passing, found.public_keys, whole=whole)
-    entries = sum(passing.counts.values())
-    return Check(problems, len(result.unattested), result.counts, entries)
+    problems += file_faults(nodes, found.accounts, found.public_keys, whole=whole)
+    return Check(
+        problems,
+        len(result.unattested),
+        result.counts,
+        sum(passing.counts.values()),
+        len(result.bare_reserves),
+        {} if problems else backing(found.accounts, found.witnesses, nodes, found.public_keys),
+    )
 
 
 def _differences(
@@ -233,7 +268,7 @@ def _differences(
     posted = balance.posted_units if balance else 0
     guarantee = balance.guarantee if balance else True
     if seq != account["entries"]:
-        return [f"the account says {account['entries']} entries, {seq} are here"]
+        return [f"the account says {counted(account['entries'], 'entry')}, {here(seq)} here"]
     if digest != account["head_hash"]:
         return ["the account names another last entry than this one"]
     if posted != account["posted_units"]:

@@ -53,6 +53,12 @@ def note(text: str) -> None:
     sys.stderr.flush()
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things: "1 post", "2 posts", "2 entries"."""
+    many = f"{what.removesuffix('y')}ies" if what.endswith("y") else f"{what}s"
+    return f"{count} {what if count == 1 else many}"
+
+
 def clean(text: str) -> str:
     """Text without characters that could steer a terminal: names come from other machines."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)

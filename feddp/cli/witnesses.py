@@ -1,22 +1,23 @@
-"""Checkpoints and countersigned heads: whether a ledger is the one that its nodes have seen."""
+"""Checkpoints and countersigned heads, as the coordinator or a node keeps them."""
 
-import json
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from feddp.cli.output import counted
 from privacy.entries import Entry
-from privacy.heads import Checkpoint, Head, checkpoint_fault, signed_by
+from privacy.heads import Checkpoint, Head, head_of
 from privacy.wire import checkpoint_from_wire, head_from_wire
-from protos.errors import Malformed
 
 if TYPE_CHECKING:
     from protos.feddp.v1 import budgets_pb2
 
 Fault = tuple[str, int, str]
 """(account, seq or number of the checkpoint, what is wrong)."""
+
+Place = tuple[str, int]
+"""An account and its seq: that of its last entry at some moment, 0 before the first."""
 
 CHECKPOINTS = "(checkpoints)"
 
@@ -37,6 +38,9 @@ class Witnesses:
         source: for people: "the coordinator", or a node's name.
         heads: countersigned, by account and seq.
         checkpoints: in order, from the first.
+        moved: for each checkpoint, what its root is made of, as far as it differs from the one
+            before: where the accounts stood that are new or have moved on. None where this is not
+            known, as in a node's file.
         coordinator_key: raw; empty if there is none yet.
         node_key: raw ledger key, of a node's own file; empty for the coordinator's.
     """
@@ -44,6 +48,7 @@ class Witnesses:
     source: str
     heads: Sequence[SignedHead] = ()
     checkpoints: Sequence[Checkpoint] = ()
+    moved: Sequence[Sequence[Place]] | None = None
     coordinator_key: bytes = b""
     node_key: bytes = b""
 
@@ -51,8 +56,8 @@ class Witnesses:
         """How much is proven, for people."""
         accounts = {one.head.account for one in self.heads}
         return (
-            f"{len(self.checkpoints)} checkpoints, heads of {len(accounts)} accounts countersigned "
-            "by their nodes"
+            f"{counted(len(self.checkpoints), 'checkpoint')}, heads of "
+            f"{counted(len(accounts), 'account')} countersigned by their nodes"
         )
 
     def export(self) -> dict[str, Any]:
@@ -74,20 +79,52 @@ class Witnesses:
                     "prev_hash": one.prev_hash,
                     "root": one.root,
                     "signature": one.signature.hex(),
+                    **moved,
                 }
-                for one in self.checkpoints
+                for one, moved in zip(self.checkpoints, self._moved_json(), strict=True)
             ],
         }
 
+    def _moved_json(self) -> list[dict[str, Any]]:
+        if self.moved is None:
+            return [{} for _ in self.checkpoints]
+        return [
+            {"moved": [{"account": account, "seq": seq} for account, seq in places]}
+            for places in self.moved
+        ]
 
-def from_message(message: "budgets_pb2.ListCheckpointsResponse") -> Witnesses:
-    """What the coordinator keeps."""
+
+def from_message(
+    message: "budgets_pb2.ListCheckpointsResponse",
+    accounts: Iterable[str],
+    entries: Iterable[Entry],
+) -> Witnesses:
+    """What the coordinator keeps.
+
+    A leaf tells nothing of its account, so that it is looked for among the heads of `accounts` and
+    `entries`, which are all. One that is not found is left out: its root cannot be made then, and
+    the check says so.
+    """
+    wanted = {leaf for one in message.leaves for leaf in one.added}
+    known: dict[bytes, Place] = {}
+    if wanted:
+        starts = (Head(account) for account in accounts)
+        for head in chain(starts, map(head_of, entries)):
+            leaf = bytes.fromhex(head.leaf())
+            if leaf in wanted:
+                known[leaf] = (head.account, head.seq)
+    complete = len(message.leaves) == len(message.checkpoints)
     return Witnesses(
         source="the coordinator",
         heads=[
             SignedHead(head_from_wire(one), one.node_signature) for one in message.countersigned
         ],
         checkpoints=[checkpoint_from_wire(one) for one in message.checkpoints],
+        moved=(
+            [sorted(known[leaf] for leaf in one.added if leaf in known) for one in message.leaves]
+            if complete
+            else None
+        ),
         coordinator_key=message.coordinator_ledger_key,
     )
 
@@ -98,143 +135,58 @@ def from_json(value: Mapping[str, Any], source: str) -> Witnesses:
     Raises:
         KeyError, TypeError, ValueError: it is neither.
     """
+    checkpoints = listed(value["checkpoints"])
+    told = [one for one in checkpoints if "moved" in one]
+    if told and len(told) != len(checkpoints):
+        raise ValueError("some checkpoints do not say what their roots are made of")
     return Witnesses(
         source=source,
         heads=[
             SignedHead(
-                Head(str(one["account"]), int(one["seq"]), str(one["hash"])),
+                Head(str(one["account"]), whole_number(one["seq"]), str(one["hash"])),
                 bytes.fromhex(one["node_signature"]),
             )
-            for one in value["heads"]
+            for one in listed(value["heads"])
         ],
         checkpoints=[
             Checkpoint(
-                int(one["number"]),
+                whole_number(one["number"]),
                 str(one["prev_hash"]),
                 str(one["root"]),
                 bytes.fromhex(one["signature"]),
             )
-            for one in value["checkpoints"]
+            for one in checkpoints
         ],
+        moved=(
+            [
+                [(str(at["account"]), whole_number(at["seq"])) for at in listed(one["moved"])]
+                for one in told
+            ]
+            if told or not checkpoints
+            else None
+        ),
         coordinator_key=bytes.fromhex(value["coordinator_ledger_key"]),
         node_key=bytes.fromhex(value.get("ledger_public_key", "")),
     )
 
 
-def from_node_file(path: Path) -> Witnesses:
-    """What `feddp agent ledger heads --json` printed at a node.
-
-    Raises:
-        Malformed: FILE_UNREADABLE, HEADS_INVALID.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-        return from_json(content, str(content["node"]))
-    except OSError as error:
-        raise Malformed("FILE_UNREADABLE", f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise Malformed(
-            "HEADS_INVALID", f"{path} is not what `feddp agent ledger heads --json` prints"
-        ) from None
+def listed(value: Any) -> list[Any]:
+    """A list as it is; anything else that could be gone through is a TypeError."""
+    if not isinstance(value, list):
+        raise TypeError("a list was to be here")
+    return value
 
 
-@dataclass(slots=True)
-class Passing:
-    """The entries of a ledger on their way to their verification; what was seen of them is kept.
-
-    Attributes:
-        witnesses: the coordinator's, and any number of nodes'.
-        counts: account -> its entries, of those that passed.
-        hashes: (account, seq) -> hash of the entry, for those that are some witness's head.
-    """
-
-    entries: Iterable[Entry]
-    witnesses: Sequence[Witnesses]
-    counts: dict[str, int] = field(default_factory=dict)
-    hashes: dict[tuple[str, int], str] = field(default_factory=dict)
-
-    def __iter__(self) -> Iterator[Entry]:
-        counts: defaultdict[str, int] = defaultdict(int)
-        self.counts, self.hashes = counts, {}
-        seen: defaultdict[int, set[str]] = defaultdict(set)
-        for each in self.witnesses:
-            for one in each.heads:
-                seen[one.head.seq].add(one.head.account)
-        for entry in self.entries:
-            account = entry.statement.account
-            counts[account] += 1
-            if entry.seq in seen and account in seen[entry.seq]:
-                self.hashes[account, entry.seq] = entry.hash
-            yield entry
+def whole_number(value: Any) -> int:
+    """A whole number as it is; what `int` would make one of is a TypeError."""
+    if type(value) is not int:
+        raise TypeError("a whole number was to be here")
+    return value
 
 
-def faults(passed: Passing, keys: Mapping[str, bytes], *, whole: bool) -> list[Fault]:
-    """Where entries are not what was seen and signed.
-
-    Args:
-        passed: all of them have passed.
-        keys: node -> its raw ledger key.
-        whole: the entries are of every account; else heads of other accounts are passed over.
-    """
-    found: list[Fault] = []
-    for one in passed.witnesses:
-        found += _heads(one, passed, keys, whole=whole)
-        found += _checkpoints(one)
-    return found + _forks(passed.witnesses)
-
-
-def _heads(
-    seen: Witnesses,
-    passed: Passing,
-    keys: Mapping[str, bytes],
-    *,
-    whole: bool,
-) -> list[Fault]:
-    found: list[Fault] = []
-    for one in seen.heads:
-        head = one.head
-        node = head.account.partition("/")[0]
-        count = passed.counts.get(head.account, 0)
-        digest = passed.hashes.get((head.account, head.seq))
-        if not count:
-            if whole and head.seq:
-                text = f"node {node} has seen {head.seq} entries of this account, and none is here"
-                found.append((head.account, head.seq, text))
-            continue
-        key = keys.get(node, b"")
-        if seen.node_key and seen.node_key != key:
-            found.append((head.account, head.seq, f"{seen.source}'s ledger key is another one"))
-        elif not signed_by(key, head, one.signature):
-            text = f"the head that {seen.source} holds is not signed by node {node}"
-            found.append((head.account, head.seq, text))
-        elif digest is None:
-            text = f"node {node} has seen {head.seq} entries, and {count} are here"
-            found.append((head.account, head.seq, text))
-        elif digest != head.hash:
-            text = f"node {node} has seen another entry {head.seq}: the history was rewritten"
-            found.append((head.account, head.seq, text))
-    return found
-
-
-def _checkpoints(seen: Witnesses) -> list[Fault]:
-    before: Checkpoint | None = None
-    for one in seen.checkpoints:
-        text = checkpoint_fault(before, one, seen.coordinator_key)
-        if text:
-            return [(CHECKPOINTS, one.number, f"{text} ({seen.source})")]
-        before = one
-    return []
-
-
-def _forks(witnesses: Sequence[Witnesses]) -> list[Fault]:
-    """Two checkpoints of one number that are not the same: the coordinator has signed both."""
-    found: list[Fault] = []
-    known: dict[int, tuple[str, str]] = {}
-    for seen in witnesses:
-        for one in seen.checkpoints:
-            source, digest = known.setdefault(one.number, (seen.source, one.hash))
-            if digest != one.hash:
-                text = f"{source} and {seen.source} hold different ones: the history was forked"
-                found.append((CHECKPOINTS, one.number, text))
-                break
-    return found
+def of_accounts(found: Witnesses, names: Iterable[str]) -> Witnesses:
+    """What speaks of some accounts alone: a root is over all of them, so that none can be made."""
+    wanted = set(names)
+    return replace(
+        found, heads=[one for one in found.heads if one.head.account in wanted], moved=None
+    )

@@ -18,6 +18,7 @@ from feddp.cli.exports import from_file
 from feddp.cli.ledgers import Ledger, check, from_client
 from feddp.client import Client
 from privacy import ledger
+from privacy.figures import figures_of
 from privacy.filters import make_filter
 from protos.feddp.v1.budgets_pb2 import BudgetAccount
 
@@ -57,7 +58,9 @@ def booked(coordinator: Coordinator) -> Coordinator:
     key = Ed25519PrivateKey.generate()
     budget = make_filter("gdp", 0, 2.0, 1e-5)
     coordinator.state.entries = chain(key)
-    used = budget.cost_units(statement("post", "t1").release)
+    release = statement("post", "t1").release
+    used, figures = budget.cost_units(release), figures_of([release], budget)
+    assert figures is not None
     coordinator.state.accounts = [
         BudgetAccount(
             account="a/patients",
@@ -67,7 +70,11 @@ def booked(coordinator: Coordinator) -> Coordinator:
             epsilon_limit=2.0,
             epsilon_limit_highest=2.0,
             delta=1e-5,
-            epsilon_spent=0.40001,
+            epsilon_spent=figures.running,
+            epsilon_booked=figures.booked,
+            epsilon_naive=figures.naive,
+            efficiency=figures.efficiency,
+            booked_to_naive=figures.booked_to_naive,
             posted_units=used,
             limit_units=budget.limit_units,
             guarantee=True,
@@ -290,6 +297,10 @@ def test_what_a_running_job_books_meanwhile_is_no_fault(
     before = BudgetAccount()
     before.CopyFrom(account)
     before.entries, before.posted_units, before.head_hash = 1, 0, entries[0].hash
+    before.pending_units, before.epsilon_spent = account.posted_units, 0.0
+    before.epsilon_booked = before.epsilon_naive = 0.0
+    before.ClearField("efficiency")
+    before.ClearField("booked_to_naive")
     answers = iter([[before], [account]])
     client.accounts = lambda _="": next(answers)  # type: ignore[method-assign]
     found = from_client(client, "")

@@ -13,6 +13,7 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from coordinator import views
 from coordinator.keyring import ledger_key
 from coordinator.metrics import Metrics
 from coordinator.rpc import witness as witness_rpc
@@ -20,7 +21,8 @@ from coordinator.rpc.gate import Gate
 from coordinator.store import checkpoints, ledger, limits, people
 from coordinator.store.booking import Books
 from coordinator.store.database import Database
-from feddp.cli.witnesses import Passing, Witnesses, faults, from_json
+from feddp.cli.history import Passing, faults
+from feddp.cli.witnesses import Witnesses, from_json, from_message
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.witness import Witness
 from node_agent.state import State
@@ -61,6 +63,7 @@ class Bench:
         self.database = Database(f"sqlite:///{folder / 'coordinator.db'}")
         self.state = State(folder / "state.db", NODE, LEDGER_KEY)
         self.key = ledger_key(folder)
+        self.public_key = self.key.public_key().public_bytes_raw()
 
     def book(self, attempts: int, first: int = 0) -> None:
         """Attempts that both sides have reserved, posted and closed."""
@@ -257,7 +260,7 @@ def test_two_histories_are_two_checkpoints_of_one_number(
     nodes = [seen_by(one.state) for one in (bench, other)]
     assert {len(one.checkpoints) for one in nodes} == {2}
     public = {NODE: LEDGER_KEY.public_key().public_bytes_raw()}
-    passed = Passing(bench.chain(), nodes)
+    passed = Passing(bench.chain(), [Witnesses("the coordinator"), *nodes])
     assert len(list(passed)) == len(bench.chain())
     found = faults(passed, public, whole=True)
     assert ("(checkpoints)", 2) in {(account, seq) for account, seq, _ in found}
@@ -267,6 +270,33 @@ def test_two_histories_are_two_checkpoints_of_one_number(
     bench.look(monkeypatch)
     assert {one.account for one in bench.state.witnessed.disputes()} >= {ACCOUNT}
     other.state.close()
+
+
+def test_the_coordinator_says_what_each_root_is_made_of(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found again among the entries; where the entries were cut, the root cannot be made."""
+    bench.book(1, first=ENTRIES)
+    bench.look(monkeypatch)
+
+    def problems() -> list[tuple[str, int, str]]:
+        message = bench.database.read_now(lambda c: views.checkpoints(c, bench.public_key))
+        kept = from_message(message, [ACCOUNT], bench.chain())
+        moved.append(kept.moved)
+        passed = Passing(bench.chain(), [kept])
+        assert list(passed) == bench.chain()
+        return faults(passed, {NODE: PUBLIC}, whole=True)
+
+    moved: list[Any] = []
+    assert problems() == []
+    assert moved == [[[(ACCOUNT, ENTRIES)], [(ACCOUNT, ENTRIES + 2)]]]
+    bench.write(bench.chain()[:-2])
+    bench.database.write_now(
+        lambda c: c.exec_driver_sql("DELETE FROM countersignatures WHERE seq > ?", (ENTRIES,))
+    )
+    (found,) = problems()
+    assert found[:2] == ("(checkpoints)", 2)
+    assert moved[1] == [[(ACCOUNT, ENTRIES)], []]
 
 
 def seen_by(state: State) -> Witnesses:
@@ -498,6 +528,73 @@ def refusals(job: jobs_pb2.Job) -> set[tuple[str, str]]:
     """Who cannot take part now, or did not, and why."""
     absent = {(one.node, one.reason) for one in job.waiting}
     return absent | {(p.node, p.reason) for r in job.rounds for p in r.participation}
+
+
+def test_any_hospitals_file_finds_another_ones_account_cut(
+    coordinator: Federation, tmp_path: Path
+) -> None:
+    """The last attempt goes with its countersignature, and the sums fit; the ledger alone, and
+    its export, are found out by a hospital that has nothing to do with the account."""
+    names = ("alpha", "beta", "gamma")
+    for name in names:
+        coordinator.add_node(name)
+        coordinator.start(name)
+    coordinator.wait_for_nodes(*names)
+    assert coordinator.wait_for_end(coordinator.submit(null_job(2))).status == "completed"
+
+    def seen_last(name: str) -> Any:
+        """A node's own file, once it has seen the job's last entries below a checkpoint."""
+        with coordinator.database() as database:
+            query = "SELECT entries, head_hash FROM accounts WHERE account = ?"
+            standing = tuple(database.execute(query, (f"{name}/patients",)).fetchone())
+        folder = coordinator.agent(name)
+        found = json.loads(
+            run(coordinator, "agent", "ledger", "heads", "--json", "--dir", folder)[1]
+        )
+        heads = [(one["seq"], one["hash"]) for one in found["heads"]]
+        return found if heads == [standing] and found["checkpoints"] else None
+
+    files: dict[str, Path] = {}
+    for name in names:
+        wait_for("it has seen everything", lambda name=name: seen_last(name) is not None)  # type: ignore[misc]
+        files[name] = tmp_path / f"{name}.json"
+        files[name].write_text(json.dumps(seen_last(name)))
+    coordinator.kill("coordinator")
+    every = [word for file in files.values() for word in ("--heads", file)]
+    verified = run(coordinator, "budget", "verify", *every)
+    assert (verified[0], "beside what 3 nodes have seen" in verified[1]) == (0, True)
+    for name in names:
+        assert f"behind {name}/patients: its own node's file up to entry" in verified[1]
+    assert "no file for its filter" not in verified[1]
+    # A checkpoint below which the cut entries stand: that of the last look of all.
+    last = max(names, key=lambda name: len(json.loads(files[name].read_text())["checkpoints"]))
+    victim = next(name for name in names if name != last)
+    cut_last_attempt(coordinator, f"{victim}/patients")
+    verified = run(coordinator, "budget", "verify", "--heads", files[last])
+    assert verified[0] == 1
+    assert "was made over other entries than these" in verified[1]
+    export = tmp_path / "ledger.json"
+    export.write_text(run(coordinator, "budget", "ledger", "--json")[1])
+    assert run_cli("budget", "verify", str(export), "--heads", str(files[last]))[0] == 1
+
+
+def cut_last_attempt(federation: Federation, account: str) -> None:
+    """Take an account's last two entries away and put its own figures right."""
+    with federation.database() as database:
+        (count,) = database.execute(
+            "SELECT entries FROM accounts WHERE account = ?", (account,)
+        ).fetchone()
+        database.execute("DELETE FROM entries WHERE account = ? AND seq > ?", (account, count - 2))
+        database.execute(
+            "DELETE FROM countersignatures WHERE account = ? AND seq > ?", (account, count - 2)
+        )
+        database.execute(
+            "UPDATE accounts SET entries = entries - 2, posted_units = posted_units *"
+            " (entries - 2) / entries, head_hash = (SELECT hash FROM entries WHERE"
+            " entries.account = accounts.account ORDER BY seq DESC LIMIT 1) WHERE account = ?",
+            (account,),
+        )
+        database.commit()
 
 
 def run(federation: Federation, *arguments: object) -> tuple[int, str, str]:

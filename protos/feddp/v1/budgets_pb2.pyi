@@ -246,6 +246,7 @@ class ListCheckpointsResponse(_message.Message):
     CHECKPOINTS_FIELD_NUMBER: _builtins.int
     COUNTERSIGNED_FIELD_NUMBER: _builtins.int
     COORDINATOR_LEDGER_KEY_FIELD_NUMBER: _builtins.int
+    LEAVES_FIELD_NUMBER: _builtins.int
     coordinator_ledger_key: _builtins.bytes
     """Raw Ed25519 key that signs the checkpoints."""
     @_builtins.property
@@ -256,20 +257,51 @@ class ListCheckpointsResponse(_message.Message):
     def countersigned(self) -> _containers.RepeatedCompositeFieldContainer[_witness_pb2.LedgerHead]:
         """By account and seq, each with its node's signature."""
 
+    @_builtins.property
+    def leaves(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckpointLeaves]:
+        """What each root is made of, one for each of `checkpoints`."""
+
     def __init__(
         self,
         *,
         checkpoints: _abc.Iterable[_witness_pb2.LedgerCheckpoint] | None = ...,
         countersigned: _abc.Iterable[_witness_pb2.LedgerHead] | None = ...,
         coordinator_ledger_key: _builtins.bytes = ...,
+        leaves: _abc.Iterable[Global___CheckpointLeaves] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "coordinator_ledger_key", b"coordinator_ledger_key", "countersigned", b"countersigned"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "coordinator_ledger_key", b"coordinator_ledger_key", "countersigned", b"countersigned", "leaves", b"leaves"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListCheckpointsResponse: _TypeAlias = ListCheckpointsResponse  # noqa: Y015
+
+@_typing.final
+class CheckpointLeaves(_message.Message):
+    """The leaves under a checkpoint that were not under the one before: of accounts that are new or
+    have moved on since. docs/privacy.md gives their bytes.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def added(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """BLAKE3, 32 bytes each."""
+
+    def __init__(
+        self,
+        *,
+        added: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointLeaves: _TypeAlias = CheckpointLeaves  # noqa: Y015
 
 @_typing.final
 class ListEntriesRequest(_message.Message):

@@ -1,0 +1,194 @@
+"""Whether a ledger's entries are those that nodes have seen: heads, checkpoints and their roots."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+from feddp.cli.output import counted
+from feddp.cli.witnesses import CHECKPOINTS, Fault, Place, Witnesses
+from privacy.entries import GENESIS, Entry, Statement
+from privacy.heads import Checkpoint, Head, checkpoint_fault, root_of, signed_by
+from privacy.releases import Mechanism
+
+Spelling = tuple[Mechanism, float | None, float, int]
+"""The fields of a Release; a tuple is made and hashed faster, once an entry."""
+
+
+@dataclass(slots=True)
+class Passing:
+    """The entries of a ledger on their way to their verification; what was seen of them is kept.
+
+    Attributes:
+        witnesses: the coordinator's, and any number of nodes'.
+        counts: account -> its entries, of those that passed.
+        hashes: (account, seq) -> hash of the entry, for those that are some witness's head, or
+            below a checkpoint.
+        posted: account -> how often it has posted each release.
+    """
+
+    entries: Iterable[Entry]
+    witnesses: Sequence[Witnesses]
+    counts: dict[str, int] = field(default_factory=dict)
+    hashes: dict[Place, str] = field(default_factory=dict)
+    posted: dict[str, Counter[Spelling]] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Entry]:
+        counts: defaultdict[str, int] = defaultdict(int)
+        posted: defaultdict[str, Counter[Spelling]] = defaultdict(Counter)
+        self.counts, self.hashes, self.posted = counts, {}, posted
+        seen: defaultdict[int, set[str]] = defaultdict(set)
+        for each in self.witnesses:
+            for signed in each.heads:
+                seen[signed.head.seq].add(signed.head.account)
+            for account, seq in chain.from_iterable(each.moved or ()):
+                seen[seq].add(account)
+        for entry in self.entries:
+            one = entry.statement
+            account = one.account
+            counts[account] += 1
+            if isinstance(one, Statement) and one.kind == "post":
+                release = (one.mechanism, one.noise_multiplier, one.sample_rate, one.steps)
+                posted[account][release] += 1
+            if entry.seq in seen and account in seen[entry.seq]:
+                self.hashes[account, entry.seq] = entry.hash
+            yield entry
+
+
+def faults(passed: Passing, keys: Mapping[str, bytes], *, whole: bool) -> list[Fault]:
+    """Where entries are not what was seen and signed.
+
+    Args:
+        passed: all of them have passed; the first of its witnesses is the coordinator's.
+        keys: node -> its raw ledger key.
+        whole: the entries are of every account; else heads of other accounts are passed over, and
+            roots, which are over all accounts, are not made.
+    """
+    found: list[Fault] = []
+    for one in passed.witnesses:
+        found += _heads(one, passed, keys, whole=whole)
+        found += _checkpoints(one)
+    found += _forks(passed.witnesses)
+    kept, *nodes = passed.witnesses
+    if whole:
+        found += _roots(kept, passed)
+        if kept.moved is None and any(one.checkpoints for one in nodes):
+            text = "the roots that nodes hold cannot be made: the ledger does not say of what"
+            found.append((CHECKPOINTS, 0, f"{text}; export it anew, of all data sets"))
+    for one in nodes:
+        found += _absent(kept, one)
+    return found
+
+
+def _roots(kept: Witnesses, passed: Passing) -> list[Fault]:
+    """The first checkpoint whose root is not that of the entries; later ones would say the same.
+
+    The coordinator has signed the root: which accounts it is said to be made of cannot be
+    changed, nor any of their entries up to there.
+    """
+    leaves: dict[str, str] = {}
+    reached: dict[str, int] = {}
+    for one, moved in zip(kept.checkpoints, kept.moved or (), strict=False):
+        found = [
+            (account, seq, f"{text}, below checkpoint {one.number}")
+            for account, seq in moved
+            if (text := _misplaced(account, seq, reached.get(account, -1), passed))
+        ]
+        if found:
+            return found
+        for account, seq in moved:
+            reached[account] = seq
+            digest = passed.hashes[account, seq] if seq else GENESIS
+            leaves[account] = Head(account, seq, digest).leaf()
+        if root_of(leaves.values()) != one.root:
+            text = "was made over other entries than these: some were left out, or changed"
+            return [(CHECKPOINTS, one.number, f"checkpoint {one.number} {text}")]
+    return []
+
+
+def _misplaced(account: str, seq: int, before: int, passed: Passing) -> str:
+    """Why an account cannot have stood at `seq` when it stood at `before` last; empty if it can."""
+    if seq <= before:
+        return f"the account goes from entry {before} to entry {seq}"
+    if seq and (account, seq) not in passed.hashes:
+        return f"the account had entry {seq}, and {here(passed.counts.get(account, 0))} here"
+    return ""
+
+
+def here(count: int) -> str:
+    """How many there are, before "here"."""
+    return f"{count or 'none'} {'are' if count > 1 else 'is'}"
+
+
+def _absent(kept: Witnesses, node: Witnesses) -> list[Fault]:
+    """Checkpoints that a node has seen and the coordinator does not show, or signs otherwise."""
+    if not node.checkpoints:
+        return []
+    if kept.coordinator_key and node.coordinator_key != kept.coordinator_key:
+        text = f"node {node.source} knows another coordinator's ledger key than this one"
+        return [(CHECKPOINTS, 0, text)]
+    newest = max(one.number for one in node.checkpoints)
+    shown = {one.number for one in kept.checkpoints}
+    absent = next((one.number for one in node.checkpoints if one.number not in shown), 0)
+    if not absent:
+        return []
+    text = f"node {node.source} has seen checkpoint {newest}, and {here(len(shown))} here"
+    return [(CHECKPOINTS, absent, text)]
+
+
+def _heads(
+    seen: Witnesses,
+    passed: Passing,
+    keys: Mapping[str, bytes],
+    *,
+    whole: bool,
+) -> list[Fault]:
+    found: list[Fault] = []
+    for one in seen.heads:
+        head = one.head
+        node = head.account.partition("/")[0]
+        count = passed.counts.get(head.account, 0)
+        digest = passed.hashes.get((head.account, head.seq))
+        if not count:
+            if whole and head.seq:
+                seen_by_node = counted(head.seq, "entry")
+                text = f"node {node} has seen {seen_by_node} of this account, and none is here"
+                found.append((head.account, head.seq, text))
+            continue
+        key = keys.get(node, b"")
+        if seen.node_key and seen.node_key != key:
+            found.append((head.account, head.seq, f"{seen.source}'s ledger key is another one"))
+        elif not signed_by(key, head, one.signature):
+            text = f"the head that {seen.source} holds is not signed by node {node}"
+            found.append((head.account, head.seq, text))
+        elif digest is None:
+            text = f"node {node} has seen {counted(head.seq, 'entry')}, and {here(count)} here"
+            found.append((head.account, head.seq, text))
+        elif digest != head.hash:
+            text = f"node {node} has seen another entry {head.seq}: the history was rewritten"
+            found.append((head.account, head.seq, text))
+    return found
+
+
+def _checkpoints(seen: Witnesses) -> list[Fault]:
+    before: Checkpoint | None = None
+    for one in seen.checkpoints:
+        text = checkpoint_fault(before, one, seen.coordinator_key)
+        if text:
+            return [(CHECKPOINTS, one.number, f"{text} ({seen.source})")]
+        before = one
+    return []
+
+
+def _forks(witnesses: Sequence[Witnesses]) -> list[Fault]:
+    """Two checkpoints of one number that are not the same: the coordinator has signed both."""
+    found: list[Fault] = []
+    known: dict[int, tuple[str, str]] = {}
+    for seen in witnesses:
+        for one in seen.checkpoints:
+            source, digest = known.setdefault(one.number, (seen.source, one.hash))
+            if digest != one.hash:
+                text = f"{source} and {seen.source} hold different ones: the history was forked"
+                found.append((CHECKPOINTS, one.number, text))
+                break
+    return found

@@ -1,0 +1,208 @@
+"""What a node has seen, in a file from its hospital: read, and held against the ledger."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from feddp.cli.json_windows import once
+from feddp.cli.output import counted
+from feddp.cli.witnesses import Fault, Witnesses, from_json, listed, whole_number
+from privacy.heads import Terms, signed_by
+from protos.errors import Malformed
+
+NODE_FILES = "(node files)"
+
+
+@dataclass(frozen=True, slots=True)
+class SignedTerms:
+    """Terms and their node's signature."""
+
+    terms: Terms
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFile:
+    """What `feddp agent ledger heads --json` printed at a node.
+
+    Attributes:
+        seen: heads and checkpoints; `seen.source` is the node.
+        terms: of the node's own ledger, for each account that has entries there.
+        disputes: where the node says that the coordinator's ledger is wrong; not signed.
+    """
+
+    seen: Witnesses
+    terms: Sequence[SignedTerms] = ()
+    disputes: Sequence[Fault] = ()
+
+    @property
+    def node(self) -> str:
+        """Who has seen it."""
+        return self.seen.source
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """How far nodes' own files stand behind an account; 0 for not at all.
+
+    Attributes:
+        own_seq: the last entry that its own node's file has signed.
+        terms: its own node's file says, signed, its filter, delta and first limit.
+        seen_seq: the last entry below a checkpoint that some node's file holds.
+    """
+
+    own_seq: int = 0
+    terms: bool = False
+    seen_seq: int = 0
+
+    def said(self, entries: int) -> str:
+        """In words for people.
+
+        Args:
+            entries: how many the account has.
+        """
+        parts = []
+        if self.own_seq:
+            parts.append(f"its own node's file up to entry {self.own_seq} of {entries}")
+        if self.seen_seq:
+            parts.append(f"checkpoints in nodes' files up to entry {self.seen_seq} of {entries}")
+        if not parts:
+            return "no node's file"
+        if not self.terms:
+            parts.append("no file for its filter, delta and first limit")
+        return "; ".join(parts)
+
+
+def from_node_file(path: Path) -> NodeFile:
+    """What `feddp agent ledger heads --json` printed at a node.
+
+    Raises:
+        Malformed: FILE_UNREADABLE, HEADS_INVALID; HEADS_EMPTY, it can prove nothing.
+    """
+    try:
+        content = json.loads(path.read_bytes(), object_pairs_hook=once)
+        found = NodeFile(
+            from_json(content, str(content["node"])),
+            # A file of an older agent has none.
+            [_terms(one) for one in listed(content.get("accounts", []))],
+            [
+                (str(one["account"]), whole_number(one["seq"]), str(one["text"]))
+                for one in listed(content["disputes"])
+            ],
+        )
+        if not found.seen.node_key:
+            raise ValueError("a node's file names its ledger key")
+    except OSError as error:
+        raise Malformed("FILE_UNREADABLE", f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise Malformed(
+            "HEADS_INVALID", f"{path} is not what `feddp agent ledger heads --json` prints"
+        ) from None
+    if not (found.seen.heads or found.seen.checkpoints or found.disputes):
+        raise Malformed(
+            "HEADS_EMPTY",
+            f"{path}: node {found.node} has seen no entry and no checkpoint, which proves nothing; "
+            "leave it out, or print it anew once the node has had a session",
+        )
+    return found
+
+
+def _terms(one: Mapping[str, Any]) -> SignedTerms:
+    terms = Terms(
+        account=str(one["account"]),
+        filter=str(one["filter"]),
+        rdp_order=whole_number(one["rdp_order"]),
+        delta=float(one["delta"]),
+        epsilon_limit_highest=float(one["epsilon_limit_highest"]),
+    )
+    return SignedTerms(terms, bytes.fromhex(one["node_signature"]))
+
+
+def file_faults(
+    files: Sequence[NodeFile],
+    accounts: Iterable[Mapping[str, Any]],
+    keys: Mapping[str, bytes],
+    *,
+    whole: bool,
+) -> list[Fault]:
+    """Where nodes' files are not of this ledger, say other terms than it, or dispute it.
+
+    Args:
+        accounts: BudgetAccount as JSON has it.
+        keys: node -> its raw ledger key.
+        whole: these are all accounts; else what is said of others is passed over.
+    """
+    known = {str(one["account"]): one for one in accounts}
+    nodes = {str(one["node"]) for one in known.values()}
+    found: list[Fault] = []
+    for file in files:
+        if file.node not in nodes:
+            if whole:
+                text = f"there is a file of node {file.node}, and no account of that node is here"
+                found.append((NODE_FILES, 0, text))
+        elif keys.get(file.node) != file.seen.node_key:
+            text = f"the file of node {file.node} names another ledger key than the ledger does"
+            found.append((NODE_FILES, 0, text))
+        named = [one.head.account for one in file.seen.heads]
+        for account in [*named, *(one.terms.account for one in file.terms)]:
+            if account.partition("/")[0] != file.node:
+                text = f"the file of node {file.node} speaks of this account, which is not its own"
+                found.append((account, 0, text))
+        for said in file.terms:
+            account = said.terms.account
+            text = _terms_fault(said, known.get(account), file)
+            if text and (whole or account in known):
+                found.append((account, 0, text))
+        for account, seq, text in file.disputes:
+            found.append((account, seq, f"node {file.node} disputes this: {text}"))
+    return found
+
+
+def _terms_fault(said: SignedTerms, account: Mapping[str, Any] | None, file: NodeFile) -> str:
+    """Why an account is not what its node has promised; empty where it is."""
+    terms = said.terms
+    if not signed_by(file.seen.node_key, terms, said.signature):
+        return f"the terms in the file of node {file.node} are not signed by it"
+    if account is None:
+        return f"node {file.node} has entries of this account, and it is not here"
+    for name in ("filter", "rdp_order", "delta", "epsilon_limit_highest"):
+        told, own = account[name], getattr(terms, name)
+        if told != own:
+            return f"the account says {name} {told}, and its node's own ledger {own}"
+    return ""
+
+
+def backing(
+    accounts: Iterable[Mapping[str, Any]],
+    kept: Witnesses,
+    files: Sequence[NodeFile],
+    keys: Mapping[str, bytes],
+) -> dict[str, Behind]:
+    """Account -> how far nodes' files stand behind it, where nothing is wrong with them.
+
+    Args:
+        kept: what the coordinator shows.
+    """
+    sound = [one for one in files if one.seen.node_key == keys.get(one.node)]
+    newest = max((at.number for file in sound for at in file.seen.checkpoints), default=0)
+    reached: dict[str, int] = {}
+    for one, moved in zip(kept.checkpoints, kept.moved or (), strict=False):
+        if one.number <= newest:
+            reached.update(moved)
+    own: dict[str, int] = {}
+    for file in sound:
+        for signed in file.seen.heads:
+            own[signed.head.account] = max(signed.head.seq, own.get(signed.head.account, 0))
+    promised = {said.terms.account for file in sound for said in file.terms}
+    return {
+        name: Behind(own.get(name, 0), name in promised, reached.get(name, 0))
+        for name in (str(one["account"]) for one in accounts)
+    }
+
+
+def nodes_said(files: Iterable[NodeFile], nodes: Iterable[str]) -> str:
+    """How many nodes' files there are: each node once, and none that the ledger does not know."""
+    known = {file.node for file in files} & set(nodes)
+    return f"what {counted(len(known), 'node')} {'has' if len(known) == 1 else 'have'} seen"

@@ -1,0 +1,71 @@
+"""What `feddp budget verify` says of a check to people."""
+
+from collections.abc import Sequence
+
+from feddp.cli import output
+from feddp.cli.ledgers import Check, Ledger
+from feddp.cli.node_files import NodeFile, nodes_said
+from feddp.cli.output import counted
+
+
+def roots_checked(found: Ledger, result: Check, *, whole: bool) -> bool:
+    """Whether the checkpoints' roots were made from the entries: there are some, of known places.
+
+    Args:
+        whole: the ledger is all of it, not that of one data set.
+    """
+    return whole and bool(found.witnesses.checkpoints) and found.witnesses.moved is not None
+
+
+def print_check(found: Ledger, result: Check, files: Sequence[NodeFile], *, whole: bool) -> None:
+    """Everything that was checked, what nobody can check, and what is wrong."""
+    if result.counts:  # else it could not be read, and nothing was checked
+        _print_checked(found, result, files, whole=whole)
+    for account, seq, text in result.problems:
+        output.line(f"BAD: account {account}, entry {seq}: {text}")
+    output.line("the ledger verifies" if result.ok else "the ledger does NOT verify")
+
+
+def _print_checked(found: Ledger, result: Check, files: Sequence[NodeFile], *, whole: bool) -> None:
+    counts = ", ".join(f"{number} {kind}" for kind, number in result.counts.items())
+    entries, accounts = counted(result.entries, "entry"), counted(len(found.accounts), "account")
+    output.line(f"{entries} of {accounts}: {counts}")
+    output.line("checked: hash chain, node signatures, one end per attempt, never above the limit")
+    output.line("in force, each account's figures; two people's and the node's signatures on each")
+    output.line("raise. An account's filter, order, delta and first limit are the coordinator's")
+    output.line("word, unless its node's file is here: compare them with the hospital's policy")
+    nodes = {str(one["node"]) for one in found.accounts}
+    beside = f", beside {nodes_said(files, nodes)}" if files else ""
+    output.line(f"and {found.witnesses.said()}{beside}")
+    for name, one in result.behind.items():
+        output.line(f"behind {name}: {one.said(_entries_of(found, name))}")
+    if not found.witnesses.heads and result.entries:
+        output.line("NOTE: no node has countersigned any of this; ask the hospitals for --heads")
+    if result.entries and not roots_checked(found, result, whole=whole):
+        output.line(f"NOTE: {_unchecked(found, whole=whole)}")
+    if result.unattested:
+        verb = "carries" if result.unattested == 1 else "carry"
+        posts = counted(result.unattested, "post")
+        output.line(f"{posts} {verb} no signature of their node (no fault)")
+    if result.bare_reserves:
+        verb = "carries" if result.bare_reserves == 1 else "carry"
+        reserves = counted(result.bare_reserves, "reservation")
+        output.line(
+            f"{reserves} {verb} no signature of their node, whose posts do (no fault; ask why)"
+        )
+
+
+def _entries_of(found: Ledger, name: str) -> int:
+    return next((int(a["entries"]) for a in found.accounts if a["account"] == name), 0)
+
+
+def _unchecked(found: Ledger, *, whole: bool) -> str:
+    """Why no root was made from the entries."""
+    if not found.witnesses.checkpoints:
+        return "there is no checkpoint: that no account was left out is not shown"
+    if not whole:
+        return "roots were not checked: they are over all accounts, and these are one data set's"
+    return (
+        "roots were NOT checked: the export does not say what they are made of; an account, or the "
+        "end of one, may have been left out. Export it anew, of all data sets"
+    )

@@ -1,0 +1,459 @@
+"""`feddp budget verify` with checkpoints and nodes' files: what was left out is found."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Run
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from feddp.cli.ledgers import Ledger
+from feddp.cli.witnesses import SignedHead, Witnesses
+from privacy import ledger
+from privacy.figures import figures_of
+from privacy.filters import make_filter
+from privacy.heads import Checkpoint, Head, Terms, head_of, sign_checkpoint
+
+BUDGET = make_filter("gdp", 0, 2.0, 1e-5)
+NODES = ("alpha", "beta", "gamma")
+
+
+def raw(key: Ed25519PrivateKey) -> bytes:
+    """The public half."""
+    return key.public_key().public_bytes_raw()
+
+
+def statement(kind: ledger.Kind, node: str, attempt: int) -> ledger.Statement:
+    """One full-batch release of five steps."""
+    return ledger.Statement(
+        kind=kind,
+        attempt_id=f"{node}-{attempt}",
+        project="default",
+        node=node,
+        account=f"{node}/patients",
+        dataset="heart-disease",
+        job_id="j1",
+        round=1,
+        unit="patient",
+        declared_n=199,
+        mechanism="gaussian",
+        noise_multiplier=20.0,
+        sample_rate=1.0,
+        steps=5,
+    )
+
+
+def account(node: str, key: Ed25519PrivateKey, entries: list[ledger.Entry]) -> dict[str, Any]:
+    """What a coordinator says of an account with these entries, none of them open."""
+    posted = [one.statement for one in entries if one.statement.kind == "post"]
+    releases = [one.release for one in posted if isinstance(one, ledger.Statement)]
+    figures = figures_of(releases, BUDGET)
+    assert figures is not None
+    return {
+        "account": f"{node}/patients",
+        "node": node,
+        "data_sets": ["heart-disease"],
+        "filter": "gdp",
+        "rdp_order": 0,
+        "epsilon_limit": 2.0,
+        "delta": 1e-5,
+        "epsilon_spent": figures.running,
+        "pending_units": 0,
+        "posted_units": sum(BUDGET.cost_units(one) for one in releases),
+        "limit_units": BUDGET.limit_units,
+        "guarantee": True,
+        "entries": len(entries),
+        "head_hash": entries[-1].hash if entries else ledger.GENESIS,
+        "ledger_public_key": raw(key).hex(),
+        "epsilon_limit_highest": 2.0,
+        "epsilon_booked": figures.booked,
+        "epsilon_naive": figures.naive,
+        "efficiency": figures.efficiency,
+        "booked_to_naive": figures.booked_to_naive,
+        "epsilon_start": 0.0,
+        "shares": [],
+    }
+
+
+@dataclass
+class Federation:
+    """Three hospitals' ledger, and the keys behind it.
+
+    Attributes:
+        checkpoints: one after each attempt of every node, and the first before any.
+        moved: what each is made of.
+    """
+
+    keys: dict[str, Ed25519PrivateKey]
+    coordinator: Ed25519PrivateKey
+    chains: dict[str, list[ledger.Entry]]
+    checkpoints: list[Checkpoint]
+    moved: list[list[tuple[str, int]]]
+
+    def export(self) -> Any:
+        """As `budget ledger --json` prints it, to be changed."""
+        heads = [
+            SignedHead(head, self.keys[node].sign(head.canonical()))
+            for node, entries in self.chains.items()
+            for head in map(head_of, entries[-1:])
+        ]
+        witnesses = Witnesses(
+            "the coordinator", heads, self.checkpoints, self.moved, raw(self.coordinator)
+        )
+        accounts = [account(node, self.keys[node], self.chains[node]) for node in NODES]
+        entries = [one for node in NODES for one in self.chains[node]]
+        made = Ledger(entries, len(entries), accounts, {}, {}, witnesses)
+        return json.loads(json.dumps(made.export()))
+
+    def heads(self, node: str) -> Any:
+        """As `agent ledger heads --json` prints it at a node."""
+        key, head = self.keys[node], head_of(self.chains[node][-1])
+        terms = Terms(f"{node}/patients", "gdp", 0, 1e-5, 2.0)
+        seen = Witnesses(
+            node,
+            [SignedHead(head, key.sign(head.canonical()))],
+            self.checkpoints,
+            None,
+            raw(self.coordinator),
+        )
+        return {
+            "node": node,
+            "ledger_public_key": raw(key).hex(),
+            **seen.export(),
+            "accounts": [{**asdict(terms), "node_signature": key.sign(terms.canonical()).hex()}],
+            "disputes": [],
+        }
+
+    def cut(self, node: str, attempts: int) -> None:
+        """Take an account's last attempts away, as whoever may write there can: sums and heads
+        that are the coordinator's own word are put right."""
+        self.chains[node] = self.chains[node][: -2 * attempts]
+
+
+@pytest.fixture
+def federation() -> Federation:
+    """Two attempts of each hospital, all signed, and three checkpoints."""
+    keys = {node: Ed25519PrivateKey.generate() for node in NODES}
+    made = Federation(keys, Ed25519PrivateKey.generate(), {n: [] for n in NODES}, [], [])
+    for attempt in range(3):
+        for node in NODES if attempt else ():
+            for kind in ("reserve", "post"):
+                one = statement(kind, node, attempt)  # type: ignore[arg-type]
+                chain = made.chains[node]
+                last = chain[-1] if chain else None
+                chain.append(ledger.append(one, last, ledger.sign(keys[node], one)))
+        heads = [
+            head_of(chain[-1]) if chain else Head(f"{node}/patients")
+            for node, chain in made.chains.items()
+        ]
+        before = made.checkpoints[-1] if made.checkpoints else None
+        leaves = [one.leaf() for one in heads]
+        made.checkpoints.append(sign_checkpoint(made.coordinator, before, leaves))
+        made.moved.append([(one.account, one.seq) for one in heads])
+    return made
+
+
+Verify = Callable[..., Any]
+
+
+@pytest.fixture
+def verify(run: Run, tmp_path: Path) -> Verify:
+    """`budget verify` of an export beside nodes' files; (exit code, stdout and stderr)."""
+
+    def verified(export: Any, *files: Any) -> tuple[int, str]:
+        (tmp_path / "ledger.json").write_text(json.dumps(export))
+        words: list[str] = []
+        for number, file in enumerate(files):
+            (tmp_path / f"{number}.json").write_text(json.dumps(file))
+            words += ["--heads", f"{number}.json"]
+        ran = run("budget", "verify", "ledger.json", *words)
+        return ran.code, ran.out + ran.err
+
+    return verified
+
+
+def test_a_right_ledger_verifies_beside_every_nodes_file(
+    federation: Federation, verify: Verify
+) -> None:
+    """And each account is said to have its node behind it."""
+    code, said = verify(federation.export(), *(federation.heads(node) for node in NODES))
+    assert code == 0
+    assert "beside what 3 nodes have seen" in said
+    assert "NOTE" not in said
+    line = "behind alpha/patients: its own node's file up to entry 4 of 4; checkpoints"
+    assert line in said
+    code, said = verify(federation.export(), federation.heads("beta"))
+    assert code == 0
+    assert "beside what 1 node has seen" in said
+    line = "behind alpha/patients: checkpoints in nodes' files up to entry 4 of 4; no file for its"
+    assert line in said
+    assert "behind alpha/patients: no node's file" in verify(federation.export())[1]
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+@pytest.mark.parametrize("with_file", [False, True])
+def test_an_account_that_was_cut_is_named_by_the_checkpoints(
+    federation: Federation, verify: Verify, attempts: int, with_file: bool
+) -> None:
+    """Its sums are right and its countersigned head is gone; another hospital's file is enough,
+    and so are the export's own checkpoints."""
+    files = [federation.heads("beta")] if with_file else []
+    federation.cut("alpha", attempts)
+    export = federation.export()
+    heads = export["witnesses"]["heads"]
+    export["witnesses"]["heads"] = [one for one in heads if one["account"] != "alpha/patients"]
+    code, said = verify(export, *files)
+    assert code == 1
+    assert "BAD: account alpha/patients" in said
+    assert "behind" not in said
+    assert f"and {'2 are' if attempts == 1 else 'none is'} here, below checkpoint" in said
+
+
+@pytest.mark.parametrize("whole_account", [False, True])
+@pytest.mark.parametrize("how", ["moved", "checkpoints", "places", "witnesses"])
+def test_what_hides_a_cut_is_found_by_another_hospitals_file(
+    federation: Federation, verify: Verify, how: str, whole_account: bool
+) -> None:
+    """The roots are signed, and the file has them: places that are told otherwise do not make
+    them, and checkpoints that are taken away are missed."""
+    file = federation.heads("beta")
+    if whole_account:
+        export = federation.export()
+        export["accounts"] = export["accounts"][1:]
+        export["entries"] = [one for one in export["entries"] if one["node"] != "alpha"]
+    else:
+        federation.cut("alpha", 1)
+        export = federation.export()
+    kept = export["witnesses"]
+    kept["heads"] = [one for one in kept["heads"] if one["account"] != "alpha/patients"]
+    for one in kept["checkpoints"]:
+        one["moved"] = [
+            at
+            for at in one["moved"]
+            if at["account"] != "alpha/patients" or (at["seq"] < 4 and not whole_account)
+        ]
+    if how == "checkpoints":
+        del kept["checkpoints"][0 if whole_account else 2 :]
+    elif how == "places":
+        for one in kept["checkpoints"]:
+            del one["moved"]
+    elif how == "witnesses":
+        del export["witnesses"]
+    code, said = verify(export, file)
+    assert code == 1
+    expected = {
+        "moved": "was made over other entries than these",
+        "checkpoints": "node beta has seen checkpoint 3, and",
+        "witnesses": "node beta has seen checkpoint 3, and none is here",
+        "places": "the roots that nodes hold cannot be made",
+    }
+    assert expected[how] in said
+
+
+def test_an_export_that_does_not_say_what_roots_are_made_of_is_said_to_be_unchecked(
+    federation: Federation, verify: Verify
+) -> None:
+    """Alone it verifies, and says so plainly; beside a node's file it does not."""
+    export = federation.export()
+    for one in export["witnesses"]["checkpoints"]:
+        del one["moved"]
+    code, said = verify(export)
+    assert code == 0
+    assert "NOTE: roots were NOT checked" in said
+    assert verify(export, federation.heads("beta"))[0] == 1
+
+
+def test_a_checkpoint_over_many_accounts_is_read(
+    federation: Federation, run: Run, tmp_path: Path
+) -> None:
+    """Ten thousand hospitals' accounts at once; none of them is here, so that one is named."""
+    export = federation.export()
+    moved = export["witnesses"]["checkpoints"][0]["moved"]
+    moved += [{"account": f"hospital-{n:05}/{'p' * 60}", "seq": 1} for n in range(10_000)]
+    (tmp_path / "ledger.json").write_text(json.dumps(export, indent=2))
+    ran = run("budget", "verify", "ledger.json")
+    assert ran.code == 1
+    assert "BAD: account hospital-00000/" in ran.out
+
+
+def test_the_same_node_counts_once(federation: Federation, verify: Verify) -> None:
+    """However often its file is given."""
+    file = federation.heads("beta")
+    code, said = verify(federation.export(), file, file)
+    assert (code, "beside what 1 node has seen" in said) == (0, True)
+
+
+def test_an_empty_file_is_refused(federation: Federation, verify: Verify) -> None:
+    """It proves nothing, and is not counted."""
+    file = federation.heads("beta") | {"heads": [], "checkpoints": []}
+    code, said = verify(federation.export(), file)
+    assert code == 2
+    assert "has seen no entry and no checkpoint" in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"node": "nobody"}, "there is a file of node nobody, and no account of that node is here"),
+        ({"node": "gamma"}, "the file of node gamma names another ledger key"),
+        ({"ledger_public_key": "ab" * 32}, "the file of node beta names another ledger key"),
+        ({"coordinator_ledger_key": "ab" * 32}, "another coordinator's ledger key"),
+        (
+            {"disputes": [{"account": "beta/patients", "seq": 3, "text": "it differs", "at_s": 1}]},
+            "BAD: account beta/patients, entry 3: node beta disputes this: it differs",
+        ),
+    ],
+)
+def test_a_file_that_is_not_of_this_ledger_or_disputes_it_fails(
+    federation: Federation, verify: Verify, changed: dict[str, Any], text: str
+) -> None:
+    """Exit code 1, and the reason."""
+    code, said = verify(federation.export(), federation.heads("beta") | changed)
+    assert code == 1
+    assert text in said
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("delta", 1e-9), ("delta", 0.05), ("epsilon_limit_highest", 9.0), ("filter", "rdp")],
+)
+def test_terms_that_are_not_the_nodes_own_are_found(
+    federation: Federation, verify: Verify, field: str, value: Any
+) -> None:
+    """Every other figure is made to fit them."""
+    export = federation.export()
+    one = export["accounts"][1]
+    one[field] = value
+    if field == "filter":
+        one["rdp_order"], one["epsilon_limit"], one["epsilon_limit_highest"] = 8, 9.0, 9.0
+    elif field == "epsilon_limit_highest":
+        one["epsilon_limit"] = 9.0
+    filter_ = make_filter(one["filter"], one["rdp_order"], one["epsilon_limit"], one["delta"])
+    release = statement("post", "beta", 1).release
+    figures = figures_of([release, release], filter_)
+    assert figures is not None
+    one["limit_units"], one["epsilon_start"] = filter_.limit_units, filter_.epsilon_start
+    one["posted_units"] = 2 * filter_.cost_units(release)
+    one["epsilon_spent"], one["epsilon_booked"] = figures.running, figures.booked
+    one["epsilon_naive"], one["efficiency"] = figures.naive, figures.efficiency
+    one["booked_to_naive"] = figures.booked_to_naive
+    assert verify(export, federation.heads("alpha"))[0] == 0
+    code, said = verify(export, federation.heads("beta"))
+    assert code == 1
+    assert f"the account says {field} {value}, and its node's own ledger" in said
+
+
+def test_terms_that_were_changed_in_a_file_are_found(
+    federation: Federation, verify: Verify
+) -> None:
+    """Each is signed by its node."""
+    file = federation.heads("beta")
+    file["accounts"][0]["delta"] = 1e-9
+    code, said = verify(federation.export(), file)
+    assert (code, "the terms in the file of node beta are not signed by it" in said) == (1, True)
+
+
+@pytest.mark.parametrize("value", [0, 1e-3, float("nan"), None, "1", True])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "epsilon_spent",
+        "epsilon_booked",
+        "epsilon_naive",
+        "efficiency",
+        "booked_to_naive",
+        "epsilon_start",
+        "limit_units",
+        "pending_units",
+    ],
+)
+def test_a_figure_that_the_entries_do_not_make_is_refused(
+    federation: Federation, verify: Verify, field: str, value: object
+) -> None:
+    """Whatever kind of value it is."""
+    export = federation.export()
+    if export["accounts"][0][field] == value and type(value) is int:
+        value = 1
+    export["accounts"][0][field] = value
+    code, said = verify(export)
+    assert code == 1
+    assert f"BAD: account alpha/patients, entry 4: the account says another {field}" in said
+
+
+@pytest.mark.parametrize("value", [{}, [3], "x", None, 2.5, True])
+@pytest.mark.parametrize("where", ["heads", "checkpoints", "disputes", "accounts", "number", "seq"])
+def test_a_nodes_file_of_another_shape_is_refused(
+    federation: Federation, verify: Verify, where: str, value: object
+) -> None:
+    """Also where a value could be taken for the one that belongs there."""
+    file = federation.heads("beta")
+    if where == "number":
+        file["checkpoints"][0]["number"] = value
+    elif where == "seq":
+        file["heads"][0]["seq"] = value
+    else:
+        file[where] = value
+    code, said = verify(federation.export(), file)
+    assert code == 2
+    assert "is not what `feddp agent ledger heads --json` prints" in said
+
+
+def test_what_nobody_can_check_is_not_exported(federation: Federation) -> None:
+    """The node's limits within the account, and the data sets that it publishes."""
+    assert not {"shares", "data_sets"} & federation.export()["accounts"][0].keys()
+
+
+def test_reservations_without_signature_are_counted(federation: Federation, verify: Verify) -> None:
+    """Those whose post is signed: one whose post is not is said with its post."""
+    for chain in federation.chains.values():
+        for place, one in enumerate(chain):
+            if one.statement.kind == "reserve":
+                chain[place] = replace(one, node_signature=b"")
+    code, said = verify(federation.export())
+    assert code == 0
+    assert "6 reservations carry no signature of their node, whose posts do" in said
+    first = federation.chains["alpha"]
+    first[1] = replace(first[1], node_signature=b"")
+    said = verify(federation.export())[1]
+    assert "5 reservations carry no signature" in said
+    assert "1 post carries no signature" in said
+
+
+def test_a_member_that_is_there_twice_is_refused(
+    federation: Federation, run: Run, tmp_path: Path
+) -> None:
+    """In an entry as in a node's file: one reader would take the first, another the last."""
+    (tmp_path / "ledger.json").write_text(json.dumps(federation.export()))
+    text = json.dumps(federation.heads("beta"))
+    (tmp_path / "beta.json").write_text(text.replace('"node": ', '"node": "x", "node": ', 1))
+    assert run("budget", "verify", "ledger.json", "--heads", "beta.json").code == 2
+    text = json.dumps(federation.export())
+    (tmp_path / "ledger.json").write_text(text.replace('"steps": 5', '"steps": 4, "steps": 5', 1))
+    assert run("budget", "verify", "ledger.json").code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            '{"accounts":[],"witnesses":{},"entries":[]}',
+            "checkpoints is missing",
+        ),
+        ('{"accounts":[{}],"entries":[]}', "account is missing"),
+        (
+            '{"accounts":[],"witnesses":{"coordinator_ledger_key":"","heads":[3],"checkpoints":[]},'
+            '"entries":[]}',
+            "a field is of another kind than it must be",
+        ),
+    ],
+)
+def test_what_is_missing_is_said_in_words(run: Run, tmp_path: Path, text: str, said: str) -> None:
+    """Never by the name of an error of Python's."""
+    (tmp_path / "ledger.json").write_text(text)
+    ran = run("budget", "verify", "ledger.json")
+    assert ran.code == 1
+    assert said in ran.out
+    assert "Error" not in ran.out

@@ -6,7 +6,7 @@ from typing import Literal
 
 from node_agent.datasets import DataSetSpec
 from node_agent.orders import Order
-from node_agent.policy import Refusal, filter_of, judge, judge_terms
+from node_agent.policy import Refusal, filter_of, judge, judge_terms, require_kept
 from node_agent.state import RESTORED_NOTE, State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import Purpose, TaskInfo
@@ -179,6 +179,7 @@ class Admission:
         except FeddpError as error:
             refusal = _unreadable(error)
             raise NotAllowed(refusal.reason, refusal.message) from None
+        require_kept(rules.policy, self._state.accounts_kept())
         standing = self._state.standing(order, self._purpose(order))
         found = judge(rules.policy, rules.data_sets, self._tasks(), order, self.node, standing)
         account = rules.policy.account(order.account)

@@ -29,7 +29,13 @@ from node_agent.launchers.local import LocalWorker
 from node_agent.overlap_watch import watch_overlaps
 from node_agent.overlaps import overlaps
 from node_agent.own_ledger import KeptAccount
-from node_agent.policy import AccountPolicy, above_limit, filter_of, not_raised
+from node_agent.policy import (
+    AccountPolicy,
+    above_limit,
+    filter_of,
+    not_raised,
+    require_kept,
+)
 from node_agent.renewal import Renewal
 from node_agent.session.driver import CONNECTED_NOTE, Driver, Parts
 from node_agent.session.ledger_thread import LedgerThread
@@ -194,6 +200,7 @@ def status(path: Path) -> dict[str, Any]:
         state = State(folder.state_db, identity.node, identity.ledger_key)
         try:
             kept = state.ledger.accounts()
+            answer["rules"] = _kept(rules, state) or answer["rules"]
             raises = _raises(state)
             guarantees = {one.account: state.ledger.epsilon_guarantee(one) for one in kept}
             since = state.note(CONNECTED_NOTE)
@@ -215,6 +222,16 @@ def status(path: Path) -> dict[str, Any]:
         one["message"] for one in answer["data_sets"] + answer["accounts"]
     )
     return answer
+
+
+def _kept(rules: Rules | None, state: State) -> dict[str, Any] | None:
+    """What is wrong with a policy that leaves an account out."""
+    try:
+        if rules is not None:
+            require_kept(rules.policy, state.accounts_kept())
+    except FeddpError as error:
+        return {"ok": False, "message": error.message}
+    return None
 
 
 def read_folder(folder: Folder) -> tuple[AgentConfig, Identity]:

@@ -199,6 +199,11 @@ class State:
         row = self._connection.execute(query, (f"{self._node}/{account}", name)).fetchone()
         return int(row[0])
 
+    def accounts_kept(self) -> frozenset[str]:
+        """Accounts that have entries, named without the node."""
+        names = (one.account for one in self.ledger.accounts())
+        return frozenset(name.removeprefix(f"{self._node}/") for name in names)
+
     def fixed_filter(self, account: str) -> FixedFilter | None:
         """How an account, named without the node, counts; None before its first entry."""
         kept = self.ledger.account(f"{self._node}/{account}")

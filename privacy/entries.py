@@ -5,13 +5,23 @@ docs/privacy.md gives the canonical bytes for those who check them with other to
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii as _quoted
+from operator import attrgetter, itemgetter
 from typing import Any, Final, Literal, NamedTuple, get_args
 
 from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from privacy.canonical import COUNT_MAX, DOMAIN, SIGNATURE_BYTES, check_text, invalid, is_hex
+from privacy.canonical import (
+    COUNT_MAX,
+    DOMAIN,
+    SIGNATURE_BYTES,
+    TEXT_MAX,
+    check_text,
+    invalid,
+    is_hex,
+)
 from privacy.canonical import GENESIS as GENESIS
 from privacy.canonical import is_signed as is_signed
 from privacy.limits import LimitChange, change_of
@@ -56,12 +66,16 @@ class Statement:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise invalid("kind is reserve, post or void")
-        for name in ("attempt_id", "project", "node", "account", "unit"):
-            check_text(name, getattr(self, name), length_min=1)
-        for name in ("dataset", "job_id"):
-            check_text(name, getattr(self, name), length_min=0)
-        for name in ("round", "declared_n"):
-            value = getattr(self, name)
+        # The quick look first: a ledger has millions of statements, and nearly all are plain.
+        for text in (self.attempt_id, self.project, self.node, self.account, self.unit):
+            if type(text) is not str or not 0 < len(text) <= TEXT_MAX or not text.isascii():
+                self._check_texts()
+                break
+        for text in (self.dataset, self.job_id):
+            if type(text) is not str or len(text) > TEXT_MAX or not text.isascii():
+                self._check_texts()
+                break
+        for name, value in (("round", self.round), ("declared_n", self.declared_n)):
             if type(value) is not int or not 0 <= value <= COUNT_MAX:
                 raise invalid(f"{name} is a whole number, not negative")
         if self.declared_n < 1 and self.mechanism != "no_data":
@@ -71,10 +85,24 @@ class Statement:
         object.__setattr__(self, "noise_multiplier", release.noise_multiplier)
         object.__setattr__(self, "sample_rate", release.sample_rate)
 
+    def _check_texts(self) -> None:
+        for name in ("attempt_id", "project", "node", "account", "unit"):
+            check_text(name, getattr(self, name), length_min=1)
+        for name in ("dataset", "job_id"):
+            check_text(name, getattr(self, name), length_min=0)
+
     @property
     def release(self) -> Release:
         """What leaves, or left, the node."""
-        return Release(self.mechanism, self.noise_multiplier, self.sample_rate, self.steps)
+        fields = (self.mechanism, self.noise_multiplier, self.sample_rate, self.steps)
+        try:
+            return _release(*fields)
+        except TypeError:  # a list or so, which cannot be looked up: it is no release either
+            return Release(*fields)
+
+    def continues(self, reserve: "Statement") -> bool:
+        """Whether both have the same fields but for their kinds; then their texts are the same."""
+        return _BESIDE_KIND(self) == _BESIDE_KIND(reserve)
 
     def resolved(self, kind: Kind) -> "Statement":
         """The same statement with another kind."""
@@ -138,7 +166,15 @@ class StatementText(NamedTuple):
         return blake3(DOMAIN + text.encode("ascii")).hexdigest()
 
 
+@lru_cache(maxsize=1024, typed=True)
+def _release(*fields: Any) -> Release:
+    """Of many statements a few releases are made."""
+    return Release(*fields)
+
+
 STATEMENT_FIELDS: Final = tuple(Statement.__dataclass_fields__)
+_BESIDE_KIND: Final = attrgetter(*(one for one in STATEMENT_FIELDS if one != "kind"))
+_FIELDS_OF: Final = itemgetter(*STATEMENT_FIELDS)
 ENTRY_FIELDS: Final = ("seq", *STATEMENT_FIELDS, "prev_hash", "hash", "node_signature")
 _ENDS: Final = frozenset(("seq", "prev_hash", "hash", "node_signature"))
 """What an entry adds to its statement."""
@@ -230,5 +266,5 @@ def from_json(value: Mapping[str, Any]) -> Entry:
     if is_limit:
         statement = change_of({name: one for name, one in value.items() if name not in _ENDS})
     else:
-        statement = Statement(**{name: value[name] for name in STATEMENT_FIELDS})
+        statement = Statement(*_FIELDS_OF(value))
     return Entry(seq, statement, value["prev_hash"], value["hash"], bytes.fromhex(signature))

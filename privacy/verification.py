@@ -73,6 +73,7 @@ class _Chain:
         open: its open reservations, in their order; `open_units` is their sum.
         ended: how each attempt that is over ended.
         bare: seq of the reservation of each open attempt whose reservation is not signed.
+        reserves: the statement and the text of each open attempt's reservation.
     """
 
     node: str
@@ -86,6 +87,7 @@ class _Chain:
     open_units: int = 0
     ended: dict[str, str] = field(default_factory=dict)
     bare: dict[str, int] = field(default_factory=dict)
+    reserves: dict[str, tuple[Statement, StatementText]] = field(default_factory=dict)
 
     def balance(self) -> Balance:
         """What the entries so far add up to."""
@@ -156,7 +158,7 @@ def _fold(
             if text:
                 bad[account] = Problem(account, chain.seq + 1, text)
             continue
-        written = statement.text()
+        written = _written(chain, statement)
         digest = written.entry_hash(statement.kind, entry.seq, entry.prev_hash)
         text = (
             _chain_fault(chain, entry, digest)
@@ -183,6 +185,14 @@ def _fold(
         balances={name: chain.balance() for name, chain in chains.items()},
         bare_reserves=tuple(bare_reserves),
     )
+
+
+def _written(chain: _Chain, statement: Statement) -> StatementText:
+    """The statement's text: that of its reservation, where it says the same."""
+    reserve = chain.reserves.get(statement.attempt_id)
+    if reserve is not None and statement.continues(reserve[0]):
+        return reserve[1]
+    return statement.text()
 
 
 def _take_limit(
@@ -256,19 +266,24 @@ def _book(chain: _Chain, statement: Statement, written: StatementText) -> str | 
     if statement.kind == "reserve" and own is not None:
         return f"attempt {attempt_id} is reserved twice"
     # Of the other reservations only the sum counts: a tuple of all would be copied at each entry.
+    if own is not None and chain.reserves[attempt_id][1] is written:
+        digest = own.digest
+    else:
+        digest = written.digest()
     others = Pending("", chain.open_units - (own.units if own else 0), "")
     pending = (others,) if own is None else (others, own)
     before = Balance(chain.filter, chain.posted_units, pending, guarantee=chain.guarantee)
     try:
-        after = before.apply(statement, written.digest())
+        after = before.apply(statement, digest)
     except FeddpError as error:
         return error.message
     chain.posted_units, chain.guarantee = after.posted_units, after.guarantee
     if own is None:
         added = chain.open[attempt_id] = after.pending[-1]
+        chain.reserves[attempt_id] = statement, written
         chain.open_units += added.units
     else:
-        del chain.open[attempt_id]
+        del chain.open[attempt_id], chain.reserves[attempt_id]
         chain.open_units -= own.units
         chain.ended[attempt_id] = statement.kind
     return None

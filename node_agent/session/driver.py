@@ -14,6 +14,7 @@ from node_agent import bandwidth
 from node_agent.admission import Admission, Decision, Refused, Reserved, Suspensions
 from node_agent.launchers.base import Limits, StartWorker
 from node_agent.orders import Order
+from node_agent.policy import require_kept
 from node_agent.session import commands as c
 from node_agent.session import events as e
 from node_agent.session.attempts import Agent
@@ -247,6 +248,7 @@ class Driver:
         raised, suspended = self._raised, self._suspended = self._standing()
         try:
             rules = steward.rules()
+            require_kept(rules.policy, state.accounts_kept())
         except FeddpError as error:
             log.error("rules_unreadable", reason=error.reason, detail=error.message)
             rules = None

@@ -132,7 +132,8 @@ def test_a_worker_killed_after_it_opened_the_data_is_posted_whole_and_tried_anew
             rows = state.execute("SELECT state FROM attempts").fetchall()
         return ("opened",) in rows
 
-    # A worker that stands still before it reads the file can be killed in that very state.
+    # A worker that gets the header, and stands still before it reads the records, can be killed in
+    # that very state.
     wait_for("alpha's worker runs", lambda: worker_of(coordinator.pid("alpha")) is not None)
     worker = worker_of(coordinator.pid("alpha"))
     assert worker is not None
@@ -140,6 +141,7 @@ def test_a_worker_killed_after_it_opened_the_data_is_posted_whole_and_tried_anew
     kept = fifo.read_bytes()
     fifo.unlink()
     os.mkfifo(fifo)
+    fifo.write_bytes(kept.splitlines(keepends=True)[0])  # returns once the worker has opened it
     wait_for("alpha opens its data", opened)
     worker.send_signal(signal.SIGKILL)
     fifo.unlink()

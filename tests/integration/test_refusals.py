@@ -359,11 +359,14 @@ def test_exhaustion_below_quorum_ends_the_job_with_code_4(
 # Data
 
 
-@pytest.mark.parametrize("spoil", ["missing column", "bad cell"])
+@pytest.mark.parametrize(
+    ("spoil", "reason"), [("missing column", "SCHEMA_MISMATCH"), ("bad cell", "NO_UPDATE")]
+)
 def test_a_broken_file_is_told_in_the_hospital_and_not_outside(
-    coordinator: Federation, spoil: str
+    coordinator: Federation, spoil: str, reason: str
 ) -> None:
-    """The coordinator learns "no update"; the hospital's log has the sentence, without a value."""
+    """Of the header the coordinator learns that it does not fit, of what is below "no update";
+    the hospital's log has the sentence, without a value."""
     for name in THREE:
         coordinator.add_node(name)
         coordinator.start(name)
@@ -379,10 +382,9 @@ def test_a_broken_file_is_told_in_the_hospital_and_not_outside(
     coordinator.wait_for_nodes(*THREE)
     job_id = coordinator.submit(job_file())
     wait_for(
-        "alpha has no update twice",
+        "the job says why alpha is missing",
         lambda: (
-            {"alpha"}
-            <= {w.node for w in coordinator.job(job_id).waiting if w.reason == "NO_UPDATE"}
+            {"alpha"} <= {w.node for w in coordinator.job(job_id).waiting if w.reason == reason}
         ),
     )
     local = "".join(p.read_text() for p in (coordinator.agent("alpha") / "logs").glob("*"))

@@ -16,6 +16,7 @@ from privacy.filters import make_filter
 from privacy.ledger import signature_ok, verify
 from protos.errors import Malformed
 from tests.node_agent.samples import (
+    DATA_SET,
     LEDGER_KEY,
     NODE,
     POLICY,
@@ -23,6 +24,7 @@ from tests.node_agent.samples import (
     order,
     write_rules,
 )
+from tests.stewards import vouched
 
 FILTER = make_filter("gdp", 0, 10.0, 1.0e-5)
 PUBLIC = LEDGER_KEY.public_key().public_bytes_raw()
@@ -260,6 +262,29 @@ def test_the_same_order_gets_the_same_answer_at_every_stage(
     state.close_attempt("a1", "post")
     assert isinstance(admission().decide(order()), Spent)
     assert kinds(state) == ["reserve", "post"]
+
+
+def test_a_renamed_account_is_no_fresh_budget(
+    admission: Callable[[], Admission], tmp_path: Path
+) -> None:
+    """What its patients have spent stays with them: the old name stays, or nothing is allowed."""
+    first = POLICY["accounts"][0]
+    assert isinstance(admission().decide(order()), Reserved)
+    renamed = {**first, "name": "others"}
+    moved = [{**DATA_SET, "account": "others"}]
+    write_rules(tmp_path, {**POLICY, "accounts": [renamed]}, moved)
+    for account in ("others", "patients"):
+        refused = admission().decide(order(f"a-{account}", account=account))
+        assert isinstance(refused, Refused)
+        assert refused.reason == "ACCOUNT_LEFT_OUT"
+    # An account that is only taken out allows nothing, and is no fault.
+    write_rules(tmp_path, {**POLICY, "accounts": [], "allow": []}, [])
+    gone = admission().decide(order("a3"))
+    assert isinstance(gone, Refused)
+    assert gone.reason != "ACCOUNT_LEFT_OUT"
+    both = {**POLICY, "accounts": [first, renamed], **vouched("patients", "others")}
+    write_rules(tmp_path, both, moved)
+    assert isinstance(admission().decide(order("a4", account="others", job_id="job-2")), Reserved)
 
 
 def test_a_refusal_is_for_ever(admission: Callable[[], Admission], tmp_path: Path) -> None:

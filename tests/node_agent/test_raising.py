@@ -31,7 +31,16 @@ from privacy.ledger import LimitChange
 from privacy.wire import limit_from_wire
 from protos.errors import FeddpError, Malformed, NotAllowed, WrongPhase
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
-from tests.node_agent.samples import NODE, POLICY, TASKS, data_set, order, policy, write_rules
+from tests.node_agent.samples import (
+    DATA_SET,
+    NODE,
+    POLICY,
+    TASKS,
+    data_set,
+    order,
+    policy,
+    write_rules,
+)
 
 ACCOUNT = f"{NODE}/patients"
 PEOPLE = ("anna", "bert", "carla")
@@ -495,6 +504,19 @@ def test_a_raise_that_is_not_finished_leaves_nothing(hospital: Hospital) -> None
     assert status(hospital.folder.root)["ledger"]["entries"] == 2
     hospital.record()
     assert hospital.limit() == 20.0
+
+
+def test_status_says_that_an_account_with_entries_is_missing(hospital: Hospital) -> None:
+    """A renamed account would be a fresh budget: nothing is in order until the old one is back."""
+    hospital.write(10.0)
+    hospital.spend("a9")
+    assert status(hospital.folder.root)["in_order"]
+    renamed = {**POLICY["accounts"][0], "name": "others"}
+    data_sets = [{**DATA_SET, "account": "others"}]
+    write_rules(hospital.folder.root, {**POLICY, "accounts": [renamed]}, data_sets)
+    found = status(hospital.folder.root)
+    assert not found["in_order"]
+    assert "account patients has entries in this node's ledger" in found["rules"]["message"]
 
 
 def test_a_steward_vouches_with_a_command_and_two_accounts_are_taken(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ class Admission:
             raise NotAllowed(
                 reason,
                 f"This node's ledger and the coordinator's disagree about account {order.account}; "
-                "its data steward settles it with `feddp agent ledger settle`.",
+                "its data steward stops the agent and settles it with `feddp agent ledger settle`.",
             )
         try:
             rules = self._steward.rules()

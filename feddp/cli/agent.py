@@ -107,7 +107,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             (
                 "DISPUTED",
                 f"{one['account']}, coordinator's entry {one['seq']}: {one['text']}; orders on it "
-                "are refused until `feddp agent ledger settle`",
+                "are refused until `feddp agent ledger settle ACCOUNT`, with the agent stopped",
             )
             for one in ledger["disputes"]
         ),
@@ -149,15 +149,12 @@ def _account(one: dict[str, Any]) -> str:
     if one["raises"]:
         limit += f", raised {one['raises']} time{'' if one['raises'] == 1 else 's'}"
         limit += ", not yet in the coordinator's ledger" if one["raises_unseen"] else ""
-    if one["not_raised"]:
-        limit += f". {one['not_raised']}"
-    if one["shares_above"]:
-        limit += f". {one['shares_above']}"
+    further = [STAGES[one["stage"]], one["not_raised"], one["shares_above"]]
+    said = ". ".join(["", *(text.removesuffix(".") for text in further if text)])
     if not one["guarantee"]:
-        return f"NO GUARANTEE: something was released without accounting; {limit}"
+        return f"NO GUARANTEE: something was released without accounting; {limit}{said}"
     running = f"running epsilon {output.epsilon(one['epsilon_spent'])}"
-    stage = f". {STAGES[one['stage']]}" if one["stage"] else ""
     if one["epsilon_guarantee"] == one["epsilon_limit"]:
-        return f"{limit}; {running}, on the way to the limit, which is the guarantee{stage}"
+        return f"{limit}; {running}, on the way to the limit, which is the guarantee{said}"
     guarantee = output.epsilon(one["epsilon_guarantee"])
-    return f"{limit} now; {running}; the guarantee is {guarantee}, its highest limit ever{stage}"
+    return f"{limit} now; {running}; the guarantee is {guarantee}, its highest limit ever{said}"

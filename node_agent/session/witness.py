@@ -158,5 +158,5 @@ class Witness:
                 seq=one.seq,
                 detail=one.text,
                 do="orders on this account are refused; compare both ledgers with the "
-                "coordinator's operator, then `feddp agent ledger settle`",
+                "coordinator's operator, stop the agent, then `feddp agent ledger settle ACCOUNT`",
             )

@@ -199,6 +199,14 @@ def _with_account(**changes: Any) -> dict[str, Any]:
     return {**POLICY, "accounts": [{**POLICY["accounts"][0], **changes}]}
 
 
+def test_what_else_is_to_be_said_of_an_account_follows_its_figures(folder: Folder) -> None:
+    """A limit that the policy alone does not raise is told in a sentence of its own, at the end."""
+    spend(folder)
+    write_rules(folder.root, _with_account(epsilon_limit=20.0))
+    said = CliRunner().invoke(app, ["agent", "status", "--dir", str(folder.root)]).stdout
+    assert "on the way to the limit, which is the guarantee. The policy asks for" in said
+
+
 def test_a_limit_below_what_was_spent_is_a_warning_and_not_the_guarantee(folder: Folder) -> None:
     """Limit 10, then 0.1 in the policy with more spent: status and log say what stays promised."""
     spend(folder)

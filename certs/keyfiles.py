@@ -6,13 +6,14 @@ by itself reads it from where `FEDDP_KEY_PASSPHRASE_FILE` points, such as a syst
 
 import os
 from pathlib import Path
+from typing import cast
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from protos.content import sync_directory
-from protos.errors import Conflict, Malformed, NotFound
+from protos.errors import Conflict, Malformed, NotFound, invariant
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
@@ -121,6 +122,13 @@ def private_pem(key: PrivateKey) -> bytes:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
+
+
+def key_in(pem: bytes) -> ec.EllipticCurvePrivateKey:
+    """The P-256 key in unencrypted PEM that was checked before."""
+    key = serialization.load_pem_private_key(pem, None)
+    invariant(isinstance(key, ec.EllipticCurvePrivateKey), "a certificate's key of another kind")
+    return cast(ec.EllipticCurvePrivateKey, key)
 
 
 def load_certificate_key(path: Path) -> ec.EllipticCurvePrivateKey:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from certs.authority import Authority
 from certs.credentials import server_credentials
 from coordinator.config import CoordinatorConfig, effects, load_config
-from coordinator.server import server_certificate
+from coordinator.server_certificate import read_pair
 from coordinator.store import people
 from coordinator.store.database import Database, newest_revision
 from coordinator.store.diagnosis import fault
@@ -49,7 +49,7 @@ def check(config_path: Path) -> list[Finding]:
 def _authority(config: CoordinatorConfig) -> Iterator[Finding]:
     try:
         authority = Authority.load(config.storage.pki_dir)
-        chain, key = server_certificate(config)
+        chain, key = read_pair(config)
         server_credentials(chain, key, authority.trust_bundle)
     except FeddpError as error:
         yield Finding("error", "certificates", error.message)
@@ -60,7 +60,11 @@ def _authority(config: CoordinatorConfig) -> Iterator[Finding]:
     if left.total_seconds() <= 0:
         yield Finding("error", "certificates", f"{said}: it is over, and no node will connect")
     elif left.days < EXPIRES_SOON_DAYS:
-        yield Finding("warning", "certificates", f"{said}: renew it")
+        yield Finding(
+            "warning",
+            "certificates",
+            f"{said}: renew it; one that the authority made renews itself while this serves",
+        )
     else:
         yield Finding("ok", "certificates", said)
 

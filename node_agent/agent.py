@@ -140,7 +140,7 @@ async def serve(
             driver.renewed(channel)
             return channel
 
-        renewal = Renewal(folder.identity, identity, channels.current, adopt)
+        renewal = Renewal(folder.identity, identity, channels.current, adopt, config.enrollment)
         async with asyncio.TaskGroup() as group:
             renewing = group.create_task(renewal.run())
             await driver.run(stop)

@@ -68,8 +68,9 @@ class FederationService(pb_grpc.FederationServicer):
         node, seen = caller().node, peer()
         await context.send_initial_metadata(())
         hello = await self._hello(request_iterator)
+        self._check_alone(node, hello)
         welcome = await self._greet(seen, hello)
-        session = self.sessions.open(node)
+        session = self.sessions.open(node, hello.instance_id)
         log.info("session_opened", node=node, agent_version=hello.agent_version)
         reader = asyncio.create_task(self._read(request_iterator, session))
         reader.add_done_callback(lambda _: session.end())
@@ -89,6 +90,22 @@ class FederationService(pb_grpc.FederationServicer):
             raise Unavailable(
                 "DRAINING", "this coordinator is stopping; reconnect", retry_after_s=1
             )
+
+    def _check_alone(self, node: str, hello: pb.Hello) -> None:
+        """Before anything that it says is kept.
+
+        Raises:
+            WrongPhase: SESSION_TAKEN.
+        """
+        try:
+            self.sessions.check(node, hello.instance_id)
+        except WrongPhase:
+            log.warning(
+                "second_agent_refused",
+                node=node,
+                do="ask the hospital which of its machines is the right one, and to stop the other",
+            )
+            raise
 
     async def _hello(self, incoming: AsyncIterator[pb.AgentMessage]) -> pb.Hello:
         first = await anext(aiter(incoming), None)

@@ -72,6 +72,11 @@ def records(connection: Connection, since_s: float = 0.0) -> dict[str, Certifica
     return {row.fingerprint: _record(row) for row in rows}
 
 
+def count(connection: Connection) -> int:
+    """How many certificates are registered."""
+    return int(connection.execute(select(func.count()).select_from(certificates)).scalar_one())
+
+
 def _record(row: Row[Any]) -> CertificateRecord:
     return CertificateRecord(
         row.fingerprint,
@@ -180,6 +185,14 @@ def find(connection: Connection, fingerprint: str) -> CertificateRecord | None:
         select(certificates).where(certificates.c.fingerprint == fingerprint)
     ).one_or_none()
     return _record(row) if row is not None else None
+
+
+def key_of(connection: Connection, fingerprint: str) -> str:
+    """Digest of a certificate's key; empty where none is known."""
+    found = connection.execute(
+        select(certificates.c.key_digest).where(certificates.c.fingerprint == fingerprint)
+    ).scalar_one_or_none()
+    return found or ""
 
 
 def revoke(connection: Connection, identity: SpiffeId) -> int:

@@ -24,12 +24,29 @@ Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's 
 def join(
     token: Annotated[str, typer.Argument(metavar="TOKEN", help="As `feddp node token` gave it.")],
     folder: Folder,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also if this folder's certificate is still valid.")
+    ] = False,
+    encrypt_keys: Annotated[
+        bool,
+        typer.Option(
+            "--encrypt-keys",
+            help="Under the passphrase in the file that $FEDDP_KEY_PASSPHRASE_FILE names.",
+        ),
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="For the operator's approval, if it needs one.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Redeem a join token: makes the node's keys here and brings its certificate."""
+    from feddp.cli.agent_join import announce, waiting
     from node_agent.enrol import join as join_federation
 
-    made = join_federation(token, folder)
+    announce(token)
+    made = join_federation(
+        token, folder, again=again, encrypt_keys=encrypt_keys, pending=waiting(wait)
+    )
     if as_json:
         output.print_json(
             {
@@ -39,6 +56,7 @@ def join(
                 "coordinator": made.coordinator,
                 "dir": str(made.path),
                 "certificate_expires_at": made.expires_at.timestamp(),
+                "root_fingerprint": made.root_fingerprint,
             }
         )
         return

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from feddp.cli import agent, budget, coordinator, demo, job, model, node
+from feddp.cli import agent, budget, coordinator, demo, job, model, node, profile
 from feddp.cli.failures import exit_code_of, tell
 from feddp.process import LONG_LIVED, become_long_lived
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.add_typer(coordinator.app, name="coordinator")
 app.add_typer(node.app, name="node")
+app.add_typer(profile.app, name="profile")
 app.add_typer(agent.app, name="agent")
 app.add_typer(job.app, name="job")
 app.add_typer(model.app, name="model")

@@ -1,9 +1,12 @@
 """Options that several commands share."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from feddp.cli.output import note
 
 if TYPE_CHECKING:
     from feddp.client import Client
@@ -42,4 +45,11 @@ def connect(folder: Path | None, profile: Path | None) -> "Client":
     selected = Selection.of(folder, profile).load_profile()
     from feddp.client import Client
 
-    return Client(selected)
+    client = Client(selected)
+    # Programs that asked for JSON find it in `feddp profile show --json`.
+    if "--json" not in sys.argv:
+        from feddp.renewing import standing
+
+        if warning := standing(selected).warning():
+            note(f"warning: {warning}")
+    return client

@@ -19,8 +19,8 @@ PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 KEY_FILE_BYTES_MAX = 16 << 10
 
-PASSPHRASE = "FEDDP_KEY_PASSPHRASE"
-PASSPHRASE_FILE = "FEDDP_KEY_PASSPHRASE_FILE"
+VARIABLE = "FEDDP_KEY_PASSPHRASE"
+FILE_VARIABLE = "FEDDP_KEY_PASSPHRASE_FILE"
 PASSPHRASE_CHARACTERS_MIN = 12
 
 _ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
@@ -97,20 +97,20 @@ def passphrase() -> bytes:
     Raises:
         Malformed: PASSPHRASE_MISSING.
     """
-    if name := os.environ.get(PASSPHRASE_FILE):
+    if name := os.environ.get(FILE_VARIABLE):
         try:
             secret = Path(name).read_bytes().rstrip(b"\r\n")
         except OSError as error:
             raise Malformed(
-                "PASSPHRASE_MISSING", f"{name} cannot be read ({error.strerror}): {PASSPHRASE_FILE}"
+                "PASSPHRASE_MISSING", f"{name} cannot be read ({error.strerror}): {FILE_VARIABLE}"
             ) from None
     else:
-        secret = os.environ.get(PASSPHRASE, "").encode()
+        secret = os.environ.get(VARIABLE, "").encode()
     if not secret:
         raise Malformed(
             "PASSPHRASE_MISSING",
-            f"the keys are encrypted: set {PASSPHRASE_FILE} to a file that holds their passphrase, "
-            f"or {PASSPHRASE} to the passphrase itself",
+            f"the keys are encrypted: set {FILE_VARIABLE} to a file that holds their passphrase, "
+            f"or {VARIABLE} to the passphrase itself",
         )
     return secret
 

@@ -162,14 +162,21 @@ class ServerCertificate:
             self.authority = authority
             self._adopt(authority)
             log.warning("authority_changed", root=authority.issuer, phase=len(authority.beside))
+        taken = self._taken()
         if self._config.server.ssl_cert is None and self._is_due():
             issue(self._pki, self.authority, *_hosts(self._leaf), self._now())
+            taken = self._taken()
+        if taken:
+            self._said = ""
+            log.warning("server_certificate_reloaded", until=self.expires_at.isoformat())
+        return taken or changed
+
+    def _taken(self) -> bool:
+        """Whether there was something else to show or to trust."""
         pair = read_pair(self._config)
         if pair == self._pair and self._trusted == self.authority.trust_bundle:
-            return changed
+            return False
         self._take(*pair)
-        self._said = ""
-        log.warning("server_certificate_reloaded", until=self.expires_at.isoformat())
         return True
 
     def _is_due(self) -> bool:

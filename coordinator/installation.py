@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from certs.authority import Authority
-from certs.enrolment import key_digest, new_key, private_pem
+from certs.enrolment import key_digest, new_key, private_pem, save_private_key
 from certs.spiffe import SpiffeId, check_trust_domain
 from coordinator import server_certificate
 from coordinator.config_sections import postgresql_url
@@ -137,7 +137,9 @@ def _issue_server(pki: Path, authority: Authority, host: str) -> None:
         addresses.append(str(ipaddress.ip_address(host)))
     except ValueError:
         names.append(host)
-    server_certificate.issue(pki, authority, names, addresses, datetime.now(UTC))
+    key, chain = server_certificate.issue(authority, names, addresses, datetime.now(UTC))
+    save_private_key(pki / server_certificate.KEY, key)
+    write_durable(pki / server_certificate.CHAIN, chain, 0o644)
 
 
 def reissue_operator(folder: Path) -> Path:

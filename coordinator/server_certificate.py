@@ -15,6 +15,7 @@ from typing import Final
 import grpc
 import structlog
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs.authority import Authority
 from certs.credentials import (
@@ -22,7 +23,7 @@ from certs.credentials import (
     reloading_server_credentials,
     server_configuration,
 )
-from certs.enrolment import load_certificate_key, new_key, private_pem, save_private_key
+from certs.enrolment import load_certificate_key, new_key, private_pem
 from certs.rotation import renewal_due_at
 from certs.spiffe import SpiffeId
 from coordinator.config import CoordinatorConfig
@@ -36,12 +37,12 @@ CHAIN, KEY, NEXT_KEY = "server.crt", "server.key", "server-next.key"
 
 
 def issue(
-    pki: Path, authority: Authority, names: Sequence[str], addresses: Sequence[str], now: datetime
-) -> None:
-    """Make the server's key and certificate, or replace them: a reader finds a pair that works.
+    authority: Authority, names: Sequence[str], addresses: Sequence[str], now: datetime
+) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
+    """A new key for the server, and its certificate's chain, PEM.
 
-    The key is written beside the present one, the certificate renamed over the present one, then
-    the key; `read_pair` takes the key that the certificate is for.
+    Raises:
+        Malformed: HOST_INVALID.
     """
     key = new_key()
     issued = authority.issue(
@@ -52,12 +53,17 @@ def issue(
         dns_names=sorted(set(names)),
         ip_addresses=sorted(set(addresses)),
     )
-    if not (pki / KEY).exists():
-        save_private_key(pki / KEY, key)
-        write_durable(pki / CHAIN, issued.chain_pem, 0o644)
-        return
+    return key, issued.chain_pem
+
+
+def replace(pki: Path, key: ec.EllipticCurvePrivateKey, chain: bytes) -> None:
+    """Put them in the place of the present ones: a reader finds a pair that works.
+
+    The key is written beside the present one, the certificate renamed over the present one, then
+    the key; `read_pair` takes the key that the certificate is for.
+    """
     write_durable(pki / NEXT_KEY, private_pem(key))
-    write_durable(pki / CHAIN, issued.chain_pem, 0o644)
+    write_durable(pki / CHAIN, chain, 0o644)
     (pki / NEXT_KEY).replace(pki / KEY)
     sync_directory(pki)
 
@@ -164,7 +170,7 @@ class ServerCertificate:
             log.warning("authority_changed", root=authority.issuer, phase=len(authority.beside))
         taken = self._taken()
         if self._config.server.ssl_cert is None and self._is_due():
-            issue(self._pki, self.authority, *_hosts(self._leaf), self._now())
+            replace(self._pki, *issue(self.authority, *_hosts(self._leaf), self._now()))
             taken = self._taken()
         if taken:
             self._said = ""

@@ -546,7 +546,8 @@ def test_the_servers_certificate_renews_and_reloads_without_a_restart(
     (pki / "server.key").write_bytes(fitting)
     # A certificate of which less than a third is left.
     long_ago = datetime.now(UTC) - timedelta(days=300)
-    server_certificate.issue(pki, authority, ["localhost"], ["127.0.0.1", "::1"], long_ago)
+    hosts = ["localhost"], ["127.0.0.1", "::1"]
+    server_certificate.replace(pki, *server_certificate.issue(authority, *hosts, long_ago))
     said = "server_certificate_reloaded"
     wait_for("it is replaced", lambda: bool(named(coordinator, "coordinator", said)), 30)
     second = served(coordinator)

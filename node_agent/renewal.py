@@ -16,10 +16,10 @@ where a signature by its key over the coordinator's nonce takes the place of the
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import structlog
@@ -72,6 +72,7 @@ class Renewal:
         channel: a connection with that certificate.
         adopt: takes a newer identity into use, and gives a connection with it.
         enrolment: "host:port" of the enrolment port; empty where it is not known.
+        options: of the connection there, such as a proxy's.
         now: aware.
         sleep: waits so many seconds.
     """
@@ -83,6 +84,7 @@ class Renewal:
         channel: grpc.aio.Channel,
         adopt: Callable[[Identity], grpc.aio.Channel],
         enrolment: str = "",
+        options: Sequence[tuple[str, Any]] = (),
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -91,6 +93,7 @@ class Renewal:
         self._stub = pb_grpc.RenewalStub(channel)
         self._adopt = adopt
         self._enrolment = enrolment
+        self._options = options
         self._now = now
         self._sleep = sleep
         self._backoff = self._new_backoff()
@@ -166,7 +169,9 @@ class Renewal:
     async def _recovered(self, csr: bytes) -> tuple[bytes, bytes]:
         """(chain, bundle) from the enrolment port, for a certificate that has ended."""
         trusted = channel_credentials(self.identity.bundle)
-        async with grpc.aio.secure_channel(self._enrolment, trusted) as channel:
+        async with grpc.aio.secure_channel(
+            self._enrolment, trusted, options=self._options
+        ) as channel:
             stub = enrollment_pb2_grpc.EnrollmentStub(channel)
             asked = enrollment_pb2.ChallengeRequest()
             nonce = (await stub.Challenge(asked, timeout=CALL_TIMEOUT_S)).nonce

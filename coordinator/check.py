@@ -21,6 +21,7 @@ from coordinator.store.diagnosis import fault
 from protos.errors import FeddpError
 
 EXPIRES_SOON_DAYS = 14
+AUTHORITY_SOON_DAYS = 180
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,14 @@ def _authority(config: CoordinatorConfig) -> Iterator[Finding]:
     except FeddpError as error:
         yield Finding("error", "certificates", error.message)
         return
+    ends = authority.issuing.not_valid_after_utc
+    if (ends - datetime.now(UTC)).days < AUTHORITY_SOON_DAYS:
+        yield Finding(
+            "warning",
+            "authority",
+            f"the issuing authority ends at {ends:%Y-%m-%d}: replace it with `feddp coordinator "
+            "ca-rollover begin`",
+        )
     leaf = x509.load_pem_x509_certificates(chain)[0]
     left = leaf.not_valid_after_utc - datetime.now(UTC)
     said = f"the server's certificate ends at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"

@@ -122,6 +122,18 @@ def join(
         stored_pem(new_key(), encrypted=True)  # says what is wrong before anything is made
     folder = Folder(path.absolute())
     former = _former(folder, again)
+    with _alone(folder, former):
+        return _joined(parsed, folder, former, connect_timeout_s, encrypt_keys, pending)
+
+
+def _joined(
+    parsed: JoinToken,
+    folder: Folder,
+    former: Identity | None,
+    connect_timeout_s: float,
+    encrypt_keys: bool,
+    pending: Callable[[FeddpError], bool],
+) -> JoinResult:
     # Undone unless the coordinator may have redeemed the token for these keys.
     with contextlib.ExitStack() as undo:
         for part in (*reversed(folder.root.parents), folder.root, folder.identity):
@@ -145,6 +157,20 @@ def join(
     if former is not None and former.node != spiffe_id.name:
         raise _answer_invalid(f"it is for node {spiffe_id.name} and this folder is {former.node}'s")
     return _write(folder, parsed, answer, spiffe_id, leaf, ledger_key)
+
+
+def _alone(folder: Folder, former: Identity | None) -> contextlib.AbstractContextManager[None]:
+    """Holds a folder that an agent may run in: two would write one identity.
+
+    Raises:
+        Conflict: AGENT_RUNNING.
+    """
+    if former is None:
+        return contextlib.nullcontext()
+    # It loads what an agent needs, which a first join does not.
+    from node_agent.agent import locked
+
+    return locked(folder)
 
 
 def _former(folder: Folder, again: bool) -> Identity | None:

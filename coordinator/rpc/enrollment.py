@@ -3,7 +3,6 @@
 from datetime import UTC, datetime, timedelta
 
 import structlog
-from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import Connection
@@ -230,17 +229,15 @@ class EnrollmentService(pb_grpc.EnrollmentServicer):
 def _is_same(
     connection: Connection, identity: SpiffeId, digest: str, request: pb.JoinRequest
 ) -> bool:
-    """Whether a machine that joins again holds the key of the name's newest certificate.
+    """Whether a machine that joins again holds the key of a certificate that still stands.
 
     An agent of 0.1.0 asks with that key itself.
     """
-    newest = certificates.newest(connection, identity)
-    if newest is None or newest.revoked:
-        return False
-    if certificates.key_of(connection, newest.fingerprint) == digest:
+    known = certificates.live(connection, identity)
+    if digest in known.values():
         return True
     if not request.former_certificate:
         return False
-    leaf: x509.Certificate = leaf_of(request.former_certificate)
-    same = leaf.fingerprint(hashes.SHA256()).hex() == newest.fingerprint
-    return same and proves_rejoin(leaf, request.csr, request.former_key_proof)
+    leaf = leaf_of(request.former_certificate)
+    stands = leaf.fingerprint(hashes.SHA256()).hex() in known
+    return stands and proves_rejoin(leaf, request.csr, request.former_key_proof)

@@ -168,15 +168,17 @@ def put_in_use(
     return changed > 0
 
 
-def newest(connection: Connection, identity: SpiffeId) -> CertificateRecord | None:
-    """The newest certificate of an identity that is, or was, in use; None where it has none."""
-    row = connection.execute(
-        select(certificates)
-        .where(certificates.c.spiffe_id == str(identity), certificates.c.chain.is_(None))
-        .order_by(certificates.c.generation.desc())
-        .limit(1)
-    ).one_or_none()
-    return _record(row) if row is not None else None
+def live(connection: Connection, identity: SpiffeId) -> dict[str, str]:
+    """Fingerprint -> digest of the key, of each certificate of an identity that is neither revoked
+    nor superseded; also of those that have ended."""
+    rows = connection.execute(
+        select(certificates.c.fingerprint, certificates.c.key_digest).where(
+            certificates.c.spiffe_id == str(identity),
+            certificates.c.revoked == false(),
+            certificates.c.superseded == false(),
+        )
+    )
+    return {row.fingerprint: row.key_digest for row in rows}
 
 
 def find(connection: Connection, fingerprint: str) -> CertificateRecord | None:
@@ -185,14 +187,6 @@ def find(connection: Connection, fingerprint: str) -> CertificateRecord | None:
         select(certificates).where(certificates.c.fingerprint == fingerprint)
     ).one_or_none()
     return _record(row) if row is not None else None
-
-
-def key_of(connection: Connection, fingerprint: str) -> str:
-    """Digest of a certificate's key; empty where none is known."""
-    found = connection.execute(
-        select(certificates.c.key_digest).where(certificates.c.fingerprint == fingerprint)
-    ).scalar_one_or_none()
-    return found or ""
 
 
 def revoke(connection: Connection, identity: SpiffeId) -> int:

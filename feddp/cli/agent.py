@@ -43,9 +43,9 @@ def join(
     from feddp.cli.agent_join import announce, waiting
     from node_agent.enrol import join as join_federation
 
-    announce(token)
+    announce(token, as_json)
     made = join_federation(
-        token, folder, again=again, encrypt_keys=encrypt_keys, pending=waiting(wait)
+        token, folder, again=again, encrypt_keys=encrypt_keys, pending=waiting(wait, as_json)
     )
     if as_json:
         output.print_json(

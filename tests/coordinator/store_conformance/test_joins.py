@@ -134,8 +134,10 @@ def test_revoked_is_for_good_and_for_one_name(database: Database) -> None:
     database.write_now(lambda c: certificates.add(c, issued("one"), "k1"))
     database.write_now(lambda c: certificates.add(c, issued("two"), "k2", answered=True))
     database.write_now(lambda c: certificates.add(c, issued("x", other), "k3"))
-    assert database.read_now(lambda c: certificates.newest(c, mine)).fingerprint == "one"
+    known = {"one": "k1", "two": "k2"}
+    assert database.read_now(lambda c: certificates.live(c, mine)) == known
     assert database.write_now(lambda c: certificates.revoke(c, mine)) == 2
+    assert database.read_now(lambda c: certificates.live(c, mine)) == {}
     found = database.read_now(certificates.records)
     assert {name for name, one in found.items() if one.revoked} == {"one", "two"}
     assert database.write_now(lambda c: certificates.revoke(c, mine)) == 0

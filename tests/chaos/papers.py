@@ -100,6 +100,7 @@ def person(federation: WatchedFederation) -> Jobs:
     """The operator's certificate is renewed."""
     folder = federation.installation.profile
     federation.again(lambda _: renewing.renew(Profile.load(folder)))
+    federation.again(lambda client: client.nodes())  # with it; and what came before is over
     return {}
 
 

@@ -78,7 +78,9 @@ class NodesService(nodes_pb2_grpc.NodesServicer):
 
         await self.database.write(work)
         log.info("token_made", node=request.node, user=caller().name)
-        return nodes_pb2.CreateTokenResponse(token=token.encode(), expires_at=expires_at_s)
+        return nodes_pb2.CreateTokenResponse(
+            token=token.encode(), expires_at=expires_at_s, root_fingerprint=token.fingerprint
+        )
 
     async def ListNodes(
         self, request: nodes_pb2.ListNodesRequest, context: Context

@@ -8,6 +8,7 @@ import typer
 
 from feddp.cli import agent, budget, coordinator, demo, job, model, node, profile
 from feddp.cli.failures import exit_code_of, tell
+from feddp.cli.options import json_wanted
 from feddp.process import LONG_LIVED, become_long_lived
 
 app = typer.Typer(
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     not allowed; 4 budget refused; 5 the peer was not reached; 130 interrupted by Ctrl-C.
     """
     words = sys.argv[1:] if arguments is None else arguments
+    json_wanted.set("--json" in words)
     os.umask(0o077)  # keys, databases, logs and reports are their owner's
     # gRPC's own lines come before our sentences and say less.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -41,7 +41,6 @@ def token(
     as_json: Json = False,
 ) -> None:
     """Make a join token for one node; it is shown once and works once."""
-    from certs.tokens import JoinToken
     from protos.errors import Malformed
 
     if node_class not in ("edge", "hpc", "cloud"):
@@ -49,14 +48,13 @@ def token(
     ttl_s = _seconds(ttl)
     with connect(folder, profile) as client:
         made = client.create_token(name, node_class, ttl_s, approval=approval, rejoin=rejoin)
-    root = JoinToken.parse(made.token).fingerprint
     if as_json:
         output.print_json(
             {
                 "token": made.token,
                 "expires_at": made.expires_at,
                 "node": name,
-                "root_fingerprint": root,
+                "root_fingerprint": made.root_fingerprint,
             }
         )
         return
@@ -64,7 +62,8 @@ def token(
     if sys.stdout.isatty():
         output.note(f"valid until {output.moment(made.expires_at)}, for one use. At the hospital:")
         output.note("  feddp agent join TOKEN --dir DIR")
-        output.note(f"which shows this root certificate, tell them by another way: SHA-256 {root}")
+        output.note("which shows the root certificate's SHA-256; tell it them by another way:")
+        output.note(f"  {made.root_fingerprint}")
 
 
 @app.command("list")

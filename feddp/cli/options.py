@@ -1,6 +1,6 @@
 """Options that several commands share."""
 
-import sys
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +10,9 @@ from feddp.cli.output import note
 
 if TYPE_CHECKING:
     from feddp.client import Client
+
+json_wanted: ContextVar[bool] = ContextVar("json_wanted", default=False)
+"""Whether the command was asked for JSON, and stderr is for errors alone."""
 
 Dir = Annotated[
     Path | None,
@@ -47,7 +50,7 @@ def connect(folder: Path | None, profile: Path | None) -> "Client":
 
     client = Client(selected)
     # Programs that asked for JSON find it in `feddp profile show --json`.
-    if "--json" not in sys.argv:
+    if not json_wanted.get():
         from feddp.renewing import standing
 
         if warning := standing(selected).warning():

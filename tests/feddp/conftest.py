@@ -1,7 +1,7 @@
 """A fake coordinator with real mutual TLS, a profile for it, and a way to run the command."""
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,8 @@ from certs.spiffe import SpiffeId
 from feddp.cli.app import main
 from feddp.client import Client
 from feddp.profile import Profile
+
+PERSON_LIFETIME = timedelta(days=365)
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def write_profile(tmp_path: Path) -> Callable[[Authority, int, str], Path]:
             key.public_key(),
             SpiffeId(TRUST_DOMAIN, "user", name),
             now=datetime.now(UTC),
-            lifetime=NODE_LIFETIME,
+            lifetime=PERSON_LIFETIME,
         )
         folder = tmp_path / name
         folder.mkdir(parents=True)

@@ -60,19 +60,23 @@ class CreateTokenResponse(_message.Message):
 
     TOKEN_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    ROOT_FINGERPRINT_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """One string; shown once, the coordinator keeps its hash only."""
     expires_at: _builtins.float
     """Seconds since the epoch."""
+    root_fingerprint: _builtins.str
+    """SHA-256 of the root certificate that the token pins, as people compare it."""
     def __init__(
         self,
         *,
         token: _builtins.str = ...,
         expires_at: _builtins.float = ...,
+        root_fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "root_fingerprint", b"root_fingerprint", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from node_agent.datasets import DataSetSpec
+from node_agent.judgement import Refusal, filter_of, judge, judge_terms, require_kept
 from node_agent.orders import Order
-from node_agent.policy import Refusal, filter_of, judge, judge_terms, require_kept
 from node_agent.state import RESTORED_NOTE, State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import Purpose, TaskInfo

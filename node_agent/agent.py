@@ -24,18 +24,13 @@ from node_agent.datasets import DataSetSpec
 from node_agent.footprint import keep_small
 from node_agent.headers import WrongHeader, check_header
 from node_agent.identity import Identity, load_identity
+from node_agent.judgement import filter_of, not_raised, require_kept
 from node_agent.launchers.base import Limits, StartWorker
 from node_agent.launchers.local import LocalWorker
 from node_agent.overlap_watch import watch_overlaps
 from node_agent.overlaps import overlaps
 from node_agent.own_ledger import KeptAccount
-from node_agent.policy import (
-    AccountPolicy,
-    above_limit,
-    filter_of,
-    not_raised,
-    require_kept,
-)
+from node_agent.policy import AccountPolicy, above_limit
 from node_agent.renewal import Renewal
 from node_agent.session.driver import CONNECTED_NOTE, Driver, Parts
 from node_agent.session.ledger_thread import LedgerThread

@@ -17,8 +17,9 @@ from certs.enrolment import load_ledger_key, new_ledger_key, public_bytes_of, sa
 from node_agent import proposals
 from node_agent.agent import read_folder
 from node_agent.config import Folder, parse, read_yaml
+from node_agent.judgement import filter_of
 from node_agent.own_ledger import KeptAccount
-from node_agent.policy import STEWARD_NAME, AccountPolicy, Policy, StewardPolicy, filter_of
+from node_agent.policy import STEWARD_NAME, AccountPolicy, Policy, StewardPolicy
 from node_agent.proposals import Proposal
 from node_agent.state import RESTORED_NOTE, State, ledger_missing
 from node_agent.steward import Rules, Steward

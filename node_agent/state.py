@@ -17,10 +17,11 @@ from typing import Final, Literal
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node_agent.config import Folder
+from node_agent.judgement import FixedFilter, Standing
 from node_agent.orders import Order
 from node_agent.own_ledger import RAISES_SCHEMA, OwnLedger
 from node_agent.own_ledger import SCHEMA as LEDGER_SCHEMA
-from node_agent.policy import FixedFilter, ShareKind, Standing
+from node_agent.policy import ShareKind
 from node_agent.tasks.registry import Purpose
 from node_agent.witnessed import SCHEMA as WITNESS_SCHEMA
 from node_agent.witnessed import Dispute, Witnessed

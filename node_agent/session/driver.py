@@ -12,9 +12,9 @@ import structlog
 
 from node_agent import bandwidth
 from node_agent.admission import Admission, Decision, Refused, Reserved, Suspensions
+from node_agent.judgement import require_kept
 from node_agent.launchers.base import Limits, StartWorker
 from node_agent.orders import Order
-from node_agent.policy import require_kept
 from node_agent.session import commands as c
 from node_agent.session import events as e
 from node_agent.session.attempts import Agent

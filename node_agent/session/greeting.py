@@ -9,8 +9,9 @@ from typing import Final
 import structlog
 
 from node_agent.datasets import DataSetSpec, schema_json
+from node_agent.judgement import FixedFilter, filter_of, not_raised
 from node_agent.own_ledger import KeptAccount
-from node_agent.policy import FixedFilter, Policy, ShareKind, above_limit, filter_of, not_raised
+from node_agent.policy import Policy, ShareKind, above_limit
 from node_agent.steward import Rules
 from node_agent.tasks.registry import TaskInfo
 from privacy.ledger import LimitChange

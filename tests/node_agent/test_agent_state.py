@@ -9,7 +9,7 @@ import pytest
 
 from node_agent.admission import Admission, Refused, Reserved, Spent
 from node_agent.config import Folder
-from node_agent.policy import Standing
+from node_agent.judgement import Standing
 from node_agent.state import State
 from node_agent.steward import Steward
 from privacy.filters import make_filter

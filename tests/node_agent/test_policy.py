@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from node_agent.policy import (
+from node_agent.judgement import (
     STEPS_MAX,
     UNRESOLVED_MAX,
     FixedFilter,
@@ -14,8 +14,8 @@ from node_agent.policy import (
     filter_of,
     judge,
     judge_spending,
-    load_policy,
 )
+from node_agent.policy import load_policy
 from privacy.calibration import noise_multiplier_for
 from privacy.filters import make_filter
 from protos.errors import FeddpError, Malformed, WrongPhase

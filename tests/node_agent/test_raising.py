@@ -19,8 +19,9 @@ from node_agent.admission import Admission, Refused, Reserved
 from node_agent.agent import status
 from node_agent.config import Folder
 from node_agent.identity import load_identity
+from node_agent.judgement import FixedFilter, filter_of, judge_spending
 from node_agent.ledger_files import export, restore
-from node_agent.policy import FixedFilter, Policy, filter_of, judge_spending, load_policy
+from node_agent.policy import Policy, load_policy
 from node_agent.proposals import load
 from node_agent.raising import Outlook, approve, make_key, propose, record, vouch
 from node_agent.session.greeting import hello

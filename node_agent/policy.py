@@ -98,7 +98,9 @@ class Policy(_Model):
             beforehand; training that is not done by then is charged and lost, so leave it room.
         transfer: when and how fast models and updates move.
         disjoint_patients: why no patient is in two accounts, in words; needed for more than one
-            account, as is the signature of a steward over it and the accounts' names.
+            account, as is the signature of a steward over it, the accounts and their data sets.
+        disjoint_data_sets: account -> the data sets that the steward has signed for it; what
+            `datasets.yaml` declares on another account, or besides, is refused.
         disjoint_signed_by, disjoint_signature: whose, and the signature in hexadecimal, as
             `feddp agent vouch` prints them.
     """
@@ -109,6 +111,7 @@ class Policy(_Model):
     outcome_tick_s: float = Field(default=1.0, gt=0, le=3600, allow_inf_nan=False)
     transfer: TransferPolicy = TransferPolicy()
     disjoint_patients: Annotated[str, Field(max_length=500)] = ""
+    disjoint_data_sets: dict[Annotated[str, Field(pattern=_NAME)], list[str]] = {}
     disjoint_signed_by: str = ""
     disjoint_signature: Annotated[str, Field(pattern="^([0-9a-f]{128})?$")] = ""
 
@@ -141,16 +144,26 @@ class Policy(_Model):
                 "disjoint_patients: no steward has signed it; one of those that stewards names"
                 " does, with `feddp agent vouch`"
             )
+        paid_by = self.disjoint_data_sets
+        if set(paid_by) != set(names):
+            raise ValueError(
+                "disjoint_data_sets: it names each account with the data sets that are signed for"
+                " it, no more and no fewer; `feddp agent vouch` signs anew and prints it (a"
+                " signature over the accounts' names alone counts no more)"
+            )
+        listed = [name for data_sets in paid_by.values() for name in data_sets]
+        if len(set(listed)) != len(listed):
+            raise ValueError("disjoint_data_sets: a data set is given twice; one account pays")
         if not is_vouched(
             signer.public_key,
             self.disjoint_signature,
-            names,
+            paid_by,
             self.disjoint_patients,
             signer.name,
         ):
             raise ValueError(
-                f"disjoint_signature: {signer.name} has signed other words or other accounts;"
-                " `feddp agent vouch` signs them anew"
+                f"disjoint_signature: {signer.name} has signed other words, other accounts or other"
+                " data sets; `feddp agent vouch` signs them anew"
             )
         return self
 
@@ -161,6 +174,11 @@ class Policy(_Model):
     def account(self, name: str) -> AccountPolicy | None:
         """The account of that name."""
         return next((account for account in self.accounts if account.name == name), None)
+
+    def is_signed_for(self, data_set: str, account: str) -> bool:
+        """Whether a data set may be declared on an account: it stands in what the steward has
+        signed, or there is one account and nothing to sign."""
+        return len(self.accounts) < 2 or data_set in self.disjoint_data_sets.get(account, ())
 
     def tasks_on(self, data_set: str) -> frozenset[str]:
         """NAME@HASH of every task that is allowed on a data set."""

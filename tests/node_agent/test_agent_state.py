@@ -282,7 +282,7 @@ def test_a_renamed_account_is_no_fresh_budget(
     gone = admission().decide(order("a3"))
     assert isinstance(gone, Refused)
     assert gone.reason != "ACCOUNT_LEFT_OUT"
-    both = {**POLICY, "accounts": [first, renamed], **vouched("patients", "others")}
+    both = {**POLICY, "accounts": [first, renamed], **vouched({"patients": [], "others": ["heart"]})}
     write_rules(tmp_path, both, moved)
     assert isinstance(admission().decide(order("a4", account="others", job_id="job-2")), Reserved)
 

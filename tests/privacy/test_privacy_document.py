@@ -77,13 +77,15 @@ def test_the_documented_check_covers_raised_limits(document_code: dict[str, Any]
 
 
 def test_the_documented_second_account_is_a_policy_that_loads() -> None:
-    """Copied as it stands: its signature is good, and for these words and accounts alone."""
+    """Copied as it stands: its signature is good, and for these words and data sets alone."""
     (block,) = re.findall(r"```yaml\n(accounts:.*?)```", DOCUMENT.read_text(), re.DOTALL)
     content = yaml.safe_load(block)
     assert len(Policy.model_validate(content).accounts) == 2
-    content["disjoint_patients"] += "."
-    with pytest.raises(ValueError, match="has signed other words"):
-        Policy.model_validate(content)
+    more = {**content["disjoint_data_sets"], "patients": ["heart", "heart-again"]}
+    said = content["disjoint_patients"]
+    for changes in ({"disjoint_patients": f"{said}."}, {"disjoint_data_sets": more}):
+        with pytest.raises(ValueError, match="has signed other words"):
+            Policy.model_validate({**content, **changes})
 
 
 def test_the_documented_stewards_are_those_of_a_policy() -> None:

@@ -5,7 +5,7 @@ and the policy say, never anything of the data.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -77,27 +77,6 @@ class Refusal:
 
     reason: str
     message: str
-
-
-def require_kept(policy: Policy, kept: Collection[str]) -> None:
-    """Refuse a policy in which patients could spend anew under another account's name.
-
-    Args:
-        kept: names of the accounts that have entries in the node's own ledger.
-
-    Raises:
-        WrongPhase: ACCOUNT_LEFT_OUT.
-    """
-    names = {one.name for one in policy.accounts}
-    left_out = sorted(set(kept) - names)
-    if left_out and names - set(kept):
-        raise WrongPhase(
-            "ACCOUNT_LEFT_OUT",
-            f"policy.yaml: account {left_out[0]} has entries in this node's ledger and stays under"
-            f" accounts, beside {min(names - set(kept))}, which has none: under a new name its"
-            " patients would spend anew. A steward signs that no patient is in both:"
-            " `feddp agent vouch`",
-        )
 
 
 def filter_of(

@@ -11,6 +11,7 @@ from coordinator.rounds.node_facts import NodeFacts
 from coordinator.store.ledger import Account
 from privacy.accounting import round_up
 from privacy.calibration import REPORT_SLACK_UNITS, noise_multiplier_for
+from privacy.deltas import bound_said, is_too_large
 from privacy.filters import Filter, make_filter
 from privacy.releases import Mechanism, Release
 from protos.errors import BudgetRefused, FeddpError, invariant
@@ -76,21 +77,26 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
             f"its policy counts account {account.account} by another filter or delta than the "
             "account was created with; its data steward sets them back",
         )
+    declared_n = facts.data_set.declared_n
+    if job.mechanism == "dp" and is_too_large(job.delta, declared_n):
+        right = not is_too_large(filter_.delta, declared_n)
+        advice = (
+            f"set privacy.delta to {filter_.delta:g} in the job"
+            if right
+            else "its data steward sets it"
+        )
+        return _absent(
+            facts,
+            "DELTA_TOO_LARGE",
+            f"it declares {declared_n} patients, where delta must be {bound_said(declared_n)}, and "
+            f"the job asks for {job.delta:g}; its account has {filter_.delta:g}: {advice}",
+        )
     if job.mechanism == "dp" and job.delta != filter_.delta:
         return _absent(
             facts,
             "DELTA_MISMATCH",
             f"its account has delta {filter_.delta:g} and the job asks for {job.delta:g}; set "
-            f"privacy.delta to {filter_.delta:g} in the job. A delta means something only below "
-            f"1/n, and it declares {facts.data_set.declared_n} patients",
-        )
-    declared_n = facts.data_set.declared_n
-    if job.mechanism == "dp" and job.delta * declared_n >= 1:
-        return _absent(
-            facts,
-            "DELTA_TOO_LARGE",
-            f"it declares {declared_n} patients, and the job's delta {job.delta:g} is not below "
-            f"1/{declared_n}",
+            f"privacy.delta to {filter_.delta:g} in the job",
         )
     try:
         release = _release(job, facts, account, steward, rounds_left)

@@ -178,6 +178,11 @@ def test_a_delta_of_one_over_the_declared_patients_keeps_the_node_out() -> None:
     assert "1/100000" in answer.message
     nothing_read = replace(job(), mechanism="no_data", target_epsilon=None)
     assert isinstance(consider(nothing_read, HASH, facts(declared_n=100_000), 4), Offer)
+    asked = SPEC.replace(b"delta: 1.0e-5", b"delta: 0.01")
+    answer = absent(consider(job(asked), HASH, facts(declared_n=303), 4))
+    assert answer.reason == "DELTA_TOO_LARGE"  # though it is not the account's either
+    assert "below 1/303 (0.0033 will do)" in answer.message
+    assert answer.message.endswith("set privacy.delta to 1e-05 in the job")
 
 
 @pytest.mark.parametrize(
@@ -276,7 +281,7 @@ def test_a_wrong_delta_is_told_what_a_delta_is_worth() -> None:
     spec = SPEC.replace(b"delta: 1.0e-5", b"delta: 0.1")
     message = absent(consider(job(spec), HASH, facts(), 4)).message
     assert "set privacy.delta to 1e-05" in message
-    assert "below 1/n, and it declares 199 patients" in message
+    assert "declares 199 patients, where delta must be below 1/199" in message
 
 
 def test_the_end_of_a_job_names_the_limit_that_ended_it() -> None:

@@ -50,6 +50,7 @@ def test_an_order_within_the_policy_is_allowed() -> None:
         ({"max_grad_norm": 0.0}, "CLIPPING_MISSING"),
         ({"release_noise_multiplier": 0.29}, "NOISE_TOO_LOW"),
         ({"delta": 1.0e-4}, "DELTA_MISMATCH"),
+        ({"delta": 0.01}, "DELTA_TOO_LARGE"),
         (
             {"release_mechanism": "poisson_gaussian", "release_sample_rate": 0.001},
             "SAMPLE_RATE_TOO_LOW",

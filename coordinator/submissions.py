@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from coordinator.jobspec import Job
+from coordinator.rounds.planner import unavailable_said
 from coordinator.store import people
 from privacy.deltas import bound_said, is_too_large
-from protos.errors import Malformed, NotFound
+from protos.errors import Malformed, NotFound, WrongPhase
 
 SCHEMA_BYTES_MAX: Final = 64 << 10
 
@@ -43,6 +44,34 @@ def check_published(job: Job, task_hash: str, nodes: Sequence[people.NodeRecord]
     # What most nodes publish: one that lies can neither admit nor refuse a configuration.
     check_task_config(job.task_config, published.most_common(1)[0][0])
     check_delta(job, joined)
+
+
+def unavailable(job: Job, nodes: Sequence[people.NodeRecord]) -> list[str]:
+    """A sentence for each hospital whose data set for the job cannot be used now.
+
+    Raises:
+        WrongPhase: DATA_SET_UNAVAILABLE, it is so at all that publish it.
+    """
+    if job.mechanism == "no_data":
+        return []
+    published = [
+        (node.name, one)
+        for node in nodes
+        if node.status == "enrolled"
+        for one in node.hello.data_sets
+        if one.name == job.dataset
+    ]
+    said = [
+        f"{name} cannot take part now, {one.unavailable}: {unavailable_said(one)}"
+        for name, one in published
+        if one.unavailable
+    ]
+    if said and len(said) == len(published):
+        raise WrongPhase(
+            "DATA_SET_UNAVAILABLE",
+            f"no hospital's data set {job.dataset} can be used now: {'. '.join(said)}",
+        )
+    return said
 
 
 @dataclass(frozen=True, slots=True)

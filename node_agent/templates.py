@@ -50,7 +50,8 @@ DATASETS_YAML: Final = """\
 data_sets: []
 # - name: heart-disease
 #   source: data/train.csv     # .csv or .parquet, from this folder or absolute
-#   patient: patient_id        # the column that says whose record a row is; never published
+#   patient: patient_id        # the column that says whose record a row is; never published, and
+#                              # not among columns
 #   label: disease             # the column that holds 0 or 1; never published
 #   declared_n: 200            # patients, typed by you and public; never counted
 #   version: 1                 # raise it when the records change

@@ -26,6 +26,14 @@ _REFUSES: Final = {
 }
 """What a node says of an account, in words; those of "" for what a newer agent may say."""
 
+_UNAVAILABLE: Final = {
+    "SOURCE_MISSING": "the file of its data set is not where its steward declares it",
+    "SOURCE_UNREADABLE": "its agent may not read the file of its data set",
+    "SCHEMA_MISMATCH": "the columns of its data set's file are not those that its steward declares",
+    "": "its data set cannot be read now",
+}
+"""The same of a data set."""
+
 
 def survey(
     job: Job, task_hash: str, nodes: list[NodeFacts], rounds_left: int
@@ -47,6 +55,12 @@ def survey(
     return tuple(offers), tuple(absences)
 
 
+def unavailable_said(data_set: federation.DataSet) -> str:
+    """Why a node says that its data set cannot be used, in words."""
+    said = _UNAVAILABLE.get(data_set.unavailable, _UNAVAILABLE[""])
+    return f"{said}; its data steward sees more with `feddp agent status`"
+
+
 def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Offer | Absence:
     """One node's offer, or why there is none."""
     if facts.disabled:
@@ -61,6 +75,8 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
             f"its policy does not allow {job.task}@{task_hash[:12]}… on {job.dataset}; its data "
             "steward can",
         )
+    if facts.data_set.unavailable and job.mechanism != "no_data":
+        return _absent(facts, facts.data_set.unavailable, unavailable_said(facts.data_set))
     account, steward = facts.account, facts.steward
     if account is None or steward is None:
         return _absent(facts, "ACCOUNT_UNKNOWN", "its policy has no valid account for the data set")

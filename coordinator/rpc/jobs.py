@@ -20,7 +20,7 @@ from coordinator.store import jobs as job_store
 from coordinator.store import people
 from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord
-from coordinator.submissions import check_published
+from coordinator.submissions import check_published, unavailable
 from protos.errors import Malformed, NotAllowed, NotFound
 from protos.feddp.v1 import jobs_pb2 as pb
 from protos.feddp.v1 import jobs_pb2_grpc as pb_grpc
@@ -52,11 +52,14 @@ class JobsService(pb_grpc.JobsServicer):
         if before is not None:
             return pb.SubmitJobResponse(job=await self._view(await self.rounds.job(before.job_id)))
         job = await self._checked(request.spec, request.task_hash)
+        warnings = unavailable(job, await self.database.read(people.all_nodes))
         initial = self.blobs.model(request.initial_model_digest)
         await asyncio.to_thread(aggregation.check_model, initial)
         record = self._record(job, request.spec, request.task_hash, request.request_id)
         live = await self.rounds.submit(record, job, request.initial_model_digest)
-        return pb.SubmitJobResponse(job=await self._view(live))
+        view = await self._view(live)
+        view.warnings.extend(warnings)
+        return pb.SubmitJobResponse(job=view)
 
     async def QuoteJob(self, request: pb.QuoteJobRequest, context: Context) -> pb.QuoteJobResponse:
         """See jobs.proto."""

@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 import structlog
@@ -30,6 +31,8 @@ SPENT_STAYS: Final = (
     "The guarantee stays the highest limit that was ever in force."
 )
 
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
+
 ShareUnits = Callable[[str, ShareKind, str], int]
 """(account, kind, name of a share) -> the units that are posted or reserved of it."""
 
@@ -42,6 +45,7 @@ def hello(
     used: ShareUnits,
     raises: Sequence[tuple[LimitChange, bytes]] = (),
     refuses: Callable[[str], str] = lambda _account: "",
+    unavailable: Mapping[str, str] = _NONE,
 ) -> pb.Hello:
     """The Hello of a session.
 
@@ -51,6 +55,7 @@ def hello(
         used: what the node's own ledger counts against a share.
         raises: those that the coordinator's ledger may not hold yet, with the node's signatures.
         refuses: why every order on an account is refused now; empty where it is not.
+        unavailable: data set -> why it cannot be used now.
     """
     message = pb.Hello(
         protocol_version=PROTOCOL_VERSION,
@@ -65,7 +70,7 @@ def hello(
     for spec in rules.data_sets:
         names = sorted(rules.policy.tasks_on(spec.name) & installed.keys())
         allowed.update(names)
-        message.data_sets.append(_data_set(spec, names))
+        message.data_sets.append(_data_set(spec, names, unavailable.get(spec.name, "")))
     message.accounts.extend(_accounts(rules.policy, rules.data_sets, fixed, used, refuses))
     for name in sorted(allowed):
         info = installed[name]
@@ -110,7 +115,7 @@ def agent_version() -> str:
         return "unknown"
 
 
-def _data_set(spec: DataSetSpec, tasks: Sequence[str]) -> pb.DataSet:
+def _data_set(spec: DataSetSpec, tasks: Sequence[str], unavailable: str) -> pb.DataSet:
     return pb.DataSet(
         name=spec.name,
         account=spec.account,
@@ -118,6 +123,7 @@ def _data_set(spec: DataSetSpec, tasks: Sequence[str]) -> pb.DataSet:
         schema_json=schema_json(spec),
         version=spec.version,
         tasks=tasks,
+        unavailable=unavailable,
     )
 
 

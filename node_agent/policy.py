@@ -55,7 +55,7 @@ class AccountPolicy(_Model):
 
     Attributes:
         epsilon_limit: the most that may ever be spent at `delta`.
-        filter: auto: `privacy.filters.default_filter` of the account's largest declared_n.
+        filter: auto: `privacy.filters.default_filter` by the largest declared_n and the limits.
         rdp_order: with "rdp" only.
         unaccounted: whether releases without noise are allowed; they void the guarantee for ever.
         epsilon_per_purpose, epsilon_per_project: the most for all such jobs together, within
@@ -295,8 +295,9 @@ def filter_of(
     if fixed is None:
         kind, order = account.filter, account.rdp_order
         if kind == "auto":
-            chosen = default_filter(declared_n, account.epsilon_limit, account.delta)
-            return make_filter(*chosen, account.epsilon_limit, account.delta)
+            limit, delta = account.epsilon_limit, account.delta
+            chosen = default_filter(declared_n, limit, delta, account.epsilon_per_job_max)
+            return make_filter(*chosen, limit, delta)
         return make_filter(kind, order, account.epsilon_limit, account.delta)
     asked = (account.filter, account.rdp_order)
     if account.delta != fixed.delta or asked not in (("auto", 0), (fixed.kind, fixed.order)):

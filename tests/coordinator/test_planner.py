@@ -8,7 +8,7 @@ from coordinator.rounds.ending import exhausted_message
 from coordinator.rounds.events import Absence, Offer
 from coordinator.rounds.planner import consider
 from privacy.accounting import epsilon_spent
-from privacy.filters import make_filter
+from privacy.filters import default_filter, make_filter
 from privacy.ledger import Balance, Pending
 from privacy.releases import Release
 from protos.feddp.v1 import federation_pb2 as federation
@@ -274,6 +274,15 @@ def test_a_target_below_the_conversion_cost_is_the_jobs_to_raise() -> None:
     assert "starts at epsilon 4.81" in message
     assert "target_epsilon is 2: raise privacy.target_epsilon in the job above 4.81" in message
     assert "use gdp" not in message
+
+
+@pytest.mark.parametrize("target", [b"2.5", b"3.0", b"5.0"])
+def test_a_large_hospital_by_the_defaults_takes_part_in_usual_jobs(target: bytes) -> None:
+    """Limit 10, at most 5 a job, thousands of patients: what the template of a policy says."""
+    kind, order = default_filter(5000, 10.0, 1e-5, 5.0)
+    asked = job(SPEC.replace(b"target_epsilon: 2.0", b"target_epsilon: " + target))
+    large = facts(kind=kind, order=order, limit=10.0, declared_n=5000)
+    assert isinstance(consider(asked, HASH, large, 4), Offer)
 
 
 def test_a_wrong_delta_is_told_what_a_delta_is_worth() -> None:

@@ -14,6 +14,7 @@ from node_agent.orders import Order
 from node_agent.policy import AccountPolicy, Policy
 from node_agent.tasks.registry import Purpose, TaskInfo
 from privacy.calibration import units_for
+from privacy.deltas import bound_said, is_too_large
 from privacy.filters import Filter, default_filter, make_filter
 from privacy.ledger import Balance, Pending
 from privacy.releases import TRAINED, UNNOISED
@@ -94,18 +95,19 @@ def filter_of(
     declared_n = max(
         (one.declared_n for one in data_sets if one.account == account.name), default=1
     )
-    if account.delta * declared_n >= 1:
+    if is_too_large(account.delta, declared_n):
         raise Malformed(
             "DELTA_TOO_LARGE",
             f"Account {account.name} has delta {account.delta:g} and pays for {declared_n} "
-            f"declared patients: delta must be below 1/{declared_n}, or the records of one of them "
-            "might be given away whole.",
+            f"declared patients: delta must be {bound_said(declared_n)}, or the records of one of "
+            "them might be given away whole.",
         )
     if fixed is None:
         kind, order = account.filter, account.rdp_order
         if kind == "auto":
-            chosen = default_filter(declared_n, account.epsilon_limit, account.delta)
-            return make_filter(*chosen, account.epsilon_limit, account.delta)
+            limit, delta = account.epsilon_limit, account.delta
+            chosen = default_filter(declared_n, limit, delta, account.epsilon_per_job_max)
+            return make_filter(*chosen, limit, delta)
         return make_filter(kind, order, account.epsilon_limit, account.delta)
     asked = (account.filter, account.rdp_order)
     if account.delta != fixed.delta or asked not in (("auto", 0), (fixed.kind, fixed.order)):
@@ -208,6 +210,12 @@ def _judge_release(account: AccountPolicy, info: TaskInfo, order: Order) -> Refu
     if release.sample_rate * order.declared_n < 1:
         return Refusal(
             "SAMPLE_RATE_TOO_LOW", "A step must sample at least one patient of the declared number."
+        )
+    if is_too_large(order.delta, order.declared_n):
+        return Refusal(
+            "DELTA_TOO_LARGE",
+            f"The order counts at delta {order.delta:g}, and of {order.declared_n} declared "
+            f"patients delta must be {bound_said(order.declared_n)}.",
         )
     if order.delta != account.delta:
         return Refusal(

@@ -22,20 +22,17 @@ from node_agent.channels import Channels
 from node_agent.config import AgentConfig, Folder, load_config
 from node_agent.datasets import DataSetSpec
 from node_agent.footprint import keep_small
+from node_agent.header_watch import FIRST_LOOK_S, HeaderWatch
 from node_agent.headers import WrongHeader, check_header
 from node_agent.identity import Identity, load_identity
+from node_agent.judgement import filter_of, not_raised
 from node_agent.launchers.base import Limits, StartWorker
 from node_agent.launchers.local import LocalWorker
 from node_agent.overlap_watch import watch_overlaps
 from node_agent.overlaps import overlaps
 from node_agent.own_ledger import KeptAccount
-from node_agent.policy import (
-    AccountPolicy,
-    above_limit,
-    filter_of,
-    not_raised,
-    require_kept,
-)
+from node_agent.payers import require_kept
+from node_agent.policy import AccountPolicy, above_limit
 from node_agent.renewal import Renewal
 from node_agent.session.driver import CONNECTED_NOTE, Driver, Parts
 from node_agent.session.ledger_thread import LedgerThread
@@ -111,9 +108,13 @@ async def serve(
     state = State(folder.state_db, identity.node, identity.ledger_key)
     channels = Channels(config.coordinator, identity)
     steward = Steward(folder)
+    headers = HeaderWatch(folder, steward)
     log.info("agent_started", node=identity.node, coordinator=config.coordinator)
+    with contextlib.suppress(TimeoutError):  # a disk that does not answer must not keep it away
+        await asyncio.wait_for(headers.look(), FIRST_LOOK_S)
     beside = [
         asyncio.create_task(keep_small()),
+        asyncio.create_task(headers.run()),
         asyncio.create_task(watch_overlaps(folder, steward)),
     ]
     try:
@@ -132,6 +133,7 @@ async def serve(
                 logs=folder.logs,
                 limits=Limits(**config.worker.model_dump()),
                 tasks=installed,
+                unavailable=headers.reasons,
             )
         )
 
@@ -201,6 +203,10 @@ def status(path: Path) -> dict[str, Any]:
         try:
             kept = state.ledger.accounts()
             answer["rules"] = _kept(rules, state) or answer["rules"]
+            for spec, one in zip(
+                rules.data_sets if rules else (), answer["data_sets"], strict=True
+            ):
+                one["message"] = state.payers.moved(spec) or one["message"]
             raises = _raises(state)
             guarantees = {one.account: state.ledger.epsilon_guarantee(one) for one in kept}
             since = state.note(CONNECTED_NOTE)
@@ -218,9 +224,11 @@ def status(path: Path) -> dict[str, Any]:
         finally:
             state.close()
     answer["accounts"] = _accounts(identity.node, rules, kept, raises, guarantees)
-    answer["in_order"] = answer["rules"]["ok"] and not any(
+    answer["files_in_order"] = answer["rules"]["ok"] and not any(
         one["message"] for one in answer["data_sets"] + answer["accounts"]
     )
+    ledger = answer["ledger"]
+    answer["in_order"] = answer["files_in_order"] and ledger["verified"] and not ledger["disputes"]
     return answer
 
 

@@ -12,7 +12,8 @@ accounts: []
 #   epsilon_limit: 10.0        # the most that may ever be spent, at delta
 #   delta: 1.0e-5              # below 1/patients; write 1.0e-5: YAML reads 1e-5 as text
 #   filter: auto               # auto, gdp (full batches) or rdp (sampling too)
-#   rdp_order: 0               # filter: rdp needs one, from 2; `feddp agent status`: its start
+#   rdp_order: 0               # filter: rdp needs one, from 2; no job can ask for less epsilon
+#                              # than it starts at: `feddp agent status`; auto: limit / 4 at most
 #   epsilon_per_job_max: 5.0   # the most for one job
 #   epsilon_per_purpose: {training: 8.0, evaluation: 2.0}   # for all jobs of a kind together
 #   epsilon_per_project: {default: 6.0}                     # likewise of a project
@@ -26,9 +27,10 @@ stewards: []
 # - {name: bert, public_key: "64 hexadecimal digits"}
 
 disjoint_patients: ""
-# Needed for more than one account: why no patient is in two of them, signed by a steward. A patient
-# in two would spend both budgets, and neither limit would hold. `feddp agent vouch` prints the
-# two further lines, disjoint_signed_by and disjoint_signature.
+# Needed for more than one account: why no patient is in two of them, signed by a steward together
+# with the data sets of each. A patient in two would spend both budgets, and neither limit would
+# hold. `feddp agent vouch` prints the three further lines, disjoint_data_sets, disjoint_signed_by
+# and disjoint_signature; again when a data set is new or changes its account.
 
 allow: []
 # Which installed tasks may run on which data set; the hash pins the task's code.
@@ -50,11 +52,12 @@ DATASETS_YAML: Final = """\
 data_sets: []
 # - name: heart-disease
 #   source: data/train.csv     # .csv or .parquet, from this folder or absolute
-#   patient: patient_id        # the column that says whose record a row is; never published
+#   patient: patient_id        # the column that says whose record a row is; never published, and
+#                              # not among columns
 #   label: disease             # the column that holds 0 or 1; never published
 #   declared_n: 200            # patients, typed by you and public; never counted
 #   version: 1                 # raise it when the records change
-#   account: patients          # who pays; one account unless the patients differ
+#   account: patients          # who pays, for ever; one account unless the patients differ
 #   rows_per_patient_max: 1000 # a patient's further rows are left out, in file order
 #   columns:
 #     age: number

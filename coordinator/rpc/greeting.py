@@ -106,7 +106,10 @@ def check_hello(hello: pb.Hello) -> None:
     sound = (
         all(len(one) <= PUBLISHED_MAX for one in lists)
         and len(hello.instance_id) <= INSTANCE_CHARACTERS_MAX
-        and all(1 <= d.declared_n <= DECLARED_N_MAX and d.name for d in hello.data_sets)
+        and all(
+            1 <= d.declared_n <= DECLARED_N_MAX and d.name and _REASON.fullmatch(d.unavailable)
+            for d in hello.data_sets
+        )
         and all(
             a.name
             and math.isfinite(a.epsilon_per_job_max)

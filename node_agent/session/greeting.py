@@ -5,13 +5,15 @@ import importlib.metadata
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 import structlog
 
 from node_agent.datasets import DataSetSpec, schema_json
+from node_agent.judgement import FixedFilter, filter_of, not_raised
 from node_agent.own_ledger import KeptAccount
-from node_agent.policy import FixedFilter, Policy, ShareKind, above_limit, filter_of, not_raised
+from node_agent.policy import Policy, ShareKind, above_limit
 from node_agent.steward import Rules
 from node_agent.tasks.registry import TaskInfo
 from privacy.ledger import LimitChange
@@ -31,6 +33,8 @@ SPENT_STAYS: Final = (
     "The guarantee stays the highest limit that was ever in force."
 )
 
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
+
 ShareUnits = Callable[[str, ShareKind, str], int]
 """(account, kind, name of a share) -> the units that are posted or reserved of it."""
 
@@ -43,6 +47,8 @@ def hello(
     used: ShareUnits,
     raises: Sequence[tuple[LimitChange, bytes]] = (),
     refuses: Callable[[str], str] = lambda _account: "",
+    moved: Callable[[DataSetSpec], str] = lambda _spec: "",
+    unavailable: Mapping[str, str] = _NONE,
 ) -> pb.Hello:
     """The Hello of a session.
 
@@ -52,6 +58,9 @@ def hello(
         used: what the node's own ledger counts against a share.
         raises: those that the coordinator's ledger may not hold yet, with the node's signatures.
         refuses: why every order on an account is refused now; empty where it is not.
+        moved: why a data set may not pay from its account, and is not published; empty where it
+            may.
+        unavailable: data set -> why it cannot be used now.
     """
     message = pb.Hello(
         protocol_version=PROTOCOL_VERSION,
@@ -65,9 +74,12 @@ def hello(
     installed = {f"{info.name}@{info.content_hash}": info for info in tasks.values()}
     allowed: set[str] = set()
     for spec in rules.data_sets:
+        if text := moved(spec):
+            log.error("data_set_moved", data_set=spec.name, account=spec.account, do=text)
+            continue
         names = sorted(rules.policy.tasks_on(spec.name) & installed.keys())
         allowed.update(names)
-        message.data_sets.append(_data_set(spec, names))
+        message.data_sets.append(_data_set(spec, names, unavailable.get(spec.name, "")))
     message.accounts.extend(_accounts(rules.policy, rules.data_sets, fixed, used, refuses))
     for name in sorted(allowed):
         info = installed[name]
@@ -118,7 +130,7 @@ def agent_version() -> str:
         return "unknown"
 
 
-def _data_set(spec: DataSetSpec, tasks: Sequence[str]) -> pb.DataSet:
+def _data_set(spec: DataSetSpec, tasks: Sequence[str], unavailable: str) -> pb.DataSet:
     return pb.DataSet(
         name=spec.name,
         account=spec.account,
@@ -126,6 +138,7 @@ def _data_set(spec: DataSetSpec, tasks: Sequence[str]) -> pb.DataSet:
         schema_json=schema_json(spec),
         version=spec.version,
         tasks=tasks,
+        unavailable=unavailable,
     )
 
 

@@ -61,8 +61,10 @@ def test_a_reason_to_refuse_orders_is_a_reason_and_no_text(refuses: str, sound: 
     """It goes to people; an agent that knows none says none."""
     message = hello()
     message.accounts[0].refuses = refuses
-    with contextlib.nullcontext() if sound else pytest.raises(Malformed):
-        check_hello(message)
+    of_data = pb.Hello(data_sets=[pb.DataSet(name="heart", declared_n=9, unavailable=refuses)])
+    for one in (message, of_data):
+        with contextlib.nullcontext() if sound else pytest.raises(Malformed):
+            check_hello(one)
 
 
 def say(database: Database, message: pb.Hello) -> tuple[dict[str, float], int, list[str]]:

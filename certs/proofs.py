@@ -5,7 +5,7 @@ import time
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, hmac
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -115,7 +115,10 @@ def _recovery(nonce: bytes, csr: bytes) -> bytes:
 
 
 def _is_signed(leaf: x509.Certificate, message: bytes, proof: bytes) -> bool:
-    key = leaf.public_key()
+    try:
+        key = leaf.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        return False
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         return False
     try:

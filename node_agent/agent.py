@@ -173,6 +173,7 @@ def status(path: Path) -> dict[str, Any]:
         "node": identity.node,
         "node_class": config.node_class,
         "coordinator": config.coordinator,
+        "enrollment": config.enrollment,
         "certificate_expires_at": identity.expires_at.timestamp(),
         "certificate_renews_at": identity.renews_at.timestamp(),
         "running": running,

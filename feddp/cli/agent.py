@@ -136,6 +136,8 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _renewal(found: dict[str, Any]) -> str:
     if found["certificate_expires_at"] <= time.time():
+        if found["enrollment"]:
+            return f"it has ended; the agent gets another from {found['enrollment']} when it runs"
         return "no: it has ended; join again in this folder with a new token"
     moment = output.moment(found["certificate_renews_at"])
     if found["certificate_renews_at"] > time.time():

@@ -51,7 +51,7 @@ class Identities:
         self._users = await self._database.read(people.all_users)
         nodes = await self._database.read(people.all_nodes)
         self._disabled = {node.name for node in nodes if node.status == "disabled"}
-        self._quarantined = {node.name: node.quarantine for node in nodes if node.quarantine}
+        self._quarantined = await self._database.read(people.all_quarantines)
 
     def peer(self, auth_context: Mapping[str, list[bytes]]) -> Peer:
         """The certificate behind a connection; refuses anything below TLS 1.3."""

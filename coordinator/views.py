@@ -38,13 +38,14 @@ def node(
     *,
     connected: bool,
     certificate_expires_at: float,
+    quarantine: str = "",
     second_agent_at: float = 0.0,
 ) -> nodes_pb2.Node:
     """A node for operators."""
     return nodes_pb2.Node(
         name=record.name,
         node_class=record.node_class,
-        status="quarantined" if record.quarantine else record.status,
+        status="quarantined" if quarantine else record.status,
         connected=connected,
         last_seen_at=record.last_seen_at,
         agent_version=record.hello.agent_version,
@@ -61,7 +62,7 @@ def node(
         ],
         tasks=sorted({task for d in record.hello.data_sets for task in d.tasks}),
         ledger_public_key=record.ledger_public_key,
-        quarantine=record.quarantine,
+        quarantine=quarantine,
         waiting_key=waiting.key_digest if waiting is not None else "",
         waiting_for_steward=waiting is not None and waiting.confirming,
         second_agent_at=second_agent_at,

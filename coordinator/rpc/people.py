@@ -195,6 +195,7 @@ class NodesService(nodes_pb2_grpc.NodesServicer):
             waiting,
             connected=self.sessions.connected(record.name),
             certificate_expires_at=self.identities.expires_at(record.name),
+            quarantine=self.identities.quarantine_of(record.name),
             second_agent_at=self.sessions.second_at_s(record.name),
         )
 

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, select, update
 
 from certs.enrolment import SPOKEN_DIGITS, spoken
 from coordinator.store import people
-from coordinator.store.schema import nodes, tokens
+from coordinator.store.schema import quarantines, tokens
 from protos.errors import Conflict, Malformed, NotFound, WrongPhase
 
 Approval = Literal["", "needed", "waiting", "confirming", "approved", "confirmed", "rejected"]
@@ -122,10 +122,10 @@ def reject(connection: Connection, node: str, by: str = "") -> WaitingJoin:
 
 def quarantine(connection: Connection, node: str, why: str) -> bool:
     """Shut a node out until a person lets it in; False where it is already."""
-    changed = connection.execute(
-        update(nodes).where(nodes.c.name == node, nodes.c.quarantine == "").values(quarantine=why)
-    ).rowcount
-    return changed > 0
+    if node in people.all_quarantines(connection):
+        return False
+    connection.execute(quarantines.insert().values(node=node, why=why))
+    return True
 
 
 def release(connection: Connection, node: str) -> None:
@@ -135,7 +135,7 @@ def release(connection: Connection, node: str) -> None:
         NotFound: NODE_UNKNOWN.
     """
     people.node(connection, node)
-    connection.execute(update(nodes).where(nodes.c.name == node).values(quarantine=""))
+    connection.execute(quarantines.delete().where(quarantines.c.node == node))
 
 
 def _waiting(connection: Connection, node: str) -> WaitingJoin:

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, bindparam, false, func, select, update
 
 from coordinator.store.engines import insert
-from coordinator.store.schema import certificates, nodes, tokens, users
+from coordinator.store.schema import certificates, nodes, quarantines, tokens, users
 from protos.errors import Conflict, NotAllowed, NotFound, Unauthenticated
 from protos.feddp.v1 import federation_pb2 as federation
 
@@ -24,7 +24,6 @@ class NodeRecord:
     Attributes:
         status: "invited", "enrolled" or "disabled".
         hello: what it published last; empty before its first session.
-        quarantine: why it is shut out until a person lets it in; empty if it is not.
     """
 
     name: str
@@ -33,7 +32,6 @@ class NodeRecord:
     ledger_public_key: bytes
     last_seen_at: float
     hello: federation.Hello
-    quarantine: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,6 @@ def _node(row: Row[Any]) -> NodeRecord:
         row.ledger_public_key,
         row.last_seen_at,
         federation.Hello.FromString(row.hello),
-        row.quarantine,
     )
 
 
@@ -107,7 +104,7 @@ def invite(
             certificates.c.spiffe_id == spiffe_id, certificates.c.revoked == false()
         )
     ).scalar_one()
-    joined = row is not None and row.status != "invited" and not row.quarantine
+    joined = row is not None and row.status != "invited" and name not in all_quarantines(connection)
     if joined and (ends or 0.0) > now_s and not rejoin:
         raise Conflict(
             "NODE_EXISTS",
@@ -182,9 +179,10 @@ def redeem(connection: Connection, secret_hash: str, key_digest: str, now_s: flo
             nodes.c.node_class,
             nodes.c.status,
             nodes.c.ledger_public_key,
-            nodes.c.quarantine,
+            quarantines.c.why,
         )
         .join(nodes, nodes.c.name == tokens.c.node)
+        .outerjoin(quarantines, quarantines.c.node == tokens.c.node)
         .where(tokens.c.secret_hash == secret_hash)
     ).one_or_none()
     again = "ask the coordinator's operator for a new one: `feddp node token NAME`"
@@ -209,7 +207,7 @@ def redeem(connection: Connection, secret_hash: str, key_digest: str, now_s: flo
         row.chain,
         row.ledger_public_key,
         row.approval,
-        bool(row.quarantine),
+        row.why is not None,
     )
 
 
@@ -233,8 +231,14 @@ def enrol(
     connection.execute(
         update(nodes)
         .where(nodes.c.name == name)
-        .values(status="enrolled", ledger_public_key=ledger_public_key, quarantine="")
+        .values(status="enrolled", ledger_public_key=ledger_public_key)
     )
+    connection.execute(quarantines.delete().where(quarantines.c.node == name))
+
+
+def all_quarantines(connection: Connection) -> dict[str, str]:
+    """Why each node is shut out that is, until a person lets it in."""
+    return {row.node: row.why for row in connection.execute(select(quarantines))}
 
 
 def set_status(connection: Connection, name: str, status: str) -> NodeRecord:

@@ -39,7 +39,15 @@ nodes = Table(
     Column("created_at", Float, nullable=False),
     Column("last_seen_at", Float, nullable=False),
     Column("hello", LargeBinary, nullable=False),  # the newest Hello, serialized; empty before
-    Column("quarantine", Text, nullable=False, server_default=""),  # why; empty for none
+)
+
+quarantines = (
+    Table(  # nodes that are shut out; apart, so that an older database's nodes can be read
+        "quarantines",
+        metadata,
+        Column("node", String(63), ForeignKey("nodes.name"), primary_key=True),
+        Column("why", Text, nullable=False),
+    )
 )
 
 tokens = Table(

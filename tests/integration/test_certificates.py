@@ -131,7 +131,7 @@ def test_a_quarantined_node_joins_again_with_the_stewards_word_only(
     coordinator.add_node("alpha")
     folder = coordinator.agent("alpha")
     with coordinator.database() as database:
-        database.execute("UPDATE nodes SET quarantine = 'a test says so'")
+        database.execute("INSERT INTO quarantines VALUES ('alpha', 'a test says so')")
     restart(coordinator)
     with coordinator.client() as client:
         token = client.create_token("alpha").token

@@ -117,15 +117,15 @@ def test_a_quarantine_is_said_once_and_ends_with_a_person_or_a_join(database: Da
     quarantine = joins.quarantine
     assert database.write_now(lambda c: quarantine(c, NODE, "a copy runs"))
     assert not database.write_now(lambda c: quarantine(c, NODE, "again"))
-    assert database.read_now(lambda c: people.node(c, NODE)).quarantine == "a copy runs"
+    assert database.read_now(people.all_quarantines) == {NODE: "a copy runs"}
     database.write_now(lambda c: joins.release(c, NODE))
-    assert database.read_now(lambda c: people.node(c, NODE)).quarantine == ""
+    assert database.read_now(people.all_quarantines) == {}
     with pytest.raises(NotFound):
         database.write_now(lambda c: joins.release(c, "nobody"))
     database.write_now(lambda c: quarantine(c, NODE, "a copy runs"))
     assert database.write_now(lambda c: people.redeem(c, "s", KEY, 10.0)).quarantined
     database.write_now(lambda c: people.enrol(c, "s", NODE, PUBLIC, b"chain"))
-    assert database.read_now(lambda c: people.node(c, NODE)).quarantine == ""
+    assert database.read_now(people.all_quarantines) == {}
 
 
 def test_revoked_is_for_good_and_for_one_name(database: Database) -> None:

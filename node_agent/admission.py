@@ -135,7 +135,8 @@ class Admission:
             policy = rules.policy.account(name)
             if policy is None:
                 return None
-            return filter_of(policy, rules.data_sets, self._state.fixed_filter(name))
+            fixed, there = self._state.fixed_filter(name), self._state.limit_there(account)
+            return filter_of(policy, rules.data_sets, fixed, there)
         except FeddpError:
             return None
 
@@ -186,7 +187,7 @@ class Admission:
         if found is not None or account is None:
             refused = found or Refusal("ACCOUNT_MISMATCH", "There is no such account.")
             raise NotAllowed(refused.reason, refused.message)
-        return filter_of(account, rules.data_sets, standing.fixed)
+        return filter_of(account, rules.data_sets, standing.fixed, standing.limit_there)
 
 
 def _unreadable(error: FeddpError) -> Refusal:

@@ -22,14 +22,19 @@ Message = pb.AgentMessage | pb.CoordinatorMessage
 
 
 class Stream:
-    """One session of one node: two ends, each of which may think that the other is still there."""
+    """One session of one node: two ends, each of which may think that the other is still there.
+
+    Attributes:
+        raises: how many each account had at the node when its Hello was made; only the checker
+            looks at it.
+    """
 
     def __init__(self, world: "World", node: "Node") -> None:
         self._world, self.node = world, node
         self.node_life, self.server_life = node.life, world.coordinator.life
         self.open = {TO_COORDINATOR: True, TO_NODE: True}
         self._last_at_s = {TO_COORDINATOR: 0.0, TO_NODE: 0.0}
-        self.greeted = False
+        self.raises: dict[str, int] = {}
 
     def send(self, way: str, message: Message) -> None:
         """Deliver in order, unless the stream breaks; a hostile network keeps no order."""

@@ -25,6 +25,7 @@ KINDS = {
     "worker_died": 0.08,
     "update_damaged": 0.05,
     "impostor": 0.15,
+    "hello_late": 0.1,
     "raise_interrupted": 0.15,
     "raise_in_greeting": 0.3,
     "raise_sent_again": 0.15,

@@ -235,7 +235,7 @@ PLANTED: dict[str, Planted] = {
     "each_waits_for_the_other": Planted(rounds.each_waits_for_the_other, ("takes-turns",)),
     **{name: Planted(plant, names) for name, (plant, names) in PLANTED_AT_NODES.items()},
     **{
-        name: Planted(plant, names, SEEDS_TO_CATCH if name == RARE else SEEDS_TO_CATCH_A_RAISE)
+        name: Planted(plant, names, SEEDS_TO_CATCH if name in RARE else SEEDS_TO_CATCH_A_RAISE)
         for name, (plant, names) in PLANTED_LIMITS.items()
     },
 }

@@ -147,8 +147,9 @@ def _by_the_policy(world: World, *modules: Any) -> None:
 
 Plant = Callable[[World], None]
 
-RARE = "raise_undoes_a_lowering"
-"""Needs a limit that is lowered between its raise and the next session."""
+RARE = {"raise_undoes_a_lowering", "counts_by_the_policy"}
+"""Need a limit that is lowered between its raise and the next session; an order in the seconds
+between the number in the policy and the stewards' raise. The others are called within 50 seeds."""
 
 PLANTED_LIMITS: dict[str, tuple[Plant, tuple[str, ...]]] = {
     "enforced_before_its_entry": (enforced_before_its_entry, ("limit-entry-first",)),

@@ -49,7 +49,7 @@ def _transactions_fail(world: World) -> None:
     world.faults.rates.update(database_fails=0.2, commit_unheard=0.1)
 
 
-@pytest.mark.parametrize("seed", [7, 13, 48, 58, 62, 73])
+@pytest.mark.parametrize("seed", [13, 44, 48, 51, 58, 74])
 def test_the_double_of_the_store_equals_the_real_one(seed: int) -> None:
     """Each seed plays the same on Python values and on the coordinator's own tables, also where
     transactions fail."""

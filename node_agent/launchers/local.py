@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 import structlog
 
 from node_agent.launchers.base import Limits, WorkerDied
+from node_agent.sources.database import PASSED_ON_PREFIX
 
 log = structlog.get_logger(__name__)
 
@@ -22,7 +23,8 @@ _PASSED_ON: Final = frozenset({"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_L
 
 def environment(agent: dict[str, str], threads: int) -> dict[str, str]:
     """A worker's variables: those of the agent that it needs, and nothing that a job names."""
-    kept = {k: v for k, v in agent.items() if k in _PASSED_ON or k.startswith("PYTHON")}
+    prefixes = ("PYTHON", PASSED_ON_PREFIX)
+    kept = {k: v for k, v in agent.items() if k in _PASSED_ON or k.startswith(prefixes)}
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     return {**kept, **dict.fromkeys(names, str(threads)), "PYTHONUNBUFFERED": "1"}
 

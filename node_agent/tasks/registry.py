@@ -38,6 +38,18 @@ _WORKER = (
     "protos/tensors.py",
     "protos/updates.py",
 )
+_READING = (
+    "node_agent/consent.py",
+    "node_agent/datasets.py",
+    "node_agent/headers.py",
+    "node_agent/records.py",
+    "node_agent/sources/base.py",
+    "node_agent/sources/csv_file.py",
+    "node_agent/sources/database.py",
+    "node_agent/sources/parquet_file.py",
+    "node_agent/sources/problems.py",
+    "node_agent/sources/sql_query.py",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +85,7 @@ _ENTRIES: Final = {
         config=TabularConfig,
         sources=(
             *_WORKER,
-            "node_agent/datasets.py",
-            "node_agent/headers.py",
-            "node_agent/records.py",
+            *_READING,
             "node_agent/tasks/made_up.py",
             "node_agent/tasks/tabular.py",
             "node_agent/tasks/tabular_config.py",
@@ -93,9 +103,7 @@ _ENTRIES: Final = {
         config=EvaluationConfig,
         sources=(
             *_WORKER,
-            "node_agent/datasets.py",
-            "node_agent/headers.py",
-            "node_agent/records.py",
+            *_READING,
             "node_agent/tasks/evaluation.py",
             "node_agent/tasks/evaluation_config.py",
             "node_agent/tasks/made_up.py",

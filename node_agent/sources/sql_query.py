@@ -227,12 +227,9 @@ def _select(query: str, wanted: Sequence[str] | None) -> "sa.Select[Any]":
 
     # `text` takes :name for a parameter, so that every colon is escaped.
     inner = sa.text("(" + query.replace(":", "\\:") + "\n) AS feddp_source")
-    names = ["*"] if wanted is None else wanted
-    columns: list[sa.ColumnElement[Any]] = [
-        sa.literal_column("*") if name == "*" and wanted is None else sa.column(name)
-        for name in names
-    ]
-    return sa.select(*columns).select_from(inner)
+    if wanted is None:
+        return sa.select(sa.literal_column("*")).select_from(inner)
+    return sa.select(*(sa.column(name) for name in wanted)).select_from(inner)
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -44,10 +45,17 @@ class LocalWorker:
         self._turn = asyncio.Lock()
 
     @classmethod
-    async def start(cls, job_id: str, log_path: Path, limits: Limits | None = None) -> Self:
+    async def start(
+        cls,
+        job_id: str,
+        log_path: Path,
+        limits: Limits | None = None,
+        writable: Sequence[Path] = (),
+    ) -> Self:
         """Start the process; it answers its first request once it is up.
 
         Args:
+            writable: all that it may write besides, where the kernel allows; empty: everything.
             log_path: appended to; mode 0600, as a worker's log may hold counts of records.
 
         Raises:
@@ -63,6 +71,7 @@ class LocalWorker:
                 "node_agent.worker",
                 f"--nice={limits.nice}",
                 f"--memory-bytes-max={limits.memory_bytes_max}",
+                *(f"--writable={folder}" for folder in writable),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=descriptor,

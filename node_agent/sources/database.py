@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -45,7 +45,8 @@ class Database(BaseModel):
     def is_reached_by_network(self) -> bool:
         """Whether a worker needs a network for it; a file or a socket's folder needs none."""
         parts = urlsplit(self.url)
-        return self.dialect != "sqlite" and bool(parts.hostname)
+        hosts = [parts.hostname or "", *parse_qs(parts.query).get("host", [])]
+        return self.dialect != "sqlite" and any(one and one[0] not in "/@" for one in hosts)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Database":

@@ -218,7 +218,7 @@ class _Failed(Exception):
         self.detail = detail
 
 
-def _select(query: str, wanted: Sequence[str] | None) -> "sa.Select[Any]":
+def _select(query: str, wanted: Sequence[str] | None) -> "sa.Select[*tuple[Any, ...]]":
     """The query as a subquery, which can be neither several statements nor, at its top, a change.
 
     The line break ends a comment on its last line.

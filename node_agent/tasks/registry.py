@@ -29,6 +29,8 @@ Shapes = dict[str, tuple[int, ...]]
 Purpose = Literal["training", "evaluation"]
 
 _WORKER = (
+    "node_agent/confinement.py",
+    "node_agent/launchers/mailbox.py",
     "node_agent/worker.py",
     "node_agent/tasks/files.py",
     "node_agent/tasks/no_update.py",

@@ -19,13 +19,14 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, NoReturn
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from node_agent.confinement import without_network, writing_only_beneath
 from node_agent.datasets import DataSetSpec
+from node_agent.launchers.mailbox import AGENT_SILENT_S, Mailbox, Refused, requests_of
 from node_agent.tasks import registry
 from node_agent.tasks.no_update import NoUpdate
 from privacy.releases import TRAINED, UNNOISED, Mechanism, Release
@@ -348,9 +349,16 @@ def main() -> None:
     parser.add_argument("--nice", type=int, default=0, help="added to the process's niceness")
     parser.add_argument("--memory-bytes-max", type=int, default=0, help="0: no limit")
     parser.add_argument("--writable", type=Path, action="append", default=[])
+    parser.add_argument("--mailbox", type=Path, help="speak by files instead of stdin and stdout")
+    parser.add_argument("--silent-s", type=float, default=AGENT_SILENT_S)
+    parser.add_argument("--log", type=Path, help="instead of stderr")
     options = parser.parse_args()
+    if options.log is not None:
+        descriptor = os.open(options.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(descriptor, 2)
     answers = take_stdout()
-    end_with_parent()
+    if options.mailbox is None:
+        end_with_parent()
     os.nice(options.nice)
     # A core file would be a copy of patients' records.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -367,11 +375,31 @@ def main() -> None:
     )
     # Before there is a second thread, which would keep what it may.
     make_read_only(options.writable)
-    worker, lines = Worker(confine), request_lines()
+    worker = Worker(confine)
+    if options.mailbox is not None:
+        serve_mailbox(worker, Mailbox(options.mailbox), options.silent_s)
+    lines = request_lines()
     while True:
         answer = worker.handle(lines.get())
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
+
+
+def serve_mailbox(worker: Worker, box: Mailbox, silent_s: float) -> NoReturn:
+    """Serve one job until the folder goes, or its agent is silent."""
+    try:
+        box.take()
+    except Refused as refused:
+        log.error("mailbox_refused", detail=str(refused))
+        sys.exit(1)
+    requests = requests_of(box, silent_s)
+    while True:
+        number, line = requests.get()
+        try:
+            box.post("answer", number, worker.handle(line))
+        except OSError:
+            log.error("answer_not_written", number=number)
+            sys.exit(1)
 
 
 if __name__ == "__main__":

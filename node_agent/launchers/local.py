@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -133,3 +134,21 @@ class LocalWorker:
             if self._process.returncode is None:
                 os.killpg(self.pid, signal.SIGKILL)
         return await self._process.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class LocalLauncher:
+    """Starts workers on this machine.
+
+    Attributes:
+        writable: all that they may write besides temporary files.
+    """
+
+    writable: tuple[Path, ...]
+
+    async def start(self, job_id: str, log_path: Path, limits: Limits | None = None) -> LocalWorker:
+        """See `LocalWorker.start`."""
+        return await LocalWorker.start(job_id, log_path, limits, self.writable)
+
+    async def reap(self) -> None:
+        """Nothing: no worker outlives its agent."""

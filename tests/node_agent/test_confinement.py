@@ -11,6 +11,8 @@ import pytest
 
 from node_agent.confinement import landlock_version
 from node_agent.launchers.local import LocalWorker
+from node_agent.sources.database import Database
+from node_agent.tasks import registry
 from tests.node_agent.test_launcher import requests
 
 needs_landlock = pytest.mark.skipif(
@@ -166,21 +168,34 @@ def test_a_worker_trains_confined_and_says_so(
     assert files["but"] == [str(out), str(tmp_path / "tmp")]
 
 
-def test_a_database_over_the_network_keeps_it_and_the_log_says_so(tmp_path: Path) -> None:
-    """The one case in which a worker has a network; a file's or a socket's database has none."""
+@pytest.mark.parametrize(
+    ("url", "is_reached"),
+    [
+        ("postgresql+psycopg://u@10.0.0.1/d", True),
+        ("postgresql+psycopg:///d?host=10.0.0.1", True),
+        ("postgresql+psycopg:///d?host=/run/postgresql", False),
+        ("postgresql+psycopg:///d", False),
+        ("sqlite:////srv/d.db", False),
+    ],
+)
+def test_which_databases_need_a_network(url: str, is_reached: bool) -> None:
+    """Those with a host; a file or a socket's folder is within the machine."""
+    assert Database(url=url).is_reached_by_network == is_reached
 
-    async def scenario(url: str) -> dict[str, object]:
-        log_path = tmp_path / f"{len(url)}.log"
+
+def test_a_database_over_the_network_keeps_it_and_the_log_says_so(tmp_path: Path) -> None:
+    """The one case in which a worker has a network."""
+    log_path = tmp_path / "worker.log"
+
+    async def scenario() -> None:
         prepare, _ = requests(tmp_path)
-        (tmp_path / "q.sql").write_text("SELECT 1")
-        asked = {"source": str(tmp_path / "q.sql"), "database": {"url": url}}
+        asked = {"source": "/q.sql", "database": {"url": "postgresql://u@10.0.0.1/d"}}
+        null = registry.installed()[registry.NULL].content_hash
+        task = {"task": registry.NULL, "task_hash": null, "task_config": {"parameters": 1}}
         worker = await LocalWorker.start("j", log_path)
-        request = {**prepare, "data_set": {**prepare["data_set"], **asked}}
+        request = {**prepare, **task, "data_set": {**prepare["data_set"], **asked}}
         assert await worker.request(request) == {"op": "prepared"}
         await worker.stop()
-        return logged(log_path, "worker_network")
 
-    assert asyncio.run(scenario("postgresql+psycopg://u@10.0.0.1/d"))["open"] is True
-    assert asyncio.run(scenario("postgresql+psycopg:///d?host=/run/postgresql"))["open"] is False
-    assert asyncio.run(scenario("postgresql+psycopg:///d?host=10.0.0.1"))["open"] is True
-    assert asyncio.run(scenario("sqlite:////srv/d.db"))["open"] is False
+    asyncio.run(scenario())
+    assert logged(log_path, "worker_network")["open"] is True

@@ -1,6 +1,6 @@
 """A Slurm cluster of one machine; where Slurm is not installed, what its commands answered.
 
-The answers were recorded from slurm-wlm 22.05.8; jobs of the stand-in are processes of this machine.
+The answers were recorded from slurm-wlm 22.05.8; the stand-in's jobs are processes here.
 """
 
 import os

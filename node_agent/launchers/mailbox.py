@@ -28,7 +28,8 @@ WORKER_SILENT_S: Final = 120.0
 """Longer, as it is worse to give up a worker that has opened the data."""
 
 POLL_S: Final = 0.1
-MESSAGE_BYTES_MAX: Final = 1 << 20
+MESSAGE_BYTES_MAX: Final = 16 << 20
+"""A data set of 10,000 columns, each with a name of 256 letters, fits."""
 
 _AGENT, _WORKER, _TAKEN = "agent-beat", "worker-beat", "taken"
 

@@ -114,7 +114,9 @@ class Scheduled:
     writable: tuple[Path, ...]
     silent_s: float = AGENT_SILENT_S
 
-    async def start(self, job_id: str, log_path: Path, limits: Limits | None = None) -> Any:
+    async def start(
+        self, job_id: str, log_path: Path, limits: Limits | None = None
+    ) -> "ScheduledWorker":
         """Ask for a worker; its first answer comes once the scheduler has started it.
 
         Raises:

@@ -16,6 +16,7 @@ from node_agent.headers import WrongHeader, check_header
 from node_agent.overlaps import overlaps
 from node_agent.records import DataProblem, read_records
 from node_agent.sources.base import source_of
+from node_agent.sources.database import Database
 from node_agent.tasks.tabular_config import Feature
 from protos.errors import Malformed
 
@@ -279,9 +280,8 @@ def test_an_sqlite_file_is_read_and_cannot_be_written(tmp_path: Path, file: Path
 def test_patients_of_a_database_are_compared_with_those_of_a_file(
     tmp_path: Path, file: Path
 ) -> None:
-    """Two queries in one file's name are compared by their patients, not by the file."""
-    database = {"url": f"sqlite:///{file}"}
-    one = spec_of(tmp_path, database)
+    """By the text of the ids, as those of two files are."""
+    one = spec_of(tmp_path, {"url": f"sqlite:///{file}"})
     other = DataSetSpec.model_validate(
         {**one.model_dump(), "name": "e", "database": None, "source": str(tmp_path / "e.csv")}
     )
@@ -289,3 +289,23 @@ def test_patients_of_a_database_are_compared_with_those_of_a_file(
     assert [found.kind for found in overlaps([one, other])] == ["patients"]
     other.source.write_text("patient_id\n9\n")
     assert overlaps([one, other]) == []
+
+
+def test_one_query_of_two_databases_is_two_data_sets(tmp_path: Path, file: Path) -> None:
+    """They are the same only where the database is the same too."""
+    one = spec_of(tmp_path, {"url": f"sqlite:///{file}"})
+    same = one.model_copy(update={"name": "e"})
+    assert [found.kind for found in overlaps([one, same])] == ["same_file"]
+    elsewhere = tmp_path / "elsewhere.db"
+    with sqlite3.connect(elsewhere) as made:
+        table = TABLE.format(numeric="numeric", bool="int", true="1", false="0")
+        made.executescript(table)
+        made.execute("UPDATE records SET pid = pid + 100")
+    made.close()
+    other = one.model_copy(update={"name": "e", "database": database_of(elsewhere)})
+    assert overlaps([one, other]) == []
+
+
+def database_of(file: Path) -> Database:
+    """An SQLite file as it is declared."""
+    return Database(url=f"sqlite:///{file}")

@@ -3,7 +3,7 @@
 No port is opened and nothing is sent anywhere, so that there is nobody to authenticate but the
 file system: the folder is its owner's alone, and a worker takes no folder of anybody else. Request
 and answer N are files of their own that appear whole, by a rename. Each side renews a file of its
-own every few seconds, which tells the other that it lives, without comparing clocks; on a network
+own every second, which tells the other that it lives, without comparing clocks; on a network
 file system the same write makes this machine look at the folder anew. The folder's going ends the
 worker.
 """
@@ -20,7 +20,9 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-BEAT_S: Final = 5.0
+BEAT_S: Final = 1.0
+"""On a network file system also how long the other side's message may stay unseen."""
+
 AGENT_SILENT_S: Final = 60.0
 """A worker whose agent is silent for so long ends: its allocation must not outlive the agent."""
 

@@ -43,6 +43,10 @@ OUTCOME_REHEARSALS: Final = 4.0
 
 END_MARGIN_S: Final = 60.0
 
+EXCHANGE_S: Final = 1.0
+"""Added to what a rehearsal took: four times this, a request and its answer are surely there. An
+attempt whose answer came late would be lost, and paid for."""
+
 
 class SchedulerUnavailable(OSError):
     """The scheduler's command failed; a sentence for the hospital's log."""
@@ -186,7 +190,10 @@ class ScheduledWorker:
         async with self._turn:
             try:
                 answer = await self._exchange(message)
-                self._check_end(message, answer)
+                if message.get("op") == "check" and "rehearsal_s" in answer:
+                    needed_s = float(answer["rehearsal_s"]) + EXCHANGE_S
+                    self._check_end(needed_s)
+                    answer["rehearsal_s"] = needed_s
                 return answer
             except (OSError, ValueError, EOFError):
                 await self.stop()
@@ -238,13 +245,12 @@ class ScheduledWorker:
             await asyncio.sleep(pause_s)
             pause_s = min(POLL_MOST_S, pause_s * 1.2)
 
-    def _check_end(self, message: dict[str, Any], answer: dict[str, Any]) -> None:
+    def _check_end(self, attempt_s: float) -> None:
         """Give up a worker, before it opens the data, whose allocation would end in the middle."""
-        if message.get("op") != "check" or self._up_since_s is None:
+        if self._up_since_s is None:
             return
         left_s = self._scheduler.time_limit_s - (time.monotonic() - self._up_since_s)
-        needed_s = OUTCOME_REHEARSALS * float(answer.get("rehearsal_s", 0.0)) + END_MARGIN_S
-        if left_s < needed_s:
+        if left_s < OUTCOME_REHEARSALS * attempt_s + END_MARGIN_S:
             self._dead = "its allocation ends too soon for another attempt"
             raise EOFError
 

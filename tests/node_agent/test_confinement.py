@@ -2,14 +2,17 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from node_agent.confinement import landlock_version
+from node_agent.launchers.base import Limits
 from node_agent.launchers.local import LocalWorker
 from node_agent.sources.database import Database
 from node_agent.tasks import registry
@@ -199,3 +202,24 @@ def test_a_database_over_the_network_keeps_it_and_the_log_says_so(tmp_path: Path
 
     asyncio.run(scenario())
     assert logged(log_path, "worker_network")["open"] is True
+
+
+def test_a_worker_has_its_own_session_and_the_limits_that_are_set(tmp_path: Path) -> None:
+    """As the kernel says: no core file of records, no more data than allowed, its niceness."""
+    most = 3 << 30
+
+    async def scenario() -> None:
+        prepare, _ = requests(tmp_path)
+        null = registry.installed()[registry.NULL].content_hash
+        task = {"task": registry.NULL, "task_hash": null, "task_config": {"parameters": 1}}
+        limits = Limits(nice=7, memory_bytes_max=most)
+        worker = await LocalWorker.start("j", tmp_path / "worker.log", limits)
+        assert await worker.request({**prepare, **task}) == {"op": "prepared"}
+        process = psutil.Process(worker.pid)
+        assert process.rlimit(psutil.RLIMIT_CORE) == (0, 0)
+        assert process.rlimit(psutil.RLIMIT_DATA) == (most, most)
+        assert process.nice() == min(19, os.nice(0) + 7)
+        assert os.getsid(worker.pid) == worker.pid
+        await worker.stop()
+
+    asyncio.run(scenario())

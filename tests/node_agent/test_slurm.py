@@ -167,17 +167,23 @@ def test_a_dead_agents_allocation_ends_by_itself(tmp_path: Path, slurm: Cluster)
     until(lambda: not slurm.jobs(), limit_s=60.0)
 
 
+def sleeping(slurm: Cluster, folder: Path, name: str) -> str:
+    """A job that does nothing; its id."""
+    return slurm.run(
+        *("sbatch", "--parsable", f"--job-name={name}", "--export=NONE"),
+        f"--output={folder / 'sleeping.log'}",
+        said="#!/bin/sh\nexec sleep 600\n",
+    )
+
+
 def test_an_agents_start_cancels_what_its_earlier_life_left_and_nothing_else(
     tmp_path: Path, slurm: Cluster
 ) -> None:
     """By name, so also a job whose id was never noted; another's job of the same account stays."""
     job = killed_agent(tmp_path, silent_s=600.0)
-    log = str(tmp_path / "other.log")
-    other = slurm.run(
-        *("sbatch", "--parsable", "--job-name=feddp-another-j", f"--output={log}", "--export=NONE"),
-        said="#!/bin/sh\nexec sleep 600\n",
-    )
-    assert sorted(slurm.jobs()) == sorted([job, other])
+    # One that does not listen to its folder either, as a worker that hangs.
+    hangs, other = (sleeping(slurm, tmp_path, name) for name in (f"{PREFIX}j-0", "feddp-another-j"))
+    assert sorted(slurm.jobs()) == sorted([job, hangs, other])
     asyncio.run(launcher(tmp_path).reap())
     until(lambda: slurm.jobs() == [other])
     assert list((tmp_path / "workers").iterdir()) == []
@@ -219,7 +225,10 @@ def test_a_worker_whose_allocation_would_end_in_mid_attempt_is_given_up_before(
         prepare, check, _ = null_requests(tmp_path)
         worker = await launcher(tmp_path).start("j", tmp_path / "worker.log")
         await worker.request(prepare)
-        assert (await worker.request(check))["op"] == "checked"
+        answer = await worker.request(check)
+        assert answer["op"] == "checked"
+        # What files take to be seen is part of what an attempt takes.
+        assert answer["rehearsal_s"] >= scheduled.EXCHANGE_S
         await asyncio.to_thread(until, lambda: worker._up_since_s is not None)
         worker._up_since_s -= 250.0
         with pytest.raises(WorkerDied, match="ends too soon"):

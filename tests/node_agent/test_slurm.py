@@ -56,9 +56,9 @@ def slurm(running: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
     until(lambda: not running.jobs())
 
 
-def launcher(folder: Path, **change: Any) -> Scheduled:
+def launcher(folder: Path, minutes: int = 5, **change: Any) -> Scheduled:
     """As an agent with `folder` has it."""
-    settings = SlurmSettings(kind="slurm", time_limit_minutes=5)
+    settings = SlurmSettings(kind="slurm", time_limit_minutes=minutes)
     return Scheduled(Slurm(settings, PREFIX), PREFIX, folder / "workers", (folder,), **change)
 
 
@@ -119,17 +119,24 @@ def test_an_allocation_that_slurm_ends_is_a_worker_that_died(
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_a_request_that_nobody_waits_for_ends_the_allocation(
+def test_a_job_that_waits_in_the_queue_is_cancelled_when_nobody_waits_for_it(
     tmp_path: Path, slurm: Cluster
 ) -> None:
-    """A round that is over while the job still waits in the queue leaves nothing there."""
+    """Its round is over: no worker is there to end by itself. Meanwhile the log says why it waits.
+
+    The partition has no room for so long a job; the recorded answers know no queue.
+    """
 
     async def scenario() -> None:
         prepare, _, _ = null_requests(tmp_path)
-        worker = await launcher(tmp_path).start("j", tmp_path / "worker.log")
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(worker.request(prepare), 0.01)
+        worker = await launcher(tmp_path, minutes=9999).start("j", tmp_path / "worker.log")
+        assert slurm.jobs() == [worker.job]
+        with capture_logs() as logs, pytest.raises(TimeoutError):
+            await asyncio.wait_for(worker.request(prepare), 3.0 if slurm.is_real else 0.01)
         assert slurm.jobs() == []
+        if slurm.is_real:
+            waits = [one["scheduler_says"] for one in logs if one["event"] == "worker_waits"]
+            assert waits[-1].startswith("PENDING (Partition")
 
     asyncio.run(scenario())
 

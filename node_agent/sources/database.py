@@ -7,8 +7,8 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 CREDENTIAL_BYTES_MAX: Final = 4096
-READ_ONLY_DIALECTS: Final = ("postgresql", "sqlite")
-"""Those that are known here to keep a transaction from writing, with a test each."""
+DRIVERS: Final = {"postgresql": "psycopg", "sqlite": "pysqlite"}
+"""Databases that are known here to keep a transaction from writing, with a test each."""
 
 PASSED_ON_PREFIX: Final = "FEDDP_SOURCE_"
 """Of the agent's environment only variables named so reach a worker."""
@@ -50,10 +50,11 @@ class Database(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Database":
-        if self.dialect not in READ_ONLY_DIALECTS:
+        driver = self.url.partition(":")[0].partition("+")[2]
+        if self.dialect not in DRIVERS or driver not in ("", DRIVERS[self.dialect]):
+            known = " or ".join(f"{name}+{of}://" for name, of in DRIVERS.items())
             raise ValueError(
-                f"url must begin with one of {', '.join(READ_ONLY_DIALECTS)}: in these a query is "
-                "known to be kept from writing"
+                f"url must begin with {known}: there a query is known to be kept from writing"
             )
         try:
             parts = urlsplit(self.url)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from node_agent.sources.base import Cells, column_fault
-from node_agent.sources.database import CREDENTIAL_BYTES_MAX, Database
+from node_agent.sources.database import CREDENTIAL_BYTES_MAX, DRIVERS, Database
 from node_agent.sources.problems import DataProblem, WrongHeader
 
 if TYPE_CHECKING:
@@ -156,8 +156,10 @@ class SqlQuery:
     def _url(self) -> "sa.URL":
         import sqlalchemy as sa
 
-        url = sa.make_url(self._database.url)
-        if self._database.dialect == "sqlite":
+        dialect = self._database.dialect
+        driver = f"{dialect}+{DRIVERS[dialect]}"
+        url = sa.make_url(self._database.url).set(drivername=driver)
+        if dialect == "sqlite":
             # Of the file itself nothing can be written, whatever the query says.
             return url.set(database=f"file:{url.database}", query={"mode": "ro", "uri": "true"})
         password = self._password()

@@ -230,7 +230,8 @@ def test_a_database_that_is_not_there_is_told_before_the_data_is_open(
     [
         ({"database": {"url": f"postgresql://u:{SECRET}@h/d"}}, "must hold no password"),
         ({"database": {"url": f"postgresql://u@h/d?password={SECRET}"}}, "must hold no password"),
-        ({"database": {"url": "mysql://u@h/d"}}, "must begin with one of"),
+        ({"database": {"url": "mysql://u@h/d"}}, "must begin with postgresql+psycopg://"),
+        ({"database": {"url": "postgresql+asyncpg://u@h/d"}}, "must begin with postgresql+psycopg"),
         ({"database": {"url": "sqlite:///relative.db"}}, "absolute"),
         ({"database": {"url": "postgresql://h/d", "password_env": "HOME"}}, "password_env"),
         ({"database": None}, "needs a database"),

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
 IS_INSTALLED = all(shutil.which(name) for name in PROGRAMS) and os.getuid() == 0
 READY_S_MAX = 30.0
@@ -104,9 +106,30 @@ def cluster(folder: Path) -> Iterator[Cluster]:
                 path = folder / f"{name}.pid"
                 if path.exists():
                     _end(int(path.read_text()))
+            # A job's last process asks a slurmctld that is gone for ever to note the job's end.
+            for pid in _of(made):
+                _end(pid)
         else:
             for path in folder.glob("job-*.pid"):
                 _end(int(path.read_text()))
+
+
+def _of(made: Cluster) -> list[int]:
+    """Processes that were started for this cluster and no other."""
+    mine = f"SLURM_CONF={made.variables['SLURM_CONF']}\0".encode()
+    found = []
+    for process in psutil.process_iter():
+        try:
+            # As it is: Slurm writes its title over the block's beginning.
+            if process.name().startswith("slurm") and mine in _environment(process.pid):
+                found.append(process.pid)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def _environment(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/environ").read_bytes()
 
 
 def _end(pid: int) -> None:

@@ -12,6 +12,9 @@ from node_agent.sources.problems import DataProblem, WrongHeader
 if TYPE_CHECKING:
     import pyarrow as pa
 
+HEADER_BYTES: Final = 64 << 10
+"""Tried first: an agent looks often, and its memory is small."""
+
 HEADER_BYTES_MAX: Final = 4 << 20
 """10,000 columns with names of 256 letters fit."""
 
@@ -26,18 +29,19 @@ class CsvFile:
         """The first line that is not empty, as pyarrow reads it."""
         try:
             with self._path.open("rb") as file:
-                # Rows may be in what was read, so that nothing of them may lead to an error.
-                start = file.read(HEADER_BYTES_MAX).decode("utf-8-sig", "surrogateescape")
+                for size in (HEADER_BYTES, HEADER_BYTES_MAX):
+                    file.seek(0)
+                    start = file.read(size)
+                    names, ended = _first_row(start)
+                    if ended or len(start) < size:
+                        break
         except FileNotFoundError:
             raise WrongHeader("SOURCE_MISSING", f"{self._path} does not exist") from None
         except OSError:
             raise WrongHeader(
                 "SOURCE_UNREADABLE", f"{self._path} may not be read by this account"
             ) from None
-        try:
-            return next((row for row in csv.reader(io.StringIO(start, newline="")) if row), [])
-        except csv.Error:
-            return []
+        return names
 
     def read(self, wanted: Sequence[str], declared: Collection[str]) -> dict[str, Cells]:
         """Cells as texts; a row with another number of cells is named by its line."""
@@ -89,6 +93,19 @@ class CsvFile:
                     yield batch.column(0).unique().to_pylist()
         except (pa.ArrowException, OSError, KeyError):
             raise DataProblem(f"{self._path} has no column {column!r} that can be read") from None
+
+
+def _first_row(start: bytes) -> tuple[list[str], bool]:
+    """The first row of a file that begins so, and whether it is known to end there."""
+    # Rows may be in what was read, so that nothing of them may lead to an error.
+    text = start.decode("utf-8-sig", "surrogateescape")
+    rows = csv.reader(io.StringIO(text, newline=""))
+    names: list[str] = []
+    try:
+        names = next((row for row in rows if row), [])
+        return names, next(rows, None) is not None
+    except csv.Error:
+        return names, bool(names)
 
 
 def _as_texts(wanted: Sequence[str]) -> "pa.csv.ConvertOptions":

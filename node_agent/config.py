@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from certs.spiffe import check_name, check_trust_domain
+from node_agent.launchers.settings import LauncherSettings, LocalSettings
 from protos.errors import FeddpError, Malformed, NotFound
 
 FILE_BYTES_MAX: Final = 1 << 20
@@ -81,6 +82,7 @@ class AgentConfig(BaseModel):
     Attributes:
         coordinator: "host:port" of the coordinator's mTLS port.
         node: this node's name; must be the one in its certificate.
+        launcher: where workers run.
         model_bytes_max: a larger model is refused, not fetched.
     """
 
@@ -92,6 +94,7 @@ class AgentConfig(BaseModel):
     node_class: Annotated[str, Field(pattern="^(edge|hpc|cloud)$")]
     model_bytes_max: int = Field(default=8 << 30, ge=1)
     worker: WorkerLimits = WorkerLimits()
+    launcher: LauncherSettings = LocalSettings()
 
     @field_validator("node")
     @classmethod

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from certs.spiffe import check_name, check_trust_domain
+from node_agent.launchers.settings import LauncherSettings, LocalSettings
 from protos.errors import FeddpError, Malformed, NotFound
 
 FILE_BYTES_MAX: Final = 1 << 20
@@ -83,6 +84,7 @@ class AgentConfig(BaseModel):
         enrollment: "host:port" of its enrolment port, where a certificate that ended while the
             machine was off is replaced; empty from 0.1.0.
         node: this node's name; must be the one in its certificate.
+        launcher: where workers run.
         model_bytes_max: a larger model is refused, not fetched.
     """
 
@@ -95,6 +97,7 @@ class AgentConfig(BaseModel):
     node_class: Annotated[str, Field(pattern="^(edge|hpc|cloud)$")]
     model_bytes_max: int = Field(default=8 << 30, ge=1)
     worker: WorkerLimits = WorkerLimits()
+    launcher: LauncherSettings = LocalSettings()
 
     @field_validator("node")
     @classmethod

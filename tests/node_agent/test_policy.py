@@ -231,6 +231,15 @@ def test_an_accounts_filter_is_fixed_by_its_first_entry() -> None:
     assert filter_of(raised, [data_set()], FIXED).epsilon_limit == 20.0
 
 
+def test_without_entries_the_lower_of_policy_and_coordinator_counts() -> None:
+    """Where the coordinator's chain has begun, ours begins there, too; its word lowers nothing of
+    what is fixed here."""
+    account = policy(epsilon_limit=20.0).accounts[0]
+    assert filter_of(account, [data_set()], None, 4.0).epsilon_limit == 4.0
+    assert filter_of(account, [data_set()], None, 30.0).epsilon_limit == 20.0
+    assert filter_of(account, [data_set()], FIXED, 4.0).epsilon_limit == 20.0
+
+
 def test_auto_chooses_by_the_largest_declared_size_and_then_stays() -> None:
     """2,000 declared patients give rdp; an account that began with gdp stays with it."""
     many = [data_set(), data_set(name="more", declared_n=2000)]

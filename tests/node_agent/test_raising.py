@@ -407,6 +407,37 @@ def test_an_account_with_entries_at_the_coordinator_alone_is_raised_too(
     assert (found["verified"], found["entries"]) == (True, 1)
 
 
+def test_the_first_entry_begins_no_higher_than_the_coordinators_chain(hospital: Hospital) -> None:
+    """The policy went up after the coordinator's first entry and before ours: a raise from our
+    number would go on from more than the chain there shows, and be refused for ever."""
+    with sqlite3.connect(hospital.folder.state_db) as database:
+        for table in ("accounts", "entries", "attempts"):
+            database.execute(f"DELETE FROM {table}")  # noqa: S608
+
+    def decide(state: State) -> Any:
+        state.keep_coordinator_limits({"patients": 4.0})
+        steward = Steward(hospital.folder)
+        return Admission(NODE, state, steward, lambda: TASKS, 1 << 20).decide(order("b1"))
+
+    assert isinstance(hospital.look(decide), Reserved)
+    assert hospital.limit() == 4.0
+    hospital.write(20.0)
+    assert hospital.propose().epsilon_limit_old == 4.0
+
+
+def test_a_raise_goes_on_from_no_more_than_was_last_announced(hospital: Hospital) -> None:
+    """The coordinator may hold to a number whose answer was lost."""
+    with sqlite3.connect(hospital.folder.state_db) as database:
+        for table in ("accounts", "entries"):
+            database.execute(f"DELETE FROM {table}")  # noqa: S608
+    hospital.look(lambda state: state.keep_coordinator_limits({"patients": 4.0}))
+    hospital.look(lambda state: state.lower("patients", 8.0, {}))
+    assert hospital.look(lambda state: state.coordinator_limit(ACCOUNT)) == 4.0
+    hospital.look(lambda state: state.lower("patients", 2.0, {}))
+    hospital.write(20.0)
+    assert hospital.propose().epsilon_limit_old == 2.0
+
+
 def test_nothing_is_raised_while_the_ledger_is_in_doubt(hospital: Hospital) -> None:
     """Restored and not caught up, or disputed."""
     hospital.write(20.0)

@@ -261,9 +261,7 @@ def test_a_known_name_needs_its_old_key_or_the_stewards_word(coordinator: Federa
             assert reasons == ["CONFIRMATION_REQUIRED"]
         client.approve("alpha", key=key, steward="Dr. Meier, by phone")
     assert joining.ended() is None
-    with reason_of() as reasons:
-        node.next("drain")  # never comes
-    assert reasons == ["CERTIFICATE_REVOKED"]
+    assert node.cut() == "CERTIFICATE_REVOKED"
     with coordinator.database() as database:
         (said,) = database.execute(
             "SELECT approved_by FROM tokens WHERE approval = 'confirmed'"

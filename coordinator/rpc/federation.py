@@ -18,7 +18,7 @@ from coordinator.rounds.driver import Rounds
 from coordinator.rounds.effects import reserve_statement, round_order
 from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import Attempt, AttemptState, RoundRecord
-from coordinator.rpc.gate import Context, caller, peer
+from coordinator.rpc.gate import REPEAT_LOG_S, Context, caller, peer
 from coordinator.rpc.greeting import check_hello, greet
 from coordinator.sessions import NodeSession, Sessions
 from coordinator.store import certificates, ledger, people
@@ -97,14 +97,17 @@ class FederationService(pb_grpc.FederationServicer):
         Raises:
             WrongPhase: SESSION_TAKEN.
         """
+        before_s = self.sessions.second_at_s(node)
         try:
             self.sessions.check(node, hello.instance_id)
         except WrongPhase:
-            log.warning(
-                "second_agent_refused",
-                node=node,
-                do="ask the hospital which of its machines is the right one, and to stop the other",
-            )
+            if time.time() - before_s > REPEAT_LOG_S:  # it asks every five seconds
+                log.warning(
+                    "second_agent_refused",
+                    node=node,
+                    do="ask the hospital which of its machines is the right one, and to stop the "
+                    "other",
+                )
             raise
 
     async def _hello(self, incoming: AsyncIterator[pb.AgentMessage]) -> pb.Hello:

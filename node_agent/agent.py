@@ -36,6 +36,7 @@ from node_agent.policy import (
     not_raised,
     require_kept,
 )
+from node_agent.proxy import route_to
 from node_agent.renewal import Renewal
 from node_agent.session.driver import CONNECTED_NOTE, Driver, Parts
 from node_agent.session.ledger_thread import LedgerThread
@@ -64,7 +65,7 @@ def run(path: Path) -> None:
 
     Raises:
         NotFound: NOT_JOINED, LEDGER_MISSING.
-        Malformed: CONFIG_INVALID, IDENTITY_INVALID, POLICY_INVALID, DATASETS_INVALID, ...
+        Malformed: CONFIG_INVALID, PROXY_INVALID, IDENTITY_INVALID, POLICY_INVALID, ...
         Conflict: AGENT_RUNNING.
         Limited: DISK_FULL.
     """
@@ -102,6 +103,7 @@ async def serve(
     stop: asyncio.Event,
 ) -> None:
     """Work until `stop` is set or a signal comes."""
+    route = route_to(config.coordinator, config.proxy, folder.root, os.environ)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -109,9 +111,14 @@ async def serve(
     folder.logs.mkdir(mode=0o700, exist_ok=True)
     ledger = LedgerThread()
     state = State(folder.state_db, identity.node, identity.ledger_key)
-    channels = Channels(config.coordinator, identity)
+    channels = Channels(route, identity)
     steward = Steward(folder)
-    log.info("agent_started", node=identity.node, coordinator=config.coordinator)
+    log.info(
+        "agent_started",
+        node=identity.node,
+        coordinator=config.coordinator,
+        reached=route.said(),
+    )
     beside = [
         asyncio.create_task(keep_small()),
         asyncio.create_task(watch_overlaps(folder, steward)),

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from certs.spiffe import check_name, check_trust_domain
+from node_agent.proxy import ProxyConfig
 from protos.errors import FeddpError, Malformed, NotFound
 
 FILE_BYTES_MAX: Final = 1 << 20
@@ -92,6 +93,7 @@ class AgentConfig(BaseModel):
     node_class: Annotated[str, Field(pattern="^(edge|hpc|cloud)$")]
     model_bytes_max: int = Field(default=8 << 30, ge=1)
     worker: WorkerLimits = WorkerLimits()
+    proxy: ProxyConfig = ProxyConfig()
 
     @field_validator("node")
     @classmethod

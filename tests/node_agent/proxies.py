@@ -1,0 +1,205 @@
+"""Proxies and middleboxes for tests: real sockets and real TLS, each with one habit."""
+
+import base64
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final, Self
+
+BUFFER: Final = 1 << 16
+HEAD_MAX: Final = 1 << 14
+
+
+class _Listener:
+    """Serves each connection on a thread of its own until the block ends."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """Break every connection now."""
+        with self._lock:
+            open_, self._open = self._open, set()
+        for one in open_:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def keep(self, connection: socket.socket) -> None:
+        """Break it with the others."""
+        with self._lock:
+            self._open.add(connection)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            self.keep(connection)
+            threading.Thread(target=self._served, args=(connection,), daemon=True).start()
+
+    def _served(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError, ssl.SSLError), connection:
+            self.serve(connection)
+
+    def serve(self, connection: socket.socket) -> None:
+        """One connection."""
+        raise NotImplementedError
+
+
+class ConnectProxy(_Listener):
+    """An HTTP proxy that knows CONNECT.
+
+    Args:
+        credentials: "user:password" that it asks for; none if empty.
+        status: answer everybody with this status line instead, such as "403 Forbidden".
+        hosts: where the names that it knows are; others it looks up.
+        headers: lines of every answer, such as "Date: ...".
+
+    Attributes:
+        asked: "host:port" of each CONNECT that it took.
+        heard: each request's head.
+    """
+
+    def __init__(
+        self,
+        credentials: str = "",
+        status: str = "",
+        hosts: Mapping[str, tuple[str, int]] | None = None,
+        headers: str = "",
+    ) -> None:
+        super().__init__()
+        self._credentials = credentials
+        self._status = status
+        self._hosts = hosts or {}
+        self._headers = headers
+        self.asked: list[str] = []
+        self.heard: list[str] = []
+
+    def url(self, credentials: str = "") -> str:
+        """As https_proxy has it."""
+        return f"http://{credentials}{'@' if credentials else ''}127.0.0.1:{self.port}"
+
+    def serve(self, connection: socket.socket) -> None:
+        """Read a CONNECT, answer it, and carry bytes."""
+        head, rest = _head(connection)
+        self.heard.append(head)
+        status = self._status or self._refusal(head)
+        if status:
+            self._answer(connection, status)
+            return
+        target = head.split(" ")[1]
+        host, _, port = target.rpartition(":")
+        try:
+            address = self._hosts.get(host.strip("[]"), (host.strip("[]"), int(port)))
+            upstream = socket.create_connection(address, timeout=5)
+        except OSError:
+            self._answer(connection, "502 Bad Gateway")
+            return
+        upstream.settimeout(None)
+        self.keep(upstream)
+        self.asked.append(target)
+        self._answer(connection, "200 Connection established")
+        with upstream:
+            upstream.sendall(rest)
+            _carry(connection, upstream)
+
+    def _refusal(self, head: str) -> str:
+        if not self._credentials:
+            return ""
+        wanted = f"basic {base64.b64encode(self._credentials.encode()).decode()}"
+        for line in head.splitlines()[1:]:
+            name, _, value = line.partition(":")
+            if name.lower() == "proxy-authorization":
+                scheme, _, text = value.strip().partition(" ")
+                if f"{scheme.lower()} {text}" == wanted:
+                    return ""
+        return "407 Proxy Authentication Required"
+
+    def _answer(self, connection: socket.socket, status: str) -> None:
+        more = 'Proxy-Authenticate: Basic realm="hospital"\r\n' if status[:3] == "407" else ""
+        connection.sendall(f"HTTP/1.1 {status}\r\n{more}{self._headers}\r\n".encode())
+
+
+class Middlebox(_Listener):
+    """Ends TLS with a certificate of its own and speaks TLS on to the real server.
+
+    Args:
+        certificate, key: PEM files of what it shows.
+        upstream: the port that it speaks on to.
+        alpn: protocols that it offers; empty for a box that knows no ALPN.
+    """
+
+    def __init__(
+        self, certificate: Path, key: Path, upstream: int, alpn: tuple[str, ...] = ("h2",)
+    ) -> None:
+        super().__init__()
+        self._upstream = upstream
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(certificate, key)
+        if alpn:
+            self._context.set_alpn_protocols(list(alpn))
+
+    def serve(self, connection: socket.socket) -> None:
+        """Shake hands, and keep what is said."""
+        with self._context.wrap_socket(connection, server_side=True) as inside:
+            while inside.recv(BUFFER):
+                pass
+
+
+class Mute(_Listener):
+    """Takes connections and never says anything."""
+
+    def serve(self, connection: socket.socket) -> None:
+        """Read until the other side has enough."""
+        while connection.recv(BUFFER):
+            pass
+
+
+@contextlib.contextmanager
+def closed_port() -> Iterator[int]:
+    """A port that nobody listens on."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+def _head(connection: socket.socket) -> tuple[str, bytes]:
+    data = b""
+    while b"\r\n\r\n" not in data:
+        more = connection.recv(BUFFER)
+        if not more or len(data) > HEAD_MAX:
+            raise OSError("no request")
+        data += more
+    head, _, rest = data.partition(b"\r\n\r\n")
+    return head.decode("latin-1"), rest
+
+
+def _carry(one: socket.socket, other: socket.socket) -> None:
+    back = threading.Thread(target=_pump, args=(other, one), daemon=True)
+    back.start()
+    _pump(one, other)
+    back.join()
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(BUFFER):
+            sink.sendall(data)
+    with contextlib.suppress(OSError):
+        sink.shutdown(socket.SHUT_WR)

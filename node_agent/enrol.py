@@ -98,7 +98,8 @@ def join(
         proxy: goes into agent.yaml; None for what stands there, or the environment's.
 
     Raises:
-        Malformed: PROXY_INVALID; TOKEN_INVALID; JOIN_ANSWER_INVALID, the coordinator's answer does not hold.
+        Malformed: TOKEN_INVALID, PROXY_INVALID; JOIN_ANSWER_INVALID, the coordinator's answer does
+            not hold.
         Conflict: ALREADY_JOINED.
         Unauthenticated: TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED.
         Unavailable: UNREACHABLE.
@@ -107,7 +108,9 @@ def join(
     folder = Folder(path.absolute())
     former = _former(folder)
     settings = _settings(folder, proxy)
-    route = route_to(parsed.address, settings.get("proxy") or ProxyConfig(), path, os.environ)
+    route = route_to(
+        parsed.address, settings.get("proxy") or ProxyConfig(), folder.root, os.environ
+    )
     # Undone unless the coordinator may have redeemed the token for these keys.
     with contextlib.ExitStack() as undo:
         for part in (*reversed(folder.root.parents), folder.root, folder.identity):

@@ -93,7 +93,7 @@ class DiagnosisService(pb_grpc.DiagnosisServicer):
 async def _read(
     incoming: AsyncIterator[pb.ProbeRequest], said: asyncio.Queue[pb.ProbeRequest | None]
 ) -> None:
-    """Hand on what comes, one at a time; apart, as a read that is given up cannot be gone on with."""
+    """Hand on what comes, one at a time; apart, as a read that is given up cannot go on."""
     async for message in incoming:
         await said.put(message)
     await said.put(None)

@@ -1,4 +1,4 @@
-"""What the coordinator itself answers: identity, clock, version, speed, and how long a stream lives.
+"""What the coordinator itself answers: identity, clock, version, speed, the life of a stream.
 
 Over the same gRPC options as the agent's, on connections of its own; the session is not touched.
 """

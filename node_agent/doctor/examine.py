@@ -86,6 +86,7 @@ def examine(
         yield machine.check_account(folder)
         yield machine.check_disk(folder)
     yield machine.check_memory(patient.config)
+    say("loading what training needs")
     yield machine.check_training()
     yield machine.check_gpu()
     if folder is not None and identity is not None:

@@ -50,7 +50,7 @@ def check_ledger(folder: Folder) -> Check:
         return Check(
             "ledger",
             "failed",
-            f"{folder.state_db} is missing or cannot be read: it holds what the patients have spent",
+            f"{folder.state_db} is missing or cannot be read: it holds what patients have spent",
             "restore it from a backup; the agent does not run without it",
         )
     if version > SCHEMA_VERSION:

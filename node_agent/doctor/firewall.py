@@ -43,20 +43,21 @@ class Request:
 
     def text(self) -> str:
         """For people."""
+        source = self.source or "this machine"
         known = f" (now {', '.join(self.addresses)})" if self.addresses else ""
         where = f"{self.host}{known}, TCP port {self.port}"
-        rule = f"allow OUTBOUND TCP from {self.source or 'this machine'} to {where}"
+        rule = f"allow OUTBOUND TCP from {source} to {where}"
         if self.proxy:
-            rule = f"on the proxy {self.proxy}: allow CONNECT from {self.source or 'this machine'} to {where}"
+            rule = f"on the proxy {self.proxy}: allow CONNECT from {source} to {where}"
         return "\n".join(
             (
                 f"Please {rule}.",
-                "- Outbound only: the machine accepts no connection, and no inbound rule is needed.",
+                "- Outbound only: nothing listens on the machine, and no inbound rule is needed.",
                 "- TLS 1.3 with certificates on both sides, HTTP/2 (ALPN h2), from end to end.",
                 "- Exempt this destination from TLS inspection: the program trusts the "
                 "coordinator's own authority only, and does not speak through an inspection.",
-                "- One long-lived connection: idle time-out 60 s or more (it speaks every 5 s), and "
-                "no limit below 1 hour on a connection's life.",
+                "- One long-lived connection: idle time-out 60 s or more (it speaks every 5 s), "
+                "and no limit below 1 hour on a connection's life.",
                 "- What goes through: training orders and models in, noised model updates out. "
                 "No patient's record leaves.",
             )

@@ -205,7 +205,10 @@ def _proxy_check(route: Route, answer: ProxyAnswer) -> Check:
             do = "ask for an exception or an account with Basic, or use a local relay such as cntlm"
         case 407 if route.credentials:
             found = f"it does not take the credentials from {route.source}"
-            do = "check user and password (in a variable: percent-encoded), and that the account is not locked"
+            do = (
+                "check user and password (in a variable: percent-encoded), and that the account is "
+                "not locked"
+            )
         case 407:
             found = "it wants credentials, and there are none"
             do = (

@@ -139,9 +139,9 @@ def _whose(route: Route, shown: Shown) -> Check:
             f"another's certificate came instead of the coordinator's: issued by "
             f"{leaf.issuer.rfc4514_string()} for {leaf.subject.rfc4514_string() or 'nobody'}, "
             f"SHA-256 {fingerprint}",
-            f"if the issuer is your own network's, its TLS inspection opens the connection, and the "
-            f"agent will not speak: ask to exempt {route.address} from it ({REQUEST}); if not, "
-            "compare the root's fingerprint with the coordinator's operator, and join with a new token",
+            f"if the issuer is your own network's, its TLS inspection opens the connection, and "
+            f"the agent will not speak: ask to exempt {route.address} from it ({REQUEST}); if not, "
+            "compare the root's fingerprint with the coordinator's operator, and join anew",
         )
     if not shown.host:
         host, _ = split_address(route.address)

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import select
 import socket
 import ssl
 import threading
@@ -70,6 +71,8 @@ class ConnectProxy(_Listener):
         status: answer everybody with this status line instead, such as "403 Forbidden".
         hosts: where the names that it knows are; others it looks up.
         headers: lines of every answer, such as "Date: ...".
+        idle_s: a tunnel through which nothing went for so long is closed.
+        life_s: a tunnel is closed after so long.
 
     Attributes:
         asked: "host:port" of each CONNECT that it took.
@@ -82,12 +85,16 @@ class ConnectProxy(_Listener):
         status: str = "",
         hosts: Mapping[str, tuple[str, int]] | None = None,
         headers: str = "",
+        idle_s: float | None = None,
+        life_s: float | None = None,
     ) -> None:
         super().__init__()
         self._credentials = credentials
         self._status = status
         self._hosts = hosts or {}
         self._headers = headers
+        self._idle_s = idle_s
+        self._life_s = life_s
         self.asked: list[str] = []
         self.heard: list[str] = []
 
@@ -113,11 +120,15 @@ class ConnectProxy(_Listener):
             return
         upstream.settimeout(None)
         self.keep(upstream)
+        if self._life_s is not None:
+            end = threading.Timer(self._life_s, _shut, (connection, upstream))
+            end.daemon = True
+            end.start()
         self.asked.append(target)
         self._answer(connection, "200 Connection established")
         with upstream:
             upstream.sendall(rest)
-            _carry(connection, upstream)
+            _carry(connection, upstream, self._idle_s)
 
     def _refusal(self, head: str) -> str:
         if not self._credentials:
@@ -137,21 +148,25 @@ class ConnectProxy(_Listener):
 
 
 class Middlebox(_Listener):
-    """Ends TLS with a certificate of its own and speaks TLS on to the real server.
+    """Ends TLS, as an inspection does; whoever looks only at what it shows need not be let through.
 
     Args:
         certificate, key: PEM files of what it shows.
-        upstream: the port that it speaks on to.
         alpn: protocols that it offers; empty for a box that knows no ALPN.
+        version: of TLS, the highest that it knows.
     """
 
     def __init__(
-        self, certificate: Path, key: Path, upstream: int, alpn: tuple[str, ...] = ("h2",)
+        self,
+        certificate: Path,
+        key: Path,
+        alpn: tuple[str, ...] = ("h2",),
+        version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
     ) -> None:
         super().__init__()
-        self._upstream = upstream
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(certificate, key)
+        self._context.maximum_version = version
         if alpn:
             self._context.set_alpn_protocols(list(alpn))
 
@@ -190,16 +205,24 @@ def _head(connection: socket.socket) -> tuple[str, bytes]:
     return head.decode("latin-1"), rest
 
 
-def _carry(one: socket.socket, other: socket.socket) -> None:
-    back = threading.Thread(target=_pump, args=(other, one), daemon=True)
-    back.start()
-    _pump(one, other)
-    back.join()
+def _carry(one: socket.socket, other: socket.socket, idle_s: float | None) -> None:
+    """Carry bytes both ways until an end closes, or nothing went either way for too long."""
+    ends = {one: other, other: one}
+    while True:
+        ready, _, _ = select.select(list(ends), [], [], idle_s)
+        if not ready:
+            return _shut(one, other)
+        for source in ready:
+            try:
+                data = source.recv(BUFFER)
+                ends[source].sendall(data)
+            except OSError:
+                return _shut(one, other)
+            if not data:
+                return _shut(one, other)
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(BUFFER):
-            sink.sendall(data)
-    with contextlib.suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
+def _shut(*ends: socket.socket) -> None:
+    for one in ends:
+        with contextlib.suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)

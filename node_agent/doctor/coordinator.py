@@ -24,7 +24,7 @@ from protos.feddp.v1 import diagnosis_pb2 as pb
 from protos.feddp.v1 import diagnosis_pb2_grpc as pb_grpc
 from protos.status import from_rpc
 
-FIRST_S_MAX: Final = 10.0
+FIRST_S_MAX: Final = 20.0
 ECHOES: Final = 5
 MESSAGE_BYTES: Final = 256 << 10
 STEPS_BYTES: Final = (64 << 10, 512 << 10, 4 << 20)

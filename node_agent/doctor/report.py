@@ -36,7 +36,7 @@ def skipped(why: str, *names: str) -> list[Check]:
 def span(seconds: float) -> str:
     """A length of time for people: "3 days", "50 minutes"."""
     for unit, length_s in (("day", 86_400.0), ("hour", 3600.0), ("minute", 60.0)):
-        if seconds >= 2 * length_s:
+        if round(seconds / length_s) >= 2:
             return f"{seconds / length_s:.0f} {unit}s"
     return f"{seconds:.0f} seconds" if seconds >= 10 else f"{seconds:.1f} seconds"
 

@@ -189,7 +189,9 @@ class Coordinator:
 
     def _add_services(self, server: grpc.aio.Server) -> None:
         public = self.config.server
-        enrollment_address = _join(public.public_host, public.public_enrollment_port)
+        enrollment_address = _join(
+            public.public_enrollment_host or public.public_host, public.public_enrollment_port
+        )
         federation_pb2_grpc.add_FederationServicer_to_server(self.federation, server)
         add_transfer(
             TransferService(

@@ -17,7 +17,7 @@ from feddp.cli.app import app
 
 COMMANDS = [
     "demo",
-    *(f"coordinator {verb}" for verb in ("init", "serve", "check")),
+    *(f"coordinator {verb}" for verb in ("init", "serve", "check", "gateway")),
     *(f"node {verb}" for verb in ("token", "list", "show", "disable", "enable")),
     *(f"agent {verb}" for verb in ("join", "run", "status", "doctor")),
     *(f"agent ledger {verb}" for verb in ("heads", "export", "import", "settle")),

@@ -14,7 +14,8 @@ from typing import Final
 from protos.errors import Unauthenticated
 
 HEADER: Final = "x-forwarded-client-cert"
-_FIRST: Final = re.compile(r"Hash=([0-9a-f]{64})(?:;|\Z)")
+# Envoy writes its own URI first, which is ours.
+_FIRST: Final = re.compile(r"(?:By=spiffe://[a-z0-9._-]+/gateway;)?Hash=([0-9a-f]{64})(?:;|\Z)")
 _FURTHER: Final = re.compile(r"[,;]\s*(?:Hash|By)=", re.IGNORECASE)
 
 Metadata = Iterable[tuple[str, str | bytes]]

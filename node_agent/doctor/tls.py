@@ -112,14 +112,21 @@ def _handshake(route: Route, context: ssl.SSLContext) -> tuple[bytes, str, str]:
             return der, secured.selected_alpn_protocol() or "", secured.version() or ""
     except ssl.SSLCertVerificationError:
         raise
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+        raise Blocked(_cut(route, "is cut during the TLS handshake")) from None
     except ssl.SSLError as error:
         if error.reason and "NO_APPLICATION_PROTOCOL" in error.reason:
             raise Blocked(_no_http2("the other end refuses HTTP/2")) from None
         speaks = f"{route.address} does not speak TLS ({error.reason or 'no answer that is TLS'})"
         raise Blocked(Check("tls", "failed", speaks, _NOT_TLS)) from None
+    except TimeoutError:
+        raise Blocked(_cut(route, "gets no answer to its TLS greeting")) from None
     except OSError:
-        broken = f"the connection to {route.address} is cut during the TLS handshake"
-        raise Blocked(Check("tls", "failed", broken, _CUT)) from None
+        raise Blocked(_cut(route, "is cut during the TLS handshake")) from None
+
+
+def _cut(route: Route, how: str) -> Check:
+    return Check("tls", "failed", f"the connection to {route.address} {how}", _CUT)
 
 
 _NOT_TLS: Final = "check host and port of `coordinator` in agent.yaml with its operator"

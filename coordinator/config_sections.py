@@ -62,6 +62,7 @@ class Server(Section):
         "",
         "Name that joining nodes dial; empty means public_host. A gateway with one port for"
         " everything tells the two apart by the name.",
+        allowed="a name, or nothing",
     )
     public_port: int = key(
         0, "Port that nodes dial; 0 means the same as server.port.", ge=0, le=PORT_MAX

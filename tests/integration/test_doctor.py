@@ -93,6 +93,20 @@ def test_a_box_that_ends_streams_is_named(
         assert held(coordinator, identity, proxy, 2).result == "ok"
 
 
+def test_a_way_that_swallows_long_messages_is_named(
+    coordinator: Federation, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a tunnel whose packets are too large for what lies behind it."""
+    monkeypatch.setattr(asking, "STEP_S_MAX", 1.0)
+    with ConnectProxy(bytes_max=40_000) as proxy:
+        way = route(coordinator, proxy)
+        checks, answers = asyncio.run(asking.check_coordinator(way, identity))
+    found = {one.name: one for one in checks}
+    assert answers
+    assert [found[name].result for name in asking.ASKED] == ["ok"] * 4 + ["failed"]
+    assert "MTU" in found["bandwidth"].do
+
+
 def test_quiet_streams_that_live_long_enough_are_only_warned_of() -> None:
     """The agent speaks every five seconds."""
     assert asking._stream_check(60, (60, ""), (30, "-")).result == "warning"

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import math
 import select
 import socket
 import ssl
@@ -73,6 +74,7 @@ class ConnectProxy(_Listener):
         headers: lines of every answer, such as "Date: ...".
         idle_s: a tunnel through which nothing went for so long is closed.
         life_s: a tunnel is closed after so long.
+        bytes_max: what comes from the client beyond it is swallowed, as a broken tunnel does.
 
     Attributes:
         asked: "host:port" of each CONNECT that it took.
@@ -87,6 +89,7 @@ class ConnectProxy(_Listener):
         headers: str = "",
         idle_s: float | None = None,
         life_s: float | None = None,
+        bytes_max: float = math.inf,
     ) -> None:
         super().__init__()
         self._credentials = credentials
@@ -95,6 +98,7 @@ class ConnectProxy(_Listener):
         self._headers = headers
         self._idle_s = idle_s
         self._life_s = life_s
+        self._bytes_max = bytes_max
         self.asked: list[str] = []
         self.heard: list[str] = []
 
@@ -128,7 +132,7 @@ class ConnectProxy(_Listener):
         self._answer(connection, "200 Connection established")
         with upstream:
             upstream.sendall(rest)
-            _carry(connection, upstream, self._idle_s)
+            _carry(connection, upstream, self._idle_s, self._bytes_max)
 
     def _refusal(self, head: str) -> str:
         if not self._credentials:
@@ -205,9 +209,12 @@ def _head(connection: socket.socket) -> tuple[str, bytes]:
     return head.decode("latin-1"), rest
 
 
-def _carry(one: socket.socket, other: socket.socket, idle_s: float | None) -> None:
+def _carry(
+    one: socket.socket, other: socket.socket, idle_s: float | None, bytes_max: float
+) -> None:
     """Carry bytes both ways until an end closes, or nothing went either way for too long."""
     ends = {one: other, other: one}
+    carried = 0
     while True:
         ready, _, _ = select.select(list(ends), [], [], idle_s)
         if not ready:
@@ -215,7 +222,9 @@ def _carry(one: socket.socket, other: socket.socket, idle_s: float | None) -> No
         for source in ready:
             try:
                 data = source.recv(BUFFER)
-                ends[source].sendall(data)
+                carried += len(data) if source is one else 0
+                if source is other or carried <= bytes_max:
+                    ends[source].sendall(data)
             except OSError:
                 return _shut(one, other)
             if not data:

@@ -64,6 +64,7 @@ def test_agent_yaml_comes_before_the_environment() -> None:
     [
         ("feddp.example", True),
         (".example", True),
+        (".feddp.example", True),
         ("other.org, *.example", True),
         ("*", True),
         ("FEDDP.EXAMPLE", True),

@@ -1,28 +1,18 @@
-"""What the coordinator itself answers: identity, clock, version, speed, the life of a stream.
-
-Over the same gRPC options as the agent's, on connections of its own; the session is not touched.
-"""
+"""What the coordinator itself answers: identity, clock, version, latency and bandwidth."""
 
 import asyncio
 import statistics
 import time
-from collections.abc import Awaitable, Callable
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Final
 
-import grpc
-
-from node_agent.channels import OPTIONS
-from node_agent.doctor.report import Check, Result, size, skipped, span
+from node_agent.doctor.probe import Probe, Stopped
+from node_agent.doctor.report import Check, size, skipped, span
 from node_agent.doctor.tls import SET_CLOCK
 from node_agent.identity import Identity
 from node_agent.proxy import Route
 from node_agent.session.greeting import PROTOCOL_VERSION
-from node_agent.session.link import HEARTBEAT_S
-from protos.errors import FeddpError
 from protos.feddp.v1 import diagnosis_pb2 as pb
-from protos.feddp.v1 import diagnosis_pb2_grpc as pb_grpc
-from protos.status import from_rpc
 
 FIRST_S_MAX: Final = 20.0
 ECHOES: Final = 5
@@ -38,77 +28,12 @@ SKEW_S_WARNED: Final = 60.0
 SKEW_S_MAX: Final = 3600.0
 """Certificates begin an hour before they are issued: beyond it a fresh one is refused."""
 
-SILENCE_S_MIN: Final = 15.0
-"""A box that ends quiet streams sooner may end one between two heartbeats that came late."""
-
 ASKED: Final = ("coordinator", "clock", "version", "latency", "bandwidth")
-Say = Callable[[str], None]
-
-
-class _Stopped(Exception):
-    """The stream ended before it was asked to."""
-
-    def __init__(self, error: FeddpError | None) -> None:
-        super().__init__("the stream ended")
-        self.error = error
-
-    def why(self) -> str:
-        return self.error.message if self.error is not None else "it was closed without a word"
-
-
-class _Probe:
-    """One open stream."""
-
-    def __init__(self, route: Route, identity: Identity) -> None:
-        self._channel = grpc.aio.secure_channel(
-            route.address, identity.credentials(), options=(*OPTIONS, *route.options())
-        )
-        self._call: Any = pb_grpc.DiagnosisStub(self._channel).Probe()
-
-    async def __aenter__(self) -> "_Probe":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._call.cancel()
-        await self._channel.close()
-
-    async def say(self, data_bytes: int = 0, answer_bytes: int = 0) -> None:
-        """Send one message.
-
-        Raises:
-            _Stopped: nobody takes it.
-        """
-        message = pb.ProbeRequest(data=bytes(data_bytes), answer_bytes=answer_bytes)
-        try:
-            await self._call.write(message)
-        except (grpc.RpcError, asyncio.InvalidStateError):
-            # The call is over; its status comes through the reader.
-            await self.hear()
-            raise _Stopped(None) from None
-
-    async def hear(self) -> pb.ProbeResponse:
-        """The next answer.
-
-        Raises:
-            _Stopped: there is none.
-        """
-        try:
-            answer: Any = await self._call.read()
-        except grpc.RpcError as error:
-            raise _Stopped(from_rpc(error)) from None
-        if answer is grpc.aio.EOF:
-            raise _Stopped(None)
-        return answer  # type: ignore[no-any-return]
-
-    async def echo(self, data_bytes: int = 0, answer_bytes: int = 0) -> pb.ProbeResponse:
-        """Say, and hear."""
-        await self.say(data_bytes, answer_bytes)
-        return await self.hear()
 
 
 async def check_coordinator(route: Route, identity: Identity) -> tuple[list[Check], bool]:
     """(the checks `ASKED`, whether the coordinator can hold a stream for a test)."""
-    async with _Probe(route, identity) as probe:
+    async with Probe(route, identity) as probe:
         try:
             async with asyncio.timeout(FIRST_S_MAX):
                 began_s = time.time()
@@ -116,7 +41,7 @@ async def check_coordinator(route: Route, identity: Identity) -> tuple[list[Chec
                 heard_s = time.time()
         except TimeoutError:
             return _unheard(f"no answer within {FIRST_S_MAX:.0f} s over HTTP/2"), False
-        except _Stopped as stopped:
+        except Stopped as stopped:
             return _refused(stopped), False
         checks = [
             Check("coordinator", "ok", f"it takes this node's certificate as {identity.node}"),
@@ -126,7 +51,7 @@ async def check_coordinator(route: Route, identity: Identity) -> tuple[list[Chec
         try:
             checks.append(await _latency(probe))
             checks.append(await _bandwidth(probe))
-        except (_Stopped, TimeoutError):
+        except (Stopped, TimeoutError):
             checks.append(_stuck(len(checks)))
         missing = ASKED[len(checks) :]
         return [*checks, *skipped("the measurement ended before", *missing)], True
@@ -143,7 +68,7 @@ def clock_check(ahead_s: float, whose: str) -> Check:
     return Check("clock", "failed", found, SET_CLOCK)
 
 
-def _refused(stopped: _Stopped) -> list[Check]:
+def _refused(stopped: Stopped) -> list[Check]:
     error = stopped.error
     if error is not None and error.reason == "UNIMPLEMENTED":
         known = Check("coordinator", "ok", "it answers, and is too old for the tests that follow")
@@ -186,7 +111,7 @@ def _release(text: str) -> tuple[int, ...]:
     return tuple(int(part) if part.isdigit() else 0 for part in text.split(".")[:2])
 
 
-async def _latency(probe: _Probe) -> Check:
+async def _latency(probe: Probe) -> Check:
     taken_s = []
     for _ in range(ECHOES):
         began_s = time.monotonic()
@@ -200,7 +125,7 @@ async def _latency(probe: _Probe) -> Check:
     return Check("latency", "ok", found)
 
 
-async def _bandwidth(probe: _Probe) -> Check:
+async def _bandwidth(probe: Probe) -> Check:
     up, down = await _speed(probe, up=True), await _speed(probe, up=False)
     found = f"{size(up)}/s up, {size(down)}/s down"
     if min(up, down) < SLOW_BYTES_PER_S:
@@ -209,7 +134,7 @@ async def _bandwidth(probe: _Probe) -> Check:
     return Check("bandwidth", "ok", found)
 
 
-async def _speed(probe: _Probe, *, up: bool) -> float:
+async def _speed(probe: Probe, *, up: bool) -> float:
     """Bytes a second, of the largest step that was tried."""
     speed = 0.0
     for step in STEPS_BYTES:
@@ -231,7 +156,7 @@ async def _speed(probe: _Probe, *, up: bool) -> float:
     return speed
 
 
-async def _say_all(probe: _Probe, messages: int, each: int, *, up: bool) -> None:
+async def _say_all(probe: Probe, messages: int, each: int, *, up: bool) -> None:
     for _ in range(messages):
         await probe.say(each if up else 0, 0 if up else each)
 
@@ -244,82 +169,3 @@ def _stuck(done: int) -> Check:
         "often a VPN or tunnel with a smaller MTU whose firewall drops ICMP: allow ICMP "
         '"fragmentation needed", or lower the MTU of this machine\'s interface',
     )
-
-
-# How long a stream lives
-
-
-async def check_stream(route: Route, identity: Identity, hold_s: float, say: Say) -> Check:
-    """Hold two streams: one that speaks as the agent does, and one that keeps still."""
-    say(f"holding a stream for {hold_s:g} s; --hold 0 leaves this out")
-    speaking, still = await asyncio.gather(
-        _lived(_speak(route, identity, hold_s, say), hold_s),
-        _lived(_keep_still(route, identity, hold_s), hold_s),
-    )
-    return _stream_check(hold_s, speaking, still)
-
-
-def _stream_check(hold_s: float, speaking: tuple[float, str], still: tuple[float, str]) -> Check:
-    """What two lives, in seconds, and how they ended say; an empty end is that of the test."""
-    lived_s, why = speaking
-    if why:
-        return Check(
-            "stream",
-            "failed",
-            f"a stream that speaks every {HEARTBEAT_S:g} s was ended after {span(lived_s)}: {why}",
-            "a firewall, proxy or gateway limits how long a connection lives: ask for an hour at "
-            "least for this destination; the agent reconnects, but each break delays a round",
-        )
-    lived_s, why = still
-    if why:
-        result: Result = "warning" if lived_s >= SILENCE_S_MIN else "failed"
-        return Check(
-            "stream",
-            result,
-            f"a quiet stream was ended after {span(lived_s)}, one that speaks every "
-            f"{HEARTBEAT_S:g} s was not: {why}",
-            "ask for an idle time-out of 60 s or more for this destination"
-            + ("; the agent speaks often enough to live with it" if result == "warning" else ""),
-        )
-    return Check("stream", "ok", f"held for {hold_s:g} s, speaking and quiet")
-
-
-async def _lived(work: Awaitable[None], hold_s: float) -> tuple[float, str]:
-    """(how long a stream lived, why it ended before its time)."""
-    began_s = time.monotonic()
-    try:
-        async with asyncio.timeout(hold_s + FIRST_S_MAX):
-            await work
-    except _Stopped as stopped:
-        return time.monotonic() - began_s, stopped.why()
-    except TimeoutError:
-        return time.monotonic() - began_s, "nothing came through any more"
-    return hold_s, ""
-
-
-async def _speak(route: Route, identity: Identity, hold_s: float, say: Say) -> None:
-    ends_s = time.monotonic() + hold_s
-    async with _Probe(route, identity) as probe:
-        await probe.echo()
-        while (left_s := ends_s - time.monotonic()) > 0:
-            await _quiet(probe, min(HEARTBEAT_S, left_s))
-            say(f"  {max(0.0, ends_s - time.monotonic()):.0f} s to go")
-
-
-async def _keep_still(route: Route, identity: Identity, hold_s: float) -> None:
-    async with _Probe(route, identity) as probe:
-        await probe.echo()
-        await _quiet(probe, hold_s)
-
-
-async def _quiet(probe: _Probe, seconds: float) -> None:
-    """Say nothing for a while, and notice when the stream ends; then ask whether it still lives."""
-    hearing = asyncio.create_task(probe.hear())
-    try:
-        await asyncio.wait([hearing], timeout=seconds)
-        if not hearing.done():
-            await probe.say()
-        await hearing
-    finally:
-        hearing.cancel()
-        await asyncio.gather(hearing, return_exceptions=True)

@@ -12,10 +12,11 @@ from certs.tokens import JoinToken
 from node_agent.agent import read_folder
 from node_agent.config import AgentConfig, Folder
 from node_agent.doctor import files, machine
-from node_agent.doctor.coordinator import ASKED, check_coordinator, check_stream, clock_check
+from node_agent.doctor.coordinator import ASKED, check_coordinator, clock_check
 from node_agent.doctor.network import check_network
 from node_agent.doctor.report import Check, skipped
 from node_agent.doctor.rows import check_rows
+from node_agent.doctor.stream import check_stream
 from node_agent.doctor.tls import NAMES as TLS_NAMES
 from node_agent.doctor.tls import check_tls, clock_by_certificate
 from node_agent.identity import Identity

@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from node_agent.doctor import coordinator as asking
-from node_agent.doctor import machine
+from node_agent.doctor import machine, stream
 from node_agent.doctor.examine import examine, joined
 from node_agent.doctor.report import Check
 from node_agent.identity import Identity, load_identity
@@ -74,14 +74,14 @@ def test_the_doctor_measures_beside_a_running_agent(
 def held(federation: Federation, identity: Identity, proxy: ConnectProxy, hold_s: float) -> Check:
     """What holding streams through a proxy shows."""
     way = route(federation, proxy)
-    return asyncio.run(asking.check_stream(way, identity, hold_s, lambda _: None))
+    return asyncio.run(stream.check_stream(way, identity, hold_s, lambda _: None))
 
 
 def test_a_box_that_ends_streams_is_named(
     coordinator: Federation, identity: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that ends quiet ones only, one that ends all, and one that ends none."""
-    monkeypatch.setattr(asking, "HEARTBEAT_S", HEARTBEAT_S)
+    monkeypatch.setattr(stream, "HEARTBEAT_S", HEARTBEAT_S)
     with ConnectProxy(idle_s=1.2) as proxy:
         check = held(coordinator, identity, proxy, 3)
     assert (check.result, check.found.startswith("a quiet stream was ended")) == ("failed", True)
@@ -109,8 +109,8 @@ def test_a_way_that_swallows_long_messages_is_named(
 
 def test_quiet_streams_that_live_long_enough_are_only_warned_of() -> None:
     """The agent speaks every five seconds."""
-    assert asking._stream_check(60, (60, ""), (30, "-")).result == "warning"
-    assert asking._stream_check(60, (60, ""), (10, "-")).result == "failed"
+    assert stream._stream_check(60, (60, ""), (30, "-")).result == "warning"
+    assert stream._stream_check(60, (60, ""), (10, "-")).result == "failed"
 
 
 class _Prober:

@@ -56,7 +56,8 @@ class _Listener:
             threading.Thread(target=self._served, args=(connection,), daemon=True).start()
 
     def _served(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError, ssl.SSLError), connection:
+        # ValueError: `cut` has closed a socket that is being waited for.
+        with contextlib.suppress(OSError, ssl.SSLError, ValueError), connection:
             self.serve(connection)
 
     def serve(self, connection: socket.socket) -> None:

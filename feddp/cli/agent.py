@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from feddp.cli import agent_ledger, agent_limit, output
+from feddp.cli import agent_doctor, agent_ledger, agent_limit, output
 from feddp.cli.budget import STAGES
 from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
@@ -16,6 +16,7 @@ app = typer.Typer(help="Join a federation and run the node agent.", no_args_is_h
 app.add_typer(agent_ledger.app, name="ledger")
 app.add_typer(agent_limit.app, name="limit")
 app.command()(agent_limit.vouch)
+app.command()(agent_doctor.doctor)
 
 Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's folder.")]
 
@@ -24,12 +25,15 @@ Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's 
 def join(
     token: Annotated[str, typer.Argument(metavar="TOKEN", help="As `feddp node token` gave it.")],
     folder: Folder,
+    proxy: agent_doctor.Proxy = "",
+    proxy_credentials_file: agent_doctor.CredentialsFile = None,
     as_json: Json = False,
 ) -> None:
     """Redeem a join token: makes the node's keys here and brings its certificate."""
     from node_agent.enrol import join as join_federation
 
-    made = join_federation(token, folder)
+    through = agent_doctor.proxy_of(proxy, proxy_credentials_file)
+    made = join_federation(token, folder, proxy=through)
     if as_json:
         output.print_json(
             {

@@ -13,6 +13,7 @@ _TRAINING: frozenset[str] = frozenset({"engineer", "node"})
 RULES: dict[str, frozenset[str]] = {
     "Federation/Session": frozenset({"node"}),
     "Federation/SubmitUpdate": frozenset({"node"}),
+    "Diagnosis/Probe": frozenset({"node"}),
     "Renewal/Renew": _PEOPLE | {"node"},
     "Renewal/Confirm": _PEOPLE,
     "Witness/ReadHeads": frozenset({"node"}),

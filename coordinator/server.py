@@ -24,6 +24,7 @@ from coordinator.metrics import Metrics
 from coordinator.quarantine import Quarantine
 from coordinator.rounds.driver import Rounds
 from coordinator.rounds.effects import Effects
+from coordinator.rpc.diagnosis import DiagnosisService
 from coordinator.rpc.enrollment import EnrollmentService
 from coordinator.rpc.federation import FederationService
 from coordinator.rpc.gate import Gate
@@ -41,6 +42,7 @@ from protos.allocation import keep_freed
 from protos.errors import Conflict, Malformed
 from protos.feddp.v1 import (
     budgets_pb2_grpc,
+    diagnosis_pb2_grpc,
     enrollment_pb2_grpc,
     federation_pb2_grpc,
     jobs_pb2_grpc,
@@ -123,7 +125,10 @@ class Coordinator:
             self.authority,
             self.identities,
             self.sessions,
-            _join(server.public_host, server.public_enrollment_port),
+            _join(
+                server.public_enrollment_host or server.public_host,
+                server.public_enrollment_port,
+            ),
             config.security.approve_joins,
         )
         self._servers: list[grpc.aio.Server] = []
@@ -212,6 +217,9 @@ class Coordinator:
         renewal_pb2_grpc.add_RenewalServicer_to_server(self._renewing, server)
         jobs_pb2_grpc.add_JobsServicer_to_server(
             JobsService(self.database, self.blobs, self.rounds, self.config), server
+        )
+        diagnosis_pb2_grpc.add_DiagnosisServicer_to_server(
+            DiagnosisService(self.identities), server
         )
         key = ledger_key(self.config.storage.pki_dir)
         witness_pb2_grpc.add_WitnessServicer_to_server(WitnessService(self.database, key), server)

@@ -1,6 +1,7 @@
 """From a join token to a folder that an agent can run in."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import grpc
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from certs.credentials import channel_credentials
 from certs.enrolment import (
@@ -29,7 +30,7 @@ from certs.keyfiles import key_in, stored_pem
 from certs.proofs import prove_rejoin
 from certs.spiffe import SpiffeId
 from certs.tokens import JoinToken
-from node_agent.config import AgentConfig, Folder, read_yaml
+from node_agent.config import AgentConfig, Folder, load_config
 from node_agent.identity import (
     BUNDLE,
     CHAIN,
@@ -41,6 +42,7 @@ from node_agent.identity import (
     load_identity,
     settle,
 )
+from node_agent.proxy import ProxyConfig, Route, route_to
 from node_agent.renewal import pending_key
 from node_agent.state import State, ledger_missing
 from node_agent.templates import DATASETS_YAML, POLICY_YAML
@@ -64,6 +66,9 @@ _REFUSALS: Final = (
     "FAILED_PRECONDITION",
 )
 """Answers that say that the token was not redeemed for this key."""
+
+_ANSWERED: Final = frozenset({"coordinator", "enrollment", "trust_domain", "node", "node_class"})
+"""Keys of agent.yaml that the coordinator's answer sets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,7 @@ def join(
     token: str,
     path: Path,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    proxy: ProxyConfig | None = None,
     *,
     again: bool = False,
     encrypt_keys: bool = False,
@@ -101,15 +107,17 @@ def join(
     A join whose answer was lost, or that waited for approval, is done again with the same token and
     keeps its keys; one that was refused or never reached the coordinator leaves nothing behind. A
     node whose certificate has ended joins again in its own folder with a new token, and keeps its
-    ledger: it makes a new key, and proves the old one.
+    ledger and agent.yaml's settings: it makes a new key, and proves the old one.
 
     Args:
+        proxy: goes into agent.yaml; None for what stands there, or the environment's.
         again: also a node whose certificate is valid.
         encrypt_keys: under the passphrase of `certs.keyfiles.passphrase`.
         pending: told each time that the join still waits for a person; whether to go on waiting.
 
     Raises:
-        Malformed: TOKEN_INVALID; JOIN_ANSWER_INVALID, the coordinator's answer does not hold;
+        Malformed: TOKEN_INVALID, PROXY_INVALID; JOIN_ANSWER_INVALID, the coordinator's answer does
+            not hold;
             PASSPHRASE_MISSING, PASSPHRASE_SHORT, PASSPHRASE_WRONG.
         Conflict: ALREADY_JOINED, AGENT_RUNNING.
         NotAllowed: JOIN_REJECTED, LEDGER_KEY_CHANGED, NODE_DISABLED.
@@ -122,17 +130,25 @@ def join(
         stored_pem(new_key(), encrypted=True)  # says what is wrong before anything is made
     folder = Folder(path.absolute())
     former = _former(folder, again)
+    settings = _settings(folder, proxy)
+    route = route_to(
+        parsed.address, settings.get("proxy") or ProxyConfig(), folder.root, os.environ
+    )
+
+    def ask(request: pb.JoinRequest, undo: contextlib.ExitStack) -> pb.JoinResponse:
+        return _ask(parsed, route, request, connect_timeout_s, undo, pending)
+
     with _alone(folder, former):
-        return _joined(parsed, folder, former, connect_timeout_s, encrypt_keys, pending)
+        return _joined(parsed, folder, former, settings, encrypt_keys, ask)
 
 
 def _joined(
     parsed: JoinToken,
     folder: Folder,
     former: Identity | None,
-    connect_timeout_s: float,
+    settings: dict[str, Any],
     encrypt_keys: bool,
-    pending: Callable[[FeddpError], bool],
+    ask: Callable[[pb.JoinRequest, contextlib.ExitStack], pb.JoinResponse],
 ) -> JoinResult:
     # Undone unless the coordinator may have redeemed the token for these keys.
     with contextlib.ExitStack() as undo:
@@ -151,12 +167,21 @@ def _joined(
         if former is not None:
             request.former_certificate = former.chain
             request.former_key_proof = prove_rejoin(key_in(former.key), csr)
-        answer = _ask(parsed, request, connect_timeout_s, undo, pending)
+        answer = ask(request, undo)
         undo.pop_all()
     spiffe_id, leaf = _check(parsed, key, answer)
     if former is not None and former.node != spiffe_id.name:
         raise _answer_invalid(f"it is for node {spiffe_id.name} and this folder is {former.node}'s")
-    return _write(folder, parsed, answer, spiffe_id, leaf, ledger_key)
+    return _write(folder, parsed, answer, spiffe_id, leaf, ledger_key, settings)
+
+
+def _settings(folder: Folder, proxy: ProxyConfig | None) -> dict[str, Any]:
+    """What agent.yaml says besides the coordinator's answer, and `proxy` in it if that is given."""
+    kept: dict[str, Any] = {}
+    if folder.agent_yaml.exists():
+        before = load_config(folder)
+        kept = {name: getattr(before, name) for name in before.model_fields_set - _ANSWERED}
+    return kept | ({"proxy": proxy} if proxy is not None else {})
 
 
 def _alone(folder: Folder, former: Identity | None) -> contextlib.AbstractContextManager[None]:
@@ -218,21 +243,24 @@ def _keys(
 
 def _ask(
     token: JoinToken,
+    route: Route,
     request: pb.JoinRequest,
     timeout_s: float,
     undo: contextlib.ExitStack,
     pending: Callable[[FeddpError], bool],
 ) -> pb.JoinResponse:
     """Call Join over TLS that trusts the token's root and no other, until a person has decided."""
-    with grpc.secure_channel(token.address, channel_credentials(token.root_pem)) as channel:
+    credentials = channel_credentials(token.root_pem)
+    with grpc.secure_channel(token.address, credentials, route.options()) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=timeout_s)
         except grpc.FutureTimeoutError:
             raise Unavailable(
                 "UNREACHABLE",
-                f"no trusted connection to {token.address} within {timeout_s:g} s: check that the "
-                "coordinator runs, the firewall, this machine's clock, and that the token is of "
-                "this coordinator; then join again with the same token",
+                f"no trusted connection to {token.address} within {timeout_s:g} s, "
+                f"{route.said()}: `feddp agent doctor --token TOKEN` says whether it is the name, "
+                "the firewall, the proxy, this machine's clock, a TLS inspection or the "
+                "coordinator; then join again with the same token",
             ) from None
         stub = pb_grpc.EnrollmentStub(channel)
         waited = False
@@ -284,6 +312,7 @@ def _write(
     spiffe_id: SpiffeId,
     leaf: x509.Certificate,
     ledger_key: ed25519.Ed25519PrivateKey,
+    settings: dict[str, Any],
 ) -> JoinResult:
     """The certificate comes last: with it the join is complete."""
     config = {
@@ -292,6 +321,7 @@ def _write(
         "trust_domain": spiffe_id.trust_domain,
         "node": spiffe_id.name,
         "node_class": answer.node_class,
+        **{name: _plain(value) for name, value in settings.items()},
     }
     try:
         AgentConfig.model_validate(config)
@@ -306,7 +336,7 @@ def _write(
         write_durable(folder.datasets_yaml, DATASETS_YAML.encode())
     # The ledger begins here and nowhere else: an agent that finds none does not run.
     State(folder.state_db, spiffe_id.name, ledger_key).close()
-    write_durable(folder.agent_yaml, _kept(folder, config))
+    write_durable(folder.agent_yaml, yaml.safe_dump(config, sort_keys=False).encode())
     write_durable(folder.identity / BUNDLE, answer.trust_bundle, 0o644)
     # With a pending key it is the switch of a renewal: the folder works before and after it.
     write_durable(folder.identity / CHAIN, answer.certificate_chain, 0o644)
@@ -323,13 +353,9 @@ def _write(
     )
 
 
-def _kept(folder: Folder, config: dict[str, str]) -> bytes:
-    """`agent.yaml` with what the coordinator said now; what else IT wrote there stays."""
-    written: dict[str, Any] = {}
-    with contextlib.suppress(FeddpError):
-        if folder.agent_yaml.exists():
-            written = read_yaml(folder.agent_yaml, "CONFIG_INVALID")
-    return yaml.safe_dump({**written, **config}, sort_keys=False).encode()
+def _plain(value: Any) -> Any:
+    """As YAML writes it, without what was not given."""
+    return value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
 
 
 def _answer_invalid(what: str) -> Malformed:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from feddp.cli import agent_ledger, agent_limit, output
+from feddp.cli import agent_doctor, agent_ledger, agent_limit, output
 from feddp.cli.budget import STAGES
 from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
@@ -16,6 +16,7 @@ app = typer.Typer(help="Join a federation and run the node agent.", no_args_is_h
 app.add_typer(agent_ledger.app, name="ledger")
 app.add_typer(agent_limit.app, name="limit")
 app.command()(agent_limit.vouch)
+app.command()(agent_doctor.doctor)
 
 Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's folder.")]
 
@@ -37,6 +38,8 @@ def join(
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="For the operator's approval, if it needs one.")
     ] = True,
+    proxy: agent_doctor.Proxy = "",
+    proxy_credentials_file: agent_doctor.CredentialsFile = None,
     as_json: Json = False,
 ) -> None:
     """Redeem a join token: makes the node's keys here and brings its certificate."""
@@ -45,7 +48,12 @@ def join(
 
     announce(token, as_json)
     made = join_federation(
-        token, folder, again=again, encrypt_keys=encrypt_keys, pending=waiting(wait, as_json)
+        token,
+        folder,
+        proxy=agent_doctor.proxy_of(proxy, proxy_credentials_file),
+        again=again,
+        encrypt_keys=encrypt_keys,
+        pending=waiting(wait, as_json),
     )
     if as_json:
         output.print_json(

@@ -248,8 +248,8 @@ class Link:
 
 
 _ADVICE: Final = {
-    "coordinator_unreachable": "the agent goes on trying; check the address in agent.yaml, the "
-    "firewall, the proxy and that the coordinator runs",
+    "coordinator_unreachable": "the agent goes on trying; `feddp agent doctor` says whether it "
+    "is the name, the firewall, the proxy, a TLS inspection or the coordinator",
     "node_shut_out": "the agent goes on trying; ask the coordinator's operator, or join again "
     "with a new token",
     "identity_in_use": "the agent goes on trying; if another machine has a copy of this folder, "

@@ -117,8 +117,7 @@ def join(
 
     Raises:
         Malformed: TOKEN_INVALID, PROXY_INVALID; JOIN_ANSWER_INVALID, the coordinator's answer does
-            not hold;
-            PASSPHRASE_MISSING, PASSPHRASE_SHORT, PASSPHRASE_WRONG.
+            not hold; PASSPHRASE_MISSING, PASSPHRASE_SHORT, PASSPHRASE_WRONG.
         Conflict: ALREADY_JOINED, AGENT_RUNNING.
         NotAllowed: JOIN_REJECTED, LEDGER_KEY_CHANGED, NODE_DISABLED.
         WrongPhase: JOIN_PENDING.

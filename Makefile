@@ -5,7 +5,7 @@ PROTOS := $(wildcard protos/feddp/v1/*.proto)
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint protos sim audit bench bench-peers bench-models wheel clean
+.PHONY: help setup demo test lint protos sim audit bench bench-peers bench-models wheel wheelhouse clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,11 @@ bench-models: $(READY) ## accuracy, AUC and Brier score by epsilon on the demo's
 
 wheel: $(READY) ## build dist/feddp-*.whl
 	$(BIN)/python -m build --wheel
+
+wheelhouse: $(READY) ## wheels of feddp[agent] and all that it needs, for a site without an index, in build/wheelhouse
+	rm -rf build/wheelhouse build/lib
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir build/wheelhouse torch==2.13.0 '.[agent]'
+	@echo "install: pip install --no-index --find-links build/wheelhouse 'feddp[agent]'"
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) build dist *.egg-info

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from node_agent.datasets import DataSetSpec
 from node_agent.orders import Order
 from node_agent.policy import Refusal, filter_of, judge, judge_terms, require_kept
-from node_agent.state import RESTORED_NOTE, State
+from node_agent.state import RESTORED_NOTE, ROLLED_BACK_NOTE, State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import Purpose, TaskInfo
 from node_agent.witnessed import EVERY_ACCOUNT
@@ -59,9 +59,14 @@ class Suspensions:
 
     catching_up: bool = False
     disputed: frozenset[str] = frozenset()
+    rolled_back: bool = False
 
-    def reason(self, account: str) -> Literal["LEDGER_CATCHING_UP", "LEDGER_DISPUTED", ""]:
+    def reason(
+        self, account: str
+    ) -> Literal["LEDGER_ROLLED_BACK", "LEDGER_CATCHING_UP", "LEDGER_DISPUTED", ""]:
         """Why orders on "NODE/NAME" are refused; empty where they are judged."""
+        if self.rolled_back:
+            return "LEDGER_ROLLED_BACK"
         if self.catching_up:
             return "LEDGER_CATCHING_UP"
         return "LEDGER_DISPUTED" if self.disputed & {account, EVERY_ACCOUNT} else ""
@@ -109,6 +114,8 @@ class Admission:
 
     def terms(self, order: Order) -> Terms | Refusal:
         """The terms, or a refusal if the steward has changed the rules since the order came."""
+        if self.suspensions().rolled_back:
+            return Refusal("LEDGER_ROLLED_BACK", _ROLLED_BACK)
         try:
             rules = self._steward.rules()
         except FeddpError as error:
@@ -125,7 +132,8 @@ class Admission:
     def suspensions(self) -> Suspensions:
         """As they are now."""
         disputed = frozenset(one.account for one in self._state.witnessed.disputes())
-        return Suspensions(bool(self._state.note(RESTORED_NOTE)), disputed)
+        note = self._state.note
+        return Suspensions(bool(note(RESTORED_NOTE)), disputed, bool(note(ROLLED_BACK_NOTE)))
 
     def filter_of_account(self, account: str) -> Filter | None:
         """How "NODE/NAME" counts by the steward's files of now; None if they do not say."""
@@ -162,6 +170,8 @@ class Admission:
                 "MODEL_TOO_LARGE", f"This node takes models up to {self._model_bytes_max} bytes."
             )
         reason = self.suspensions().reason(f"{self.node}/{order.account}")
+        if reason == "LEDGER_ROLLED_BACK":
+            raise NotAllowed(reason, _ROLLED_BACK)
         if reason == "LEDGER_CATCHING_UP":
             raise NotAllowed(
                 reason,
@@ -187,6 +197,12 @@ class Admission:
             refused = found or Refusal("ACCOUNT_MISMATCH", "There is no such account.")
             raise NotAllowed(refused.reason, refused.message)
         return filter_of(account, rules.data_sets, standing.fixed)
+
+
+_ROLLED_BACK: Final = (
+    "This node's ledger lacks what the node has signed, as after a snapshot was put back; its IT "
+    "stops the agent and runs `feddp agent ledger import`."
+)
 
 
 def _unreadable(error: FeddpError) -> Refusal:

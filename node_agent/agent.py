@@ -37,10 +37,11 @@ from node_agent.policy import (
     require_kept,
 )
 from node_agent.renewal import Renewal
+from node_agent.service import weaknesses
 from node_agent.session.driver import CONNECTED_NOTE, Driver, Parts
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.spool import Spool
-from node_agent.state import State, ledger_missing
+from node_agent.state import ROLLED_BACK_NOTE, State, ledger_missing
 from node_agent.steward import Rules, Steward
 from node_agent.tasks.registry import installed
 from privacy.ledger import verify
@@ -112,6 +113,8 @@ async def serve(
     channels = Channels(config.coordinator, identity)
     steward = Steward(folder)
     log.info("agent_started", node=identity.node, coordinator=config.coordinator)
+    for text in weaknesses(folder):
+        log.warning("stewards_files_not_apart", do=text)
     beside = [
         asyncio.create_task(keep_small()),
         asyncio.create_task(watch_overlaps(folder, steward)),
@@ -181,7 +184,13 @@ def status(path: Path) -> dict[str, Any]:
         "overlaps": [],
         "accounts": [],
         "attempts": {},
-        "ledger": {"verified": True, "entries": 0, "problems": [], "disputes": []},
+        "ledger": {
+            "verified": True,
+            "entries": 0,
+            "problems": [],
+            "disputes": [],
+            "rolled_back": "",
+        },
     }
     rules = None
     try:
@@ -206,6 +215,7 @@ def status(path: Path) -> dict[str, Any]:
             since = state.note(CONNECTED_NOTE)
             answer["attempts"] = state.counts()
             answer["ledger"] = _verified(state, kept, identity)
+            answer["ledger"]["rolled_back"] = state.note(ROLLED_BACK_NOTE)
             if running and since:
                 answer |= {"connected": True, "connected_since": float(since)}
         except sqlite3.DatabaseError:
@@ -214,12 +224,15 @@ def status(path: Path) -> dict[str, Any]:
                 "entries": 0,
                 "problems": [f"{folder.state_db} cannot be read"],
                 "disputes": [],
+                "rolled_back": "",
             }
         finally:
             state.close()
     answer["accounts"] = _accounts(identity.node, rules, kept, raises, guarantees)
-    answer["in_order"] = answer["rules"]["ok"] and not any(
-        one["message"] for one in answer["data_sets"] + answer["accounts"]
+    answer["in_order"] = (
+        answer["rules"]["ok"]
+        and not answer["ledger"]["rolled_back"]
+        and not any(one["message"] for one in answer["data_sets"] + answer["accounts"])
     )
     return answer
 

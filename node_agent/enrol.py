@@ -25,7 +25,7 @@ from certs.enrolment import (
 )
 from certs.spiffe import SpiffeId
 from certs.tokens import JoinToken
-from node_agent.config import AgentConfig, Folder
+from node_agent.config import AgentConfig, Folder, read_yaml
 from node_agent.identity import (
     BUNDLE,
     CHAIN,
@@ -207,7 +207,10 @@ def _write(
     ledger_key: ed25519.Ed25519PrivateKey,
 ) -> JoinResult:
     """The certificate comes last: with it the join is complete."""
+    # What IT has set besides stays as it was.
+    kept = read_yaml(folder.agent_yaml, "CONFIG_INVALID") if folder.agent_yaml.exists() else {}
     config = {
+        **kept,
         "coordinator": answer.coordinator_address,
         "trust_domain": spiffe_id.trust_domain,
         "node": spiffe_id.name,

@@ -11,7 +11,7 @@ from typing import Any
 from node_agent.agent import locked, read_folder
 from node_agent.config import Folder
 from node_agent.identity import Identity
-from node_agent.state import RESTORED_NOTE, State
+from node_agent.state import RESTORED_NOTE, ROLLED_BACK_NOTE, State
 from node_agent.witnessed import Dispute
 from privacy.heads import Terms
 from privacy.ledger import Verification, verify
@@ -110,6 +110,7 @@ def restore(path: Path, source: Path) -> int:
             with _state(beside, identity) as copied, _state(folder.state_db, identity) as present:
                 count = _sound(copied, identity, source)
                 copied.set_note(RESTORED_NOTE, "yes")
+                copied.set_note(ROLLED_BACK_NOTE, "")
                 missing = {e.hash for e in present.ledger.entries()} - {
                     e.hash for e in copied.ledger.entries()
                 }

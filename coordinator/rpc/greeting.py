@@ -6,8 +6,8 @@ import re
 import structlog
 from sqlalchemy import Connection
 
-from coordinator.store import ledger, limits, people, shares
-from privacy.wire import limit_from_wire
+from coordinator.store import checkpoints, ledger, limits, people, shares
+from privacy.wire import entry_to_wire, head_to_wire, limit_from_wire
 from protos.errors import FeddpError, Malformed
 from protos.feddp.v1 import federation_pb2 as pb
 from protos.feddp.v1 import ledger_pb2
@@ -51,7 +51,21 @@ def greet(
         outcome = ledger.outcome(connection, attempt_id)
         if outcome is not None:
             closed.append(pb.AttemptClosed(attempt_id=attempt_id, outcome=outcome))
-    return pb.Welcome(closed=closed, limits=_limits(connection, node, hello)), raised
+    welcome = pb.Welcome(
+        closed=closed,
+        limits=_limits(connection, node, hello),
+        signed=[_signed(connection, f"{node}/{account.name}") for account in hello.accounts],
+    )
+    return welcome, raised
+
+
+def _signed(connection: Connection, account: str) -> pb.Signed:
+    """What the node has signed last of an account, so that it sees whether its ledger holds it."""
+    head, posts = checkpoints.signed_last(connection, account)
+    told = pb.Signed(posted=map(entry_to_wire, posts))
+    if head is not None:
+        told.head.CopyFrom(head_to_wire(head.head, head.signature))
+    return told
 
 
 def _raise_limit(connection: Connection, node: str, message: ledger_pb2.LedgerEntry) -> bool:

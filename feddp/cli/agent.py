@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from feddp.cli import agent_ledger, agent_limit, agent_service, output
+from feddp.cli import agent_leave, agent_ledger, agent_limit, agent_service, output
 from feddp.cli.budget import STAGES
 from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
@@ -17,6 +17,8 @@ app.add_typer(agent_ledger.app, name="ledger")
 app.add_typer(agent_limit.app, name="limit")
 app.command()(agent_limit.vouch)
 app.command()(agent_service.install_service)
+app.command()(agent_leave.leave)
+app.command()(agent_leave.move)
 
 Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's folder.")]
 
@@ -104,6 +106,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         *((f"account {one['name']}", _account(one)) for one in found["accounts"]),
         ("own ledger", f"{ledger['entries']} entries, {said}"),
         *(("problem", text) for text in ledger["problems"]),
+        *(("ROLLED BACK", _rolled_back(text)) for text in [ledger["rolled_back"]] if text),
         *(
             (
                 "DISPUTED",
@@ -113,6 +116,10 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             for one in ledger["disputes"]
         ),
     ]
+
+
+def _rolled_back(text: str) -> str:
+    return f"{text}; no order is accepted until `feddp agent ledger import`, with the agent stopped"
 
 
 def _renewal(found: dict[str, Any]) -> str:

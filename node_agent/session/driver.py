@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import structlog
 
-from node_agent import bandwidth
+from node_agent import bandwidth, rollback
 from node_agent.admission import Admission, Decision, Refused, Reserved, Suspensions
 from node_agent.launchers.base import Limits, StartWorker
 from node_agent.orders import Order
@@ -25,7 +25,7 @@ from node_agent.session.machine import step
 from node_agent.session.training import Training
 from node_agent.session.witness import Witness
 from node_agent.spool import Spool
-from node_agent.state import AttemptRow, State
+from node_agent.state import LEFT_NOTE, MOVED_NOTE, AttemptRow, State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import TaskInfo
 from node_agent.transfer import Transfers
@@ -139,7 +139,9 @@ class Driver:
     def _dispatch(self, event: e.Event) -> None:
         self._agent, asked = step(self._agent, event, self._clock())
         match event:
-            case e.WelcomeReceived(limits=limits):
+            case e.WelcomeReceived(limits=limits, signed=signed):
+                # Before anything that follows: the ledger's thread takes things in turn.
+                self._spawn(self._look_back(signed))
                 keep = self._parts.state.keep_coordinator_limits
                 self._spawn(self._parts.ledger.run(keep, dict(limits)))
                 log.info("connected", coordinator=self._parts.address)
@@ -151,6 +153,19 @@ class Driver:
                 self._note_connected("")
         for command in asked:
             self._carry_out(command)
+
+    async def _look_back(self, signed: tuple[rollback.Signed, ...]) -> None:
+        state, node = self._parts.state, self._parts.admission.node
+        key = state.witnessed.public_key
+        text = await self._parts.ledger.run(rollback.look, state, node, key, signed)
+        if text:
+            log.error(
+                "ledger_rolled_back",
+                detail=text,
+                do="no order is accepted: a snapshot or an older disk was put back. Stop the agent "
+                "and import the newest copy of the ledger, or its own if there is none: `feddp "
+                "agent ledger import FILE`",
+            )
 
     def _note_connected(self, since_s: str) -> None:
         self._spawn(self._parts.ledger.run(self._parts.state.set_note, CONNECTED_NOTE, since_s))
@@ -259,7 +274,9 @@ class Driver:
         def refuses(name: str) -> str:
             return suspended.reason(f"{node}/{name}")
 
-        said = hello(rules, tasks, state.fixed_filter, open_attempts, used, unseen, refuses)
+        moved = state.note(MOVED_NOTE) or state.note(LEFT_NOTE)
+        whole = state.account_units if moved else None
+        said = hello(rules, tasks, state.fixed_filter, open_attempts, used, unseen, refuses, whole)
         for account in said.accounts:  # the coordinator keeps a lower limit for good, and so do we
             state.lower(account.name, account.epsilon_limit, raised)
         warn_of_limits(state.ledger.accounts(), state.ledger.epsilon_guarantee)

@@ -42,6 +42,7 @@ def hello(
     used: ShareUnits,
     raises: Sequence[tuple[LimitChange, bytes]] = (),
     refuses: Callable[[str], str] = lambda _account: "",
+    whole: Callable[[str], int] | None = None,
 ) -> pb.Hello:
     """The Hello of a session.
 
@@ -51,6 +52,8 @@ def hello(
         used: what the node's own ledger counts against a share.
         raises: those that the coordinator's ledger may not hold yet, with the node's signatures.
         refuses: why every order on an account is refused now; empty where it is not.
+        whole: what the node's own ledger counts of an account, where the coordinator's cannot know
+            it all; None where it does.
     """
     message = pb.Hello(
         protocol_version=PROTOCOL_VERSION,
@@ -66,7 +69,7 @@ def hello(
         names = sorted(rules.policy.tasks_on(spec.name) & installed.keys())
         allowed.update(names)
         message.data_sets.append(_data_set(spec, names))
-    message.accounts.extend(_accounts(rules.policy, rules.data_sets, fixed, used, refuses))
+    message.accounts.extend(_accounts(rules.policy, rules.data_sets, fixed, used, refuses, whole))
     for name in sorted(allowed):
         info = installed[name]
         message.tasks.append(
@@ -127,6 +130,7 @@ def _accounts(
     fixed: Callable[[str], FixedFilter | None],
     used: ShareUnits,
     refuses: Callable[[str], str],
+    whole: Callable[[str], int] | None,
 ) -> list[pb.Account]:
     """Accounts as they count; one whose policy contradicts its entries is not published."""
     found = []
@@ -170,7 +174,18 @@ def _accounts(
                         used_units=used(account.name, kind, name),
                     )
                     for kind, name, limit in account.shares()
-                ],
+                ]
+                + _whole(account.name, filter_.epsilon_limit, whole),
             )
         )
     return found
+
+
+def _whole(
+    account: str, epsilon_limit: float, whole: Callable[[str], int] | None
+) -> list[pb.Share]:
+    """What was spent of an account with any coordinator, so that this one plans with the rest."""
+    if whole is None:
+        return []
+    used = whole(account)
+    return [pb.Share(kind="account", name=account, epsilon_limit=epsilon_limit, used_units=used)]

@@ -47,10 +47,12 @@ class Terms:
 
     Attributes:
         tick_s: outcomes leave at multiples of it from the opening; 0 where no data is read.
+        share_failure_class: whether the coordinator is told why no update came of it.
     """
 
     data_set: DataSetSpec
     tick_s: float
+    share_failure_class: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,8 @@ class Admission:
         if order.release.mechanism != "no_data" and not data_set.source.exists():
             return Refusal("SOURCE_MISSING", "The data set's file is not where it is declared.")
         silent = order.release.mechanism != "no_data"
-        return Terms(data_set, rules.policy.outcome_tick_s if silent else 0.0)
+        tick_s = rules.policy.outcome_tick_s if silent else 0.0
+        return Terms(data_set, tick_s, rules.policy.share_failure_class)
 
     def suspensions(self) -> Suspensions:
         """As they are now."""

@@ -18,6 +18,7 @@ import grpc
 import structlog
 
 from node_agent.admission import Admission
+from node_agent.alert_watch import AlertWatch
 from node_agent.channels import Channels
 from node_agent.config import AgentConfig, Folder, load_config
 from node_agent.datasets import DataSetSpec
@@ -119,6 +120,9 @@ async def serve(
         asyncio.create_task(keep_small()),
         asyncio.create_task(watch_overlaps(folder, steward)),
     ]
+    if config.alerts.is_used:
+        watch = AlertWatch(folder, identity, config.alerts, state, ledger, steward)
+        beside.append(asyncio.create_task(watch.run()))
     try:
         driver = Driver(
             Parts(
@@ -181,6 +185,7 @@ def status(path: Path) -> dict[str, Any]:
         "connected_since": None,
         "rules": {"ok": True, "message": ""},
         "data_sets": [],
+        "shares_failure_class": False,
         "overlaps": [],
         "accounts": [],
         "attempts": {},
@@ -196,6 +201,7 @@ def status(path: Path) -> dict[str, Any]:
     try:
         rules = Steward(folder).rules()
         answer["data_sets"] = [_data_set(spec, rules) for spec in rules.data_sets]
+        answer["shares_failure_class"] = rules.policy.share_failure_class
         answer["overlaps"] = [
             {"data_sets": list(one.data_sets), "warning": one.is_warning, "message": one.said()}
             for one in overlaps(rules.data_sets)

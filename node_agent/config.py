@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from certs.spiffe import check_name, check_trust_domain
+from node_agent.alerts import AlertsConfig
 from protos.errors import FeddpError, Malformed, NotFound
 
 FILE_BYTES_MAX: Final = 1 << 20
@@ -82,6 +83,7 @@ class AgentConfig(BaseModel):
         coordinator: "host:port" of the coordinator's mTLS port.
         node: this node's name; must be the one in its certificate.
         model_bytes_max: a larger model is refused, not fetched.
+        alerts: whom this hospital's IT and steward are told by; see `node_agent.alerts`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -92,6 +94,7 @@ class AgentConfig(BaseModel):
     node_class: Annotated[str, Field(pattern="^(edge|hpc|cloud)$")]
     model_bytes_max: int = Field(default=8 << 30, ge=1)
     worker: WorkerLimits = WorkerLimits()
+    alerts: AlertsConfig = AlertsConfig()
 
     @field_validator("node")
     @classmethod

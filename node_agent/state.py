@@ -152,6 +152,10 @@ class State:
         """Attempts that the coordinator has not closed yet, in the order of arrival."""
         return self._rows("WHERE state IN (?, ?, ?, ?)", *LIVE)
 
+    def attempts(self) -> list[AttemptRow]:
+        """Every attempt, in the order of arrival."""
+        return self._rows("")
+
     def pending_on(self, account: str) -> bool:
         """Whether attempts on "NODE/NAME" are reserved or under way."""
         return bool(self._rows("WHERE state IN ('reserved', 'opened') AND account = ?", account))

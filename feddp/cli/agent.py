@@ -6,7 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from feddp.cli import agent_leave, agent_ledger, agent_limit, agent_service, output
+from feddp.cli import (
+    agent_leave,
+    agent_ledger,
+    agent_limit,
+    agent_service,
+    agent_work,
+    output,
+)
 from feddp.cli.budget import STAGES
 from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
@@ -19,6 +26,14 @@ app.command()(agent_limit.vouch)
 app.command()(agent_service.install_service)
 app.command()(agent_leave.leave)
 app.command()(agent_leave.move)
+app.command()(agent_work.logs)
+app.command()(agent_work.outbox)
+app.command()(agent_work.digest)
+
+SHARED = (
+    "the policy shares the kind of a failure after data was opened: that may depend on one "
+    "patient's record, and no epsilon covers it"
+)
 
 Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's folder.")]
 
@@ -102,6 +117,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             )
             for one in found["data_sets"]
         ),
+        *(("note", SHARED) for _ in [1] if found["shares_failure_class"]),
         *(("WARNING" if one["warning"] else "note", one["message"]) for one in found["overlaps"]),
         *((f"account {one['name']}", _account(one)) for one in found["accounts"]),
         ("own ledger", f"{ledger['entries']} entries, {said}"),

@@ -12,6 +12,7 @@ import structlog
 
 from node_agent import bandwidth, rollback
 from node_agent.admission import Admission, Decision, Refused, Reserved, Suspensions
+from node_agent.failures import Failures
 from node_agent.launchers.base import Limits, StartWorker
 from node_agent.orders import Order
 from node_agent.policy import require_kept
@@ -30,6 +31,7 @@ from node_agent.steward import Steward
 from node_agent.tasks.registry import TaskInfo
 from node_agent.transfer import Transfers
 from protos.errors import FeddpError
+from protos.failures import told
 from protos.feddp.v1 import federation_pb2 as pb
 
 log = structlog.get_logger(__name__)
@@ -85,7 +87,9 @@ class Driver:
             self._clock,
             offer_model=self._transfers.offer,
         )
+        self._failures = Failures(parts.logs)
         self._training = Training(
+            failures=self._failures,
             state=parts.state,
             ledger=parts.ledger,
             admission=parts.admission,
@@ -291,6 +295,7 @@ class Driver:
                 self._dispatch(e.OrderReserved(attempt_id, signature))
             case Refused(reason, message, signature):
                 log.warning("order_refused", reason=reason, detail=message, **fields)
+                self._failures.refused(order, reason, message)
                 self._dispatch(e.OrderRefused(attempt_id, reason, message, signature))
             case _:
                 log.warning("order_spent", **fields)
@@ -302,7 +307,8 @@ class Driver:
         except FeddpError as error:
             log.error("model_unavailable", reason=error.reason, **_fields(order))
             message = f"The round's model could not be fetched: {error.reason}."
-            self._dispatch(e.WorkImpossible(order.attempt_id, "MODEL_UNAVAILABLE", message))
+            said = told("MODEL_UNAVAILABLE", message)
+            self._dispatch(e.WorkImpossible(order.attempt_id, "MODEL_UNAVAILABLE", said))
             return
         recent = self._recent_models.setdefault(order.job_id, [])
         if order.base_model_digest not in recent[-1:]:
@@ -319,6 +325,7 @@ class Driver:
         )
         if signature is not None:
             log.warning("order_withdrawn", reason=reason, detail=message, **_fields(command.order))
+            self._failures.refused(command.order, reason, message)
             possible = command.steps_possible
             self._dispatch(e.OrderRefused(attempt_id, reason, message, signature, possible))
 
@@ -381,6 +388,9 @@ class Driver:
         state = self._parts.state
         for attempt_id in state.recover():
             log.warning("attempt_lost", attempt_id=attempt_id)
+            row = state.attempt(attempt_id)
+            if row is not None:
+                self._failures.after_opening(row.order, "AGENT_RESTARTED")
         rows = state.live()
         self._parts.spool.keep_only(
             {row.order.base_model_digest for row in rows}, {row.update_digest for row in rows}
@@ -419,9 +429,12 @@ def _message(
                 steps_possible=steps_possible,
             )
             return pb.AgentMessage(order_refused=refused)
-        case c.SendNoUpdate(attempt_id, signature, accepted):
+        case c.SendNoUpdate(attempt_id, signature, accepted, failure_class):
             empty = pb.NoUpdate(
-                attempt_id=attempt_id, post_signature=signature, reserve_signature=accepted
+                attempt_id=attempt_id,
+                post_signature=signature,
+                reserve_signature=accepted,
+                failure_class=failure_class,
             )
             return pb.AgentMessage(no_update=empty)
 

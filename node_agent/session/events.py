@@ -177,11 +177,13 @@ class TrainingEnded:
     Attributes:
         digest: of the spooled update; empty for no update, whatever the cause.
         signature: over the post statement.
+        failure_class: why there is no update, if the policy shares that; else empty.
     """
 
     attempt_id: str
     digest: str
     signature: bytes
+    failure_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)

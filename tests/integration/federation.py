@@ -58,12 +58,12 @@ def job_file(**changes: Any) -> bytes:
     return yaml.safe_dump(spec).encode()
 
 
-def null_job(rounds: int, parameters: int = 100) -> bytes:
+def null_job(rounds: int, parameters: int = 100, **federation: Any) -> bytes:
     """A job that reads no data: exercises everything but training."""
     return job_file(
         task="null",
         task_config={"parameters": parameters},
-        federation={"rounds": rounds},
+        federation={"rounds": rounds, **federation},
         privacy={"target_epsilon": None, "max_grad_norm": None},
     )
 

@@ -12,14 +12,48 @@ import yaml
 from node_agent.config import Folder
 from node_agent.identity import load_identity
 from node_agent.state import State
-from tests.integration.federation import Federation, cli_json, job_file, run_cli, wait_for
+from tests.integration.federation import (
+    Federation,
+    cli_json,
+    job_file,
+    null_job,
+    run_cli,
+    wait_for,
+)
 
 PAIR = {"min_participants": 2, "rounds": 2}
+
+
+def serving(folder: Path) -> Iterator[Federation]:
+    """A coordinator that is content with two hospitals."""
+    folder.mkdir()
+    federation = Federation(folder)
+    federation.configure(min_participants=2)
+    federation.start("coordinator")
+    yield federation
+    federation.stop()
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path) -> Iterator[Federation]:
+    """The one."""
+    yield from serving(tmp_path / "one")
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Federation]:
+    """The other."""
+    yield from serving(tmp_path / "other")
 
 
 def of_two(**changes: Any) -> bytes:
     """A job that two hospitals are enough for, and that needs both."""
     return job_file(federation=PAIR, **changes)
+
+
+def cheap(rounds: int) -> bytes:
+    """Likewise, without data; entries of the ledger all the same."""
+    return null_job(rounds, min_participants=2)
 
 
 def status(folder: Path) -> Any:
@@ -63,14 +97,12 @@ def put_back(saved: Path, folder: Path) -> None:
         shutil.copy(one, folder / one.name)
 
 
-@pytest.mark.parametrize("signed_head", [True, False])
 def test_a_ledger_that_went_back_in_time_trains_nothing_until_it_was_imported(
-    coordinator: Federation, tmp_path: Path, signed_head: bool
+    coordinator: Federation, tmp_path: Path
 ) -> None:
-    """Found out by the head that the node countersigned; and, where that was lost, by the posts
-    that it signed. After the import it knows again what was spent."""
+    """Found out by what the node has signed. After the import it knows again what was booked."""
     folder = start_alpha(coordinator)
-    first = coordinator.wait_for_end(coordinator.submit(of_two()))
+    first = coordinator.wait_for_end(coordinator.submit(cheap(2)))
     assert first.status == "completed", first
     wait_for("its head is countersigned", lambda: countersigned(coordinator, "alpha/patients", 4))
     stop_agent(coordinator)
@@ -78,20 +110,17 @@ def test_a_ledger_that_went_back_in_time_trains_nothing_until_it_was_imported(
     snapshot(folder, saved)
     coordinator.start("alpha")
     coordinator.wait_for_nodes("alpha")
-    assert coordinator.wait_for_end(coordinator.submit(of_two())).status == "completed"
+    assert coordinator.wait_for_end(coordinator.submit(cheap(2))).status == "completed"
     wait_for("its head is countersigned", lambda: countersigned(coordinator, "alpha/patients", 8))
-    spent = status(folder)["accounts"][0]["posted_units"]
+    booked = status(folder)["ledger"]["entries"]
     stop_agent(coordinator)
-    if not signed_head:
-        with coordinator.database() as database:
-            database.execute("DELETE FROM countersignatures WHERE seq > 4")
     put_back(saved, folder)
-    assert status(folder)["accounts"][0]["posted_units"] < spent
+    assert status(folder)["ledger"]["entries"] < booked
 
     coordinator.start("alpha")
     coordinator.wait_for_nodes("alpha")
     wait_for("it is found out", lambda: "ledger_rolled_back" in coordinator.log("alpha"))
-    third = coordinator.submit(of_two())
+    third = coordinator.submit(cheap(2))
 
     def refused() -> bool:
         job = coordinator.job(third)
@@ -111,32 +140,20 @@ def test_a_ledger_that_went_back_in_time_trains_nothing_until_it_was_imported(
     cli_json("agent", "ledger", "import", str(copy), "--dir", str(folder))
     coordinator.start("alpha")
     assert coordinator.wait_for_end(third).status == "completed"
-    assert status(folder)["accounts"][0]["posted_units"] > spent
+    assert status(folder)["ledger"]["entries"] > booked
     assert status(folder)["ledger"]["disputes"] == []
 
 
 def test_a_ledger_that_was_not_rolled_back_is_never_said_to_be(coordinator: Federation) -> None:
     """Killed in mid-job and started again, some times."""
     start_alpha(coordinator)
-    job = coordinator.submit(
-        job_file(federation={"min_participants": 2, "rounds": 6, "local_steps": 2})
-    )
+    job = coordinator.submit(cheap(6))
     for entries in (4, 10, 16):
         wait_for("it has done a round", lambda n=entries: len(coordinator.entries()) >= n)  # type: ignore[misc]
         coordinator.kill("alpha")
         coordinator.start("alpha")
     assert coordinator.wait_for_end(job).status == "completed"
     assert "ledger_rolled_back" not in coordinator.log("alpha")
-
-
-@pytest.fixture
-def other(tmp_path: Path) -> Iterator[Federation]:
-    """Another coordinator."""
-    (tmp_path / "other").mkdir()
-    federation = Federation(tmp_path / "other")
-    federation.start("coordinator")
-    yield federation
-    federation.stop()
 
 
 def token(federation: Federation, name: str) -> str:
@@ -172,7 +189,7 @@ def test_a_node_moves_and_the_other_coordinator_plans_with_what_is_left(
     assert (folder / "identity/ledger.key").read_bytes() == key
     assert yaml.safe_load((folder / "agent.yaml").read_text())["worker"] == {"nice": 7}
     assert not (folder / "former").exists()
-    assert len(list(folder.glob("heads-*.json"))) == 1
+    assert list(folder.glob("heads-*.json"))
 
     other.add_node("beta")
     other.start("beta")
@@ -206,12 +223,18 @@ def test_a_node_moves_and_the_other_coordinator_plans_with_what_is_left(
 def test_leaving_shows_first_and_keeps_the_ledger(coordinator: Federation) -> None:
     """And a node that comes back to the same coordinator goes on with it."""
     folder = start_alpha(coordinator)
-    assert coordinator.wait_for_end(coordinator.submit(of_two())).status == "completed"
+    assert coordinator.wait_for_end(coordinator.submit(cheap(1))).status == "completed"
     stop_agent(coordinator)
-    every = {one.relative_to(folder) for one in folder.rglob("*") if one.is_file()}
+
+    def files() -> set[str]:
+        """But for SQLite's own, which come and go with whoever reads."""
+        found = {str(one.relative_to(folder)) for one in folder.rglob("*") if one.is_file()}
+        return found - {"state.db-wal", "state.db-shm"}
+
+    every = files()
     shown = cli_json("agent", "leave", "--dir", str(folder))
     assert shown["done"] is False
-    assert {one.relative_to(folder) for one in folder.rglob("*") if one.is_file()} == every
+    assert files() == every
     wrong = run_cli("agent", "leave", "--dir", str(folder), "--yes", "--forget-ledger", "beta")
     assert (wrong[0], "this is node alpha" in wrong[2]) == (2, True)
 

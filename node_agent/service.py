@@ -181,6 +181,8 @@ def install(service: Service, steward: str, unit_folder: Path = UNIT_FOLDER) -> 
         )
     if os.geteuid() != 0:
         raise NotAllowed("ROOT_NEEDED", "only root may install a service; use sudo, or --dry-run")
+    for name in (service.user, steward):
+        _uid(name)
     given = [
         (one, _uid(one.user), _gid(one.group, service.user)) for one in owners(service, steward)
     ]

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from feddp.cli import (
+    agent_backup,
     agent_leave,
     agent_ledger,
     agent_limit,
@@ -29,6 +30,8 @@ app.command()(agent_leave.move)
 app.command()(agent_work.logs)
 app.command()(agent_work.outbox)
 app.command()(agent_work.digest)
+app.command()(agent_backup.backup)
+app.command()(agent_backup.restore)
 
 SHARED = (
     "the policy shares the kind of a failure after data was opened: that may depend on one "

@@ -20,6 +20,8 @@ COMMANDS = [
     *(f"coordinator {verb}" for verb in ("init", "serve", "check")),
     *(f"node {verb}" for verb in ("token", "list", "show", "disable", "enable")),
     *(f"agent {verb}" for verb in ("join", "run", "status")),
+    *(f"agent {verb}" for verb in ("install-service", "leave", "move", "backup", "restore")),
+    *(f"agent {verb}" for verb in ("logs", "outbox", "digest")),
     *(f"agent ledger {verb}" for verb in ("heads", "export", "import", "settle")),
     *(f"agent limit {verb}" for verb in ("key", "propose", "approve", "apply")),
     "agent vouch",

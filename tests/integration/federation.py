@@ -130,6 +130,10 @@ class Federation:
         process.kill()
         process.wait()
 
+    def is_running(self, name: str) -> bool:
+        """Whether it was started here and not killed."""
+        return name in self._running
+
     def pid(self, name: str) -> int:
         """Process id."""
         return self._running[name].pid

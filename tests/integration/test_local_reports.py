@@ -94,15 +94,12 @@ def test_a_failure_before_opening_is_told_with_what_to_do(coordinator: Federatio
     folder = coordinator.agent("alpha")
     (folder / "data/cohort.csv").rename(folder / "data/gone.csv")
     job_id = coordinator.submit(job_file())
-    wait_for("alpha refuses", lambda: bool(told(coordinator, job_id)) or waits(job_id))
 
-    def waits(job_id: str) -> bool:
-        return any(one.node == "alpha" for one in coordinator.job(job_id).waiting)
+    def is_known() -> bool:
+        return run_cli("agent", "logs", job_id, "--dir", str(folder))[0] == 0
 
-    wait_for(
-        "the hospital has it",
-        lambda: run_cli("agent", "logs", job_id, "--dir", str(folder))[0] == 0,
-    )
+    wait_for("the hospital has it", is_known)
+    wait_for("the coordinator has it", lambda: bool(told(coordinator, job_id)))
     (failure, *_) = cli_json("agent", "logs", job_id, "--dir", str(folder))["failures"]
     assert (failure["opened"], failure["reason"]) == (False, "SOURCE_MISSING")
     assert failure["sentence"].endswith(

@@ -18,7 +18,6 @@ import grpc
 import structlog
 
 from node_agent.admission import Admission
-from node_agent.alert_watch import AlertWatch
 from node_agent.channels import Channels
 from node_agent.config import AgentConfig, Folder, load_config
 from node_agent.datasets import DataSetSpec
@@ -121,6 +120,8 @@ async def serve(
         asyncio.create_task(watch_overlaps(folder, steward)),
     ]
     if config.alerts.is_used:
+        from node_agent.alert_watch import AlertWatch  # most agents need none of it in memory
+
         watch = AlertWatch(folder, identity, config.alerts, state, ledger, steward)
         beside.append(asyncio.create_task(watch.run()))
     try:

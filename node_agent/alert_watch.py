@@ -8,7 +8,8 @@ from typing import Final
 
 import structlog
 
-from node_agent.alerts import Alert, AlertsConfig, File, Sink, sinks
+from node_agent.alert_sinks import File, Sink, sinks
+from node_agent.alerts import Alert, AlertsConfig
 from node_agent.conditions import conditions
 from node_agent.config import Folder
 from node_agent.digest import digest_text

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from node_agent.agent import read_folder
 from node_agent.alerts import AlertsConfig
 from node_agent.conditions import conditions
 from node_agent.config import Folder, load_config
@@ -22,8 +23,6 @@ def digest(path: Path, days: float) -> dict[str, Any]:
     Raises:
         NotFound: NOT_JOINED, LEDGER_MISSING.
     """
-    from node_agent.agent import read_folder  # which imports what sends digests
-
     folder = Folder(path.absolute())
     _, identity = read_folder(folder)
     if not folder.state_db.exists():

@@ -24,7 +24,7 @@ app = typer.Typer(help="Join a federation and run the node agent.", no_args_is_h
 app.add_typer(agent_ledger.app, name="ledger")
 app.add_typer(agent_limit.app, name="limit")
 app.command()(agent_limit.vouch)
-app.command()(agent_service.install_service)
+app.command("install-service")(agent_service.install_service)
 app.command()(agent_leave.leave)
 app.command()(agent_leave.move)
 app.command()(agent_work.logs)

@@ -205,7 +205,7 @@ def test_a_node_moves_and_the_other_coordinator_plans_with_what_is_left(
     file.write_bytes(of_two(privacy={"target_epsilon": 2.5}))
     code, quoted, _ = run_cli("job", "quote", str(file), "--dir", str(other.installation.folder))
     assert code == 4
-    assert "account patients epsilon 3 of account" in quoted or "with another" in quoted, quoted
+    assert "1 of 2 rounds fit its limit (account patients: 3)" in quoted
     small = other.wait_for_end(other.submit(of_two(privacy={"target_epsilon": 1.0})))
     assert small.status == "completed"
     after = status(folder)

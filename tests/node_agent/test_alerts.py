@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from certs.authority import Authority
+from node_agent.alert_sinks import sinks
 from node_agent.alert_watch import DAY_S, DIGEST_NOTE, AlertWatch
-from node_agent.alerts import Alert, AlertsConfig, sinks
+from node_agent.alerts import Alert, AlertsConfig
 from node_agent.conditions import CONNECTED_NOTE, conditions
 from node_agent.config import Folder
 from node_agent.identity import Identity, load_identity

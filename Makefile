@@ -24,11 +24,12 @@ demo: $(READY) ## four hospitals train one model; ARGS="--json out.json --seed 1
 test: $(READY) ## run every test; ARGS="-k name" passes on
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(READY) ## ruff, mypy strict, and whether the generated code is current
+lint: $(READY) ## ruff, mypy strict, hadolint, and whether the generated code is current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy certs coordinator feddp node_agent privacy protos benchmarks
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/hadolint deploy/Dockerfile
 
 protos: $(READY) ## generate the wire code from protos/feddp/v1
 	$(BIN)/python protos/generate.py

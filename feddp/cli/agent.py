@@ -69,6 +69,9 @@ def join(
         output.line(f"{folder / 'policy.yaml'} allows nothing yet: the data steward edits it and")
         output.line(f"declares the data in {folder / 'datasets.yaml'}")
     output.line(f"start it: feddp agent run --dir {folder}")
+    output.line(
+        f"or as a service: feddp agent install-service --dir {folder}  (docs/hospital-it.md)"
+    )
 
 
 @app.command()

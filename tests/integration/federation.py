@@ -85,6 +85,9 @@ class Federation:
         )
         self.address = f"{host}:{ports[0]}"
         self.health = f"http://127.0.0.1:{ports[2]}"
+        self.trees: dict[str, Path] = {}
+        """Name -> another release's code, which runs that process in place of this one's."""
+
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         # Faster than the defaults (30 s and 10 s), so that tests need not wait as long.
         self.configure(node_silent_s=12, node_disconnected_s=2, heartbeat_interval_s=5)
@@ -110,7 +113,7 @@ class Federation:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                **of_tree(self.trees.get(name)),
             )
         if name == "coordinator":
             wait_for("the coordinator answers", self._answers)
@@ -133,6 +136,12 @@ class Federation:
     def is_running(self, name: str) -> bool:
         """Whether it was started here and not killed."""
         return name in self._running
+
+    def terminate(self, name: str) -> None:
+        """SIGTERM, and wait for the end."""
+        process = self._running.pop(name)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0, self.log(name)
 
     def pid(self, name: str) -> int:
         """Process id."""
@@ -252,6 +261,14 @@ def write_data(folder: Path, rows: int) -> None:
         ]
     }
     (folder / "datasets.yaml").write_text(yaml.safe_dump(declared))
+
+
+def of_tree(tree: Path | None) -> dict[str, Any]:
+    """What starts a process of `python -m feddp` with the code of `tree`; None: with this one's."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if tree is None:
+        return {"env": environment}
+    return {"env": {**environment, "PYTHONPATH": str(tree)}, "cwd": tree}
 
 
 def run_cli(*arguments: str, **environment: str) -> tuple[int, str, str]:

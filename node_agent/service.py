@@ -146,13 +146,14 @@ class Owner:
 def owners(service: Service, steward: str) -> list[Owner]:
     """Who shall own what in an agent's folder.
 
-    IT owns the folder and `agent.yaml`, the steward the two files that say what is allowed, and the
-    service's user the rest. Each reads what it needs and writes only its own.
+    The steward owns the two files that say what is allowed, root the folder, and the service's user
+    the rest: IT acts as that user (`sudo -u feddp feddp agent ...`), so that no command leaves a
+    file there that the agent cannot write.
     """
     folder, user, group = Folder(service.folder), service.user, service.group
     found = [
         Owner(folder.root, "root", group, FOLDER_MODE),
-        Owner(folder.agent_yaml, "root", group, STEWARD_MODE),
+        Owner(folder.agent_yaml, user, group, STEWARD_MODE),
         Owner(folder.policy_yaml, steward, group, STEWARD_MODE),
         Owner(folder.datasets_yaml, steward, group, STEWARD_MODE),
     ]

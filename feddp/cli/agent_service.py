@@ -30,8 +30,8 @@ def install_service(
 ) -> None:
     """Write the systemd unit of this folder's agent, and give its files to their owners.
 
-    IT owns the folder, the data steward policy.yaml and datasets.yaml, the service's user the
-    rest. Starting it stays with you: `systemctl enable --now` as the last line says.
+    The data steward owns policy.yaml and datasets.yaml, root the folder, the service's user the
+    rest: run commands on it as that user. Starting it stays with you, as the last line says.
     """
     from node_agent.service import Service, install, owners
 
@@ -44,6 +44,7 @@ def install_service(
     path = install(service, steward, unit_folder)
     output.line(f"wrote {path}; policy.yaml and datasets.yaml belong to {steward}")
     output.line(f"check it: systemd-analyze verify {path}")
+    output.line(f"commands on {folder} from now on: sudo -u {user} feddp agent ...")
     output.line(f"start it: systemctl daemon-reload && systemctl enable --now {path.name}")
 
 

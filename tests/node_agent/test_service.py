@@ -33,12 +33,12 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
     "replace policy.yaml": lambda: _replace("policy.yaml"),
     "remove datasets.yaml": lambda: Path("datasets.yaml").unlink(),
     "rename datasets.yaml": lambda: Path("datasets.yaml").rename("old"),
-    "write agent.yaml": lambda: _append("agent.yaml"),
     "open the folder to all": lambda: Path().chmod(0o777),
 }
 WORK: dict[str, Callable[[], object]] = {
     "read policy.yaml": lambda: Path("policy.yaml").read_text(),
     "read agent.yaml": lambda: Path("agent.yaml").read_text(),
+    "replace agent.yaml": lambda: _replace("agent.yaml"),
     "write the ledger": lambda: _append("state.db"),
     "make the ledger's journal": lambda: _append("state.db-wal"),
     "replace a certificate": lambda: _replace("identity/node.crt", "identity/mine"),

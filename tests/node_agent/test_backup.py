@@ -96,3 +96,12 @@ def test_a_backup_that_was_cut_is_refused(agent: Folder, tmp_path: Path, size: i
     (tmp_path / "cut.tar").write_bytes((tmp_path / "backup.tar").read_bytes()[:size])
     with pytest.raises(FeddpError):
         restore(tmp_path / "cut.tar", tmp_path / "b")
+
+
+def test_a_file_without_a_ledger_is_no_backup(agent: Folder, tmp_path: Path) -> None:
+    """An agent of it would begin with nothing spent."""
+    file = tmp_path / "backup.tar"
+    with tarfile.open(file, "w") as archive:
+        archive.add(agent.agent_yaml, "agent.yaml")
+    with pytest.raises(Malformed, match="not a whole backup"):
+        restore(file, tmp_path / "b")

@@ -111,6 +111,9 @@ def restore(path: Path, source: Path) -> int:
                 count = _sound(copied, identity, source)
                 copied.set_note(RESTORED_NOTE, "yes")
                 copied.set_note(ROLLED_BACK_NOTE, "")
+                # A copy that caught up from the coordinator's chain does not know the sources.
+                for paid in present.payers.payments():
+                    copied.payers.note(paid)
                 missing = {e.hash for e in present.ledger.entries()} - {
                     e.hash for e in copied.ledger.entries()
                 }

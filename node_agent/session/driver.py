@@ -15,7 +15,7 @@ from node_agent.admission import Admission, Decision, Refused, Reserved, Suspens
 from node_agent.failures import Failures
 from node_agent.launchers.base import Limits, StartWorker
 from node_agent.orders import Order
-from node_agent.policy import require_kept
+from node_agent.payers import require_kept
 from node_agent.session import commands as c
 from node_agent.session import events as e
 from node_agent.session.attempts import Agent
@@ -278,9 +278,18 @@ class Driver:
         def refuses(name: str) -> str:
             return suspended.reason(f"{node}/{name}")
 
-        moved = state.note(MOVED_NOTE) or state.note(LEFT_NOTE)
-        whole = state.account_units if moved else None
-        said = hello(rules, tasks, state.fixed_filter, open_attempts, used, unseen, refuses, whole)
+        came = state.note(MOVED_NOTE) or state.note(LEFT_NOTE)
+        said = hello(
+            rules,
+            tasks,
+            state.fixed_filter,
+            open_attempts,
+            used,
+            unseen,
+            refuses,
+            state.payers.moved,
+            state.account_units if came else None,
+        )
         for account in said.accounts:  # the coordinator keeps a lower limit for good, and so do we
             state.lower(account.name, account.epsilon_limit, raised)
         warn_of_limits(state.ledger.accounts(), state.ledger.epsilon_guarantee)

@@ -25,11 +25,13 @@ class NodeDisk:
         self.attempt, self.standing = self.state.attempt, self.state.standing
         self.signature, self.fixed_filter = self.state.signature, self.state.fixed_filter
         self.note, self.witnessed = self.state.note, self.state.witnessed
-        self.accounts_kept = self.state.accounts_kept
+        self.accounts_kept, self.payers = self.state.accounts_kept, self.state.payers
 
-    def reserve(self, order: Order, filter_: Filter, purpose: Purpose = "training") -> bytes:
+    def reserve(
+        self, order: Order, filter_: Filter, purpose: Purpose = "training", source: str = ""
+    ) -> bytes:
         """See `State.reserve`."""
-        signature = self.state.reserve(order, filter_, purpose)
+        signature = self.state.reserve(order, filter_, purpose, source)
         self._world.checker.node_reserved(self, order, filter_)
         return signature
 

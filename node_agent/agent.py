@@ -21,6 +21,7 @@ from node_agent.admission import Admission
 from node_agent.channels import Channels
 from node_agent.config import AgentConfig, Folder, load_config
 from node_agent.datasets import DataSetSpec
+from node_agent.failures import keep_short
 from node_agent.footprint import keep_small
 from node_agent.headers import WrongHeader, check_header
 from node_agent.identity import Identity, load_identity
@@ -114,6 +115,7 @@ async def serve(
     beside = [
         asyncio.create_task(keep_small()),
         asyncio.create_task(watch_overlaps(folder, steward)),
+        asyncio.create_task(keep_short(folder.logs)),
     ]
     if config.alerts.is_used:
         from node_agent.alert_watch import AlertWatch  # most agents need none of it in memory

@@ -4,11 +4,12 @@ Once data is open, the coordinator is told "no update" and nothing else; the sen
 and the log stay here. Nothing written here holds a value of a record.
 """
 
+import asyncio
 import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,11 @@ log = structlog.get_logger(__name__)
 
 FILE_BYTES_MAX: Final = 4 << 20
 """Then the file becomes the older one, of which there is one."""
+
+LOG_DAYS_MAX: Final = 180
+"""A worker's log is removed so long after it was written last: jobs come for years."""
+
+DAY_S: Final = 86_400.0
 
 NAME: Final = "failures.jsonl"
 OLDER: Final = "failures.old.jsonl"
@@ -106,6 +112,24 @@ def kept(logs: Path, job_id: str = "", since_s: float = 0.0) -> list[Failure]:
     return [
         one for one in _read(logs) if one.at_s >= since_s and (not job_id or one.job_id == job_id)
     ]
+
+
+def remove_old(logs: Path, now_s: float) -> int:
+    """Remove workers' logs that nobody wrote to for `LOG_DAYS_MAX`; how many went."""
+    gone = 0
+    for path in logs.glob("worker-*.log"):
+        with contextlib.suppress(OSError):
+            if now_s - path.stat().st_mtime > LOG_DAYS_MAX * DAY_S:
+                path.unlink()
+                gone += 1
+    return gone
+
+
+async def keep_short(logs: Path, pause: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+    """Do so at the start and once a day; never ends by itself."""
+    while True:
+        await asyncio.to_thread(remove_old, logs, time.time())
+        await pause(DAY_S)
 
 
 def worker_log(logs: Path, job_id: str, lines_max: int) -> list[str]:

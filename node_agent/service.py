@@ -201,9 +201,10 @@ def weaknesses(folder: Folder, uid: int | None = None) -> list[str]:
     """Where the user that the agent runs as could change what the steward says; a sentence each.
 
     Args:
-        uid: of the agent; this process's where None.
+        uid: of the agent; where None the owner of its ledger, else of this process.
     """
-    uid = os.geteuid() if uid is None else uid
+    if uid is None:
+        uid = folder.state_db.stat().st_uid if folder.state_db.exists() else os.geteuid()
     groups = set(os.getgroups()) | {os.getegid()} if uid == os.geteuid() else _groups_of(uid)
     found = []
     for path in (folder.policy_yaml, folder.datasets_yaml):

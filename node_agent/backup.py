@@ -17,7 +17,7 @@ from node_agent.agent import locked, read_folder
 from node_agent.config import Folder
 from node_agent.ledger_files import export
 from node_agent.state import RESTORED_NOTE, State
-from protos.content import sync_directory
+from protos.content import beside_of, sync_directory
 from protos.errors import Conflict, Malformed, NotFound
 
 LEDGER: Final = "state.db"
@@ -91,34 +91,52 @@ def restore(source: Path, path: Path) -> list[str]:
             "ledger alone: `feddp agent ledger import`",
         )
     folder.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    names = []
-    try:
-        with tarfile.open(source, mode="r:") as archive:
-            for member in archive:
-                target = _target(folder, member)
-                target.parent.mkdir(mode=0o700, exist_ok=True)
-                opened = archive.extractfile(member)
-                if opened is None:
-                    raise _invalid(source)
-                mode = 0o644 if target.suffix in (".crt", ".pem") else 0o600
-                _write(target, opened, mode)
-                names.append(member.name)
-    except (tarfile.TarError, EOFError):
-        raise _invalid(source) from None
-    if LEDGER not in names:
-        raise _invalid(source)
-    for part in (folder.spool, folder.logs):
-        part.mkdir(mode=0o700, exist_ok=True)
-    _, identity = read_folder(folder)
-    with locked(folder):
-        state = State(folder.state_db, identity.node, identity.ledger_key)
+    names: list[str] = []
+    ledger = beside_of(folder.state_db)
+    # Whole or not at all; and the ledger comes last, when it is noted that it is a copy.
+    with contextlib.ExitStack() as undo, locked(folder):
+        try:
+            with tarfile.open(source, mode="r:") as archive:
+                for member in archive:
+                    _take_out(archive, member, folder, ledger, undo)
+                    names.append(member.name)
+        except (tarfile.TarError, EOFError):
+            raise _invalid(source) from None
+        if LEDGER not in names:
+            raise _invalid(source)
+        _, identity = read_folder(folder)
+        state = State(ledger, identity.node, identity.ledger_key)
         try:
             # What was under way when the copy was made ended since, one way or the other.
             state.set_note(RESTORED_NOTE, "yes")
         finally:
             state.close()
-    sync_directory(folder.root)
+        for part in (folder.spool, folder.logs):
+            part.mkdir(mode=0o700, exist_ok=True)
+        ledger.replace(folder.state_db)
+        sync_directory(folder.root)
+        undo.pop_all()
     return sorted(names)
+
+
+def _take_out(
+    archive: tarfile.TarFile,
+    member: tarfile.TarInfo,
+    folder: Folder,
+    ledger: Path,
+    undo: contextlib.ExitStack,
+) -> None:
+    target = _target(folder, member)
+    if target == folder.state_db:
+        target = ledger
+    if not target.parent.is_dir():
+        target.parent.mkdir(mode=0o700)
+        undo.callback(target.parent.rmdir)
+    opened = archive.extractfile(member)
+    if opened is None:
+        raise Malformed("BACKUP_INVALID", f"{member.name!r} cannot be read from the backup")
+    undo.callback(target.unlink, missing_ok=True)
+    _write(target, opened, 0o644 if target.suffix in (".crt", ".pem") else 0o600)
 
 
 def _add(archive: tarfile.TarFile, path: Path, name: str, names: list[str]) -> None:

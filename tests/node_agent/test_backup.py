@@ -96,6 +96,8 @@ def test_a_backup_that_was_cut_is_refused(agent: Folder, tmp_path: Path, size: i
     (tmp_path / "cut.tar").write_bytes((tmp_path / "backup.tar").read_bytes()[:size])
     with pytest.raises(FeddpError):
         restore(tmp_path / "cut.tar", tmp_path / "b")
+    assert {one.name for one in (tmp_path / "b").rglob("*")} <= {"agent.lock"}
+    restore(tmp_path / "backup.tar", tmp_path / "b")
 
 
 def test_a_file_without_a_ledger_is_no_backup(agent: Folder, tmp_path: Path) -> None:

@@ -64,12 +64,13 @@ ProtectProc=invisible
 RemoveIPC=yes
 KeyringMode=private
 SystemCallArchitectures=native
-SystemCallFilter=@system-service @mount
+# The last four are what a worker limits itself with before it sees records.
+SystemCallFilter=@system-service seccomp landlock_create_ruleset landlock_add_rule \
+    landlock_restrict_self
 SystemCallErrorNumber=EPERM
 # Outbound connections, the system's log, and the routes that a name look-up reads.
 RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK
-# Workers get a network namespace of their own, with nothing in it, where the kernel allows that.
-RestrictNamespaces=user net mnt
+RestrictNamespaces=yes
 
 # A core file would be a copy of patients' records.
 LimitCORE=0

@@ -92,8 +92,13 @@ class Site:
             "JOB": self.job,
             "NAME": "alpha",
             "COORDINATOR": str(target.installation.folder),
+            "GATEWAY": str(self.folder / "gateway"),
         }
+        (self.folder / "gateway").mkdir(exist_ok=True)
         text = re.sub(rf"\b({'|'.join(names)})\b", lambda match: names[match[1]], block.text)
+        left = re.findall(r"\b[A-Z]{3,}(?:_[A-Z]+)*\b(?![=:])", re.sub(r"\$\{?\w+", "", text))
+        left = [one for one in left if one in block.text and one not in names]
+        assert not left, f"{left} stand for nothing here: name them, or say that it is not run"
         expected = int(words[words.index("exit") + 1]) if "exit" in words else 0
         done = subprocess.run(
             ["bash", "-ec", text],
@@ -155,9 +160,10 @@ def site(tmp_path: Path) -> Iterator[Site]:
         federations[0].start("beta")
         folder = tmp_path / "machine"
         (folder / "bin").mkdir(parents=True)
-        feddp = folder / "bin/feddp"
-        feddp.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m feddp "$@"\n')
-        feddp.chmod(0o755)
+        for name, arguments in (("feddp", "-m feddp "), ("python", "")):
+            path = folder / "bin" / name
+            path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {arguments}"$@"\n')
+            path.chmod(0o755)
         yield Site(federations[0], federations[1], folder)
     finally:
         for federation in federations:

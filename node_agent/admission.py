@@ -155,7 +155,8 @@ class Admission:
             policy = rules.policy.account(name)
             if policy is None:
                 return None
-            return filter_of(policy, rules.data_sets, self._state.fixed_filter(name))
+            fixed, there = self._state.fixed_filter(name), self._state.limit_there(account)
+            return filter_of(policy, rules.data_sets, fixed, there)
         except FeddpError:
             return None
 
@@ -211,7 +212,8 @@ class Admission:
         if found is not None or account is None or spec is None:
             refused = found or Refusal("ACCOUNT_MISMATCH", "There is no such account.")
             raise NotAllowed(refused.reason, refused.message)
-        return filter_of(account, rules.data_sets, standing.fixed), _read(spec, order)
+        filter_ = filter_of(account, rules.data_sets, standing.fixed, standing.limit_there)
+        return filter_, _read(spec, order)
 
 
 def _read(spec: DataSetSpec, order: Order) -> str:

@@ -23,6 +23,7 @@ from node_agent.config import AgentConfig, Folder, load_config
 from node_agent.datasets import DataSetSpec
 from node_agent.failures import keep_short
 from node_agent.footprint import keep_small
+from node_agent.header_watch import FIRST_LOOK_S, HeaderWatch
 from node_agent.headers import WrongHeader, check_header
 from node_agent.identity import Identity, load_identity
 from node_agent.judgement import filter_of, not_raised
@@ -109,11 +110,15 @@ async def serve(
     state = State(folder.state_db, identity.node, identity.ledger_key)
     channels = Channels(config.coordinator, identity)
     steward = Steward(folder)
+    headers = HeaderWatch(folder, steward)
     log.info("agent_started", node=identity.node, coordinator=config.coordinator)
+    with contextlib.suppress(TimeoutError):  # a disk that does not answer must not keep it away
+        await asyncio.wait_for(headers.look(), FIRST_LOOK_S)
     for text in weaknesses(folder):
         log.warning("stewards_files_not_apart", do=text)
     beside = [
         asyncio.create_task(keep_small()),
+        asyncio.create_task(headers.run()),
         asyncio.create_task(watch_overlaps(folder, steward)),
         asyncio.create_task(keep_short(folder.logs)),
     ]
@@ -138,6 +143,7 @@ async def serve(
                 logs=folder.logs,
                 limits=Limits(**config.worker.model_dump()),
                 tasks=installed,
+                unavailable=headers.reasons,
             )
         )
 
@@ -238,11 +244,12 @@ def status(path: Path) -> dict[str, Any]:
         finally:
             state.close()
     answer["accounts"] = _accounts(identity.node, rules, kept, raises, guarantees)
-    answer["in_order"] = (
-        answer["rules"]["ok"]
-        and not answer["ledger"]["rolled_back"]
-        and not any(one["message"] for one in answer["data_sets"] + answer["accounts"])
+    answer["files_in_order"] = answer["rules"]["ok"] and not any(
+        one["message"] for one in answer["data_sets"] + answer["accounts"]
     )
+    ledger = answer["ledger"]
+    sound = ledger["verified"] and not ledger["disputes"] and not ledger["rolled_back"]
+    answer["in_order"] = answer["files_in_order"] and sound
     return answer
 
 

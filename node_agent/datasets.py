@@ -81,6 +81,21 @@ class DataSetSpec(BaseModel):
     rows_per_patient_max: int = Field(default=1000, ge=1, le=ROWS_PER_PATIENT_MAX, strict=True)
     columns: dict[ColumnName, ColumnType] = Field(min_length=1, max_length=COLUMNS_MAX)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _patient_is_no_feature(cls, value: Any) -> Any:
+        """Said before its type is looked at: no type is right for it."""
+        if not isinstance(value, dict) or not isinstance(value.get("columns"), dict):
+            return value
+        patient, columns = value.get("patient"), value["columns"]
+        if isinstance(patient, str) and columns.get(patient, "number") != "number":
+            raise ValueError(
+                f"columns: {patient!r} is the patient column, which says whose record a row is. It "
+                "is read as text, is no feature of any task, and needs no type: take it out of "
+                "columns; `patient` alone declares it"
+            )
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> "DataSetSpec":
         if self.source.suffix not in (".csv", ".parquet"):

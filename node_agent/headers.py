@@ -12,6 +12,9 @@ from typing import Final
 
 from node_agent.datasets import DataSetSpec
 
+HEADER_BYTES: Final = 64 << 10
+"""Tried first: an agent looks often, and its memory is small."""
+
 HEADER_BYTES_MAX: Final = 4 << 20
 """10,000 columns with names of 256 letters fit."""
 
@@ -59,12 +62,26 @@ def column_fault(path: Path, names: list[str], declared: Collection[str]) -> str
 def _csv_names(path: Path) -> list[str]:
     """The first line that is not empty, as pyarrow reads it."""
     with path.open("rb") as file:
-        # Rows may be in what was read, so that nothing of them may lead to an error.
-        start = file.read(HEADER_BYTES_MAX).decode("utf-8-sig", "surrogateescape")
+        for size in (HEADER_BYTES, HEADER_BYTES_MAX):
+            file.seek(0)
+            start = file.read(size)
+            names, ended = _first_row(start)
+            if ended or len(start) < size:
+                break
+    return names
+
+
+def _first_row(start: bytes) -> tuple[list[str], bool]:
+    """The first row of a file that begins so, and whether it is known to end there."""
+    # Rows may be in what was read, so that nothing of them may lead to an error.
+    text = start.decode("utf-8-sig", "surrogateescape")
+    rows = csv.reader(io.StringIO(text, newline=""))
+    names: list[str] = []
     try:
-        return next((row for row in csv.reader(io.StringIO(start, newline="")) if row), [])
+        names = next((row for row in rows if row), [])
+        return names, next(rows, None) is not None
     except csv.Error:
-        return []
+        return names, bool(names)
 
 
 def _parquet_names(path: Path) -> list[str]:

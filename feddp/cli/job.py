@@ -40,15 +40,16 @@ def submit(
     """Start a job. With --watch the exit code is the job's: 0 done, 1 failed, 4 out of budget."""
     with connect(folder, profile) as client:
         job = client.submit(file, seed)
+        if not as_json:
+            output.line(f"job {job.job_id} submitted")
+            for warning in job.warnings:
+                output.line(f"warning: {warning}")
         if watch:
-            if not as_json:
-                output.line(f"job {job.job_id} submitted")
             _follow(client, job.job_id, report, "json-end" if as_json else "people")
             return
     if as_json:
         output.print_json(output.as_dict(job))
         return
-    output.line(f"job {job.job_id} submitted")
     output.line(f"follow it: feddp job watch {job.job_id}")
 
 

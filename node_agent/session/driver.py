@@ -52,6 +52,7 @@ class Parts:
     Attributes:
         channel: to the coordinator at `address`, "host:port".
         tasks: the installed tasks.
+        unavailable: data set -> why it cannot be used now, as the coordinator may know it.
     """
 
     channel: grpc.aio.Channel
@@ -65,6 +66,7 @@ class Parts:
     logs: Path
     limits: Limits
     tasks: Callable[[], Mapping[str, TaskInfo]]
+    unavailable: Callable[[], Mapping[str, str]] = dict
 
 
 class Driver:
@@ -112,6 +114,7 @@ class Driver:
         self._published: tuple[object, ...] = ()
         self._raised: dict[str, int] = {}
         self._suspended = Suspensions()
+        self._unavailable: Mapping[str, str] = {}
 
     def renewed(self, channel: grpc.aio.Channel) -> None:
         """A newer certificate: every call from now on, and the session, go over this connection."""
@@ -180,8 +183,9 @@ class Driver:
             self._dispatch(e.HeartbeatDue())
 
     async def _watch(self) -> None:
-        """Say Hello again when the steward's files have changed, a limit was raised, or a dispute
-        began or ended. Apart from the heartbeats, which no disk may delay."""
+        """Say Hello again when the steward's files have changed, a data set can be used or cannot
+        any more, a limit was raised, or a dispute began or ended. Apart from the heartbeats, which
+        no disk may delay."""
         while True:
             await asyncio.sleep(self._link.heartbeat_s)
             stamp = await asyncio.to_thread(self._parts.steward.stamp)
@@ -194,6 +198,8 @@ class Driver:
                 log.info("suspensions_changed")
             elif stamp != self._published:
                 log.info("policy_changed")
+            elif self._parts.unavailable() != self._unavailable:
+                log.info("data_sets_changed")
             else:
                 continue
             self._dispatch(e.PolicyChanged())
@@ -278,6 +284,7 @@ class Driver:
         def refuses(name: str) -> str:
             return suspended.reason(f"{node}/{name}")
 
+        unavailable = self._unavailable = dict(self._parts.unavailable())
         came = state.note(MOVED_NOTE) or state.note(LEFT_NOTE)
         said = hello(
             rules,
@@ -288,6 +295,7 @@ class Driver:
             unseen,
             refuses,
             state.payers.moved,
+            unavailable,
             state.account_units if came else None,
         )
         for account in said.accounts:  # the coordinator keeps a lower limit for good, and so do we

@@ -125,7 +125,7 @@ async def serve(
     if config.alerts.is_used:
         from node_agent.alert_watch import AlertWatch  # most agents need none of it in memory
 
-        watch = AlertWatch(folder, identity, config.alerts, state, ledger, steward)
+        watch = AlertWatch(folder, identity, config.alerts, state, ledger, steward, headers.texts)
         beside.append(asyncio.create_task(watch.run()))
     try:
         driver = Driver(

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import structlog
@@ -37,8 +37,10 @@ class AlertWatch:
         state: State,
         ledger: LedgerThread,
         steward: Steward,
+        faults: Callable[[], Mapping[str, str]],
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        self._faults = faults
         self._folder = folder
         self._identity = identity
         self._config = config
@@ -60,7 +62,14 @@ class AlertWatch:
         with contextlib.suppress(FeddpError):  # in the middle of a change: the last one tells
             self._identity = await asyncio.to_thread(load_identity, self._folder.identity)
         now = await self._ledger.run(
-            conditions, self._folder, self._identity, self._state, self._steward, self._config
+            conditions,
+            self._folder,
+            self._identity,
+            self._state,
+            self._steward,
+            self._config,
+            None,
+            dict(self._faults()),
         )
         for number, sink in enumerate(self._sinks):
             await self._tell(number, sink, {one.key: one for one in now})

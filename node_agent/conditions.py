@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -24,16 +25,22 @@ def conditions(
     steward: Steward,
     config: AlertsConfig,
     now_s: float | None = None,
+    faults: Mapping[str, str] | None = None,
 ) -> list[Alert]:
     """Everything that somebody should know, the agent as a whole first. Runs in the thread that
-    `state` belongs to."""
+    `state` belongs to.
+
+    Args:
+        faults: data set -> why it cannot be used, as the running agent has found it; where None the
+            files are looked for.
+    """
     now_s = time.time() if now_s is None else now_s
     return [
         *_certificate(identity, now_s),
         *_connection(state, config, now_s),
         *_disk(folder, config),
         *_ledger(state, config),
-        *_stewards(state, steward),
+        *_stewards(steward, faults),
     ]
 
 
@@ -96,7 +103,7 @@ def _ledger(state: State, config: AlertsConfig) -> list[Alert]:
     return found
 
 
-def _stewards(state: State, steward: Steward) -> list[Alert]:
+def _stewards(steward: Steward, faults: Mapping[str, str] | None) -> list[Alert]:
     try:
         rules = steward.rules()
     except FeddpError as error:
@@ -104,9 +111,11 @@ def _stewards(state: State, steward: Steward) -> list[Alert]:
         return [Alert("POLICY_UNREADABLE", "", error.message, remedy)]
     found = []
     for one in rules.data_sets:
-        if not _is_there(one.source):
-            text = f"{one.source} is not there, or the agent may not read it"
-            remedy = "put it back, or take the data set out of datasets.yaml"
+        text = "" if _is_there(one.source) else f"{one.source} is not there, or may not be read"
+        if faults is not None:
+            text = faults.get(one.name, "")
+        if text:
+            remedy = "put it right, or take the data set out of datasets.yaml"
             found.append(Alert("DATA_SET_UNAVAILABLE", one.name, text, remedy))
     return found
 

@@ -269,8 +269,7 @@ def test_the_watch_tells_once_and_again_when_it_is_over(agent: Agent, tmp_path: 
             "disk_free_bytes_min": 0,
         }
     )
-    source = agent.steward.rules().data_sets[0].source
-    text = source.read_text()
+    faults: dict[str, str] = {}
 
     def lines() -> list[str]:
         found = []
@@ -282,15 +281,23 @@ def test_the_watch_tells_once_and_again_when_it_is_over(agent: Agent, tmp_path: 
 
     async def work() -> None:
         ledger = LedgerThread()
-        watch = AlertWatch(agent.folder, agent.identity, config, agent.state, ledger, agent.steward)
-        source.unlink()
+        watch = AlertWatch(
+            agent.folder,
+            agent.identity,
+            config,
+            agent.state,
+            ledger,
+            agent.steward,
+            lambda: faults,
+        )
+        faults["heart"] = "column age is missing"
         await watch.look()  # nobody listens yet
         assert json.loads(status.read_text())["count"] == 1
         server.bind(address)
         await watch.look()
         await watch.look()
         assert [one.partition(": ")[2][:26] for one in lines()] == ["alpha DATA_SET_UNAVAILABLE"]
-        source.write_text(text)
+        faults.clear()
         await watch.look()
         assert ["over: DATA_SET_UNAVAILABLE" in one for one in lines()] == [True]
         assert json.loads(status.read_text())["count"] == 0

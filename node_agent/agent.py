@@ -28,7 +28,7 @@ from node_agent.headers import WrongHeader, check_header
 from node_agent.identity import Identity, load_identity
 from node_agent.judgement import filter_of, not_raised
 from node_agent.launchers.base import Limits, StartWorker
-from node_agent.launchers.local import LocalWorker
+from node_agent.launchers.choice import launcher_of
 from node_agent.overlap_watch import watch_overlaps
 from node_agent.overlaps import overlaps
 from node_agent.own_ledger import KeptAccount
@@ -76,7 +76,7 @@ def run(path: Path) -> None:
     keep_freed(FREED_BYTES_KEPT)
     with locked(folder):
         try:
-            asyncio.run(serve(folder, config, identity, LocalWorker.start, asyncio.Event()))
+            asyncio.run(_reap_and_serve(folder, config, identity))
         except ExceptionGroup as group:
             if group.subgroup(_is_full) is None:
                 raise
@@ -85,6 +85,12 @@ def run(path: Path) -> None:
                 f"the disk under {folder.root} takes no more; free room there and start the agent "
                 "again: it goes on where it was",
             ) from None
+
+
+async def _reap_and_serve(folder: Folder, config: AgentConfig, identity: Identity) -> None:
+    launcher = launcher_of(folder, config)
+    await launcher.reap()
+    await serve(folder, config, identity, launcher.start, asyncio.Event())
 
 
 def _is_full(error: BaseException) -> bool:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from certs.spiffe import check_name, check_trust_domain
 from node_agent.alerts import AlertsConfig
+from node_agent.launchers.settings import LauncherSettings, LocalSettings
 from protos.errors import FeddpError, Malformed, NotFound
 
 FILE_BYTES_MAX: Final = 1 << 20
@@ -82,6 +83,7 @@ class AgentConfig(BaseModel):
     Attributes:
         coordinator: "host:port" of the coordinator's mTLS port.
         node: this node's name; must be the one in its certificate.
+        launcher: where workers run.
         model_bytes_max: a larger model is refused, not fetched.
         alerts: whom this hospital's IT and steward are told by; see `node_agent.alerts`.
     """
@@ -95,6 +97,7 @@ class AgentConfig(BaseModel):
     model_bytes_max: int = Field(default=8 << 30, ge=1)
     worker: WorkerLimits = WorkerLimits()
     alerts: AlertsConfig = AlertsConfig()
+    launcher: LauncherSettings = LocalSettings()
 
     @field_validator("node")
     @classmethod

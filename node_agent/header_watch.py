@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ log = structlog.get_logger(__name__)
 
 LOOK_S: Final = 2.0
 """A look at files that have not changed asks for their sizes and times alone."""
+
+DATABASE_LOOK_S: Final = 300.0
+"""A database that was down is asked again so often, though no file has changed."""
 
 FIRST_LOOK_S: Final = 5.0
 """For the first look, before the agent greets without it."""
@@ -78,7 +82,7 @@ class HeaderWatch:
         rules, now = await asyncio.to_thread(_stamps, self._steward)
         if rules is None or now == self._seen:
             return
-        if any(one.source.suffix == ".parquet" for one in rules.data_sets):
+        if any(one.source.suffix != ".csv" for one in rules.data_sets):
             found = await _faults_aside(self._folder)
         else:
             found = await asyncio.to_thread(faults_of, rules.data_sets)
@@ -117,10 +121,15 @@ def _stamps(steward: Steward) -> tuple[Rules | None, object]:
         rules = steward.rules()
     except FeddpError:  # the session says so
         return None, None
-    return rules, (rules, tuple(_stamp(one.source) for one in rules.data_sets))
+    asked = any(one.database for one in rules.data_sets)
+    turn = int(time.monotonic() / DATABASE_LOOK_S) if asked else 0
+    files = tuple((_stamp(one.source), _stamp(one.opt_out)) for one in rules.data_sets)
+    return rules, (rules, files, turn)
 
 
-def _stamp(path: Path) -> tuple[int, int, int, int] | None:
+def _stamp(path: Path | None) -> tuple[int, int, int, int] | None:
+    if path is None:
+        return None
     try:
         found = path.stat()
     except OSError:
@@ -129,7 +138,7 @@ def _stamp(path: Path) -> tuple[int, int, int, int] | None:
 
 
 async def _faults_aside(folder: Folder) -> dict[str, Fault] | None:
-    """In a process of its own: an idle agent must not keep what reading Parquet loads."""
+    """In a process of its own: an idle agent must not keep what other sources than CSV load."""
     try:
         process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -57,7 +57,7 @@ DATASETS_YAML: Final = """\
 
 data_sets: []
 # - name: heart-disease
-#   source: data/train.csv     # .csv or .parquet, from this folder or absolute
+#   source: data/train.csv     # .csv, .parquet or .sql, from this folder or absolute
 #   patient: patient_id        # the column that says whose record a row is; never published, and
 #                              # not among columns
 #   label: disease             # the column that holds 0 or 1; never published
@@ -65,6 +65,12 @@ data_sets: []
 #   version: 1                 # raise it when the records change
 #   account: patients          # who pays, for ever; one account unless the patients differ
 #   rows_per_patient_max: 1000 # a patient's further rows are left out, in file order
+#   consent: {column: research_consent, values: ["yes"]}   # others are not read; see
+#   opt_out: opt-out.txt       # docs/hospital-it.md. The list: an id a line; it must exist
+#   database:                  # for a .sql source: one SELECT, asked in a read-only transaction
+#     url: postgresql+psycopg://reader@db.hospital.example/omop    # no password here
+#     password_file: db.password   # or password_env: FEDDP_SOURCE_...
+#     read_s: 5.0              # seconds that the query may take
 #   columns:
 #     age: number
 #     sex: {category: [Male, Female]}

@@ -1,9 +1,13 @@
 """The agent looks at the headers of its data sets before any order, and tells what is wrong."""
 
 import asyncio
+import contextlib
+import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -104,6 +108,39 @@ def test_a_parquet_files_schema_is_read_in_a_process_of_its_own(folder: Folder) 
     assert done.stdout.splitlines()[-1] == "{'p': 'SCHEMA_MISMATCH'} False False"
     assert "column 'patient_id' is missing" in done.stdout
     assert "secret7" not in done.stdout
+
+
+def test_a_database_is_asked_again_though_no_file_has_changed(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was away is found again by itself, and not at every look."""
+    (folder.root / "q.sql").write_text("SELECT patient_id, age, disease FROM visits")
+    file = folder.root / "visits.db"
+    database = {"url": f"sqlite:///{file}"}
+    write_rules(folder.root, data_sets=[{**DATA_SET, "source": "q.sql", "database": database}])
+    watch = HeaderWatch(folder, Steward(folder))
+    asyncio.run(watch.look())
+    assert watch.reasons().keys() == {"heart"}
+    with contextlib.closing(sqlite3.connect(file)) as made:
+        made.execute("CREATE TABLE visits (patient_id TEXT, age REAL, disease INTEGER)")
+    asyncio.run(watch.look())
+    assert watch.reasons().keys() == {"heart"}
+    later_s = time.monotonic() + header_watch.DATABASE_LOOK_S
+    monkeypatch.setattr(header_watch, "time", SimpleNamespace(monotonic=lambda: later_s))
+    asyncio.run(watch.look())
+    assert watch.reasons() == {}
+
+
+def test_an_opt_out_list_that_goes_is_told(folder: Folder) -> None:
+    """Without it nobody knows who may not be read."""
+    (folder.root / "out.txt").write_text("p7\n")
+    write_rules(folder.root, data_sets=[{**DATA_SET, "opt_out": "out.txt"}])
+    watch = HeaderWatch(folder, Steward(folder))
+    asyncio.run(watch.look())
+    assert watch.reasons() == {}
+    (folder.root / "out.txt").unlink()
+    asyncio.run(watch.look())
+    assert watch.reasons() == {"heart": "OPT_OUT_UNREADABLE"}
 
 
 def test_the_coordinator_hears_it_with_the_first_greeting_and_when_it_is_mended(

@@ -34,6 +34,7 @@ from node_agent.overlaps import overlaps
 from node_agent.own_ledger import KeptAccount
 from node_agent.payers import require_kept
 from node_agent.policy import AccountPolicy, above_limit
+from node_agent.proxy import route_to
 from node_agent.renewal import Renewal
 from node_agent.service import weaknesses
 from node_agent.session.driver import CONNECTED_NOTE, Driver, Parts
@@ -63,7 +64,7 @@ def run(path: Path) -> None:
 
     Raises:
         NotFound: NOT_JOINED, LEDGER_MISSING.
-        Malformed: CONFIG_INVALID, IDENTITY_INVALID, POLICY_INVALID, DATASETS_INVALID, ...
+        Malformed: CONFIG_INVALID, PROXY_INVALID, IDENTITY_INVALID, POLICY_INVALID, ...
         Conflict: AGENT_RUNNING.
         Limited: DISK_FULL.
     """
@@ -107,6 +108,7 @@ async def serve(
     stop: asyncio.Event,
 ) -> None:
     """Work until `stop` is set or a signal comes."""
+    route = route_to(config.coordinator, config.proxy, folder.root, os.environ)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -114,10 +116,15 @@ async def serve(
     folder.logs.mkdir(mode=0o700, exist_ok=True)
     ledger = LedgerThread()
     state = State(folder.state_db, identity.node, identity.ledger_key)
-    channels = Channels(config.coordinator, identity)
+    channels = Channels(route, identity)
     steward = Steward(folder)
     headers = HeaderWatch(folder, steward)
-    log.info("agent_started", node=identity.node, coordinator=config.coordinator)
+    log.info(
+        "agent_started",
+        node=identity.node,
+        coordinator=config.coordinator,
+        reached=route.said(),
+    )
     with contextlib.suppress(TimeoutError):  # a disk that does not answer must not keep it away
         await asyncio.wait_for(headers.look(), FIRST_LOOK_S)
     for text in weaknesses(folder):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from certs.spiffe import check_name, check_trust_domain
 from node_agent.alerts import AlertsConfig
 from node_agent.launchers.settings import LauncherSettings, LocalSettings
+from node_agent.proxy import ProxyConfig
 from protos.errors import FeddpError, Malformed, NotFound
 
 FILE_BYTES_MAX: Final = 1 << 20
@@ -98,6 +99,7 @@ class AgentConfig(BaseModel):
     worker: WorkerLimits = WorkerLimits()
     alerts: AlertsConfig = AlertsConfig()
     launcher: LauncherSettings = LocalSettings()
+    proxy: ProxyConfig = ProxyConfig()
 
     @field_validator("node")
     @classmethod

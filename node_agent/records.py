@@ -215,3 +215,55 @@ def _labels(spec: DataSetSpec, cells: Cells) -> NDArray[np.float64]:
 def _bad(spec: DataSetSpec, column: str, row: int, what: str) -> DataProblem:
     """Rows count from 1 after the header."""
     return DataProblem(f"column {column!r}, row {row} of {spec.source} {what}")
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Counts over a whole source, for the hospital's own eyes: each is a patient's data.
+
+    Attributes:
+        missing: column -> rows that lack it.
+        complete: rows that lack nothing.
+        patients: different patients in complete rows.
+        labels: complete rows with the label 0, and with 1.
+    """
+
+    rows: int
+    missing: dict[str, int]
+    complete: int
+    patients: int
+    labels: tuple[int, int]
+
+
+def tally(spec: DataSetSpec) -> Tally:
+    """Read every declared column and count, but of patients who may not be used.
+
+    Raises:
+        DataProblem: as `read_records`.
+    """
+    columns = [name for name in spec.columns if name not in (spec.patient, spec.label)]
+    consent = [spec.consent.column] if spec.consent is not None else []
+    wanted = list(dict.fromkeys([spec.patient, spec.label, *columns, *consent]))
+    table = _without_excluded(spec, _read(spec, wanted))
+    patients = _texts(spec, spec.patient, table[spec.patient], frozenset())
+    labels = _labels(spec, table[spec.label])
+    absent: dict[str, NDArray[np.bool_]] = {
+        spec.patient: np.array([patient is None for patient in patients], dtype=bool),
+        spec.label: np.isnan(labels),
+    }
+    for column in columns:
+        declared = spec.columns[column]
+        if isinstance(declared, CategoryColumn):
+            texts = _categories(spec, column, table[column], declared)
+            absent[column] = np.array([text is None for text in texts], dtype=bool)
+        else:
+            absent[column] = np.isnan(_numbers(spec, column, table[column]))
+    complete = ~np.logical_or.reduce(list(absent.values()))
+    kept = labels[complete]
+    return Tally(
+        rows=len(labels),
+        missing={name: int(lacking.sum()) for name, lacking in absent.items()},
+        complete=int(complete.sum()),
+        patients=len({patients[row] for row in np.flatnonzero(complete)}),
+        labels=(int((kept == 0).sum()), int((kept == 1).sum())),
+    )

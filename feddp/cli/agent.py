@@ -8,6 +8,7 @@ import typer
 
 from feddp.cli import (
     agent_backup,
+    agent_doctor,
     agent_leave,
     agent_ledger,
     agent_limit,
@@ -24,6 +25,7 @@ app = typer.Typer(help="Join a federation and run the node agent.", no_args_is_h
 app.add_typer(agent_ledger.app, name="ledger")
 app.add_typer(agent_limit.app, name="limit")
 app.command()(agent_limit.vouch)
+app.command()(agent_doctor.doctor)
 app.command("install-service")(agent_service.install_service)
 app.command()(agent_leave.leave)
 app.command()(agent_leave.move)
@@ -45,12 +47,15 @@ Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's 
 def join(
     token: Annotated[str, typer.Argument(metavar="TOKEN", help="As `feddp node token` gave it.")],
     folder: Folder,
+    proxy: agent_doctor.Proxy = "",
+    proxy_credentials_file: agent_doctor.CredentialsFile = None,
     as_json: Json = False,
 ) -> None:
     """Redeem a join token: makes the node's keys here and brings its certificate."""
     from node_agent.enrol import join as join_federation
 
-    made = join_federation(token, folder)
+    through = agent_doctor.proxy_of(proxy, proxy_credentials_file)
+    made = join_federation(token, folder, proxy=through)
     if as_json:
         output.print_json(
             {

@@ -6,10 +6,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from structlog.testing import capture_logs
 
 from node_agent.consent import opted_out_of
-from node_agent.datasets import DataSetSpec
+from node_agent.datasets import DataSetSpec, load_data_sets
+from node_agent.doctor.rows import check_rows
 from node_agent.headers import WrongHeader, check_header
 from node_agent.records import DataProblem, Records, read_records
 from node_agent.tasks.tabular_config import Feature
@@ -51,6 +53,19 @@ def test_patients_without_consent_are_left_out_whole(tmp_path: Path) -> None:
     """One row without it leaves out all of a patient's; spaces do not count, letters do."""
     rows = "a,51,1,yes\nb,52,1,no\nc,53,1, yes \nc,54,1,no\nd,55,0,1\ne,56,0,YES\nf,57,0,\n"
     assert ages(read_records(csv_spec(tmp_path, rows, consent=CONSENT), [AGE])) == [51, 55]
+
+
+def test_the_doctor_counts_nobody_who_may_not_be_used(tmp_path: Path) -> None:
+    """What is shown to the hospital is of the patients that training reads."""
+    rows = "a,51,1,yes\nb,,1,no\nc,53,0,yes\nd,,0,yes\n"
+    spec = csv_spec(tmp_path, rows, consent=CONSENT)
+    folder = {**spec.model_dump(mode="json", exclude_none=True), "opt_out": "out.txt"}
+    (tmp_path / "out.txt").write_text("d\n")
+    (tmp_path / "datasets.yaml").write_text(yaml.safe_dump({"data_sets": [folder]}))
+    (declared,) = load_data_sets(tmp_path)
+    found = check_rows(declared, tmp_path)
+    assert "2 of 2 rows complete, of 2 patients" in found.found
+    assert "label 0: 1, 1: 1; missing: nothing" in found.found
 
 
 def test_consent_of_a_typed_column(tmp_path: Path) -> None:

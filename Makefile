@@ -5,7 +5,7 @@ PROTOS := $(wildcard protos/feddp/v1/*.proto)
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint protos sim audit bench bench-peers bench-models wheel clean
+.PHONY: help setup demo test lint protos sim audit bench bench-peers bench-models wheel wheelhouse wheelhouse-check clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,11 +24,12 @@ demo: $(READY) ## four hospitals train one model; ARGS="--json out.json --seed 1
 test: $(READY) ## run every test; ARGS="-k name" passes on
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(READY) ## ruff, mypy strict, and whether the generated code is current
+lint: $(READY) ## ruff, mypy strict, hadolint, and whether the generated code is current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy certs coordinator feddp node_agent privacy protos benchmarks
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/hadolint deploy/Dockerfile
 
 protos: $(READY) ## generate the wire code from protos/feddp/v1
 	$(BIN)/python protos/generate.py
@@ -50,6 +51,17 @@ bench-models: $(READY) ## accuracy, AUC and Brier score by epsilon on the demo's
 
 wheel: $(READY) ## build dist/feddp-*.whl
 	$(BIN)/python -m build --wheel
+
+wheelhouse: $(READY) ## wheels of feddp[agent] and all that it needs, for a site without an index, in build/wheelhouse
+	rm -rf build/wheelhouse build/lib
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir build/wheelhouse torch==2.13.0 '.[agent]'
+	@echo "install: pip install --no-index --find-links build/wheelhouse 'feddp[agent]'"
+
+wheelhouse-check: ## install from build/wheelhouse alone, in a fresh environment, and start what was installed
+	rm -rf build/wheelhouse-check
+	python3 -m venv build/wheelhouse-check
+	PIP_CONFIG_FILE=/dev/null build/wheelhouse-check/bin/pip install --quiet --disable-pip-version-check --no-index --find-links build/wheelhouse 'feddp[agent]'
+	cd build && ./wheelhouse-check/bin/feddp agent --help > /dev/null && ./wheelhouse-check/bin/python -c 'import torch, opacus, node_agent.worker'
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) build dist *.egg-info

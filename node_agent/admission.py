@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from node_agent.datasets import DataSetSpec
 from node_agent.judgement import Refusal, filter_of, judge, judge_terms
 from node_agent.orders import Order
 from node_agent.payers import require_kept, source_digest
-from node_agent.state import RESTORED_NOTE, State
+from node_agent.state import RESTORED_NOTE, ROLLED_BACK_NOTE, State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import Purpose, TaskInfo
 from node_agent.witnessed import EVERY_ACCOUNT
@@ -48,10 +48,12 @@ class Terms:
 
     Attributes:
         tick_s: outcomes leave at multiples of it from the opening; 0 where no data is read.
+        share_failure_class: whether the coordinator is told why no update came of it.
     """
 
     data_set: DataSetSpec
     tick_s: float
+    share_failure_class: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,14 @@ class Suspensions:
 
     catching_up: bool = False
     disputed: frozenset[str] = frozenset()
+    rolled_back: bool = False
 
-    def reason(self, account: str) -> Literal["LEDGER_CATCHING_UP", "LEDGER_DISPUTED", ""]:
+    def reason(
+        self, account: str
+    ) -> Literal["LEDGER_ROLLED_BACK", "LEDGER_CATCHING_UP", "LEDGER_DISPUTED", ""]:
         """Why orders on "NODE/NAME" are refused; empty where they are judged."""
+        if self.rolled_back:
+            return "LEDGER_ROLLED_BACK"
         if self.catching_up:
             return "LEDGER_CATCHING_UP"
         return "LEDGER_DISPUTED" if self.disputed & {account, EVERY_ACCOUNT} else ""
@@ -110,6 +117,8 @@ class Admission:
 
     def terms(self, order: Order) -> Terms | Refusal:
         """The terms, or a refusal if the steward has changed the rules since the order came."""
+        if self.suspensions().rolled_back:
+            return Refusal("LEDGER_ROLLED_BACK", _ROLLED_BACK)
         try:
             rules = self._steward.rules()
         except FeddpError as error:
@@ -129,12 +138,14 @@ class Admission:
         # The declaration may be another than when the order was reserved: what is kept is what is
         # about to be read.
         self._state.payers.note(self._state.payers.payment(data_set))
-        return Terms(data_set, rules.policy.outcome_tick_s)
+        policy = rules.policy
+        return Terms(data_set, policy.outcome_tick_s, policy.share_failure_class)
 
     def suspensions(self) -> Suspensions:
         """As they are now."""
         disputed = frozenset(one.account for one in self._state.witnessed.disputes())
-        return Suspensions(bool(self._state.note(RESTORED_NOTE)), disputed)
+        note = self._state.note
+        return Suspensions(bool(note(RESTORED_NOTE)), disputed, bool(note(ROLLED_BACK_NOTE)))
 
     def filter_of_account(self, account: str) -> Filter | None:
         """How "NODE/NAME" counts by the steward's files of now; None if they do not say."""
@@ -172,6 +183,8 @@ class Admission:
                 "MODEL_TOO_LARGE", f"This node takes models up to {self._model_bytes_max} bytes."
             )
         reason = self.suspensions().reason(f"{self.node}/{order.account}")
+        if reason == "LEDGER_ROLLED_BACK":
+            raise NotAllowed(reason, _ROLLED_BACK)
         if reason == "LEDGER_CATCHING_UP":
             raise NotAllowed(
                 reason,
@@ -206,6 +219,12 @@ class Admission:
 def _read(spec: DataSetSpec, order: Order) -> str:
     """What an order reads of a data set; empty for nothing."""
     return "" if order.release.mechanism == "no_data" else source_digest(spec)
+
+
+_ROLLED_BACK: Final = (
+    "This node's ledger lacks what the node has signed, as after a snapshot was put back; its IT "
+    "stops the agent and runs `feddp agent ledger import`."
+)
 
 
 def _unreadable(error: FeddpError) -> Refusal:

@@ -21,6 +21,7 @@ from node_agent.admission import Admission
 from node_agent.channels import Channels
 from node_agent.config import AgentConfig, Folder, load_config
 from node_agent.datasets import DataSetSpec
+from node_agent.failures import keep_short
 from node_agent.footprint import keep_small
 from node_agent.header_watch import FIRST_LOOK_S, HeaderWatch
 from node_agent.headers import WrongHeader, check_header
@@ -35,10 +36,11 @@ from node_agent.payers import require_kept
 from node_agent.policy import AccountPolicy, above_limit
 from node_agent.proxy import route_to
 from node_agent.renewal import Renewal
+from node_agent.service import weaknesses
 from node_agent.session.driver import CONNECTED_NOTE, Driver, Parts
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.spool import Spool
-from node_agent.state import State, ledger_missing
+from node_agent.state import ROLLED_BACK_NOTE, State, ledger_missing
 from node_agent.steward import Rules, Steward
 from node_agent.tasks.registry import installed
 from privacy.ledger import verify
@@ -125,11 +127,19 @@ async def serve(
     )
     with contextlib.suppress(TimeoutError):  # a disk that does not answer must not keep it away
         await asyncio.wait_for(headers.look(), FIRST_LOOK_S)
+    for text in weaknesses(folder):
+        log.warning("stewards_files_not_apart", do=text)
     beside = [
         asyncio.create_task(keep_small()),
         asyncio.create_task(headers.run()),
         asyncio.create_task(watch_overlaps(folder, steward)),
+        asyncio.create_task(keep_short(folder.logs)),
     ]
+    if config.alerts.is_used:
+        from node_agent.alert_watch import AlertWatch  # most agents need none of it in memory
+
+        watch = AlertWatch(folder, identity, config.alerts, state, ledger, steward, headers.texts)
+        beside.append(asyncio.create_task(watch.run()))
     try:
         driver = Driver(
             Parts(
@@ -202,15 +212,23 @@ def status(path: Path) -> dict[str, Any]:
         "connected_since": None,
         "rules": {"ok": True, "message": ""},
         "data_sets": [],
+        "shares_failure_class": False,
         "overlaps": [],
         "accounts": [],
         "attempts": {},
-        "ledger": {"verified": True, "entries": 0, "problems": [], "disputes": []},
+        "ledger": {
+            "verified": True,
+            "entries": 0,
+            "problems": [],
+            "disputes": [],
+            "rolled_back": "",
+        },
     }
     rules = None
     try:
         rules = Steward(folder).rules()
         answer["data_sets"] = [_data_set(spec, rules) for spec in rules.data_sets]
+        answer["shares_failure_class"] = rules.policy.share_failure_class
         answer["overlaps"] = [
             {"data_sets": list(one.data_sets), "warning": one.is_warning, "message": one.said()}
             for one in overlaps(rules.data_sets)
@@ -234,6 +252,7 @@ def status(path: Path) -> dict[str, Any]:
             since = state.note(CONNECTED_NOTE)
             answer["attempts"] = state.counts()
             answer["ledger"] = _verified(state, kept, identity)
+            answer["ledger"]["rolled_back"] = state.note(ROLLED_BACK_NOTE)
             if running and since:
                 answer |= {"connected": True, "connected_since": float(since)}
         except sqlite3.DatabaseError:
@@ -242,6 +261,7 @@ def status(path: Path) -> dict[str, Any]:
                 "entries": 0,
                 "problems": [f"{folder.state_db} cannot be read"],
                 "disputes": [],
+                "rolled_back": "",
             }
         finally:
             state.close()
@@ -250,7 +270,8 @@ def status(path: Path) -> dict[str, Any]:
         one["message"] for one in answer["data_sets"] + answer["accounts"]
     )
     ledger = answer["ledger"]
-    answer["in_order"] = answer["files_in_order"] and ledger["verified"] and not ledger["disputes"]
+    sound = ledger["verified"] and not ledger["disputes"] and not ledger["rolled_back"]
+    answer["in_order"] = answer["files_in_order"] and sound
     return answer
 
 

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from certs.spiffe import check_name, check_trust_domain
+from node_agent.alerts import AlertsConfig
 from node_agent.launchers.settings import LauncherSettings, LocalSettings
 from node_agent.proxy import ProxyConfig
 from protos.errors import FeddpError, Malformed, NotFound
@@ -87,6 +88,7 @@ class AgentConfig(BaseModel):
         node: this node's name; must be the one in its certificate.
         launcher: where workers run.
         model_bytes_max: a larger model is refused, not fetched.
+        alerts: whom this hospital's IT and steward are told by; see `node_agent.alerts`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -98,6 +100,7 @@ class AgentConfig(BaseModel):
     node_class: Annotated[str, Field(pattern="^(edge|hpc|cloud)$")]
     model_bytes_max: int = Field(default=8 << 30, ge=1)
     worker: WorkerLimits = WorkerLimits()
+    alerts: AlertsConfig = AlertsConfig()
     launcher: LauncherSettings = LocalSettings()
     proxy: ProxyConfig = ProxyConfig()
 

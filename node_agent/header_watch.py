@@ -67,6 +67,10 @@ class HeaderWatch:
         """Data set -> what the coordinator is told of it."""
         return {name: fault.reason for name, fault in self.faults.items()}
 
+    def texts(self) -> dict[str, str]:
+        """Data set -> what the hospital is told of it."""
+        return {name: fault.text for name, fault in self.faults.items()}
+
     async def run(self, pause: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Look again and again; never ends by itself."""
         while True:

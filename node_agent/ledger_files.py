@@ -12,7 +12,7 @@ from node_agent.agent import locked, read_folder
 from node_agent.config import Folder
 from node_agent.identity import Identity
 from node_agent.own_ledger import KeptAccount
-from node_agent.state import RESTORED_NOTE, State
+from node_agent.state import RESTORED_NOTE, ROLLED_BACK_NOTE, State
 from node_agent.witnessed import Dispute
 from privacy.heads import LimitInForce, Terms
 from privacy.ledger import Verification, verify
@@ -117,6 +117,7 @@ def restore(path: Path, source: Path) -> int:
             with _state(beside, identity) as copied, _state(folder.state_db, identity) as present:
                 count = _sound(copied, identity, source)
                 copied.set_note(RESTORED_NOTE, "yes")
+                copied.set_note(ROLLED_BACK_NOTE, "")
                 # A copy that caught up from the coordinator's chain does not know the sources.
                 for paid in present.payers.payments():
                     copied.payers.note(paid)

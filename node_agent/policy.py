@@ -97,6 +97,8 @@ class Policy(_Model):
         outcome_tick_s: outcomes leave at one multiple of this from the opening of the data, fixed
             beforehand; training that is not done by then is charged and lost, so leave it room.
         transfer: when and how fast models and updates move.
+        share_failure_class: whether the coordinator is told of what kind a failure was that came
+            after the data was opened. It may depend on records, and no budget covers it.
         disjoint_patients: why no patient is in two accounts, in words; needed for more than one
             account, as is the signature of a steward over it, the accounts and their data sets.
         disjoint_data_sets: account -> the data sets that the steward has signed for it; what
@@ -110,6 +112,7 @@ class Policy(_Model):
     allow: list[Allowance] = []
     outcome_tick_s: float = Field(default=1.0, gt=0, le=3600, allow_inf_nan=False)
     transfer: TransferPolicy = TransferPolicy()
+    share_failure_class: bool = False
     disjoint_patients: Annotated[str, Field(max_length=500)] = ""
     disjoint_data_sets: dict[Annotated[str, Field(pattern=_NAME)], list[str]] = {}
     disjoint_signed_by: str = ""

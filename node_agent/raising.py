@@ -22,7 +22,7 @@ from node_agent.judgement import filter_of
 from node_agent.own_ledger import KeptAccount
 from node_agent.policy import STEWARD_NAME, AccountPolicy, Policy, StewardPolicy
 from node_agent.proposals import Proposal
-from node_agent.state import RESTORED_NOTE, State, ledger_missing
+from node_agent.state import RESTORED_NOTE, ROLLED_BACK_NOTE, State, ledger_missing
 from node_agent.steward import Rules, Steward, require_accounts
 from node_agent.vouching import Vouched, sign_vouched
 from privacy.filters import Filter
@@ -84,7 +84,8 @@ def propose(path: Path, account: str, name: str, key_file: Path, reason: str, ou
     """Ask for the limit that policy.yaml gives an account; writes the file that is to be agreed to.
 
     Raises:
-        NotAllowed: STEWARDS_MISSING, STEWARD_UNKNOWN, LEDGER_DISPUTED, LEDGER_CATCHING_UP.
+        NotAllowed: STEWARDS_MISSING, STEWARD_UNKNOWN, LEDGER_DISPUTED, LEDGER_CATCHING_UP,
+            LEDGER_ROLLED_BACK.
         WrongPhase: NOT_A_RAISE, NOTHING_PROMISED, POLICY_FILTER_CHANGED.
         Malformed: REASON_INVALID, POLICY_INVALID, KEY_INVALID.
         NotFound: NOT_JOINED, LEDGER_MISSING, ACCOUNT_UNKNOWN, KEY_MISSING, FOLDER_MISSING.
@@ -276,6 +277,12 @@ def _here(state: State, steward: Steward, node: str, account: str) -> _Here:
         raise NotFound("ACCOUNT_UNKNOWN", f"policy.yaml has no account {account}; it has: {known}")
     _require_stewards(rules.policy)
     full = f"{node}/{account}"
+    if state.note(ROLLED_BACK_NOTE):
+        raise NotAllowed(
+            "LEDGER_ROLLED_BACK",
+            "this node's ledger lacks what the node has signed; stop the agent and run `feddp "
+            "agent ledger import` first",
+        )
     if state.note(RESTORED_NOTE):
         raise NotAllowed(
             "LEDGER_CATCHING_UP",

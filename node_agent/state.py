@@ -67,6 +67,15 @@ _COORDINATOR_LIMIT: Final = "coordinator_limit:"
 RESTORED_NOTE: Final = "restored_from_copy"
 """Set until the coordinator's ledger was followed to its end once after that."""
 
+ROLLED_BACK_NOTE: Final = "rolled_back"
+"""What this ledger lacks though the node has signed it; set until a copy is imported."""
+
+LEFT_NOTE: Final = "left_coordinator"
+"""Set when the node leaves a coordinator, until it knows whether it came to another."""
+
+MOVED_NOTE: Final = "moved"
+"""Set for ever once this ledger holds what the present coordinator's never will."""
+
 _SINCE_1: Final = """
 ALTER TABLE attempts ADD COLUMN project TEXT NOT NULL DEFAULT '';
 ALTER TABLE attempts ADD COLUMN purpose TEXT NOT NULL DEFAULT 'training';
@@ -150,6 +159,10 @@ class State:
         """Attempts that the coordinator has not closed yet, in the order of arrival."""
         return self._rows("WHERE state IN (?, ?, ?, ?)", *LIVE)
 
+    def attempts(self) -> list[AttemptRow]:
+        """Every attempt, in the order of arrival."""
+        return self._rows("")
+
     def pending_on(self, account: str) -> bool:
         """Whether attempts on "NODE/NAME" are reserved or under way."""
         return bool(self._rows("WHERE state IN ('reserved', 'opened') AND account = ?", account))
@@ -206,6 +219,14 @@ class State:
         query = f"{_UNITS} AND {kind} = ?"
         row = self._connection.execute(query, (f"{self._node}/{account}", name)).fetchone()
         return int(row[0])
+
+    def account_units(self, account: str) -> int:
+        """Filter units, posted and reserved, of an account named without the node, whoever the
+        coordinator was."""
+        name = f"{self._node}/{account}"
+        kept = self.ledger.account(name)
+        open_rows = self._rows("WHERE state IN ('reserved', 'opened') AND account = ?", name)
+        return (kept.posted_units if kept else 0) + sum(row.units for row in open_rows)
 
     def accounts_kept(self) -> frozenset[str]:
         """Accounts that have entries, named without the node."""
@@ -374,6 +395,37 @@ class State:
             found = [self.witnessed.follow_checkpoints(key, new, leaves, now_s)]
             found += [self.witnessed.check_leaf(head, leaves, now_s) for head in heads]
             return [one for one in found if one is not None]
+
+    def leave(self) -> None:
+        """Let go of the coordinator: what was opened is posted, what was not is void, and nothing
+        of it is handed in any more."""
+        self.recover()
+        for row in self.live():
+            attempt_id = row.order.attempt_id
+            if row.state == "reserved":
+                self.withdraw(attempt_id, "NODE_LEFT", "The node has left this coordinator.")
+            else:
+                self.close_attempt(attempt_id, "post")
+        with self._transaction():
+            self._connection.execute(
+                "DELETE FROM meta WHERE key LIKE ?", (f"{_COORDINATOR_LIMIT}%",)
+            )
+            self.set_note(LEFT_NOTE, "yes")
+
+    def arrive(self, coordinator_key: bytes) -> bool:
+        """After `leave`: begin to follow another coordinator's ledger, if it is another one.
+
+        Args:
+            coordinator_key: raw, that signs the checkpoints there.
+        """
+        with self._transaction():
+            known = self.witnessed.coordinator_key()
+            is_other = known != coordinator_key and bool(known or self.ledger.accounts())
+            if is_other:
+                self.witnessed.begin_anew()
+                self.set_note(MOVED_NOTE, "yes")
+            self.set_note(LEFT_NOTE, "")
+        return is_other
 
     def settle(self, account: str) -> Dispute:
         """See `Witnessed.settle`."""

@@ -39,6 +39,12 @@ allow: []
 
 outcome_tick_s: 1.0            # seconds; outcomes leave at a multiple fixed before data is opened
 
+share_failure_class: false
+# true: the coordinator is told of what kind a failure was also after data was opened (DATA_PROBLEM,
+# OUT_OF_MEMORY, TOO_LONG, ...). Whether and how training fails can depend on one patient's record,
+# and no epsilon covers what is told of it: share it while a data set is set up, if at all. In any
+# case the sentence, the remedy and the log are here: `feddp agent logs JOB`.
+
 transfer: {}
 # When and how fast models and updates larger than 128 KiB move; unset: always, at full speed.
 #   megabits_per_second_max: 50

@@ -81,6 +81,11 @@ class Witnessed:
 
     # Reading
 
+    @property
+    def public_key(self) -> bytes:
+        """The node's raw ledger key."""
+        return self._public_key
+
     def head(self, account: str) -> Head:
         """The head that was seen last; seq 0 for none."""
         row = self._connection.execute(
@@ -254,6 +259,23 @@ class Witnessed:
             execute("DELETE FROM seen_checkpoints")
             execute("DELETE FROM meta WHERE key = ?", (_COORDINATOR_KEY,))
         return found
+
+    def begin_anew(self) -> None:
+        """Another coordinator: its chains begin empty, and nothing of before is looked for in
+        them. Our own ledger does not change."""
+        execute = self._connection.execute
+        for table in ("seen_heads", "seen_checkpoints", "disputes", "settled"):
+            execute(f"DELETE FROM {table}")  # noqa: S608 - names of our own
+        execute("DELETE FROM meta WHERE key = ?", (_COORDINATOR_KEY,))
+        execute(
+            "INSERT OR REPLACE INTO seen_attempts SELECT attempt_id, 'post' FROM attempts"
+            " WHERE state = 'closed' AND outcome = 'post'"
+        )
+        execute("INSERT OR REPLACE INTO seen_attempts SELECT digest, 'limit' FROM raises")
+
+    def is_settled(self, account: str) -> bool:
+        """Whether a settled chain is still to be read."""
+        return self._is_settled(account)
 
     # Inside
 

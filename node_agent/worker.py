@@ -136,12 +136,13 @@ class Worker:
         try:
             return self._train(request)
         except NoUpdate as problem:
-            detail = str(problem)
+            kind, detail = "TASK_FAILED", str(problem)
         # From here on every failure, foreseen or not, must look the same outside.
         except Exception as error:  # noqa: BLE001
-            detail = _place(error)
+            kind, detail = _class_of(error), _place(error)
         log.warning("no_update", attempt_id=request.attempt_id, round=request.round, detail=detail)
-        return {"op": "no_update", "attempt_id": request.attempt_id, "detail": detail}
+        answer = {"op": "no_update", "attempt_id": request.attempt_id}
+        return {**answer, "class": kind, "detail": detail}
 
     def _prepare(self, request: Prepare) -> Answer:
         if self._prepared is not None:
@@ -278,6 +279,15 @@ def _wrong_header(data_set: DataSetSpec) -> Answer | None:
 
 def _refused(reason: str, message: str) -> Answer:
     return {"op": "refused", "reason": reason, "message": message}
+
+
+def _class_of(error: Exception) -> str:
+    """One of `protos.failures.AFTER_OPENING`; torch says that memory is short in its own class."""
+    if type(error).__name__ == "DataProblem":
+        return "DATA_PROBLEM"
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+        return "OUT_OF_MEMORY"
+    return "TASK_FAILED"
 
 
 def _place(error: Exception) -> str:

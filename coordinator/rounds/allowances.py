@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from coordinator.rounds.node_facts import NodeFacts
 from coordinator.store.ledger import Account
+from coordinator.store.shares import Share
 from privacy.calibration import units_for
 from protos.errors import FeddpError, Malformed
 from protos.feddp.v1 import federation_pb2 as federation
@@ -78,6 +79,14 @@ def _allowances(
             share.epsilon_limit,
             left_units,
             left_units + balance.pending_units,
-            f"its policy allows {share} epsilon {share.epsilon_limit:g} of account "
-            f"{account.account}",
+            _passed(share, account),
         )
+
+
+def _passed(share: Share, account: Account) -> str:
+    if share.kind == "account":
+        return (
+            f"its own ledger allows account {account.account} epsilon {share.epsilon_limit:g}, and "
+            "counts what was spent with another coordinator too"
+        )
+    return f"its policy allows {share} epsilon {share.epsilon_limit:g} of account {account.account}"

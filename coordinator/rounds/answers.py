@@ -93,7 +93,7 @@ def _shares(
         return ()
     job_task = (live.job.task, live.record.task_hash)
     purpose = next((t.purpose for t in hello.tasks if (t.name, t.content_hash) == job_task), "")
-    mine = {"project": live.record.project, "purpose": purpose}
+    mine = {"project": live.record.project, "purpose": purpose, "account": steward.name}
     found = shares.shares_of(connection, account, steward, hello)
     return tuple(one for one in found if mine.get(one.kind) == one.name)
 

@@ -22,6 +22,8 @@ _REFUSES: Final = {
     "steward settles it with `feddp agent ledger settle`",
     "LEDGER_CATCHING_UP": "its ledger was restored from a copy and is still reading what was spent "
     "since",
+    "LEDGER_ROLLED_BACK": "its ledger went back in time, as when a snapshot is restored; its IT "
+    "runs `feddp agent ledger import`",
     "": "refuses every order on the account now; its data steward knows why",
 }
 """What a node says of an account, in words; those of "" for what a newer agent may say."""

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
@@ -33,6 +33,7 @@ from protos.errors import (
     Unavailable,
     WrongPhase,
 )
+from protos.failures import AFTER_OPENING
 from protos.feddp.v1 import federation_pb2 as pb
 from protos.feddp.v1 import federation_pb2_grpc as pb_grpc
 
@@ -203,6 +204,7 @@ class FederationService(pb_grpc.FederationServicer):
                 event = events.NoUpdateReceived(
                     empty.attempt_id, empty.post_signature, accepted=empty.reserve_signature
                 )
+                event = _with_class(event, empty.failure_class)
                 await self.rounds.apply(live, event)
                 self._answer(node, empty.attempt_id, live)
             case "heartbeat":
@@ -308,6 +310,15 @@ class FederationService(pb_grpc.FederationServicer):
             ),
         )
         self.blobs.drop_update(attempt.attempt_id, request.digest)
+
+
+def _with_class(event: events.NoUpdateReceived, failure_class: str) -> events.NoUpdateReceived:
+    """With reason and sentence, where the hospital shares the kind of the failure."""
+    if failure_class not in AFTER_OPENING:
+        return event
+    sentence, remedy = AFTER_OPENING[failure_class]
+    message = f"its data was opened and {sentence}; the hospital can: {remedy}"
+    return replace(event, reason=failure_class, message=message)
 
 
 def statement_of(live: LiveJob, record: RoundRecord, attempt: Attempt) -> Statement:

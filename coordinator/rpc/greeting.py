@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import structlog
 from sqlalchemy import Connection
 
-from coordinator.store import ledger, limits, people, shares
-from privacy.wire import limit_from_wire
+from coordinator.store import checkpoints, ledger, limits, people, shares
+from privacy.wire import entry_to_wire, head_to_wire, limit_from_wire
 from protos.errors import FeddpError, Malformed
 from protos.feddp.v1 import federation_pb2 as pb
 from protos.feddp.v1 import ledger_pb2
@@ -41,7 +41,12 @@ def greet(
         outcome = ledger.outcome(connection, attempt_id)
         if outcome is not None:
             closed.append(pb.AttemptClosed(attempt_id=attempt_id, outcome=outcome))
-    return pb.Welcome(closed=closed, limits=_limits(connection, node, hello)), raised
+    welcome = pb.Welcome(
+        closed=closed,
+        limits=_limits(connection, node, hello),
+        signed=[_signed(connection, f"{node}/{account.name}") for account in hello.accounts],
+    )
+    return welcome, raised
 
 
 def _new_accounts(connection: Connection, node: str, hello: pb.Hello) -> list[pb.Account]:
@@ -71,6 +76,15 @@ def _hear(
             shares.hear(kept, account, hello.open_attempts)
         except FeddpError as error:
             log.warning("account_refused", node=node, account=account.name, reason=error.reason)
+
+
+def _signed(connection: Connection, account: str) -> pb.Signed:
+    """What the node has signed last of an account, so that it sees whether its ledger holds it."""
+    head, posts = checkpoints.signed_last(connection, account)
+    told = pb.Signed(posted=map(entry_to_wire, posts))
+    if head is not None:
+        told.head.CopyFrom(head_to_wire(head.head, head.signature))
+    return told
 
 
 def _raise_limit(connection: Connection, node: str, message: ledger_pb2.LedgerEntry) -> bool:

@@ -8,7 +8,9 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Connection, Row, select
 
+from coordinator.store.ledger import entry_of
 from coordinator.store.schema import accounts, checkpoints, countersignatures, entries
+from privacy.entries import Entry
 from privacy.heads import Checkpoint, Head, sign_checkpoint, signed_by
 from protos.errors import Malformed, WrongPhase
 
@@ -140,6 +142,35 @@ def countersigned(connection: Connection) -> list[Countersigned]:
         select(countersignatures).order_by(countersignatures.c.account, countersignatures.c.seq)
     )
     return [Countersigned(Head(row.account, row.seq, row.hash), row.node_signature) for row in rows]
+
+
+POSTS_TOLD = 16
+"""A ledger that went back in time lacks its newest posts; reports may overtake each other."""
+
+
+def signed_last(connection: Connection, account: str) -> tuple[Countersigned | None, list[Entry]]:
+    """What its node has signed last of an account: the head, and the newest posts after it."""
+    row = connection.execute(
+        select(countersignatures)
+        .where(countersignatures.c.account == account)
+        .order_by(countersignatures.c.seq.desc())
+        .limit(1)
+    ).one_or_none()
+    head = None
+    if row is not None:
+        head = Countersigned(Head(row.account, row.seq, row.hash), row.node_signature)
+    newest = connection.execute(
+        select(entries)
+        .where(
+            entries.c.account == account,
+            entries.c.seq > (head.head.seq if head else 0),
+            entries.c.kind == "post",
+            entries.c.node_signature != b"",
+        )
+        .order_by(entries.c.seq.desc())
+        .limit(POSTS_TOLD)
+    )
+    return head, [entry_of(one) for one in newest]
 
 
 def _checkpoint(row: Row[Any]) -> Checkpoint:

@@ -25,7 +25,8 @@ class Share:
     """A limit within an account.
 
     Attributes:
-        kind: "purpose" or "project".
+        kind: "purpose", "project", or "account" for all jobs: of a node that came from another
+            coordinator, whose own ledger holds what this chain does not.
         limit_units: 0 with a `fault`.
         used_units: posted and reserved, by the node's ledger and what was booked since.
         fault: why the account's filter cannot count by this limit; the node then refuses orders.
@@ -129,6 +130,8 @@ def _purposes(connection: Connection, job_ids: set[str], hello: federation.Hello
 
 def _counting(share: federation.Share, purposes: dict[str, str]) -> Callable[[Row[Any]], bool]:
     """Whether an entry counts against a share; where the purpose is not known, it does."""
+    if share.kind == "account":
+        return lambda _: True
     if share.kind == "project":
         return lambda row: bool(row.project == share.name)
     return lambda row: purposes.get(row.job_id, share.name) == share.name

@@ -6,7 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from feddp.cli import agent_doctor, agent_ledger, agent_limit, output
+from feddp.cli import (
+    agent_backup,
+    agent_doctor,
+    agent_leave,
+    agent_ledger,
+    agent_limit,
+    agent_service,
+    agent_work,
+    output,
+)
 from feddp.cli.budget import STAGES
 from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
@@ -17,6 +26,19 @@ app.add_typer(agent_ledger.app, name="ledger")
 app.add_typer(agent_limit.app, name="limit")
 app.command()(agent_limit.vouch)
 app.command()(agent_doctor.doctor)
+app.command("install-service")(agent_service.install_service)
+app.command()(agent_leave.leave)
+app.command()(agent_leave.move)
+app.command()(agent_work.logs)
+app.command()(agent_work.outbox)
+app.command()(agent_work.digest)
+app.command()(agent_backup.backup)
+app.command()(agent_backup.restore)
+
+SHARED = (
+    "the policy shares the kind of a failure after data was opened: that may depend on one "
+    "patient's record, and no epsilon covers it"
+)
 
 Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's folder.")]
 
@@ -74,6 +96,9 @@ def join(
         output.line(f"{folder / 'policy.yaml'} allows nothing yet: the data steward edits it and")
         output.line(f"declares the data in {folder / 'datasets.yaml'}")
     output.line(f"start it: feddp agent run --dir {folder}")
+    output.line(
+        f"or as a service: feddp agent install-service --dir {folder}  (docs/hospital-it.md)"
+    )
 
 
 @app.command()
@@ -127,10 +152,12 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             )
             for one in found["data_sets"]
         ),
+        *(("note", SHARED) for _ in [1] if found["shares_failure_class"]),
         *(("WARNING" if one["warning"] else "note", one["message"]) for one in found["overlaps"]),
         *((f"account {one['name']}", _account(one)) for one in found["accounts"]),
         ("own ledger", f"{output.counted(ledger['entries'], 'entry')}, {said}"),
         *(("problem", text) for text in ledger["problems"]),
+        *(("ROLLED BACK", _rolled_back(text)) for text in [ledger["rolled_back"]] if text),
         *(
             (
                 "DISPUTED",
@@ -140,6 +167,10 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             for one in ledger["disputes"]
         ),
     ]
+
+
+def _rolled_back(text: str) -> str:
+    return f"{text}; no order is accepted until `feddp agent ledger import`, with the agent stopped"
 
 
 def _renewal(found: dict[str, Any]) -> str:

@@ -36,6 +36,7 @@ class Attempt:
         digest: of the spooled update; empty for none.
         posted: signature over the post statement.
         due_at_s: when the coordinator stops waiting, by our clock; unknown until it says so.
+        failure_class: to be told with "no update"; empty unless the policy shares it.
     """
 
     order: Order
@@ -46,6 +47,7 @@ class Attempt:
     digest: str = ""
     posted: bytes = b""
     due_at_s: float = math.inf
+    failure_class: str = ""
 
     @property
     def attempt_id(self) -> str:

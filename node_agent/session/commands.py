@@ -47,6 +47,7 @@ class SendNoUpdate:
     attempt_id: str
     signature: bytes
     accepted: bytes = b""
+    failure_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)

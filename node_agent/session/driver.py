@@ -10,8 +10,9 @@ from typing import Any
 import grpc
 import structlog
 
-from node_agent import bandwidth
+from node_agent import bandwidth, rollback
 from node_agent.admission import Admission, Decision, Refused, Reserved, Suspensions
+from node_agent.failures import Failures
 from node_agent.launchers.base import Limits, StartWorker
 from node_agent.orders import Order
 from node_agent.payers import require_kept
@@ -25,11 +26,12 @@ from node_agent.session.machine import step
 from node_agent.session.training import Training
 from node_agent.session.witness import Witness
 from node_agent.spool import Spool
-from node_agent.state import AttemptRow, State
+from node_agent.state import LEFT_NOTE, MOVED_NOTE, AttemptRow, State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import TaskInfo
 from node_agent.transfer import Transfers
 from protos.errors import FeddpError
+from protos.failures import told
 from protos.feddp.v1 import federation_pb2 as pb
 
 log = structlog.get_logger(__name__)
@@ -87,7 +89,9 @@ class Driver:
             self._clock,
             offer_model=self._transfers.offer,
         )
+        self._failures = Failures(parts.logs)
         self._training = Training(
+            failures=self._failures,
             state=parts.state,
             ledger=parts.ledger,
             admission=parts.admission,
@@ -142,7 +146,9 @@ class Driver:
     def _dispatch(self, event: e.Event) -> None:
         self._agent, asked = step(self._agent, event, self._clock())
         match event:
-            case e.WelcomeReceived(limits=limits):
+            case e.WelcomeReceived(limits=limits, signed=signed):
+                # Before anything that follows: the ledger's thread takes things in turn.
+                self._spawn(self._look_back(signed))
                 keep = self._parts.state.keep_coordinator_limits
                 self._spawn(self._parts.ledger.run(keep, dict(limits)))
                 log.info("connected", coordinator=self._parts.address)
@@ -154,6 +160,19 @@ class Driver:
                 self._note_connected("")
         for command in asked:
             self._carry_out(command)
+
+    async def _look_back(self, signed: tuple[rollback.Signed, ...]) -> None:
+        state, node = self._parts.state, self._parts.admission.node
+        key = state.witnessed.public_key
+        text = await self._parts.ledger.run(rollback.look, state, node, key, signed)
+        if text:
+            log.error(
+                "ledger_rolled_back",
+                detail=text,
+                do="no order is accepted: a snapshot or an older disk was put back. Stop the agent "
+                "and import the newest copy of the ledger, or its own if there is none: `feddp "
+                "agent ledger import FILE`",
+            )
 
     def _note_connected(self, since_s: str) -> None:
         self._spawn(self._parts.ledger.run(self._parts.state.set_note, CONNECTED_NOTE, since_s))
@@ -266,6 +285,7 @@ class Driver:
             return suspended.reason(f"{node}/{name}")
 
         unavailable = self._unavailable = dict(self._parts.unavailable())
+        came = state.note(MOVED_NOTE) or state.note(LEFT_NOTE)
         said = hello(
             rules,
             tasks,
@@ -276,6 +296,7 @@ class Driver:
             refuses,
             state.payers.moved,
             unavailable,
+            state.account_units if came else None,
         )
         for account in said.accounts:  # the coordinator keeps a lower limit for good, and so do we
             state.lower(account.name, account.epsilon_limit, raised)
@@ -291,6 +312,7 @@ class Driver:
                 self._dispatch(e.OrderReserved(attempt_id, signature))
             case Refused(reason, message, signature):
                 log.warning("order_refused", reason=reason, detail=message, **fields)
+                self._failures.refused(order, reason, message)
                 self._dispatch(e.OrderRefused(attempt_id, reason, message, signature))
             case _:
                 log.warning("order_spent", **fields)
@@ -302,7 +324,8 @@ class Driver:
         except FeddpError as error:
             log.error("model_unavailable", reason=error.reason, **_fields(order))
             message = f"The round's model could not be fetched: {error.reason}."
-            self._dispatch(e.WorkImpossible(order.attempt_id, "MODEL_UNAVAILABLE", message))
+            said = told("MODEL_UNAVAILABLE", message)
+            self._dispatch(e.WorkImpossible(order.attempt_id, "MODEL_UNAVAILABLE", said))
             return
         recent = self._recent_models.setdefault(order.job_id, [])
         if order.base_model_digest not in recent[-1:]:
@@ -319,6 +342,7 @@ class Driver:
         )
         if signature is not None:
             log.warning("order_withdrawn", reason=reason, detail=message, **_fields(command.order))
+            self._failures.refused(command.order, reason, message)
             possible = command.steps_possible
             self._dispatch(e.OrderRefused(attempt_id, reason, message, signature, possible))
 
@@ -381,6 +405,9 @@ class Driver:
         state = self._parts.state
         for attempt_id in state.recover():
             log.warning("attempt_lost", attempt_id=attempt_id)
+            row = state.attempt(attempt_id)
+            if row is not None:
+                self._failures.after_opening(row.order, "AGENT_RESTARTED")
         rows = state.live()
         self._parts.spool.keep_only(
             {row.order.base_model_digest for row in rows}, {row.update_digest for row in rows}
@@ -419,9 +446,12 @@ def _message(
                 steps_possible=steps_possible,
             )
             return pb.AgentMessage(order_refused=refused)
-        case c.SendNoUpdate(attempt_id, signature, accepted):
+        case c.SendNoUpdate(attempt_id, signature, accepted, failure_class):
             empty = pb.NoUpdate(
-                attempt_id=attempt_id, post_signature=signature, reserve_signature=accepted
+                attempt_id=attempt_id,
+                post_signature=signature,
+                reserve_signature=accepted,
+                failure_class=failure_class,
             )
             return pb.AgentMessage(no_update=empty)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from node_agent.orders import Order
+from node_agent.rollback import Signed
 
 Outcome = Literal["post", "void"]
 
@@ -57,10 +58,12 @@ class WelcomeReceived:
     Attributes:
         closed: attempts that it has resolved meanwhile.
         limits: (account without the node, the epsilon that the coordinator holds it to).
+        signed: what this node has signed last, by the coordinator's ledger.
     """
 
     closed: tuple[tuple[str, Outcome], ...] = ()
     limits: tuple[tuple[str, float], ...] = ()
+    signed: tuple[Signed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +177,13 @@ class TrainingEnded:
     Attributes:
         digest: of the spooled update; empty for no update, whatever the cause.
         signature: over the post statement.
+        failure_class: why there is no update, if the policy shares that; else empty.
     """
 
     attempt_id: str
     digest: str
     signature: bytes
+    failure_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)

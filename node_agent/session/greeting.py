@@ -49,6 +49,7 @@ def hello(
     refuses: Callable[[str], str] = lambda _account: "",
     moved: Callable[[DataSetSpec], str] = lambda _spec: "",
     unavailable: Mapping[str, str] = _NONE,
+    whole: Callable[[str], int] | None = None,
 ) -> pb.Hello:
     """The Hello of a session.
 
@@ -61,6 +62,8 @@ def hello(
         moved: why a data set may not pay from its account, and is not published; empty where it
             may.
         unavailable: data set -> why it cannot be used now.
+        whole: what the node's own ledger counts of an account, where the coordinator's cannot know
+            it all; None where it does.
     """
     message = pb.Hello(
         protocol_version=PROTOCOL_VERSION,
@@ -80,7 +83,7 @@ def hello(
         names = sorted(rules.policy.tasks_on(spec.name) & installed.keys())
         allowed.update(names)
         message.data_sets.append(_data_set(spec, names, unavailable.get(spec.name, "")))
-    message.accounts.extend(_accounts(rules.policy, rules.data_sets, fixed, used, refuses))
+    message.accounts.extend(_accounts(rules.policy, rules.data_sets, fixed, used, refuses, whole))
     for name in sorted(allowed):
         info = installed[name]
         message.tasks.append(
@@ -148,6 +151,7 @@ def _accounts(
     fixed: Callable[[str], FixedFilter | None],
     used: ShareUnits,
     refuses: Callable[[str], str],
+    whole: Callable[[str], int] | None,
 ) -> list[pb.Account]:
     """Accounts as they count; one whose policy contradicts its entries is not published."""
     found = []
@@ -191,7 +195,18 @@ def _accounts(
                         used_units=used(account.name, kind, name),
                     )
                     for kind, name, limit in account.shares()
-                ],
+                ]
+                + _whole(account.name, filter_.epsilon_limit, whole),
             )
         )
     return found
+
+
+def _whole(
+    account: str, epsilon_limit: float, whole: Callable[[str], int] | None
+) -> list[pb.Share]:
+    """What was spent of an account with any coordinator, so that this one plans with the rest."""
+    if whole is None:
+        return []
+    used = whole(account)
+    return [pb.Share(kind="account", name=account, epsilon_limit=epsilon_limit, used_units=used)]

@@ -11,6 +11,7 @@ import structlog
 
 from node_agent.backoff import SLOW_S, Backoff, is_shut_out
 from node_agent.orders import Order
+from node_agent.rollback import from_wire as signed_from_wire
 from node_agent.session import events as e
 from node_agent.session.stream import Outbox, Stream
 from protos.errors import FeddpError
@@ -197,7 +198,8 @@ class Link:
                 self.heartbeat_s = min(HEARTBEAT_S, max(0.2, interval_s / 2))
                 closed = tuple(map(_closed, message.welcome.closed))
                 limits = tuple(map(_limit, message.welcome.limits[:LIMITS_MAX]))
-                self._dispatch(e.WelcomeReceived(closed, tuple(filter(_is_limit, limits))))
+                signed = tuple(map(signed_from_wire, message.welcome.signed[:LIMITS_MAX]))
+                self._dispatch(e.WelcomeReceived(closed, tuple(filter(_is_limit, limits)), signed))
             case "work_order":
                 order = message.work_order
                 self._offer_model(order.base_model_digest, order.base_model)

@@ -212,7 +212,13 @@ def _opened(agent: Agent, attempt: Attempt, event: e.DataOpened, now_s: float) -
 
 
 def _ended(agent: Agent, attempt: Attempt, event: e.TrainingEnded, now_s: float) -> Step:
-    changed = replace(attempt, phase=Phase.HOLDING, digest=event.digest, posted=event.signature)
+    changed = replace(
+        attempt,
+        phase=Phase.HOLDING,
+        digest=event.digest,
+        posted=event.signature,
+        failure_class=event.failure_class,
+    )
     return agent.having(changed), [_schedule(changed, now_s)]
 
 
@@ -273,7 +279,11 @@ def _tell(agent: Agent, attempt: Attempt) -> list[c.Command]:
         accepted = attempt.accepted
         return [c.UploadAndSubmit(attempt.attempt_id, attempt.digest, attempt.posted, accepted)]
     if attempt.phase is Phase.TELLING and agent.welcomed:
-        return [c.SendNoUpdate(attempt.attempt_id, attempt.posted, attempt.accepted)]
+        return [
+            c.SendNoUpdate(
+                attempt.attempt_id, attempt.posted, attempt.accepted, attempt.failure_class
+            )
+        ]
     return []
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +11,7 @@ import structlog
 
 from node_agent.admission import Admission
 from node_agent.datasets import DataSetSpec
+from node_agent.failures import Failures
 from node_agent.judgement import Refusal
 from node_agent.launchers.base import Limits, StartWorker, Worker, WorkerDied
 from node_agent.orders import Order
@@ -17,6 +19,7 @@ from node_agent.session import events as e
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.spool import Spool
 from node_agent.state import State
+from protos.failures import told
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +66,10 @@ def steps_that_fit(tick_s: float, rehearsal_s: float, steps: int, available_s: f
     return max(0, min(steps, math.floor(steps * whole_s / (REHEARSALS * rehearsal_s))))
 
 
+_NONE: Final = ("", "")
+"""Class and detail of an attempt that did not fail."""
+
+
 class Impossible(Exception):
     """The data was not opened. May be told to the coordinator."""
 
@@ -85,6 +92,7 @@ class Training:
     def __init__(
         self,
         *,
+        failures: Failures,
         state: State,
         ledger: LedgerThread,
         admission: Admission,
@@ -96,6 +104,7 @@ class Training:
         wanted: Callable[[str], bool],
         clock: Callable[[], float],
     ) -> None:
+        self._failures = failures
         self._state = state
         self._ledger = ledger
         self._admission = admission
@@ -126,7 +135,10 @@ class Training:
                 await asyncio.to_thread(self._spool.drop_out, order.attempt_id)
                 self._dispatch(
                     e.WorkImpossible(
-                        order.attempt_id, error.reason, error.message, error.steps_possible
+                        order.attempt_id,
+                        error.reason,
+                        told(error.reason, error.message),
+                        error.steps_possible,
                     )
                 )
                 return
@@ -136,7 +148,8 @@ class Training:
                 self.stop(order.job_id)
                 return
             self._dispatch(e.DataOpened(order.attempt_id, at_s, outcome_s))
-            await self._end(order, *await self._train(worker, order, outcome_s))
+            digest, size, failure = await self._train(worker, order, outcome_s)
+            await self._end(order, digest, size, failure, shares=terms.share_failure_class)
 
     def stop(self, job_id: str) -> None:
         """End a job's worker, whatever it does; the job's next attempt gets a new one."""
@@ -218,8 +231,11 @@ class Training:
             )
         return float(answer.get("rehearsal_s", 0.0))
 
-    async def _train(self, worker: Worker, order: Order, outcome_s: float) -> tuple[str, int]:
-        """(digest, bytes) of what the worker wrote; ("", 0) for no update, whatever the cause.
+    async def _train(
+        self, worker: Worker, order: Order, outcome_s: float
+    ) -> tuple[str, int, tuple[str, str]]:
+        """(digest, bytes) of what the worker wrote, ("", 0) for no update, whatever the cause; and
+        class and detail of that, for the hospital.
 
         What is not done shortly before the outcome is due is not done at all: a later outcome
         would tell how long the data took.
@@ -249,16 +265,19 @@ class Training:
             async with asyncio.timeout(limit_s):
                 answer = await worker.request(request)
             if answer.get("op") != "trained":
-                log.warning("no_update", detail=str(answer.get("detail", "")), **fields)
-                return "", 0
-            return str(answer.get("digest")), int(answer.get("bytes", 0))
+                detail = str(answer.get("detail", ""))
+                log.warning("no_update", detail=detail, **fields)
+                return "", 0, (str(answer.get("class", "")), detail)
+            return str(answer.get("digest")), int(answer.get("bytes", 0)), _NONE
         except TimeoutError:
             log.error("training_too_long", limit_s=limit_s, **fields)
             self._stop_this(order.job_id, worker)
+            return "", 0, ("TOO_LONG", f"limit {limit_s:.0f} s" if limit_s else "")
         except (WorkerDied, OSError) as error:
             log.error("worker_failed", detail=str(error), **fields)
             self._stop_this(order.job_id, worker)
-        return "", 0
+            killed = isinstance(error, WorkerDied) and error.exit_code == -signal.SIGKILL
+            return "", 0, ("OUT_OF_MEMORY" if killed else "WORKER_DIED", str(error))
 
     def _stop_this(self, job_id: str, worker: Worker) -> None:
         """End a worker, unless another one has taken its place."""
@@ -291,12 +310,18 @@ class Training:
             possible,
         )
 
-    async def _end(self, order: Order, digest: str, size: int) -> None:
+    async def _end(
+        self, order: Order, digest: str, size: int, failure: tuple[str, str], *, shares: bool
+    ) -> None:
         kept, signature = await self._ledger.run(self._book, order.attempt_id, digest, size)
         if kept != digest:
             log.error("update_unreadable", job_id=order.job_id, attempt_id=order.attempt_id)
+            failure = ("UPDATE_UNREADABLE", "")
+        if not kept:
+            self._failures.after_opening(order, *failure)
         if signature is not None:
-            self._dispatch(e.TrainingEnded(order.attempt_id, kept, signature))
+            said = failure[0] if shares and not kept else ""
+            self._dispatch(e.TrainingEnded(order.attempt_id, kept, signature, said))
 
     def _book(self, attempt_id: str, digest: str, size: int) -> tuple[str, bytes | None]:
         """(the digest, if its bytes are in the spool; the signature over the post statement, if

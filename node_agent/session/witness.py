@@ -8,7 +8,7 @@ import grpc
 import structlog
 
 from node_agent.session.ledger_thread import LedgerThread
-from node_agent.state import RESTORED_NOTE, State
+from node_agent.state import LEFT_NOTE, RESTORED_NOTE, State
 from node_agent.witnessed import Dispute
 from privacy.filters import Filter
 from privacy.heads import Checkpoint, Head
@@ -85,6 +85,8 @@ class Witness:
             grpc.RpcError: the coordinator does not answer.
             Malformed: what it answered is no ledger.
         """
+        if await self._ledger.run(self._state.note, LEFT_NOTE):
+            await self._arrive()
         expected = await self._ledger.run(self._state.witnessed.unseen)
         heads = await self._follow_checkpoints()
         for head in heads:
@@ -96,6 +98,16 @@ class Witness:
         if signed:
             await self._stub.Countersign(
                 pb.CountersignRequest(heads=signed), timeout=CALL_TIMEOUT_S
+            )
+
+    async def _arrive(self) -> None:
+        """The node left a coordinator: is this another one?"""
+        answer = await self._stub.ReadHeads(pb.ReadHeadsRequest(), timeout=CALL_TIMEOUT_S)
+        if await self._ledger.run(self._state.arrive, answer.coordinator_ledger_key):
+            log.warning(
+                "coordinator_changed",
+                do="nothing: its ledger is followed from its beginning, and this node's own goes "
+                "on to count what was spent before",
             )
 
     async def _follow_checkpoints(self) -> list[Head]:

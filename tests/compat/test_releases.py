@@ -24,6 +24,7 @@ from tests.integration.federation import (
 )
 
 HERE = Path(__file__).parent
+REPOSITORY = HERE.parent.parent
 HOSPITALS = ("alpha", "beta", "gamma")
 RELEASES = [
     tuple(line.split())
@@ -51,6 +52,10 @@ class Release:
         )
         return list(json.loads(self._run("-c", code)))
 
+    def code(self) -> str:
+        """Where its processes find the code."""
+        return self._run("-c", "import coordinator; print(coordinator.__file__)").strip()
+
     def _run(self, *arguments: str) -> str:
         done = subprocess.run(
             [sys.executable, *arguments],
@@ -68,13 +73,17 @@ class Release:
 def release(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Release:
     """A release, out of this repository's history."""
     version, commit = request.param
-    archive = subprocess.run(["git", "archive", commit], cwd=HERE, capture_output=True, check=False)
+    archive = subprocess.run(
+        ["git", "archive", commit], cwd=REPOSITORY, capture_output=True, check=False
+    )
     if archive.returncode:
         pytest.skip(f"release {version} is not in this copy's history: git fetch --unshallow")
     tree = tmp_path_factory.mktemp(f"release-{version}")
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
         files.extractall(tree, filter="data")
-    return Release(version, tree)
+    found = Release(version, tree)
+    assert Path(found.code()).is_relative_to(tree), "another release's code would be run"
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ import pytest
 import structlog
 
 from coordinator.rpc.greeting import check_hello, greet
-from coordinator.store import booking, ledger
+from coordinator.store import booking, checkpoints, ledger
 from coordinator.store.database import Database
+from privacy.heads import signed_by
 from privacy.ledger import sign
 from privacy.wire import limit_to_wire
 from protos.errors import Malformed
@@ -157,3 +158,24 @@ def test_too_many_raises_are_no_hello() -> None:
     """Before any of it is kept."""
     with pytest.raises(Malformed):
         check_hello(hello(*[raise_(1, 1.0, 2.0)] * 257))
+
+
+def test_a_node_is_told_what_it_has_signed_last(database: Database) -> None:
+    """The head that it countersigned, and the posts after it that carry its signature."""
+
+    def signed() -> pb.Signed:
+        welcome, _ = database.write_now(lambda c: greet(c, NODE, hello(), 1.0))
+        (one,) = welcome.signed
+        return one
+
+    assert signed() == pb.Signed()
+    posted = statement("a1").resolved("post")
+    database.write_now(lambda c: booking.book(c, posted, sign(KEY, posted)))
+    assert [one.attempt_id for one in signed().posted] == ["a1"]
+    assert not signed().HasField("head")
+    head = database.read_now(lambda c: checkpoints.heads(c, NODE))[0]
+    countersigned = [checkpoints.Countersigned(head, KEY.sign(head.canonical()))]
+    database.write_now(lambda c: checkpoints.countersign(c, NODE, PUBLIC, countersigned))
+    told = signed()
+    assert (told.head.seq, told.head.hash, list(told.posted)) == (head.seq, head.hash, [])
+    assert signed_by(PUBLIC, head, told.head.node_signature)

@@ -23,6 +23,8 @@ COMMANDS = [
     *(f"node {verb}" for verb in ("approve", "reject", "release", "revoke")),
     *(f"profile {verb}" for verb in ("show", "renew")),
     *(f"agent {verb}" for verb in ("join", "run", "status", "doctor")),
+    *(f"agent {verb}" for verb in ("install-service", "leave", "move", "backup", "restore")),
+    *(f"agent {verb}" for verb in ("logs", "outbox", "digest")),
     *(f"agent ledger {verb}" for verb in ("heads", "export", "import", "settle")),
     *(f"agent limit {verb}" for verb in ("key", "propose", "approve", "apply")),
     "agent vouch",

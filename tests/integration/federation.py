@@ -58,12 +58,12 @@ def job_file(**changes: Any) -> bytes:
     return yaml.safe_dump(spec).encode()
 
 
-def null_job(rounds: int, parameters: int = 100) -> bytes:
+def null_job(rounds: int, parameters: int = 100, **federation: Any) -> bytes:
     """A job that reads no data: exercises everything but training."""
     return job_file(
         task="null",
         task_config={"parameters": parameters},
-        federation={"rounds": rounds},
+        federation={"rounds": rounds, **federation},
         privacy={"target_epsilon": None, "max_grad_norm": None},
     )
 
@@ -139,6 +139,10 @@ class Federation:
         process = self._running.pop(name)
         process.kill()
         process.wait()
+
+    def is_running(self, name: str) -> bool:
+        """Whether it was started here and not killed."""
+        return name in self._running
 
     def terminate(self, name: str) -> None:
         """SIGTERM, and wait for the end."""

@@ -6,13 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save, save_file
 from safetensors.torch import load_file as torch_load_file
 
 from node_agent.datasets import DataSetSpec
+from node_agent.records import DataProblem
 from node_agent.tasks import registry, tabular
-from node_agent.worker import Worker
+from node_agent.worker import Worker, _class_of
 from protos.content import digest_of_file
+from protos.failures import AFTER_OPENING
 from protos.updates import UpdateDtype
 
 CONFIG: dict[str, Any] = {
@@ -106,7 +109,7 @@ class Bench:
     def no_update(self, **change: Any) -> str:
         """The hospital's detail of a train that must give no update and no file."""
         answer = self.train(**change)
-        assert set(answer) == {"op", "attempt_id", "detail"}
+        assert set(answer) == {"op", "attempt_id", "class", "detail"}
         assert answer["op"] == "no_update"
         assert not self.out.exists()
         return str(answer["detail"])
@@ -457,3 +460,18 @@ def test_frozen_tensors_are_not_sent(tmp_path: Path) -> None:
     answer = bench.train(max_grad_norm=0.0)
     assert set(load_file(bench.out)) == {"parameters"}
     assert answer["bytes"] < 600
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MemoryError(), "OUT_OF_MEMORY"),
+        (torch.OutOfMemoryError("17 GiB"), "OUT_OF_MEMORY"),
+        (DataProblem("column 'age', row 2 of x is no number"), "DATA_PROBLEM"),
+        (ValueError("s3cret"), "TASK_FAILED"),
+    ],
+)
+def test_the_kind_of_a_failure_is_told_to_the_agent(error: Exception, kind: str) -> None:
+    """One of a few words, for which there is a sentence and a remedy."""
+    assert _class_of(error) == kind
+    assert kind in AFTER_OPENING

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from protos.feddp.v1 import ledger_pb2 as _ledger_pb2
+from protos.feddp.v1 import witness_pb2 as _witness_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -238,7 +239,8 @@ class Account(_message.Message):
     """Not sent; the coordinator keeps here how many entries its chain had when it heard this."""
     refuses: _builtins.str
     """Why the node refuses every order on the account now, as it would say of an order:
-    "LEDGER_DISPUTED" or "LEDGER_CATCHING_UP". Empty for it does not; agents of 0.1.0 never say.
+    "LEDGER_DISPUTED", "LEDGER_CATCHING_UP" or "LEDGER_ROLLED_BACK". Empty for it does not; agents
+    of 0.1.0 never say.
     """
     @_builtins.property
     def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___Share]:
@@ -285,9 +287,11 @@ class Share(_message.Message):
     EPSILON_LIMIT_FIELD_NUMBER: _builtins.int
     USED_UNITS_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """"purpose" or "project"."""
+    """"purpose" or "project"; "account" for the whole account of a node that was with another
+    coordinator before, whose ledger holds what this one's does not.
+    """
     name: _builtins.str
-    """"training" or "evaluation"; the project's name."""
+    """"training" or "evaluation"; the project's name; the account's."""
     epsilon_limit: _builtins.float
     """At the account's delta."""
     used_units: _builtins.int
@@ -363,6 +367,7 @@ class Welcome(_message.Message):
     HEARTBEAT_INTERVAL_S_FIELD_NUMBER: _builtins.int
     CLOSED_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    SIGNED_FIELD_NUMBER: _builtins.int
     heartbeat_interval_s: _builtins.int
     """The most seconds between two heartbeats."""
     @_builtins.property
@@ -373,20 +378,55 @@ class Welcome(_message.Message):
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccountLimit]:
         """What the coordinator holds the node's accounts to."""
 
+    @_builtins.property
+    def signed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Signed]:
+        """For each account of the Hello that the node has signed anything of: what it signed last. A
+        node whose own ledger lacks that has gone back in time, and refuses orders.
+        """
+
     def __init__(
         self,
         *,
         heartbeat_interval_s: _builtins.int = ...,
         closed: _abc.Iterable[Global___AttemptClosed] | None = ...,
         limits: _abc.Iterable[Global___AccountLimit] | None = ...,
+        signed: _abc.Iterable[Global___Signed] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "heartbeat_interval_s", b"heartbeat_interval_s", "limits", b"limits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "heartbeat_interval_s", b"heartbeat_interval_s", "limits", b"limits", "signed", b"signed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Welcome: _TypeAlias = Welcome  # noqa: Y015
+
+@_typing.final
+class Signed(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEAD_FIELD_NUMBER: _builtins.int
+    POSTED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def head(self) -> _witness_pb2.LedgerHead:
+        """The head that the node countersigned last, with its signature; unset before the first."""
+
+    @_builtins.property
+    def posted(self) -> _containers.RepeatedCompositeFieldContainer[_ledger_pb2.LedgerEntry]:
+        """The newest posts after that head that carry the node's signature; at most 16."""
+
+    def __init__(
+        self,
+        *,
+        head: _witness_pb2.LedgerHead | None = ...,
+        posted: _abc.Iterable[_ledger_pb2.LedgerEntry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "posted", b"posted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Signed: _TypeAlias = Signed  # noqa: Y015
 
 @_typing.final
 class AccountLimit(_message.Message):
@@ -609,28 +649,36 @@ Global___OrderRefused: _TypeAlias = OrderRefused  # noqa: Y015
 
 @_typing.final
 class NoUpdate(_message.Message):
-    """The data was opened and there is no update. Why is known at the hospital only."""
+    """The data was opened and there is no update. Why is known at the hospital only, unless its policy
+    shares the kind.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ATTEMPT_ID_FIELD_NUMBER: _builtins.int
     POST_SIGNATURE_FIELD_NUMBER: _builtins.int
     RESERVE_SIGNATURE_FIELD_NUMBER: _builtins.int
+    FAILURE_CLASS_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     post_signature: _builtins.bytes
     """The node's signature over its post statement: the reservation is spent whole."""
     reserve_signature: _builtins.bytes
     """As in OrderAccepted, which an attempt that is over at once does not send."""
+    failure_class: _builtins.str
+    """Of what kind the failure was, UPPER_SNAKE; only where the node's policy shares it, else empty.
+    May depend on records.
+    """
     def __init__(
         self,
         *,
         attempt_id: _builtins.str = ...,
         post_signature: _builtins.bytes = ...,
         reserve_signature: _builtins.bytes = ...,
+        failure_class: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "post_signature", b"post_signature", "reserve_signature", b"reserve_signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "failure_class", b"failure_class", "post_signature", b"post_signature", "reserve_signature", b"reserve_signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

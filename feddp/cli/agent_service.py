@@ -1,0 +1,56 @@
+"""`feddp agent install-service`: a hardened systemd unit, and files with their rightful owners."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from feddp.cli import output
+
+Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's folder.")]
+
+
+def install_service(
+    folder: Folder,
+    user: Annotated[str, typer.Option(help="Whom the agent runs as; not root.")] = "feddp",
+    group: Annotated[str, typer.Option(help="Default: as the user.")] = "",
+    steward: Annotated[
+        str,
+        typer.Option(help="Who owns policy.yaml and datasets.yaml; the agent cannot write them."),
+    ] = "root",
+    gpu: Annotated[bool, typer.Option("--gpu", help="Workers may use the GPU.")] = False,
+    unit_folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where systemd reads units.")
+    ] = Path("/etc/systemd/system"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the unit on stdout; change nothing.")
+    ] = False,
+) -> None:
+    """Write the systemd unit of this folder's agent, and give its files to their owners.
+
+    The data steward owns policy.yaml and datasets.yaml, root the folder, the service's user the
+    rest: run commands on it as that user. Starting it stays with you, as the last line says.
+    """
+    from node_agent.service import Service, install, owners
+
+    service = Service(folder.absolute(), user, group or user, _command(), gpu)
+    if dry_run:
+        sys.stdout.write(service.unit())
+        for one in owners(service, steward):
+            output.note(f"would be given: {one}")
+        return
+    path = install(service, steward, unit_folder)
+    output.line(f"wrote {path}; policy.yaml and datasets.yaml belong to {steward}")
+    output.line(f"check it: systemd-analyze verify {path}")
+    output.line(f"commands on {folder} from now on: sudo -u {user} feddp agent ...")
+    output.line(f"start it: systemctl daemon-reload && systemctl enable --now {path.name}")
+
+
+def _command() -> Path:
+    """The `feddp` that runs now, else the one beside this interpreter or on the path."""
+    for one in (Path(sys.argv[0]), Path(sys.executable).with_name("feddp")):
+        if one.name == "feddp" and one.is_file():
+            return one.absolute()
+    return Path(shutil.which("feddp") or Path(sys.executable).with_name("feddp")).absolute()

@@ -1,0 +1,103 @@
+"""What a hospital is told when its agent needs somebody, and `alerts` of `agent.yaml`."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Event = Literal[
+    "CERTIFICATE",
+    "DISK_LOW",
+    "DISCONNECTED",
+    "DISPUTE",
+    "BUDGET",
+    "DATA_SET_UNAVAILABLE",
+    "POLICY_UNREADABLE",
+    "LEDGER_ROLLED_BACK",
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class SyslogSink(_Section):
+    """`/dev/log`, or "host:port" of a collector (UDP)."""
+
+    address: Annotated[str, Field(pattern=r"^(/\S+|\S+:[0-9]{1,5})$")] = "/dev/log"
+
+
+class MailSink(_Section):
+    """A mail server of the hospital.
+
+    Attributes:
+        tls: "starttls" on the server's usual port, "tls" from the first byte, or "none" for a relay
+            on this machine.
+        password_file: holds the password and nothing else; the variable FEDDP_MAIL_PASSWORD goes
+            before it. Never in agent.yaml.
+    """
+
+    server: Annotated[str, Field(pattern=r"^[^\s:]+:[0-9]{1,5}$")]
+    sender: Annotated[str, Field(pattern=r"^[^\s@]+@[^\s@]+$")]
+    to: Annotated[list[Annotated[str, Field(pattern=r"^[^\s@]+@[^\s@]+$")]], Field(min_length=1)]
+    tls: Literal["starttls", "tls", "none"] = "starttls"
+    user: str = ""
+    password_file: str = ""
+
+
+class FileSink(_Section):
+    """A file with what is wrong now, as JSON, rewritten whole; mode 0644 unless said.
+
+    Attributes:
+        path: absolute; its folder must be there, and outside the agent's, which others cannot read.
+    """
+
+    path: Annotated[str, Field(pattern="^/")]
+    group_only: bool = False
+
+
+class AlertsConfig(_Section):
+    """`alerts` of `agent.yaml`.
+
+    Attributes:
+        disconnected_after_s: how long the coordinator may be away before somebody is told.
+        disk_free_bytes_min: on the disk of the agent's folder.
+        budget_share: of an account's limit, in its filter's units.
+        digest_days: how often the steward is sent the digest; 0 for never.
+    """
+
+    syslog: SyslogSink | None = None
+    mail: MailSink | None = None
+    file: FileSink | None = None
+    disconnected_after_s: float = Field(default=3600.0, ge=1)
+    disk_free_bytes_min: int = Field(default=2 << 30, ge=0)
+    budget_share: float = Field(default=0.8, gt=0, le=1)
+    digest_days: float = Field(default=7.0, ge=0)
+    every_s: float = Field(default=60.0, ge=1)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there is anybody to tell."""
+        return any((self.syslog, self.mail, self.file))
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One thing that is wrong.
+
+    Attributes:
+        subject: which account, data set, job; empty for the agent as a whole. With `event` it says
+            whether two alerts are the same one.
+        text: a sentence.
+        remedy: what to do.
+    """
+
+    event: Event
+    subject: str
+    text: str
+    remedy: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What makes it the same one as before."""
+        return self.event, self.subject

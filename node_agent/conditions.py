@@ -1,0 +1,125 @@
+"""What is wrong with an agent now, in sentences: for alerts and for the digest."""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from node_agent.alerts import Alert, AlertsConfig
+from node_agent.config import Folder
+from node_agent.identity import Identity
+from node_agent.state import ROLLED_BACK_NOTE, State
+from node_agent.steward import Steward
+from protos.errors import FeddpError
+
+CONNECTED_NOTE: Final = "connected_since_s"
+LOST_NOTE: Final = "lost_since_s"
+"""Since when there is no session; kept while there is none."""
+
+
+def conditions(
+    folder: Folder,
+    identity: Identity,
+    state: State,
+    steward: Steward,
+    config: AlertsConfig,
+    now_s: float | None = None,
+    faults: Mapping[str, str] | None = None,
+) -> list[Alert]:
+    """Everything that somebody should know, the agent as a whole first. Runs in the thread that
+    `state` belongs to.
+
+    Args:
+        faults: data set -> why it cannot be used, as the running agent has found it; where None the
+            files are looked for.
+    """
+    now_s = time.time() if now_s is None else now_s
+    return [
+        *_certificate(identity, now_s),
+        *_connection(state, config, now_s),
+        *_disk(folder, config),
+        *_ledger(state, config),
+        *_stewards(steward, faults),
+    ]
+
+
+def _certificate(identity: Identity, now_s: float) -> list[Alert]:
+    ends_s, due_s = identity.expires_at.timestamp(), identity.renews_at.timestamp()
+    if now_s >= ends_s:
+        text = "the certificate has ended; the node is shut out"
+        remedy = "docs/hospital-it.md, Certificates, says how a node comes back"
+        return [Alert("CERTIFICATE", "", text, remedy)]
+    # A renewal that works is done soon after it is due.
+    if now_s >= due_s + (ends_s - due_s) / 4:
+        hours = (ends_s - now_s) / 3600
+        text = f"the certificate was not renewed and ends in {hours:.1f} hours"
+        remedy = "let the agent run and reach the coordinator; its log says why renewing failed"
+        return [Alert("CERTIFICATE", "", text, remedy)]
+    return []
+
+
+def _connection(state: State, config: AlertsConfig, now_s: float) -> list[Alert]:
+    if state.note(CONNECTED_NOTE):
+        if state.note(LOST_NOTE):
+            state.set_note(LOST_NOTE, "")
+        return []
+    since = state.note(LOST_NOTE)
+    if not since:
+        state.set_note(LOST_NOTE, f"{now_s:.3f}")
+        return []
+    away_s = now_s - float(since)
+    if away_s < config.disconnected_after_s:
+        return []
+    text = f"no session with the coordinator for {away_s / 60:.0f} minutes"
+    remedy = "`feddp agent doctor` names what is between the two"
+    return [Alert("DISCONNECTED", "", text, remedy)]
+
+
+def _disk(folder: Folder, config: AlertsConfig) -> list[Alert]:
+    found = os.statvfs(folder.root)
+    free = found.f_bavail * found.f_frsize
+    if free >= config.disk_free_bytes_min:
+        return []
+    text = f"{free / 2**30:.2f} GiB are free on the disk of {folder.root}"
+    return [Alert("DISK_LOW", "", text, "free room there: an agent on a full disk stops")]
+
+
+def _ledger(state: State, config: AlertsConfig) -> list[Alert]:
+    found = []
+    if text := state.note(ROLLED_BACK_NOTE):
+        remedy = "stop the agent and import the newest copy: `feddp agent ledger import`"
+        found.append(Alert("LEDGER_ROLLED_BACK", "", text, remedy))
+    for one in state.witnessed.disputes():
+        remedy = "compare both ledgers with the operator, then `feddp agent ledger settle`"
+        found.append(Alert("DISPUTE", one.account, one.text, remedy))
+    for kept in state.ledger.accounts():
+        units = kept.filter(kept.epsilon_limit).limit_units
+        share = kept.posted_units / units if units else 1.0
+        if share >= config.budget_share:
+            text = f"{min(share, 1.0):.0%} of the budget is spent"
+            remedy = "the steward decides: let it end, or raise the limit with a second person"
+            found.append(Alert("BUDGET", kept.account, text, remedy))
+    return found
+
+
+def _stewards(steward: Steward, faults: Mapping[str, str] | None) -> list[Alert]:
+    try:
+        rules = steward.rules()
+    except FeddpError as error:
+        remedy = "mend the file: until then nothing is allowed"
+        return [Alert("POLICY_UNREADABLE", "", error.message, remedy)]
+    found = []
+    for one in rules.data_sets:
+        text = "" if _is_there(one.source) else f"{one.source} is not there, or may not be read"
+        if faults is not None:
+            text = faults.get(one.name, "")
+        if text:
+            remedy = "put it right, or take the data set out of datasets.yaml"
+            found.append(Alert("DATA_SET_UNAVAILABLE", one.name, text, remedy))
+    return found
+
+
+def _is_there(source: object) -> bool:
+    """Whether a file can be read; what is not a file is looked at when it is opened."""
+    return not isinstance(source, Path) or os.access(source, os.R_OK)

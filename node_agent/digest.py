@@ -1,0 +1,134 @@
+"""What a data steward should read once a week: what was released, its cost, what was refused."""
+
+import time
+from collections import Counter
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from node_agent.agent import read_folder
+from node_agent.alerts import AlertsConfig
+from node_agent.conditions import conditions
+from node_agent.config import Folder, load_config
+from node_agent.failures import kept as kept_failures
+from node_agent.identity import Identity
+from node_agent.state import State, ledger_missing
+from node_agent.steward import Steward
+
+
+def digest(path: Path, days: float) -> dict[str, Any]:
+    """The last so many days of a folder's agent, JSON-ready.
+
+    Raises:
+        NotFound: NOT_JOINED, LEDGER_MISSING.
+    """
+    folder = Folder(path.absolute())
+    _, identity = read_folder(folder)
+    if not folder.state_db.exists():
+        raise ledger_missing(folder)
+    config = load_config(folder).alerts
+    state = State(folder.state_db, identity.node, identity.ledger_key)
+    try:
+        since_s = time.time() - days * 86_400.0
+        return digest_of(folder, identity, state, Steward(folder), config, since_s)
+    finally:
+        state.close()
+
+
+def digest_text(
+    folder: Folder,
+    identity: Identity,
+    state: State,
+    steward: Steward,
+    config: AlertsConfig,
+    since_s: float,
+) -> str:
+    """The same for people."""
+    return said(digest_of(folder, identity, state, steward, config, since_s))
+
+
+def digest_of(
+    folder: Folder,
+    identity: Identity,
+    state: State,
+    steward: Steward,
+    config: AlertsConfig,
+    since_s: float,
+) -> dict[str, Any]:
+    """What happened since a moment, and how things stand; `releases` are per job and data set."""
+    opened = [row for row in state.attempts() if row.opened_at_s >= since_s and row.opened_at_s > 0]
+    releases: Counter[tuple[str, str, str]] = Counter()
+    updates: Counter[tuple[str, str, str]] = Counter()
+    for row in opened:
+        if row.outcome == "post":
+            key = (row.order.job_id, row.order.project, row.order.data_set)
+            releases[key] += 1
+            updates[key] += bool(row.update_digest)
+    failures = kept_failures(folder.logs, since_s=since_s)
+    refused = Counter(one.reason for one in failures if not one.opened)
+    failed = Counter(one.reason for one in failures if one.opened)
+    return {
+        "node": identity.node,
+        "since_s": since_s,
+        "releases": [
+            {
+                "job_id": job_id,
+                "project": project,
+                "data_set": data_set,
+                "booked": count,
+                "updates": updates[job_id, project, data_set],
+            }
+            for (job_id, project, data_set), count in sorted(releases.items())
+        ],
+        "refused": dict(sorted(refused.items())),
+        "failed_after_opening": dict(sorted(failed.items())),
+        "accounts": [
+            {
+                "account": one.account,
+                "epsilon_spent": (
+                    one.filter(one.epsilon_limit).epsilon_of(one.posted_units)
+                    if one.guarantee
+                    else None
+                ),
+                "epsilon_limit": one.epsilon_limit,
+                "delta": one.fixed.delta,
+            }
+            for one in state.ledger.accounts()
+        ],
+        "certificate_expires_at": identity.expires_at.timestamp(),
+        "alerts": [asdict(one) for one in conditions(folder, identity, state, steward, config)],
+    }
+
+
+def said(found: dict[str, Any]) -> str:
+    """A digest in sentences."""
+    lines = [f"Node {found['node']}, since {_moment(found['since_s'])}."]
+    for one in found["releases"]:
+        lines.append(
+            f"Job {one['job_id']} (project {one['project']}) on data set {one['data_set']}: "
+            f"{one['booked']} releases booked, {one['updates']} updates."
+        )
+    if not found["releases"]:
+        lines.append("Nothing was released.")
+    for reason, count in found["refused"].items():
+        lines.append(f"Refused before data was opened, {reason}: {count}.")
+    for reason, count in found["failed_after_opening"].items():
+        lines.append(f"Failed after data was opened, {reason}: {count} (`feddp agent logs JOB`).")
+    for one in found["accounts"]:
+        if one["epsilon_spent"] is None:
+            lines.append(f"Account {one['account']}: NO GUARANTEE.")
+        else:
+            lines.append(
+                f"Account {one['account']}: running epsilon {one['epsilon_spent']:.4f} of "
+                f"{one['epsilon_limit']:g} at delta {one['delta']:g}."
+            )
+    lines.append(f"Certificate until {_moment(found['certificate_expires_at'])}.")
+    for one in found["alerts"]:
+        subject = f" {one['subject']}" if one["subject"] else ""
+        lines.append(f"{one['event']}{subject}: {one['text']}. What to do: {one['remedy']}.")
+    return "\n".join(lines)
+
+
+def _moment(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")

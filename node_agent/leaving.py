@@ -1,0 +1,195 @@
+"""Leaving a coordinator, or moving to another one, without forgetting what patients have spent.
+
+The ledger is the node's own: it stays, with the key that signs it, and the name that its accounts
+carry. What goes is what only this coordinator gave: certificate and key, its address, models and
+updates under way. What was opened is posted, what was not is void, and nothing leaves any more.
+"""
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+
+from certs.tokens import JoinToken
+from node_agent.agent import locked, read_folder
+from node_agent.config import Folder
+from node_agent.enrol import JoinResult, join
+from node_agent.identity import BUNDLE, CHAIN, KEY, LEDGER_KEY, NEXT_KEY, Identity
+from node_agent.ledger_files import heads
+from node_agent.state import State, ledger_missing
+from protos.content import sync_directory, write_durable
+from protos.errors import Conflict, FeddpError, Malformed, Unavailable
+
+FORMER: Final = "former"
+"""The coordinator's own part of a folder, set aside while the node moves; gone when it has."""
+
+_GIVEN: Final = (KEY, NEXT_KEY, CHAIN, BUNDLE)
+"""In DIR/identity; the ledger's key is not among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """What leaving does to a folder.
+
+    Attributes:
+        node: its name.
+        removed: paths that go.
+        kept: paths that stay.
+        unfinished: attempts that will end without an update.
+    """
+
+    node: str
+    coordinator: str
+    removed: tuple[Path, ...]
+    kept: tuple[Path, ...]
+    unfinished: int
+
+
+def plan(path: Path, *, forget_ledger: bool = False) -> Leaving:
+    """What `leave` would do.
+
+    Raises:
+        NotFound: NOT_JOINED, LEDGER_MISSING.
+    """
+    folder = Folder(path.absolute())
+    config, identity = read_folder(folder)
+    given = [folder.agent_yaml, *(folder.identity / name for name in _GIVEN), folder.spool]
+    ledger = [folder.state_db, folder.identity / LEDGER_KEY]
+    stays = [folder.policy_yaml, folder.datasets_yaml, folder.logs]
+    unfinished = 0
+    if folder.state_db.exists():
+        with _state(folder, identity) as state:
+            unfinished = len(state.live())
+    elif not forget_ledger:
+        raise ledger_missing(folder)
+    removed, kept = (given + ledger, stays) if forget_ledger else (given, ledger + stays)
+    return Leaving(
+        identity.node,
+        config.coordinator,
+        tuple(one for one in removed if one.exists()),
+        tuple(one for one in kept if one.exists()),
+        unfinished,
+    )
+
+
+def leave(path: Path, *, forget_ledger: bool = False) -> Leaving:
+    """Carry out `plan`; the agent must be stopped. The coordinator is not told: its operator
+    disables the node.
+
+    Raises:
+        NotFound: NOT_JOINED, LEDGER_MISSING.
+        Conflict: AGENT_RUNNING.
+    """
+    folder = Folder(path.absolute())
+    with locked(folder):
+        done = plan(path, forget_ledger=forget_ledger)
+        if not forget_ledger:
+            _, identity = read_folder(folder)
+            _let_go(folder, identity)
+        for one in done.removed:
+            _remove(one)
+        if forget_ledger:
+            for suffix in ("-wal", "-shm"):
+                Path(f"{folder.state_db}{suffix}").unlink(missing_ok=True)
+    return done
+
+
+def move(token: str, path: Path) -> JoinResult:
+    """Leave the coordinator of a folder and join another, under the same name and ledger.
+
+    Until the other one has answered, the folder can go back to what it was: it does when the token
+    is refused. If the answer is lost, `feddp agent join` with the same token and folder ends it.
+
+    Raises:
+        NotFound: NOT_JOINED, LEDGER_MISSING.
+        Conflict: AGENT_RUNNING; SAME_COORDINATOR.
+        Malformed: TOKEN_INVALID; STATE_OF_ANOTHER_NODE, the token is for another name.
+        Unauthenticated, Unavailable: as `enrol.join`.
+    """
+    folder = Folder(path.absolute())
+    root = JoinToken.parse(token).root_pem
+    with locked(folder):
+        _put_back(folder)
+        _, identity = read_folder(folder)
+        if not folder.state_db.exists():
+            raise ledger_missing(folder)
+        if _same_root(root, identity.bundle):
+            raise Conflict(
+                "SAME_COORDINATOR",
+                f"the token is of the coordinator that {folder.root} is with already; there is "
+                "nothing to move",
+            )
+        _let_go(folder, identity)
+        _set_aside(folder)
+        try:
+            made = join(token, path)
+        except FeddpError as error:
+            if not (isinstance(error, Unavailable) and (folder.identity / KEY).exists()):
+                _put_back(folder)
+            raise
+        shutil.rmtree(folder.root / FORMER)
+        _remove(folder.spool)
+        folder.spool.mkdir(mode=0o700)
+    return made
+
+
+def _let_go(folder: Folder, identity: Identity) -> None:
+    """Keep what the node has seen of the coordinator's ledger, and end what is under way."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    seen = heads(folder.root)
+    write_durable(folder.root / f"heads-{stamp}.json", json.dumps(seen, indent=2).encode())
+    with _state(folder, identity) as state:
+        state.leave()
+
+
+def _set_aside(folder: Folder) -> None:
+    former = folder.root / FORMER
+    former.mkdir(mode=0o700)
+    for name in (NEXT_KEY, KEY, BUNDLE, CHAIN):  # the certificate last: `_put_back` looks for it
+        with contextlib.suppress(FileNotFoundError):
+            (folder.identity / name).replace(former / name)
+    write_durable(former / folder.agent_yaml.name, folder.agent_yaml.read_bytes())
+    sync_directory(folder.identity)
+
+
+def _put_back(folder: Folder) -> None:
+    """Undo `_set_aside`, or what is left of it, unless the other coordinator's join is whole."""
+    former = folder.root / FORMER
+    if not former.is_dir():
+        return
+    if not (folder.identity / CHAIN).exists() or not (folder.identity / KEY).exists():
+        for one in sorted(former.iterdir()):
+            is_config = one.name == folder.agent_yaml.name
+            one.replace(folder.agent_yaml if is_config else folder.identity / one.name)
+        sync_directory(folder.identity)
+    shutil.rmtree(former)
+
+
+def _same_root(token_pem: bytes, bundle: bytes) -> bool:
+    wanted = x509.load_pem_x509_certificate(token_pem)
+    try:
+        return wanted in x509.load_pem_x509_certificates(bundle)
+    except ValueError:
+        raise Malformed("IDENTITY_INVALID", f"{BUNDLE} is not readable PEM") from None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _state(folder: Folder, identity: Identity) -> Iterator[State]:
+    state = State(folder.state_db, identity.node, identity.ledger_key)
+    try:
+        yield state
+    finally:
+        state.close()

@@ -1,0 +1,204 @@
+"""What left this hospital, what is about to, and what each cost: from `state.db`, the spool and the
+node's own ledger, which is what its patients' guarantee rests on."""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from node_agent.agent import read_folder
+from node_agent.config import Folder
+from node_agent.own_ledger import KeptAccount
+from node_agent.state import AttemptRow, State, ledger_missing
+from node_agent.steward import Rules, Steward
+from protos.errors import FeddpError
+
+Standing = Literal["left", "no_update", "leaving", "told_soon", "under_way", "reserved", "nothing"]
+
+STANDINGS: Final[dict[Standing, str]] = {
+    "left": "an update was handed in, or may have been in part; booked as released",
+    "no_update": "its data was opened and no update left; booked whole all the same",
+    "leaving": "an update is booked and leaves as soon as the coordinator takes it",
+    "told_soon": "no update; the coordinator is told so at the tick, and is told nothing else",
+    "under_way": "the data is open; at the tick an update leaves, or the words that there is none",
+    "reserved": "nothing left, and nothing was opened; its cost is set aside",
+    "nothing": "refused: the data was not opened, and reason and sentence were told",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One attempt.
+
+    Attributes:
+        account: "NODE/NAME".
+        opened_at_s: 0 where the data was not opened.
+        leaves_at_s: the tick at which its outcome leaves; 0 where that is past or not known.
+        digest: BLAKE3 of the update; empty for none.
+        update_bytes: of an update that waits in the spool, else None.
+        units: what it takes, or took, of the account, in its filter's units.
+        epsilon_alone: of this release by itself, at the account's delta; None without accounting.
+        booked: "reserve", "post", "void", or "" where the ledger holds nothing of it.
+        told: reason and sentence that the coordinator was told; empty but for "nothing".
+    """
+
+    attempt_id: str
+    job_id: str
+    round: int
+    project: str
+    task: str
+    data_set: str
+    account: str
+    standing: Standing
+    opened_at_s: float
+    leaves_at_s: float
+    digest: str
+    update_bytes: int | None
+    mechanism: str
+    noise_multiplier: float | None
+    steps: int
+    units: int
+    epsilon_alone: float | None
+    booked: str
+    told: str
+
+
+def outbox(path: Path, job_id: str = "") -> dict[str, Any]:
+    """Everything, JSON-ready: `published` is what each session says first, `items` the attempts in
+    the order of arrival, `accounts` what they come to.
+
+    Args:
+        job_id: only this job's attempts; empty for all.
+
+    Raises:
+        NotFound: NOT_JOINED, LEDGER_MISSING.
+    """
+    folder = Folder(path.absolute())
+    _, identity = read_folder(folder)
+    if not folder.state_db.exists():
+        raise ledger_missing(folder)
+    state = State(folder.state_db, identity.node, identity.ledger_key)
+    try:
+        kept = {one.account: one for one in state.ledger.accounts()}
+        booked = {}
+        for entry in state.ledger.entries():
+            attempt_id = getattr(entry.statement, "attempt_id", "")
+            booked[attempt_id] = entry.statement.kind
+        rows = state.attempts()
+    finally:
+        state.close()
+    items = [
+        _item(row, identity.node, folder, kept, booked)
+        for row in rows
+        if not job_id or row.order.job_id == job_id
+    ]
+    known = {row.order.attempt_id for row in rows}
+    return {
+        "node": identity.node,
+        "published": _published(folder),
+        "items": [asdict(one) for one in items],
+        "restored": sum(1 for one in booked if one and one not in known and not job_id),
+        "accounts": [
+            {
+                "account": one.account,
+                "posted_units": one.posted_units,
+                "limit_units": one.filter(one.epsilon_limit).limit_units,
+                "epsilon_spent": (
+                    one.filter(one.epsilon_limit).epsilon_of(one.posted_units)
+                    if one.guarantee
+                    else None
+                ),
+                "epsilon_limit": one.epsilon_limit,
+                "delta": one.fixed.delta,
+            }
+            for one in kept.values()
+        ],
+    }
+
+
+def _item(
+    row: AttemptRow,
+    node: str,
+    folder: Folder,
+    kept: Mapping[str, KeptAccount],
+    booked: Mapping[str, str],
+) -> Item:
+    order = row.order
+    account = f"{node}/{order.account}"
+    standing = _standing(row)
+    size = None
+    if standing == "leaving":
+        with contextlib.suppress(FileNotFoundError):
+            size = (folder.spool / "updates" / row.update_digest).stat().st_size
+    return Item(
+        attempt_id=order.attempt_id,
+        job_id=order.job_id,
+        round=order.round,
+        project=order.project,
+        task=order.task,
+        data_set=order.data_set,
+        account=account,
+        standing=standing,
+        opened_at_s=row.opened_at_s,
+        leaves_at_s=(
+            row.opened_at_s + row.tick_s
+            if standing in ("leaving", "told_soon", "under_way")
+            else 0.0
+        ),
+        digest=row.update_digest,
+        update_bytes=size,
+        mechanism=order.release.mechanism,
+        noise_multiplier=order.release.noise_multiplier,
+        steps=order.release.steps,
+        units=0 if row.outcome == "void" else row.units,
+        epsilon_alone=_epsilon_alone(row, kept.get(account)),
+        booked=booked.get(order.attempt_id, ""),
+        told=f"{row.reason}: {row.message}" if row.reason else "",
+    )
+
+
+def _epsilon_alone(row: AttemptRow, kept: KeptAccount | None) -> float | None:
+    if row.order.release.mechanism == "none" and row.outcome != "void":
+        return None
+    if kept is None or row.outcome == "void":
+        return 0.0
+    return kept.filter(kept.epsilon_limit).epsilon_of(row.units)
+
+
+def _standing(row: AttemptRow) -> Standing:
+    match row.state:
+        case "reserved":
+            return "reserved"
+        case "opened":
+            return "under_way"
+        case "spooled":
+            return "leaving"
+        case "no_update":
+            return "told_soon"
+        case "closed" if row.outcome == "post":
+            return "left" if row.update_digest else "no_update"
+    return "nothing"
+
+
+def _published(folder: Folder) -> dict[str, Any]:
+    """What the steward's files declare, which every session tells the coordinator; nothing in it is
+    computed from records."""
+    try:
+        rules: Rules = Steward(folder).rules()
+    except FeddpError:
+        return {"data_sets": [], "accounts": []}
+    return {
+        "data_sets": [
+            {
+                "name": one.name,
+                "declared_n": one.declared_n,
+                "version": one.version,
+                "account": one.account,
+                "columns": sorted(one.columns),
+                "tasks": sorted(rules.policy.tasks_on(one.name)),
+            }
+            for one in rules.data_sets
+        ],
+        "accounts": [one.name for one in rules.policy.accounts],
+    }

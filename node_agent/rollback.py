@@ -1,0 +1,100 @@
+"""Whether this node's ledger went back in time: a snapshot, an older disk, a copy of the machine.
+
+The coordinator tells at each session what the node has signed last: the head that it countersigned
+and the newest posts after it. Each is this node's own signature, so nobody can make one up, and
+each was durable here before it was signed. A ledger that lacks one has forgotten what its patients
+have spent; orders are refused until a copy is imported (`feddp agent ledger import`), after which
+what was signed since is read again from the coordinator's chain.
+
+What it cannot find: a ledger that went back to before anything that the coordinator tells of, and a
+coordinator that keeps silent about it. docs/privacy.md says what that leaves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from node_agent.state import RESTORED_NOTE, ROLLED_BACK_NOTE, State
+from privacy.entries import Entry
+from privacy.heads import Head, signed_by
+from privacy.ledger import Statement, signature_ok
+from privacy.wire import entry_from_wire, head_from_wire
+from protos.errors import FeddpError
+from protos.feddp.v1 import federation_pb2 as pb
+
+POSTS_MAX = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """What the coordinator says that this node has signed last of one account.
+
+    Attributes:
+        head: with its signature; None before the first.
+        posted: posts after that head.
+    """
+
+    head: tuple[Head, bytes] | None
+    posted: tuple[Entry, ...]
+
+
+def from_wire(message: pb.Signed) -> Signed:
+    """As it came; what cannot be read is left out, since it is no signature of ours."""
+    posted = []
+    for one in message.posted[:POSTS_MAX]:
+        try:
+            posted.append(entry_from_wire(one))
+        except FeddpError:
+            continue
+    head = None
+    if message.HasField("head"):
+        head = head_from_wire(message.head), message.head.node_signature
+    return Signed(head, tuple(posted))
+
+
+def look(state: State, node: str, public_key: bytes, signed: Sequence[Signed]) -> str:
+    """What this ledger lacks of what the node has signed, in a sentence; empty for nothing.
+
+    It is noted, and stays noted until a copy is imported.
+
+    Args:
+        public_key: the node's raw ledger key.
+    """
+    noted = state.note(ROLLED_BACK_NOTE)
+    if noted or state.note(RESTORED_NOTE):
+        return noted
+    for one in signed:
+        text = _lacks(state, node, public_key, one)
+        if text:
+            state.set_note(ROLLED_BACK_NOTE, text)
+            return text
+    return ""
+
+
+def _lacks(state: State, node: str, public_key: bytes, signed: Signed) -> str:
+    witnessed = state.witnessed
+    if signed.head is not None:
+        head, signature = signed.head
+        if not head.account.startswith(f"{node}/") or not signed_by(public_key, head, signature):
+            return ""
+        if witnessed.dispute(head.account) is not None or witnessed.is_settled(head.account):
+            return ""
+        seen = witnessed.head(head.account)
+        if seen.seq < head.seq:
+            return (
+                f"this node has signed entry {head.seq} of the coordinator's account "
+                f"{head.account}, and its own state knows them up to entry {seen.seq}"
+            )
+    for entry in signed.posted:
+        said = entry.statement
+        if not isinstance(said, Statement) or said.node != node or said.kind != "post":
+            continue
+        if not signature_ok(public_key, said, entry.node_signature):
+            continue
+        if witnessed.dispute(said.account) is not None or witnessed.is_settled(said.account):
+            continue
+        if "post" not in {own.kind for own in state.ledger.statements_of(said.attempt_id)}:
+            return (
+                f"this node has signed that attempt {said.attempt_id} released something on "
+                f"account {said.account}, and its own ledger does not hold it"
+            )
+    return ""

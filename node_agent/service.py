@@ -1,0 +1,270 @@
+"""The systemd unit of an agent, and who owns what in its folder."""
+
+import grp
+import os
+import pwd
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from node_agent.config import Folder
+from protos.content import write_durable
+from protos.errors import Malformed, NotAllowed, NotFound
+
+UNIT_FOLDER: Final = Path("/etc/systemd/system")
+
+FOLDER_MODE: Final = 0o1770
+"""The service's group may make files in the folder, and nobody may remove another one's: so the
+agent cannot put a policy of its own in the place of the steward's."""
+
+STEWARD_MODE: Final = 0o640
+HOMES: Final = ("/home", "/root", "/run/user")
+
+_UNIT: Final = """\
+[Unit]
+Description=feddp node agent ({folder})
+Wants=network-online.target
+After=network-online.target
+# Whatever stopped it, it is tried again for ever: nobody has to come for a disk that was full.
+StartLimitIntervalSec=0
+
+[Service]
+Type=exec
+User={user}
+Group={group}
+ExecStart={command} agent run --dir {folder}
+Restart=always
+RestartSec=10
+# The agent ends its workers, and posts nothing that it cannot write.
+KillMode=mixed
+TimeoutStopSec=60
+UMask=0077
+
+# It may write in its own folder and nowhere else.
+ProtectSystem=strict
+ReadWritePaths={folder}
+ProtectHome={home}
+PrivateTmp=yes
+{devices}
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+AmbientCapabilities=
+RestrictSUIDSGID=yes
+LockPersonality=yes
+RestrictRealtime=yes
+ProtectClock=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectControlGroups=yes
+ProtectProc=invisible
+RemoveIPC=yes
+KeyringMode=private
+SystemCallArchitectures=native
+# The last four are what a worker limits itself with before it sees records.
+SystemCallFilter=@system-service seccomp landlock_create_ruleset landlock_add_rule \
+    landlock_restrict_self
+SystemCallErrorNumber=EPERM
+# Outbound connections, the system's log, and the routes that a name look-up reads.
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK
+RestrictNamespaces=yes
+
+# A core file would be a copy of patients' records.
+LimitCORE=0
+# The hospital's other work comes first.
+CPUWeight=50
+IOWeight=50
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What a unit says.
+
+    Attributes:
+        command: absolute path of `feddp`.
+        gpu: whether workers may open the machine's devices.
+    """
+
+    folder: Path
+    user: str
+    group: str
+    command: Path
+    gpu: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the unit: one agent is `feddp-agent`, further ones carry their folder's name."""
+        own = self.folder.name
+        return "feddp-agent.service" if own in ("agent", "feddp") else f"feddp-agent-{own}.service"
+
+    def unit(self) -> str:
+        """The unit's text.
+
+        Raises:
+            Malformed: PATH_UNUSABLE, a path that systemd would read as something else.
+        """
+        for path in (self.folder, self.command):
+            text = str(path)
+            if not path.is_absolute() or any(not c.isprintable() or c in " %\\\"'$" for c in text):
+                raise Malformed(
+                    "PATH_UNUSABLE",
+                    f"{text!r} cannot stand in a unit: use an absolute path without spaces, "
+                    "quotes, percent or dollar signs",
+                )
+        if self.user == "root":
+            raise Malformed("USER_IS_ROOT", "the agent does not run as root; name another --user")
+        return _UNIT.format(
+            folder=self.folder,
+            user=self.user,
+            group=self.group,
+            command=self.command,
+            # What lies under a home, the program itself included, is read but not written.
+            home="read-only" if _under_home(self.folder, self.command) else "yes",
+            devices="# GPU: the devices stay visible." if self.gpu else "PrivateDevices=yes",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who a path is given to, and its mode; `mode` 0 leaves that as it is."""
+
+    path: Path
+    user: str
+    group: str
+    mode: int
+
+    def __str__(self) -> str:
+        return f"{self.user}:{self.group} {self.mode:04o} {self.path}"
+
+
+def owners(service: Service, steward: str) -> list[Owner]:
+    """Who shall own what in an agent's folder.
+
+    The steward owns the two files that say what is allowed, root the folder, and the service's user
+    the rest: IT acts as that user (`sudo -u feddp feddp agent ...`), so that no command leaves a
+    file there that the agent cannot write.
+    """
+    folder, user, group = Folder(service.folder), service.user, service.group
+    found = [
+        Owner(folder.root, "root", group, FOLDER_MODE),
+        Owner(folder.agent_yaml, user, group, STEWARD_MODE),
+        Owner(folder.policy_yaml, steward, group, STEWARD_MODE),
+        Owner(folder.datasets_yaml, steward, group, STEWARD_MODE),
+    ]
+    for part in (folder.identity, folder.spool, folder.logs):
+        found.append(Owner(part, user, group, 0o700))
+        found += [Owner(one, user, group, 0) for one in sorted(part.rglob("*"))]
+    for name in ("state.db", "state.db-wal", "state.db-shm", "agent.lock"):
+        found.append(Owner(folder.root / name, user, group, 0o600))
+    return [one for one in found if one.path.exists()]
+
+
+def install(service: Service, steward: str, unit_folder: Path = UNIT_FOLDER) -> Path:
+    """Write the unit and hand the folder's files to their owners; the unit's path.
+
+    Raises:
+        NotAllowed: ROOT_NEEDED.
+        NotFound: NOT_JOINED; USER_UNKNOWN, with the command that makes it.
+        Malformed: PATH_UNUSABLE, USER_IS_ROOT.
+    """
+    text = service.unit()
+    if not service.folder.is_dir() or not Folder(service.folder).agent_yaml.exists():
+        raise NotFound(
+            "NOT_JOINED",
+            f"{service.folder} holds no agent; join first: `feddp agent join TOKEN --dir "
+            f"{service.folder}`",
+        )
+    if os.geteuid() != 0:
+        raise NotAllowed("ROOT_NEEDED", "only root may install a service; use sudo, or --dry-run")
+    for name in (service.user, steward):
+        _uid(name)
+    given = [
+        (one, _uid(one.user), _gid(one.group, service.user)) for one in owners(service, steward)
+    ]
+    for one, uid, gid in given:
+        # Not through a link that somebody who may write there has put in the place.
+        os.chown(one.path, uid, gid, follow_symlinks=False)
+        if one.mode and not one.path.is_symlink():
+            one.path.chmod(one.mode)
+    path = unit_folder / service.name
+    write_durable(path, text.encode(), 0o644)
+    return path
+
+
+def weaknesses(folder: Folder, uid: int | None = None) -> list[str]:
+    """Where the user that the agent runs as could change what the steward says; a sentence each.
+
+    Args:
+        uid: of the agent; where None the owner of its ledger, else of this process.
+    """
+    if uid is None:
+        uid = folder.state_db.stat().st_uid if folder.state_db.exists() else os.geteuid()
+    groups = set(os.getgroups()) | {os.getegid()} if uid == os.geteuid() else _groups_of(uid)
+    found = []
+    for path in (folder.policy_yaml, folder.datasets_yaml):
+        try:
+            file, parent = path.stat(), path.parent.stat()
+        except OSError:
+            continue
+        if file.st_uid == uid or _may_write(file, uid, groups):
+            found.append(
+                f"{path} can be changed by the user that the agent runs as; give it to the data "
+                "steward: `feddp agent install-service --steward NAME` does"
+            )
+        elif _may_write(parent, uid, groups) and (
+            not parent.st_mode & stat.S_ISVTX or parent.st_uid == uid
+        ):
+            found.append(
+                f"{path} can be replaced by the user that the agent runs as, who may rename files "
+                f"in {path.parent}; give the folder to root with the sticky bit (mode 1770)"
+            )
+    return found
+
+
+def _may_write(found: os.stat_result, uid: int, groups: Iterable[int]) -> bool:
+    if found.st_uid == uid:
+        return bool(found.st_mode & stat.S_IWUSR)
+    if found.st_gid in groups:
+        return bool(found.st_mode & stat.S_IWGRP)
+    return bool(found.st_mode & stat.S_IWOTH)
+
+
+def _groups_of(uid: int) -> set[int]:
+    try:
+        one = pwd.getpwuid(uid)
+    except KeyError:
+        return set()
+    return {one.pw_gid, *(g.gr_gid for g in grp.getgrall() if one.pw_name in g.gr_mem)}
+
+
+def _under_home(*paths: Path) -> bool:
+    return any(path.is_relative_to(home) for path in paths for home in HOMES)
+
+
+def _uid(name: str) -> int:
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise NotFound(
+            "USER_UNKNOWN",
+            f"there is no user {name}; make it: `useradd --system --user-group --home-dir "
+            f"/nonexistent --shell /usr/sbin/nologin {name}`",
+        ) from None
+
+
+def _gid(name: str, user: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise NotFound(
+            "GROUP_UNKNOWN",
+            f"there is no group {name}; make it: `groupadd --system {name}` and `usermod "
+            f"--append --groups {name} {user}`",
+        ) from None

@@ -1,0 +1,109 @@
+"""A whole agent in one file, and back."""
+
+import io
+import stat
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from certs.authority import Authority
+from node_agent.admission import Suspensions
+from node_agent.agent import locked
+from node_agent.backup import backup, restore
+from node_agent.config import Folder
+from node_agent.identity import load_identity
+from node_agent.state import RESTORED_NOTE, State
+from privacy.filters import make_filter
+from protos.errors import Conflict, FeddpError, Malformed, NotFound
+from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
+from tests.node_agent.samples import NODE, order
+
+FILTER = make_filter("gdp", 0, 10.0, 1.0e-5)
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Folder:
+    """One with a release in its ledger."""
+    folder = make_agent(tmp_path / "a", Authority.create(tmp_path / "ca", TRUST_DOMAIN), 1)
+    state = opened(folder)
+    state.reserve(order(), FILTER)
+    state.open("a1", 1.0, 1.0)
+    state.lose("a1")
+    state.close()
+    return folder
+
+
+def opened(folder: Folder) -> State:
+    """A folder's ledger."""
+    return State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
+
+
+def test_what_is_restored_is_the_same_agent_that_reads_up_first(
+    agent: Folder, tmp_path: Path
+) -> None:
+    """Same identity, same rules, same entries; the running agent's lock is no hindrance."""
+    file = tmp_path / "backup.tar"
+    with locked(agent):
+        backup(agent.root, file)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert not list(agent.root.glob(".backup*"))
+    new = Folder(tmp_path / "b")
+    assert restore(file, new.root) == backup(new.root, tmp_path / "again.tar")
+    for name in ("agent.yaml", "policy.yaml", "datasets.yaml", "identity/ledger.key"):
+        assert (new.root / name).read_bytes() == (agent.root / name).read_bytes()
+        assert stat.S_IMODE((new.root / name).stat().st_mode) == 0o600
+    old, made = opened(agent), opened(new)
+    assert made.ledger.entries() == old.ledger.entries()
+    assert made.note(RESTORED_NOTE) == "yes"
+    assert Suspensions(catching_up=True).reason(f"{NODE}/patients") == "LEDGER_CATCHING_UP"
+    for one in (old, made):
+        one.close()
+
+
+def test_a_folder_that_holds_an_agent_is_left_alone(agent: Folder, tmp_path: Path) -> None:
+    """Its ledger may hold more than the backup."""
+    backup(agent.root, tmp_path / "backup.tar")
+    with pytest.raises(Conflict, match="holds an agent already"):
+        restore(tmp_path / "backup.tar", agent.root)
+    with pytest.raises(Conflict, match="not written over"):
+        backup(agent.root, tmp_path / "backup.tar")
+    with pytest.raises(NotFound):
+        backup(agent.root, tmp_path / "no/folder.tar")
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "/etc/evil", "identity/../../evil", "spool/x", "identity/a/b", "link"]
+)
+def test_a_file_that_is_no_agents_is_not_taken_out(tmp_path: Path, name: str) -> None:
+    """Wherever it would have gone."""
+    file = tmp_path / "evil.tar"
+    with tarfile.open(file, "w") as archive:
+        info = tarfile.TarInfo("policy.yaml" if name == "link" else name)
+        if name == "link":
+            info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(info, io.BytesIO(b""))
+    with pytest.raises(Malformed, match="no file of an agent"):
+        restore(file, tmp_path / "b")
+    assert not [one for one in tmp_path.rglob("*") if one.name in ("evil", "x", "policy.yaml")]
+
+
+@pytest.mark.parametrize("size", [0, 700, 5000])
+def test_a_backup_that_was_cut_is_refused(agent: Folder, tmp_path: Path, size: int) -> None:
+    """And says so."""
+    backup(agent.root, tmp_path / "backup.tar")
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "backup.tar").read_bytes()[:size])
+    with pytest.raises(FeddpError):
+        restore(tmp_path / "cut.tar", tmp_path / "b")
+    assert {one.name for one in (tmp_path / "b").rglob("*")} <= {"agent.lock"}
+    restore(tmp_path / "backup.tar", tmp_path / "b")
+
+
+def test_a_file_without_a_ledger_is_no_backup(agent: Folder, tmp_path: Path) -> None:
+    """An agent of it would begin with nothing spent."""
+    file = tmp_path / "backup.tar"
+    with tarfile.open(file, "w") as archive:
+        archive.add(agent.agent_yaml, "agent.yaml")
+    with pytest.raises(Malformed, match="not a whole backup"):
+        restore(file, tmp_path / "b")

@@ -1,0 +1,157 @@
+"""Moving to another coordinator, cut short at each step: the folder works, and forgets nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from certs.authority import Authority
+from certs.tokens import JoinToken, new_secret
+from node_agent import leaving
+from node_agent.config import Folder
+from node_agent.identity import load_identity
+from node_agent.leaving import move
+from node_agent.state import LEFT_NOTE, MOVED_NOTE, State
+from privacy.filters import make_filter
+from protos.errors import FeddpError, Unauthenticated, Unavailable
+from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
+from tests.node_agent.samples import NODE, order
+
+FILTER = make_filter("gdp", 0, 10.0, 1.0e-5)
+
+
+class Cut(BaseException):
+    """The process ends here."""
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Folder:
+    """One with a release in its ledger."""
+    folder = make_agent(tmp_path / "a", Authority.create(tmp_path / "ca", TRUST_DOMAIN), 1)
+    state = opened(folder)
+    state.reserve(order(), FILTER)
+    state.open("a1", 1.0, 1.0)
+    state.lose("a1")
+    state.close()
+    return folder
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> str:
+    """Another coordinator's."""
+    other = Authority.create(tmp_path / "other", "other.example")
+    return _token(other.trust_bundle)
+
+
+def _token(root: bytes) -> str:
+    """One that pins this root, PEM."""
+    der = x509.load_pem_x509_certificate(root).public_bytes(serialization.Encoding.DER)
+    return JoinToken(address="127.0.0.1:1", root_der=der, secret=new_secret()).encode()
+
+
+def opened(folder: Folder) -> State:
+    """A folder's ledger."""
+    return State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
+
+
+def files(folder: Folder) -> dict[str, bytes]:
+    """What the coordinator gave, and the ledger's key."""
+    parts = [folder.agent_yaml, *folder.identity.iterdir()]
+    return {one.name: one.read_bytes() for one in parts}
+
+
+def joining(monkeypatch: pytest.MonkeyPatch, error: BaseException, leaves: str = "") -> None:
+    """What the other coordinator's join comes to."""
+
+    def join(_token: str, path: Path) -> Any:
+        if leaves:
+            (path / "identity" / leaves).write_bytes(b"a new key")
+        raise error
+
+    monkeypatch.setattr(leaving, "join", join)
+
+
+def test_a_refused_token_leaves_the_folder_as_it_was(
+    agent: Folder, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the refusal came after new keys were made."""
+    before = files(agent)
+    for leaves in ("", "node.key"):
+        joining(monkeypatch, Unauthenticated("TOKEN_USED", "this token was used"), leaves)
+        with pytest.raises(Unauthenticated):
+            move(token, agent.root)
+        assert files(agent) == before
+        assert not (agent.root / "former").exists()
+
+
+def test_a_lost_answer_keeps_the_keys_that_the_token_may_be_redeemed_for(
+    agent: Folder, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`agent join` goes on with them; a coordinator that was never reached changes nothing."""
+    before = files(agent)
+    joining(monkeypatch, Unavailable("UNREACHABLE", "nobody there"))
+    with pytest.raises(Unavailable):
+        move(token, agent.root)
+    assert files(agent) == before
+    joining(monkeypatch, Unavailable("UNREACHABLE", "the answer was lost"), "node.key")
+    with pytest.raises(Unavailable):
+        move(token, agent.root)
+    assert (agent.identity / "node.key").read_bytes() == b"a new key"
+    assert not (agent.identity / "node.crt").exists()
+    assert (agent.identity / "ledger.key").read_bytes() == before["ledger.key"]
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_move_that_was_cut_short_can_be_done_again(
+    agent: Folder, token: str, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """At each rename and write, and in the middle of the join."""
+    before = files(agent)
+    left = [step]
+
+    def maybe(function: Any) -> Any:
+        def instead(*arguments: Any, **named: Any) -> Any:
+            if left[0] == 0:
+                raise Cut
+            left[0] -= 1
+            return function(*arguments, **named)
+
+        return instead
+
+    with monkeypatch.context() as patch:
+        joining(patch, Cut())
+        patch.setattr(Path, "replace", maybe(Path.replace))
+        patch.setattr(leaving, "write_durable", maybe(leaving.write_durable))
+        with pytest.raises(Cut):
+            move(token, agent.root)
+    joining(monkeypatch, Unauthenticated("TOKEN_USED", "this token was used"))
+    with pytest.raises(Unauthenticated):
+        move(token, agent.root)
+    assert files(agent) == before
+    assert load_identity(agent.identity).node == NODE
+
+
+def test_another_coordinator_is_followed_from_its_beginning_and_the_same_goes_on(
+    agent: Folder,
+) -> None:
+    """What is told by the key that signs its checkpoints."""
+    state = opened(agent)
+    for key, is_other in ((b"k" * 32, True), (b"k" * 32, False)):
+        state.leave()
+        assert state.note(LEFT_NOTE) == "yes"
+        assert state.arrive(key) is is_other
+        assert state.note(LEFT_NOTE) == ""
+        state.set_note("coordinator_ledger_key", key.hex())
+        assert state.note(MOVED_NOTE) == "yes"
+    assert state.witnessed.unseen() == frozenset()
+    assert state.account_units("patients") == state.ledger.accounts()[0].posted_units > 0
+    state.close()
+
+
+def test_the_coordinator_that_the_node_is_with_is_no_other(agent: Folder, tmp_path: Path) -> None:
+    """By the root that its token pins."""
+    same = _token(load_identity(agent.identity).bundle)
+    with pytest.raises(FeddpError, match="nothing to move"):
+        move(same, agent.root)

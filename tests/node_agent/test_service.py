@@ -1,0 +1,190 @@
+"""The systemd unit, and that the agent's user cannot change what the steward says."""
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from node_agent.config import Folder
+from node_agent.service import Service, install, owners, weaknesses
+from protos.errors import Malformed, NotAllowed, NotFound
+
+AGENT, STEWARD = "daemon", "games"
+"""Users that every Debian has."""
+
+
+def _append(name: str) -> None:
+    with Path(name).open("a"):
+        pass
+
+
+def _replace(name: str, beside: str = "mine") -> None:
+    _append(beside)
+    Path(beside).replace(name)
+
+
+ATTEMPTS: dict[str, Callable[[], object]] = {
+    "write policy.yaml": lambda: _append("policy.yaml"),
+    "replace policy.yaml": lambda: _replace("policy.yaml"),
+    "remove datasets.yaml": lambda: Path("datasets.yaml").unlink(),
+    "rename datasets.yaml": lambda: Path("datasets.yaml").rename("old"),
+    "open the folder to all": lambda: Path().chmod(0o777),
+}
+WORK: dict[str, Callable[[], object]] = {
+    "read policy.yaml": lambda: Path("policy.yaml").read_text(),
+    "read agent.yaml": lambda: Path("agent.yaml").read_text(),
+    "replace agent.yaml": lambda: _replace("agent.yaml"),
+    "write the ledger": lambda: _append("state.db"),
+    "make the ledger's journal": lambda: _append("state.db-wal"),
+    "replace a certificate": lambda: _replace("identity/node.crt", "identity/mine"),
+}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """An agent's folder where other users can get to."""
+    root = Path(tempfile.mkdtemp(prefix="feddp-service-"))
+    root.chmod(0o755)
+    path = root / "agent"
+    for part in ("identity", "spool", "logs"):
+        (path / part).mkdir(parents=True)
+    for name in ("agent.yaml", "policy.yaml", "datasets.yaml", "state.db", "identity/node.crt"):
+        (path / name).write_text("x: 1\n")
+    yield path
+    shutil.rmtree(root)
+
+
+def service(path: Path, **changes: object) -> Service:
+    """The service of a folder."""
+    fields = {"user": AGENT, "group": AGENT, "command": Path("/usr/bin/true"), **changes}
+    return Service(path, **fields)  # type: ignore[arg-type]
+
+
+def as_user(name: str, path: Path, action: Callable[[], object]) -> bool:
+    """Whether a user may do this in the folder; tried in a process of theirs."""
+    one, group = pwd.getpwnam(name), pwd.getpwnam(AGENT).pw_gid
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.chdir(path)
+            os.setgroups([group])
+            os.setgid(one.pw_gid)
+            os.setuid(one.pw_uid)
+            action()
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_the_unit_is_what_systemd_understands(folder: Path) -> None:
+    """By `systemd-analyze verify`, without a word; and it is exposed little by its own measure."""
+    path = folder / "feddp-agent.service"
+    path.write_text(service(folder).unit())
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:  # said, so that nobody takes it for checked
+        pytest.skip("this machine has no systemd-analyze")
+    done = subprocess.run([analyze, "verify", path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    measured = subprocess.run(
+        [analyze, "security", "--offline=true", "--threshold=35", path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert measured.returncode == 0, measured.stdout
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"User={AGENT}",
+        "NoNewPrivileges=yes",
+        "ProtectSystem=strict",
+        "PrivateTmp=yes",
+        "CapabilityBoundingSet=",
+        "UMask=0077",
+        "LimitCORE=0",
+    ],
+)
+def test_the_unit_says(folder: Path, line: str) -> None:
+    """What the documents promise."""
+    assert line in service(folder).unit().splitlines()
+
+
+def test_the_gpu_is_hidden_unless_asked_for(folder: Path) -> None:
+    """And a program below a home can be read."""
+    assert "PrivateDevices=yes" in service(folder).unit()
+    assert "PrivateDevices=yes" not in service(folder, gpu=True).unit()
+    homely = service(folder, command=Path("/home/it/venv/bin/feddp")).unit()
+    assert "ProtectHome=read-only" in homely
+
+
+@pytest.mark.parametrize("path", ["/srv/my agent", "/srv/a%n", "srv/agent", "/srv/a\nUser=root"])
+def test_a_path_that_systemd_would_read_otherwise_is_refused(path: str) -> None:
+    """No second line, no specifier."""
+    with pytest.raises(Malformed, match="cannot stand in a unit"):
+        service(Path(path)).unit()
+
+
+def test_root_is_refused(folder: Path) -> None:
+    """Whoever asks for it."""
+    with pytest.raises(Malformed, match="does not run as root"):
+        service(folder, user="root").unit()
+
+
+def test_the_agent_can_work_and_cannot_touch_what_the_steward_says(folder: Path) -> None:
+    """Tried as the users themselves."""
+    units = folder.parent / "units"
+    units.mkdir()
+    if os.geteuid() != 0:
+        with pytest.raises(NotAllowed):
+            install(service(folder), STEWARD, units)
+        return
+    assert install(service(folder), STEWARD, units).read_text() == service(folder).unit()
+    assert not [what for what, code in WORK.items() if not as_user(AGENT, folder, code)]
+    assert not [what for what, code in ATTEMPTS.items() if as_user(AGENT, folder, code)]
+    assert as_user(STEWARD, folder, lambda: _append("policy.yaml"))
+    assert as_user(STEWARD, folder, lambda: _replace("policy.yaml", "editor"))
+    assert not as_user(STEWARD, folder, lambda: Path("state.db").read_text())
+    assert not as_user(STEWARD, folder, lambda: _append("agent.yaml"))
+
+
+def test_what_is_not_apart_is_said(folder: Path) -> None:
+    """The file itself, or the folder that it could be replaced in."""
+    uid, agent = pwd.getpwnam(AGENT).pw_uid, Folder(folder)
+    if os.geteuid() != 0:
+        assert len(weaknesses(agent)) == 2
+        return
+    os.chown(folder, uid, -1)
+    for one in (agent.policy_yaml, agent.datasets_yaml):
+        os.chown(one, uid, -1)
+    assert [("can be changed" in text) for text in weaknesses(agent, uid)] == [True, True]
+    for one in (agent.policy_yaml, agent.datasets_yaml):
+        os.chown(one, 0, 0)
+    assert ["can be replaced" in text for text in weaknesses(agent, uid)] == [True, True]
+    (folder.parent / "units").mkdir()
+    install(service(folder), STEWARD, folder.parent / "units")
+    assert weaknesses(agent, uid) == []
+
+
+def test_an_unknown_user_is_named_with_the_command_that_makes_it(folder: Path) -> None:
+    """And nothing was changed."""
+    if os.geteuid() != 0:
+        return
+    before = folder.stat().st_mode
+    with pytest.raises(NotFound, match="useradd --system"):
+        install(service(folder, user="no-such", group="no-such"), STEWARD, folder.parent)
+    assert folder.stat().st_mode == before
+    assert owners(service(folder), STEWARD)[0].path == folder
+
+
+def test_a_folder_without_an_agent_is_told(tmp_path: Path) -> None:
+    """Before anything is given to anybody."""
+    with pytest.raises(NotFound, match="agent join"):
+        install(service(tmp_path), STEWARD, tmp_path)

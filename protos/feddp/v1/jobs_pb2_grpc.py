@@ -79,8 +79,9 @@ class JobsServicer(object):
     def SubmitJob(self, request, context):
         """Called by engineers. The initial model must have been uploaded before. Not safe to retry
         blindly: each call is a new job unless `request_id` repeats.
-        Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID), NOT_FOUND (TASK_UNKNOWN,
-        DATA_SET_UNKNOWN, BLOB_MISSING).
+        Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, MANDATE_INVALID,
+        MANDATE_MISMATCH), NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN, BLOB_MISSING), ALREADY_EXISTS
+        (JOB_ID_TAKEN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,7 +121,8 @@ class JobsServicer(object):
     def ResumeJob(self, request, context):
         """Takes a failed job up again, from its last published model and with what it has spent. Called
         by engineers. Safe to retry.
-        Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED).
+        Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED), INVALID_ARGUMENT
+        (MANDATE_MISSING, MANDATE_INVALID, MANDATE_MISMATCH).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,8 +36,9 @@ class JobsStub:
     SubmitJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.SubmitJobRequest, _jobs_pb2.SubmitJobResponse]
     """Called by engineers. The initial model must have been uploaded before. Not safe to retry
     blindly: each call is a new job unless `request_id` repeats.
-    Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID), NOT_FOUND (TASK_UNKNOWN,
-    DATA_SET_UNKNOWN, BLOB_MISSING).
+    Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, MANDATE_INVALID,
+    MANDATE_MISMATCH), NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN, BLOB_MISSING), ALREADY_EXISTS
+    (JOB_ID_TAKEN).
     """
     ListJobs: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]
     """Called by engineers, operators and privacy officers; of their project. Safe to retry."""
@@ -55,7 +56,8 @@ class JobsStub:
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]
     """Takes a failed job up again, from its last published model and with what it has spent. Called
     by engineers. Safe to retry.
-    Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED).
+    Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED), INVALID_ARGUMENT
+    (MANDATE_MISSING, MANDATE_INVALID, MANDATE_MISMATCH).
     """
     QuoteJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.QuoteJobRequest, _jobs_pb2.QuoteJobResponse]
     """What a job would cost each hospital, before anything runs. Called by engineers. Changes nothing,
@@ -71,8 +73,9 @@ class JobsAsyncStub(JobsStub):
     SubmitJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.SubmitJobRequest, _jobs_pb2.SubmitJobResponse]  # type: ignore[assignment]
     """Called by engineers. The initial model must have been uploaded before. Not safe to retry
     blindly: each call is a new job unless `request_id` repeats.
-    Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID), NOT_FOUND (TASK_UNKNOWN,
-    DATA_SET_UNKNOWN, BLOB_MISSING).
+    Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, MANDATE_INVALID,
+    MANDATE_MISMATCH), NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN, BLOB_MISSING), ALREADY_EXISTS
+    (JOB_ID_TAKEN).
     """
     ListJobs: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]  # type: ignore[assignment]
     """Called by engineers, operators and privacy officers; of their project. Safe to retry."""
@@ -90,7 +93,8 @@ class JobsAsyncStub(JobsStub):
     ResumeJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]  # type: ignore[assignment]
     """Takes a failed job up again, from its last published model and with what it has spent. Called
     by engineers. Safe to retry.
-    Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED).
+    Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED), INVALID_ARGUMENT
+    (MANDATE_MISSING, MANDATE_INVALID, MANDATE_MISMATCH).
     """
     QuoteJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.QuoteJobRequest, _jobs_pb2.QuoteJobResponse]  # type: ignore[assignment]
     """What a job would cost each hospital, before anything runs. Called by engineers. Changes nothing,
@@ -109,8 +113,9 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_jobs_pb2.SubmitJobResponse, _abc.Awaitable[_jobs_pb2.SubmitJobResponse]]:
         """Called by engineers. The initial model must have been uploaded before. Not safe to retry
         blindly: each call is a new job unless `request_id` repeats.
-        Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID), NOT_FOUND (TASK_UNKNOWN,
-        DATA_SET_UNKNOWN, BLOB_MISSING).
+        Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, MANDATE_INVALID,
+        MANDATE_MISMATCH), NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN, BLOB_MISSING), ALREADY_EXISTS
+        (JOB_ID_TAKEN).
         """
 
     @_abc_1.abstractmethod
@@ -158,7 +163,8 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_jobs_pb2.ResumeJobResponse, _abc.Awaitable[_jobs_pb2.ResumeJobResponse]]:
         """Takes a failed job up again, from its last published model and with what it has spent. Called
         by engineers. Safe to retry.
-        Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED).
+        Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED), INVALID_ARGUMENT
+        (MANDATE_MISSING, MANDATE_INVALID, MANDATE_MISMATCH).
         """
 
     @_abc_1.abstractmethod

@@ -1,9 +1,11 @@
 """Takes an order to the steward's rules and the node's own ledger. Runs in the ledger's thread."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from node_agent.asking import check_asked, check_caps, mandate_of
 from node_agent.datasets import DataSetSpec
 from node_agent.orders import Order
 from node_agent.policy import Refusal, filter_of, judge, judge_terms, require_kept
@@ -12,6 +14,7 @@ from node_agent.steward import Steward
 from node_agent.tasks.registry import Purpose, TaskInfo
 from node_agent.witnessed import EVERY_ACCOUNT
 from privacy.filters import Filter
+from protos.content import digest_of
 from protos.errors import FeddpError, Limited, NotAllowed
 
 
@@ -81,12 +84,14 @@ class Admission:
         steward: Steward,
         tasks: Callable[[], Mapping[str, TaskInfo]],
         model_bytes_max: int,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.node = node
         self._state = state
         self._steward = steward
         self._tasks = tasks
         self._model_bytes_max = model_bytes_max
+        self._clock = clock
 
     def decide(self, order: Order) -> Decision:
         """Reserve or refuse; the same order again gets the same answer."""
@@ -113,6 +118,10 @@ class Admission:
             rules = self._steward.rules()
         except FeddpError as error:
             return _unreadable(error)
+        try:
+            check_asked(rules.policy.who_may_ask, order, self.node, self._clock(), None)
+        except FeddpError as error:
+            return Refusal(error.reason, error.message)
         refusal = judge_terms(rules.policy, rules.data_sets, self._tasks(), order)
         if refusal is not None:
             return refusal
@@ -145,7 +154,13 @@ class Admission:
         except FeddpError as error:
             signature = self._state.refuse(order, error.reason, error.message)
             return Refused(error.reason, error.message, signature)
+        self._keep_mandate(order)
         return Reserved(self._state.reserve(order, filter_, self._purpose(order)))
+
+    def _keep_mandate(self, order: Order) -> None:
+        mandate, signed = mandate_of(order), order.signed()
+        if mandate is not None and signed is not None:
+            self._state.mandates.keep(mandate, digest_of(signed.body))
 
     def _purpose(self, order: Order) -> Purpose:
         info = self._tasks().get(order.task)
@@ -179,6 +194,8 @@ class Admission:
         except FeddpError as error:
             refusal = _unreadable(error)
             raise NotAllowed(refusal.reason, refusal.message) from None
+        seen = self._state.mandates.seen(order.job_id, order.round)
+        check_asked(rules.policy.who_may_ask, order, self.node, self._clock(), seen)
         require_kept(rules.policy, self._state.accounts_kept())
         standing = self._state.standing(order, self._purpose(order))
         found = judge(rules.policy, rules.data_sets, self._tasks(), order, self.node, standing)
@@ -186,7 +203,9 @@ class Admission:
         if found is not None or account is None:
             refused = found or Refusal("ACCOUNT_MISMATCH", "There is no such account.")
             raise NotAllowed(refused.reason, refused.message)
-        return filter_of(account, rules.data_sets, standing.fixed)
+        filter_ = filter_of(account, rules.data_sets, standing.fixed)
+        check_caps(order, filter_, standing.job_units + filter_.cost_units(order.release))
+        return filter_
 
 
 def _unreadable(error: FeddpError) -> Refusal:

@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from node_agent.asking import AskingPolicy
 from node_agent.bandwidth import TransferPolicy
 from node_agent.config import parse, read_yaml
 from node_agent.datasets import DataSetSpec
@@ -116,6 +117,7 @@ class Policy(_Model):
         outcome_tick_s: outcomes leave at one multiple of this from the opening of the data, fixed
             beforehand; training that is not done by then is charged and lost, so leave it room.
         transfer: when and how fast models and updates move.
+        who_may_ask: engineers whose signed orders are taken.
         disjoint_patients: why no patient is in two accounts, in words; needed for more than one
             account, as is the signature of a steward over it and the accounts' names.
         disjoint_signed_by, disjoint_signature: whose, and the signature in hexadecimal, as
@@ -127,6 +129,7 @@ class Policy(_Model):
     allow: list[Allowance] = []
     outcome_tick_s: float = Field(default=1.0, gt=0, le=3600, allow_inf_nan=False)
     transfer: TransferPolicy = TransferPolicy()
+    who_may_ask: AskingPolicy = AskingPolicy()
     disjoint_patients: Annotated[str, Field(max_length=500)] = ""
     disjoint_signed_by: str = ""
     disjoint_signature: Annotated[str, Field(pattern="^([0-9a-f]{128})?$")] = ""

@@ -17,6 +17,8 @@ from typing import Final, Literal
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node_agent.config import Folder
+from node_agent.job_mandates import SCHEMA as MANDATES_SCHEMA
+from node_agent.job_mandates import JobMandates
 from node_agent.orders import Order
 from node_agent.own_ledger import RAISES_SCHEMA, OwnLedger
 from node_agent.own_ledger import SCHEMA as LEDGER_SCHEMA
@@ -30,8 +32,9 @@ from privacy.ledger import Entry, Kind, Pending
 from protos.errors import Malformed, NotFound, invariant
 from protos.feddp.v1 import federation_pb2 as pb
 
-SCHEMA_VERSION: Final = 3
-"""2 since the coordinator's ledger is followed, 3 since a limit is raised by an entry."""
+SCHEMA_VERSION: Final = 4
+"""2 since the coordinator's ledger is followed, 3 since a limit is raised by an entry, 4 since
+orders are signed."""
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -72,9 +75,10 @@ _UNITS: Final = (
 )
 
 _STEPS: Final = {
-    0: f"{_SCHEMA}{LEDGER_SCHEMA}{WITNESS_SCHEMA}{RAISES_SCHEMA}",
-    1: f"{_SINCE_1}{WITNESS_SCHEMA}{RAISES_SCHEMA}",
-    2: RAISES_SCHEMA,
+    0: f"{_SCHEMA}{LEDGER_SCHEMA}{WITNESS_SCHEMA}{RAISES_SCHEMA}{MANDATES_SCHEMA}",
+    1: f"{_SINCE_1}{WITNESS_SCHEMA}{RAISES_SCHEMA}{MANDATES_SCHEMA}",
+    2: f"{RAISES_SCHEMA}{MANDATES_SCHEMA}",
+    3: MANDATES_SCHEMA,
 }
 """What brings a database of each older version to this one."""
 
@@ -127,6 +131,7 @@ class State:
         self._prepare(path)
         self.ledger = OwnLedger(self._connection, key)
         self.witnessed = Witnessed(self._connection, node, self.ledger, key)
+        self.mandates = JobMandates(self._connection)
 
     def close(self) -> None:
         """Close the database."""

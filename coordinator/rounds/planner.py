@@ -52,6 +52,8 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
         return _absent(facts, "DISABLED", "is disabled; `feddp node enable` lets it back in")
     if not facts.connected:
         return _absent(facts, "OFFLINE", "is not connected")
+    if facts.barred is not None:
+        return facts.barred
     wanted = f"{job.task}@{task_hash}"
     if wanted not in facts.data_set.tasks:
         return _absent(

@@ -145,7 +145,8 @@ class Driver:
                 log.info("connected", coordinator=self._parts.address)
                 self._note_connected(f"{self._clock():.3f}")
                 self._witness.soon()
-            case e.JobEndedReceived():
+            case e.JobEndedReceived(job_id):
+                self._spawn(self._parts.ledger.run(self._parts.state.mandates.end, job_id))
                 self._witness.soon()
             case e.Disconnected():
                 self._note_connected("")

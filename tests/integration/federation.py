@@ -21,6 +21,7 @@ from coordinator.installation import Installation, init
 from feddp.client import Client
 from feddp.demo.processes import choose_ports
 from feddp.profile import Profile
+from feddp.signing import make_key
 from node_agent.enrol import join
 from node_agent.tasks.registry import installed
 from privacy.ledger import Entry
@@ -85,6 +86,11 @@ class Federation:
         )
         self.address = f"{host}:{ports[0]}"
         self.health = f"http://127.0.0.1:{ports[2]}"
+        self.engineer = {
+            "name": "operator",
+            "public_key": make_key(self.installation.profile),
+            "projects": ["default"],
+        }
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         # Faster than the defaults (30 s and 10 s), so that tests need not wait as long.
         self.configure(node_silent_s=12, node_disconnected_s=2, heartbeat_interval_s=5)
@@ -179,6 +185,7 @@ class Federation:
             "accounts": [bounds],
             "allow": [{"data_set": "cohort", "tasks": tasks}],
             "outcome_tick_s": tick_s,
+            "who_may_ask": {"engineers": [self.engineer]},
         }
         (self.agent(name) / "policy.yaml").write_text(yaml.safe_dump(policy))
 

@@ -172,7 +172,8 @@ def test_a_database_of_0_1_0_is_taken_over(reopen: Reopen, tmp_path: Path) -> No
         old.executescript(
             "ALTER TABLE attempts DROP COLUMN project; ALTER TABLE attempts DROP COLUMN purpose;"
             "DROP TABLE seen_heads; DROP TABLE seen_attempts; DROP TABLE seen_checkpoints;"
-            "DROP TABLE disputes; DROP TABLE settled; DROP TABLE raises; PRAGMA user_version = 1;"
+            "DROP TABLE disputes; DROP TABLE settled; DROP TABLE raises; DROP TABLE job_mandates;"
+            "PRAGMA user_version = 1;"
         )
     state = reopen()
     assert state.standing(order("other", project="one")).project_units == COST
@@ -187,7 +188,7 @@ def test_a_database_from_before_raises_is_taken_over(reopen: Reopen, tmp_path: P
     state.reserve(order(), FILTER)
     state.close()
     with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as old:
-        old.executescript("DROP TABLE raises; PRAGMA user_version = 2;")
+        old.executescript("DROP TABLE raises; DROP TABLE job_mandates; PRAGMA user_version = 2;")
     state = reopen()
     assert state.ledger.accounts()[0].epsilon_limit == 10.0
     assert state.ledger.raise_counts() == {}

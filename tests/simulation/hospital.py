@@ -5,6 +5,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from node_agent.asking import AskingPolicy
 from node_agent.datasets import DataSetSpec
 from node_agent.policy import AccountPolicy, Allowance, Policy
 from node_agent.steward import Rules
@@ -93,7 +94,11 @@ class Steward:
         )
         allowed = [Allowance(data_set=one.name, tasks=tasks) for one in data_sets]
         policy = Policy(
-            accounts=accounts, allow=allowed, outcome_tick_s=5.0, **_vouched(self._accounts)
+            accounts=accounts,
+            allow=allowed,
+            outcome_tick_s=5.0,
+            who_may_ask=AskingPolicy(unsigned="allow"),
+            **_vouched(self._accounts),
         )
         return Rules(policy, data_sets)
 

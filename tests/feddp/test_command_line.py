@@ -24,6 +24,7 @@ COMMANDS = [
     *(f"agent limit {verb}" for verb in ("key", "propose", "approve", "apply")),
     "agent vouch",
     *(f"job {verb}" for verb in ("quote", "submit", "list", "show", "watch", "cancel", "resume")),
+    *(f"job key {verb}" for verb in ("new", "show")),
     *(f"model {verb}" for verb in ("list", "show", "download", "evaluate")),
     *(f"budget {verb}" for verb in ("show", "ledger", "verify")),
 ]

@@ -25,6 +25,7 @@ class NodeDisk:
         self.attempt, self.standing = self.state.attempt, self.state.standing
         self.signature, self.fixed_filter = self.state.signature, self.state.fixed_filter
         self.note, self.witnessed = self.state.note, self.state.witnessed
+        self.mandates = self.state.mandates
         self.accounts_kept = self.state.accounts_kept
 
     def reserve(self, order: Order, filter_: Filter, purpose: Purpose = "training") -> bytes:

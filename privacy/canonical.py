@@ -16,7 +16,7 @@ PUBLIC_KEY_BYTES: Final = 32
 TEXT_MAX: Final = 256
 COUNT_MAX: Final = 2**63 - 1
 
-_HEX: Final = re.compile("[0-9a-f]*")
+_is_hex: Final = re.compile("[0-9a-f]*").fullmatch
 
 
 def is_signed(public_key: bytes, canonical: bytes, signature: bytes) -> bool:
@@ -35,7 +35,7 @@ def _public_key(raw: bytes) -> Ed25519PublicKey:
 
 def is_hex(text: object) -> bool:
     """Whether it is lower-case hexadecimal, of any length."""
-    return isinstance(text, str) and _HEX.fullmatch(text) is not None
+    return isinstance(text, str) and _is_hex(text) is not None
 
 
 def check_text(name: str, value: object, length_min: int, length_max: int = TEXT_MAX) -> None:

@@ -176,8 +176,9 @@ STATEMENT_FIELDS: Final = tuple(Statement.__dataclass_fields__)
 _BESIDE_KIND: Final = attrgetter(*(one for one in STATEMENT_FIELDS if one != "kind"))
 _FIELDS_OF: Final = itemgetter(*STATEMENT_FIELDS)
 ENTRY_FIELDS: Final = ("seq", *STATEMENT_FIELDS, "prev_hash", "hash", "node_signature")
-_ENDS: Final = frozenset(("seq", "prev_hash", "hash", "node_signature"))
+_ENDS: Final = ("seq", "prev_hash", "hash", "node_signature")
 """What an entry adds to its statement."""
+_ENDS_OF: Final = itemgetter(*_ENDS)
 _ENTRY_NAMES: Final = frozenset(ENTRY_FIELDS)
 
 
@@ -249,16 +250,16 @@ def from_json(value: Mapping[str, Any]) -> Entry:
     Raises:
         Malformed: ENTRY_INVALID, STATEMENT_INVALID or RELEASE_INVALID.
     """
-    if not isinstance(value, Mapping):
+    if type(value) is not dict and not isinstance(value, Mapping):
         raise Malformed("ENTRY_INVALID", "An entry is a set of named fields.")
     is_limit = value.get("kind") == LimitChange.kind
-    if not (set(value) >= _ENDS if is_limit else set(value) == _ENTRY_NAMES):
+    if not (value.keys() >= set(_ENDS) if is_limit else value.keys() == _ENTRY_NAMES):
         raise Malformed("ENTRY_INVALID", f"An entry has the fields {', '.join(ENTRY_FIELDS)}.")
-    seq, signature = value["seq"], value["node_signature"]
+    seq, prev_hash, digest, signature = _ENDS_OF(value)
     if type(seq) is not int or not 1 <= seq <= COUNT_MAX:
         raise Malformed("ENTRY_INVALID", "seq is a whole number from 1.")
-    for name in ("prev_hash", "hash"):
-        if not is_hex(value[name]) or len(value[name]) != len(GENESIS):
+    for name, one in (("prev_hash", prev_hash), ("hash", digest)):
+        if not is_hex(one) or len(one) != len(GENESIS):
             raise Malformed("ENTRY_INVALID", f"{name} is 64 lower-case hexadecimal digits.")
     if not is_hex(signature) or len(signature) not in (0, 2 * SIGNATURE_BYTES):
         raise Malformed("ENTRY_INVALID", "node_signature is empty or 128 hexadecimal digits.")
@@ -267,4 +268,4 @@ def from_json(value: Mapping[str, Any]) -> Entry:
         statement = change_of({name: one for name, one in value.items() if name not in _ENDS})
     else:
         statement = Statement(*_FIELDS_OF(value))
-    return Entry(seq, statement, value["prev_hash"], value["hash"], bytes.fromhex(signature))
+    return Entry(seq, statement, prev_hash, digest, bytes.fromhex(signature))

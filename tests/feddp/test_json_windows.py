@@ -75,6 +75,10 @@ def test_any_cut_of_the_text_gives_the_same_values(
         "{3: 1}",
         '{"b": 1} x',
         '{"b": 1, "b": 1}',
+        '{"a": [1, {"b": 1, "b": 1}, 2, 3]}',
+        '{"a": [1, {"b" : 1, "b": 1}, 2, 3]}',
+        '{"a": [1, {"b": ":", "b": 1}, 2, 3]}',
+        '{"a": [1, {"b": NaN, "c": 01}, 2, 3]}',
         '{"a": [], "b": tru}',
     ],
 )
@@ -86,6 +90,35 @@ def test_what_is_no_such_json_is_refused(
     monkeypatch.setattr(json_windows, "WINDOW", window)
     with pytest.raises(ValueError, match=r".+"):
         read(text)
+
+
+SPLINTERS = (
+    *'":{},\\0-e1.\n\x00',
+    "\\ud83d\\ude00",
+    "1e400",
+    "1e-400",
+    "-0",
+    "\xe9",
+    '"b":1,',
+    "9" * 25,
+)
+
+
+def test_flat_objects_are_read_as_any_others_are() -> None:
+    """Objects after the first are read by another, faster reader; 20,000 that were bent at random
+    give what `json.loads` gives, number for number, or are left to it."""
+    g = random.Random(1)
+    taken = 0
+    for _ in range(20_000):
+        text = '{"b":1,"c":-2.5,"d":"x"}'
+        for _ in range(g.randrange(3)):
+            at = g.randrange(1, len(text) + 1)
+            text = text[:at] + g.choice(SPLINTERS) + text[at + g.randrange(3) :]
+        found, end = json_windows._flat(f"{text},", 0)
+        if found is not None:
+            taken += 1
+            assert repr(found) == repr(json.loads(text[:end], object_pairs_hook=json_windows.once))
+    assert taken > 5_000
 
 
 def test_a_value_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,11 +86,14 @@ class Federation:
         )
         self.address = f"{host}:{ports[0]}"
         self.health = f"http://127.0.0.1:{ports[2]}"
-        self.engineer = {
+        self.engineer: dict[str, Any] = {
             "name": "operator",
             "public_key": make_key(self.installation.profile),
             "projects": ["default"],
         }
+        self.trees: dict[str, Path] = {}
+        """Name -> another release's code, which runs that process in place of this one's."""
+
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         # Faster than the defaults (30 s and 10 s), so that tests need not wait as long.
         self.configure(node_silent_s=12, node_disconnected_s=2, heartbeat_interval_s=5)
@@ -116,7 +119,7 @@ class Federation:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                **of_tree(self.trees.get(name)),
             )
         if name == "coordinator":
             wait_for("the coordinator answers", self._answers)
@@ -135,6 +138,12 @@ class Federation:
         process = self._running.pop(name)
         process.kill()
         process.wait()
+
+    def terminate(self, name: str) -> None:
+        """SIGTERM, and wait for the end."""
+        process = self._running.pop(name)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0, self.log(name)
 
     def pid(self, name: str) -> int:
         """Process id."""
@@ -255,6 +264,14 @@ def write_data(folder: Path, rows: int) -> None:
         ]
     }
     (folder / "datasets.yaml").write_text(yaml.safe_dump(declared))
+
+
+def of_tree(tree: Path | None) -> dict[str, Any]:
+    """What starts a process of `python -m feddp` with the code of `tree`; None: with this one's."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if tree is None:
+        return {"env": environment}
+    return {"env": {**environment, "PYTHONPATH": str(tree)}, "cwd": tree}
 
 
 def run_cli(*arguments: str, **environment: str) -> tuple[int, str, str]:

@@ -1,0 +1,216 @@
+"""Hospitals and coordinators of released versions, their code run as it was, beside this one's."""
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from feddp.demo.processes import choose_ports
+from feddp.signing import make_key
+from tests.integration.federation import (
+    Federation,
+    cli_json,
+    job_file,
+    of_tree,
+    wait_for,
+    write_data,
+)
+
+HERE = Path(__file__).parent
+HOSPITALS = ("alpha", "beta", "gamma")
+RELEASES = [
+    tuple(line.split())
+    for line in (HERE / "releases.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The code of a release in a folder of its own."""
+
+    version: str
+    tree: Path
+
+    def feddp(self, *arguments: str) -> str:
+        """What a command of that release prints."""
+        return self._run("-m", "feddp", *arguments)
+
+    def tasks(self) -> list[str]:
+        """What its steward would allow: each installed task with the hash of its content."""
+        code = (
+            "import json; from node_agent.tasks.registry import installed; "
+            "print(json.dumps([f'{one.name}@{one.content_hash}' for one in installed().values()]))"
+        )
+        return list(json.loads(self._run("-c", code)))
+
+    def _run(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            **of_tree(self.tree),
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module", params=RELEASES, ids=[version for version, _ in RELEASES])
+def release(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """A release, out of this repository's history."""
+    version, commit = request.param
+    archive = subprocess.run(["git", "archive", commit], cwd=HERE, capture_output=True, check=False)
+    if archive.returncode:
+        pytest.skip(f"release {version} is not in this copy's history: git fetch --unshallow")
+    tree = tmp_path_factory.mktemp(f"release-{version}")
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        files.extractall(tree, filter="data")
+    return Release(version, tree)
+
+
+@dataclass(frozen=True, slots=True)
+class Upgraded:
+    """One federation that was upgraded while it lived, with what its ledger held at each stage.
+
+    Attributes:
+        jobs: the status of one job a stage: all of the release; this coordinator with the
+            release's agents; with one agent of this version among them; all of this version.
+        ledgers: `feddp budget ledger --json` after each.
+    """
+
+    federation: Federation
+    jobs: list[str]
+    ledgers: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def upgraded(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upgraded]:
+    """The coordinator first, then one hospital, then the others."""
+    federation = Federation(tmp_path_factory.mktemp("federation"))
+    _install(federation, release)
+    found = Upgraded(federation, [], [])
+    federation.start("coordinator")
+    try:
+        for name in HOSPITALS:
+            _join(federation, release, name)
+            federation.start(name)
+        _stage(found)
+        _restart(federation, "coordinator")
+        _stage(found)
+        _restart(federation, HOSPITALS[0])
+        _stage(found)
+        for name in HOSPITALS[1:]:
+            _restart(federation, name)
+        _stage(found)
+        yield found
+    finally:
+        federation.stop()
+
+
+def _install(federation: Federation, release: Release) -> None:
+    """Make the installation anew, by the release itself."""
+    folder = federation.installation.folder
+    settings = yaml.safe_load(federation.installation.config.read_text())
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    folder.rmdir()
+    ports = choose_ports(None)
+    options = dict(zip(("--port", "--enrollment-port", "--health-port"), ports, strict=True))
+    named = [word for name, port in options.items() for word in (name, str(port))]
+    release.feddp("coordinator", "init", "--dir", str(folder), "--host", "127.0.0.1", *named)
+    federation.configure(**settings["federation"])
+    # Jobs are signed at every stage; what does not know that passes it over.
+    federation.engineer["public_key"] = make_key(federation.installation.profile)
+    federation.trees["coordinator"] = release.tree
+
+
+def _join(federation: Federation, release: Release, name: str) -> None:
+    """A hospital of the release."""
+    folder = federation.agent(name)
+    with federation.client() as client:
+        token = client.create_token(name, "edge", 3600).token
+    release.feddp("agent", "join", token, "--dir", str(folder))
+    write_data(folder, rows=60)
+    federation.set_policy(name)
+    policy = yaml.safe_load((folder / "policy.yaml").read_text())
+    policy["allow"][0]["tasks"] = release.tasks()
+    del policy["who_may_ask"]
+    (folder / "policy.yaml").write_text(yaml.safe_dump(policy))
+    federation.trees[name] = release.tree
+
+
+def _restart(federation: Federation, name: str) -> None:
+    """Stop a process of the release and start this version's in the same folder."""
+    federation.terminate(name)
+    del federation.trees[name]
+    if name != "coordinator":
+        policy = yaml.safe_load((federation.agent(name) / "policy.yaml").read_text())
+        federation.set_policy(name)
+        allowed = yaml.safe_load((federation.agent(name) / "policy.yaml").read_text())
+        # The steward allows the new version's tasks and says who may ask, and nothing else.
+        policy["who_may_ask"] = allowed["who_may_ask"]
+        policy["allow"][0]["tasks"] = allowed["allow"][0]["tasks"]
+        (federation.agent(name) / "policy.yaml").write_text(yaml.safe_dump(policy))
+    federation.start(name)
+
+
+def _stage(upgraded: Upgraded) -> None:
+    federation = upgraded.federation
+    federation.wait_for_nodes(*HOSPITALS)
+    spec = job_file(
+        federation={"rounds": 2, "min_participants": len(HOSPITALS)},
+        privacy={"target_epsilon": None, "noise_multiplier": 20.0},
+    )
+    job = federation.wait_for_end(federation.submit(spec))
+    upgraded.jobs.append(job.status)
+    folder = str(federation.installation.folder)
+    wait_for("every post is signed", lambda: all(o.node_signature for o in federation.entries()))
+    upgraded.ledgers.append(cli_json("budget", "ledger", "--dir", folder))
+
+
+def test_a_release_works_with_this_coordinator_and_beside_this_agent(upgraded: Upgraded) -> None:
+    """A job of all hospitals completes at each stage of an upgrade, in both rounds."""
+    assert upgraded.jobs == ["completed"] * 4
+    trained = len(HOSPITALS) * 2
+    posts = [
+        sum(entry["kind"] == "post" for entry in ledger["entries"]) for ledger in upgraded.ledgers
+    ]
+    assert posts == [trained, 2 * trained, 3 * trained, 4 * trained]
+
+
+def test_an_upgrade_keeps_every_entry_and_the_chains_verify(upgraded: Upgraded) -> None:
+    """What a release booked stays, byte for byte, the beginning of each account's chain."""
+    for before, after in zip(upgraded.ledgers, upgraded.ledgers[1:], strict=False):
+        assert _by_account(before).keys() == _by_account(after).keys()
+        for account, entries in _by_account(before).items():
+            assert _by_account(after)[account][: len(entries)] == entries
+    found = cli_json("budget", "verify", "--dir", str(upgraded.federation.installation.folder))
+    assert found["verified"]
+
+
+def _by_account(ledger: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entry in ledger["entries"]:
+        found.setdefault(entry["account"], []).append(entry)
+    return found
+
+
+def test_a_hospitals_own_ledger_and_identity_survive_the_upgrade(upgraded: Upgraded) -> None:
+    """After it the agent has spent what the coordinator booked over all stages, under one name."""
+    federation = upgraded.federation
+    final = upgraded.ledgers[-1]
+    for name in HOSPITALS:
+        (account,) = cli_json("agent", "status", "--dir", str(federation.agent(name)))["accounts"]
+        (central,) = [one for one in final["accounts"] if one["node"] == name]
+        assert account["posted_units"] == central["posted_units"] > 0
+        assert not account.get("disputed")

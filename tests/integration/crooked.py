@@ -19,7 +19,10 @@ from coordinator.config import load_config
 from coordinator.rounds.effects import Effects
 from coordinator.rounds.live import LiveJob
 from coordinator.rpc.federation import FederationService
+from coordinator.store.booking import book
 from feddp.signing import load_key
+from node_agent.orders import Order
+from privacy.ledger import Kind
 from protos.feddp.v1 import federation_pb2 as pb
 from protos.feddp.v1.mandates_pb2 import SignedMandate
 from tests.integration.federation import Federation
@@ -105,14 +108,30 @@ class Crooked:
         said = pb.CoordinatorMessage(**message)
         self._loop.call_soon_threadsafe(self.coordinator.sessions.send, node, said)
 
-    def order(self, node: str, order: pb.WorkOrder, *, again: bool = False) -> tuple[str, str]:
+    def order(
+        self, node: str, order: pb.WorkOrder, *, again: bool = False, booked: bool = False
+    ) -> tuple[str, str]:
         """Order; (reason, sentence) of the node's refusal, both empty if it did the work.
 
         Args:
             again: under the attempt's own id, instead of a new one.
+            booked: write the attempt into the ledger here, so that the node, which reads it, finds
+                no fault there.
         """
         if not again:
             order.attempt_id = f"crooked{next(self._numbers)}"
+        if booked:
+            self._book(node, order, "reserve")
+        reason, sentence = self._answered(node, order)
+        if booked:
+            self._book(node, order, "void" if reason else "post")
+        return reason, sentence
+
+    def _book(self, node: str, order: pb.WorkOrder, kind: Kind) -> None:
+        statement = Order.from_wire(order).statement(node, kind)
+        self._run(self.coordinator.database.write(lambda inside: book(inside, statement)))
+
+    def _answered(self, node: str, order: pb.WorkOrder) -> tuple[str, str]:
         self.send(node, work_order=order)
         while True:
             who, message = HEARD.get(timeout=WAIT_S)

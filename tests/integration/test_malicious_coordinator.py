@@ -278,7 +278,7 @@ def test_what_was_signed_is_used_once(crooked: Crooked, template: bytes) -> None
     def order(round_: int, change: Callable[[pb.WorkOrder], pb.WorkOrder] | None = None) -> str:
         made = pb.WorkOrder.FromString(first)
         made.round = round_
-        return crooked.order(NODE, change(made) if change else made)[0]
+        return crooked.order(NODE, change(made) if change else made, booked=True)[0]
 
     assert [order(1) for _ in range(5)] == ["", "", "", "", "ROUND_REPEATED"]
     assert [order(3), order(2)] == ["", "ROUND_NOT_ADVANCING"]
@@ -295,7 +295,7 @@ def test_what_was_signed_is_used_once(crooked: Crooked, template: bytes) -> None
 def test_an_attempt_is_one_order(crooked: Crooked, template: bytes) -> None:
     """Sent again it is answered as before and costs nothing; with other terms it is refused."""
     order = null_order(template, engineer_key(crooked.federation))
-    assert crooked.order(NODE, order) == ("", "")
+    assert crooked.order(NODE, order, booked=True) == ("", "")
     entries = own_entries(crooked)
     assert crooked.order(NODE, order, again=True) == ("", "")
     order.round = 2

@@ -22,7 +22,7 @@ from coordinator.rpc.federation import FederationService
 from coordinator.store.booking import book
 from feddp.signing import load_key
 from node_agent.orders import Order
-from privacy.ledger import Kind
+from privacy.ledger import Statement
 from protos.feddp.v1 import federation_pb2 as pb
 from protos.feddp.v1.mandates_pb2 import SignedMandate
 from tests.integration.federation import Federation
@@ -62,11 +62,18 @@ class _Listens(FederationService):
         await super()._take(node, message)
 
     async def SubmitUpdate(self, request: Any, context: Any) -> Any:  # noqa: N802
+        reserved = BOOKED.pop(request.attempt_id, None)
+        if reserved is not None:
+            post, signature = reserved.resolved("post"), request.post_signature
+            await self.database.write(lambda inside: book(inside, post, signature))
         HEARD.put(("", request))
-        return await super().SubmitUpdate(request, context)
+        return pb.SubmitUpdateResponse()
 
 
 ORDERS: dict[tuple[str, str], pb.WorkOrder] = {}
+BOOKED: dict[str, Statement] = {}
+"""Attempts that the ledger holds, though no job does."""
+
 HEARD: "queue.Queue[tuple[str, Any]]" = queue.Queue()
 
 
@@ -121,17 +128,8 @@ class Crooked:
         if not again:
             order.attempt_id = f"crooked{next(self._numbers)}"
         if booked:
-            self._book(node, order, "reserve")
-        reason, sentence = self._answered(node, order)
-        if booked:
-            self._book(node, order, "void" if reason else "post")
-        return reason, sentence
-
-    def _book(self, node: str, order: pb.WorkOrder, kind: Kind) -> None:
-        statement = Order.from_wire(order).statement(node, kind)
-        self._run(self.coordinator.database.write(lambda inside: book(inside, statement)))
-
-    def _answered(self, node: str, order: pb.WorkOrder) -> tuple[str, str]:
+            reserve = BOOKED[order.attempt_id] = Order.from_wire(order).statement(node, "reserve")
+            self._run(self.coordinator.database.write(lambda inside: book(inside, reserve)))
         self.send(node, work_order=order)
         while True:
             who, message = HEARD.get(timeout=WAIT_S)

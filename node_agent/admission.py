@@ -7,8 +7,9 @@ from typing import Literal
 
 from node_agent.asking import check_asked, check_caps, mandate_of
 from node_agent.datasets import DataSetSpec
+from node_agent.judgement import Refusal, filter_of, judge, judge_terms
 from node_agent.orders import Order
-from node_agent.policy import Refusal, filter_of, judge, judge_terms, require_kept
+from node_agent.payers import require_kept, source_digest
 from node_agent.state import RESTORED_NOTE, State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import Purpose, TaskInfo
@@ -128,8 +129,16 @@ class Admission:
         data_set = next(one for one in rules.data_sets if one.name == order.data_set)
         if order.release.mechanism != "no_data" and not data_set.source.exists():
             return Refusal("SOURCE_MISSING", "The data set's file is not where it is declared.")
-        silent = order.release.mechanism != "no_data"
-        return Terms(data_set, rules.policy.outcome_tick_s if silent else 0.0)
+        try:
+            self._state.payers.require_unmoved(data_set)
+        except FeddpError as error:
+            return Refusal(error.reason, error.message)
+        if order.release.mechanism == "no_data":
+            return Terms(data_set, 0.0)
+        # The declaration may be another than when the order was reserved: what is kept is what is
+        # about to be read.
+        self._state.payers.note(self._state.payers.payment(data_set))
+        return Terms(data_set, rules.policy.outcome_tick_s)
 
     def suspensions(self) -> Suspensions:
         """As they are now."""
@@ -150,12 +159,12 @@ class Admission:
 
     def _decide_new(self, order: Order) -> Decision:
         try:
-            filter_ = self._judged(order)
+            filter_, source = self._judged(order)
         except FeddpError as error:
             signature = self._state.refuse(order, error.reason, error.message)
             return Refused(error.reason, error.message, signature)
         self._keep_mandate(order)
-        return Reserved(self._state.reserve(order, filter_, self._purpose(order)))
+        return Reserved(self._state.reserve(order, filter_, self._purpose(order), source))
 
     def _keep_mandate(self, order: Order) -> None:
         mandate, signed = mandate_of(order), order.signed()
@@ -166,8 +175,8 @@ class Admission:
         info = self._tasks().get(order.task)
         return info.purpose if info is not None else "training"
 
-    def _judged(self, order: Order) -> Filter:
-        """The filter to book an allowed order with.
+    def _judged(self, order: Order) -> tuple[Filter, str]:
+        """The filter to book an allowed order with, and what it is to read.
 
         Raises:
             FeddpError: why it is not allowed; may be told to the coordinator.
@@ -197,15 +206,23 @@ class Admission:
         seen = self._state.mandates.seen(order.job_id, order.round)
         check_asked(rules.policy.who_may_ask, order, self.node, self._clock(), seen)
         require_kept(rules.policy, self._state.accounts_kept())
+        spec = next((one for one in rules.data_sets if one.name == order.data_set), None)
+        if spec is not None:
+            self._state.payers.require_unmoved(spec)
         standing = self._state.standing(order, self._purpose(order))
         found = judge(rules.policy, rules.data_sets, self._tasks(), order, self.node, standing)
         account = rules.policy.account(order.account)
-        if found is not None or account is None:
+        if found is not None or account is None or spec is None:
             refused = found or Refusal("ACCOUNT_MISMATCH", "There is no such account.")
             raise NotAllowed(refused.reason, refused.message)
         filter_ = filter_of(account, rules.data_sets, standing.fixed)
         check_caps(order, filter_, standing.job_units + filter_.cost_units(order.release))
-        return filter_
+        return filter_, _read(spec, order)
+
+
+def _read(spec: DataSetSpec, order: Order) -> str:
+    """What an order reads of a data set; empty for nothing."""
+    return "" if order.release.mechanism == "no_data" else source_digest(spec)
 
 
 def _unreadable(error: FeddpError) -> Refusal:

@@ -24,18 +24,14 @@ from node_agent.datasets import DataSetSpec
 from node_agent.footprint import keep_small
 from node_agent.headers import WrongHeader, check_header
 from node_agent.identity import Identity, load_identity
+from node_agent.judgement import filter_of, not_raised
 from node_agent.launchers.base import Limits, StartWorker
 from node_agent.launchers.local import LocalWorker
 from node_agent.overlap_watch import watch_overlaps
 from node_agent.overlaps import overlaps
 from node_agent.own_ledger import KeptAccount
-from node_agent.policy import (
-    AccountPolicy,
-    above_limit,
-    filter_of,
-    not_raised,
-    require_kept,
-)
+from node_agent.payers import require_kept
+from node_agent.policy import AccountPolicy, above_limit
 from node_agent.renewal import Renewal
 from node_agent.session.driver import CONNECTED_NOTE, Driver, Parts
 from node_agent.session.ledger_thread import LedgerThread
@@ -201,6 +197,10 @@ def status(path: Path) -> dict[str, Any]:
         try:
             kept = state.ledger.accounts()
             answer["rules"] = _kept(rules, state) or answer["rules"]
+            for spec, one in zip(
+                rules.data_sets if rules else (), answer["data_sets"], strict=True
+            ):
+                one["message"] = state.payers.moved(spec) or one["message"]
             raises = _raises(state)
             guarantees = {one.account: state.ledger.epsilon_guarantee(one) for one in kept}
             since = state.note(CONNECTED_NOTE)

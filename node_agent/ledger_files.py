@@ -110,6 +110,9 @@ def restore(path: Path, source: Path) -> int:
             with _state(beside, identity) as copied, _state(folder.state_db, identity) as present:
                 count = _sound(copied, identity, source)
                 copied.set_note(RESTORED_NOTE, "yes")
+                # A copy that caught up from the coordinator's chain does not know the sources.
+                for paid in present.payers.payments():
+                    copied.payers.note(paid)
                 missing = {e.hash for e in present.ledger.entries()} - {
                     e.hash for e in copied.ledger.entries()
                 }

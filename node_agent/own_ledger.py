@@ -8,7 +8,8 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from node_agent.policy import FixedFilter
+from node_agent.judgement import FixedFilter
+from node_agent.payers import Payers, Payment
 from privacy.filters import Filter, make_filter
 from privacy.ledger import Entry, LimitChange, Statement, append, from_json, sign, to_json
 
@@ -78,9 +79,12 @@ class KeptAccount:
 class OwnLedger:
     """Appends within the caller's transaction."""
 
-    def __init__(self, connection: sqlite3.Connection, key: Ed25519PrivateKey) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, key: Ed25519PrivateKey, payers: Payers
+    ) -> None:
         self._connection = connection
         self._key = key
+        self._payers = payers
 
     def sign(self, statement: Statement) -> bytes:
         """The node's signature, the same each time."""
@@ -150,11 +154,13 @@ class OwnLedger:
         raised = (change.terms.epsilon_limit_new for change in self.raises(kept.account))
         return max([kept.epsilon_limit_highest, *raised])
 
-    def append(self, statement: Statement, posted_units: int = 0) -> bytes:
+    def append(self, statement: Statement, posted_units: int = 0, source: str = "") -> bytes:
         """Sign a statement and add it to its account's chain; returns the signature.
 
         Args:
             posted_units: what a post adds to the account.
+            source: what a reservation is to read, as `payers.source_digest` has it; empty for
+                nothing, or where it is not known. Kept beside the chain and never in it.
         """
         signature = self.sign(statement)
         entry = append(statement, self._head(statement.account), signature)
@@ -168,6 +174,8 @@ class OwnLedger:
                 json.dumps(to_json(entry)),
             ),
         )
+        if statement.kind == "reserve":
+            self._payers.note(Payment(statement.dataset, source, statement.account))
         if statement.kind == "post":
             self._connection.execute(
                 "UPDATE accounts SET posted_units = posted_units + ?, guarantee = guarantee AND ?"

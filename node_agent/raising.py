@@ -17,11 +17,13 @@ from certs.enrolment import load_ledger_key, new_ledger_key, public_bytes_of, sa
 from node_agent import proposals
 from node_agent.agent import read_folder
 from node_agent.config import Folder, parse, read_yaml
+from node_agent.datasets import load_data_sets
+from node_agent.judgement import filter_of
 from node_agent.own_ledger import KeptAccount
-from node_agent.policy import STEWARD_NAME, AccountPolicy, Policy, StewardPolicy, filter_of
+from node_agent.policy import STEWARD_NAME, AccountPolicy, Policy, StewardPolicy
 from node_agent.proposals import Proposal
 from node_agent.state import RESTORED_NOTE, State, ledger_missing
-from node_agent.steward import Rules, Steward
+from node_agent.steward import Rules, Steward, require_accounts
 from node_agent.vouching import Vouched, sign_vouched
 from privacy.filters import Filter
 from privacy.limits import (
@@ -321,23 +323,25 @@ def _require_steward(policy: Policy, name: str, public_key: str) -> StewardPolic
 
 
 def vouch(path: Path, name: str, key_file: Path) -> Vouched:
-    """Sign, as a steward, what policy.yaml says of why no patient is in two of its accounts.
+    """Sign, as a steward, what policy.yaml says of why no patient is in two of its accounts, whose
+    data sets are those that datasets.yaml declares.
 
     Nothing is written: the steward puts the lines into the file.
 
     Raises:
         NotAllowed: STEWARD_UNKNOWN.
         WrongPhase: ONE_ACCOUNT, NOTHING_SAID.
-        Malformed: POLICY_INVALID, KEY_INVALID.
+        Malformed: POLICY_INVALID, DATASETS_INVALID, KEY_INVALID.
         NotFound: KEY_MISSING.
     """
-    file = Folder(path.absolute()).policy_yaml
+    folder = Folder(path.absolute())
+    file = folder.policy_yaml
     content = read_yaml(file, "POLICY_INVALID")
     accounts = content.get("accounts") or []
     if not isinstance(accounts, list) or len(accounts) < 2:
         raise WrongPhase("ONE_ACCOUNT", f"{file} has one account at most: nobody needs to vouch")
     # It is refused as long as nobody has signed, so each account is looked at by itself.
-    unsigned = {"disjoint_signed_by": "", "disjoint_signature": ""}
+    unsigned = {"disjoint_data_sets": {}, "disjoint_signed_by": "", "disjoint_signature": ""}
     one_each = [
         parse(Policy, {**content, **unsigned, "accounts": [one]}, file, "POLICY_INVALID")
         for one in accounts
@@ -349,9 +353,12 @@ def vouch(path: Path, name: str, key_file: Path) -> Vouched:
             f"say in disjoint_patients in {file} why no patient is in two accounts, and since when",
         )
     steward, key = _signer(policy, name, key_file)
-    names = tuple(sorted(one.accounts[0].name for one in one_each))
+    data_sets = load_data_sets(folder.root)
+    names = sorted(one.accounts[0].name for one in one_each)
+    require_accounts(data_sets, names)
+    paid_by = {name: sorted(d.name for d in data_sets if d.account == name) for name in names}
     said = policy.disjoint_patients
-    return Vouched(names, said, steward.name, sign_vouched(key, names, said, steward.name))
+    return Vouched(paid_by, said, steward.name, sign_vouched(key, paid_by, said, steward.name))
 
 
 def _signer(policy: Policy, name: str, key_file: Path) -> tuple[StewardPolicy, Ed25519PrivateKey]:

@@ -17,12 +17,15 @@ from typing import Final, Literal
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node_agent.config import Folder
-from node_agent.job_mandates import SCHEMA as MANDATES_SCHEMA
+from node_agent.job_mandates import SCHEMA as ASKED_SCHEMA
 from node_agent.job_mandates import JobMandates
+from node_agent.judgement import FixedFilter, Standing
 from node_agent.orders import Order
 from node_agent.own_ledger import RAISES_SCHEMA, OwnLedger
 from node_agent.own_ledger import SCHEMA as LEDGER_SCHEMA
-from node_agent.policy import FixedFilter, ShareKind, Standing
+from node_agent.payers import SCHEMA as PAYERS_SCHEMA
+from node_agent.payers import TAKEN_OVER, Payers
+from node_agent.policy import ShareKind
 from node_agent.tasks.registry import Purpose
 from node_agent.witnessed import SCHEMA as WITNESS_SCHEMA
 from node_agent.witnessed import Dispute, Witnessed
@@ -32,9 +35,9 @@ from privacy.ledger import Entry, Kind, Pending
 from protos.errors import Malformed, NotFound, invariant
 from protos.feddp.v1 import federation_pb2 as pb
 
-SCHEMA_VERSION: Final = 4
-"""2 since the coordinator's ledger is followed, 3 since a limit is raised by an entry, 4 since
-orders are signed."""
+SCHEMA_VERSION: Final = 5
+"""2 since the coordinator's ledger is followed, 3 since a limit is raised by an entry, 4 since it
+is kept which account each data set has paid from, 5 since orders are signed."""
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -75,10 +78,11 @@ _UNITS: Final = (
 )
 
 _STEPS: Final = {
-    0: f"{_SCHEMA}{LEDGER_SCHEMA}{WITNESS_SCHEMA}{RAISES_SCHEMA}{MANDATES_SCHEMA}",
-    1: f"{_SINCE_1}{WITNESS_SCHEMA}{RAISES_SCHEMA}{MANDATES_SCHEMA}",
-    2: f"{RAISES_SCHEMA}{MANDATES_SCHEMA}",
-    3: MANDATES_SCHEMA,
+    0: f"{_SCHEMA}{LEDGER_SCHEMA}{WITNESS_SCHEMA}{RAISES_SCHEMA}{PAYERS_SCHEMA}{ASKED_SCHEMA}",
+    1: f"{_SINCE_1}{WITNESS_SCHEMA}{RAISES_SCHEMA}{PAYERS_SCHEMA}{TAKEN_OVER}{ASKED_SCHEMA}",
+    2: f"{RAISES_SCHEMA}{PAYERS_SCHEMA}{TAKEN_OVER}{ASKED_SCHEMA}",
+    3: f"{PAYERS_SCHEMA}{TAKEN_OVER}{ASKED_SCHEMA}",
+    4: ASKED_SCHEMA,
 }
 """What brings a database of each older version to this one."""
 
@@ -129,7 +133,8 @@ class State:
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
         self._prepare(path)
-        self.ledger = OwnLedger(self._connection, key)
+        self.payers = Payers(self._connection, node)
+        self.ledger = OwnLedger(self._connection, key, self.payers)
         self.witnessed = Witnessed(self._connection, node, self.ledger, key)
         self.mandates = JobMandates(self._connection)
 
@@ -253,18 +258,23 @@ class State:
             (key, value),
         )
 
-    def reserve(self, order: Order, filter_: Filter, purpose: Purpose = "training") -> bytes:
+    def reserve(
+        self, order: Order, filter_: Filter, purpose: Purpose = "training", source: str = ""
+    ) -> bytes:
         """Set an order's cost aside; returns the signature over its reserve statement.
 
         The caller has judged the order by `standing` in the same turn. On the disk it is with
         `open`, before any record is read; a machine that loses it before is ordered again.
+
+        Args:
+            source: as `OwnLedger.append` has it.
         """
         statement = order.statement(self._node, "reserve")
         with self._transaction(durable=False):
             units = filter_.cost_units(order.release)
             self._insert(order, "reserved", units, purpose=purpose)
             self.ledger.fix(statement.account, filter_)
-            return self.ledger.append(statement)
+            return self.ledger.append(statement, source=source)
 
     def refuse(self, order: Order, reason: str, message: str) -> bytes:
         """Refuse an order for ever; returns the signature over its void statement.

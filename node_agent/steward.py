@@ -1,5 +1,6 @@
 """The steward's two files, read again whenever they changed."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,8 @@ class Steward:
         """The rules in force.
 
         Raises:
-            Malformed: POLICY_INVALID or DATASETS_INVALID; then nothing is allowed.
+            Malformed: POLICY_INVALID, DATASETS_INVALID or DATA_SET_UNSIGNED; then nothing is
+                allowed.
         """
         seen, rules = self._stamp(), self._rules
         # A local name: another thread may read the files at the same time.
@@ -37,7 +39,8 @@ class Steward:
             self._rules = None
             policy = load_policy(self._folder.policy_yaml)
             rules = Rules(policy, tuple(load_data_sets(self._folder.root)))
-            _check_accounts(rules)
+            require_accounts(rules.data_sets, [one.name for one in policy.accounts])
+            _require_signed(rules)
             self._rules = rules
             self._seen = seen
         return rules
@@ -50,14 +53,30 @@ class Steward:
         return (_stamp(self._folder.policy_yaml), _stamp(self._folder.datasets_yaml))
 
 
-def _check_accounts(rules: Rules) -> None:
-    known = ", ".join(account.name for account in rules.policy.accounts) or "none"
-    for one in rules.data_sets:
-        if rules.policy.account(one.account) is None:
+def require_accounts(data_sets: Sequence[DataSetSpec], accounts: Collection[str]) -> None:
+    """Each data set is paid by an account that there is.
+
+    Raises:
+        Malformed: DATASETS_INVALID.
+    """
+    known = ", ".join(accounts) or "none"
+    for one in data_sets:
+        if one.account not in accounts:
             raise Malformed(
                 "DATASETS_INVALID",
                 f"datasets.yaml: data set {one.name} is paid by account {one.account}, and "
                 f"policy.yaml has no such account; it has: {known}",
+            )
+
+
+def _require_signed(rules: Rules) -> None:
+    for one in rules.data_sets:
+        if not rules.policy.is_signed_for(one.name, one.account):
+            raise Malformed(
+                "DATA_SET_UNSIGNED",
+                f"datasets.yaml: data set {one.name} is paid by account {one.account}, and "
+                f"{rules.policy.disjoint_signed_by} has not signed that its patients are in no "
+                "other account: `feddp agent vouch` signs the data sets as they are declared now",
             )
 
 

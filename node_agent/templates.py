@@ -26,9 +26,10 @@ stewards: []
 # - {name: bert, public_key: "64 hexadecimal digits"}
 
 disjoint_patients: ""
-# Needed for more than one account: why no patient is in two of them, signed by a steward. A patient
-# in two would spend both budgets, and neither limit would hold. `feddp agent vouch` prints the
-# two further lines, disjoint_signed_by and disjoint_signature.
+# Needed for more than one account: why no patient is in two of them, signed by a steward together
+# with the data sets of each. A patient in two would spend both budgets, and neither limit would
+# hold. `feddp agent vouch` prints the three further lines, disjoint_data_sets, disjoint_signed_by
+# and disjoint_signature; again when a data set is new or changes its account.
 
 allow: []
 # Which installed tasks may run on which data set; the hash pins the task's code.
@@ -54,7 +55,7 @@ data_sets: []
 #   label: disease             # the column that holds 0 or 1; never published
 #   declared_n: 200            # patients, typed by you and public; never counted
 #   version: 1                 # raise it when the records change
-#   account: patients          # who pays; one account unless the patients differ
+#   account: patients          # who pays, for ever; one account unless the patients differ
 #   rows_per_patient_max: 1000 # a patient's further rows are left out, in file order
 #   columns:
 #     age: number

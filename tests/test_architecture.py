@@ -42,6 +42,7 @@ def test_the_cores_are_pure() -> None:
     """No clock, randomness, logging, SQL or await in what decides."""
     cores = [
         *(ROOT / "coordinator/rounds").glob("*.py"),
+        ROOT / "node_agent/judgement.py",
         ROOT / "node_agent/session/machine.py",
         ROOT / "privacy/filters.py",
         ROOT / "privacy/balance.py",
@@ -53,6 +54,14 @@ def test_the_cores_are_pure() -> None:
         impure = imports(path) & {"asyncio", "time", "random", "secrets", "structlog", "sqlalchemy"}
         assert not impure, f"{path.relative_to(ROOT)} imports {sorted(impure)}"
         assert "await " not in path.read_text(), path.name
+
+
+def test_the_policy_knows_no_order_and_no_ledger() -> None:
+    """What a steward may write is one thing, and what is refused by it another."""
+    tree = ast.parse((ROOT / "node_agent/policy.py").read_text())
+    named = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert "node_agent.vouching" in named
+    assert not named & {"node_agent.judgement", "node_agent.orders", "privacy.ledger"}
 
 
 def loaded_by(command: str, modules: str) -> set[str]:

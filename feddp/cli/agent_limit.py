@@ -1,5 +1,6 @@
 """`feddp agent limit`: two stewards of a hospital raise what may be learned about its patients."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -104,9 +105,11 @@ def apply(
 
 
 def vouch(folder: Folder, by: By, key_file: Key, as_json: Json = False) -> None:
-    """Sign, as a steward, what policy.yaml says of why no patient is in two of its accounts.
+    """Sign, as a steward, that no patient is in two accounts, nor in data sets of two accounts.
 
-    Needed for more than one account. Changes nothing: prints the lines for policy.yaml.
+    Needed for more than one account, and again when a data set is new or changes its account. It
+    signs the words in policy.yaml with the data sets of datasets.yaml. Changes nothing: prints the
+    lines for policy.yaml.
     """
     from node_agent.raising import vouch as sign
 
@@ -114,9 +117,13 @@ def vouch(folder: Folder, by: By, key_file: Key, as_json: Json = False) -> None:
     if as_json:
         output.print_json(asdict(found))
         return
-    output.line(f"{found.disjoint_signed_by} vouches for {', '.join(found.accounts)}:")
+    output.line(f"{found.disjoint_signed_by} vouches that no patient is in two of these accounts:")
+    for account, names in found.disjoint_data_sets.items():
+        output.line(f"  {account}: {', '.join(names) or 'no data set'}")
     output.line(f"  {found.disjoint_patients}")
     output.line("in policy.yaml:")
+    # JSON is YAML, and quotes a name that YAML would read as a number.
+    output.line(f"disjoint_data_sets: {json.dumps(found.disjoint_data_sets)}")
     output.line(f"disjoint_signed_by: {found.disjoint_signed_by}")
     output.line(f'disjoint_signature: "{found.disjoint_signature}"')
 

@@ -14,7 +14,7 @@ from node_agent import bandwidth
 from node_agent.admission import Admission, Decision, Refused, Reserved, Suspensions
 from node_agent.launchers.base import Limits, StartWorker
 from node_agent.orders import Order
-from node_agent.policy import require_kept
+from node_agent.payers import require_kept
 from node_agent.session import commands as c
 from node_agent.session import events as e
 from node_agent.session.attempts import Agent
@@ -260,7 +260,8 @@ class Driver:
         def refuses(name: str) -> str:
             return suspended.reason(f"{node}/{name}")
 
-        said = hello(rules, tasks, state.fixed_filter, open_attempts, used, unseen, refuses)
+        moved = state.payers.moved
+        said = hello(rules, tasks, state.fixed_filter, open_attempts, used, unseen, refuses, moved)
         for account in said.accounts:  # the coordinator keeps a lower limit for good, and so do we
             state.lower(account.name, account.epsilon_limit, raised)
         warn_of_limits(state.ledger.accounts(), state.ledger.epsilon_guarantee)

@@ -9,8 +9,9 @@ from typing import Final
 import structlog
 
 from node_agent.datasets import DataSetSpec, schema_json
+from node_agent.judgement import FixedFilter, filter_of, not_raised
 from node_agent.own_ledger import KeptAccount
-from node_agent.policy import FixedFilter, Policy, ShareKind, above_limit, filter_of, not_raised
+from node_agent.policy import Policy, ShareKind, above_limit
 from node_agent.steward import Rules
 from node_agent.tasks.registry import TaskInfo
 from privacy.ledger import LimitChange
@@ -42,6 +43,7 @@ def hello(
     used: ShareUnits,
     raises: Sequence[tuple[LimitChange, bytes]] = (),
     refuses: Callable[[str], str] = lambda _account: "",
+    moved: Callable[[DataSetSpec], str] = lambda _spec: "",
 ) -> pb.Hello:
     """The Hello of a session.
 
@@ -51,6 +53,8 @@ def hello(
         used: what the node's own ledger counts against a share.
         raises: those that the coordinator's ledger may not hold yet, with the node's signatures.
         refuses: why every order on an account is refused now; empty where it is not.
+        moved: why a data set may not pay from its account, and is not published; empty where it
+            may.
     """
     message = pb.Hello(
         protocol_version=PROTOCOL_VERSION,
@@ -63,6 +67,9 @@ def hello(
     installed = {f"{info.name}@{info.content_hash}": info for info in tasks.values()}
     allowed: set[str] = set()
     for spec in rules.data_sets:
+        if text := moved(spec):
+            log.error("data_set_moved", data_set=spec.name, account=spec.account, do=text)
+            continue
         names = sorted(rules.policy.tasks_on(spec.name) & installed.keys())
         allowed.update(names)
         message.data_sets.append(_data_set(spec, names))

@@ -10,9 +10,9 @@ import structlog
 
 from node_agent.admission import Admission
 from node_agent.datasets import DataSetSpec
+from node_agent.judgement import Refusal
 from node_agent.launchers.base import Limits, StartWorker, Worker, WorkerDied
 from node_agent.orders import Order
-from node_agent.policy import Refusal
 from node_agent.session import events as e
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.spool import Spool

@@ -1,6 +1,7 @@
 """What befalls nodes, disks and budgets: scenarios, as in `acts`, that pass the rarer points."""
 
 import os
+import shutil
 import signal
 import sqlite3
 import uuid
@@ -214,11 +215,17 @@ def spent(federation: WatchedFederation) -> Jobs:
 def _publish(folder: Path, name: str) -> None:
     declared = yaml.safe_load((folder / "datasets.yaml").read_text())
     policy = yaml.safe_load((folder / "policy.yaml").read_text())
-    declared["data_sets"].append({**declared["data_sets"][0], "name": name, "account": name})
+    first = declared["data_sets"][0]
+    # Other patients, as far as the node can see: their records are in a file of their own.
+    shutil.copy(folder / first["source"], folder / f"{name}.csv")
+    declared["data_sets"].append({**first, "name": name, "source": f"{name}.csv", "account": name})
     policy["accounts"].append({**policy["accounts"][0], "name": name, "epsilon_limit": 1.1})
     policy["allow"].append({**policy["allow"][0], "data_set": name})
     policy["outcome_tick_s"] = 0.2
-    policy |= vouched(*(one["name"] for one in policy["accounts"]))
+    paid_by: dict[str, list[str]] = {one["name"]: [] for one in policy["accounts"]}
+    for one in declared["data_sets"]:
+        paid_by[one.get("account", "patients")].append(one["name"])
+    policy |= vouched(paid_by)
     for path, content in (("datasets.yaml", declared), ("policy.yaml", policy)):
         beside = folder / f".{path}"
         beside.write_text(yaml.safe_dump(content))

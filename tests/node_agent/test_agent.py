@@ -19,7 +19,7 @@ from feddp.cli.app import app
 from node_agent.agent import locked, run, status
 from node_agent.config import Folder, load_config
 from node_agent.identity import load_identity
-from node_agent.policy import FixedFilter
+from node_agent.judgement import FixedFilter
 from node_agent.session.greeting import hello, warn_of_limits
 from node_agent.state import State
 from node_agent.steward import Steward

@@ -9,7 +9,7 @@ import pytest
 
 from node_agent.admission import Admission, Refused, Reserved, Spent
 from node_agent.config import Folder
-from node_agent.policy import Standing
+from node_agent.judgement import Standing
 from node_agent.state import State
 from node_agent.steward import Steward
 from privacy.filters import make_filter
@@ -172,7 +172,8 @@ def test_a_database_of_0_1_0_is_taken_over(reopen: Reopen, tmp_path: Path) -> No
         old.executescript(
             "ALTER TABLE attempts DROP COLUMN project; ALTER TABLE attempts DROP COLUMN purpose;"
             "DROP TABLE seen_heads; DROP TABLE seen_attempts; DROP TABLE seen_checkpoints;"
-            "DROP TABLE disputes; DROP TABLE settled; DROP TABLE raises; DROP TABLE job_mandates;"
+            "DROP TABLE disputes; DROP TABLE settled; DROP TABLE raises; DROP TABLE payers;"
+            "DROP TABLE job_mandates; DROP TABLE approvals;"
             "PRAGMA user_version = 1;"
         )
     state = reopen()
@@ -188,7 +189,10 @@ def test_a_database_from_before_raises_is_taken_over(reopen: Reopen, tmp_path: P
     state.reserve(order(), FILTER)
     state.close()
     with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as old:
-        old.executescript("DROP TABLE raises; DROP TABLE job_mandates; PRAGMA user_version = 2;")
+        old.executescript(
+            "DROP TABLE raises; DROP TABLE payers; DROP TABLE job_mandates; DROP TABLE approvals;"
+            "PRAGMA user_version = 2;"
+        )
     state = reopen()
     assert state.ledger.accounts()[0].epsilon_limit == 10.0
     assert state.ledger.raise_counts() == {}
@@ -283,9 +287,12 @@ def test_a_renamed_account_is_no_fresh_budget(
     gone = admission().decide(order("a3"))
     assert isinstance(gone, Refused)
     assert gone.reason != "ACCOUNT_LEFT_OUT"
-    both = {**POLICY, "accounts": [first, renamed], **vouched("patients", "others")}
-    write_rules(tmp_path, both, moved)
-    assert isinstance(admission().decide(order("a4", account="others", job_id="job-2")), Reserved)
+    allow = [{**POLICY["allow"][0], "data_set": "clinic"}]
+    signed = vouched({"patients": [], "others": ["clinic"]})
+    both = {**POLICY, "accounts": [first, renamed], "allow": allow, **signed}
+    write_rules(tmp_path, both, [{**moved[0], "name": "clinic", "source": "clinic.csv"}])
+    other = order("a4", account="others", data_set="clinic", job_id="job-2")
+    assert isinstance(admission().decide(other), Reserved)
 
 
 def test_a_refusal_is_for_ever(admission: Callable[[], Admission], tmp_path: Path) -> None:

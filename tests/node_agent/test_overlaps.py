@@ -130,7 +130,7 @@ def test_one_file_for_two_vouched_accounts_is_a_warning(folder: Folder) -> None:
     content = {
         **POLICY,
         "accounts": [first, {**first, "name": "others"}],
-        **vouched("patients", "others"),
+        **vouched({"patients": ["heart"], "others": ["copy"]}),
     }
     one = {**DATA_SET, "source": "heart.csv"}
     write_rules(folder.root, content, [one, {**one, "name": "copy", "account": "others"}])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from node_agent.policy import (
+from node_agent.judgement import (
     STEPS_MAX,
     UNRESOLVED_MAX,
     FixedFilter,
@@ -14,8 +14,8 @@ from node_agent.policy import (
     filter_of,
     judge,
     judge_spending,
-    load_policy,
 )
+from node_agent.policy import load_policy
 from privacy.calibration import noise_multiplier_for
 from privacy.filters import make_filter
 from protos.errors import FeddpError, Malformed, WrongPhase
@@ -100,6 +100,9 @@ def test_a_purpose_and_a_project_have_limits_of_their_own(
     assert reason(order(), policy(**limits), Standing(**standing)) == expected
 
 
+SIGNED = {"patients": ["heart"], "others": ["clinic"]}
+
+
 def test_two_accounts_need_somebody_who_vouches_that_no_patient_is_in_both(tmp_path: Path) -> None:
     """A patient of two accounts would spend both, and neither limit would hold."""
     first = POLICY["accounts"][0]
@@ -109,7 +112,7 @@ def test_two_accounts_need_somebody_who_vouches_that_no_patient_is_in_both(tmp_p
         path.write_text(yaml.safe_dump({**two, **words}))
         with pytest.raises(Malformed, match="say in disjoint_patients why no patient is in two"):
             load_policy(path)
-    path.write_text(yaml.safe_dump({**two, **vouched("patients", "others")}))
+    path.write_text(yaml.safe_dump({**two, **vouched(SIGNED)}))
     assert len(load_policy(path).accounts) == 2
 
 
@@ -119,20 +122,30 @@ def test_two_accounts_need_somebody_who_vouches_that_no_patient_is_in_both(tmp_p
         ({"disjoint_signature": ""}, "no steward has signed it"),
         ({"disjoint_signed_by": "doe"}, "no steward has signed it"),
         ({"stewards": []}, "no steward has signed it"),
-        ({"disjoint_patients": "one clinic"}, "has signed other words or other accounts"),
-        ({"disjoint_signature": "00" * 64}, "has signed other words or other accounts"),
-        (vouched("patients", "strangers"), "has signed other words or other accounts"),
+        ({"disjoint_patients": "one clinic"}, "has signed other words, other accounts or other"),
+        ({"disjoint_signature": "00" * 64}, "has signed other words, other accounts or other"),
+        (
+            {"disjoint_data_sets": {"patients": ["heart", "copy"], "others": ["clinic"]}},
+            "has signed other words, other accounts or other data sets",
+        ),
+        (
+            {"disjoint_data_sets": {"patients": ["clinic"], "others": ["heart"]}},
+            "has signed other words, other accounts or other data sets",
+        ),
+        (vouched({"patients": ["heart"], "strangers": []}), "names each account with the data"),
+        (vouched({"patients": ["heart"], "others": ["heart"]}), "a data set is given twice"),
+        ({"disjoint_data_sets": {}}, "over the accounts' names alone counts no more"),
         ({"disjoint_signature": "zz"}, "disjoint_signature"),
     ],
 )
-def test_nobody_vouches_but_a_steward_for_these_accounts_in_these_words(
+def test_nobody_vouches_but_a_steward_for_these_data_sets_in_these_words(
     tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
-    """What was signed for other accounts, or by nobody, lets no patient be in two of them."""
+    """What was signed for other accounts or data sets, or by nobody, lets no patient be in two."""
     first = POLICY["accounts"][0]
     two = {**POLICY, "accounts": [first, {**first, "name": "others"}]}
     path = tmp_path / "policy.yaml"
-    path.write_text(yaml.safe_dump({**two, **vouched("patients", "others"), **changes}))
+    path.write_text(yaml.safe_dump({**two, **vouched(SIGNED), **changes}))
     with pytest.raises(Malformed, match=said):
         load_policy(path)
 

@@ -19,8 +19,9 @@ from node_agent.admission import Admission, Refused, Reserved
 from node_agent.agent import status
 from node_agent.config import Folder
 from node_agent.identity import load_identity
+from node_agent.judgement import FixedFilter, filter_of, judge_spending
 from node_agent.ledger_files import export, restore
-from node_agent.policy import FixedFilter, Policy, filter_of, judge_spending, load_policy
+from node_agent.policy import Policy, load_policy
 from node_agent.proposals import load
 from node_agent.raising import Outlook, approve, make_key, propose, record, vouch
 from node_agent.session.greeting import hello
@@ -520,7 +521,8 @@ def test_status_says_that_an_account_with_entries_is_missing(hospital: Hospital)
 
 
 def test_a_steward_vouches_with_a_command_and_two_accounts_are_taken(tmp_path: Path) -> None:
-    """While the policy is refused for want of it; what it prints goes into the file as it is."""
+    """While the policy is refused for want of it; what it prints goes into the file as it is, also
+    where YAML would read a data set's name as a number."""
     key = tmp_path / "roe.key"
     first = POLICY["accounts"][0]
     content = {
@@ -529,16 +531,37 @@ def test_a_steward_vouches_with_a_command_and_two_accounts_are_taken(tmp_path: P
         "stewards": [{"name": "roe", "public_key": make_key("roe", key)}],
         "disjoint_patients": "two clinics, since 2026-01-01",
     }
-    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(content))
+    write_rules(tmp_path, content, [DATA_SET, {**DATA_SET, "name": "2027", "account": "others"}])
     with pytest.raises(Malformed, match="no steward has signed it"):
         load_policy(tmp_path / "policy.yaml")
     asked = ["agent", "vouch", "--dir", str(tmp_path), "--by", "roe", "--key", str(key)]
     answer = CliRunner().invoke(app, asked)
     assert answer.exit_code == 0
+    assert "  others: 2027\n  patients: heart\n" in answer.stdout
     lines = answer.stdout.split("in policy.yaml:\n")[1]
     with (tmp_path / "policy.yaml").open("a") as file:
         file.write(lines)
-    assert len(load_policy(tmp_path / "policy.yaml").accounts) == 2
+    assert len(Steward(Folder(tmp_path)).rules().data_sets) == 2
+    moved, written = [{**DATA_SET, "account": "others"}], (tmp_path / "policy.yaml").read_text()
+    write_rules(tmp_path, yaml.safe_load(written), moved)
+    with pytest.raises(Malformed, match="roe has not signed"):
+        Steward(Folder(tmp_path)).rules()
+    write_rules(tmp_path, {**yaml.safe_load(written), "disjoint_data_sets": "to be mended"}, moved)
+    assert "  others: heart\n  patients: no data set\n" in CliRunner().invoke(app, asked).stdout
+
+
+def test_nobody_vouches_for_a_data_set_of_no_account(tmp_path: Path) -> None:
+    """Its account is not in the policy, so that nothing can be said of its patients."""
+    key = tmp_path / "roe.key"
+    first = POLICY["accounts"][0]
+    content = {
+        **POLICY,
+        "accounts": [first, {**first, "name": "others"}],
+        "stewards": [{"name": "roe", "public_key": make_key("roe", key)}],
+        "disjoint_patients": "two clinics",
+    }
+    write_rules(tmp_path, content, [{**DATA_SET, "account": "strangers"}])
+    assert refused(lambda: vouch(tmp_path, "roe", key)) == "DATASETS_INVALID"
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,20 @@ from typing import Any
 
 import pytest
 import yaml
+from blake3 import blake3
 from cryptography.exceptions import InvalidSignature
 from ledger_samples import ANNA, BERT, KEY, PUBLIC, chain, raised, statement
 
+from node_agent.payers import source_digest
 from node_agent.policy import Policy
+from node_agent.vouching import vouched_bytes
 from privacy.accounting import epsilon_spent
 from privacy.calibration import REPORT_SLACK_UNITS
 from privacy.figures import figures_of, own_epsilon
 from privacy.filters import make_filter
 from privacy.ledger import GENESIS, append, sign, to_json
 from privacy.releases import MECHANISMS, UNNOISED, Release
+from tests.node_agent.samples import data_set
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "privacy.md"
 
@@ -77,13 +81,32 @@ def test_the_documented_check_covers_raised_limits(document_code: dict[str, Any]
 
 
 def test_the_documented_second_account_is_a_policy_that_loads() -> None:
-    """Copied as it stands: its signature is good, and for these words and accounts alone."""
+    """Copied as it stands: its signature is good, for these words and data sets alone."""
     (block,) = re.findall(r"```yaml\n(accounts:.*?)```", DOCUMENT.read_text(), re.DOTALL)
     content = yaml.safe_load(block)
     assert len(Policy.model_validate(content).accounts) == 2
-    content["disjoint_patients"] += "."
-    with pytest.raises(ValueError, match="has signed other words"):
-        Policy.model_validate(content)
+    more = {**content["disjoint_data_sets"], "patients": ["heart", "heart-again"]}
+    said = content["disjoint_patients"]
+    for changes in ({"disjoint_patients": f"{said}."}, {"disjoint_data_sets": more}):
+        with pytest.raises(ValueError, match="has signed other words"):
+            Policy.model_validate({**content, **changes})
+
+
+def test_the_documented_bytes_are_those_that_are_signed_and_kept(tmp_path: Path) -> None:
+    """What a steward signs of two accounts, and what a data set's file is known by."""
+    text = DOCUMENT.read_text()
+    assert "the line `feddp-disjoint-v2` and then, as canonical JSON, `accounts`" in text
+    assert vouched_bytes({"b": ["y", "x"], "a": []}, "why", "anna") == (
+        b'feddp-disjoint-v2\n{"accounts":{"a":[],"b":["x","y"]},"disjoint_patients":"why",'
+        b'"signed_by":"anna"}'
+    )
+    assert "BLAKE3 of the line `feddp-source-v1` and of the file's path" in text
+    path = tmp_path.resolve() / "a.csv"
+    link = tmp_path / "link.csv"
+    link.symlink_to(path)
+    described = f'feddp-source-v1\n{{"kind":"file","path":"{path}"}}'.encode()
+    for one in (path, link):
+        assert source_digest(data_set(source=str(one))) == blake3(described).hexdigest()
 
 
 def test_the_documented_stewards_are_those_of_a_policy() -> None:

@@ -26,11 +26,13 @@ class NodeDisk:
         self.signature, self.fixed_filter = self.state.signature, self.state.fixed_filter
         self.note, self.witnessed = self.state.note, self.state.witnessed
         self.mandates = self.state.mandates
-        self.accounts_kept = self.state.accounts_kept
+        self.accounts_kept, self.payers = self.state.accounts_kept, self.state.payers
 
-    def reserve(self, order: Order, filter_: Filter, purpose: Purpose = "training") -> bytes:
+    def reserve(
+        self, order: Order, filter_: Filter, purpose: Purpose = "training", source: str = ""
+    ) -> bytes:
         """See `State.reserve`."""
-        signature = self.state.reserve(order, filter_, purpose)
+        signature = self.state.reserve(order, filter_, purpose, source)
         self._world.checker.node_reserved(self, order, filter_)
         return signature
 

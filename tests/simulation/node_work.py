@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from node_agent.judgement import Refusal
 from node_agent.orders import Order
-from node_agent.policy import Refusal
 from node_agent.session import commands as c
 from node_agent.session import events as e
 from node_agent.session.training import Impossible, Training, outcome_after_s

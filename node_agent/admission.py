@@ -1,8 +1,9 @@
 """Takes an order to the steward's rules and the node's own ledger. Runs in the ledger's thread."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 from node_agent.asking import check_asked, check_caps, mandate_of
@@ -10,10 +11,12 @@ from node_agent.datasets import DataSetSpec
 from node_agent.judgement import Refusal, filter_of, judge, judge_terms
 from node_agent.orders import Order
 from node_agent.payers import require_kept, source_digest
+from node_agent.policy import Policy
 from node_agent.state import RESTORED_NOTE, State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import Purpose, TaskInfo
 from node_agent.witnessed import EVERY_ACCOUNT
+from node_agent.working import WorkPolicy
 from privacy.filters import Filter
 from protos.content import digest_of
 from protos.errors import FeddpError, Limited, NotAllowed
@@ -51,24 +54,36 @@ class Terms:
 
     Attributes:
         tick_s: outcomes leave at multiples of it from the opening; 0 where no data is read.
+        work: how much of the machine a worker may use, by the steward.
     """
 
     data_set: DataSetSpec
     tick_s: float
+    work: WorkPolicy = WorkPolicy()
 
 
 @dataclass(frozen=True, slots=True)
 class Suspensions:
-    """Accounts on which every order is refused, whatever it asks, until somebody acts."""
+    """Accounts on which every order is refused, whatever it asks, until somebody acts.
+
+    Attributes:
+        approvals: how many jobs were approved here; what was refused before may be asked again.
+    """
 
     catching_up: bool = False
     disputed: frozenset[str] = frozenset()
+    outside_hours: bool = False
+    approvals: int = 0
 
-    def reason(self, account: str) -> Literal["LEDGER_CATCHING_UP", "LEDGER_DISPUTED", ""]:
+    def reason(
+        self, account: str
+    ) -> Literal["LEDGER_CATCHING_UP", "LEDGER_DISPUTED", "OUTSIDE_HOURS", ""]:
         """Why orders on "NODE/NAME" are refused; empty where they are judged."""
         if self.catching_up:
             return "LEDGER_CATCHING_UP"
-        return "LEDGER_DISPUTED" if self.disputed & {account, EVERY_ACCOUNT} else ""
+        if self.disputed & {account, EVERY_ACCOUNT}:
+            return "LEDGER_DISPUTED"
+        return "OUTSIDE_HOURS" if self.outside_hours else ""
 
 
 class Admission:
@@ -126,6 +141,8 @@ class Admission:
         refusal = judge_terms(rules.policy, rules.data_sets, self._tasks(), order)
         if refusal is not None:
             return refusal
+        if self._is_outside_hours():
+            return _outside_hours(rules.policy)
         data_set = next(one for one in rules.data_sets if one.name == order.data_set)
         if order.release.mechanism != "no_data" and not data_set.source.exists():
             return Refusal("SOURCE_MISSING", "The data set's file is not where it is declared.")
@@ -134,16 +151,40 @@ class Admission:
         except FeddpError as error:
             return Refusal(error.reason, error.message)
         if order.release.mechanism == "no_data":
-            return Terms(data_set, 0.0)
+            return Terms(data_set, 0.0, rules.policy.work)
         # The declaration may be another than when the order was reserved: what is kept is what is
         # about to be read.
         self._state.payers.note(self._state.payers.payment(data_set))
-        return Terms(data_set, rules.policy.outcome_tick_s)
+        return Terms(data_set, rules.policy.outcome_tick_s, rules.policy.work)
 
     def suspensions(self) -> Suspensions:
         """As they are now."""
         disputed = frozenset(one.account for one in self._state.witnessed.disputes())
-        return Suspensions(bool(self._state.note(RESTORED_NOTE)), disputed)
+        return Suspensions(
+            bool(self._state.note(RESTORED_NOTE)),
+            disputed,
+            self._is_outside_hours(),
+            self._state.approvals.count(),
+        )
+
+    def withdrawn(self, orders: Sequence[Order]) -> list[tuple[Order, Refusal]]:
+        """Those of the orders that the steward's rules of now do not allow any more, with why."""
+        try:
+            rules = self._steward.rules()
+        except FeddpError as error:
+            return [(order, _unreadable(error)) for order in orders]
+        judged = (
+            (order, judge_terms(rules.policy, rules.data_sets, self._tasks(), order))
+            for order in orders
+        )
+        return [(order, refusal) for order, refusal in judged if refusal is not None]
+
+    def _is_outside_hours(self) -> bool:
+        try:
+            work = self._steward.rules().policy.work
+        except FeddpError:
+            return False  # every order is refused for that
+        return bool(work.hours) and not work.is_open(datetime.fromtimestamp(self._clock()))
 
     def filter_of_account(self, account: str) -> Filter | None:
         """How "NODE/NAME" counts by the steward's files of now; None if they do not say."""
@@ -203,6 +244,9 @@ class Admission:
         except FeddpError as error:
             refusal = _unreadable(error)
             raise NotAllowed(refusal.reason, refusal.message) from None
+        if reason == "OUTSIDE_HOURS":
+            refusal = _outside_hours(rules.policy)
+            raise NotAllowed(refusal.reason, refusal.message)
         seen = self._state.mandates.seen(order.job_id, order.round)
         check_asked(rules.policy.who_may_ask, order, self.node, self._clock(), seen)
         require_kept(rules.policy, self._state.accounts_kept())
@@ -217,12 +261,37 @@ class Admission:
             raise NotAllowed(refused.reason, refused.message)
         filter_ = filter_of(account, rules.data_sets, standing.fixed)
         check_caps(order, filter_, standing.job_units + filter_.cost_units(order.release))
+        if rules.policy.work.approve_first_job:
+            self._require_approved(order)
         return filter_, _read(spec, order)
+
+    def _require_approved(self, order: Order) -> None:
+        """The last rule, so that nobody is asked about what would be refused anyway.
+
+        Raises:
+            NotAllowed: APPROVAL_NEEDED.
+        """
+        if self._state.approvals.is_known(order.project):
+            return
+        self._state.approvals.ask(order.job_id, order.project, self._clock())
+        raise NotAllowed(
+            "APPROVAL_NEEDED",
+            f"The data steward of this node looks at the first job of project {order.project} "
+            f"before it runs: `feddp agent approve {order.job_id}` there; the node asks for the "
+            "order again then.",
+        )
 
 
 def _read(spec: DataSetSpec, order: Order) -> str:
     """What an order reads of a data set; empty for nothing."""
     return "" if order.release.mechanism == "no_data" else source_digest(spec)
+
+
+def _outside_hours(policy: Policy) -> Refusal:
+    return Refusal(
+        "OUTSIDE_HOURS",
+        f"This node begins work at {', '.join(policy.work.hours)} of its local time only.",
+    )
 
 
 def _unreadable(error: FeddpError) -> Refusal:

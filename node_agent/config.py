@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from certs.spiffe import check_name, check_trust_domain
+from node_agent.known_keys import advice
 from protos.errors import FeddpError, Malformed, NotFound
 
 FILE_BYTES_MAX: Final = 1 << 20
@@ -161,7 +162,7 @@ def parse(model: type[Model], value: dict[str, Any], path: Path, reason: str) ->
         key = ".".join(str(part) for part in fault["loc"])
         text = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
-            text = "there is no such key; check its spelling"
+            text = advice(model, fault["loc"])
         elif fault["type"] == "float_type" and _is_number_text(fault["input"]):
             text += "; YAML reads 1e-5 as text: write 1.0e-5"
         raise Malformed(

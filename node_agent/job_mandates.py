@@ -14,12 +14,6 @@ CREATE TABLE job_mandates (
     digest TEXT NOT NULL,
     ended INTEGER NOT NULL DEFAULT 0 CHECK (ended IN (0, 1))
 ) STRICT;
-CREATE TABLE approvals (
-    project TEXT PRIMARY KEY,
-    job_id TEXT NOT NULL,
-    asked_at_s REAL NOT NULL,
-    approved_at_s REAL NOT NULL DEFAULT 0
-) STRICT;
 """
 
 

@@ -16,8 +16,10 @@ from typing import Final, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from node_agent.approvals import SCHEMA as APPROVALS_SCHEMA
+from node_agent.approvals import Approvals
 from node_agent.config import Folder
-from node_agent.job_mandates import SCHEMA as ASKED_SCHEMA
+from node_agent.job_mandates import SCHEMA as MANDATES_SCHEMA
 from node_agent.job_mandates import JobMandates
 from node_agent.judgement import FixedFilter, Standing
 from node_agent.orders import Order
@@ -77,12 +79,14 @@ _UNITS: Final = (
     "SELECT coalesce(sum(units), 0) FROM attempts WHERE outcome != 'void' AND account = ?"
 )
 
+_ASKED_SCHEMA: Final = f"{MANDATES_SCHEMA}{APPROVALS_SCHEMA}"
+
 _STEPS: Final = {
-    0: f"{_SCHEMA}{LEDGER_SCHEMA}{WITNESS_SCHEMA}{RAISES_SCHEMA}{PAYERS_SCHEMA}{ASKED_SCHEMA}",
-    1: f"{_SINCE_1}{WITNESS_SCHEMA}{RAISES_SCHEMA}{PAYERS_SCHEMA}{TAKEN_OVER}{ASKED_SCHEMA}",
-    2: f"{RAISES_SCHEMA}{PAYERS_SCHEMA}{TAKEN_OVER}{ASKED_SCHEMA}",
-    3: f"{PAYERS_SCHEMA}{TAKEN_OVER}{ASKED_SCHEMA}",
-    4: ASKED_SCHEMA,
+    0: f"{_SCHEMA}{LEDGER_SCHEMA}{WITNESS_SCHEMA}{RAISES_SCHEMA}{PAYERS_SCHEMA}{_ASKED_SCHEMA}",
+    1: f"{_SINCE_1}{WITNESS_SCHEMA}{RAISES_SCHEMA}{PAYERS_SCHEMA}{TAKEN_OVER}{_ASKED_SCHEMA}",
+    2: f"{RAISES_SCHEMA}{PAYERS_SCHEMA}{TAKEN_OVER}{_ASKED_SCHEMA}",
+    3: f"{PAYERS_SCHEMA}{TAKEN_OVER}{_ASKED_SCHEMA}",
+    4: _ASKED_SCHEMA,
 }
 """What brings a database of each older version to this one."""
 
@@ -137,6 +141,7 @@ class State:
         self.ledger = OwnLedger(self._connection, key, self.payers)
         self.witnessed = Witnessed(self._connection, node, self.ledger, key)
         self.mandates = JobMandates(self._connection)
+        self.approvals = Approvals(self._connection)
 
     def close(self) -> None:
         """Close the database."""

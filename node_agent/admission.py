@@ -59,7 +59,7 @@ class Terms:
 
     data_set: DataSetSpec
     tick_s: float
-    work: WorkPolicy = WorkPolicy()
+    work: WorkPolicy
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,12 +153,14 @@ def parse(model: type[Model], value: dict[str, Any], path: Path, reason: str) ->
     """`value` as `model`.
 
     Raises:
-        Malformed: `reason`; the message names the first wrong key.
+        Malformed: `reason`; the message names an unknown key or else the first wrong one.
     """
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
+        # A mistyped key is also missing under its own name; it says more of what is wrong.
+        faults = error.errors(include_url=False)
+        fault = next((one for one in faults if one["type"] == "extra_forbidden"), faults[0])
         key = ".".join(str(part) for part in fault["loc"])
         text = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":

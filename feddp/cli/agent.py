@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from feddp.cli import agent_ledger, agent_limit, output
+from feddp.cli import agent_ledger, agent_limit, agent_policy, output
 from feddp.cli.budget import STAGES
 from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
@@ -15,7 +15,9 @@ from feddp.process import loading
 app = typer.Typer(help="Join a federation and run the node agent.", no_args_is_help=True)
 app.add_typer(agent_ledger.app, name="ledger")
 app.add_typer(agent_limit.app, name="limit")
+app.add_typer(agent_policy.app, name="policy")
 app.command()(agent_limit.vouch)
+app.command()(agent_policy.approve)
 
 Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's folder.")]
 

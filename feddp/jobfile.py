@@ -1,5 +1,6 @@
 """A job file as far as the engineer's side reads it; the coordinator judges the rest."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,10 @@ def facts_of(spec: bytes) -> JobFacts:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """None also for what the coordinator will refuse, with a sentence of its own."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
 
 
 def _mapping(spec: bytes) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from feddp.client import CALL_TIMEOUT_S, Client
 from feddp.signing import load_key, mandate_to_resume
 from node_agent.identity import load_identity
 from protos.feddp.v1 import (
+from protos.feddp.v1.mandates_pb2 import SignedMandate
     federation_pb2,
     federation_pb2_grpc,
     jobs_pb2,

@@ -14,13 +14,13 @@ from feddp.client import CALL_TIMEOUT_S, Client
 from feddp.signing import load_key, mandate_to_resume
 from node_agent.identity import load_identity
 from protos.feddp.v1 import (
-from protos.feddp.v1.mandates_pb2 import SignedMandate
     federation_pb2,
     federation_pb2_grpc,
     jobs_pb2,
     transfer_pb2,
     transfer_pb2_grpc,
 )
+from protos.feddp.v1.mandates_pb2 import SignedMandate
 from tests.chaos.acts import NODES, Jobs, alone, bulk, spec, submit_once, watch
 from tests.chaos.lives import RESUME_S_MAX, WatchedFederation
 from tests.integration.federation import job_file, wait_for

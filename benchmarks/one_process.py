@@ -27,11 +27,11 @@ from coordinator.rounds.effects import Effects
 from coordinator.rounds.live import LiveJob, job_to_json, plan_of
 from coordinator.rounds.turns import Input, Turn, take_turn
 from coordinator.rpc.federation import check_update
-from coordinator.rpc.jobs import check_published
 from coordinator.sessions import Sessions
 from coordinator.store import jobs, ledger, people
 from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord
+from coordinator.submissions import check_published
 from feddp.jobfile import task_of
 from node_agent.datasets import load_data_sets
 from node_agent.orders import Order

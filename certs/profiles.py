@@ -12,7 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from certs.spiffe import SpiffeId
 from protos.errors import Malformed
 
-SERVER_KINDS = ("coordinator", "router")
+SERVER_KINDS = ("coordinator", "router", "gateway")
 """Those that others connect to: their certificates carry host names and may serve."""
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address

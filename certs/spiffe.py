@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from protos.errors import Malformed
 
-Kind = Literal["node", "user", "coordinator", "router"]
+Kind = Literal["node", "user", "coordinator", "router", "gateway"]
 
 _NAMED = ("node", "user")
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -51,7 +51,7 @@ class SpiffeId:
     Attributes:
         trust_domain: the federation that issued it, such as `hospitals.example`.
         kind: what it is; only a node and a user have a name.
-        name: the node's or user's name; empty for `coordinator` and `router`.
+        name: the node's or user's name; empty for the others.
 
     Raises:
         Malformed: NAME_INVALID, SPIFFE_INVALID.
@@ -69,8 +69,7 @@ class SpiffeId:
             raise Malformed(
                 "SPIFFE_INVALID",
                 f"there is no identity of kind {_shown(self.kind)} with the name "
-                f"{_shown(self.name)}; a node and a user have a name, a coordinator and a router "
-                "have none",
+                f"{_shown(self.name)}; a node and a user have a name, the others have none",
             )
 
     @classmethod

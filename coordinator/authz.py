@@ -13,6 +13,7 @@ _TRAINING: frozenset[str] = frozenset({"engineer", "node"})
 RULES: dict[str, frozenset[str]] = {
     "Federation/Session": frozenset({"node"}),
     "Federation/SubmitUpdate": frozenset({"node"}),
+    "Diagnosis/Probe": frozenset({"node"}),
     "Renewal/Renew": frozenset({"node"}),
     "Witness/ReadHeads": frozenset({"node"}),
     "Witness/ReadEntries": frozenset({"node"}),

@@ -58,6 +58,12 @@ class Server(Section):
         None, "Private key of ssl_cert, PEM.", allowed="a file, together with ssl_cert"
     )
     public_host: str = key("localhost", "Name or address that nodes dial; it goes into tokens.")
+    public_enrollment_host: str = key(
+        "",
+        "Name that joining nodes dial; empty means public_host. A gateway with one port for"
+        " everything tells the two apart by the name.",
+        allowed="a name, or nothing",
+    )
     public_port: int = key(
         0, "Port that nodes dial; 0 means the same as server.port.", ge=0, le=PORT_MAX
     )

@@ -9,9 +9,10 @@ from certs.peer import Peer, peer_of
 from certs.registry import CertificateRecord, admit
 from certs.spiffe import SpiffeId
 from coordinator.authz import Caller
+from coordinator.gateway import Metadata, forwarded_fingerprint
 from coordinator.store import certificates, people
 from coordinator.store.database import Database
-from protos.errors import NotAllowed
+from protos.errors import NotAllowed, Unauthenticated
 
 ENDED_KEPT_S = 30 * 86_400.0
 """A certificate that ended longer ago is unknown: each node leaves one a week, and reading them
@@ -46,9 +47,28 @@ class Identities:
         nodes = await self._database.read(people.all_nodes)
         self._disabled = {node.name for node in nodes if node.status == "disabled"}
 
-    def peer(self, auth_context: Mapping[str, list[bytes]]) -> Peer:
-        """The certificate behind a connection; refuses anything below TLS 1.3."""
-        return peer_of(auth_context, self._trust_domain)
+    def peer(
+        self, auth_context: Mapping[str, list[bytes]], metadata: Metadata | None = None
+    ) -> Peer:
+        """The certificate behind a connection; refuses anything below TLS 1.3.
+
+        A gateway's own certificate lets nobody in: it only vouches for the one that it was shown.
+
+        Raises:
+            Unauthenticated: as `peer_of`, `certs.registry.admit` and `forwarded_fingerprint`.
+        """
+        seen = peer_of(auth_context, self._trust_domain)
+        if seen.spiffe_id.kind != "gateway":
+            return seen
+        admit(seen, self._certificates.get(seen.fingerprint), datetime.now(UTC))
+        record = self._certificates.get(forwarded_fingerprint(metadata or ()))
+        if record is None:
+            raise Unauthenticated(
+                "CERTIFICATE_UNKNOWN",
+                "the certificate that the gateway was shown is not in this coordinator's registry; "
+                "enrol again with a new token",
+            )
+        return Peer(record.fingerprint, record.spiffe_id, record.not_after)
 
     def caller(self, peer: Peer) -> Caller:
         """The caller behind a certificate, if it may speak now.

@@ -39,6 +39,7 @@ def init(
     trust_domain: str,
     *,
     host: str = "localhost",
+    enrollment_host: str = "",
     port: int = 8443,
     enrollment_port: int = 8444,
     health_port: int = 8080,
@@ -49,7 +50,9 @@ def init(
 
     Args:
         host: the name or address that nodes and people dial; it goes into the server's
-            certificate. With "localhost" or a loopback address the server listens on loopback.
+            certificate, as does `enrollment_host`, which joining nodes dial if it is another: a
+            gateway with one port tells them apart by it. With "localhost" or a loopback address the
+            server listens on loopback.
         database_url: an empty PostgreSQL database instead of a SQLite file in `folder`.
         keep_url: whether to write it into the configuration; False where it comes from the
             environment, which also the server will have.
@@ -82,7 +85,7 @@ def init(
     if database is None:
         database = Database(f"sqlite:///{folder / 'coordinator.db'}")
         database.migrate()
-    _issue_server(pki, authority, host)
+    _issue_server(pki, authority, [host, enrollment_host] if enrollment_host else [host])
     profile = _issue_operator(folder / "operator", authority, database, f"{host}:{port}")
     database.close()
     settings: dict[str, dict[str, object]] = {
@@ -94,6 +97,8 @@ def init(
             "public_host": host,
         }
     }
+    if enrollment_host:
+        settings["server"]["public_enrollment_host"] = enrollment_host
     if database_url and keep_url:
         settings["storage"] = {"database_url": database_url}
     text = (
@@ -130,12 +135,13 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _issue_server(pki: Path, authority: Authority, host: str) -> None:
+def _issue_server(pki: Path, authority: Authority, hosts: list[str]) -> None:
     names, addresses = ["localhost"], ["127.0.0.1", "::1"]
-    try:
-        addresses.append(str(ipaddress.ip_address(host)))
-    except ValueError:
-        names.append(host)
+    for host in hosts:
+        try:
+            addresses.append(str(ipaddress.ip_address(host)))
+        except ValueError:
+            names.append(host)
     key = new_key()
     issued = authority.issue(
         key.public_key(),

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from protos.feddp.v1 import (
     budgets_pb2,
+    diagnosis_pb2,
     enrollment_pb2,
     federation_pb2,
     jobs_pb2,
@@ -25,6 +26,7 @@ EntryKind = Literal["reserve", "post", "void", "limit"]
 OTHER: Final = "other"
 _FILES: Final[tuple[FileDescriptor, ...]] = (
     budgets_pb2.DESCRIPTOR,
+    diagnosis_pb2.DESCRIPTOR,
     enrollment_pb2.DESCRIPTOR,
     federation_pb2.DESCRIPTOR,
     jobs_pb2.DESCRIPTOR,

@@ -24,6 +24,7 @@ from coordinator.leadership import Leadership
 from coordinator.metrics import Metrics
 from coordinator.rounds.driver import Rounds
 from coordinator.rounds.effects import Effects
+from coordinator.rpc.diagnosis import DiagnosisService
 from coordinator.rpc.enrollment import EnrollmentService
 from coordinator.rpc.federation import FederationService
 from coordinator.rpc.gate import Gate
@@ -40,6 +41,7 @@ from protos.allocation import keep_freed
 from protos.errors import Conflict, Malformed, NotFound
 from protos.feddp.v1 import (
     budgets_pb2_grpc,
+    diagnosis_pb2_grpc,
     enrollment_pb2_grpc,
     federation_pb2_grpc,
     jobs_pb2_grpc,
@@ -187,7 +189,9 @@ class Coordinator:
 
     def _add_services(self, server: grpc.aio.Server) -> None:
         public = self.config.server
-        enrollment_address = _join(public.public_host, public.public_enrollment_port)
+        enrollment_address = _join(
+            public.public_enrollment_host or public.public_host, public.public_enrollment_port
+        )
         federation_pb2_grpc.add_FederationServicer_to_server(self.federation, server)
         add_transfer(
             TransferService(
@@ -211,6 +215,9 @@ class Coordinator:
         )
         jobs_pb2_grpc.add_JobsServicer_to_server(
             JobsService(self.database, self.blobs, self.rounds, self.config), server
+        )
+        diagnosis_pb2_grpc.add_DiagnosisServicer_to_server(
+            DiagnosisService(self.identities), server
         )
         key = ledger_key(self.config.storage.pki_dir)
         witness_pb2_grpc.add_WitnessServicer_to_server(WitnessService(self.database, key), server)

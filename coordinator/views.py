@@ -50,6 +50,7 @@ def node(
                 account=f"{record.name}/{d.account}",
                 declared_n=d.declared_n,
                 schema_json=d.schema_json,
+                unavailable=d.unavailable,
             )
             for d in record.hello.data_sets
         ],

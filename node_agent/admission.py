@@ -194,7 +194,8 @@ class Admission:
             policy = rules.policy.account(name)
             if policy is None:
                 return None
-            return filter_of(policy, rules.data_sets, self._state.fixed_filter(name))
+            fixed, there = self._state.fixed_filter(name), self._state.limit_there(account)
+            return filter_of(policy, rules.data_sets, fixed, there)
         except FeddpError:
             return None
 
@@ -259,7 +260,7 @@ class Admission:
         if found is not None or account is None or spec is None:
             refused = found or Refusal("ACCOUNT_MISMATCH", "There is no such account.")
             raise NotAllowed(refused.reason, refused.message)
-        filter_ = filter_of(account, rules.data_sets, standing.fixed)
+        filter_ = filter_of(account, rules.data_sets, standing.fixed, standing.limit_there)
         check_caps(order, filter_, standing.job_units + filter_.cost_units(order.release))
         if rules.policy.work.approve_first_job:
             self._require_approved(order)

@@ -22,16 +22,18 @@ from node_agent.channels import Channels
 from node_agent.config import AgentConfig, Folder, load_config
 from node_agent.datasets import DataSetSpec
 from node_agent.footprint import keep_small
+from node_agent.header_watch import FIRST_LOOK_S, HeaderWatch
 from node_agent.headers import WrongHeader, check_header
 from node_agent.identity import Identity, load_identity
 from node_agent.judgement import filter_of, not_raised
 from node_agent.launchers.base import Limits, StartWorker
-from node_agent.launchers.local import LocalWorker
+from node_agent.launchers.choice import launcher_of
 from node_agent.overlap_watch import watch_overlaps
 from node_agent.overlaps import overlaps
 from node_agent.own_ledger import KeptAccount
 from node_agent.payers import require_kept
 from node_agent.policy import AccountPolicy, above_limit
+from node_agent.proxy import route_to
 from node_agent.renewal import Renewal
 from node_agent.session.driver import CONNECTED_NOTE, Driver, Parts
 from node_agent.session.ledger_thread import LedgerThread
@@ -60,7 +62,7 @@ def run(path: Path) -> None:
 
     Raises:
         NotFound: NOT_JOINED, LEDGER_MISSING.
-        Malformed: CONFIG_INVALID, IDENTITY_INVALID, POLICY_INVALID, DATASETS_INVALID, ...
+        Malformed: CONFIG_INVALID, PROXY_INVALID, IDENTITY_INVALID, POLICY_INVALID, ...
         Conflict: AGENT_RUNNING.
         Limited: DISK_FULL.
     """
@@ -73,7 +75,7 @@ def run(path: Path) -> None:
     keep_freed(FREED_BYTES_KEPT)
     with locked(folder):
         try:
-            asyncio.run(serve(folder, config, identity, LocalWorker.start, asyncio.Event()))
+            asyncio.run(_reap_and_serve(folder, config, identity))
         except ExceptionGroup as group:
             if group.subgroup(_is_full) is None:
                 raise
@@ -82,6 +84,12 @@ def run(path: Path) -> None:
                 f"the disk under {folder.root} takes no more; free room there and start the agent "
                 "again: it goes on where it was",
             ) from None
+
+
+async def _reap_and_serve(folder: Folder, config: AgentConfig, identity: Identity) -> None:
+    launcher = launcher_of(folder, config)
+    await launcher.reap()
+    await serve(folder, config, identity, launcher.start, asyncio.Event())
 
 
 def _is_full(error: BaseException) -> bool:
@@ -98,6 +106,7 @@ async def serve(
     stop: asyncio.Event,
 ) -> None:
     """Work until `stop` is set or a signal comes."""
+    route = route_to(config.coordinator, config.proxy, folder.root, os.environ)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -105,11 +114,20 @@ async def serve(
     folder.logs.mkdir(mode=0o700, exist_ok=True)
     ledger = LedgerThread()
     state = State(folder.state_db, identity.node, identity.ledger_key)
-    channels = Channels(config.coordinator, identity)
+    channels = Channels(route, identity)
     steward = Steward(folder)
-    log.info("agent_started", node=identity.node, coordinator=config.coordinator)
+    headers = HeaderWatch(folder, steward)
+    log.info(
+        "agent_started",
+        node=identity.node,
+        coordinator=config.coordinator,
+        reached=route.said(),
+    )
+    with contextlib.suppress(TimeoutError):  # a disk that does not answer must not keep it away
+        await asyncio.wait_for(headers.look(), FIRST_LOOK_S)
     beside = [
         asyncio.create_task(keep_small()),
+        asyncio.create_task(headers.run()),
         asyncio.create_task(watch_overlaps(folder, steward)),
     ]
     try:
@@ -128,6 +146,7 @@ async def serve(
                 logs=folder.logs,
                 limits=Limits(**config.worker.model_dump()),
                 tasks=installed,
+                unavailable=headers.reasons,
             )
         )
 
@@ -221,9 +240,11 @@ def status(path: Path) -> dict[str, Any]:
         finally:
             state.close()
     answer["accounts"] = _accounts(identity.node, rules, kept, raises, guarantees)
-    answer["in_order"] = answer["rules"]["ok"] and not any(
+    answer["files_in_order"] = answer["rules"]["ok"] and not any(
         one["message"] for one in answer["data_sets"] + answer["accounts"]
     )
+    ledger = answer["ledger"]
+    answer["in_order"] = answer["files_in_order"] and ledger["verified"] and not ledger["disputes"]
     return answer
 
 

@@ -6,6 +6,7 @@ from typing import Final
 import grpc
 
 from node_agent.identity import Identity
+from node_agent.proxy import Route
 
 OPTIONS: Final = (
     ("grpc.keepalive_time_ms", 20_000),
@@ -31,14 +32,14 @@ class Channels:
     """One connection for each certificate that may have calls under way.
 
     Args:
-        address: "host:port" of the coordinator's mTLS port.
+        route: to the coordinator's mTLS port.
 
     Attributes:
         current: for every new call.
     """
 
-    def __init__(self, address: str, identity: Identity) -> None:
-        self._address = address
+    def __init__(self, route: Route, identity: Identity) -> None:
+        self._route = route
         self._closing: dict[asyncio.Task[None], grpc.aio.Channel] = {}
         self.current = self._opened(identity)
 
@@ -59,7 +60,8 @@ class Channels:
             await channel.close()
 
     def _opened(self, identity: Identity) -> grpc.aio.Channel:
-        return grpc.aio.secure_channel(self._address, identity.credentials(), options=OPTIONS)
+        options = (*OPTIONS, *self._route.options())
+        return grpc.aio.secure_channel(self._route.address, identity.credentials(), options=options)
 
     async def _close_later(self, channel: grpc.aio.Channel) -> None:
         # gRPC's own grace period does not see every call, and a call that a closing channel

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from certs.spiffe import check_name, check_trust_domain
 from node_agent.known_keys import advice
+from node_agent.launchers.settings import LauncherSettings, LocalSettings
+from node_agent.proxy import ProxyConfig
 from protos.errors import FeddpError, Malformed, NotFound
 
 FILE_BYTES_MAX: Final = 1 << 20
@@ -82,6 +84,7 @@ class AgentConfig(BaseModel):
     Attributes:
         coordinator: "host:port" of the coordinator's mTLS port.
         node: this node's name; must be the one in its certificate.
+        launcher: where workers run.
         model_bytes_max: a larger model is refused, not fetched.
     """
 
@@ -93,6 +96,8 @@ class AgentConfig(BaseModel):
     node_class: Annotated[str, Field(pattern="^(edge|hpc|cloud)$")]
     model_bytes_max: int = Field(default=8 << 30, ge=1)
     worker: WorkerLimits = WorkerLimits()
+    launcher: LauncherSettings = LocalSettings()
+    proxy: ProxyConfig = ProxyConfig()
 
     @field_validator("node")
     @classmethod

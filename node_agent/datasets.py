@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from node_agent.config import read_yaml
+from node_agent.sources.database import Database
 from protos.errors import Malformed
 
 FILE_NAME: Final = "datasets.yaml"
@@ -54,11 +55,23 @@ ColumnType = Annotated[
 ]
 
 
+class Consent(BaseModel):
+    """Which patients agreed: those whose every row holds one of the values in a column."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    column: ColumnName
+    values: list[ColumnName] = Field(min_length=1, max_length=CATEGORIES_MAX)
+
+
 class DataSetSpec(BaseModel):
     """One data set: where its records are, how they read, and what the steward says of its size.
 
     Attributes:
-        source: absolute path of a .csv or .parquet file, once loaded.
+        source: absolute path of a .csv, .parquet or .sql file, once loaded.
+        database: where the query of a .sql file is asked.
+        consent: patients who did not agree are left out.
+        opt_out: absolute path of a file of patients who are left out, an id a line.
         patient: the column that says whose record a row is: the unit that is protected.
         label: the column that holds 0 or 1.
         declared_n: number of patients, typed by the steward and public; never counted.
@@ -80,11 +93,39 @@ class DataSetSpec(BaseModel):
     account: Name = "patients"
     rows_per_patient_max: int = Field(default=1000, ge=1, le=ROWS_PER_PATIENT_MAX, strict=True)
     columns: dict[ColumnName, ColumnType] = Field(min_length=1, max_length=COLUMNS_MAX)
+    database: Database | None = None
+    consent: Consent | None = None
+    opt_out: Path | None = None
+
+    @property
+    def declared_columns(self) -> frozenset[str]:
+        """Every column that the source must have."""
+        consent = {self.consent.column} if self.consent is not None else set()
+        return frozenset({self.patient, self.label, *self.columns} | consent)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _patient_is_no_feature(cls, value: Any) -> Any:
+        """Said before its type is looked at: no type is right for it."""
+        if not isinstance(value, dict) or not isinstance(value.get("columns"), dict):
+            return value
+        patient, columns = value.get("patient"), value["columns"]
+        if isinstance(patient, str) and columns.get(patient, "number") != "number":
+            raise ValueError(
+                f"columns: {patient!r} is the patient column, which says whose record a row is. It "
+                "is read as text, is no feature of any task, and needs no type: take it out of "
+                "columns; `patient` alone declares it"
+            )
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataSetSpec":
-        if self.source.suffix not in (".csv", ".parquet"):
-            raise ValueError("source must end in .csv or .parquet")
+        if self.source.suffix not in (".csv", ".parquet", ".sql"):
+            raise ValueError("source must end in .csv, .parquet or .sql")
+        if (self.source.suffix == ".sql") != (self.database is not None):
+            raise ValueError("a source in .sql needs a database, and no other source takes one")
+        if self.consent is not None and self.consent.column in (self.patient, self.label):
+            raise ValueError("the consent column must be neither patient nor label")
         if self.patient == self.label:
             raise ValueError("patient and label must be two columns")
         if self.columns.get(self.label, "number") != "number":
@@ -138,9 +179,11 @@ def published(name: str, schema: str) -> DataSetSpec:
 
 
 def schema_json(spec: DataSetSpec) -> str:
-    """Declared columns and their types as JSON, for engineers; no path, patient or label column."""
+    """Declared columns and their types as JSON, for engineers; no path, patient, label or consent
+    column."""
     columns = spec.model_dump(mode="json", include={"columns"})["columns"]
-    for hidden in (spec.patient, spec.label):
+    consent = [spec.consent.column] if spec.consent is not None else []
+    for hidden in (spec.patient, spec.label, *consent):
         columns.pop(hidden, None)
     return json.dumps({"columns": columns}, sort_keys=True)
 
@@ -152,7 +195,18 @@ def _spec(path: Path, number: int, entry: dict[str, Any]) -> DataSetSpec:
         spec = DataSetSpec.model_validate(entry)
     except ValidationError as error:
         raise _invalid(path, f"has a wrong {title}: {_first(error)}") from None
-    return spec.model_copy(update={"source": (path.parent / spec.source).absolute()})
+    return _in_folder(spec, path.parent)
+
+
+def _in_folder(spec: DataSetSpec, folder: Path) -> DataSetSpec:
+    """The same, its files' paths absolute."""
+    changed: dict[str, Any] = {"source": (folder / spec.source).absolute()}
+    if spec.opt_out is not None:
+        changed["opt_out"] = (folder / spec.opt_out).absolute()
+    if spec.database is not None and spec.database.password_file is not None:
+        password_file = (folder / spec.database.password_file).absolute()
+        changed["database"] = spec.database.model_copy(update={"password_file": password_file})
+    return spec.model_copy(update=changed)
 
 
 def _first(error: ValidationError) -> str:

@@ -1,16 +1,17 @@
 """From a join token to a folder that an agent can run in."""
 
 import contextlib
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from certs.credentials import channel_credentials
 from certs.enrolment import (
@@ -25,7 +26,7 @@ from certs.enrolment import (
 )
 from certs.spiffe import SpiffeId
 from certs.tokens import JoinToken
-from node_agent.config import AgentConfig, Folder
+from node_agent.config import AgentConfig, Folder, load_config
 from node_agent.identity import (
     BUNDLE,
     CHAIN,
@@ -35,6 +36,7 @@ from node_agent.identity import (
     load_identity,
     settle,
 )
+from node_agent.proxy import ProxyConfig, Route, route_to
 from node_agent.state import State, ledger_missing
 from node_agent.templates import DATASETS_YAML, POLICY_YAML
 from protos.content import write_durable
@@ -56,6 +58,9 @@ _REFUSALS: Final = (
 )
 """Answers that say that the token was not redeemed for this key."""
 
+_ANSWERED: Final = frozenset({"coordinator", "trust_domain", "node", "node_class"})
+"""Keys of agent.yaml that the coordinator's answer sets."""
+
 
 @dataclass(frozen=True, slots=True)
 class JoinResult:
@@ -76,15 +81,25 @@ class JoinResult:
     policy_written: bool
 
 
-def join(token: str, path: Path, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> JoinResult:
+def join(
+    token: str,
+    path: Path,
+    connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    proxy: ProxyConfig | None = None,
+) -> JoinResult:
     """Redeem a token and write identity, configuration and, where absent, the steward's files.
 
     A join whose answer was lost is done again with the same token and keeps its keys; one that was
     refused or never reached the coordinator leaves nothing behind. A node whose certificate has
-    ended joins again in its own folder with a new token, and keeps its ledger.
+    ended joins again in its own folder with a new token, and keeps its ledger and agent.yaml's
+    settings.
+
+    Args:
+        proxy: goes into agent.yaml; None for what stands there, or the environment's.
 
     Raises:
-        Malformed: TOKEN_INVALID; JOIN_ANSWER_INVALID, the coordinator's answer does not hold.
+        Malformed: TOKEN_INVALID, PROXY_INVALID; JOIN_ANSWER_INVALID, the coordinator's answer does
+            not hold.
         Conflict: ALREADY_JOINED.
         Unauthenticated: TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED.
         Unavailable: UNREACHABLE.
@@ -92,6 +107,10 @@ def join(token: str, path: Path, connect_timeout_s: float = CONNECT_TIMEOUT_S) -
     parsed = JoinToken.parse(token)
     folder = Folder(path.absolute())
     former = _former(folder)
+    settings = _settings(folder, proxy)
+    route = route_to(
+        parsed.address, settings.get("proxy") or ProxyConfig(), folder.root, os.environ
+    )
     # Undone unless the coordinator may have redeemed the token for these keys.
     with contextlib.ExitStack() as undo:
         for part in (*reversed(folder.root.parents), folder.root, folder.identity):
@@ -106,12 +125,21 @@ def join(token: str, path: Path, connect_timeout_s: float = CONNECT_TIMEOUT_S) -
             ledger_public_key=public_bytes_of(ledger_key),
             ledger_key_proof=prove_ledger_key(ledger_key, csr),
         )
-        answer = _ask(parsed, request, connect_timeout_s, undo)
+        answer = _ask(parsed, route, request, connect_timeout_s, undo)
         undo.pop_all()
     spiffe_id, leaf = _check(parsed, key, answer)
     if former not in ("", spiffe_id.name):
         raise _answer_invalid(f"it is for node {spiffe_id.name} and this folder is {former}'s")
-    return _write(folder, parsed, answer, spiffe_id, leaf, ledger_key)
+    return _write(folder, parsed, answer, spiffe_id, leaf, ledger_key, settings)
+
+
+def _settings(folder: Folder, proxy: ProxyConfig | None) -> dict[str, Any]:
+    """What agent.yaml says besides the coordinator's answer, and `proxy` in it if that is given."""
+    kept: dict[str, Any] = {}
+    if folder.agent_yaml.exists():
+        before = load_config(folder)
+        kept = {name: getattr(before, name) for name in before.model_fields_set - _ANSWERED}
+    return kept | ({"proxy": proxy} if proxy is not None else {})
 
 
 def _former(folder: Folder) -> str:
@@ -155,18 +183,24 @@ def _keys(
 
 
 def _ask(
-    token: JoinToken, request: pb.JoinRequest, timeout_s: float, undo: contextlib.ExitStack
+    token: JoinToken,
+    route: Route,
+    request: pb.JoinRequest,
+    timeout_s: float,
+    undo: contextlib.ExitStack,
 ) -> pb.JoinResponse:
     """Call Join over TLS that trusts the token's root and no other."""
-    with grpc.secure_channel(token.address, channel_credentials(token.root_pem)) as channel:
+    credentials = channel_credentials(token.root_pem)
+    with grpc.secure_channel(token.address, credentials, route.options()) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=timeout_s)
         except grpc.FutureTimeoutError:
             raise Unavailable(
                 "UNREACHABLE",
-                f"no trusted connection to {token.address} within {timeout_s:g} s: check that the "
-                "coordinator runs, the firewall, this machine's clock, and that the token is of "
-                "this coordinator; then join again with the same token",
+                f"no trusted connection to {token.address} within {timeout_s:g} s, "
+                f"{route.said()}: `feddp agent doctor --token TOKEN` says whether it is the name, "
+                "the firewall, the proxy, this machine's clock, a TLS inspection or the "
+                "coordinator; then join again with the same token",
             ) from None
         try:
             return pb_grpc.EnrollmentStub(channel).Join(request, timeout=JOIN_TIMEOUT_S)
@@ -205,6 +239,7 @@ def _write(
     spiffe_id: SpiffeId,
     leaf: x509.Certificate,
     ledger_key: ed25519.Ed25519PrivateKey,
+    settings: dict[str, Any],
 ) -> JoinResult:
     """The certificate comes last: with it the join is complete."""
     config = {
@@ -212,6 +247,7 @@ def _write(
         "trust_domain": spiffe_id.trust_domain,
         "node": spiffe_id.name,
         "node_class": answer.node_class,
+        **{name: _plain(value) for name, value in settings.items()},
     }
     try:
         AgentConfig.model_validate(config)
@@ -238,6 +274,11 @@ def _write(
         path=folder.root,
         policy_written=policy_written,
     )
+
+
+def _plain(value: Any) -> Any:
+    """As YAML writes it, without what was not given."""
+    return value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
 
 
 def _answer_invalid(what: str) -> Malformed:

@@ -14,6 +14,7 @@ from node_agent.orders import Order
 from node_agent.policy import AccountPolicy, Policy
 from node_agent.tasks.registry import Purpose, TaskInfo
 from privacy.calibration import units_for
+from privacy.deltas import bound_said, is_too_large
 from privacy.filters import Filter, default_filter, make_filter
 from privacy.ledger import Balance, Pending
 from privacy.releases import TRAINED, UNNOISED
@@ -56,6 +57,7 @@ class Standing:
         job_round: the highest round that this job has worked at here; 0 for none.
         round_unresolved: another attempt of the job at that round is reserved or under way.
         unresolved: attempts of all jobs that are reserved or under way.
+        limit_there: what the coordinator holds the account to; infinite where it has not said.
     """
 
     fixed: FixedFilter | None = None
@@ -69,6 +71,7 @@ class Standing:
     job_round: int = 0
     round_unresolved: bool = False
     unresolved: int = 0
+    limit_there: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +83,18 @@ class Refusal:
 
 
 def filter_of(
-    account: AccountPolicy, data_sets: Sequence[DataSetSpec], fixed: FixedFilter | None
+    account: AccountPolicy,
+    data_sets: Sequence[DataSetSpec],
+    fixed: FixedFilter | None,
+    limit_there: float = math.inf,
 ) -> Filter:
     """The filter that counts for an account: as fixed by its first entry, with today's limit,
     which is the lower of the policy's and the ledger's.
+
+    Args:
+        limit_there: for an account without entries, what the coordinator holds it to. Its chain
+            may have begun, by what the policy said then: were ours to begin higher, a raise that
+            goes on from ours would go on from nothing that it has there, and never be taken.
 
     Raises:
         WrongPhase: POLICY_FILTER_CHANGED, the policy names another filter or delta than the
@@ -94,19 +105,20 @@ def filter_of(
     declared_n = max(
         (one.declared_n for one in data_sets if one.account == account.name), default=1
     )
-    if account.delta * declared_n >= 1:
+    if is_too_large(account.delta, declared_n):
         raise Malformed(
             "DELTA_TOO_LARGE",
             f"Account {account.name} has delta {account.delta:g} and pays for {declared_n} "
-            f"declared patients: delta must be below 1/{declared_n}, or the records of one of them "
-            "might be given away whole.",
+            f"declared patients: delta must be {bound_said(declared_n)}, or the records of one of "
+            "them might be given away whole.",
         )
     if fixed is None:
-        kind, order = account.filter, account.rdp_order
+        kind, order, delta = account.filter, account.rdp_order, account.delta
+        limit = min(account.epsilon_limit, limit_there)
         if kind == "auto":
-            chosen = default_filter(declared_n, account.epsilon_limit, account.delta)
-            return make_filter(*chosen, account.epsilon_limit, account.delta)
-        return make_filter(kind, order, account.epsilon_limit, account.delta)
+            chosen = default_filter(declared_n, limit, delta, account.epsilon_per_job_max)
+            return make_filter(*chosen, limit, delta)
+        return make_filter(kind, order, limit, delta)
     asked = (account.filter, account.rdp_order)
     if account.delta != fixed.delta or asked not in (("auto", 0), (fixed.kind, fixed.order)):
         was = f"{fixed.kind} of order {fixed.order}" if fixed.order else fixed.kind
@@ -286,7 +298,16 @@ def _sampling(case: _Case, account: AccountPolicy, info: TaskInfo) -> Refusal | 
 
 
 def _delta(case: _Case, account: AccountPolicy, info: TaskInfo) -> Refusal | None:
-    if not case.has_noise or case.order.delta == account.delta:
+    order = case.order
+    if not case.has_noise:
+        return None
+    if is_too_large(order.delta, order.declared_n):
+        return Refusal(
+            "DELTA_TOO_LARGE",
+            f"The order counts at delta {order.delta:g}, and of {order.declared_n} declared "
+            f"patients delta must be {bound_said(order.declared_n)}.",
+        )
+    if order.delta == account.delta:
         return None
     return Refusal(
         "DELTA_MISMATCH",
@@ -329,7 +350,7 @@ def spending_verdicts(
     yield "rounds advance", _not_advancing(order, standing)
     yield "attempts under way", _busy(standing)
     try:
-        filter_ = filter_of(account, data_sets, standing.fixed)
+        filter_ = filter_of(account, data_sets, standing.fixed, standing.limit_there)
         cost_units = filter_.cost_units(order.release)
         if cost_units > 0:
             yield from _within_account(account, filter_, order, standing, cost_units)

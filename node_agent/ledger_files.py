@@ -11,9 +11,10 @@ from typing import Any
 from node_agent.agent import locked, read_folder
 from node_agent.config import Folder
 from node_agent.identity import Identity
+from node_agent.own_ledger import KeptAccount
 from node_agent.state import RESTORED_NOTE, State
 from node_agent.witnessed import Dispute
-from privacy.heads import Terms
+from privacy.heads import LimitInForce, Terms
 from privacy.ledger import Verification, verify
 from protos.content import beside_of, sync_directory
 from protos.errors import Conflict, Malformed, NotFound
@@ -22,7 +23,8 @@ from protos.errors import Conflict, Malformed, NotFound
 def heads(path: Path) -> dict[str, Any]:
     """What this node has seen of the coordinator's ledger, signed; JSON-ready, for officers.
 
-    `accounts` is of the node's own ledger: what each of its accounts was promised at first.
+    `accounts` is of the node's own ledger: what each of its accounts was promised at first, and
+    the limit that is in force now.
 
     Raises:
         NotFound: NOT_JOINED, LEDGER_MISSING.
@@ -30,22 +32,13 @@ def heads(path: Path) -> dict[str, Any]:
     folder, identity = _opened(path)
     with _state(folder.state_db, identity) as state:
         seen, checkpoints = state.witnessed.heads(), state.witnessed.checkpoints()
-        terms = [
-            Terms(
-                one.account,
-                one.fixed.kind,
-                one.fixed.order,
-                one.fixed.delta,
-                one.epsilon_limit_highest,
-            )
-            for one in state.ledger.accounts()
-        ]
+        raises = state.ledger.raise_counts()
         return {
             "node": identity.node,
             "ledger_public_key": identity.ledger_public_key.hex(),
             "coordinator_ledger_key": state.witnessed.coordinator_key().hex(),
             "accounts": [
-                {**asdict(one), "node_signature": state.witnessed.sign(one).hex()} for one in terms
+                _promised(state, one, raises.get(one.account, 0)) for one in state.ledger.accounts()
             ],
             "heads": [
                 {
@@ -70,6 +63,20 @@ def heads(path: Path) -> dict[str, Any]:
                 for one in state.witnessed.disputes()
             ],
         }
+
+
+def _promised(state: State, kept: KeptAccount, raises: int) -> dict[str, Any]:
+    """One account of the node's own ledger; two signatures, as readers of before know the first."""
+    fixed = kept.fixed
+    terms = Terms(kept.account, fixed.kind, fixed.order, fixed.delta, kept.epsilon_limit_highest)
+    limit = LimitInForce(kept.account, kept.epsilon_limit, raises)
+    sign = state.witnessed.sign
+    return {
+        **asdict(terms),
+        "node_signature": sign(terms).hex(),
+        **asdict(limit),
+        "limit_signature": sign(limit).hex(),
+    }
 
 
 def export(path: Path, out: Path) -> int:

@@ -15,15 +15,14 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from node_agent.config import Folder
 from node_agent.datasets import DataSetSpec
+from node_agent.sources.base import source_of
+from node_agent.sources.problems import DataProblem
 from node_agent.steward import Steward
 from protos.errors import FeddpError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 IDS_MAX: Final = 1 << 21
 """Hashes of ids that are held of one data set at a time, 8 bytes each and as much to sort them."""
@@ -73,7 +72,7 @@ def overlaps(data_sets: Sequence[DataSetSpec]) -> list[Overlap]:
     found, ids = [], _Ids()
     for one, two in itertools.combinations(data_sets, 2):
         kind: Literal["same_file", "patients", "unknown"] | None = None
-        if _same_file(one.source, two.source):
+        if one.database == two.database and _same_file(one.source, two.source):
             kind = "same_file"
         else:
             shared = ids.in_common(one, two)
@@ -86,7 +85,8 @@ def overlaps(data_sets: Sequence[DataSetSpec]) -> list[Overlap]:
 def compared(data_sets: Sequence[DataSetSpec]) -> tuple[object, ...]:
     """Differs from an earlier one when there is something else to compare."""
     return tuple(
-        (one.name, one.account, one.patient, one.source, _stamp(one.source)) for one in data_sets
+        (one.name, one.account, one.patient, one.source, one.database, _stamp(one.source))
+        for one in data_sets
     )
 
 
@@ -137,41 +137,11 @@ def _batches(spec: DataSetSpec) -> Iterator[list[str]]:
     Raises:
         _Unreadable.
     """
-    import pyarrow as pa
-
     try:
-        batches = _parquet(spec) if spec.source.suffix == ".parquet" else _csv(spec)
-        for batch in batches:
-            yield list(_spelt(batch.column(0).unique().to_pylist()))
-    # The library's text may quote a row.
-    except (pa.ArrowException, OSError, KeyError):
+        for piece in source_of(spec).pieces(spec.patient):
+            yield list(_spelt(piece))
+    except DataProblem:
         raise _Unreadable from None
-
-
-def _csv(spec: DataSetSpec) -> "Iterator[pa.RecordBatch]":
-    import pyarrow as pa
-    import pyarrow.csv
-
-    with pyarrow.csv.open_csv(
-        spec.source,
-        read_options=pyarrow.csv.ReadOptions(use_threads=False),
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(
-            include_columns=[spec.patient],
-            column_types={spec.patient: pa.string()},
-            strings_can_be_null=False,
-        ),
-    ) as reader:
-        yield from reader
-
-
-def _parquet(spec: DataSetSpec) -> "Iterator[pa.RecordBatch]":
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(spec.source) as file:
-        if spec.patient not in file.schema_arrow.names:
-            raise _Unreadable
-        yield from file.iter_batches(columns=[spec.patient])
 
 
 def _spelt(cells: Iterable[Any]) -> Iterator[str]:

@@ -37,7 +37,7 @@ class AccountPolicy(_Model):
 
     Attributes:
         epsilon_limit: the most that may ever be spent at `delta`.
-        filter: auto: `privacy.filters.default_filter` of the account's largest declared_n.
+        filter: auto: `privacy.filters.default_filter` by the largest declared_n and the limits.
         rdp_order: with "rdp" only.
         unaccounted: whether releases without noise are allowed; they void the guarantee for ever.
         epsilon_per_purpose, epsilon_per_project: the most for all such jobs together, within

@@ -1,4 +1,4 @@
-"""Records of a data set as arrays, read in the worker only (pyarrow and numpy load here).
+"""Records of a data set as arrays, read in the worker only (numpy loads here).
 
 A problem names the file, the column and the row, never what stands there, and never leaves the
 hospital: `DataProblem` is no error of `protos.errors`, so nothing can send it by accident.
@@ -7,30 +7,24 @@ hospital: `DataProblem` is no error of `protos.errors`, so nothing can send it b
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 import structlog
 from numpy.typing import NDArray
 
+from node_agent.consent import opted_out_of, refused
 from node_agent.datasets import CategoryColumn, DataSetSpec
-from node_agent.headers import column_fault
+from node_agent.sources.base import Cells, source_of
+from node_agent.sources.problems import DataProblem
 from node_agent.tasks.tabular_config import FEATURE_LIMIT, Feature
+
+__all__ = ["DataProblem", "Records", "feature_matrix", "read_records"]
 
 log = structlog.get_logger(__name__)
 
 MISSING: Final = frozenset({"", "NA", "N/A", "NaN", "nan", "NULL", "null"})
 """Cells of a CSV file that count as absent, unless the column declares one as a category."""
-
-Cells = Sequence[Any]
-
-
-class DataProblem(Exception):
-    """The records cannot be read as declared. For the hospital only; holds no value of a cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +45,19 @@ class Records:
 def read_records(spec: DataSetSpec, features: Sequence[Feature]) -> Records:
     """Read the columns that `features` use; rows that lack any of them are left out.
 
-    A row without a patient is left out too: nobody's budget would pay for it. So are a patient's
-    complete rows beyond the first `rows_per_patient_max`. How many were left out goes to this
-    machine's log only.
+    Patients who did not consent or opted out are left out before any other cell of theirs is
+    looked at. A row without a patient is left out too: nobody's budget would pay for it. So are a
+    patient's complete rows beyond the first `rows_per_patient_max`. How many were left out goes to
+    this machine's log only.
 
     Raises:
         DataProblem: no file, a missing column, a cell that does not read as declared, a label
             other than 0 and 1, or no complete row.
     """
     columns = list(dict.fromkeys(feature.column for feature in features))
-    table = _read(spec, [spec.patient, spec.label, *columns])
+    consent = [spec.consent.column] if spec.consent is not None else []
+    wanted = list(dict.fromkeys([spec.patient, spec.label, *columns, *consent]))
+    table = _without_excluded(spec, _read(spec, wanted))
     patients = _texts(spec, spec.patient, table[spec.patient], frozenset())
     labels = _labels(spec, table[spec.label])
     values: dict[str, NDArray[Any]] = {}
@@ -92,6 +89,26 @@ def read_records(spec: DataSetSpec, features: Sequence[Feature]) -> Records:
         labels=labels[kept].astype(np.float32),
         patients=numbered[within],
     )
+
+
+def _without_excluded(spec: DataSetSpec, table: dict[str, Cells]) -> dict[str, Cells]:
+    """The rows of patients who may be used; how many others there are is for the local log."""
+    if spec.consent is None and spec.opt_out is None:
+        return table
+    patients = _texts(spec, spec.patient, table[spec.patient], frozenset())
+    without_consent = refused(spec, patients, table)
+    opted_out = opted_out_of(spec) & {one for one in patients if one is not None}
+    log.info(
+        "patients_excluded",
+        data_set=spec.name,
+        without_consent=len(without_consent),
+        opted_out=len(opted_out),
+    )
+    excluded = without_consent | opted_out
+    kept = [row for row, patient in enumerate(patients) if patient not in excluded]
+    if not kept:
+        raise DataProblem(f"{spec.source} has no row of a patient who may be used")
+    return {name: [cells[row] for row in kept] for name, cells in table.items()}
 
 
 def feature_matrix(
@@ -131,63 +148,11 @@ def _ranks(patients: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _read(spec: DataSetSpec, wanted: list[str]) -> dict[str, Cells]:
-    """Cells of the wanted columns: texts from CSV, typed values or None from Parquet."""
-    declared = {*wanted, *spec.columns}
-    read = _read_parquet if spec.source.suffix == ".parquet" else _read_csv
-    try:
-        table = read(spec.source, declared, wanted)
-    except FileNotFoundError:
-        raise DataProblem(f"{spec.source} does not exist; see data set {spec.name!r}") from None
-    except PermissionError:
-        raise DataProblem(f"{spec.source} may not be read by this account") from None
-    if table.num_rows == 0:
+    """Cells of the wanted columns: texts from CSV, typed values or None from elsewhere."""
+    table = source_of(spec).read(wanted, spec.declared_columns)
+    if not table[spec.patient]:
         raise DataProblem(f"{spec.source} holds no rows")
-    return {name: table.column(name).to_pylist() for name in wanted}
-
-
-def _read_csv(path: Path, declared: set[str], wanted: list[str]) -> pa.Table:
-    bad_rows: list[int | None] = []
-
-    def refuse(row: Any) -> str:
-        bad_rows.append(row.number)
-        return "error"
-
-    parse = pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse)
-    # Without threads pyarrow counts the rows, so that a bad one has a number.
-    read = pyarrow.csv.ReadOptions(use_threads=False)
-    try:
-        with pyarrow.csv.open_csv(path, read_options=read, parse_options=parse) as reader:
-            _check_header(path, reader.schema.names, declared)
-        bad_rows.clear()
-        convert = pyarrow.csv.ConvertOptions(
-            include_columns=wanted,
-            column_types=dict.fromkeys(wanted, pa.string()),
-            strings_can_be_null=False,
-        )
-        return pyarrow.csv.read_csv(path, read, parse, convert)
-    # The library's own text quotes the row, hence `from None`.
-    except pa.ArrowInvalid:
-        if path.stat().st_size == 0:
-            raise DataProblem(f"{path} is empty") from None
-        where = f" at line {bad_rows[0]}: it has another number of cells" if bad_rows else ""
-        raise DataProblem(f"{path} is not a CSV file in UTF-8{where}") from None
-
-
-def _read_parquet(path: Path, declared: set[str], wanted: list[str]) -> pa.Table:
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            _check_header(path, file.schema_arrow.names, declared)
-            return file.read(columns=wanted)
-    except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
-            raise
-        raise DataProblem(f"{path} is not a Parquet file that can be read") from None
-
-
-def _check_header(path: Path, names: list[str], declared: set[str]) -> None:
-    fault = column_fault(path, names, declared)
-    if fault:
-        raise DataProblem(fault)
+    return table
 
 
 def _texts(
@@ -250,3 +215,55 @@ def _labels(spec: DataSetSpec, cells: Cells) -> NDArray[np.float64]:
 def _bad(spec: DataSetSpec, column: str, row: int, what: str) -> DataProblem:
     """Rows count from 1 after the header."""
     return DataProblem(f"column {column!r}, row {row} of {spec.source} {what}")
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Counts over a whole source, for the hospital's own eyes: each is a patient's data.
+
+    Attributes:
+        missing: column -> rows that lack it.
+        complete: rows that lack nothing.
+        patients: different patients in complete rows.
+        labels: complete rows with the label 0, and with 1.
+    """
+
+    rows: int
+    missing: dict[str, int]
+    complete: int
+    patients: int
+    labels: tuple[int, int]
+
+
+def tally(spec: DataSetSpec) -> Tally:
+    """Read every declared column and count, but of patients who may not be used.
+
+    Raises:
+        DataProblem: as `read_records`.
+    """
+    columns = [name for name in spec.columns if name not in (spec.patient, spec.label)]
+    consent = [spec.consent.column] if spec.consent is not None else []
+    wanted = list(dict.fromkeys([spec.patient, spec.label, *columns, *consent]))
+    table = _without_excluded(spec, _read(spec, wanted))
+    patients = _texts(spec, spec.patient, table[spec.patient], frozenset())
+    labels = _labels(spec, table[spec.label])
+    absent: dict[str, NDArray[np.bool_]] = {
+        spec.patient: np.array([patient is None for patient in patients], dtype=bool),
+        spec.label: np.isnan(labels),
+    }
+    for column in columns:
+        declared = spec.columns[column]
+        if isinstance(declared, CategoryColumn):
+            texts = _categories(spec, column, table[column], declared)
+            absent[column] = np.array([text is None for text in texts], dtype=bool)
+        else:
+            absent[column] = np.isnan(_numbers(spec, column, table[column]))
+    complete = ~np.logical_or.reduce(list(absent.values()))
+    kept = labels[complete]
+    return Tally(
+        rows=len(labels),
+        missing={name: int(lacking.sum()) for name, lacking in absent.items()},
+        complete=int(complete.sum()),
+        patients=len({patients[row] for row in np.flatnonzero(complete)}),
+        labels=(int((kept == 0).sum()), int((kept == 1).sum())),
+    )

@@ -7,6 +7,7 @@ be undone. SQLite is used by one thread.
 """
 
 import contextlib
+import math
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -200,6 +201,7 @@ class State:
         ).fetchone()
         return Standing(
             fixed=kept.fixed if kept else None,
+            limit_there=self.limit_there(account),
             posted_units=kept.posted_units if kept else 0,
             pending=tuple(self._pending(row) for row in open_rows),
             guarantee=kept.guarantee if kept else True,
@@ -242,6 +244,11 @@ class State:
         said = self.note(f"{_COORDINATOR_LIMIT}{account}")
         return float(said) if said else None
 
+    def limit_there(self, account: str) -> float:
+        """The same for what takes the lower of two limits: infinite if it never did."""
+        said = self.coordinator_limit(account)
+        return math.inf if said is None else said
+
     # Steps
 
     def keep_coordinator_limits(self, limits: Mapping[str, float]) -> None:
@@ -250,9 +257,13 @@ class State:
             self.set_note(f"{_COORDINATOR_LIMIT}{self.node}/{account}", repr(limit))
 
     def lower(self, account: str, epsilon_limit: float, raises: Mapping[str, int]) -> None:
-        """See `OwnLedger.lower`; the account is named without the node."""
+        """See `OwnLedger.lower`; the account is named without the node. The coordinator is about to
+        hear the same, and may hold to it although its answer is lost."""
         name = f"{self.node}/{account}"
         self.ledger.lower(name, epsilon_limit, raises.get(name, 0))
+        there = self.coordinator_limit(name)
+        if there is not None and epsilon_limit < there:
+            self.keep_coordinator_limits({account: epsilon_limit})
 
     def forget_coordinator_limit(self, account: str) -> None:
         """What the coordinator said before a raise of "NODE/NAME" says nothing about after it."""

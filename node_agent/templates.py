@@ -12,7 +12,8 @@ accounts: []
 #   epsilon_limit: 10.0        # the most that may ever be spent, at delta
 #   delta: 1.0e-5              # below 1/patients; write 1.0e-5: YAML reads 1e-5 as text
 #   filter: auto               # auto, gdp (full batches) or rdp (sampling too)
-#   rdp_order: 0               # filter: rdp needs one, from 2; `feddp agent status`: its start
+#   rdp_order: 0               # filter: rdp needs one, from 2; no job can ask for less epsilon
+#                              # than it starts at: `feddp agent status`; auto: limit / 4 at most
 #   epsilon_per_job_max: 5.0   # the most for one job
 #   epsilon_per_purpose: {training: 8.0, evaluation: 2.0}   # for all jobs of a kind together
 #   epsilon_per_project: {default: 6.0}                     # likewise of a project
@@ -69,13 +70,20 @@ DATASETS_YAML: Final = """\
 
 data_sets: []
 # - name: heart-disease
-#   source: data/train.csv     # .csv or .parquet, from this folder or absolute
-#   patient: patient_id        # the column that says whose record a row is; never published
+#   source: data/train.csv     # .csv, .parquet or .sql, from this folder or absolute
+#   patient: patient_id        # the column that says whose record a row is; never published, and
+#                              # not among columns
 #   label: disease             # the column that holds 0 or 1; never published
 #   declared_n: 200            # patients, typed by you and public; never counted
 #   version: 1                 # raise it when the records change
 #   account: patients          # who pays, for ever; one account unless the patients differ
 #   rows_per_patient_max: 1000 # a patient's further rows are left out, in file order
+#   consent: {column: research_consent, values: ["yes"]}   # others are not read; see
+#   opt_out: opt-out.txt       # docs/hospital-it.md. The list: an id a line; it must exist
+#   database:                  # for a .sql source: one SELECT, asked in a read-only transaction
+#     url: postgresql+psycopg://reader@db.hospital.example/omop    # no password here
+#     password_file: db.password   # or password_env: FEDDP_SOURCE_...
+#     read_s: 5.0              # seconds that the query may take
 #   columns:
 #     age: number
 #     sex: {category: [Male, Female]}

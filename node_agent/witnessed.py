@@ -18,7 +18,7 @@ from privacy.filters import Filter
 from privacy.heads import (
     Checkpoint,
     Head,
-    Terms,
+    Signed,
     checkpoint_fault,
     fault_after,
     head_of,
@@ -125,8 +125,8 @@ class Witnessed:
             (one for one in self.disputes() if one.account in (account, EVERY_ACCOUNT)), None
         )
 
-    def sign(self, what: Head | Checkpoint | Terms) -> bytes:
-        """The node's signature over a head, a checkpoint or terms; the same each time."""
+    def sign(self, what: Signed) -> bytes:
+        """The node's signature, the same each time."""
         return self._key.sign(what.canonical())
 
     # Following

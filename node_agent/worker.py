@@ -14,15 +14,19 @@ import queue
 import resource
 import signal
 import sys
+import tempfile
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, NoReturn
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from node_agent.confinement import without_network, writing_only_beneath
 from node_agent.datasets import DataSetSpec
+from node_agent.launchers.mailbox import AGENT_SILENT_S, Mailbox, Refused, requests_of
 from node_agent.tasks import registry
 from node_agent.tasks.no_update import NoUpdate
 from privacy.releases import TRAINED, UNNOISED, Mechanism, Release
@@ -103,9 +107,14 @@ _REQUEST: Final[TypeAdapter[Prepare | Check | Train]] = TypeAdapter(Prepare | Ch
 
 
 class Worker:
-    """Answers requests; holds one job's program, and through it the job's data."""
+    """Answers requests; holds one job's program, and through it the job's data.
 
-    def __init__(self) -> None:
+    Args:
+        confine: takes from the process what the job's data set does not need; called once.
+    """
+
+    def __init__(self, confine: Callable[[DataSetSpec], None] = lambda _: None) -> None:
+        self._confine = confine
         self._prepared: Prepare | None = None
         self._program: Program | None = None
         self._shapes: registry.Shapes = {}
@@ -149,6 +158,7 @@ class Worker:
                 )
             if request.declared_n != request.data_set.declared_n:
                 return _refused("DECLARED_N", "The order and the data set declare other sizes.")
+            self._confine(request.data_set)
             program = _program(request.task, config, request.data_set)
         except FeddpError as error:
             return _refused(error.reason, error.message)
@@ -296,6 +306,27 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def confine(data_set: DataSetSpec) -> None:
+    """Leave no network to what trains, unless the data set is asked over it."""
+    if data_set.database is not None and data_set.database.is_reached_by_network:
+        log.warning("worker_network", open=True, why="the data set is asked over it")
+    elif without_network():
+        log.info("worker_network", open=False)
+    else:
+        log.warning("worker_network", open=True, why="this kernel or container forbids the filter")
+
+
+def make_read_only(writable: list[Path]) -> None:
+    """Leave nothing to write but the folders that the launcher names, if it names any."""
+    folders = [*writable, Path(tempfile.gettempdir())]
+    if not writable:
+        log.warning("worker_files", read_only=False, why="the launcher asked for no limits")
+    elif writing_only_beneath(folders):
+        log.info("worker_files", read_only=True, but=[str(one) for one in folders])
+    else:
+        log.warning("worker_files", read_only=False, why="this kernel has no Landlock")
+
+
 def request_lines() -> "queue.SimpleQueue[bytes]":
     """Lines of stdin, read by a thread that ends the process at EOF even in mid-training.
 
@@ -317,9 +348,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nice", type=int, default=0, help="added to the process's niceness")
     parser.add_argument("--memory-bytes-max", type=int, default=0, help="0: no limit")
+    parser.add_argument("--writable", type=Path, action="append", default=[])
+    parser.add_argument("--mailbox", type=Path, help="speak by files instead of stdin and stdout")
+    parser.add_argument("--silent-s", type=float, default=AGENT_SILENT_S)
+    parser.add_argument("--log", type=Path, help="instead of stderr")
     options = parser.parse_args()
+    if options.log is not None:
+        descriptor = os.open(options.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(descriptor, 2)
     answers = take_stdout()
-    end_with_parent()
+    if options.mailbox is None:
+        end_with_parent()
     os.nice(options.nice)
     # A core file would be a copy of patients' records.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -334,11 +373,33 @@ def main() -> None:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    worker, lines = Worker(), request_lines()
+    # Before there is a second thread, which would keep what it may.
+    make_read_only(options.writable)
+    worker = Worker(confine)
+    if options.mailbox is not None:
+        serve_mailbox(worker, Mailbox(options.mailbox), options.silent_s)
+    lines = request_lines()
     while True:
         answer = worker.handle(lines.get())
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
+
+
+def serve_mailbox(worker: Worker, box: Mailbox, silent_s: float) -> NoReturn:
+    """Serve one job until the folder goes, or its agent is silent."""
+    try:
+        box.take()
+    except Refused as refused:
+        log.error("mailbox_refused", detail=str(refused))
+        sys.exit(1)
+    requests = requests_of(box, silent_s)
+    while True:
+        number, line = requests.get()
+        try:
+            box.post("answer", number, worker.handle(line))
+        except OSError:
+            log.error("answer_not_written", number=number)
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ ORDER_MIN: Final = 2
 ORDER_MAX: Final = 256
 
 _FULL_BATCH_BELOW: Final = 1000
-_DEFAULT_ORDERS: Final = range(2, 65)
+_DEFAULT_ORDERS: Final = range(2, 129)
 
 
 class Filter(Protocol):
@@ -214,19 +214,27 @@ def conversion_cost(order: int, delta: float) -> float:
     return float_above(_conversion(order, delta))
 
 
-def default_filter(declared_n: int, epsilon_limit: float, delta: float) -> tuple[str, int]:
+def default_filter(
+    declared_n: int, epsilon_limit: float, delta: float, epsilon_per_job_max: float
+) -> tuple[str, int]:
     """(kind, order) for an account whose largest data set declares `declared_n` records.
 
     gdp under 1,000 records, where full batches cost nothing; else rdp at the smallest order of 2
-    to 64 whose conversion cost is at most half the limit; gdp where no order is. Half is right
-    because no plan is known yet: over plans of 20 to 2,000 steps, sampled or not, it asks for at
-    most 1.3 times the noise of the order that is best for each, while an order that is best for
-    one plan can ask for 1.9 times the noise in another. `privacy.calibration.best_order` is for
-    an account whose plan is known.
+    to 128 whose conversion cost is at most a quarter of the limit and half of what one job may
+    spend; gdp where no order is.
+
+    No plan is known yet. A job's target is counted at the same order, so that none below the
+    conversion cost can run, and one little above it needs much noise. A quarter asks for at most
+    1.3 times the noise of the order that is best for a job of half the limit, 1.2 of a third, and
+    1.75 (1.25 for most) for one plan that takes the whole limit, over plans of 20 to 2,000 steps,
+    sampled or not. Half of the limit would do with 1.3 there, and would refuse jobs of less than
+    half or ask them for 2 to 3 times the noise. `privacy.calibration.best_order` is for an account
+    whose plan is known.
     """
+    start_max = min(epsilon_limit / 4, epsilon_per_job_max / 2)
     if declared_n >= _FULL_BATCH_BELOW:
         for order in _DEFAULT_ORDERS:
-            if conversion_cost(order, delta) <= epsilon_limit / 2:
+            if conversion_cost(order, delta) <= start_max:
                 return "rdp", order
     return "gdp", 0
 

@@ -21,6 +21,7 @@ from privacy.entries import GENESIS, Entry, entry_hash
 HEAD_DOMAIN: Final = b"feddp-ledger-head-v1\n"
 CHECKPOINT_DOMAIN: Final = b"feddp-ledger-checkpoint-v1\n"
 TERMS_DOMAIN: Final = b"feddp-ledger-terms-v1\n"
+LIMIT_DOMAIN: Final = b"feddp-ledger-limit-in-force-v1\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,27 @@ class Terms:
         return TERMS_DOMAIN + _json(asdict(self))
 
 
+@dataclass(frozen=True, slots=True)
+class LimitInForce:
+    """The limit that a node's own ledger admits by; a lowered one is in no entry.
+
+    Attributes:
+        raises: how many the node has recorded: what it said before another one is of the past.
+    """
+
+    account: str
+    epsilon_limit: float
+    raises: int
+
+    def canonical(self) -> bytes:
+        """The bytes that a node signs."""
+        return LIMIT_DOMAIN + _json(asdict(self))
+
+
+Signed = Head | Checkpoint | Terms | LimitInForce
+"""What is signed besides entries."""
+
+
 def root_of(leaves: Iterable[str]) -> str:
     """BLAKE3, hexadecimal, over the leaves in their alphabetic order, each followed by a line
     feed."""
@@ -102,7 +124,7 @@ def sign_checkpoint(
     return replace(unsigned, signature=key.sign(unsigned.canonical()))
 
 
-def signed_by(public_key: bytes, what: Head | Checkpoint | Terms, signature: bytes) -> bool:
+def signed_by(public_key: bytes, what: Signed, signature: bytes) -> bool:
     """Whether the 32 raw bytes of `public_key` signed exactly this."""
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, what.canonical())
@@ -135,10 +157,21 @@ def checkpoint_fault(before: Checkpoint | None, one: Checkpoint, public_key: byt
     if one.number != number:
         return f"checkpoint {number} is missing, repeated or out of place: found {one.number}"
     if one.prev_hash != prev_hash:
-        return f"checkpoint {number} does not follow the one that was seen before it"
+        return (
+            f"checkpoint {number} does not follow the one that was seen before it: it names "
+            f"{short(one.prev_hash)} as that one's hash, which is {short(prev_hash)}"
+        )
     if not signed_by(public_key, one, one.signature):
-        return f"checkpoint {number} is not signed by the coordinator's ledger key"
+        return (
+            f"checkpoint {number} is not signed by the coordinator's ledger key "
+            f"{short(public_key.hex())}"
+        )
     return ""
+
+
+def short(digest: str) -> str:
+    """A hash or key in a sentence: enough of it to tell two apart."""
+    return f"{digest[:16]}…" if digest else "(none)"
 
 
 def _json(body: dict[str, Any]) -> bytes:

@@ -11,6 +11,7 @@ from coordinator.rounds.node_facts import NodeFacts
 from coordinator.store.ledger import Account
 from privacy.accounting import round_up
 from privacy.calibration import REPORT_SLACK_UNITS, noise_multiplier_for
+from privacy.deltas import bound_said, is_too_large
 from privacy.filters import Filter, make_filter
 from privacy.releases import Mechanism, Release
 from protos.errors import BudgetRefused, FeddpError, invariant
@@ -25,6 +26,14 @@ _REFUSES: Final = {
     "": "refuses every order on the account now; its data steward knows why",
 }
 """What a node says of an account, in words; those of "" for what a newer agent may say."""
+
+_UNAVAILABLE: Final = {
+    "SOURCE_MISSING": "the file of its data set is not where its steward declares it",
+    "SOURCE_UNREADABLE": "its agent may not read the file of its data set",
+    "SCHEMA_MISMATCH": "the columns of its data set's file are not those that its steward declares",
+    "": "its data set cannot be read now",
+}
+"""The same of a data set."""
 
 
 def survey(
@@ -47,6 +56,12 @@ def survey(
     return tuple(offers), tuple(absences)
 
 
+def unavailable_said(data_set: federation.DataSet) -> str:
+    """Why a node says that its data set cannot be used, in words."""
+    said = _UNAVAILABLE.get(data_set.unavailable, _UNAVAILABLE[""])
+    return f"{said}; its data steward sees more with `feddp agent status`"
+
+
 def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Offer | Absence:
     """One node's offer, or why there is none."""
     if facts.disabled:
@@ -63,6 +78,8 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
             f"its policy does not allow {job.task}@{task_hash[:12]}… on {job.dataset}; its data "
             "steward can",
         )
+    if facts.data_set.unavailable and job.mechanism != "no_data":
+        return _absent(facts, facts.data_set.unavailable, unavailable_said(facts.data_set))
     account, steward = facts.account, facts.steward
     if account is None or steward is None:
         return _absent(facts, "ACCOUNT_UNKNOWN", "its policy has no valid account for the data set")
@@ -79,21 +96,26 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
             f"its policy counts account {account.account} by another filter or delta than the "
             "account was created with; its data steward sets them back",
         )
+    declared_n = facts.data_set.declared_n
+    if job.mechanism == "dp" and is_too_large(job.delta, declared_n):
+        right = not is_too_large(filter_.delta, declared_n)
+        advice = (
+            f"set privacy.delta to {filter_.delta:g} in the job"
+            if right
+            else "its data steward sets it"
+        )
+        return _absent(
+            facts,
+            "DELTA_TOO_LARGE",
+            f"it declares {declared_n} patients, where delta must be {bound_said(declared_n)}, and "
+            f"the job asks for {job.delta:g}; its account has {filter_.delta:g}: {advice}",
+        )
     if job.mechanism == "dp" and job.delta != filter_.delta:
         return _absent(
             facts,
             "DELTA_MISMATCH",
             f"its account has delta {filter_.delta:g} and the job asks for {job.delta:g}; set "
-            f"privacy.delta to {filter_.delta:g} in the job. A delta means something only below "
-            f"1/n, and it declares {facts.data_set.declared_n} patients",
-        )
-    declared_n = facts.data_set.declared_n
-    if job.mechanism == "dp" and job.delta * declared_n >= 1:
-        return _absent(
-            facts,
-            "DELTA_TOO_LARGE",
-            f"it declares {declared_n} patients, and the job's delta {job.delta:g} is not below "
-            f"1/{declared_n}",
+            f"privacy.delta to {filter_.delta:g} in the job",
         )
     try:
         release = _release(job, facts, account, steward, rounds_left)

@@ -79,7 +79,10 @@ class Gate(grpc.aio.ServerInterceptor):
             if method not in WITHOUT_CERTIFICATE:
                 raise NotAllowed("ROLE_REQUIRED", f"{method} is not served on the enrolment port")
             return
-        seen = self._identities.peer(context.auth_context())  # type: ignore[arg-type]
+        seen = self._identities.peer(
+            context.auth_context(),  # type: ignore[arg-type]
+            context.invocation_metadata(),
+        )
         try:
             who = self._identities.caller(seen)
         except Unauthenticated as error:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 
 import structlog
 from sqlalchemy import Connection
@@ -27,7 +28,32 @@ def greet(
     Returns:
         The answer, and how many raises were appended.
     """
-    for account in hello.accounts:
+    raised = 0
+    if hello.limits:
+        # Before what the Hello announces, which is of now: the policy may be lower again since.
+        _hear(connection, node, hello, _new_accounts(connection, node, hello))
+        raised = sum(_raise_limit(connection, node, message) for message in hello.limits)
+    _hear(connection, node, hello, hello.accounts)
+    people.keep_hello(connection, node, hello, now_s)
+    closed = []
+    for attempt_id in hello.open_attempts:
+        outcome = ledger.outcome(connection, attempt_id)
+        if outcome is not None:
+            closed.append(pb.AttemptClosed(attempt_id=attempt_id, outcome=outcome))
+    return pb.Welcome(closed=closed, limits=_limits(connection, node, hello)), raised
+
+
+def _new_accounts(connection: Connection, node: str, hello: pb.Hello) -> list[pb.Account]:
+    names = [f"{node}/{account.name}" for account in hello.accounts]
+    known = {one.account for one in ledger.named_accounts(connection, names)}
+    return [one for one, name in zip(hello.accounts, names, strict=True) if name not in known]
+
+
+def _hear(
+    connection: Connection, node: str, hello: pb.Hello, accounts: Iterable[pb.Account]
+) -> None:
+    """Open what is new and lower what is lower; an account that contradicts its entries is left."""
+    for account in accounts:
         account.ClearField("heard_at_seq")
         account.ClearField("unknown_attempts")
         try:
@@ -44,14 +70,6 @@ def greet(
             shares.hear(kept, account, hello.open_attempts)
         except FeddpError as error:
             log.warning("account_refused", node=node, account=account.name, reason=error.reason)
-    people.keep_hello(connection, node, hello, now_s)
-    raised = sum(_raise_limit(connection, node, message) for message in hello.limits)
-    closed = []
-    for attempt_id in hello.open_attempts:
-        outcome = ledger.outcome(connection, attempt_id)
-        if outcome is not None:
-            closed.append(pb.AttemptClosed(attempt_id=attempt_id, outcome=outcome))
-    return pb.Welcome(closed=closed, limits=_limits(connection, node, hello)), raised
 
 
 def _raise_limit(connection: Connection, node: str, message: ledger_pb2.LedgerEntry) -> bool:
@@ -104,7 +122,10 @@ def check_hello(hello: pb.Hello) -> None:
     lists = (hello.data_sets, hello.accounts, hello.tasks, hello.open_attempts, hello.limits)
     sound = (
         all(len(one) <= PUBLISHED_MAX for one in lists)
-        and all(1 <= d.declared_n <= DECLARED_N_MAX and d.name for d in hello.data_sets)
+        and all(
+            1 <= d.declared_n <= DECLARED_N_MAX and d.name and _REASON.fullmatch(d.unavailable)
+            for d in hello.data_sets
+        )
         and all(
             a.name
             and math.isfinite(a.epsilon_per_job_max)

@@ -2,13 +2,10 @@
 
 import asyncio
 import contextlib
-import json
 import secrets
 import time
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from sqlalchemy import Connection
 
@@ -23,13 +20,13 @@ from coordinator.store import jobs as job_store
 from coordinator.store import people
 from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord
+from coordinator.submissions import check_published, unavailable
 from protos.errors import Conflict, Malformed, NotAllowed, NotFound
 from protos.feddp.v1 import jobs_pb2 as pb
 from protos.feddp.v1 import jobs_pb2_grpc as pb_grpc
 
 WATCH_REPEAT_S = 5.0
 WATCH_REST_S = 0.3
-SCHEMA_BYTES_MAX = 64 << 10
 EARLIER_MAX = 5
 """Jobs that a quote looks at for how long rounds take."""
 
@@ -55,13 +52,16 @@ class JobsService(pb_grpc.JobsServicer):
         if before is not None:
             return pb.SubmitJobResponse(job=await self._view(await self.rounds.job(before.job_id)))
         job = await self._checked(request.spec, request.task_hash)
+        warnings = unavailable(job, await self.database.read(people.all_nodes))
         initial = self.blobs.model(request.initial_model_digest)
         await asyncio.to_thread(aggregation.check_model, initial)
         record = self._record(job, request.spec, request.task_hash, request.request_id)
         if request.HasField("mandate"):
             record = await self._signed(record, job, request)
         live = await self.rounds.submit(record, job, request.initial_model_digest)
-        return pb.SubmitJobResponse(job=await self._view(live))
+        view = await self._view(live)
+        view.warnings.extend(warnings)
+        return pb.SubmitJobResponse(job=view)
 
     async def _signed(self, record: JobRecord, job: Job, request: pb.SubmitJobRequest) -> JobRecord:
         """The record of a signed job, whose id is the one that was signed.
@@ -113,7 +113,8 @@ class JobsService(pb_grpc.JobsServicer):
         """The job that a file asks for, if its caller may ask for it and some node could take it.
 
         Raises:
-            Malformed: JOB_INVALID, TASK_CONFIG_INVALID, DELTA_MISMATCH.
+            Malformed: JOB_INVALID, TASK_CONFIG_INVALID, DELTA_TOO_LARGE,
+                DELTA_MISMATCH.
             NotAllowed: PROJECT.
             NotFound: TASK_UNKNOWN, DATA_SET_UNKNOWN.
         """
@@ -241,103 +242,3 @@ class JobsService(pb_grpc.JobsServicer):
 def _check_request_id(request_id: str) -> None:
     if not 1 <= len(request_id) <= 64:
         raise Malformed("REQUEST_ID", "request_id is 1 to 64 characters of the caller's choice")
-
-
-def check_published(job: Job, task_hash: str, nodes: list[people.NodeRecord]) -> None:
-    """Refuse a job that no node could ever take.
-
-    Raises:
-        NotFound: TASK_UNKNOWN, DATA_SET_UNKNOWN.
-        Malformed: TASK_CONFIG_INVALID.
-    """
-    joined = [node for node in nodes if node.status != "invited"]
-    data_sets = sorted({d.name for node in joined for d in node.hello.data_sets})
-    if job.dataset not in data_sets:
-        known = ", ".join(data_sets) or "none yet"
-        raise NotFound(
-            "DATA_SET_UNKNOWN", f"no node publishes the data set {job.dataset}; known: {known}"
-        )
-    schemas: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for node in joined:
-        for task in node.hello.tasks:
-            schemas[task.name, task.content_hash][task.config_schema_json] += 1
-    published = schemas.get((job.task, task_hash))
-    if published is None:
-        known = ", ".join(sorted(f"{name}@{digest[:12]}…" for name, digest in schemas))
-        raise NotFound(
-            "TASK_UNKNOWN",
-            f"no node allows the task {job.task}@{task_hash[:12]}…; known: {known or 'none yet'}. "
-            "If only the hash differs, your version of feddp and the nodes' are not the same",
-        )
-    # What most nodes publish: one that lies can neither admit nor refuse a configuration.
-    check_task_config(job.task_config, published.most_common(1)[0][0])
-    check_delta(job, joined)
-
-
-def check_delta(job: Job, nodes: list[people.NodeRecord]) -> None:
-    """Refuse a job with noise whose delta is no account's, or too large wherever it is one's.
-
-    Raises:
-        Malformed: DELTA_MISMATCH, DELTA_TOO_LARGE.
-    """
-    if job.mechanism != "dp":
-        return
-    published = [
-        (account.delta, data_set.declared_n)
-        for node in nodes
-        for data_set in node.hello.data_sets
-        for account in node.hello.accounts
-        if data_set.name == job.dataset and account.name == data_set.account
-    ]
-    deltas = {delta for delta, _ in published}
-    if job.delta not in deltas:
-        known = ", ".join(f"{delta:g}" for delta in sorted(deltas)) or "none"
-        raise Malformed(
-            "DELTA_MISMATCH",
-            f"the job's delta is {job.delta:g} and the accounts that pay for {job.dataset} have "
-            f"{known}: set privacy.delta to theirs",
-        )
-    least = min(declared_n for delta, declared_n in published if delta == job.delta)
-    if job.delta * least >= 1:
-        raise Malformed(
-            "DELTA_TOO_LARGE",
-            f"the job's delta is {job.delta:g} and every data set {job.dataset} of an account with "
-            f"that delta declares at least {least} patients: delta must be below 1/{least}",
-        )
-
-
-def check_task_config(config: Mapping[str, Any], schema_json: str) -> None:
-    """Check task_config against the schema that the nodes published with the task.
-
-    The schema comes from nodes, so nothing in it may reach out or take long: references outside
-    it do not resolve, and one with a regular expression is not used (each node checks anyway).
-
-    Raises:
-        Malformed: TASK_CONFIG_INVALID, every fault with its place.
-    """
-    if len(schema_json) > SCHEMA_BYTES_MAX or '"pattern' in schema_json:
-        return
-    # Only a submission needs them, and starting need not wait for them.
-    import jsonschema
-    import referencing
-    import referencing.exceptions
-
-    try:
-        schema = json.loads(schema_json)
-        jsonschema.Draft202012Validator.check_schema(schema)
-    except (ValueError, RecursionError, jsonschema.SchemaError):
-        return
-    validator = jsonschema.Draft202012Validator(schema, registry=referencing.Registry())
-    try:
-        found = list(validator.iter_errors(dict(config)))
-    except (referencing.exceptions.Unresolvable, RecursionError):
-        return
-    faults = sorted(found, key=lambda fault: list(map(str, fault.path)))
-    if faults:
-        lines = [
-            f"  task_config{''.join(f'.{part}' for part in fault.path)}: {fault.message[:200]}"
-            for fault in faults[:20]
-        ]
-        raise Malformed(
-            "TASK_CONFIG_INVALID", "the task refuses its task_config:\n" + "\n".join(lines)
-        )

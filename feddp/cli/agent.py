@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from feddp.cli import agent_ledger, agent_limit, agent_policy, output
+from feddp.cli import agent_doctor, agent_ledger, agent_limit, agent_policy, output
 from feddp.cli.budget import STAGES
 from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
@@ -18,6 +18,7 @@ app.add_typer(agent_limit.app, name="limit")
 app.add_typer(agent_policy.app, name="policy")
 app.command()(agent_limit.vouch)
 app.command()(agent_policy.approve)
+app.command()(agent_doctor.doctor)
 
 Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's folder.")]
 
@@ -26,12 +27,15 @@ Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's 
 def join(
     token: Annotated[str, typer.Argument(metavar="TOKEN", help="As `feddp node token` gave it.")],
     folder: Folder,
+    proxy: agent_doctor.Proxy = "",
+    proxy_credentials_file: agent_doctor.CredentialsFile = None,
     as_json: Json = False,
 ) -> None:
     """Redeem a join token: makes the node's keys here and brings its certificate."""
     from node_agent.enrol import join as join_federation
 
-    made = join_federation(token, folder)
+    through = agent_doctor.proxy_of(proxy, proxy_credentials_file)
+    made = join_federation(token, folder, proxy=through)
     if as_json:
         output.print_json(
             {
@@ -70,7 +74,8 @@ def run(
 def status(folder: Folder, as_json: Json = False) -> None:
     """What the agent on this machine knows: identity, policy, budgets by its own ledger.
 
-    Exit code 1 while the steward's files, or a data set's, are not in order."""
+    Exit code 1 while the steward's files, a data set's, or this node's own ledger are not in order,
+    and while it disputes the coordinator's."""
     from node_agent.agent import status as agent_status
 
     found = agent_status(folder)
@@ -96,14 +101,15 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         *(
             (
                 f"data set {one['name']}",
-                f"{one['declared_n']} patients declared, paid by {one['account']}, "
-                f"{len(one['tasks'])} tasks allowed" + _wrong(one["message"]),
+                f"{output.counted(one['declared_n'], 'patient')} declared, paid by "
+                f"{one['account']}, {output.counted(len(one['tasks']), 'task')} allowed"
+                + _wrong(one["message"]),
             )
             for one in found["data_sets"]
         ),
         *(("WARNING" if one["warning"] else "note", one["message"]) for one in found["overlaps"]),
         *((f"account {one['name']}", _account(one)) for one in found["accounts"]),
-        ("own ledger", f"{ledger['entries']} entries, {said}"),
+        ("own ledger", f"{output.counted(ledger['entries'], 'entry')}, {said}"),
         *(("problem", text) for text in ledger["problems"]),
         *(
             (
@@ -128,7 +134,7 @@ def _renewal(found: dict[str, Any]) -> str:
 def _files(found: dict[str, Any]) -> str:
     if not found["rules"]["ok"]:
         return str(found["rules"]["message"])
-    return "in order" if found["in_order"] else "NOT in order: see below"
+    return "in order" if found["files_in_order"] else "NOT in order: see below"
 
 
 def _wrong(message: str) -> str:
@@ -149,7 +155,7 @@ def _account(one: dict[str, Any]) -> str:
         start = output.epsilon(one["epsilon_start"])
         limit += f", of which its first release takes {start} (rdp order {one['rdp_order']})"
     if one["raises"]:
-        limit += f", raised {one['raises']} time{'' if one['raises'] == 1 else 's'}"
+        limit += f", raised {output.counted(one['raises'], 'time')}"
         limit += ", not yet in the coordinator's ledger" if one["raises_unseen"] else ""
     further = [STAGES[one["stage"]], one["not_raised"], one["shares_above"]]
     said = ". ".join(["", *(text.removesuffix(".") for text in further if text)])

@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from feddp.cli import output
+from feddp.cli import coordinator_gateway, output
 from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
 from feddp.process import loading
 
 app = typer.Typer(help="Make, check and run a coordinator.", no_args_is_help=True)
+app.command()(coordinator_gateway.gateway)
 
 Port = Annotated[int, typer.Option(min=1, max=65535)]
 Config = Annotated[
@@ -33,6 +34,13 @@ def init(
     host: Annotated[
         str, typer.Option(help="Name or address by which nodes reach this machine.")
     ] = "localhost",
+    enrollment_host: Annotated[
+        str,
+        typer.Option(
+            help="Another name, by which joining nodes do; a gateway that has one port for "
+            "everything tells them apart by it."
+        ),
+    ] = "",
     port: Port = 8443,
     enrollment_port: Port = 8444,
     health_port: Port = 8080,
@@ -56,6 +64,7 @@ def init(
         folder,
         trust_domain,
         host=host,
+        enrollment_host=enrollment_host,
         port=port,
         enrollment_port=enrollment_port,
         health_port=health_port,

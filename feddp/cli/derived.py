@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from feddp.cli.history import Spelling
+from feddp.cli.output import quoted
 from privacy.balance import Balance
 from privacy.figures import Figures, figures_of
 from privacy.filters import Filter, make_filter
@@ -57,9 +58,24 @@ def figure_fault(
     for name in (*_UNITS, *_EPSILONS):
         if name not in account or _same(name, account[name], right[name]):
             continue
-        made = "none" if right[name] is None else f"{right[name]:.9g}"
-        return f"the account says another {name} than its entries and its limit make: {made}"
+        return (
+            f"the account says another {name}, {_figure(account[name])}, than its entries make by "
+            f"its filter ({filter_said(filter_)}): {_figure(right[name])}"
+        )
     return ""
+
+
+def filter_said(filter_: Filter) -> str:
+    """How an account counts, in words."""
+    order = f" of order {filter_.order}" if filter_.order else ""
+    limit = f"limit {filter_.epsilon_limit:g} at delta {filter_.delta:g}"
+    return f"{filter_.kind}{order}, {limit}"
+
+
+def _figure(value: object) -> str:
+    if value is None:
+        return "none"
+    return f"{value:.9g}" if type(value) in (int, float) else quoted(value)
 
 
 def _same(name: str, said: object, right: float | None) -> bool:

@@ -8,7 +8,7 @@ from itertools import chain
 from feddp.cli.output import counted
 from feddp.cli.witnesses import CHECKPOINTS, Fault, Place, Witnesses
 from privacy.entries import GENESIS, Entry, Statement
-from privacy.heads import Checkpoint, Head, checkpoint_fault, root_of, signed_by
+from privacy.heads import Checkpoint, Head, checkpoint_fault, root_of, short, signed_by
 from privacy.releases import Mechanism
 
 Spelling = tuple[Mechanism, float | None, float, int]
@@ -25,6 +25,9 @@ class Passing:
         hashes: (account, seq) -> hash of the entry, for those that are some witness's head, or
             below a checkpoint.
         posted: account -> how often it has posted each release.
+        raises: account -> how many raises of its limit.
+        declared: account -> the most patients that an entry with noise declares, and the first
+            such entry's seq.
     """
 
     entries: Iterable[Entry]
@@ -32,11 +35,15 @@ class Passing:
     counts: dict[str, int] = field(default_factory=dict)
     hashes: dict[Place, str] = field(default_factory=dict)
     posted: dict[str, Counter[Spelling]] = field(default_factory=dict)
+    raises: Counter[str] = field(default_factory=Counter)
+    declared: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Entry]:
         counts: defaultdict[str, int] = defaultdict(int)
         posted: defaultdict[str, Counter[Spelling]] = defaultdict(Counter)
+        most: defaultdict[str, int] = defaultdict(int)
         self.counts, self.hashes, self.posted = counts, {}, posted
+        self.raises, self.declared = Counter(), {}
         seen: defaultdict[int, set[str]] = defaultdict(set)
         for each in self.witnesses:
             for signed in each.heads:
@@ -47,9 +54,15 @@ class Passing:
             one = entry.statement
             account = one.account
             counts[account] += 1
-            if isinstance(one, Statement) and one.kind == "post":
-                release = (one.mechanism, one.noise_multiplier, one.sample_rate, one.steps)
-                posted[account][release] += 1
+            if not isinstance(one, Statement):
+                self.raises[account] += 1
+            else:
+                if one.kind == "post":
+                    release = (one.mechanism, one.noise_multiplier, one.sample_rate, one.steps)
+                    posted[account][release] += 1
+                if one.declared_n > most[account] and one.noise_multiplier is not None:
+                    most[account] = one.declared_n
+                    self.declared[account] = (one.declared_n, entry.seq)
             if entry.seq in seen and account in seen[entry.seq]:
                 self.hashes[account, entry.seq] = entry.hash
             yield entry
@@ -90,9 +103,9 @@ def _roots(kept: Witnesses, passed: Passing) -> list[Fault]:
     reached: dict[str, int] = {}
     for one, moved in zip(kept.checkpoints, kept.moved or (), strict=False):
         found = [
-            (account, seq, f"{text}, below checkpoint {one.number}")
+            (account, seq, text)
             for account, seq in moved
-            if (text := _misplaced(account, seq, reached.get(account, -1), passed))
+            if (text := _misplaced(one.number, account, seq, reached.get(account, -1), passed))
         ]
         if found:
             return found
@@ -100,18 +113,33 @@ def _roots(kept: Witnesses, passed: Passing) -> list[Fault]:
             reached[account] = seq
             digest = passed.hashes[account, seq] if seq else GENESIS
             leaves[account] = Head(account, seq, digest).leaf()
-        if root_of(leaves.values()) != one.root:
-            text = "was made over other entries than these: some were left out, or changed"
-            return [(CHECKPOINTS, one.number, f"checkpoint {one.number} {text}")]
+        root = root_of(leaves.values())
+        if root != one.root:
+            text = (
+                f"checkpoint {one.number} was made over other entries than these: the coordinator "
+                f"has signed root {short(one.root)}, and the entries at the places that the export "
+                f"tells ({counted(len(leaves), 'account')}) make {short(root)}. Entries were left "
+                "out or changed, or `moved` of this checkpoint or of one before was. Export the "
+                "ledger anew; where it stays, the hospitals' files (--heads) tell which account"
+            )
+            return [(CHECKPOINTS, one.number, text)]
     return []
 
 
-def _misplaced(account: str, seq: int, before: int, passed: Passing) -> str:
-    """Why an account cannot have stood at `seq` when it stood at `before` last; empty if it can."""
+def _misplaced(number: int, account: str, seq: int, before: int, passed: Passing) -> str:
+    """Why an account cannot have stood at `seq` at checkpoint `number` when it stood at `before`
+    last; empty if it can."""
     if seq <= before:
-        return f"the account goes from entry {before} to entry {seq}"
+        return (
+            f"checkpoint {number} says that this account has moved to entry {seq}, and by the "
+            f"checkpoints before it stood at entry {before} already: `moved` was changed, or is "
+            "another checkpoint's. Export the ledger anew; where it stays, ask the operator"
+        )
     if seq and (account, seq) not in passed.hashes:
-        return f"the account had entry {seq}, and {here(passed.counts.get(account, 0))} here"
+        return (
+            f"the account had entry {seq}, and {here(passed.counts.get(account, 0))} here, below "
+            f"checkpoint {number}. Export the ledger anew; where it stays, entries were taken away"
+        )
     return ""
 
 
@@ -125,7 +153,11 @@ def _absent(kept: Witnesses, node: Witnesses) -> list[Fault]:
     if not node.checkpoints:
         return []
     if kept.coordinator_key and node.coordinator_key != kept.coordinator_key:
-        text = f"node {node.source} knows another coordinator's ledger key than this one"
+        text = (
+            f"node {node.source} knows another coordinator's ledger key, "
+            f"{short(node.coordinator_key.hex())}, than this one, "
+            f"{short(kept.coordinator_key.hex())}"
+        )
         return [(CHECKPOINTS, 0, text)]
     newest = max(one.number for one in node.checkpoints)
     shown = {one.number for one in kept.checkpoints}
@@ -157,15 +189,25 @@ def _heads(
             continue
         key = keys.get(node, b"")
         if seen.node_key and seen.node_key != key:
-            found.append((head.account, head.seq, f"{seen.source}'s ledger key is another one"))
+            text = (
+                f"{seen.source}'s ledger key is {short(seen.node_key.hex())} in its file and "
+                f"{short(key.hex())} here"
+            )
+            found.append((head.account, head.seq, text))
         elif not signed_by(key, head, one.signature):
-            text = f"the head that {seen.source} holds is not signed by node {node}"
+            text = (
+                f"the head that {seen.source} holds, {short(head.hash)}, is not signed by node "
+                f"{node}, whose ledger key is {short(key.hex())} here"
+            )
             found.append((head.account, head.seq, text))
         elif digest is None:
             text = f"node {node} has seen {counted(head.seq, 'entry')}, and {here(count)} here"
             found.append((head.account, head.seq, text))
         elif digest != head.hash:
-            text = f"node {node} has seen another entry {head.seq}: the history was rewritten"
+            text = (
+                f"node {node} has seen another entry {head.seq}, {short(head.hash)}, than the one "
+                f"here, {short(digest)}: the history was rewritten"
+            )
             found.append((head.account, head.seq, text))
     return found
 
@@ -188,7 +230,10 @@ def _forks(witnesses: Sequence[Witnesses]) -> list[Fault]:
         for one in seen.checkpoints:
             source, digest = known.setdefault(one.number, (seen.source, one.hash))
             if digest != one.hash:
-                text = f"{source} and {seen.source} hold different ones: the history was forked"
+                text = (
+                    f"{source} and {seen.source} hold different ones, {short(digest)} and "
+                    f"{short(one.hash)}: the history was forked"
+                )
                 found.append((CHECKPOINTS, one.number, text))
                 break
     return found

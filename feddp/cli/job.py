@@ -69,6 +69,8 @@ def submit(
         job = client.submit(file, seed, Caps(named, int(valid_days * 86_400), epsilon_max))
         if not as_json:
             output.line(f"job {job.job_id} submitted, {_signature(job)}")
+            for warning in job.warnings:
+                output.line(f"warning: {warning}")
         if watch:
             _follow(client, job.job_id, report, "json-end" if as_json else "people")
             return

@@ -5,13 +5,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from feddp.cli.derived import exported, figure_fault
+from feddp.cli.account_faults import account_fault, first_filter
+from feddp.cli.derived import exported, figure_fault, filter_said
 from feddp.cli.history import Passing, faults, here
 from feddp.cli.node_files import Behind, NodeFile, backing, file_faults
 from feddp.cli.output import as_dict, counted
 from feddp.cli.witnesses import Witnesses, from_message, of_accounts
 from privacy import ledger
-from privacy.filters import Filter, make_filter
+from privacy.filters import Filter
+from privacy.heads import short
 from privacy.wire import entry_fields
 from protos.errors import FeddpError, Malformed
 
@@ -163,15 +165,7 @@ def ledger_of(
     witnesses: Witnesses,
 ) -> Ledger:
     """A ledger whose accounts are as JSON has them."""
-    filters = {
-        str(account["account"]): make_filter(
-            account["filter"],
-            account["rdp_order"],
-            account["epsilon_limit_highest"],
-            account["delta"],
-        )
-        for account in accounts
-    }
+    filters = {str(account["account"]): first_filter(account) for account in accounts}
     keys = {
         str(account["node"]): bytes.fromhex(account["ledger_public_key"])
         for account in accounts
@@ -227,8 +221,15 @@ def check(found: Ledger, nodes: Sequence[NodeFile] = (), *, whole: bool = True) 
         found.public_keys,
         processes=cores if found.entries_about >= MANY_ENTRIES else 1,
     )
-    problems = [(one.account, one.seq, one.text) for one in result.problems]
-    broken = {account for account, _, _ in problems}
+    problems = [
+        (str(account["account"]), *fault)
+        for account in found.accounts
+        if (fault := account_fault(account, passing.declared))
+    ]
+    problems += [(one.account, one.seq, one.text) for one in result.problems]
+    # Before sums: an account with another limit than its node's has other sums as well.
+    problems += file_faults(nodes, found.accounts, found.public_keys, passing.raises, whole=whole)
+    broken = {one.account for one in result.problems}
     seen: set[str] = set()
     for account in found.accounts:
         name = str(account["account"])
@@ -245,7 +246,6 @@ def check(found: Ledger, nodes: Sequence[NodeFile] = (), *, whole: bool = True) 
             ]
         seen.add(name)
     problems += faults(passing, found.public_keys, whole=whole)
-    problems += file_faults(nodes, found.accounts, found.public_keys, whole=whole)
     return Check(
         problems,
         len(result.unattested),
@@ -270,11 +270,20 @@ def _differences(
     if seq != account["entries"]:
         return [f"the account says {counted(account['entries'], 'entry')}, {here(seq)} here"]
     if digest != account["head_hash"]:
-        return ["the account names another last entry than this one"]
+        return [
+            f"the account names {short(account['head_hash'])} as its last entry's hash, and this "
+            f"one's is {short(digest)}"
+        ]
     if posted != account["posted_units"]:
-        return [f"the account says {account['posted_units']} posted units, its entries {posted}"]
+        return [
+            f"the account says {account['posted_units']} posted units, its entries {posted} by "
+            f"its filter ({filter_said(balance.filter if balance else first)})"
+        ]
     if guarantee != account["guarantee"]:
-        return ["the account says otherwise than its entries whether it has a guarantee"]
+        return [
+            f"the account says guarantee {account['guarantee']}, and its entries {guarantee}: it "
+            "is lost for ever with the first post of mechanism none"
+        ]
     shown = (balance.filter if balance else first).epsilon_limit
     if not account["epsilon_limit"] <= shown:  # nor is it NaN
         return [

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from feddp.cli.history import here
 from feddp.cli.json_windows import once
 from feddp.cli.output import counted
 from feddp.cli.witnesses import Fault, Witnesses, from_json, listed, whole_number
-from privacy.heads import Terms, signed_by
+from privacy.heads import LimitInForce, Terms, short, signed_by
 from protos.errors import Malformed
 
 NODE_FILES = "(node files)"
@@ -24,17 +25,27 @@ class SignedTerms:
 
 
 @dataclass(frozen=True, slots=True)
+class SignedLimit:
+    """The limit in force and its node's signature."""
+
+    limit: LimitInForce
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class NodeFile:
     """What `feddp agent ledger heads --json` printed at a node.
 
     Attributes:
         seen: heads and checkpoints; `seen.source` is the node.
         terms: of the node's own ledger, for each account that has entries there.
+        limits: what its own ledger admits by; files of older agents have none.
         disputes: where the node says that the coordinator's ledger is wrong; not signed.
     """
 
     seen: Witnesses
     terms: Sequence[SignedTerms] = ()
+    limits: Sequence[SignedLimit] = ()
     disputes: Sequence[Fault] = ()
 
     @property
@@ -85,8 +96,9 @@ def from_node_file(path: Path) -> NodeFile:
         content = json.loads(path.read_bytes(), object_pairs_hook=once)
         found = NodeFile(
             from_json(content, str(content["node"])),
-            # A file of an older agent has none.
+            # A file of an older agent has none, or no limits among them.
             [_terms(one) for one in listed(content.get("accounts", []))],
+            [_limit(one) for one in content.get("accounts", []) if "limit_signature" in one],
             [
                 (str(one["account"]), whole_number(one["seq"]), str(one["text"]))
                 for one in listed(content["disputes"])
@@ -120,10 +132,18 @@ def _terms(one: Mapping[str, Any]) -> SignedTerms:
     return SignedTerms(terms, bytes.fromhex(one["node_signature"]))
 
 
+def _limit(one: Mapping[str, Any]) -> SignedLimit:
+    limit = LimitInForce(
+        str(one["account"]), float(one["epsilon_limit"]), whole_number(one["raises"])
+    )
+    return SignedLimit(limit, bytes.fromhex(one["limit_signature"]))
+
+
 def file_faults(
     files: Sequence[NodeFile],
     accounts: Iterable[Mapping[str, Any]],
     keys: Mapping[str, bytes],
+    raises: Mapping[str, int],
     *,
     whole: bool,
 ) -> list[Fault]:
@@ -132,6 +152,7 @@ def file_faults(
     Args:
         accounts: BudgetAccount as JSON has it.
         keys: node -> its raw ledger key.
+        raises: account -> how many its entries hold.
         whole: these are all accounts; else what is said of others is passed over.
     """
     known = {str(one["account"]): one for one in accounts}
@@ -145,8 +166,12 @@ def file_faults(
         elif keys.get(file.node) != file.seen.node_key:
             text = f"the file of node {file.node} names another ledger key than the ledger does"
             found.append((NODE_FILES, 0, text))
-        named = [one.head.account for one in file.seen.heads]
-        for account in [*named, *(one.terms.account for one in file.terms)]:
+        named = [
+            *(one.head.account for one in file.seen.heads),
+            *(one.terms.account for one in file.terms),
+            *(one.limit.account for one in file.limits),
+        ]
+        for account in dict.fromkeys(named):
             if account.partition("/")[0] != file.node:
                 text = f"the file of node {file.node} speaks of this account, which is not its own"
                 found.append((account, 0, text))
@@ -154,6 +179,11 @@ def file_faults(
             account = said.terms.account
             text = _terms_fault(said, known.get(account), file)
             if text and (whole or account in known):
+                found.append((account, 0, text))
+        for at in file.limits:
+            account = at.limit.account
+            text = _limit_fault(at, known.get(account), raises.get(account, 0), file)
+            if text:
                 found.append((account, 0, text))
         for account, seq, text in file.disputes:
             found.append((account, seq, f"node {file.node} disputes this: {text}"))
@@ -164,14 +194,50 @@ def _terms_fault(said: SignedTerms, account: Mapping[str, Any] | None, file: Nod
     """Why an account is not what its node has promised; empty where it is."""
     terms = said.terms
     if not signed_by(file.seen.node_key, terms, said.signature):
-        return f"the terms in the file of node {file.node} are not signed by it"
+        return _unsigned("terms", file)
     if account is None:
         return f"node {file.node} has entries of this account, and it is not here"
     for name in ("filter", "rdp_order", "delta", "epsilon_limit_highest"):
         told, own = account[name], getattr(terms, name)
         if told != own:
-            return f"the account says {name} {told}, and its node's own ledger {own}"
+            return (
+                f"the account says {name} {told}, and its node's own ledger {own}, signed in the "
+                f"file of node {file.node}; ask the hospital, whose policy.yaml says which it is"
+            )
     return ""
+
+
+def _limit_fault(
+    said: SignedLimit, account: Mapping[str, Any] | None, raises: int, file: NodeFile
+) -> str:
+    """Why an account's limit of now is not what its node admits by; empty where it is, or where
+    the account was raised since the file was made."""
+    limit = said.limit
+    if not signed_by(file.seen.node_key, limit, said.signature):
+        return _unsigned("a limit in force", file)
+    if account is None or raises > limit.raises:
+        return ""
+    own = f"{limit.epsilon_limit:g}"
+    if raises < limit.raises:
+        return (
+            f"the node has recorded {counted(limit.raises, 'raise')} of its limit, to {own} now, "
+            f"and {here(raises)} here: export the ledger anew once the node has had a session; if "
+            "it is still missing then, ask the operator"
+        )
+    if account["epsilon_limit"] != limit.epsilon_limit:
+        return (
+            f"the account says epsilon_limit {account['epsilon_limit']:g}, and its node admits by "
+            f"{own}, signed in the file of node {file.node}. If the policy was changed meanwhile, "
+            "make the file and then the export anew; if they differ again, ask the hospital"
+        )
+    return ""
+
+
+def _unsigned(what: str, file: NodeFile) -> str:
+    return (
+        f"the file of node {file.node} holds {what} without the signature of its ledger key "
+        f"{short(file.seen.node_key.hex())}: let the hospital print it anew"
+    )
 
 
 def backing(

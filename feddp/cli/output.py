@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import ROUND_CEILING, Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -57,6 +57,15 @@ def counted(count: int, what: str) -> str:
     """A number of things: "1 post", "2 posts", "2 entries"."""
     many = f"{what.removesuffix('y')}ies" if what.endswith("y") else f"{what}s"
     return f"{count} {what if count == 1 else many}"
+
+
+QUOTED_MAX: Final = 60
+
+
+def quoted(value: object) -> str:
+    """A file's own value within a sentence of ours: escaped, and no longer than QUOTED_MAX."""
+    text = ascii(value)
+    return text if len(text) <= QUOTED_MAX else f"{text[:QUOTED_MAX]}…"
 
 
 def clean(text: str) -> str:

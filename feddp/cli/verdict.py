@@ -1,11 +1,17 @@
 """What `feddp budget verify` says of a check to people."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from feddp.cli import output
 from feddp.cli.ledgers import Check, Ledger
 from feddp.cli.node_files import NodeFile, nodes_said
 from feddp.cli.output import counted
+
+WHAT_TO_DO: Final = (
+    "Export it anew and verify again: a file can be damaged, or older than a node's. What stays BAD"
+    " goes to the operator and to the hospital that the account's name begins with"
+)
 
 
 def roots_checked(found: Ledger, result: Check, *, whole: bool) -> bool:
@@ -23,7 +29,7 @@ def print_check(found: Ledger, result: Check, files: Sequence[NodeFile], *, whol
         _print_checked(found, result, files, whole=whole)
     for account, seq, text in result.problems:
         output.line(f"BAD: account {account}, entry {seq}: {text}")
-    output.line("the ledger verifies" if result.ok else "the ledger does NOT verify")
+    output.line("the ledger verifies" if result.ok else f"the ledger does NOT verify. {WHAT_TO_DO}")
 
 
 def _print_checked(found: Ledger, result: Check, files: Sequence[NodeFile], *, whole: bool) -> None:
@@ -40,19 +46,38 @@ def _print_checked(found: Ledger, result: Check, files: Sequence[NodeFile], *, w
     for name, one in result.behind.items():
         output.line(f"behind {name}: {one.said(_entries_of(found, name))}")
     if not found.witnesses.heads and result.entries:
-        output.line("NOTE: no node has countersigned any of this; ask the hospitals for --heads")
+        output.line(f"NOTE: {_uncountersigned(files)}")
     if result.entries and not roots_checked(found, result, whole=whole):
         output.line(f"NOTE: {_unchecked(found, whole=whole)}")
     if result.unattested:
-        verb = "carries" if result.unattested == 1 else "carry"
-        posts = counted(result.unattested, "post")
-        output.line(f"{posts} {verb} no signature of their node (no fault)")
+        posts = _bare(result.unattested, "post")
+        output.line(f"{posts} (no fault)")
     if result.bare_reserves:
-        verb = "carries" if result.bare_reserves == 1 else "carry"
-        reserves = counted(result.bare_reserves, "reservation")
-        output.line(
-            f"{reserves} {verb} no signature of their node, whose posts do (no fault; ask why)"
+        reserves = _bare(result.bare_reserves, "reservation")
+        whose = "whose post does" if result.bare_reserves == 1 else "whose posts do"
+        output.line(f"{reserves}, {whose} (no fault; ask why)")
+
+
+def _bare(count: int, what: str) -> str:
+    rest = "carries no signature of its node" if count == 1 else "carry no signature of their nodes"
+    return f"{counted(count, what)} {rest}"
+
+
+def _uncountersigned(files: Sequence[NodeFile]) -> str:
+    """What it means that the coordinator shows no countersignature: with files, and without."""
+    held = {one.head.account for file in files for one in file.seen.heads}
+    if held:
+        return (
+            "the ledger itself holds no node's countersignature. The heads that are in the files "
+            f"given, of {counted(len(held), 'account')}, are signed and were compared; ask the "
+            "operator why the coordinator lacks them"
         )
+    if files:
+        return (
+            "no node has countersigned any of this: neither the ledger nor the files given hold a "
+            "head. Print the files anew once the nodes have had a session"
+        )
+    return "no node has countersigned any of this; ask the hospitals for --heads"
 
 
 def _entries_of(found: Ledger, name: str) -> int:

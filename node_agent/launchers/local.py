@@ -6,12 +6,15 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
 import structlog
 
 from node_agent.launchers.base import Limits, WorkerDied
+from node_agent.sources.database import PASSED_ON_PREFIX
 
 log = structlog.get_logger(__name__)
 
@@ -24,7 +27,8 @@ _PASSED_ON: Final = frozenset({"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_L
 
 def environment(agent: dict[str, str], threads: int, gpus: int = 0) -> dict[str, str]:
     """A worker's variables: those of the agent that it needs, and nothing that a job names."""
-    kept = {k: v for k, v in agent.items() if k in _PASSED_ON or k.startswith("PYTHON")}
+    prefixes = ("PYTHON", PASSED_ON_PREFIX)
+    kept = {k: v for k, v in agent.items() if k in _PASSED_ON or k.startswith(prefixes)}
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     seen = dict.fromkeys(_GPUS_SEEN, ",".join(map(str, range(gpus))))
     return {**kept, **dict.fromkeys(names, str(threads)), **seen, "PYTHONUNBUFFERED": "1"}
@@ -45,10 +49,17 @@ class LocalWorker:
         self._turn = asyncio.Lock()
 
     @classmethod
-    async def start(cls, job_id: str, log_path: Path, limits: Limits | None = None) -> Self:
+    async def start(
+        cls,
+        job_id: str,
+        log_path: Path,
+        limits: Limits | None = None,
+        writable: Sequence[Path] = (),
+    ) -> Self:
         """Start the process; it answers its first request once it is up.
 
         Args:
+            writable: all that it may write besides, where the kernel allows; empty: everything.
             log_path: appended to; mode 0600, as a worker's log may hold counts of records.
 
         Raises:
@@ -64,6 +75,7 @@ class LocalWorker:
                 "node_agent.worker",
                 f"--nice={limits.nice}",
                 f"--memory-bytes-max={limits.memory_bytes_max}",
+                *(f"--writable={folder}" for folder in writable),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=descriptor,
@@ -125,3 +137,21 @@ class LocalWorker:
             if self._process.returncode is None:
                 os.killpg(self.pid, signal.SIGKILL)
         return await self._process.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class LocalLauncher:
+    """Starts workers on this machine.
+
+    Attributes:
+        writable: all that they may write besides temporary files.
+    """
+
+    writable: tuple[Path, ...]
+
+    async def start(self, job_id: str, log_path: Path, limits: Limits | None = None) -> LocalWorker:
+        """See `LocalWorker.start`."""
+        return await LocalWorker.start(job_id, log_path, limits, self.writable)
+
+    async def reap(self) -> None:
+        """Nothing: no worker outlives its agent."""

@@ -50,6 +50,7 @@ class Parts:
     Attributes:
         channel: to the coordinator at `address`, "host:port".
         tasks: the installed tasks.
+        unavailable: data set -> why it cannot be used now, as the coordinator may know it.
     """
 
     channel: grpc.aio.Channel
@@ -63,6 +64,7 @@ class Parts:
     logs: Path
     limits: Limits
     tasks: Callable[[], Mapping[str, TaskInfo]]
+    unavailable: Callable[[], Mapping[str, str]] = dict
 
 
 class Driver:
@@ -109,6 +111,7 @@ class Driver:
         self._applied: tuple[object, ...] = parts.steward.stamp()
         self._raised: dict[str, int] = {}
         self._suspended = Suspensions()
+        self._unavailable: Mapping[str, str] = {}
 
     def renewed(self, channel: grpc.aio.Channel) -> None:
         """A newer certificate: every call from now on, and the session, go over this connection."""
@@ -163,8 +166,9 @@ class Driver:
             self._dispatch(e.HeartbeatDue())
 
     async def _watch(self) -> None:
-        """Say Hello again when the steward's files have changed, a limit was raised, or a dispute
-        began or ended. Apart from the heartbeats, which no disk may delay."""
+        """Say Hello again when the steward's files have changed, a data set can be used or cannot
+        any more, a limit was raised, or a dispute began or ended. Apart from the heartbeats, which
+        no disk may delay."""
         while True:
             await asyncio.sleep(self._link.heartbeat_s)
             stamp = await asyncio.to_thread(self._parts.steward.stamp)
@@ -179,6 +183,8 @@ class Driver:
                 log.info("suspensions_changed")
             elif stamp != self._published:
                 log.info("policy_changed")
+            elif self._parts.unavailable() != self._unavailable:
+                log.info("data_sets_changed")
             else:
                 continue
             self._dispatch(e.PolicyChanged())
@@ -281,8 +287,18 @@ class Driver:
         def refuses(name: str) -> str:
             return suspended.reason(f"{node}/{name}")
 
-        moved = state.payers.moved
-        said = hello(rules, tasks, state.fixed_filter, open_attempts, used, unseen, refuses, moved)
+        unavailable = self._unavailable = dict(self._parts.unavailable())
+        said = hello(
+            rules,
+            tasks,
+            state.fixed_filter,
+            open_attempts,
+            used,
+            unseen,
+            refuses,
+            state.payers.moved,
+            unavailable,
+        )
         for account in said.accounts:  # the coordinator keeps a lower limit for good, and so do we
             state.lower(account.name, account.epsilon_limit, raised)
         warn_of_limits(state.ledger.accounts(), state.ledger.epsilon_guarantee)

@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 import structlog
@@ -31,6 +32,8 @@ SPENT_STAYS: Final = (
     "The guarantee stays the highest limit that was ever in force."
 )
 
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
+
 ShareUnits = Callable[[str, ShareKind, str], int]
 """(account, kind, name of a share) -> the units that are posted or reserved of it."""
 
@@ -44,6 +47,7 @@ def hello(
     raises: Sequence[tuple[LimitChange, bytes]] = (),
     refuses: Callable[[str], str] = lambda _account: "",
     moved: Callable[[DataSetSpec], str] = lambda _spec: "",
+    unavailable: Mapping[str, str] = _NONE,
 ) -> pb.Hello:
     """The Hello of a session.
 
@@ -55,6 +59,7 @@ def hello(
         refuses: why every order on an account is refused now; empty where it is not.
         moved: why a data set may not pay from its account, and is not published; empty where it
             may.
+        unavailable: data set -> why it cannot be used now.
     """
     message = pb.Hello(
         protocol_version=PROTOCOL_VERSION,
@@ -72,7 +77,7 @@ def hello(
             continue
         names = sorted(rules.policy.tasks_on(spec.name) & installed.keys())
         allowed.update(names)
-        message.data_sets.append(_data_set(spec, names))
+        message.data_sets.append(_data_set(spec, names, unavailable.get(spec.name, "")))
     message.accounts.extend(_accounts(rules.policy, rules.data_sets, fixed, used, refuses))
     for name in sorted(allowed):
         info = installed[name]
@@ -117,7 +122,7 @@ def agent_version() -> str:
         return "unknown"
 
 
-def _data_set(spec: DataSetSpec, tasks: Sequence[str]) -> pb.DataSet:
+def _data_set(spec: DataSetSpec, tasks: Sequence[str], unavailable: str) -> pb.DataSet:
     return pb.DataSet(
         name=spec.name,
         account=spec.account,
@@ -125,6 +130,7 @@ def _data_set(spec: DataSetSpec, tasks: Sequence[str]) -> pb.DataSet:
         schema_json=schema_json(spec),
         version=spec.version,
         tasks=tasks,
+        unavailable=unavailable,
     )
 
 

@@ -245,8 +245,8 @@ class Link:
 
 
 _ADVICE: Final = {
-    "coordinator_unreachable": "the agent goes on trying; check the address in agent.yaml, the "
-    "firewall, the proxy and that the coordinator runs",
+    "coordinator_unreachable": "the agent goes on trying; `feddp agent doctor` says whether it "
+    "is the name, the firewall, the proxy, a TLS inspection or the coordinator",
     "node_shut_out": "the agent goes on trying; ask the coordinator's operator, or join again "
     "with a new token",
     "session_refused": "the agent goes on trying; compare the versions of agent and coordinator",

@@ -29,6 +29,8 @@ Shapes = dict[str, tuple[int, ...]]
 Purpose = Literal["training", "evaluation"]
 
 _WORKER = (
+    "node_agent/confinement.py",
+    "node_agent/launchers/mailbox.py",
     "node_agent/worker.py",
     "node_agent/tasks/files.py",
     "node_agent/tasks/no_update.py",
@@ -37,6 +39,18 @@ _WORKER = (
     "protos/encoding.py",
     "protos/tensors.py",
     "protos/updates.py",
+)
+_READING = (
+    "node_agent/consent.py",
+    "node_agent/datasets.py",
+    "node_agent/headers.py",
+    "node_agent/records.py",
+    "node_agent/sources/base.py",
+    "node_agent/sources/csv_file.py",
+    "node_agent/sources/database.py",
+    "node_agent/sources/parquet_file.py",
+    "node_agent/sources/problems.py",
+    "node_agent/sources/sql_query.py",
 )
 
 
@@ -73,9 +87,7 @@ _ENTRIES: Final = {
         config=TabularConfig,
         sources=(
             *_WORKER,
-            "node_agent/datasets.py",
-            "node_agent/headers.py",
-            "node_agent/records.py",
+            *_READING,
             "node_agent/tasks/made_up.py",
             "node_agent/tasks/tabular.py",
             "node_agent/tasks/tabular_config.py",
@@ -93,9 +105,7 @@ _ENTRIES: Final = {
         config=EvaluationConfig,
         sources=(
             *_WORKER,
-            "node_agent/datasets.py",
-            "node_agent/headers.py",
-            "node_agent/records.py",
+            *_READING,
             "node_agent/tasks/evaluation.py",
             "node_agent/tasks/evaluation_config.py",
             "node_agent/tasks/made_up.py",

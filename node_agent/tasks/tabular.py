@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from node_agent.consent import Stamp, stamp_of
 from node_agent.datasets import DataSetSpec
 from node_agent.records import Records, read_records
-from node_agent.tasks.made_up import REHEARSED_ROWS_MAX, write_made_up
+from node_agent.tasks.made_up import REHEARSED_ROWS_MAX, made_up, query_s
 from node_agent.tasks.program import Order, Weights
 from node_agent.tasks.tabular_config import TabularConfig
 from privacy.dp_sgd import Training, train
@@ -68,6 +69,7 @@ class TabularProgram:
         self._config = config
         self._data_set = data_set
         self._records: Records | None = None
+        self._opted_out: Stamp = None
         self._rehearse()
 
     def rehearsal_s(self, declared_n: int, steps: int) -> float:
@@ -81,14 +83,14 @@ class TabularProgram:
         order = Order(release, declared_n=rows, max_grad_norm=1.0, proximal_mu=0.0)
         with tempfile.TemporaryDirectory(prefix="feddp-rehearsal-") as folder:
             source = Path(folder) / "made-up.csv"
-            write_made_up(source, self._data_set, rows)
-            made_up = self._data_set.model_copy(update={"source": source})
+            rehearsed = made_up(source, self._data_set, rows)
             began_s = time.perf_counter()
-            records = read_records(made_up, self._config.features)
+            records = read_records(rehearsed, self._config.features)
             read_s = time.perf_counter() - began_s
             self._train(TabularModel(self._config), records, order)
             train_s = time.perf_counter() - began_s - read_s
-        return (read_s + train_s * max(1.0, steps / max(1, tried))) * declared_n / rows
+        by_size_s = (read_s + train_s * max(1.0, steps / max(1, tried))) * declared_n / rows
+        return by_size_s + query_s(self._data_set)
 
     def update(self, base: Weights, order: Order) -> Weights:
         """Train from `base` by DP-SGD with fresh noise; the trained weights minus `base`.
@@ -96,8 +98,12 @@ class TabularProgram:
         Raises:
             DataProblem: the records do not read as declared. For the hospital's eyes only.
         """
-        if self._records is None:
+        stamp = stamp_of(self._data_set)
+        if self._records is None or stamp != self._opted_out:
+            # Who opted out since the last round is in no further one.
+            self._records = None
             self._records = read_records(self._data_set, self._config.features)
+            self._opted_out = stamp
         records = self._records
         model = TabularModel(self._config)
         start = {name: torch.from_numpy(value) for name, value in base.items()}

@@ -75,7 +75,11 @@ def check_against(config: Classifier, data_set: DataSetSpec) -> None:
         declared = data_set.columns.get(feature.column)
         where = f"feature {number}, column {feature.column!r} of data set {data_set.name!r}"
         if feature.column in (data_set.label, data_set.patient) or declared is None:
-            raise _invalid(f"{where}, is not a declared feature column")
+            # Which of the three stays in the hospital: it does not publish the patient column.
+            raise _invalid(
+                f"{where}, is none that a task may use: it is not declared, or it names the "
+                "patient or the label, which are no features even where they are declared"
+            )
         if feature.category is None and declared != "number":
             raise _invalid(f"{where}, holds categories: name the category to compare with")
         if feature.category is not None:

@@ -1,22 +1,29 @@
-"""`make audit`: a one-run audit of the real training path; writes build/audit.json."""
+"""`make audit`: one-run attacks on the real training path, and what no attack can see checked.
+
+Writes build/audit.json, what each attack has shown, and build/audit-checks.json beside it.
+"""
 
 import argparse
 import json
 import sys
+import time
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from structlog.testing import capture_logs
 
+from tests.audit.checks import CHECKS, Alarm
 from tests.audit.hospital import memory_folder
 from tests.audit.one_run import CASES, audit
 from tests.audit.planted import BUGS
 
 
-def main() -> int:
-    """Audit each case; 1 when an attack refutes what is claimed."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Attack each case and run each check; 1 when one of them refutes what is claimed."""
     parser = argparse.ArgumentParser(prog="make audit", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/audit.json"))
     parser.add_argument(
@@ -24,7 +31,7 @@ def main() -> int:
         choices=sorted(BUGS),
         help="with this bug in the path: what the audit makes of it",
     )
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="Full backward hook")
     found = []
@@ -40,13 +47,30 @@ def main() -> int:
                 f" {one['epsilon_lower_bound']:.2f} ({one['confidence']:.0%}), claimed"
                 f" {one['epsilon_claimed']:.2f}, {one['seconds']:.1f} s"
             )
+        checks = [{**_checked(check), "planted": options.plant} for check in CHECKS]
+    beside = options.out.with_name(f"{options.out.stem}-checks.json")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
-    _say(f"written to {options.out}")
+    for path, content in ((options.out, found), (beside, checks)):
+        path.write_text(json.dumps(content, indent=2) + "\n")
+        _say(f"written to {path}")
     refuted = [one["case"] for one in found if one["epsilon_lower_bound"] > one["epsilon_claimed"]]
+    refuted += [str(one["check"]) for one in checks if one["alarm"]]
     if refuted:
         _say(f"the claim is refuted: {', '.join(refuted)}")
     return 1 if refuted else 0
+
+
+def _checked(check: Callable[[Path], None]) -> dict[str, Any]:
+    """Run one check; what it found, None for nothing."""
+    name, began_s, alarm = check.__name__.removeprefix("check_"), time.perf_counter(), None
+    with memory_folder() as folder, capture_logs():
+        try:
+            check(folder)
+        except Alarm as error:
+            alarm = str(error)
+    seconds = time.perf_counter() - began_s
+    _say(f"{name}: {f'ALARM, {alarm}' if alarm else 'no alarm'}, {seconds:.1f} s")
+    return {"check": name, "alarm": alarm, "seconds": round(seconds, 2)}
 
 
 def _say(line: str) -> None:

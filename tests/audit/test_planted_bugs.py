@@ -1,5 +1,6 @@
 """The audit of the real training path: silent where it is right, an alarm for each planted bug."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
+from tests.audit import __main__ as command
+from tests.audit import checks
 from tests.audit.checks import CHECKS, Alarm
 from tests.audit.hospital import memory_folder
 from tests.audit.planted import BUGS
@@ -47,3 +50,26 @@ def test_a_planted_bug_is_caught(
     BUGS[name].plant(monkeypatch)
     with pytest.raises(Alarm):
         check(folder)
+
+
+def test_the_audit_itself_runs_the_check_that_catches_each_bug() -> None:
+    """Attacks alone see three of the ten; `make audit` is to name all."""
+    assert {bug.caught_by for bug in BUGS.values()} <= set(command.CHECKS)
+
+
+@pytest.mark.parametrize("planted", [None, "proximal-clipped", "rows-clipped-apart"])
+def test_the_audit_ends_with_exit_1_and_names_the_check_that_raised_an_alarm(
+    planted: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no attack sees anything; what each check found is in a file beside."""
+    monkeypatch.setattr(command, "CASES", ())
+    monkeypatch.setattr(command, "CHECKS", (checks.check_sensitivity, checks.check_proximal))
+    out = tmp_path / "audit.json"
+    asked = ["--out", str(out), *(["--plant", planted] if planted else [])]
+    assert command.main(asked) == (1 if planted else 0)
+    found = json.loads((tmp_path / "audit-checks.json").read_text())
+    alarms = [one["check"] for one in found if one["alarm"]]
+    expected = {None: [], "proximal-clipped": ["proximal"], "rows-clipped-apart": ["sensitivity"]}
+    assert alarms == expected[planted]
+    assert {one["planted"] for one in found} == {planted}
+    assert json.loads(out.read_text()) == []

@@ -40,6 +40,7 @@ NOT_SERVING: Final = {
         "node_agent.state:State.settle:": "only `feddp agent ledger settle`",
         "node_agent.proposals:": "only `feddp agent limit`",
         "node_agent.state:State.raising:": "only `feddp agent limit apply`",
+        "node_agent.launchers.mailbox:": "only workers that a cluster's scheduler starts",
         "node_agent.worker:": "another process, which the agent outlives or ends",
     },
 }

@@ -10,15 +10,15 @@ import pytest
 from coordinator import views
 from coordinator.config import CoordinatorConfig
 from coordinator.jobspec import Job, parse_job
-from coordinator.rpc.jobs import check_delta
 from coordinator.store import ledger, people
 from coordinator.store.database import Database
 from coordinator.store.schema import entries
+from coordinator.submissions import check_delta
 from privacy.accounting import epsilon_spent
 from privacy.entries import GENESIS
 from privacy.ledger import Statement
 from privacy.releases import Release
-from protos.errors import Malformed
+from protos.errors import Malformed, NotFound
 from protos.feddp.v1 import budgets_pb2
 from protos.feddp.v1 import federation_pb2 as federation
 
@@ -122,7 +122,7 @@ def job(delta: float) -> Job:
 def node(name: str, declared_n: int, delta: float) -> people.NodeRecord:
     hello = federation.Hello(
         data_sets=[federation.DataSet(name="heart", account="p", declared_n=declared_n)],
-        accounts=[federation.Account(name="p", delta=delta)],
+        accounts=[federation.Account(name="p", delta=delta)] if delta else [],
     )
     return people.NodeRecord(name, "edge", "enrolled", b"", 0.0, hello)
 
@@ -131,10 +131,39 @@ def test_a_jobs_delta_of_one_over_n_is_refused() -> None:
     """Where every hospital with that delta is too large for it; else those alone stay out."""
     small, large = node("s", 199, 1e-5), node("l", 100_000, 1e-5)
     check_delta(job(1e-5), [small, large])
-    with pytest.raises(Malformed, match="below 1/100000") as caught:
+    with pytest.raises(Malformed, match=r"l declares 100000 patients.*below 1/100000") as caught:
         check_delta(job(1e-5), [large, node("other", 10, 1e-6)])
     assert caught.value.reason == "DELTA_TOO_LARGE"
     with pytest.raises(Malformed) as caught:
         check_delta(job(1e-7), [small, large])
     assert caught.value.reason == "DELTA_MISMATCH"
     check_delta(replace(job(1e-5), mechanism="none"), [large])
+
+
+@pytest.mark.parametrize(
+    ("delta", "hospitals", "said"),
+    [
+        (0.01, [("alpha", 199, 1e-5), ("beta", 303, 1e-6)], "of these, 1e-05 at most"),
+        (1 / 303, [("beta", 303, 1e-5)], "set privacy.delta to that"),
+        # An account whose own delta is too large is not published, and its data set is.
+        (0.5, [("beta", 303, 0.0)], "the hospitals' data stewards set it"),
+    ],
+)
+def test_a_delta_of_one_over_n_names_the_hospital_and_what_would_do(
+    delta: float, hospitals: list[tuple[str, int, float]], said: str
+) -> None:
+    """Also where it is no account's delta: that it is too large is the more important half."""
+    with pytest.raises(Malformed) as caught:
+        check_delta(job(delta), [node(*one) for one in hospitals])
+    assert caught.value.reason == "DELTA_TOO_LARGE"
+    message = caught.value.message
+    assert f"delta is {delta:g}, and beta declares 303 patients" in message
+    assert "There delta must be below 1/303 (0.0033 will do)" in message
+    assert message.endswith(said)
+
+
+def test_a_data_set_without_a_valid_account_is_named_as_such() -> None:
+    """There is no delta that the engineer could set."""
+    with pytest.raises(NotFound, match="`feddp agent status` there says why") as caught:
+        check_delta(job(1e-5), [node("beta", 303, 0.0)])
+    assert caught.value.reason == "ACCOUNT_UNKNOWN"

@@ -61,8 +61,10 @@ def test_a_reason_to_refuse_orders_is_a_reason_and_no_text(refuses: str, sound: 
     """It goes to people; an agent that knows none says none."""
     message = hello()
     message.accounts[0].refuses = refuses
-    with contextlib.nullcontext() if sound else pytest.raises(Malformed):
-        check_hello(message)
+    of_data = pb.Hello(data_sets=[pb.DataSet(name="heart", declared_n=9, unavailable=refuses)])
+    for one in (message, of_data):
+        with contextlib.nullcontext() if sound else pytest.raises(Malformed):
+            check_hello(one)
 
 
 def say(database: Database, message: pb.Hello) -> tuple[dict[str, float], int, list[str]]:
@@ -83,6 +85,36 @@ def test_raises_are_taken_in_order_and_once(database: Database) -> None:
     )
     assert say(database, hello(*two, announced=3.0)) == ({"patients": 3.0}, 0, [])
     assert kinds(database)[-2:] == ["limit", "limit"]
+
+
+def test_a_policy_that_was_lowered_since_a_raise_counts(database: Database) -> None:
+    """Both come with one Hello: what is announced is of now, the raise is of before."""
+    said = say(database, hello(raise_(1, 1.0, 2.0), announced=0.5))
+    assert said == ({"patients": 0.5}, 1, ["limit_raised"])
+    assert kinds(database)[-1] == "limit"
+
+
+def test_a_raise_goes_on_from_before_its_hello_lowers_an_account_without_entries(
+    tmp_path: Path,
+) -> None:
+    """Else it would go on from more than there is, and be refused for ever."""
+    database = Database(f"sqlite:///{tmp_path / 'c.db'}")
+    database.migrate()
+    with_account(database)
+    database.write_now(
+        lambda c: c.exec_driver_sql("UPDATE nodes SET ledger_public_key = ?", (PUBLIC,))
+    )
+    said = say(database, hello(raise_(1, 1.0, 2.0), announced=0.5))
+    assert said == ({"patients": 0.5}, 1, ["limit_raised"])
+
+
+def test_a_coordinator_that_lost_an_account_takes_its_raise_at_once(database: Database) -> None:
+    """One that was restored from a copy from before it; the account comes with the same Hello."""
+    message = hello(announced=2.0)
+    message.accounts[0].name = "others"
+    one = change(1.0, 2.0, account=f"{NODE}/others")
+    message.limits.append(limit_to_wire(one, sign(KEY, one)))
+    assert say(database, message) == ({"others": 2.0}, 1, ["limit_raised"])
 
 
 def test_a_higher_announcement_alone_raises_nothing(database: Database) -> None:

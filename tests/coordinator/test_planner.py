@@ -8,7 +8,7 @@ from coordinator.rounds.ending import exhausted_message
 from coordinator.rounds.events import Absence, Offer
 from coordinator.rounds.planner import consider
 from privacy.accounting import epsilon_spent
-from privacy.filters import make_filter
+from privacy.filters import default_filter, make_filter
 from privacy.ledger import Balance, Pending
 from privacy.releases import Release
 from protos.feddp.v1 import federation_pb2 as federation
@@ -178,6 +178,11 @@ def test_a_delta_of_one_over_the_declared_patients_keeps_the_node_out() -> None:
     assert "1/100000" in answer.message
     nothing_read = replace(job(), mechanism="no_data", target_epsilon=None)
     assert isinstance(consider(nothing_read, HASH, facts(declared_n=100_000), 4), Offer)
+    asked = SPEC.replace(b"delta: 1.0e-5", b"delta: 0.01")
+    answer = absent(consider(job(asked), HASH, facts(declared_n=303), 4))
+    assert answer.reason == "DELTA_TOO_LARGE"  # though it is not the account's either
+    assert "below 1/303 (0.0033 will do)" in answer.message
+    assert answer.message.endswith("set privacy.delta to 1e-05 in the job")
 
 
 @pytest.mark.parametrize(
@@ -271,12 +276,21 @@ def test_a_target_below_the_conversion_cost_is_the_jobs_to_raise() -> None:
     assert "use gdp" not in message
 
 
+@pytest.mark.parametrize("target", [b"2.5", b"3.0", b"5.0"])
+def test_a_large_hospital_by_the_defaults_takes_part_in_usual_jobs(target: bytes) -> None:
+    """Limit 10, at most 5 a job, thousands of patients: what the template of a policy says."""
+    kind, order = default_filter(5000, 10.0, 1e-5, 5.0)
+    asked = job(SPEC.replace(b"target_epsilon: 2.0", b"target_epsilon: " + target))
+    large = facts(kind=kind, order=order, limit=10.0, declared_n=5000)
+    assert isinstance(consider(asked, HASH, large, 4), Offer)
+
+
 def test_a_wrong_delta_is_told_what_a_delta_is_worth() -> None:
     """Which one to set, and that one of 1/n or more says nothing."""
     spec = SPEC.replace(b"delta: 1.0e-5", b"delta: 0.1")
     message = absent(consider(job(spec), HASH, facts(), 4)).message
     assert "set privacy.delta to 1e-05" in message
-    assert "below 1/n, and it declares 199 patients" in message
+    assert "declares 199 patients, where delta must be below 1/199" in message
 
 
 def test_the_end_of_a_job_names_the_limit_that_ended_it() -> None:

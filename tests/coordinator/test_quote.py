@@ -200,3 +200,17 @@ def test_a_hospital_that_refuses_orders_is_not_counted() -> None:
     assert "feddp agent ledger settle" in of(found, "a").message
     assert "2 of at least 3 hospitals can take part" in "\n".join(lines(found))
     assert exit_code(found) == 1
+
+
+@pytest.mark.parametrize("reason", ["SCHEMA_MISMATCH", "SOURCE_MISSING", "OF_A_NEWER_AGENT"])
+def test_a_hospital_whose_data_set_cannot_be_read_is_not_counted(reason: str) -> None:
+    """Its agent has looked at the header and said so; a job that reads nothing does not care."""
+    nodes = hospitals(None, None, None)
+    nodes[1].data_set.unavailable = reason
+    found = quote(job(), HASH, nodes, 100)
+    assert of(found, "b").reason == reason
+    assert "its data steward sees more with `feddp agent status`" in of(found, "b").message
+    assert "2 of at least 3 hospitals can take part" in "\n".join(lines(found))
+    assert exit_code(found) == 1
+    reads_nothing = replace(job(), mechanism="no_data", target_epsilon=None)
+    assert of(quote(reads_nothing, HASH, nodes, 100), "b").reason == ""

@@ -26,3 +26,6 @@ class Ran:
 
 
 Run = Callable[..., Ran]
+
+Verify = Callable[..., tuple[int, str]]
+"""(export, *nodes' files) -> exit code of `budget verify` and all that it printed."""

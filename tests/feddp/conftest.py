@@ -1,13 +1,16 @@
 """A fake coordinator with real mutual TLS, a profile for it, and a way to run the command."""
 
+import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from command_line import Ran, Run
+from command_line import Ran, Run, Verify
 from fake_coordinator import TRUST_DOMAIN, Coordinator, State, serve
+from federation_ledger import Federation, two_attempts_each
 
 from certs.authority import NODE_LIFETIME, Authority
 from certs.credentials import server_credentials
@@ -95,3 +98,25 @@ def client(coordinator: Coordinator) -> Iterator[Client]:
     """A client of the fake coordinator."""
     with Client(Profile.load(coordinator.profile)) as found:
         yield found
+
+
+@pytest.fixture
+def federation() -> Federation:
+    """See `two_attempts_each`."""
+    return two_attempts_each()
+
+
+@pytest.fixture
+def verify(run: Run, tmp_path: Path) -> Verify:
+    """`budget verify` of an export beside nodes' files; (exit code, stdout and stderr)."""
+
+    def verified(export: Any, *files: Any) -> tuple[int, str]:
+        (tmp_path / "ledger.json").write_text(json.dumps(export))
+        words: list[str] = []
+        for number, file in enumerate(files):
+            (tmp_path / f"{number}.json").write_text(json.dumps(file))
+            words += ["--heads", f"{number}.json"]
+        ran = run("budget", "verify", "ledger.json", *words)
+        return ran.code, ran.out + ran.err
+
+    return verified

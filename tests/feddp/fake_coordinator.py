@@ -55,6 +55,7 @@ class State:
     watches: list[list[Step]] = field(default_factory=list)
     nodes: dict[str, nodes_pb2.Node] = field(default_factory=dict)
     models: list[models_pb2.Model] = field(default_factory=list)
+    submission_warnings: list[str] = field(default_factory=list)
     blobs: dict[str, bytes] = field(default_factory=dict)
     partial: dict[str, bytes] = field(default_factory=dict)
     accounts: list[budgets_pb2.BudgetAccount] = field(default_factory=list)
@@ -102,7 +103,9 @@ class Fake(
         job = jobs_pb2.Job(job_id="j1", name="heart", status="running", phase="selecting")
         self.state.jobs.setdefault("j1", job)
         self.state.specs["j1"] = request.spec
-        return jobs_pb2.SubmitJobResponse(job=job)
+        answer = jobs_pb2.SubmitJobResponse(job=job)
+        answer.job.warnings.extend(self.state.submission_warnings)
+        return answer
 
     def ListJobs(self, request, context):  # noqa: N802
         self._enter("ListJobs", context)

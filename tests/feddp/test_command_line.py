@@ -17,9 +17,9 @@ from feddp.cli.app import app
 
 COMMANDS = [
     "demo",
-    *(f"coordinator {verb}" for verb in ("init", "serve", "check")),
+    *(f"coordinator {verb}" for verb in ("init", "serve", "check", "gateway")),
     *(f"node {verb}" for verb in ("token", "list", "show", "disable", "enable")),
-    *(f"agent {verb}" for verb in ("join", "run", "status")),
+    *(f"agent {verb}" for verb in ("join", "run", "status", "doctor")),
     *(f"agent ledger {verb}" for verb in ("heads", "export", "import", "settle")),
     *(f"agent limit {verb}" for verb in ("key", "propose", "approve", "apply")),
     "agent vouch",

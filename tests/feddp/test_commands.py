@@ -55,6 +55,8 @@ def test_nodes_are_listed_shown_and_disabled(coordinator: Coordinator, run: Run)
     assert run("node", "enable", "a", "--json", *where).json["status"] == "enrolled"
     assert "199 patients declared" in run("node", "show", "a", *where).out
     assert "enrolled" in run("node", "list", *where).out
+    coordinator.state.nodes["a"].data_sets[0].unavailable = "SCHEMA_MISMATCH"
+    assert "UNAVAILABLE: SCHEMA_MISMATCH" in run("node", "show", "a", *where).out
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,21 @@ def test_submit_prints_the_job(coordinator: Coordinator, run: Run, tmp_path: Pat
     (tmp_path / "job.yaml").write_bytes(SPEC)
     ran = run("job", "submit", "job.yaml", "--json", "--profile", coordinator.profile)
     assert (ran.code, ran.json["job_id"]) == (0, "j1")
+
+
+@pytest.mark.parametrize("watch", [False, True])
+def test_submit_says_which_hospital_cannot_take_part_now(
+    coordinator: Coordinator, run: Run, tmp_path: Path, watch: bool
+) -> None:
+    """Beside the job's id, before anybody waits for it."""
+    warning = "b cannot take part now, SCHEMA_MISMATCH: its columns differ"
+    coordinator.state.submission_warnings = [warning]
+    coordinator.state.watches = [[job_in("completed", 2)]]
+    (tmp_path / "job.yaml").write_bytes(SPEC)
+    words = ("submit", "job.yaml", *(["--watch"] if watch else []))
+    ran = run("job", *words, "--profile", coordinator.profile)
+    assert ran.code == 0
+    assert ran.out.startswith(f"job j1 submitted\nwarning: {warning}\n")
 
 
 @pytest.mark.parametrize(

@@ -72,13 +72,20 @@ def null_job(rounds: int, parameters: int = 100) -> bytes:
 class Federation:
     """One coordinator and its agents, each a process of `python -m feddp`."""
 
-    def __init__(self, folder: Path, host: str = "127.0.0.1", database_url: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        host: str = "127.0.0.1",
+        database_url: str = "",
+        enrollment_host: str = "",
+    ) -> None:
         self.folder = folder
         ports = choose_ports(None)
         self.installation: Installation = init(
             folder / "coordinator",
             "test.example",
             host=host,
+            enrollment_host=enrollment_host,
             port=ports[0],
             enrollment_port=ports[1],
             health_port=ports[2],

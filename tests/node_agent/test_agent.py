@@ -1,5 +1,6 @@
 """The agent as a process: its lock, its status, its end, and what it does not load."""
 
+import json
 import os
 import re
 import select
@@ -25,6 +26,7 @@ from node_agent.state import State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import installed
 from privacy.filters import make_filter
+from privacy.heads import Head
 from protos.errors import Conflict, Malformed, NotFound
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
 from tests.node_agent.samples import NODE, POLICY, order, policy, write_rules
@@ -273,6 +275,32 @@ def test_status_finds_a_ledger_that_was_changed_by_hand(folder: Folder) -> None:
     found = status(folder.root)["ledger"]
     assert not found["verified"]
     assert "entry 1" in found["problems"][0]
+    state.close()
+
+
+@pytest.mark.parametrize("fault", ["dispute", "own ledger"])
+def test_status_is_exit_1_while_a_ledger_is_disputed_or_does_not_verify(
+    folder: Folder, fault: str
+) -> None:
+    """A script that asks hears it, by the exit code and by `in_order`; the files are in order."""
+    spend(folder)
+    asked = ["agent", "status", "--dir", str(folder.root)]
+    assert CliRunner().invoke(app, asked).exit_code == 0
+    state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
+    if fault == "dispute":
+        assert state.compare([Head(f"{NODE}/patients", 3, "0" * 64)], frozenset(), 1.0)
+    else:
+        state._connection.execute("UPDATE accounts SET posted_units = 1")
+    answer = CliRunner().invoke(app, asked)
+    assert answer.exit_code == 1
+    assert re.search(r"steward's files\s+in order", answer.stdout)
+    assert ("DISPUTED" if fault == "dispute" else "does NOT verify") in answer.stdout
+    answer = CliRunner().invoke(app, [*asked, "--json"])
+    found = json.loads(answer.stdout)
+    assert (answer.exit_code, found["in_order"], found["files_in_order"]) == (1, False, True)
+    if fault == "dispute":
+        state.settle(f"{NODE}/patients")
+        assert CliRunner().invoke(app, asked).exit_code == 0
     state.close()
 
 

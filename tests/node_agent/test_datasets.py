@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from node_agent.datasets import CategoryColumn, load_data_sets, schema_json
+from node_agent.tasks.registry import parse_config
 from protos.errors import Malformed
 
 GOOD: dict[str, Any] = {
@@ -72,6 +73,32 @@ def test_wrong_declaration_is_named(tmp_path: Path, change: dict[str, Any], key:
     assert str(tmp_path / "datasets.yaml") in caught.value.message
     assert str(change.get("name", "heart-disease")) in caught.value.message
     assert key in caught.value.message
+
+
+@pytest.mark.parametrize("kind", ["text", "id", {"category": ["p1", "p2"]}, {"text": 1}, None, 3])
+def test_a_type_for_the_patient_column_is_told_that_it_has_none(tmp_path: Path, kind: Any) -> None:
+    """Not that the type is a wrong one: no other would do what the steward had in mind."""
+    columns = {**GOOD["columns"], "patient_id": kind}
+    with pytest.raises(Malformed, match="'patient_id' is the patient column") as caught:
+        load_data_sets(write(tmp_path, {**GOOD, "columns": columns}))
+    assert "take it out of columns" in caught.value.message
+    assert "Input should be" not in caught.value.message
+
+
+def test_a_feature_of_the_patient_column_is_not_said_to_be_undeclared(tmp_path: Path) -> None:
+    """It may be declared; and a refusal, which leaves the hospital, does not say which it is."""
+    columns = {**GOOD["columns"], "patient_id": "number"}
+    [spec] = load_data_sets(write(tmp_path, {**GOOD, "columns": columns}))
+    said = set()
+    for name in ("patient_id", "disease", "nowhere"):
+        feature = {"column": name, "center": 0, "scale": 1}
+        config = {"model": "logistic", "features": [feature], "learning_rate": 1}
+        with pytest.raises(
+            Malformed, match="it is not declared, or it names the patient"
+        ) as caught:
+            parse_config("tabular-classifier", config, spec)
+        said.add(caught.value.message.replace(repr(name), "NAME"))
+    assert len(said) == 1
 
 
 def test_missing_key_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from node_agent.datasets import DataSetSpec
-from node_agent.headers import WrongHeader, check_header
+from node_agent.headers import HEADER_BYTES, WrongHeader, check_header
 from tests.node_agent.samples import data_set
 
 
@@ -48,3 +48,16 @@ def test_a_parquet_file_is_looked_at_by_its_schema(tmp_path: Path) -> None:
     path.write_bytes(b"patient_id,age,disease\n")
     with pytest.raises(WrongHeader, match="not a Parquet file"):
         check_header(spec_of(path))
+
+
+@pytest.mark.parametrize("width", [10, HEADER_BYTES - 40, HEADER_BYTES, HEADER_BYTES + 1])
+@pytest.mark.parametrize("rows", [b"", b"\n1,2,3,4\n", b"\n" + b"1,2,3,4\n" * 20_000])
+def test_a_header_of_any_length_is_read_whole(tmp_path: Path, width: int, rows: bytes) -> None:
+    """Also where it ends at the end of what is read at first, or within a quoted name."""
+    path = tmp_path / "train.csv"
+    for name in (b"x" * width, b'"' + b"x\n" * (width // 2) + b'"'):
+        path.write_bytes(b"patient_id,age," + name + b",disease" + rows)
+        check_header(spec_of(path))
+        path.write_bytes(b"patient_id,age," + name + rows)
+        with pytest.raises(WrongHeader, match="column 'disease' is missing"):
+            check_header(spec_of(path))

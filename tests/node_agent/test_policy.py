@@ -50,6 +50,7 @@ def test_an_order_within_the_policy_is_allowed() -> None:
         ({"max_grad_norm": 0.0}, "CLIPPING_MISSING"),
         ({"release_noise_multiplier": 0.29}, "NOISE_TOO_LOW"),
         ({"delta": 1.0e-4}, "DELTA_MISMATCH"),
+        ({"delta": 0.01}, "DELTA_TOO_LARGE"),
         (
             {"release_mechanism": "poisson_gaussian", "release_sample_rate": 0.001},
             "SAMPLE_RATE_TOO_LOW",
@@ -230,12 +231,24 @@ def test_an_accounts_filter_is_fixed_by_its_first_entry() -> None:
     assert filter_of(raised, [data_set()], FIXED).epsilon_limit == 20.0
 
 
+def test_without_entries_the_lower_of_policy_and_coordinator_counts() -> None:
+    """Where the coordinator's chain has begun, ours begins there, too; its word lowers nothing of
+    what is fixed here."""
+    account = policy(epsilon_limit=20.0).accounts[0]
+    assert filter_of(account, [data_set()], None, 4.0).epsilon_limit == 4.0
+    assert filter_of(account, [data_set()], None, 30.0).epsilon_limit == 20.0
+    assert filter_of(account, [data_set()], FIXED, 4.0).epsilon_limit == 20.0
+
+
 def test_auto_chooses_by_the_largest_declared_size_and_then_stays() -> None:
     """2,000 declared patients give rdp; an account that began with gdp stays with it."""
     many = [data_set(), data_set(name="more", declared_n=2000)]
     account = policy().accounts[0]
-    assert filter_of(account, many, None).kind == "rdp"
+    chosen = filter_of(account, many, None)
+    assert (chosen.kind, chosen.order) == ("rdp", 5)
     assert filter_of(account, many, FIXED).kind == "gdp"
+    early = FixedFilter("rdp", 3, 1.0e-5)  # by the default of 0.1.0
+    assert filter_of(account, many, early).order == 3
 
 
 @pytest.mark.parametrize("fixed", [None, FIXED])

@@ -20,7 +20,7 @@ from node_agent.agent import status
 from node_agent.config import Folder
 from node_agent.identity import load_identity
 from node_agent.judgement import FixedFilter, filter_of, judge_spending
-from node_agent.ledger_files import export, restore
+from node_agent.ledger_files import export, heads, restore
 from node_agent.policy import Policy, load_policy
 from node_agent.proposals import load
 from node_agent.raising import Outlook, approve, make_key, propose, record, vouch
@@ -28,6 +28,7 @@ from node_agent.session.greeting import hello
 from node_agent.state import RESTORED_NOTE, State
 from node_agent.steward import Steward
 from privacy.filters import make_filter
+from privacy.heads import LimitInForce, signed_by
 from privacy.ledger import LimitChange
 from privacy.wire import limit_from_wire
 from protos.errors import FeddpError, Malformed, NotAllowed, WrongPhase
@@ -406,6 +407,37 @@ def test_an_account_with_entries_at_the_coordinator_alone_is_raised_too(
     assert (found["verified"], found["entries"]) == (True, 1)
 
 
+def test_the_first_entry_begins_no_higher_than_the_coordinators_chain(hospital: Hospital) -> None:
+    """The policy went up after the coordinator's first entry and before ours: a raise from our
+    number would go on from more than the chain there shows, and be refused for ever."""
+    with sqlite3.connect(hospital.folder.state_db) as database:
+        for table in ("accounts", "entries", "attempts"):
+            database.execute(f"DELETE FROM {table}")  # noqa: S608
+
+    def decide(state: State) -> Any:
+        state.keep_coordinator_limits({"patients": 4.0})
+        steward = Steward(hospital.folder)
+        return Admission(NODE, state, steward, lambda: TASKS, 1 << 20).decide(order("b1"))
+
+    assert isinstance(hospital.look(decide), Reserved)
+    assert hospital.limit() == 4.0
+    hospital.write(20.0)
+    assert hospital.propose().epsilon_limit_old == 4.0
+
+
+def test_a_raise_goes_on_from_no_more_than_was_last_announced(hospital: Hospital) -> None:
+    """The coordinator may hold to a number whose answer was lost."""
+    with sqlite3.connect(hospital.folder.state_db) as database:
+        for table in ("accounts", "entries"):
+            database.execute(f"DELETE FROM {table}")  # noqa: S608
+    hospital.look(lambda state: state.keep_coordinator_limits({"patients": 4.0}))
+    hospital.look(lambda state: state.lower("patients", 8.0, {}))
+    assert hospital.look(lambda state: state.coordinator_limit(ACCOUNT)) == 4.0
+    hospital.look(lambda state: state.lower("patients", 2.0, {}))
+    hospital.write(20.0)
+    assert hospital.propose().epsilon_limit_old == 2.0
+
+
 def test_nothing_is_raised_while_the_ledger_is_in_doubt(hospital: Hospital) -> None:
     """Restored and not caught up, or disputed."""
     hospital.write(20.0)
@@ -590,3 +622,21 @@ def test_nobody_vouches_for_what_is_not_there(
     with pytest.raises(FeddpError) as caught:
         vouch(tmp_path, "roe", key)
     assert caught.value.reason == reason
+
+
+def test_what_a_node_says_to_officers_has_its_limit_in_force_signed(hospital: Hospital) -> None:
+    """Lowered or raised: nothing else shows a lowered one, and a raise is told by its number."""
+
+    def told() -> tuple[float, int, float]:
+        found = heads(hospital.folder.root)
+        (one,) = found["accounts"]
+        limit = LimitInForce(one["account"], one["epsilon_limit"], one["raises"])
+        key, signature = found["ledger_public_key"], one["limit_signature"]
+        assert signed_by(bytes.fromhex(key), limit, bytes.fromhex(signature))
+        return limit.epsilon_limit, limit.raises, one["epsilon_limit_highest"]
+
+    assert told() == (10.0, 0, 10.0)
+    hospital.look(lambda state: state.lower("patients", 4.0, {}))
+    assert told() == (4.0, 0, 10.0)
+    hospital.raise_to(6.0)
+    assert told() == (6.0, 1, 10.0)

@@ -438,6 +438,14 @@ def test_a_worker_that_waits_too_long_for_the_next_round_is_ended() -> None:
     assert (training().at(late_s) >> e.HeartbeatDue()).asked == (c.SendHeartbeat(),)
 
 
+def test_a_worker_that_waits_for_a_coordinator_that_is_gone_is_ended_too() -> None:
+    """It may hold an allocation of a cluster; nobody has to be connected for that."""
+    idle = submitting() >> e.UpdateAcknowledged("a1") << c.CloseAttempt("a1", "post")
+    alone = idle >> e.Disconnected() << None
+    book = alone.at(OPENED_S + 1.0 + WORKER_IDLE_S) >> e.HeartbeatDue()
+    assert book.asked == (c.StopWorker("job-1"), c.ForgetModels())
+
+
 @pytest.mark.parametrize("event", [e.DrainReceived(), e.PolicyChanged()])
 def test_drain_and_a_new_policy_open_another_stream(event: e.Event) -> None:
     """Nothing under way is touched."""

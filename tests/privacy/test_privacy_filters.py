@@ -223,18 +223,24 @@ def test_nonsense_makes_no_filter(kind: str, order: int, epsilon: float, delta: 
 
 
 @pytest.mark.parametrize(
-    ("n", "limit", "expected"),
+    ("n", "limit", "per_job", "expected"),
     [
-        (999, 10.0, ("gdp", 0)),
-        (1000, 10.0, ("rdp", 3)),
-        (1000, 6.2, ("rdp", 4)),
-        (5000, 4.0, ("rdp", 6)),
-        (5000, 0.01, ("gdp", 0)),
+        (999, 10.0, 5.0, ("gdp", 0)),
+        (1000, 10.0, 5.0, ("rdp", 5)),
+        (1000, 10.0, 2.0, ("rdp", 10)),
+        (1000, 20.0, 20.0, ("rdp", 3)),
+        (5000, 4.0, 4.0, ("rdp", 10)),
+        (5000, 0.2, 0.2, ("rdp", 117)),
+        (5000, 0.01, 0.01, ("gdp", 0)),
     ],
 )
-def test_default_filter_leaves_half_the_limit(
-    n: int, limit: float, expected: tuple[str, int]
+def test_default_filter_starts_at_a_quarter_of_the_limit(
+    n: int, limit: float, per_job: float, expected: tuple[str, int]
 ) -> None:
-    """Full batches under 1,000 records; else the smallest order whose cost is half at most."""
-    assert default_filter(n, limit, 1e-5) == expected
+    """Full batches under 1,000 records; else the smallest order whose cost is a quarter of the
+    limit at most, and half of what one job may spend."""
+    assert default_filter(n, limit, 1e-5, per_job) == expected
     assert make_filter(*expected, limit, 1e-5).epsilon_limit == limit
+    if expected[1]:
+        most = min(limit / 4, per_job / 2)
+        assert conversion_cost(expected[1], 1e-5) <= most < conversion_cost(expected[1] - 1, 1e-5)

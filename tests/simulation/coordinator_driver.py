@@ -29,10 +29,11 @@ from tests.simulation.coordinator_work import (
 )
 from tests.simulation.network import TO_NODE
 from tests.simulation.process import Process
-from tests.simulation.stores import Seam, Store
+from tests.simulation.stores import Seam
 
 if TYPE_CHECKING:
     from tests.simulation.network import Stream
+    from tests.simulation.sql_store import Store
     from tests.simulation.world import World
 
 NOTE_S = 0.02
@@ -58,7 +59,7 @@ class Session:
 class Driver(Process):
     """Methods are replaced by planted bugs."""
 
-    def __init__(self, world: "World", store: Store) -> None:
+    def __init__(self, world: "World", store: "Store") -> None:
         super().__init__(world, "coordinator")
         self.store, self.blobs = store, Blobs(inline=world.random.random() < 0.5)
         self.answer = Answers(self, lambda live, node: self.taken(live, node))  # type: ignore[arg-type]

@@ -24,15 +24,14 @@ from protos.errors import (
     Unavailable,
 )
 from protos.feddp.v1 import federation_pb2 as pb
-from tests.simulation.coordinator_driver import Done, Driver, Session
-from tests.simulation.network import TO_COORDINATOR, TO_NODE, Reply, Stream
+from tests.simulation.coordinator_sessions import Greeter, ends
+from tests.simulation.network import Reply, Stream
 
 TICK_S = 2.0
 SURVEY_AGAIN_S = 5.0
-DISCONNECTED_S = 10.0
 
 
-class Coordinator(Driver):
+class Coordinator(Greeter):
     """One process; what it must not forget is in `store` and `blobs`."""
 
     def start(self) -> None:
@@ -84,7 +83,9 @@ class Coordinator(Driver):
             return
         node = stream.node.name
         if message.WhichOneof("message") == "hello":
-            self.commit(lambda: self.greet(node, message.hello), lambda x: self.welcome(stream, x))
+            self.commit(
+                lambda: self.greet(stream, message.hello), lambda x: self.welcome(stream, x)
+            )
             return
         session = self.sessions.get(node)
         if session is None or session.stream is not stream:
@@ -95,48 +96,12 @@ class Coordinator(Driver):
         except FeddpError as error:
             self.world.note(f"coordinator refuses a message of {node}: {error.reason}")
 
-    def greet(self, node: str, hello: pb.Hello) -> list[pb.AttemptClosed]:
-        """Keep what the node publishes; tell which of its attempts are closed."""
-        with self.store.transaction():
-            self.store.keep_hello(node, hello, self.clock())
-            for account in hello.accounts:
-                self.store.open_account(f"{node}/{account.name}", node, account)
-        outcomes = [(one, self.store.outcome(one)) for one in hello.open_attempts]
-        return [pb.AttemptClosed(attempt_id=one, outcome=o) for one, o in outcomes if o]
-
-    def welcome(self, stream: Stream, closed: list[pb.AttemptClosed]) -> None:
-        """The session is open: the node gets its open orders, and may be selected."""
-        if not stream.open[TO_COORDINATOR]:
-            return
-        node = stream.node.name
-        old = self.sessions.pop(node, None)
-        if old is not None:
-            old.stream.end(TO_COORDINATOR)
-        self.sessions[node] = Session(stream, self.world.now_s)
-        stream.send(TO_NODE, pb.CoordinatorMessage(welcome=pb.Welcome(closed=closed)))
-        for live in self.running():
-            self.take(live, e.NodeReturned(node), _ends(stream))
-
-    def stream_ended(self, stream: Stream) -> None:
-        """The stream is gone."""
-        session = self.sessions.get(stream.node.name)
-        if self.up and session is not None and session.stream is stream:
-            del self.sessions[stream.node.name]
-            self.left_at_s[stream.node.name] = self.world.now_s
-
-    def lost(self, node: str) -> bool:
-        """Whether nobody waits for the node any more."""
-        if node in self.sessions:
-            return not self.connected(node)
-        left_at_s = self.left_at_s.get(node, self.began_at_s)
-        return self.world.now_s - left_at_s >= DISCONNECTED_S
-
     def hear_of(self, stream: Stream, message: pb.AgentMessage) -> None:
         """One message of a session."""
         node, attempt_id = stream.node.name, ""
 
         def tell(fault: Exception | None) -> None:
-            _ends(stream)(fault)
+            ends(stream)(fault)
             if fault is None:
                 self.tell_closed(node, attempt_id, live)
 
@@ -324,13 +289,3 @@ class Coordinator(Driver):
         if attempt.overdue or not quorum:
             return False
         return self.clock() >= participation.gives_up_at_s(phase, attempt)
-
-
-def _ends(stream: Stream) -> Done:
-    """A message that cannot be taken ends the stream; the node says it again on the next."""
-
-    def done(fault: Exception | None) -> None:
-        if fault is not None:
-            stream.end(TO_COORDINATOR)
-
-    return done

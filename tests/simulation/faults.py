@@ -25,13 +25,23 @@ KINDS = {
     "worker_died": 0.08,
     "update_damaged": 0.05,
     "impostor": 0.15,
+    "hello_late": 0.1,
+    "raise_interrupted": 0.15,
+    "raise_in_greeting": 0.3,
+    "raise_sent_again": 0.15,
 }
 """Chance of each at every place where it can happen, before a seed scales it."""
 
-TIMED = ("crash", "partition", "one_way_partition", "policy_changed", "stop", "clock_jump")
+TIMED = (
+    *("crash", "partition", "one_way_partition", "policy_changed", "stop", "clock_jump"),
+    "limit_raised",
+)
 """Drawn beforehand, each at a moment."""
 
-MET = ("grace_passed", "steps_too_many", "busy", "caught_up", "job_resumed")
+MET = (
+    *("grace_passed", "steps_too_many", "busy", "caught_up", "job_resumed"),
+    *("raise_recorded", "raise_booked", "raise_stale", "job_after_raise"),
+)
 """What seeds are to meet without a fault of their own; counted with the faults."""
 
 

@@ -5,6 +5,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from certs.enrolment import public_bytes_of
 from node_agent.asking import AskingPolicy
 from node_agent.datasets import DataSetSpec
 from node_agent.policy import AccountPolicy, Allowance, Policy
@@ -19,6 +22,11 @@ TASKS = {
     NULL: TaskInfo(NULL, NULL_HASH, {"type": "object"}, False),
 }
 DELTA = 1e-5
+PEOPLE = {
+    name: Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32)
+    for number, name in enumerate(("anna", "bert"), start=1)
+}
+"""Who may raise a limit, at every hospital; the steward who vouches is another."""
 _FOLDER = Path(__file__).parent
 
 
@@ -33,9 +41,10 @@ class Steward:
     """Two data sets on one account or two, with limits that some jobs meet."""
 
     def __init__(self, dice: Random) -> None:
-        self._limit = dice.choice([1.0, 2.0, 4.0, 10.0, 10.0, 10.0, 10.0])
+        limit = dice.choice([1.0, 2.0, 4.0, 10.0, 10.0, 10.0, 10.0])
         self._per_job = dice.choice([2.0, 10.0, 10.0, 10.0])
         self._accounts = ("p", "p") if dice.random() < 0.5 else ("p", "q")
+        self.limits = dict.fromkeys(self._accounts, limit)
         self.allows = True
         self._changes = 0
         self._rules: Rules | None = None
@@ -59,8 +68,13 @@ class Steward:
         self._change(allows=True)
 
     def lower(self) -> None:
-        """Lower the limit for life."""
-        self._limit = max(1.0, self._limit / 4)
+        """Lower every limit for life."""
+        self.limits = {name: max(1.0, limit / 4) for name, limit in self.limits.items()}
+        self._change(allows=self.allows)
+
+    def write_limit(self, account: str, epsilon_limit: float) -> None:
+        """Write a number into the policy; above the limit in force it alone changes nothing."""
+        self.limits[account] = epsilon_limit
         self._change(allows=self.allows)
 
     def _change(self, allows: bool) -> None:
@@ -71,12 +85,12 @@ class Steward:
         accounts = [
             AccountPolicy(
                 name=name,
-                epsilon_limit=self._limit,
+                epsilon_limit=limit,
                 delta=DELTA,
-                epsilon_per_job_max=min(self._limit, self._per_job),
+                epsilon_per_job_max=min(limit, self._per_job),
                 noise_multiplier_min=0.5,
             )
-            for name in dict.fromkeys(self._accounts)
+            for name, limit in self.limits.items()
         ]
         tasks = [f"{TASK}@{TASK_HASH}", f"{NULL}@{NULL_HASH}"] if self.allows else []
         data_sets = tuple(
@@ -98,11 +112,18 @@ class Steward:
             allow=allowed,
             outcome_tick_s=5.0,
             who_may_ask=AskingPolicy(unsigned="allow"),
-            **_vouched(self._accounts),
+            **_people(tuple(self._accounts)),
         )
         return Rules(policy, data_sets)
 
 
 @cache
-def _vouched(accounts: tuple[str, ...]) -> dict[str, Any]:
-    return vouched({accounts[0]: ["d"], accounts[1]: ["e"]}) if len(set(accounts)) > 1 else {}
+def _people(accounts: tuple[str, ...]) -> dict[str, Any]:
+    """The stewards, and what one of them says of the patients of several accounts."""
+    stewards = [
+        {"name": name, "public_key": public_bytes_of(key).hex()} for name, key in PEOPLE.items()
+    ]
+    if len(set(accounts)) == 1:
+        return {"stewards": stewards}
+    said = vouched({accounts[0]: ["d"], accounts[1]: ["e"]})
+    return {**said, "stewards": [*said["stewards"], *stewards]}

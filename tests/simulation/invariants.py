@@ -13,13 +13,15 @@ from coordinator.rounds.phases import (
     RoundRecord,
     current_round,
 )
+from coordinator.store.ledger import Account
 from node_agent.orders import Order
 from node_agent.session.attempts import Phase as NodePhase
 from privacy.filters import Filter
-from privacy.ledger import GENESIS, Balance, Entry
+from privacy.ledger import GENESIS, Balance, Entry, LimitChange, Statement
 from protos.errors import FeddpError
 from tests.simulation.coordinator_work import Blobs
 from tests.simulation.final import check_end, job_endings
+from tests.simulation.limits import Limits
 from tests.simulation.liveness import Liveness
 from tests.simulation.truth import Broken, Truth
 
@@ -49,12 +51,13 @@ class Checker:
         self._world = world
         self.truth = Truth()
         self.liveness = Liveness(world)
+        self.limits = Limits(world)
         self.shadows: dict[str, Phase] = {}
         self._plans: dict[str, Any] = {}
         self._steps: dict[str, int] = {}
         self.heads: dict[str, tuple[int, str]] = {}
         self.balances: dict[str, Balance] = {}
-        self.reserved: dict[str, Entry] = {}
+        self.reserved: dict[str, Statement] = {}
         self.ended: dict[str, str] = {}
         self._of_job: defaultdict[str, int] = defaultdict(int)
         self._spent: defaultdict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
@@ -92,13 +95,14 @@ class Checker:
 
     def node_reserved(self, disk: "NodeDisk", order: Order, filter_: Filter) -> None:
         """A node has reserved: it must fit its own limit, whatever the coordinator says."""
+        self.limits.reserved(disk, order, filter_)
         standing = disk.state.standing(order)
         units = standing.posted_units + sum(one.units for one in standing.pending)
         if units > filter_.limit_units and filter_.cost_units(order.release) > 0:
             self.broken("limit", f"{disk.node} has {units} of {filter_.limit_units} units")
         known = self.reserved.get(order.attempt_id)
         mine = order.statement(disk.node, "reserve").digest()
-        if known is not None and known.statement.digest() != mine:
+        if known is not None and known.digest() != mine:
             self.broken("ledgers-agree", f"{order.attempt_id} is ordered and booked differently")
 
     def node_opened(self, disk: "NodeDisk", attempt_id: str) -> None:
@@ -111,7 +115,7 @@ class Checker:
         """A worker reads the data now."""
         attempt_id, truth = order.attempt_id, self.truth
         row = node.disk_.state.attempt(attempt_id)
-        chain = {(x.statement.attempt_id, x.statement.kind) for x in node.disk_.entries()}
+        chain = {(x.attempt_id, x.kind) for x in node.disk_.statements()}
         if row is None or (attempt_id, "reserve") not in chain:
             self.broken("reserved-first", f"{attempt_id} is opened and not reserved at its node")
         if attempt_id not in self.reserved:
@@ -160,7 +164,7 @@ class Checker:
         if self.ended.get(attempt_id) != "post" or not durable:
             self.broken("durable-before-reply", f"{attempt_id} is acknowledged and not on disk")
         self.truth.acknowledged[attempt_id] = digest
-        statement = self.reserved[attempt_id].statement
+        statement = self.reserved[attempt_id]
         self._kept_of[(statement.job_id, statement.round, statement.node)] = attempt_id
 
     def folded(self, attempt: Attempt, blobs: Blobs) -> None:
@@ -169,7 +173,7 @@ class Checker:
             self.broken("nothing-lost", f"the bytes of {attempt.attempt_id} are gone at the fold")
 
     def _journalled(self, attempt_id: str) -> Attempt | None:
-        shadow = self.shadows.get(self.reserved[attempt_id].statement.job_id)
+        shadow = self.shadows.get(self.reserved[attempt_id].job_id)
         for record in _rounds(shadow) if shadow is not None else []:
             found = record.attempt(attempt_id)
             if found is not None:
@@ -221,7 +225,8 @@ class Checker:
         for account in store.accounts():
             seq, _ = self.heads.get(account.account, (0, GENESIS))
             for entry in store.chain(account.account, seq):
-                self._book(account.balance.filter, entry)
+                self._book(account, entry)
+            self.limits.enforced(account)
             known = self.balances.get(account.account)
             if known is not None:
                 same = (known.posted_units, known.pending) == (
@@ -235,17 +240,24 @@ class Checker:
         for model in store.models():
             self._model(model)
 
-    def _book(self, filter_: Filter, entry: Entry) -> None:
-        statement = entry.statement
-        attempt_id, account, kind = statement.attempt_id, statement.account, statement.kind
-        seq, head = self.heads.get(account, (0, GENESIS))
+    def _book(self, account: Account, entry: Entry) -> None:
+        statement, name = entry.statement, account.account
+        seq, head = self.heads.get(name, (0, GENESIS))
         if (entry.seq, entry.prev_hash) != (seq + 1, head):
-            self.broken("chain", f"{account} entry {entry.seq} does not follow {seq}")
-        self.heads[account] = (entry.seq, entry.hash)
+            self.broken("chain", f"{name} entry {entry.seq} does not follow {seq}")
+        self.heads[name] = (entry.seq, entry.hash)
+        if isinstance(statement, LimitChange):
+            self.limits.booked(account, statement)
+        else:
+            self.limits.first(account)
+            self._book_attempt(account.balance.filter, entry, statement)
+
+    def _book_attempt(self, filter_: Filter, entry: Entry, statement: Statement) -> None:
+        attempt_id, account, kind = statement.attempt_id, statement.account, statement.kind
         if kind == "reserve":
             if attempt_id in self.reserved:
                 self.broken("own-id", f"{attempt_id} is reserved twice")
-            self.reserved[attempt_id] = entry
+            self.reserved[attempt_id] = statement
             self._of_job[statement.job_id] += 1
             self.liveness.takes_turns(statement)
             kept = self._kept_of.get((statement.job_id, statement.round, statement.node))
@@ -267,10 +279,9 @@ class Checker:
                 self.broken("void-is-unopened", f"{attempt_id} is void without the node's word")
             if attempt_id in self.truth.opened:
                 self.broken("void-is-unopened", f"{attempt_id} was opened and is void")
-        self._add_up(filter_, entry)
+        self._add_up(filter_, statement)
 
-    def _add_up(self, filter_: Filter, entry: Entry) -> None:
-        statement = entry.statement
+    def _add_up(self, filter_: Filter, statement: Statement) -> None:
         balance = self.balances.get(statement.account, Balance(filter_))
         balance = Balance(filter_, balance.posted_units, balance.pending, balance.posted)
         try:

@@ -22,14 +22,20 @@ Message = pb.AgentMessage | pb.CoordinatorMessage
 
 
 class Stream:
-    """One session of one node: two ends, each of which may think that the other is still there."""
+    """One session of one node: two ends, each of which may think that the other is still there.
+
+    Attributes:
+        raises: how many each account had at the node when its Hello was made; only the checker
+            looks at it.
+    """
 
     def __init__(self, world: "World", node: "Node") -> None:
         self._world, self.node = world, node
         self.node_life, self.server_life = node.life, world.coordinator.life
         self.open = {TO_COORDINATOR: True, TO_NODE: True}
         self._last_at_s = {TO_COORDINATOR: 0.0, TO_NODE: 0.0}
-        self.greeted = False
+        self._welcomed = False
+        self.raises: dict[str, int] = {}
 
     def send(self, way: str, message: Message) -> None:
         """Deliver in order, unless the stream breaks; a hostile network keeps no order."""
@@ -42,6 +48,10 @@ class Stream:
         at_s = max(world.now_s + world.random.uniform(0.005, 0.4), self._last_at_s[way])
         self._last_at_s[way] = at_s
         times = 1
+        if message.WhichOneof("message") == "hello" and world.faults.strike(
+            "hello_late", world.now_s
+        ):
+            at_s += world.random.uniform(0.5, 30.0)  # it lies in the buffers of a link that stalls
         if world.hostile and message.WhichOneof("message") not in ("hello", "welcome"):
             if world.faults.strike("message_lost", world.now_s):
                 return
@@ -54,11 +64,14 @@ class Stream:
     def _arrive(self, way: str, message: Message) -> None:
         if not self.open[way]:
             return
-        if self._world.network.blocked(self.node.name, way):
+        welcome = message.WhichOneof("message") == "welcome"
+        hasty = way == TO_NODE and not (self._welcomed or welcome)  # no network is as hostile
+        if hasty or self._world.network.blocked(self.node.name, way):
             self._world.later(1.0, lambda: self._arrive(way, message))
         elif way == TO_COORDINATOR:
             self._world.coordinator.hear(self, message)  # type: ignore[arg-type]
         else:
+            self._welcomed = True
             self.node.hear(self, message)  # type: ignore[arg-type]
 
     def cut(self) -> None:

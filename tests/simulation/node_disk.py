@@ -10,6 +10,7 @@ from node_agent.session import events as e
 from node_agent.state import AttemptRow, State
 from node_agent.tasks.registry import Purpose
 from privacy.filters import Filter
+from privacy.ledger import Statement
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -27,6 +28,7 @@ class NodeDisk:
         self.note, self.witnessed = self.state.note, self.state.witnessed
         self.mandates = self.state.mandates
         self.accounts_kept, self.payers = self.state.accounts_kept, self.state.payers
+        self.limit_there = self.state.limit_there
 
     def reserve(
         self, order: Order, filter_: Filter, purpose: Purpose = "training", source: str = ""
@@ -106,3 +108,8 @@ class NodeDisk:
     def entries(self) -> Any:
         """The node's own chains."""
         return self.state.ledger.entries()
+
+    def statements(self) -> list[Statement]:
+        """What the node's own chains say of attempts."""
+        said = [one.statement for one in self.entries()]
+        return [one for one in said if isinstance(one, Statement)]

@@ -4,7 +4,7 @@ What the async driver, the link and the training do around them is done here in 
 """
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -15,12 +15,12 @@ from node_agent.session import events as e
 from node_agent.session import link, machine
 from node_agent.session.attempts import Agent
 from node_agent.session.driver import _message
-from node_agent.session.greeting import hello
 from protos.errors import FeddpError
 from protos.feddp.v1 import federation_pb2 as pb
 from tests.simulation.hospital import TASKS, Steward
 from tests.simulation.network import LOST, TO_COORDINATOR, TO_NODE, Stream
 from tests.simulation.node_disk import NodeDisk
+from tests.simulation.node_session import Greeting, look
 from tests.simulation.node_work import hand_in, train
 from tests.simulation.process import Process, Resume, Task, Work
 
@@ -60,7 +60,8 @@ class Node(Process):
         self.training = False
         self.worker_lives: Counter[str] = Counter()
         self.offered: set[str] = set()
-        self.published: tuple[object, ...] = ()
+        self.greeting = Greeting(self)
+        self.looking = False
 
     def start(self) -> None:
         """Read what the disk holds, then connect."""
@@ -72,6 +73,7 @@ class Node(Process):
         for attempt_id in self.disk_.opened():
             yield self.disk(lambda attempt_id=attempt_id: self.disk_.lose(attempt_id))
         resumed = yield self.disk(self.disk_.resumed)
+        self.world.checker.limits.look(self.disk_)
         self.dispatch(e.Restarted(resumed))
         self.spawn(self._connect())
         self.spawn(self._beat())
@@ -107,7 +109,7 @@ class Node(Process):
         while True:
             yield self.sleep(HEARTBEAT_S)
             self.dispatch(e.HeartbeatDue())
-            if self.agent.welcomed and self.steward.stamp() != self.published:
+            if self.agent.welcomed and self.greeting.is_outdated():
                 self.dispatch(e.PolicyChanged())
 
     # Events in
@@ -118,8 +120,11 @@ class Node(Process):
             return
         match message.WhichOneof("message"):
             case "welcome":
-                closed = tuple(link._closed(one) for one in message.welcome.closed)
-                self.dispatch(e.WelcomeReceived(closed))
+                closed = tuple(map(link._closed, message.welcome.closed))
+                limits = tuple(filter(link._is_limit, map(link._limit, message.welcome.limits)))
+                self.spawn(self._keep(limits))
+                self.spawn(look(self))
+                self.dispatch(e.WelcomeReceived(closed, limits))
             case "work_order":
                 order = message.work_order
                 if order.base_model:
@@ -128,6 +133,7 @@ class Node(Process):
             case "attempt_closed":
                 self.dispatch(e.AttemptClosedReceived(*link._closed(message.attempt_closed)))
             case "job_ended":
+                self.spawn(look(self))
                 self.dispatch(e.JobEndedReceived(message.job_ended.job_id))
 
     def dispatch(self, event: e.Event) -> None:
@@ -198,15 +204,14 @@ class Node(Process):
 
     def _say_hello(self, open_attempts: tuple[str, ...]) -> Work:
         stream = self.stream
-
-        def work() -> Any:
-            self.published = self.steward.stamp()
-            used = self.disk_.state.share_units
-            return hello(self.steward.rules(), TASKS, self.disk_.fixed_filter, open_attempts, used)
-
-        message = yield self.disk(work)
+        message, raises = yield self.disk(lambda: self.greeting.say(open_attempts))
         if stream is not None and stream is self.stream:
+            stream.raises = raises
             stream.send(TO_COORDINATOR, pb.AgentMessage(hello=message))
+
+    def _keep(self, limits: tuple[tuple[str, float], ...]) -> Work:
+        """What the coordinator holds this node's accounts to."""
+        yield self.disk(lambda: self.disk_.state.keep_coordinator_limits(dict(limits)))
 
     def _judge(self, order: Order) -> Work:
         decision = yield self.disk(lambda: self.admission.decide(order))

@@ -21,6 +21,7 @@ from coordinator.rounds.phases import (
 from protos.feddp.v1 import federation_pb2 as pb
 from tests.simulation import planted_rounds as rounds
 from tests.simulation.network import Reply
+from tests.simulation.planted_limits import PLANTED_LIMITS, RARE
 from tests.simulation.planted_nodes import PLANTED_AT_NODES
 from tests.simulation.stores import MemoryBooks
 from tests.simulation.world import World
@@ -28,12 +29,20 @@ from tests.simulation.world import World
 Plant = Callable[[World], None]
 
 
+SEEDS_TO_CATCH = 400
+"""The first seed that catches ends the search. What one seed in fifty catches is missed by all of
+these once in three thousand times."""
+
+SEEDS_TO_CATCH_A_RAISE = 50
+
+
 @dataclass(frozen=True)
 class Planted:
-    """A bug, and the invariants by one of which it must be called."""
+    """A bug, the invariants by one of which it must be called, and within how many seeds."""
 
     plant: Plant
     caught_by: tuple[str, ...]
+    seeds: int = SEEDS_TO_CATCH
 
 
 def never_survey_again(world: World) -> None:
@@ -225,4 +234,8 @@ PLANTED: dict[str, Planted] = {
     "taken_is_ignored": Planted(rounds.taken_is_ignored, ("takes-turns",)),
     "each_waits_for_the_other": Planted(rounds.each_waits_for_the_other, ("takes-turns",)),
     **{name: Planted(plant, names) for name, (plant, names) in PLANTED_AT_NODES.items()},
+    **{
+        name: Planted(plant, names, SEEDS_TO_CATCH if name in RARE else SEEDS_TO_CATCH_A_RAISE)
+        for name, (plant, names) in PLANTED_LIMITS.items()
+    },
 }

@@ -12,7 +12,7 @@ from tests.simulation.node_side import Node
 from tests.simulation.world import World
 
 
-def _at_each(plant: Callable[[Node], None]) -> Callable[[World], None]:
+def at_each(plant: Callable[[Node], None]) -> Callable[[World], None]:
     def all_nodes(world: World) -> None:
         for node in world.nodes.values():
             plant(node)
@@ -117,15 +117,15 @@ def never_books_what_was_closed(node: Node) -> None:
 RELOADS = ("reload-equals-memory", "trained-once")
 
 PLANTED_AT_NODES: dict[str, tuple[Callable[[World], None], tuple[str, ...]]] = {
-    "opens_before_reserving": (_at_each(opens_before_reserving), ("reserved-first",)),
-    "voids_what_was_opened": (_at_each(voids_what_was_opened), ("void-is-unopened",)),
-    "trains_again_for_a_retry": (_at_each(trains_again_for_a_retry), ("trained-once",)),
-    "drops_spool_before_reply": (_at_each(drops_spool_before_reply), ("kept-until-acknowledged",)),
-    "restart_forgets_the_opening": (_at_each(restart_forgets_the_opening), RELOADS),
+    "opens_before_reserving": (at_each(opens_before_reserving), ("reserved-first",)),
+    "voids_what_was_opened": (at_each(voids_what_was_opened), ("void-is-unopened",)),
+    "trains_again_for_a_retry": (at_each(trains_again_for_a_retry), ("trained-once",)),
+    "drops_spool_before_reply": (at_each(drops_spool_before_reply), ("kept-until-acknowledged",)),
+    "restart_forgets_the_opening": (at_each(restart_forgets_the_opening), RELOADS),
     "restart_forgets_everything": (
-        _at_each(restart_forgets_everything),
+        at_each(restart_forgets_everything),
         ("ledgers-agree", "ends-or-waits", "reload-equals-memory"),
     ),
-    "sends_before_booking": (_at_each(sends_before_booking), ("booked-first", *RELOADS[:1])),
-    "never_books_what_was_closed": (_at_each(never_books_what_was_closed), ("ledgers-agree",)),
+    "sends_before_booking": (at_each(sends_before_booking), ("booked-first", *RELOADS[:1])),
+    "never_books_what_was_closed": (at_each(never_books_what_was_closed), ("ledgers-agree",)),
 }

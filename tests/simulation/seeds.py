@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tests.simulation.stores import SqlStore
+from tests.simulation.sql_store import SqlStore
 from tests.simulation.world import World
 
 SQL_EVERY = 50

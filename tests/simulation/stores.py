@@ -1,7 +1,7 @@
-"""What the coordinator must never forget: a fast double, and the real store on SQLite in memory.
+"""What the coordinator must never forget, in a fast double of its tables.
 
-Both are given to the product's own turns as their connection; a test plays seeds on both and
-compares the transcripts.
+It is given to the product's own turns and greetings as their connection; a test plays seeds on it
+and on the real tables, and compares the transcripts.
 """
 
 import contextlib
@@ -10,20 +10,25 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, select
-from sqlalchemy.pool import StaticPool
-
 from coordinator.rounds import answers, effects, turns
 from coordinator.rounds import events as e
-from coordinator.store import jobs as job_store
-from coordinator.store import ledger, people, schema
+from coordinator.rpc import greeting
 from coordinator.store.booking import Books, _Kept
 from coordinator.store.jobs import RUNNING, JobRecord, ModelRecord
 from coordinator.store.ledger import Account
 from coordinator.store.people import NodeRecord
 from privacy.filters import make_filter
-from privacy.ledger import GENESIS, Balance, Entry, Statement
-from protos.errors import Malformed, NotFound
+from privacy.ledger import (
+    GENESIS,
+    Balance,
+    Entry,
+    LimitChange,
+    Statement,
+    append,
+    signature_ok,
+)
+from privacy.limits import fault_of
+from protos.errors import Conflict, Malformed, NotFound
 from protos.feddp.v1 import federation_pb2 as pb
 
 Seam = tuple[Any, str, Any]
@@ -52,6 +57,11 @@ class MemoryStore:
             add_model=MemoryStore.add_model,
             all_nodes=MemoryStore.all_nodes,
             named_accounts=MemoryStore.named_accounts,
+            open_account=MemoryStore.open_account,
+            outcome=MemoryStore.outcome,
+            keep_hello=MemoryStore.keep_hello,
+            node=MemoryStore.node,
+            record=MemoryStore.record_raise,
         )
         return [
             (turns, "Books", MemoryBooks),
@@ -59,6 +69,9 @@ class MemoryStore:
             (effects, "job_store", tables),
             (answers, "people", tables),
             (answers, "ledger", tables),
+            (greeting, "ledger", tables),
+            (greeting, "people", tables),
+            (greeting, "limits", tables),
         ]
 
     @contextlib.contextmanager
@@ -70,6 +83,18 @@ class MemoryStore:
         except BaseException:
             for undo in reversed(self._undo):
                 undo()
+            raise
+
+    @contextlib.contextmanager
+    def begin_nested(self) -> Iterator[None]:
+        """All or nothing of a part."""
+        mark = len(self._undo)
+        try:
+            yield
+        except BaseException:
+            for undo in reversed(self._undo[mark:]):
+                undo()
+            del self._undo[mark:]
             raise
 
     def _put(self, table: dict[Any, Any], key: Any, value: Any) -> None:
@@ -86,9 +111,20 @@ class MemoryStore:
 
     # Nodes
 
+    def enrol(self, node: str, public_key: bytes) -> None:
+        """A node that says Hello has been enrolled before."""
+        if node not in self._nodes:
+            known = NodeRecord(node, "", "enrolled", public_key, 0.0, pb.Hello())
+            self._put(self._nodes, node, known)
+
     def keep_hello(self, node: str, hello: pb.Hello, now_s: float) -> None:
         """As `coordinator.store.people.keep_hello`."""
-        self._put(self._nodes, node, NodeRecord(node, "", "enrolled", b"", now_s, hello))
+        said = replace(self._nodes[node], hello=hello, last_seen_at=now_s)
+        self._put(self._nodes, node, said)
+
+    def node(self, node: str) -> NodeRecord:
+        """As `coordinator.store.people.node`."""
+        return self._nodes[node]
 
     def all_nodes(self) -> list[NodeRecord]:
         """Every node, by name."""
@@ -96,24 +132,58 @@ class MemoryStore:
 
     # The ledger
 
-    def open_account(self, account: str, node: str, hello: pb.Account) -> None:
+    def open_account(
+        self, account: str, node: str, kind: str, order: int, epsilon_limit: float, delta: float
+    ) -> Account:
         """As `coordinator.store.ledger.open_account`."""
-        kind, order = hello.filter, hello.rdp_order
-        announced = make_filter(kind, order, hello.epsilon_limit, hello.delta)
+        announced = make_filter(kind, order, epsilon_limit, delta)
         known = self._accounts.get(account)
         if known is None or known.entries == 0:
-            opened = Account(account, node, Balance(announced), 0, GENESIS, hello.epsilon_limit)
+            opened = Account(account, node, Balance(announced), 0, GENESIS, epsilon_limit)
             self._put(self._accounts, account, opened)
             self._chains.setdefault(account, [])
-        elif (known.filter.kind, known.filter.order, known.filter.delta) != (
-            kind,
-            order,
-            hello.delta,
-        ):
+        elif (known.filter.kind, known.filter.order, known.filter.delta) != (kind, order, delta):
             raise Malformed("ACCOUNT_CHANGED", "an account's filter never changes")
         elif announced.limit_units < known.filter.limit_units:
             lowered = replace(known, balance=replace(known.balance, filter=announced))
             self._put(self._accounts, account, lowered)
+        return self._accounts[account]
+
+    def record_raise(
+        self, node: str, public_key: bytes, change: LimitChange, signature: bytes
+    ) -> bool:
+        """As `coordinator.store.limits.record`."""
+        known = self._accounts.get(change.account)
+        if known is None or known.node != node or change.node != node:
+            raise NotFound("ACCOUNT_UNKNOWN", f"node {node} has no account {change.account}")
+        if not signature_ok(public_key, change, signature):
+            raise Malformed("SIGNATURE_INVALID", "it is not the node's")
+        chain = self._chains[change.account]
+        raises = [one.statement for one in chain if isinstance(one.statement, LimitChange)]
+        number = change.terms.number
+        if number <= len(raises):
+            if raises[number - 1] == change:
+                return False
+            raise Conflict("LIMIT_CONFLICT", f"raise {number} is recorded with other terms")
+        shown = raises[-1].raised() if raises else known.verifying_filter
+        text = fault_of(change, shown, len(raises))
+        if text:
+            raise Malformed("LIMIT_INVALID", text)
+        self.append_raise(change, signature)
+        return True
+
+    def append_raise(self, change: LimitChange, signature: bytes) -> None:
+        """Add a raise to its account's chain, from where it is in force."""
+        known, chain = self._accounts[change.account], self._chains[change.account]
+        entry = append(change, chain[-1] if chain else None, signature)
+        self._add(chain, entry)
+        raised = replace(
+            known,
+            balance=replace(known.balance, filter=change.raised()),
+            entries=entry.seq,
+            head_hash=entry.hash,
+        )
+        self._put(self._accounts, change.account, raised)
 
     def accounts(self) -> list[Account]:
         """Every account, by name."""
@@ -239,102 +309,3 @@ class MemoryBooks(Books):
             store.write_signature(str(one["of_attempt"]), one["signature"])  # type: ignore[arg-type]
         for rows in (self._written, self._held, self._released, self._signatures):
             rows.clear()
-
-
-class SqlStore:
-    """The real tables and functions, on one connection to SQLite in memory."""
-
-    def __init__(self) -> None:
-        engine = create_engine("sqlite://", poolclass=StaticPool)
-        schema.metadata.create_all(engine)
-        self._connection = engine.connect()
-
-    def seams(self) -> list[Seam]:
-        """The product writes its SQL."""
-        return []
-
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        """All or nothing."""
-        if self._connection.in_transaction():
-            yield self._connection
-            return
-        with self._connection.begin():
-            yield self._connection
-
-    def _do(self, function: Callable[..., Any], *args: Any) -> Any:
-        with self.transaction():
-            return function(self._connection, *args)
-
-    def keep_hello(self, node: str, hello: pb.Hello, now_s: float) -> None:
-        """See `coordinator.store.people`; a node that says Hello has been enrolled before."""
-        row = {
-            "name": node,
-            "node_class": "",
-            "status": "enrolled",
-            "ledger_public_key": b"",
-            "created_at": 0.0,
-            "last_seen_at": 0.0,
-            "hello": b"",
-        }
-        with self.transaction() as connection:
-            connection.execute(schema.nodes.insert().prefix_with("OR IGNORE").values(row))
-        self._do(people.keep_hello, node, hello, now_s)
-
-    def all_nodes(self) -> list[NodeRecord]:
-        """Every node, by name."""
-        return self._do(people.all_nodes)
-
-    def open_account(self, account: str, node: str, hello: pb.Account) -> None:
-        """See `coordinator.store.ledger`."""
-        terms = (hello.filter, hello.rdp_order, hello.epsilon_limit, hello.delta)
-        self._do(ledger.open_account, account, node, *terms)
-
-    def accounts(self) -> list[Account]:
-        """Every account, by name."""
-        return self._do(ledger.all_accounts)
-
-    def reserved(self, attempt_id: str) -> Statement:
-        """See `coordinator.store.ledger`."""
-        return self._do(ledger.reserved, attempt_id)
-
-    def outcome(self, attempt_id: str) -> str | None:
-        """See `coordinator.store.ledger`."""
-        return self._do(ledger.outcome, attempt_id)
-
-    def chain(self, account: str, after: int = 0) -> list[Entry]:
-        """An account's entries in order, without the first `after`."""
-        entries = schema.entries
-        wanted = select(entries).where(entries.c.account == account, entries.c.seq > after)
-        with self.transaction() as connection:
-            rows = connection.execute(wanted.order_by(entries.c.seq))
-            return [ledger.entry_of(row) for row in rows]
-
-    def add_job(self, record: JobRecord) -> None:
-        """See `coordinator.store.jobs`."""
-        self._do(job_store.add, record)
-
-    def jobs(self) -> list[JobRecord]:
-        """Every job in order of its id."""
-        return sorted(self._do(job_store.listed), key=lambda record: record.job_id)
-
-    def append_all(
-        self, job_id: str, first_seq: int, at_s: float, taken: Sequence[e.Event]
-    ) -> None:
-        """See `coordinator.store.jobs`."""
-        self._do(job_store.append_all, job_id, first_seq, at_s, taken)
-
-    def history(self, job_id: str, after: int = 0) -> list[tuple[float, e.Event]]:
-        """A job's steps, read back, without the first `after`."""
-        journal = schema.journal
-        wanted = select(journal).where(journal.c.job_id == job_id, journal.c.seq >= after)
-        with self.transaction() as connection:
-            rows = connection.execute(wanted.order_by(journal.c.seq))
-            return [(row.at, e.from_json(row.event)) for row in rows]
-
-    def models(self) -> list[ModelRecord]:
-        """Every model that can be listed."""
-        return self._do(job_store.models_of)
-
-
-Store = MemoryStore | SqlStore

@@ -11,8 +11,10 @@ import structlog
 from coordinator.jobspec import Job
 from coordinator.rounds import events as e
 from coordinator.rounds.live import job_to_json
+from coordinator.rounds.phases import Ended
+from coordinator.rpc import greeting as coordinator_greeting
 from coordinator.store.jobs import RUNNING, JobRecord
-from node_agent.session import greeting
+from node_agent.session import driver, greeting
 from protos.content import digest_of
 from tests.simulation.coordinator_side import Coordinator
 from tests.simulation.coordinator_work import Model
@@ -22,13 +24,17 @@ from tests.simulation.invariants import Checker
 from tests.simulation.network import TO_COORDINATOR, TO_NODE, Network
 from tests.simulation.node_side import Node
 from tests.simulation.process import Process
-from tests.simulation.stores import MemoryStore, Store
+from tests.simulation.raises import Desk
+from tests.simulation.sql_store import Store
+from tests.simulation.stores import MemoryStore
 
 ENDS_AT_S = 2500.0
 """Long after the last fault every job has ended, or waits for what only people can change."""
 
 QUIET_S = 100.0
 """After the last job has ended, for the nodes to let go of their attempts."""
+
+JOBS_MAX = 6
 
 STILL_S = 400.0
 """A job that has not moved for so long waits: longer than any deadline and any retry."""
@@ -61,6 +67,7 @@ class World:
         self.faults = Faults(dice, until_s=dice.choice([60.0, 150.0, 300.0]))
         self.hostile = dice.random() < 0.4
         self.network = Network(self)
+        self.desk = Desk(self)
         self.coordinator = Coordinator(self, store or MemoryStore())
         self.nodes = {name: Node(self, name) for name in "abcdef"[: dice.randint(3, 6)]}
         self.public_keys = {
@@ -101,9 +108,12 @@ class World:
             Broken: an invariant does not hold.
         """
         with self._swapped:
-            for owner, name, new in (*self.coordinator.store.seams(), *self.coordinator.seams()):
-                self.swap(owner, name, new)
-            self.swap(greeting, "log", SILENT)
+            coordinator = self.coordinator
+            for seams in (coordinator.store.seams(), coordinator.seams(), self.desk.seams()):
+                for owner, name, new in seams:
+                    self.swap(owner, name, new)
+            for module in (greeting, driver, coordinator_greeting):
+                self.swap(module, "log", SILENT)
             if self._plant is not None:
                 self._plant(self)
             return self._play()
@@ -127,7 +137,7 @@ class World:
         """Whether nothing will happen any more; looked at now and then."""
         self._look_at_s = self.now_s + 10.0
         self.checker.now_and_then()
-        under_way = self._submitted < len(self.jobs) or self._to_resume > 0
+        under_way = self._submitted < len(self.jobs) or self._to_resume > 0 or self.desk.busy
         if self.now_s < self.faults.until_s or under_way:
             return False
         still_s = self.now_s - max(self.faults.until_s, self.checker.moved_at_s)
@@ -187,19 +197,24 @@ class World:
             update_dtype=dice.choice(["float32", "bfloat16", "int8"]),
             priority=dice.choice([0, 0, 0, 1]),
         )
+        initial = Model("initial" if dice.random() < 0.5 else f"initial {number}", ())
+        after_s = dice.uniform(0.5, 20.0) + number * dice.uniform(0.0, 60.0)
+        job_id = self._plan(job, initial, after_s)
+        if dice.random() < 0.1:
+            self.later(after_s + dice.uniform(1.0, 200.0), lambda: self._cancel(job_id))
+
+    def _plan(self, job: Job, initial: Model, after_s: float) -> str:
+        number = len(self.jobs)
         job_id = f"j{number}"
         self.jobs.append(job_id)
         self.specs[job_id] = job
-        initial = Model("initial" if dice.random() < 0.5 else f"initial {number}", ())
         self.coordinator.blobs.models[initial.digest] = initial
         record = JobRecord(
             job_id, "p", job.name, "user", digest_of(job_id.encode()), b"", job_to_json(job),
-            NULL_HASH if is_null else TASK_HASH, RUNNING, float(number),
+            NULL_HASH if job.task == NULL else TASK_HASH, RUNNING, float(number),
         )  # fmt: skip
-        at_s = dice.uniform(0.5, 20.0) + number * dice.uniform(0.0, 60.0)
-        self.later(at_s, lambda: self._submit(record, job, initial.digest))
-        if dice.random() < 0.1:
-            self.later(at_s + dice.uniform(1.0, 200.0), lambda: self._cancel(job_id))
+        self.later(after_s, lambda: self._submit(record, job, initial.digest))
+        return job_id
 
     def _submit(self, record: JobRecord, job: Job, model: str) -> None:
         """A person submits until the job is known."""
@@ -233,6 +248,20 @@ class World:
         self.faults.note("job_resumed")
         self.coordinator.resume_job(job_id)
 
+    def limit_raised(self, account: str) -> None:
+        """Where a limit is raised, people submit anew what its budget had ended."""
+        spent = [
+            job_id
+            for job_id, phase in self.checker.shadows.items()
+            if isinstance(phase, Ended) and phase.status == "budget_exhausted"
+        ]
+        if spent and len(self.jobs) < JOBS_MAX and self.random.random() < 0.7:
+            before = self.random.choice(spent)
+            after_s = self.random.uniform(0.5, 20.0)
+            job_id = self._plan(self.specs[before], Model(f"initial of {before}", ()), after_s)
+            self.faults.note("job_after_raise")
+            self.note(f"{account} was raised: {job_id} is to do what {before} could not")
+
     def _leave(self, node: Node) -> None:
         self.note(f"{node.name} leaves for good")
         self.faults.note("node_left")
@@ -257,6 +286,8 @@ class World:
                 self.note(f"{node.name} policy: {what.__name__}")
                 if dice.random() < 0.7:
                     self.later(dice.uniform(1.0, 90.0), node.steward.allow)
+            case "limit_raised":
+                self.desk.begin(node)
             case "stop":
                 node.stop()
             case "clock_jump":

@@ -160,6 +160,7 @@ class DataSet(_message.Message):
     SCHEMA_JSON_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
+    UNAVAILABLE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     account: _builtins.str
     """The account that pays, without the node's name."""
@@ -168,6 +169,11 @@ class DataSet(_message.Message):
     """Declared columns and types, as JSON; tells an engineer what a task_config may name."""
     version: _builtins.int
     """Opaque counter that the steward raises when the records change."""
+    unavailable: _builtins.str
+    """Why it cannot be read now, by its file's place and header alone: "SOURCE_MISSING",
+    "SOURCE_UNREADABLE" or "SCHEMA_MISMATCH"; which column or file it is stays in the hospital.
+    Empty for nothing known; agents of 0.1.0 never say.
+    """
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tasks that the policy allows on this data set, as "NAME@HASH"."""
@@ -181,10 +187,11 @@ class DataSet(_message.Message):
         schema_json: _builtins.str = ...,
         version: _builtins.int = ...,
         tasks: _abc.Iterable[_builtins.str] | None = ...,
+        unavailable: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "declared_n", b"declared_n", "name", b"name", "schema_json", b"schema_json", "tasks", b"tasks", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "declared_n", b"declared_n", "name", b"name", "schema_json", b"schema_json", "tasks", b"tasks", "unavailable", b"unavailable", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -564,7 +564,9 @@ class Job(_message.Message):
     def rounds(self) -> _containers.RepeatedCompositeFieldContainer[Global___Round]: ...
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What people should look at, one sentence each: a hospital that is left out again and again."""
+        """What people should look at, one sentence each: a hospital that is left out again and again,
+        and in the answer to a submission one whose data set cannot be used now. A node's name first.
+        """
 
     def __init__(
         self,

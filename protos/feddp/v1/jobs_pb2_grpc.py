@@ -79,8 +79,9 @@ class JobsServicer(object):
     def SubmitJob(self, request, context):
         """Called by engineers. The initial model must have been uploaded before. Not safe to retry
         blindly: each call is a new job unless `request_id` repeats.
-        Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, MANDATE_INVALID,
-        MANDATE_MISMATCH), NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN, BLOB_MISSING), ALREADY_EXISTS
+        Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, DELTA_TOO_LARGE, DELTA_MISMATCH,
+        MANDATE_INVALID, MANDATE_MISMATCH), NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN,
+        ACCOUNT_UNKNOWN, BLOB_MISSING), FAILED_PRECONDITION (DATA_SET_UNAVAILABLE), ALREADY_EXISTS
         (JOB_ID_TAKEN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -36,8 +36,9 @@ class JobsStub:
     SubmitJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.SubmitJobRequest, _jobs_pb2.SubmitJobResponse]
     """Called by engineers. The initial model must have been uploaded before. Not safe to retry
     blindly: each call is a new job unless `request_id` repeats.
-    Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, MANDATE_INVALID,
-    MANDATE_MISMATCH), NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN, BLOB_MISSING), ALREADY_EXISTS
+    Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, DELTA_TOO_LARGE, DELTA_MISMATCH,
+    MANDATE_INVALID, MANDATE_MISMATCH), NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN,
+    ACCOUNT_UNKNOWN, BLOB_MISSING), FAILED_PRECONDITION (DATA_SET_UNAVAILABLE), ALREADY_EXISTS
     (JOB_ID_TAKEN).
     """
     ListJobs: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]
@@ -73,8 +74,9 @@ class JobsAsyncStub(JobsStub):
     SubmitJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.SubmitJobRequest, _jobs_pb2.SubmitJobResponse]  # type: ignore[assignment]
     """Called by engineers. The initial model must have been uploaded before. Not safe to retry
     blindly: each call is a new job unless `request_id` repeats.
-    Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, MANDATE_INVALID,
-    MANDATE_MISMATCH), NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN, BLOB_MISSING), ALREADY_EXISTS
+    Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, DELTA_TOO_LARGE, DELTA_MISMATCH,
+    MANDATE_INVALID, MANDATE_MISMATCH), NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN,
+    ACCOUNT_UNKNOWN, BLOB_MISSING), FAILED_PRECONDITION (DATA_SET_UNAVAILABLE), ALREADY_EXISTS
     (JOB_ID_TAKEN).
     """
     ListJobs: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]  # type: ignore[assignment]
@@ -113,8 +115,9 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_jobs_pb2.SubmitJobResponse, _abc.Awaitable[_jobs_pb2.SubmitJobResponse]]:
         """Called by engineers. The initial model must have been uploaded before. Not safe to retry
         blindly: each call is a new job unless `request_id` repeats.
-        Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, MANDATE_INVALID,
-        MANDATE_MISMATCH), NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN, BLOB_MISSING), ALREADY_EXISTS
+        Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, DELTA_TOO_LARGE, DELTA_MISMATCH,
+        MANDATE_INVALID, MANDATE_MISMATCH), NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN,
+        ACCOUNT_UNKNOWN, BLOB_MISSING), FAILED_PRECONDITION (DATA_SET_UNAVAILABLE), ALREADY_EXISTS
         (JOB_ID_TAKEN).
         """
 

@@ -285,11 +285,14 @@ class NodeDataSet(_message.Message):
     ACCOUNT_FIELD_NUMBER: _builtins.int
     DECLARED_N_FIELD_NUMBER: _builtins.int
     SCHEMA_JSON_FIELD_NUMBER: _builtins.int
+    UNAVAILABLE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     account: _builtins.str
     """"NODE/NAME"."""
     declared_n: _builtins.int
     schema_json: _builtins.str
+    unavailable: _builtins.str
+    """Why it cannot be read now, as the node says; empty for nothing known."""
     def __init__(
         self,
         *,
@@ -297,10 +300,11 @@ class NodeDataSet(_message.Message):
         account: _builtins.str = ...,
         declared_n: _builtins.int = ...,
         schema_json: _builtins.str = ...,
+        unavailable: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "declared_n", b"declared_n", "name", b"name", "schema_json", b"schema_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "declared_n", b"declared_n", "name", b"name", "schema_json", b"schema_json", "unavailable", b"unavailable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

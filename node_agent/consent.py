@@ -1,0 +1,81 @@
+"""Who is left out: patients without consent, and those on an opt-out list.
+
+A patient counts by the text of the id without the spaces around it. Every doubt leaves out: a
+patient one of whose rows lacks consent is out whole, and a list that cannot be read stops the work.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from node_agent.datasets import DataSetSpec
+from node_agent.sources.base import Cells
+from node_agent.sources.problems import DataProblem, WrongHeader
+
+OPT_OUT_BYTES_MAX: Final = 256 << 20
+
+Stamp = tuple[int, int, int] | None
+
+
+def refused(
+    spec: DataSetSpec, patients: Sequence[str | None], table: Mapping[str, Cells]
+) -> frozenset[str]:
+    """Patients with a row whose consent column holds none of the declared values.
+
+    Args:
+        patients: (rows,) ids, None for a row without one.
+        table: (rows,) cells of each column.
+    """
+    if spec.consent is None:
+        return frozenset()
+    agreed = frozenset(spec.consent.values)
+    rows = zip(patients, table[spec.consent.column], strict=True)
+    return frozenset(
+        patient for patient, cell in rows if patient is not None and _spelt(cell) not in agreed
+    )
+
+
+def opted_out_of(spec: DataSetSpec) -> frozenset[str]:
+    """The ids on the list as it is now.
+
+    Raises:
+        DataProblem: there is a list and it cannot be read.
+    """
+    if spec.opt_out is None:
+        return frozenset()
+    try:
+        if spec.opt_out.stat().st_size > OPT_OUT_BYTES_MAX:
+            raise DataProblem(f"{spec.opt_out} is too long for a list of patients")
+        text = spec.opt_out.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        raise DataProblem(f"{spec.opt_out}, the opt-out list, cannot be read") from None
+    return frozenset(line.strip() for line in text.splitlines()) - {""}
+
+
+def check_opt_out(spec: DataSetSpec) -> None:
+    """Look at the list before the data is opened, when the attempt may still be given back.
+
+    Raises:
+        WrongHeader: OPT_OUT_UNREADABLE.
+    """
+    try:
+        opted_out_of(spec)
+    except DataProblem as problem:
+        raise WrongHeader("OPT_OUT_UNREADABLE", str(problem)) from None
+
+
+def stamp_of(spec: DataSetSpec) -> Stamp:
+    """Differs from an earlier one when the list was written since: records must be read again."""
+    if spec.opt_out is None:
+        return None
+    try:
+        found = spec.opt_out.stat()
+    except OSError:
+        return 0, 0, 0
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _spelt(cell: object) -> str:
+    """As the steward writes it in YAML; true and false of a typed column read so."""
+    if isinstance(cell, bool):
+        return "true" if cell else "false"
+    return "" if cell is None else str(cell).strip()

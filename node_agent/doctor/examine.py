@@ -1,0 +1,161 @@
+"""All checks in order, each as it is made."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from certs.tokens import JoinToken
+from node_agent.agent import read_folder
+from node_agent.config import AgentConfig, Folder
+from node_agent.doctor import files, machine
+from node_agent.doctor.coordinator import ASKED, check_coordinator, clock_check
+from node_agent.doctor.network import check_network
+from node_agent.doctor.report import Check, skipped
+from node_agent.doctor.rows import check_rows
+from node_agent.doctor.stream import check_stream
+from node_agent.doctor.tls import NAMES as TLS_NAMES
+from node_agent.doctor.tls import check_tls, clock_by_certificate
+from node_agent.identity import Identity
+from node_agent.proxy import ProxyConfig, Route, route_to
+
+HOLD_S_DEFAULT: Final = 20.0
+HOLD_S_MAX: Final = 540.0
+"""The coordinator ends a probe after 600 s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """What is examined.
+
+    Attributes:
+        bundle: the root that the coordinator must chain to, PEM.
+        folder, config, identity: None before the node has joined.
+    """
+
+    route: Route
+    bundle: bytes
+    folder: Folder | None = None
+    config: AgentConfig | None = None
+    identity: Identity | None = None
+
+
+def joined(path: Path) -> Patient:
+    """The agent of a folder.
+
+    Raises:
+        NotFound: NOT_JOINED.
+        Malformed: CONFIG_INVALID, PROXY_INVALID, IDENTITY_INVALID.
+    """
+    folder = Folder(path.absolute())
+    config, identity = read_folder(folder)
+    route = route_to(config.coordinator, config.proxy, folder.root, os.environ)
+    return Patient(route, identity.bundle, folder, config, identity)
+
+
+def joining(token: str, proxy: ProxyConfig | None) -> Patient:
+    """A machine that has a token and no identity yet: the way to the enrolment port.
+
+    Raises:
+        Malformed: TOKEN_INVALID, PROXY_INVALID.
+    """
+    parsed = JoinToken.parse(token)
+    route = route_to(parsed.address, proxy or ProxyConfig(), Path.cwd(), os.environ)
+    return Patient(route, parsed.root_pem)
+
+
+def examine(
+    patient: Patient,
+    *,
+    hold_s: float = HOLD_S_DEFAULT,
+    rows: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Iterator[Check]:
+    """Every check. What depends on a check that failed is skipped, the rest is made all the same.
+
+    Args:
+        hold_s: how long to hold a stream; 0 not to.
+        rows: whether to read the records and count in them, for a terminal.
+        say: takes lines on what is under way.
+    """
+    yield from _outside(patient, hold_s, say)
+    folder, identity = patient.folder, patient.identity
+    if folder is not None:
+        yield machine.check_account(folder)
+        yield machine.check_disk(folder)
+    yield machine.check_memory(patient.config)
+    say("loading what training needs")
+    yield machine.check_training()
+    yield machine.check_gpu()
+    if folder is not None and identity is not None:
+        yield files.check_certificate(identity, files.now())
+        yield files.check_ledger(folder)
+        yield from _steward(folder, identity, rows=rows, say=say)
+
+
+def _outside(patient: Patient, hold_s: float, say: Callable[[str], None]) -> Iterator[Check]:
+    """From the name to the stream."""
+    route, identity = patient.route, patient.identity
+    checks, is_open, date_s = check_network(route)
+    yield from checks
+    asked_s = time.time()
+    shown = None
+    if is_open:
+        checks, shown = check_tls(route, patient.bundle)
+        yield from checks
+    else:
+        yield from skipped("the way to the coordinator is not open", *TLS_NAMES)
+    by_certificate = clock_by_certificate(shown, files.now()) if shown is not None else None
+    fit = shown is not None and all(one.result != "failed" for one in checks)
+    answers = False
+    if by_certificate is not None:
+        # gRPC would only say that the handshake failed.
+        yield by_certificate
+        yield from skipped("not before the clock is right", *(n for n in ASKED if n != "clock"))
+    elif fit and identity is not None:
+        say("asking the coordinator")
+        checks, answers = asyncio.run(check_coordinator(route, identity))
+        yield from checks
+    else:
+        why = "there is no TLS connection to it" if identity is not None else "not joined yet"
+        yield from skipped(why, *(name for name in ASKED if name != "clock"))
+        yield _clock_without_coordinator(date_s, asked_s, has_certificate=fit)
+    if hold_s <= 0:
+        yield from skipped("--hold 0", "stream")
+    elif answers and identity is not None:
+        yield asyncio.run(check_stream(route, identity, min(hold_s, HOLD_S_MAX), say))
+    else:
+        yield from skipped("the coordinator does not answer a test", "stream")
+
+
+def _clock_without_coordinator(
+    date_s: float | None, asked_s: float, *, has_certificate: bool
+) -> Check:
+    if date_s is not None:
+        return clock_check(date_s - asked_s, "the proxy's")
+    if has_certificate:
+        return Check("clock", "ok", "it lies within the coordinator's certificate; not compared")
+    return Check("clock", "skipped", "there is nobody to compare it with")
+
+
+def _steward(
+    folder: Folder, identity: Identity, *, rows: bool, say: Callable[[str], None]
+) -> Iterator[Check]:
+    policy, rules = files.check_policy(folder, identity)
+    yield policy
+    for spec in rules.data_sets if rules is not None else ():
+        schema = files.check_schema(spec)
+        yield schema
+        if schema.result == "failed":
+            continue
+        if rows:
+            say(f"reading {spec.name}")
+            yield check_rows(spec, folder.root)
+        else:
+            yield from skipped(
+                "counts of records are shown at a terminal only (--data shows them elsewhere)",
+                f"records of {spec.name}",
+            )

@@ -1,0 +1,134 @@
+"""What lies in the agent's folder: identity, ledger, policy, data sets; read, never written."""
+
+import sqlite3
+from datetime import UTC, datetime
+from typing import Final
+
+from node_agent.config import Folder
+from node_agent.datasets import DataSetSpec
+from node_agent.doctor.report import Check, span
+from node_agent.headers import WrongHeader, check_header
+from node_agent.identity import Identity
+from node_agent.payers import require_kept
+from node_agent.state import SCHEMA_VERSION
+from node_agent.steward import Rules, Steward
+from node_agent.tasks.registry import installed
+from protos.errors import FeddpError
+
+BUSY_S: Final = 5.0
+
+
+def check_certificate(identity: Identity, now: datetime) -> Check:
+    """How long the node's certificate holds."""
+    left_s = (identity.expires_at - now).total_seconds()
+    due_s = (now - identity.renews_at).total_seconds()
+    if left_s <= 0:
+        return Check(
+            "certificate",
+            "failed",
+            f"it ended {span(-left_s)} ago, by this machine's clock",
+            "if the clock is right, ask the operator for a token and join again in this folder: "
+            "the ledger stays",
+        )
+    found = f"valid {span(left_s)} more"
+    if due_s > 0:
+        return Check(
+            "certificate",
+            "warning",
+            f"{found}; its renewal has been due for {span(due_s)}",
+            "let the agent run and reach the coordinator; its log says what keeps it from renewing "
+            "(certificate_renewal_failed)",
+        )
+    return Check("certificate", "ok", f"{found}, renews itself in {span(-due_s)}")
+
+
+def check_ledger(folder: Folder) -> Check:
+    """Whether the node's own ledger is there and can be read, also while the agent runs."""
+    try:
+        version, entries, _ = _ledger(folder)
+    except sqlite3.Error:
+        return Check(
+            "ledger",
+            "failed",
+            f"{folder.state_db} is missing or cannot be read: it holds what patients have spent",
+            "restore it from a backup; the agent does not run without it",
+        )
+    if version > SCHEMA_VERSION:
+        do = "upgrade this agent, or go back to the one that wrote it"
+        return Check("ledger", "failed", f"{folder.state_db} is of a newer agent", do)
+    return Check("ledger", "ok", f"{entries} entries; `feddp agent status` verifies them")
+
+
+def check_policy(folder: Folder, identity: Identity) -> tuple[Check, Rules | None]:
+    """Whether the steward's files hold, and allow anything."""
+    try:
+        rules = Steward(folder).rules()
+        require_kept(rules.policy, _kept(folder, identity))
+    except FeddpError as error:
+        do = "the data steward mends it; until then nothing is allowed"
+        return Check("policy", "failed", error.message, do), None
+    known = {f"{one.name}@{one.content_hash}" for one in installed().values()}
+    allowed = {spec.name: rules.policy.tasks_on(spec.name) for spec in rules.data_sets}
+    usable = {name: tasks & known for name, tasks in allowed.items()}
+    if any(usable.values()):
+        text = ", ".join(f"{len(tasks)} on {name}" for name, tasks in usable.items())
+        return Check("policy", "ok", f"it holds; tasks allowed: {text}"), rules
+    if any(allowed.values()):
+        found = "it allows no task that is installed here: the hashes are of another release"
+        do = "the data steward compares `allow` in policy.yaml with the installed tasks"
+    else:
+        found, do = "it holds, and allows nothing", _ALLOW
+    return Check("policy", "warning", found, do), rules
+
+
+_ALLOW: Final = (
+    "nothing will be trained here until the data steward declares data sets in datasets.yaml and "
+    "allows tasks on them in policy.yaml"
+)
+
+
+def check_schema(spec: DataSetSpec) -> Check:
+    """Whether a data set's source is there and has every declared column; no row is looked at."""
+    name = f"data set {spec.name}"
+    try:
+        check_header(spec)
+    except WrongHeader as error:
+        do = (
+            "put the records back, or correct `source` in datasets.yaml"
+            if error.reason == "SOURCE_MISSING"
+            else "mend the source, or datasets.yaml; attempts on it are refused and cost nothing"
+        )
+        return Check(name, "failed", f"{error.reason}: {error}", do)
+    return Check(name, "ok", f"its source has all {len(spec.columns)} declared columns")
+
+
+def _ledger(folder: Folder) -> tuple[int, int, list[str]]:
+    """(schema version, entries, accounts), read without a lock that would hold up the agent.
+
+    Raises:
+        sqlite3.Error
+    """
+    # A running agent has a write-ahead log, which is read with it. Without one nothing may be left
+    # behind: another account's files beside its ledger would keep the agent from starting.
+    log = folder.state_db.with_name(f"{folder.state_db.name}-wal")
+    uri = f"{folder.state_db.as_uri()}?mode=ro{'' if log.exists() else '&immutable=1'}"
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_S)
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (entries,) = connection.execute("SELECT count(*) FROM entries").fetchone()
+        accounts = [one for (one,) in connection.execute("SELECT DISTINCT account FROM entries")]
+    finally:
+        connection.close()
+    return version, entries, accounts
+
+
+def _kept(folder: Folder, identity: Identity) -> set[str]:
+    try:
+        return {name.removeprefix(f"{identity.node}/") for name in _ledger(folder)[2]}
+    except sqlite3.Error:
+        return set()  # said by `check_ledger`
+
+
+def now() -> datetime:
+    """This machine's clock."""
+    return datetime.now(UTC)

@@ -1,0 +1,65 @@
+"""What a source of records answers: its columns, their cells, and one column a piece at a time.
+
+Nothing here loads what reading takes, so that an idle agent may import it.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from node_agent.datasets import DataSetSpec
+
+Cells = Sequence[Any]
+
+
+class Source(Protocol):
+    """One data set's records, wherever they are."""
+
+    def names(self) -> list[str]:
+        """The columns, found without reading a row.
+
+        Raises:
+            WrongHeader: SOURCE_MISSING, SOURCE_UNREADABLE or SCHEMA_MISMATCH.
+        """
+        ...
+
+    def read(self, wanted: Sequence[str], declared: Collection[str]) -> dict[str, Cells]:
+        """Cells of the wanted columns: texts, or typed values and None; all of one length.
+
+        Raises:
+            DataProblem: the records cannot be read, or a declared column does not stand there once.
+        """
+        ...
+
+    def pieces(self, column: str) -> Iterator[list[Any]]:
+        """One column, some cells at a time; within a piece each value at least once.
+
+        Raises:
+            DataProblem: it cannot be read.
+        """
+        ...
+
+
+def source_of(spec: DataSetSpec) -> Source:
+    """Where a data set's records are; opens nothing."""
+    if spec.database is not None:
+        from node_agent.sources.sql_query import SqlQuery
+
+        return SqlQuery(spec.name, spec.source, spec.database)
+    if spec.source.suffix == ".parquet":
+        from node_agent.sources.parquet_file import ParquetFile
+
+        return ParquetFile(spec.source)
+    from node_agent.sources.csv_file import CsvFile
+
+    return CsvFile(spec.source)
+
+
+def column_fault(place: Path | str, names: list[str], declared: Collection[str]) -> str:
+    """The first declared column that does not stand in the header once; empty where all do."""
+    for name in sorted(declared):
+        times = names.count(name)
+        if times != 1:
+            what = "is missing" if times == 0 else f"stands {times} times"
+            return f"column {name!r} {what} in {place}"
+    return ""

@@ -1,0 +1,245 @@
+"""A query in a .sql file, answered by a database in a transaction that can only read.
+
+What a database says of an error may quote a cell (`invalid input syntax for type integer: "..."`),
+so that of all it says only the SQLSTATE is kept.
+"""
+
+import decimal
+import os
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from node_agent.sources.base import Cells, column_fault
+from node_agent.sources.database import CREDENTIAL_BYTES_MAX, DRIVERS, Database
+from node_agent.sources.problems import DataProblem, WrongHeader
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+QUERY_BYTES_MAX: Final = 1 << 20
+CONNECT_TIMEOUT_S: Final = 5
+HEADER_TIMEOUT_S: Final = 10
+ROWS_AT_ONCE: Final = 5_000
+
+SQLSTATES: Final = {
+    "28000": "the database refuses this account",
+    "28P01": "the database refuses this password",
+    "3D000": "there is no such database",
+    "42501": "this account may not read a table of the query",
+    "42601": "the query has a syntax error; it must be one SELECT",
+    "42703": "a column of the query does not exist",
+    "42P01": "a table of the query does not exist",
+    "25006": "the query writes, and only reading is allowed",
+    "0A000": "the query does what may only stand outside a subquery, as writing does",
+    "57014": "the query took too long",
+}
+UNREACHED: Final = ("08", "28", "3D", "53", "57")
+"""Classes of SQLSTATE by which the database, not the query, is at fault."""
+
+
+class SqlQuery:
+    """See `node_agent.sources.base.Source`.
+
+    Args:
+        name: of the data set, for sentences.
+        path: the .sql file: one SELECT, which becomes a subquery. Its ORDER BY, if any, is the
+            order of rows.
+        database: where it is asked.
+    """
+
+    def __init__(self, name: str, path: Path, database: Database) -> None:
+        self._name = name
+        self._path = path
+        self._database = database
+
+    def names(self) -> list[str]:
+        """Columns of the answer when no row is asked for."""
+        query = self._query()
+        try:
+            with self._reading(HEADER_TIMEOUT_S) as connection:
+                return list(connection.execute(_select(query, None).limit(0)).keys())
+        except _Failed as failed:
+            unreached = not failed.state or failed.state.startswith(UNREACHED)
+            reason = "SOURCE_UNREADABLE" if unreached else "SCHEMA_MISMATCH"
+            raise WrongHeader(reason, self._said(failed)) from None
+
+    def read(self, wanted: Sequence[str], declared: Collection[str]) -> dict[str, Cells]:
+        """Typed values, None where null; names and rows are of one snapshot of the database."""
+        query = self._query_or_problem()
+        cells: dict[str, list[Any]] = {name: [] for name in wanted}
+        try:
+            with self._reading(0) as connection:
+                names = list(connection.execute(_select(query, None).limit(0)).keys())
+                fault = column_fault(self._path, names, declared)
+                if fault:
+                    raise DataProblem(fault)
+                for rows in self._rows(connection, query, wanted):
+                    for column, values in zip(wanted, zip(*rows, strict=True), strict=True):
+                        cells[column].extend(_plain(value) for value in values)
+        except _Failed as failed:
+            raise DataProblem(self._said(failed)) from None
+        return dict(cells)
+
+    def pieces(self, column: str) -> Iterator[list[Any]]:
+        """One column."""
+        query = self._query_or_problem()
+        try:
+            with self._reading(0) as connection:
+                for rows in self._rows(connection, query, [column]):
+                    yield [_plain(row[0]) for row in rows]
+        except _Failed as failed:
+            raise DataProblem(self._said(failed)) from None
+
+    @staticmethod
+    def _rows(
+        connection: "sa.Connection", query: str, wanted: Sequence[str]
+    ) -> "Iterator[Sequence[sa.Row[Any]]]":
+        streamed = connection.execution_options(yield_per=ROWS_AT_ONCE)
+        yield from streamed.execute(_select(query, wanted)).partitions()
+
+    def _query(self) -> str:
+        """The text of the .sql file, without the semicolon that may end it.
+
+        Raises:
+            WrongHeader: it is not there, or no text.
+        """
+        try:
+            data = self._path.read_bytes()
+            text = data.decode() if len(data) <= QUERY_BYTES_MAX else ""
+        except FileNotFoundError:
+            raise WrongHeader("SOURCE_MISSING", f"{self._path} does not exist") from None
+        except (OSError, UnicodeDecodeError):
+            text = ""
+        query = text.strip().rstrip(";").strip()
+        if not query:
+            raise WrongHeader("SOURCE_UNREADABLE", f"{self._path} holds no query that can be read")
+        return query
+
+    def _query_or_problem(self) -> str:
+        try:
+            return self._query()
+        except WrongHeader as error:
+            raise DataProblem(str(error)) from None
+
+    @contextmanager
+    def _reading(self, timeout_s: int) -> "Iterator[sa.Connection]":
+        """A connection in a read-only transaction, which is rolled back.
+
+        Raises:
+            _Failed: whatever the driver raised, down to its SQLSTATE.
+        """
+        try:
+            import sqlalchemy as sa
+            from sqlalchemy.pool import NullPool
+        except ImportError:
+            raise _Failed("", "SQLAlchemy is not installed: pip install 'feddp[sql]'") from None
+        try:
+            engine = sa.create_engine(
+                self._url(),
+                poolclass=NullPool,
+                connect_args=self._arguments(timeout_s),
+                hide_parameters=True,
+                execution_options=_READ_ONLY[self._database.dialect],
+            )
+            with engine.connect() as connection:
+                yield connection
+        except sa.exc.DBAPIError as error:
+            raise _Failed(str(getattr(error.orig, "sqlstate", None) or "")) from None
+        except ImportError:
+            raise _Failed("", "the driver that url names is not installed") from None
+        except sa.exc.SQLAlchemyError as error:
+            raise _Failed("", f"the database cannot be asked ({type(error).__name__})") from None
+
+    def _url(self) -> "sa.URL":
+        import sqlalchemy as sa
+
+        dialect = self._database.dialect
+        driver = f"{dialect}+{DRIVERS[dialect]}"
+        url = sa.make_url(self._database.url).set(drivername=driver)
+        if dialect == "sqlite":
+            # Of the file itself nothing can be written, whatever the query says.
+            return url.set(database=f"file:{url.database}", query={"mode": "ro", "uri": "true"})
+        password = self._password()
+        return url.set(password=password) if password else url
+
+    def _password(self) -> str:
+        where = self._database
+        try:
+            if where.password_file is not None:
+                with where.password_file.open("rb") as file:
+                    return file.read(CREDENTIAL_BYTES_MAX).decode().rstrip("\r\n")
+            if where.password_env is not None:
+                return os.environ[where.password_env]
+        except (OSError, UnicodeDecodeError):
+            raise _Failed("", f"{where.password_file} cannot be read") from None
+        except KeyError:
+            raise _Failed("", f"the variable {where.password_env} is not set") from None
+        return ""
+
+    def _arguments(self, timeout_s: int) -> dict[str, Any]:
+        if self._database.dialect == "sqlite":
+            return {"timeout": CONNECT_TIMEOUT_S}
+        options = f"-c statement_timeout={timeout_s}s -c default_transaction_read_only=on"
+        return {
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "options": options,
+            "application_name": "feddp",
+        }
+
+    def _said(self, failed: "_Failed") -> str:
+        known = SQLSTATES.get(failed.state)
+        if failed.detail:
+            what = failed.detail
+        elif failed.state:
+            what = f"{known or 'the database answered an error'} (SQLSTATE {failed.state})"
+        else:
+            what = "the database cannot be reached or gave up, or the query is refused"
+        return f"data set {self._name!r}, query {self._path}: {what}"
+
+
+_READ_ONLY: Final[dict[str, dict[str, Any]]] = {
+    "postgresql": {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True},
+    "sqlite": {},
+}
+
+
+class _Failed(Exception):
+    """A database's error without its text.
+
+    Attributes:
+        state: its SQLSTATE; empty where there is none.
+        detail: what was found here, in our own words.
+    """
+
+    def __init__(self, state: str, detail: str = "") -> None:
+        super().__init__(state)
+        self.state = state
+        self.detail = detail
+
+
+def _select(query: str, wanted: Sequence[str] | None) -> "sa.Select[*tuple[Any, ...]]":
+    """The query as a subquery, which can be neither several statements nor, at its top, a change.
+
+    The line break ends a comment on its last line.
+    """
+    import sqlalchemy as sa
+
+    # `text` takes :name for a parameter, so that every colon is escaped.
+    inner = sa.text("(" + query.replace(":", "\\:") + "\n) AS feddp_source")
+    if wanted is None:
+        return sa.select(sa.literal_column("*")).select_from(inner)
+    return sa.select(*(sa.column(name) for name in wanted)).select_from(inner)
+
+
+def _plain(value: Any) -> Any:
+    """A cell as records are read: identifiers and exact numbers of a database as text or number."""
+    if isinstance(value, decimal.Decimal):
+        if not value.is_finite():
+            return float(value)
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    return value

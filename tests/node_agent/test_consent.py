@@ -1,0 +1,162 @@
+"""Patients without consent, or on the opt-out list: not one of their cells is looked at."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from structlog.testing import capture_logs
+
+from node_agent.consent import opted_out_of
+from node_agent.datasets import DataSetSpec, load_data_sets
+from node_agent.doctor.rows import check_rows
+from node_agent.headers import WrongHeader, check_header
+from node_agent.records import DataProblem, Records, read_records
+from node_agent.tasks.tabular_config import Feature
+from tests.node_agent.test_worker import Bench
+
+AGE = Feature(column="age", center=50.0, scale=10.0)
+CONSENT = {"column": "agreed", "values": ["yes", "1", "true"]}
+
+
+def spec_of(source: Path, **change: Any) -> DataSetSpec:
+    """A declaration of a file with an age."""
+    return DataSetSpec.model_validate(
+        {
+            "name": "d",
+            "source": str(source),
+            "patient": "id",
+            "label": "ill",
+            "declared_n": 10,
+            "version": 1,
+            "columns": {"age": "number"},
+            **change,
+        }
+    )
+
+
+def csv_spec(folder: Path, rows: str, **change: Any) -> DataSetSpec:
+    """A declaration beside a CSV file of `rows`."""
+    path = folder / "train.csv"
+    path.write_text(f"id,age,ill,agreed\n{rows}")
+    return spec_of(path, **change)
+
+
+def ages(records: Records) -> list[int]:
+    """Whose records were read."""
+    return [round(float(x) * 10 + 50) for x in records.features[:, 0]]
+
+
+def test_patients_without_consent_are_left_out_whole(tmp_path: Path) -> None:
+    """One row without it leaves out all of a patient's; spaces do not count, letters do."""
+    rows = "a,51,1,yes\nb,52,1,no\nc,53,1, yes \nc,54,1,no\nd,55,0,1\ne,56,0,YES\nf,57,0,\n"
+    assert ages(read_records(csv_spec(tmp_path, rows, consent=CONSENT), [AGE])) == [51, 55]
+
+
+def test_the_doctor_counts_nobody_who_may_not_be_used(tmp_path: Path) -> None:
+    """What is shown to the hospital is of the patients that training reads."""
+    rows = "a,51,1,yes\nb,,1,no\nc,53,0,yes\nd,,0,yes\n"
+    spec = csv_spec(tmp_path, rows, consent=CONSENT)
+    folder = {**spec.model_dump(mode="json", exclude_none=True), "opt_out": "out.txt"}
+    (tmp_path / "out.txt").write_text("d\n")
+    (tmp_path / "datasets.yaml").write_text(yaml.safe_dump({"data_sets": [folder]}))
+    (declared,) = load_data_sets(tmp_path)
+    found = check_rows(declared, tmp_path)
+    assert "2 of 2 rows complete, of 2 patients" in found.found
+    assert "label 0: 1, 1: 1; missing: nothing" in found.found
+
+
+def test_consent_of_a_typed_column(tmp_path: Path) -> None:
+    """True and 1 of a Parquet file read as they are written; null is no consent."""
+    for agreed in ([True, False, None], [1, 0, None]):
+        path = tmp_path / "train.parquet"
+        columns = {"id": [1, 2, 3], "age": [51, 52, 53], "ill": [1, 0, 1], "agreed": agreed}
+        pq.write_table(pa.table(columns), path)
+        assert ages(read_records(spec_of(path, consent=CONSENT), [AGE])) == [51]
+
+
+def test_patients_on_the_list_are_left_out(tmp_path: Path) -> None:
+    """An id a line, spaces and empty lines do not count."""
+    (tmp_path / "out.txt").write_text("\ufeffb\n\n  c \nunknown\n", encoding="utf-8")
+    spec = csv_spec(tmp_path, "a,51,1,x\n b,52,1,x\nc,53,0,x\n", opt_out=str(tmp_path / "out.txt"))
+    assert ages(read_records(spec, [AGE])) == [51]
+
+
+def test_no_other_cell_of_theirs_is_looked_at(tmp_path: Path) -> None:
+    """A cell that would stop the reading does not, in the row of one who is left out."""
+    (tmp_path / "out.txt").write_text("c\n")
+    rows = "a,51,1,yes\nb,s3cret,7,no\nc,s3cret,7,yes\n"
+    change = {"consent": CONSENT, "opt_out": str(tmp_path / "out.txt")}
+    assert ages(read_records(csv_spec(tmp_path, rows, **change), [AGE])) == [51]
+    with pytest.raises(DataProblem):
+        read_records(csv_spec(tmp_path, rows), [AGE])
+
+
+def test_the_local_log_tells_how_many_and_not_who(tmp_path: Path) -> None:
+    """Patients, not rows; an id on the list that has no record is not counted."""
+    (tmp_path / "out.txt").write_text("patient-c\npatient-z\n")
+    rows = "patient-a,51,1,yes\npatient-b,52,1,no\npatient-b,52,1,no\npatient-c,53,1,yes\n"
+    spec = csv_spec(tmp_path, rows, consent=CONSENT, opt_out=str(tmp_path / "out.txt"))
+    with capture_logs() as logs:
+        read_records(spec, [AGE])
+    assert logs[0] == {
+        "event": "patients_excluded",
+        "log_level": "info",
+        "data_set": "d",
+        "without_consent": 1,
+        "opted_out": 1,
+    }
+    assert "patient-" not in str(logs)
+
+
+def test_when_nobody_may_be_used_nothing_is_read(tmp_path: Path) -> None:
+    """No record is no reason to use another's."""
+    spec = csv_spec(tmp_path, "a,51,1,no\n", consent=CONSENT)
+    with pytest.raises(DataProblem, match="no row of a patient who may be used"):
+        read_records(spec, [AGE])
+
+
+def test_a_list_that_cannot_be_read_stops_the_work(tmp_path: Path) -> None:
+    """Before the data is open, when the attempt is given back; and afterwards."""
+    spec = csv_spec(tmp_path, "a,51,1,yes\n", opt_out=str(tmp_path / "out.txt"))
+    with pytest.raises(WrongHeader) as caught:
+        check_header(spec)
+    assert caught.value.reason == "OPT_OUT_UNREADABLE"
+    with pytest.raises(DataProblem, match=r"out\.txt, the opt-out list, cannot be read"):
+        read_records(spec, [AGE])
+    (tmp_path / "out.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(WrongHeader):
+        check_header(spec)
+    (tmp_path / "out.txt").write_text("")
+    check_header(spec)
+    assert opted_out_of(spec) == frozenset()
+
+
+def test_a_consent_column_that_is_missing_is_told_before_the_data_is_open(tmp_path: Path) -> None:
+    """It is a declared column, used by the job or not."""
+    spec = csv_spec(tmp_path, "a,51,1,yes\n", consent={"column": "absent", "values": ["yes"]})
+    with pytest.raises(WrongHeader, match="column 'absent' is missing"):
+        check_header(spec)
+    with pytest.raises(DataProblem, match="column 'absent' is missing"):
+        read_records(spec, [AGE])
+
+
+def test_who_opts_out_between_two_rounds_is_not_in_the_second(tmp_path: Path) -> None:
+    """The records that a worker keeps are read again when the list changed."""
+    bench = Bench(tmp_path)
+    listed = tmp_path / "out.txt"
+    listed.write_text("")
+    declared = {**bench.declared(), "opt_out": str(listed)}
+    plain = {"mechanism": "none", "noise_multiplier": None, "sample_rate": 1.0, "steps": 3}
+    assert bench.prepare(data_set=declared) == {"op": "prepared"}
+    first = bench.train(release=plain)["digest"]
+    bench.source.rename(tmp_path / "away.csv")
+    assert bench.train(release=plain)["digest"] == first
+    (tmp_path / "away.csv").rename(bench.source)
+    listed.write_text("b\n")
+    assert bench.train(release=plain)["digest"] not in ("", first)
+    listed.unlink()
+    bench.out.unlink()
+    assert "opt-out list" in bench.no_update(release=plain)

@@ -1,0 +1,556 @@
+"""`feddp agent doctor`: each fault is made for real, and named."""
+
+import json
+import os
+import re
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import yaml
+
+from certs.authority import NODE_LIFETIME, Authority
+from certs.credentials import server_credentials
+from certs.enrolment import load_ledger_key, new_key, private_pem
+from certs.spiffe import SpiffeId
+from node_agent.config import Folder
+from node_agent.doctor import coordinator as asking
+from node_agent.doctor import machine, network
+from node_agent.doctor.examine import examine, joined
+from node_agent.doctor.firewall import request_for
+from node_agent.doctor.report import Check, is_in_order
+from node_agent.proxy import ProxyConfig, Route
+from node_agent.state import State
+from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
+from tests.node_agent.proxies import ConnectProxy, Middlebox, Mute, closed_port
+from tests.node_agent.samples import NODE
+
+SECRET = "clinic:s3cret-w0rd"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy of this machine; torch is not loaded anew for each test."""
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(machine, "check_training", lambda: Check("training", "ok", "-"))
+
+
+class OldCoordinator:
+    """A real mTLS port that serves nothing: what an older coordinator is to the newest test."""
+
+    def __init__(self, authority: Authority, now: datetime, hosts: list[str]) -> None:
+        self.key = new_key()
+        self.issued = authority.issue(
+            self.key.public_key(),
+            SpiffeId(TRUST_DOMAIN, "coordinator"),
+            now=now,
+            lifetime=NODE_LIFETIME,
+            ip_addresses=[one for one in hosts if one[0].isdigit()],
+            dns_names=[one for one in hosts if not one[0].isdigit()],
+        )
+        self._server = grpc.server(ThreadPoolExecutor(2))
+        credentials = server_credentials(
+            self.issued.chain_pem, private_pem(self.key), authority.trust_bundle
+        )
+        self.port = self._server.add_secure_port("127.0.0.1:0", credentials)
+        self._server.start()
+
+    def stop(self) -> None:
+        """Stop listening."""
+        self._server.stop(None).wait()
+
+
+class Site:
+    """An authority, a coordinator and an agent's folder; the clocks may be moved."""
+
+    def __init__(self, path: Path, shift: timedelta, hosts: list[str]) -> None:
+        self.path = path
+        self.authority = Authority.create(path / "ca", TRUST_DOMAIN, datetime.now(UTC) + shift)
+        self.coordinator = OldCoordinator(self.authority, datetime.now(UTC) + shift, hosts)
+        self.folder = make_agent(path / "agent", self.authority, self.coordinator.port)
+
+    def write(self, **settings: Any) -> None:
+        """Change agent.yaml."""
+        known = yaml.safe_load(self.folder.agent_yaml.read_text())
+        self.folder.agent_yaml.write_text(yaml.safe_dump({**known, **settings}))
+
+    def examined(self, **options: Any) -> dict[str, Check]:
+        """Every check, by name."""
+        found = list(examine(joined(self.folder.root), **{"hold_s": 0, **options}))
+        assert len({one.name for one in found}) == len(found)
+        return {one.name: one for one in found}
+
+    def box(self, authority: Authority | None = None, **habits: Any) -> Middlebox:
+        """A middlebox with a certificate of `authority`; the coordinator's own if None."""
+        if authority is None:
+            key, chain = self.coordinator.key, self.coordinator.issued.chain_pem
+        else:
+            key = new_key()
+            issued = authority.issue(
+                key.public_key(),
+                SpiffeId(authority.trust_domain, "coordinator"),
+                now=datetime.now(UTC),
+                lifetime=NODE_LIFETIME,
+                ip_addresses=["127.0.0.1"],
+            )
+            chain = issued.chain_pem
+        (self.path / "box.pem").write_bytes(chain)
+        (self.path / "box.key").write_bytes(private_pem(key))
+        return Middlebox(self.path / "box.pem", self.path / "box.key", **habits)
+
+
+@pytest.fixture
+def site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
+    """A site; a test's parameter moves the coordinator's clock, or names other hosts."""
+    asked = getattr(request, "param", None)
+    shift = asked if isinstance(asked, timedelta) else timedelta(0)
+    hosts = asked if isinstance(asked, list) else ["127.0.0.1"]
+    made = Site(tmp_path, shift, hosts)
+    yield made
+    made.coordinator.stop()
+
+
+def results(checks: dict[str, Check], *names: str) -> list[str]:
+    """Results of some checks."""
+    return [checks[name].result for name in names]
+
+
+def test_a_healthy_site_is_in_order_with_an_older_coordinator(site: Site) -> None:
+    """A coordinator that cannot be asked is still reached; what it would say is skipped."""
+    (site.folder.root / "train.csv").write_text("patient_id,disease,age\np,1,40\n")
+    checks = site.examined()
+    assert is_in_order(checks.values()), checks
+    assert results(checks, "name", "tcp", "tls", "http2", "coordinator") == ["ok"] * 5
+    assert "too old" in checks["coordinator"].found
+    assert results(checks, "proxy", "version", "latency", "stream") == ["skipped"] * 4
+    assert (
+        results(checks, "disk", "certificate", "ledger", "policy", "data set heart") == ["ok"] * 5
+    )
+
+
+def test_the_document_lists_every_check(site: Site) -> None:
+    """And none that is not made; its proxy settings are such."""
+    write_records(site.folder, "patient_id,disease,age\np,1,40\n")
+    text = (Path(__file__).parents[2] / "docs/hospital-it.md").read_text()
+    table = text.partition("| Check |")[2].partition("\n\n")[0]
+    listed = {
+        name for line in table.splitlines() for name in re.findall("`([^`]+)`", line.split("|")[1])
+    }
+    made = {re.sub(r"heart$", "NAME", name) for name in site.examined()}
+    assert listed == made
+    (shown,) = re.findall(r"^```yaml\nproxy:(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    config = ProxyConfig.model_validate(yaml.safe_load(f"proxy:{shown}")["proxy"])
+    assert config.credentials_file
+
+
+def test_every_check_that_failed_says_what_to_do(site: Site) -> None:
+    """And whatever depends on it is skipped, while the rest is looked at."""
+    with closed_port() as port:
+        site.write(coordinator=f"127.0.0.1:{port}")
+        checks = site.examined()
+    assert checks["tcp"].result == "failed"
+    assert "refuses" in checks["tcp"].found
+    assert "--firewall-request" in checks["tcp"].do
+    later = ("proxy", "tls", "http2", "coordinator", "clock", "version", "bandwidth")
+    assert set(results(checks, *later)) == {"skipped"}
+    assert results(checks, "disk", "certificate", "ledger", "policy") == ["ok"] * 4
+    assert all(one.do for one in checks.values() if one.result in ("failed", "warning"))
+
+
+def test_a_name_that_nobody_knows_is_named(site: Site) -> None:
+    """Before TCP is tried."""
+    site.write(coordinator="no-such-host.invalid:443")
+    checks = site.examined()
+    assert (checks["name"].result, checks["tcp"].result) == ("failed", "skipped")
+    assert "no-such-host.invalid" in checks["name"].found
+
+
+# Proxy
+
+
+def through(site: Site, proxy: ConnectProxy, credentials: str = "") -> dict[str, Check]:
+    """What is found through a proxy."""
+    settings = {"url": proxy.url()}
+    if credentials:
+        login = site.path / "login"
+        login.write_text(credentials)
+        login.chmod(0o600)
+        settings["credentials_file"] = str(login)
+    site.write(proxy=settings)
+    return site.examined()
+
+
+def test_a_proxy_that_lets_it_through_is_said(site: Site) -> None:
+    """TLS and HTTP/2 inside it are checked, through it."""
+    with ConnectProxy(SECRET) as proxy:
+        checks = through(site, proxy, SECRET)
+    assert results(checks, "tcp", "proxy", "tls", "http2", "coordinator") == ["ok"] * 5
+    assert "with credentials" in checks["proxy"].found
+    assert SECRET.partition(":")[2] not in repr(checks)
+
+
+@pytest.mark.parametrize(
+    ("credentials", "found"),
+    [
+        ("", "wants credentials, and there are none"),
+        ("clinic:wrong", "does not take the credentials"),
+    ],
+)
+def test_a_407_says_whether_credentials_were_shown(
+    site: Site, credentials: str, found: str
+) -> None:
+    """The remedy is another; what was shown is not told."""
+    with ConnectProxy(SECRET) as proxy:
+        checks = through(site, proxy, credentials)
+    assert checks["proxy"].result == "failed"
+    assert "407" in checks["proxy"].found
+    assert found in checks["proxy"].found
+    assert "wrong" not in repr(checks["proxy"])
+    assert results(checks, "tls", "coordinator") == ["skipped"] * 2
+
+
+def test_a_proxy_that_wants_more_than_basic_is_named(site: Site) -> None:
+    """The agent knows Basic only."""
+    status = "407 Proxy Authentication Required\r\nProxy-Authenticate: NTLM"
+
+    class Ntlm(ConnectProxy):
+        def _answer(self, connection: socket.socket, status: str) -> None:
+            connection.sendall(f"HTTP/1.1 {status}\r\n\r\n".encode())
+
+    with Ntlm(status=status) as proxy:
+        assert "NTLM" in through(site, proxy)["proxy"].found
+
+
+@pytest.mark.parametrize(
+    ("status", "found"), [("403 Forbidden", "it refuses"), ("504 Gateway Timeout", "cannot reach")]
+)
+def test_a_refusing_proxy_is_told_from_one_that_cannot_go_on(
+    site: Site, status: str, found: str
+) -> None:
+    """Others have to be asked."""
+    with ConnectProxy(status=status) as proxy:
+        check = through(site, proxy)["proxy"]
+    assert (check.result, found in check.found) == ("failed", True)
+    assert f"127.0.0.1:{site.coordinator.port}" in check.found
+
+
+def test_a_wrong_host_for_the_proxy_is_named(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that speaks TLS, one that says nothing, one that is closed, a name that is none."""
+    monkeypatch.setattr(network, "ANSWER_S_MAX", 0.3)
+    with Mute() as mute, closed_port() as closed:
+        for port in (site.coordinator.port, mute.port):
+            site.write(proxy={"url": f"http://127.0.0.1:{port}"})
+            check = site.examined()["proxy"]
+            assert (check.result, "does not answer CONNECT" in check.found) == ("failed", True)
+        site.write(proxy={"url": f"http://127.0.0.1:{closed}"})
+        check = site.examined()["tcp"]
+        assert (check.result, "proxy's host and port" in check.do) == ("failed", True)
+    site.write(proxy={"url": "http://no-such-proxy.invalid:3128"})
+    check = site.examined()["name"]
+    assert (check.result, "the proxy's name" in check.found) == ("failed", True)
+
+
+def test_a_proxy_of_the_shell_is_used_and_said(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service has an environment of its own."""
+    with ConnectProxy() as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url())
+        check = site.examined()["proxy"]
+    assert (check.result, "https_proxy" in check.found) == ("ok", True)
+    assert "agent.yaml" in check.do
+
+
+def test_a_clock_is_compared_with_the_proxys_where_there_is_no_other(site: Site) -> None:
+    """Its Date header is there even when it refuses."""
+    date = (datetime.now(UTC) + timedelta(days=2)).strftime("%a, %d %b %Y %H:%M:%S GMT")
+    with ConnectProxy(status="403 Forbidden", headers=f"Date: {date}\r\n") as proxy:
+        check = through(site, proxy)["clock"]
+    assert check.result == "failed"
+    assert "2 days behind the proxy's" in check.found
+
+
+# TLS
+
+
+def test_a_tls_inspection_is_named_by_its_certificate(site: Site) -> None:
+    """Issuer and fingerprint of what came instead, so that its owner can be found."""
+    other = Authority.create(site.path / "inspection", "inspection.example")
+    with site.box(other) as box:
+        shown = ssl.PEM_cert_to_DER_cert(
+            (site.path / "box.pem").read_text().split("-----END")[0] + "-----END CERTIFICATE-----\n"
+        )
+        site.write(coordinator=f"127.0.0.1:{box.port}")
+        checks = site.examined()
+    check = checks["tls"]
+    assert check.result == "failed"
+    assert "CN=feddp issuing inspection.example" in check.found
+    import hashlib
+
+    digest = hashlib.sha256(shown).hexdigest().upper()
+    assert ":".join(digest[i : i + 2] for i in range(0, 64, 2)) in check.found
+    assert f"exempt 127.0.0.1:{box.port}" in check.do
+    assert checks["http2"].result == "ok"
+    assert checks["coordinator"].result == "skipped"
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_middlebox_that_strips_alpn_is_named(site: Site, own: bool) -> None:
+    """With the coordinator's certificate (a gateway) and with its own (an inspection)."""
+    other = None if own else Authority.create(site.path / "inspection", "inspection.example")
+    with site.box(other, alpn=()) as box:
+        site.write(coordinator=f"127.0.0.1:{box.port}")
+        checks = site.examined()
+    assert (checks["http2"].result, checks["tls"].result) == ("failed", "ok" if own else "failed")
+    assert "ALPN was stripped" in checks["http2"].found
+    assert ("gateway" if own else "opens TLS") in checks["http2"].found
+    assert checks["coordinator"].result == "skipped"
+
+
+def test_a_box_that_holds_tls_down_is_named(site: Site) -> None:
+    """The coordinator takes TLS 1.3 only."""
+    with site.box(version=ssl.TLSVersion.TLSv1_2) as box:
+        site.write(coordinator=f"127.0.0.1:{box.port}")
+        check = site.examined()["tls"]
+    assert (check.result, "TLSv1.2" in check.found) == ("failed", True)
+
+
+@pytest.mark.parametrize("site", [["other.example"]], indirect=True)
+def test_a_certificate_for_other_names_is_told_from_an_inspection(site: Site) -> None:
+    """It is the coordinator's; the address in agent.yaml is not one of its names."""
+    check = site.examined()["tls"]
+    assert (check.result, "other.example, not for 127.0.0.1" in check.found) == ("failed", True)
+
+
+def test_a_port_that_speaks_no_tls_is_named(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A web server, or a firewall that swallows what it does not know."""
+    monkeypatch.setattr(network, "ANSWER_S_MAX", 0.3)
+    with ConnectProxy() as web, Mute() as mute:
+        for port in (web.port, mute.port):
+            site.write(coordinator=f"127.0.0.1:{port}")
+            assert site.examined()["tls"].result == "failed"
+
+
+@pytest.mark.parametrize(
+    ("site", "found"),
+    [
+        (timedelta(days=2), "2 days before the coordinator's certificate begins"),
+        (timedelta(days=-9), "2 days after the coordinator's certificate ended"),
+    ],
+    indirect=["site"],
+)
+def test_a_clock_two_days_off_is_named_by_the_certificate(site: Site, found: str) -> None:
+    """gRPC would say that the handshake failed; whose certificate it is holds whatever the time."""
+    checks = site.examined()
+    assert checks["tls"].result == "ok"
+    assert checks["clock"].result == "failed"
+    assert found in checks["clock"].found
+    assert "chrony" in checks["clock"].do
+    assert checks["coordinator"].result == "skipped"
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "result", "found"),
+    [
+        (30.0, "ok", "agrees"),
+        (-30.0, "ok", "agrees"),
+        (600.0, "warning", "10 minutes behind"),
+        (-172_800.0, "failed", "2 days ahead of"),
+        (172_800.0, "failed", "2 days behind"),
+    ],
+)
+def test_a_clock_is_judged_by_another(ahead_s: float, result: str, found: str) -> None:
+    """An hour is what certificates are dated back by."""
+    check = asking.clock_check(ahead_s, "the coordinator's")
+    assert (check.result, found in check.found) == (result, True)
+
+
+# The machine and the folder
+
+
+def test_a_full_disk_is_named(site: Site) -> None:
+    """A real file system of 1 MiB, in a mount namespace of its own."""
+    full = site.path / "full"
+    full.mkdir()
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from node_agent.config import Folder\n"
+        "from node_agent.doctor.machine import check_disk\n"
+        "print(check_disk(Folder(Path(sys.argv[1]))))"
+    )
+    script = 'mount -t tmpfs -o size=1m none "$1" && exec "$2" -c "$3" "$1"'
+    ran = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", script, "sh", str(full), sys.executable, code],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "result='failed'" in ran.stdout
+    assert "No space left on device" in ran.stdout
+    assert machine.check_disk(site.folder).result in ("ok", "warning")
+    assert not list(site.folder.root.glob("**/.doctor*"))
+
+
+def test_too_little_memory_for_a_worker_is_named(site: Site) -> None:
+    """The limit of agent.yaml counts as much as the machine's."""
+    site.write(worker={"memory_bytes_max": 100 << 20})
+    check = site.examined()["memory"]
+    assert (check.result, "memory_bytes_max" in check.found) == ("failed", True)
+
+
+def test_a_data_set_whose_file_vanished_is_named(site: Site) -> None:
+    """Attempts on it are refused; a missing column likewise."""
+    source = site.folder.root / "train.csv"
+    source.unlink(missing_ok=True)
+    check = site.examined()["data set heart"]
+    assert (check.result, check.found.startswith("SOURCE_MISSING")) == ("failed", True)
+    source.write_text("patient_id,disease\np,1\n")
+    check = site.examined()["data set heart"]
+    assert (check.result, "column 'age' is missing" in check.found) == ("failed", True)
+
+
+def test_a_policy_that_does_not_hold_or_allows_nothing_is_named(site: Site) -> None:
+    """The first stops everything, the second is a warning: it may be what the steward wants."""
+    site.folder.policy_yaml.write_text("accounts: [\n")
+    assert site.examined()["policy"].result == "failed"
+    site.folder.policy_yaml.write_text("accounts: []\n")
+    site.folder.datasets_yaml.write_text("data_sets: []\n")
+    check = site.examined()["policy"]
+    assert (check.result, "allows nothing" in check.found) == ("warning", True)
+
+
+def test_a_missing_or_newer_ledger_is_named(site: Site) -> None:
+    """The agent would not start."""
+    site.folder.state_db.unlink()
+    assert site.examined()["ledger"].result == "failed"
+    assert not site.folder.state_db.exists()
+
+
+def test_a_certificate_that_ended_says_how_to_join_again(tmp_path: Path) -> None:
+    """And one whose renewal is due says so."""
+    for age, result, found in (
+        (timedelta(hours=169), "failed", "ended"),
+        (timedelta(hours=150), "warning", "has been due"),
+    ):
+        made = Site(tmp_path / result, timedelta(0), ["127.0.0.1"])
+        again = make_agent(tmp_path / f"{result}-old", made.authority, made.coordinator.port, age)
+        made.folder = again
+        check = made.examined()["certificate"]
+        made.coordinator.stop()
+        assert (check.result, found in check.found) == (result, True)
+
+
+def test_the_ledger_is_only_read(site: Site) -> None:
+    """With the agent stopped nothing is left beside it; with the agent's writes open it is seen."""
+    folder = site.folder
+    before = sorted(path.name for path in folder.root.iterdir()), folder.state_db.read_bytes()
+    site.examined()
+    assert before == (
+        sorted(path.name for path in folder.root.iterdir()),
+        folder.state_db.read_bytes(),
+    )
+    state = State(folder.state_db, NODE, load_ledger_key(folder.identity / "ledger.key"))
+    state.set_note("one", "two")
+    try:
+        assert site.examined()["ledger"].result == "ok"
+    finally:
+        state.close()
+
+
+# Records
+
+
+def write_records(folder: Folder, text: str) -> None:
+    """The source of the one data set."""
+    (folder.root / "train.csv").write_text(text)
+
+
+ROWS = "".join(f"p{n},{n % 4 == 0:d},{40 + n if n % 10 else ''}\n" for n in range(200))
+
+
+def test_missing_values_and_labels_are_counted_where_they_may_be_seen(site: Site) -> None:
+    """At the hospital's terminal; without that they are not even read."""
+    write_records(site.folder, f"patient_id,disease,age\n{ROWS}")
+    shown = site.examined(rows=True)["records of heart"]
+    assert shown.result == "ok"
+    assert "180 of 200 rows complete, of 180 patients (199 declared)" in shown.found
+    assert "label 0: 140, 1: 40; missing: age 20" in shown.found
+    hidden = site.examined()["records of heart"]
+    assert hidden.result == "skipped"
+    assert not any(count in repr(hidden) for count in ("180", "140", "20"))
+
+
+def test_records_that_cannot_train_are_warned_of(site: Site) -> None:
+    """One label only; far fewer patients than declared; a cell that does not read."""
+    write_records(site.folder, "patient_id,disease,age\n" + "p1,1,40\np2,1,41\n")
+    check = site.examined(rows=True)["records of heart"]
+    assert check.result == "warning"
+    assert "only one label" in check.do
+    assert "declared_n is far" in check.do
+    write_records(site.folder, "patient_id,disease,age\np1,1,forty-one\n")
+    check = site.examined(rows=True)["records of heart"]
+    assert (check.result, "forty" in check.found) == ("failed", False)
+
+
+# The request, and the command
+
+
+def test_the_firewall_request_names_the_exact_rule(site: Site) -> None:
+    """Host, port and this machine's address; the proxy where there is one."""
+    direct = request_for(Route(f"127.0.0.1:{site.coordinator.port}"))
+    assert (direct.source, direct.host, direct.port) == (
+        "127.0.0.1",
+        "127.0.0.1",
+        site.coordinator.port,
+    )
+    assert f"TCP port {site.coordinator.port}" in direct.text()
+    proxied = request_for(Route("feddp.example:443", "127.0.0.1:3128", "agent.yaml", SECRET))
+    assert "allow CONNECT from 127.0.0.1 to feddp.example, TCP port 443" in proxied.text()
+    assert "s3cret" not in proxied.text() + json.dumps(proxied.as_dict())
+
+
+def command(*words: str, **environment: str) -> tuple[int, str, str]:
+    """`feddp agent doctor` in a process of its own."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "feddp", "agent", "doctor", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    return ran.returncode, ran.stdout, ran.stderr
+
+
+def test_the_command_tells_by_its_exit_code(site: Site) -> None:
+    """0 in order; 1 a check failed; JSON holds every check and no count of records."""
+    write_records(site.folder, f"patient_id,disease,age\n{ROWS}")
+    root = str(site.folder.root)
+    code, out, _ = command("--dir", root, "--hold", "0", "--json", "--data")
+    found = json.loads(out)
+    assert (code, found["in_order"], found["node"]) == (0, True, NODE)
+    assert found["firewall_request"]["port"] == site.coordinator.port
+    for count in ("180 of", "label 0"):
+        assert count not in out
+    site.write(worker={"memory_bytes_max": 100 << 20})
+    code, out, _ = command("--dir", root, "--hold", "0", "--data")
+    assert (code, "FAILED   memory: " in out) == (1, True), out
+    assert "label 0: 140, 1: 40" in out
+    assert out.splitlines()[-1].endswith("checks: 1 failed, 0 warnings")
+    code, out, _ = command("--dir", root, "--firewall-request")
+    assert (code, out.startswith("Please allow OUTBOUND TCP")) == (0, True)
+
+
+def test_the_command_wants_a_folder_or_a_token(site: Site) -> None:
+    """Exit code 2; a proxy's password is not shown again."""
+    code, _, err = command()
+    assert (code, "--dir DIR" in err) == (2, True)
+    code, out, err = command("--token", "x", "--proxy", f"http://{SECRET}@proxy:1")
+    assert (code, "s3cret" in out + err) == (2, False)

@@ -31,6 +31,7 @@ _UNAVAILABLE: Final = {
     "SOURCE_MISSING": "the file of its data set is not where its steward declares it",
     "SOURCE_UNREADABLE": "its agent may not read the file of its data set",
     "SCHEMA_MISMATCH": "the columns of its data set's file are not those that its steward declares",
+    "DATA_SET_WITHDRAWN": "its data steward has withdrawn the data set",
     "": "its data set cannot be read now",
 }
 """The same of a data set."""

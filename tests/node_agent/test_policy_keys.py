@@ -19,7 +19,8 @@ from node_agent.agent import status
 from node_agent.config import Folder
 from node_agent.launchers.base import Limits
 from node_agent.launchers.local import environment
-from node_agent.policy import Policy, load_policy
+from node_agent.policy import load_policy
+from node_agent.session.greeting import hello
 from node_agent.state import State
 from node_agent.steward import Steward
 from node_agent.working import WorkPolicy
@@ -125,7 +126,9 @@ def test_a_withdrawn_data_set_is_refused_and_published_without_tasks(
     write_rules(tmp_path, {**POLICY, "withdrawn": ["heart"]})
     assert reason(admission().decide(order("a2", round=2))) == "DATA_SET_WITHDRAWN"
     assert admission().terms(order()).reason == "DATA_SET_WITHDRAWN"
-    assert Policy.model_validate({**POLICY, "withdrawn": ["heart"]}).tasks_on("heart") == set()
+    rules = Steward(Folder(tmp_path)).rules()
+    (said,) = hello(rules, TASKS, lambda _: None, [], lambda *_: 0).data_sets
+    assert (said.unavailable, list(said.tasks)) == ("DATA_SET_WITHDRAWN", [])
 
 
 def test_nothing_is_begun_outside_the_hours(node: Any, tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ class DataSet(_message.Message):
     """Opaque counter that the steward raises when the records change."""
     unavailable: _builtins.str
     """Why it cannot be read now, by its file's place and header alone: "SOURCE_MISSING",
-    "SOURCE_UNREADABLE" or "SCHEMA_MISMATCH"; which column or file it is stays in the hospital.
+    "SOURCE_UNREADABLE" or "SCHEMA_MISMATCH"; or "DATA_SET_WITHDRAWN". Which column or file it is stays in the hospital.
     Empty for nothing known; agents of 0.1.0 never say.
     """
     @_builtins.property

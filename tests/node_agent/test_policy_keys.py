@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import yaml
 from typer.testing import CliRunner
 
@@ -230,7 +231,11 @@ def test_a_withdrawal_ends_a_training_that_has_begun_and_it_stays_charged(tmp_pa
             assert (await coordinator.heard("no_update")).attempt_id == "a1"
         assert status(folder.root)["accounts"][0]["posted_units"] > 0
 
-    play(tmp_path, scene)
+    with structlog.testing.capture_logs() as logs:
+        play(tmp_path, scene)
+    said = [one["event"] for one in logs]
+    assert "attempt_stopped" in said
+    assert "training_too_long" not in said, "it ended by itself"
 
 
 def test_a_broken_policy_changes_nothing_while_the_agent_runs(tmp_path: Path) -> None:

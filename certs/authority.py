@@ -1,5 +1,6 @@
 """The certificate authority of a federation: a root, an issuing authority, short-lived leaves."""
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from certs.profiles import (
     host_names,
     leaf_certificate,
 )
+from certs.rollover import read_state
 from certs.spiffe import SpiffeId, check_trust_domain
 from protos.content import sync_directory
 from protos.errors import Conflict, Malformed, NotFound, WrongPhase, invariant
@@ -43,6 +45,8 @@ class IssuedCertificate:
         serial: serial number, hexadecimal.
         not_before: first moment of validity, UTC, whole seconds.
         not_after: last moment of validity, UTC, whole seconds.
+        issuer: fingerprint of the issuing authority's certificate.
+        bundle: digest of the roots that its owner is told to trust with it.
     """
 
     chain_pem: bytes
@@ -51,16 +55,23 @@ class IssuedCertificate:
     spiffe_id: SpiffeId
     not_before: datetime
     not_after: datetime
+    issuer: str = ""
+    bundle: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """Signs certificates for one trust domain. Build it by `create` or `load`."""
+    """Signs certificates for one trust domain. Build it by `create` or `load`.
+
+    Attributes:
+        beside: another root that is trusted while one authority follows the other.
+    """
 
     trust_domain: str
     root: x509.Certificate
     issuing: x509.Certificate
     _issuing_key: ec.EllipticCurvePrivateKey = field(repr=False)
+    beside: tuple[x509.Certificate, ...] = ()
 
     @classmethod
     def create(cls, folder: Path, trust_domain: str, now: datetime | None = None) -> "Authority":
@@ -93,14 +104,22 @@ class Authority:
 
     @classmethod
     def load(cls, folder: Path) -> "Authority":
-        """Read what `create` wrote. `root.key` is not needed and may be kept elsewhere.
+        """Read what `create` wrote, or the authority that has followed it (`certs.rollover`).
+        `root.key` is not needed and may be kept elsewhere.
 
         Raises:
             NotFound: AUTHORITY_MISSING.
             Malformed: AUTHORITY_INVALID, if the files are unreadable or do not belong together.
         """
+        state = read_state(folder)
+        pki, folder = folder, folder / state.current
         try:
             root = x509.load_pem_x509_certificate((folder / "root.crt").read_bytes())
+            beside = tuple(
+                x509.load_pem_x509_certificate((pki / name / "root.crt").read_bytes())
+                for name in (state.next, state.former)
+                if name
+            )
             issuing = x509.load_pem_x509_certificate((folder / "issuing.crt").read_bytes())
             key = load_certificate_key(folder / "issuing.key")
         except (FileNotFoundError, NotFound):
@@ -117,12 +136,23 @@ class Authority:
             issuing.verify_directly_issued_by(root)
         except (ValueError, TypeError, InvalidSignature):
             raise _invalid(folder, "root.crt did not sign issuing.crt") from None
-        return cls(_trust_domain_of(issuing, folder), root, issuing, key)
+        return cls(_trust_domain_of(issuing, folder), root, issuing, key, beside)
 
     @property
     def trust_bundle(self) -> bytes:
-        """The root, PEM: all that a peer has to trust."""
-        return _pem(self.root)
+        """The root, and one more while authorities change, PEM: all that a peer has to trust."""
+        return b"".join(map(_pem, (self.root, *self.beside)))
+
+    @property
+    def bundle_digest(self) -> str:
+        """The same for the same roots, whichever of them issues."""
+        roots = sorted(one.fingerprint(hashes.SHA256()) for one in (self.root, *self.beside))
+        return hashlib.sha256(b"".join(roots)).hexdigest()
+
+    @property
+    def issuer(self) -> str:
+        """Fingerprint of the issuing authority's certificate, hexadecimal."""
+        return self.issuing.fingerprint(hashes.SHA256()).hex()
 
     @property
     def root_der(self) -> bytes:
@@ -182,6 +212,8 @@ class Authority:
             spiffe_id=identity,
             not_before=leaf.not_valid_before_utc,
             not_after=leaf.not_valid_after_utc,
+            issuer=self.issuer,
+            bundle=self.bundle_digest,
         )
 
 

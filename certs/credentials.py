@@ -4,6 +4,8 @@ There is no way to ask for a connection without TLS here. The lowest TLS version
 `peer_of`, because gRPC has no setting for it.
 """
 
+from collections.abc import Callable
+
 import grpc
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -15,8 +17,11 @@ from protos.errors import Malformed
 __all__ = [
     "Peer",
     "channel_credentials",
+    "check_server_credentials",
     "enrolment_server_credentials",
     "peer_of",
+    "reloading_server_credentials",
+    "server_configuration",
     "server_credentials",
 ]
 
@@ -36,6 +41,37 @@ def server_credentials(chain: bytes, key: bytes, bundle: bytes) -> grpc.ServerCr
     _check_bundle(bundle)
     return grpc.ssl_server_credentials(
         [(key, chain)], root_certificates=bundle, require_client_auth=True
+    )
+
+
+def check_server_credentials(chain: bytes, key: bytes, bundle: bytes) -> None:
+    """Return if a server can show `chain` and trust `bundle`.
+
+    Raises:
+        Malformed: CREDENTIALS_INVALID.
+    """
+    _check_pair(chain, key)
+    _check_bundle(bundle)
+
+
+def server_configuration(
+    chain: bytes, key: bytes, bundle: bytes | None = None
+) -> grpc.ServerCertificateConfiguration:
+    """What a server shows, and the roots that clients must chain to, if any."""
+    return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=bundle)
+
+
+def reloading_server_credentials(
+    current: Callable[[], grpc.ServerCertificateConfiguration], *, require_client_auth: bool
+) -> grpc.ServerCredentials:
+    """Credentials that are asked for at each handshake; open connections keep what they have.
+
+    Args:
+        current: gives what was checked by `check_server_credentials`: gRPC would keep the old one
+            without a word if it could not be used.
+    """
+    return grpc.dynamic_ssl_server_credentials(
+        current(), current, require_client_authentication=require_client_auth
     )
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "public_bytes_of",
     "public_key_of_csr",
     "save_private_key",
+    "spoken",
 ]
 
 CSR_BYTES_MAX = 8 << 10
@@ -90,6 +91,15 @@ def key_digest(key: ec.EllipticCurvePublicKey) -> str:
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     return hashlib.sha256(der).hexdigest()
+
+
+SPOKEN_DIGITS = 32
+"""Of a key's digest that two people compare: nobody finds another key with the same 128 bits."""
+
+
+def spoken(digest: str) -> str:
+    """The part of a key's digest that two people compare, in groups of four digits."""
+    return "-".join(digest[at : at + 4] for at in range(0, SPOKEN_DIGITS, 4))
 
 
 def new_ledger_key() -> ed25519.Ed25519PrivateKey:

@@ -1,18 +1,29 @@
-"""Private keys on disk: never readable by others, never written over."""
+"""Private keys on disk: never readable by others, never written over, encrypted on request.
+
+An encrypted key is PKCS#8 under a passphrase that comes from the environment: an agent that starts
+by itself reads it from where `FEDDP_KEY_PASSPHRASE_FILE` points, such as a systemd credential.
+"""
 
 import os
 from pathlib import Path
+from typing import cast
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from protos.content import sync_directory
-from protos.errors import Conflict, Malformed, NotFound
+from protos.errors import Conflict, Malformed, NotFound, invariant
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 KEY_FILE_BYTES_MAX = 16 << 10
+
+VARIABLE = "FEDDP_KEY_PASSPHRASE"
+FILE_VARIABLE = "FEDDP_KEY_PASSPHRASE_FILE"
+PASSPHRASE_CHARACTERS_MIN = 12
+
+_ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
 
 
 def write_new(path: Path, data: bytes, mode: int) -> None:
@@ -40,17 +51,72 @@ def write_new(path: Path, data: bytes, mode: int) -> None:
     sync_directory(path.parent)
 
 
-def save_private_key(path: Path, key: PrivateKey) -> None:
+def save_private_key(path: Path, key: PrivateKey, *, encrypted: bool = False) -> None:
     """Write `key` as PKCS#8 PEM, mode 0600; an existing identity is never written over.
 
     Raises:
         Conflict: FILE_EXISTS.
+        Malformed: PASSPHRASE_MISSING, PASSPHRASE_SHORT.
     """
-    write_new(path, private_pem(key), 0o600)
+    write_new(path, stored_pem(key, encrypted=encrypted), 0o600)
+
+
+def stored_pem(key: PrivateKey, *, encrypted: bool) -> bytes:
+    """`key` as it goes to the disk.
+
+    Raises:
+        Malformed: PASSPHRASE_MISSING, PASSPHRASE_SHORT.
+    """
+    if not encrypted:
+        return private_pem(key)
+    secret = passphrase()
+    if len(secret) < PASSPHRASE_CHARACTERS_MIN:
+        raise Malformed(
+            "PASSPHRASE_SHORT",
+            f"the passphrase of the keys has {len(secret)} bytes; give at least "
+            f"{PASSPHRASE_CHARACTERS_MIN}, such as `openssl rand -base64 24` makes",
+        )
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(secret),
+    )
+
+
+def is_encrypted(path: Path) -> bool:
+    """Whether a key file needs a passphrase; False where there is none."""
+    try:
+        return _ENCRYPTED in path.read_bytes()
+    except OSError:
+        return False
+
+
+def passphrase() -> bytes:
+    """The passphrase of this installation's keys, without the line's end.
+
+    Raises:
+        Malformed: PASSPHRASE_MISSING.
+    """
+    if name := os.environ.get(FILE_VARIABLE):
+        try:
+            secret = Path(name).read_bytes().rstrip(b"\r\n")
+        except OSError as error:
+            raise Malformed(
+                "PASSPHRASE_MISSING", f"{name} cannot be read ({error.strerror}): {FILE_VARIABLE}"
+            ) from None
+    else:
+        secret = os.environ.get(VARIABLE, "").encode()
+    if not secret:
+        raise Malformed(
+            "PASSPHRASE_MISSING",
+            f"the keys are encrypted: set {FILE_VARIABLE} to a file that holds their passphrase, "
+            f"or {VARIABLE} to the passphrase itself",
+        )
+    return secret
 
 
 def private_pem(key: PrivateKey) -> bytes:
-    """`key` as unencrypted PKCS#8 PEM: what `save_private_key` writes and gRPC takes."""
+    """`key` as unencrypted PKCS#8 PEM: what gRPC takes."""
     return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
@@ -58,12 +124,19 @@ def private_pem(key: PrivateKey) -> bytes:
     )
 
 
+def key_in(pem: bytes) -> ec.EllipticCurvePrivateKey:
+    """The P-256 key in unencrypted PEM that was checked before."""
+    key = serialization.load_pem_private_key(pem, None)
+    invariant(isinstance(key, ec.EllipticCurvePrivateKey), "a certificate's key of another kind")
+    return cast(ec.EllipticCurvePrivateKey, key)
+
+
 def load_certificate_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """The P-256 key that `save_private_key` wrote.
 
     Raises:
         NotFound: KEY_MISSING.
-        Malformed: KEY_INVALID.
+        Malformed: KEY_INVALID, PASSPHRASE_MISSING, PASSPHRASE_WRONG.
     """
     key = _load(path)
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
@@ -76,7 +149,7 @@ def load_ledger_key(path: Path) -> ed25519.Ed25519PrivateKey:
 
     Raises:
         NotFound: KEY_MISSING.
-        Malformed: KEY_INVALID.
+        Malformed: KEY_INVALID, PASSPHRASE_MISSING, PASSPHRASE_WRONG.
     """
     key = _load(path)
     if not isinstance(key, ed25519.Ed25519PrivateKey):
@@ -90,10 +163,15 @@ def _load(path: Path) -> object:
             data = file.read(KEY_FILE_BYTES_MAX)
     except FileNotFoundError:
         raise NotFound("KEY_MISSING", f"there is no key file {path}") from None
+    secret = passphrase() if _ENCRYPTED in data else None
     try:
-        return serialization.load_pem_private_key(data, password=None)
+        return serialization.load_pem_private_key(data, password=secret)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise _not_a_key(path, "an unencrypted PEM private key") from None
+        if secret is not None:
+            raise Malformed(
+                "PASSPHRASE_WRONG", f"the passphrase given does not open {path}"
+            ) from None
+        raise _not_a_key(path, "a PEM private key") from None
 
 
 def _not_a_key(path: Path, wanted: str) -> Malformed:

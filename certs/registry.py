@@ -19,6 +19,7 @@ class CertificateRecord:
         revoked: refused for ever.
         generation: 1 for the first certificate of an identity, one more with each renewal.
         superseded: a later generation was seen in use; refused for ever.
+        superseded_at_s: since when, in seconds since the epoch.
     """
 
     fingerprint: str
@@ -28,6 +29,7 @@ class CertificateRecord:
     revoked: bool
     generation: int = 1
     superseded: bool = False
+    superseded_at_s: float = 0.0
 
 
 def admit(peer: Peer, record: CertificateRecord | None, now: datetime) -> None:

@@ -14,7 +14,8 @@ RULES: dict[str, frozenset[str]] = {
     "Federation/Session": frozenset({"node"}),
     "Federation/SubmitUpdate": frozenset({"node"}),
     "Diagnosis/Probe": frozenset({"node"}),
-    "Renewal/Renew": frozenset({"node"}),
+    "Renewal/Renew": _PEOPLE | {"node"},
+    "Renewal/Confirm": _PEOPLE,
     "Witness/ReadHeads": frozenset({"node"}),
     "Witness/ReadEntries": frozenset({"node"}),
     "Witness/Countersign": frozenset({"node"}),
@@ -26,6 +27,10 @@ RULES: dict[str, frozenset[str]] = {
     "Nodes/GetNode": _PEOPLE,
     "Nodes/DisableNode": frozenset({"operator"}),
     "Nodes/EnableNode": frozenset({"operator"}),
+    "Nodes/ApproveJoin": frozenset({"operator"}),
+    "Nodes/RejectJoin": frozenset({"operator"}),
+    "Nodes/ReleaseNode": frozenset({"operator"}),
+    "Nodes/RevokeNode": frozenset({"operator"}),
     "Jobs/SubmitJob": frozenset({"engineer"}),
     "Jobs/ListJobs": _PEOPLE,
     "Jobs/GetJob": _PEOPLE,
@@ -39,9 +44,9 @@ RULES: dict[str, frozenset[str]] = {
     "Models/ListModels": _PEOPLE,
     "Models/GetModel": _PEOPLE,
 }
-"""`Service/Method` -> roles that may call it. The enrolment port serves Enrollment/Join alone."""
+"""`Service/Method` -> roles that may call it. The enrolment port serves Enrollment alone."""
 
-WITHOUT_CERTIFICATE = frozenset({"Enrollment/Join"})
+WITHOUT_CERTIFICATE = frozenset({"Enrollment/Join", "Enrollment/Challenge", "Enrollment/Recover"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from certs.authority import Authority
 from certs.credentials import server_credentials
 from coordinator.config import CoordinatorConfig, effects, load_config
-from coordinator.server import server_certificate
+from coordinator.server_certificate import read_pair
 from coordinator.store import people
 from coordinator.store.database import Database, newest_revision
 from coordinator.store.diagnosis import fault
 from protos.errors import FeddpError
 
 EXPIRES_SOON_DAYS = 14
+AUTHORITY_SOON_DAYS = 180
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +50,30 @@ def check(config_path: Path) -> list[Finding]:
 def _authority(config: CoordinatorConfig) -> Iterator[Finding]:
     try:
         authority = Authority.load(config.storage.pki_dir)
-        chain, key = server_certificate(config)
+        chain, key = read_pair(config)
         server_credentials(chain, key, authority.trust_bundle)
     except FeddpError as error:
         yield Finding("error", "certificates", error.message)
         return
+    ends = authority.issuing.not_valid_after_utc
+    if (ends - datetime.now(UTC)).days < AUTHORITY_SOON_DAYS:
+        yield Finding(
+            "warning",
+            "authority",
+            f"the issuing authority ends at {ends:%Y-%m-%d}: replace it with `feddp coordinator "
+            "ca-rollover begin`",
+        )
     leaf = x509.load_pem_x509_certificates(chain)[0]
     left = leaf.not_valid_after_utc - datetime.now(UTC)
     said = f"the server's certificate ends at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
     if left.total_seconds() <= 0:
         yield Finding("error", "certificates", f"{said}: it is over, and no node will connect")
     elif left.days < EXPIRES_SOON_DAYS:
-        yield Finding("warning", "certificates", f"{said}: renew it")
+        yield Finding(
+            "warning",
+            "certificates",
+            f"{said}: renew it; one that the authority made renews itself while this serves",
+        )
     else:
         yield Finding("ok", "certificates", said)
 

@@ -55,10 +55,22 @@ class Security(Section):
     node_certificate_life_s: int = key(
         604_800,
         "How long a node's certificate is valid. The agent renews it when a third of that remains,"
-        " so an agent that is stopped for the rest of that third has to join again.",
+        " and one whose certificate has ended replaces it within security.recovery_days.",
         unit="s",
         ge=10,
         le=31_536_000,
+    )
+    recovery_days: int = key(
+        30,
+        "How long after its end a node's certificate can still be replaced, by a proof of its key"
+        " on server.enrollment_port; 0 for never: then the node joins again with a new token.",
+        unit="days",
+        ge=0,
+        le=365,
+    )
+    approve_joins: bool = key(
+        False,
+        "Whoever redeems a join token waits until an operator approves (`feddp node approve`).",
     )
     rate_limit_per_user: int = key(
         30, "Queries of one user.", unit="per hour", ge=1, le=1_000_000, no_effect=NO_QUERIES

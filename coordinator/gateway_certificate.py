@@ -10,7 +10,8 @@ from certs.authority import Authority
 from certs.enrolment import new_key, save_private_key
 from certs.spiffe import SpiffeId
 from coordinator.config import load_config
-from coordinator.installation import CONFIG_FILE, SERVER_LIFETIME
+from coordinator.installation import CONFIG_FILE
+from coordinator.server_certificate import LIFETIME as SERVER_LIFETIME
 from coordinator.store import certificates
 from coordinator.store.database import Database
 from protos.content import write_durable

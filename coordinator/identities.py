@@ -24,7 +24,10 @@ AuthContext = Mapping[str, object]
 class Identities:
     """The registry of certificates, nodes and users, kept in memory.
 
-    The database is the truth; this process is its only writer and calls `reload` after a change.
+    The database is the truth; this process calls `reload` after a change.
+
+    Attributes:
+        known: how many certificates there were when it was read.
     """
 
     def __init__(self, database: Database, trust_domain: str) -> None:
@@ -33,7 +36,9 @@ class Identities:
         self._certificates: dict[str, CertificateRecord] = {}
         self._users: dict[str, people.User] = {}
         self._disabled: set[str] = set()
+        self._quarantined: dict[str, str] = {}
         self._reloading = asyncio.Lock()
+        self.known = 0
 
     async def reload(self) -> None:
         """Read everything again; never an older state over a newer one."""
@@ -42,10 +47,12 @@ class Identities:
 
     async def _reload(self) -> None:
         since_s = time.time() - ENDED_KEPT_S
+        self.known = await self._database.read(certificates.count)
         self._certificates = await self._database.read(lambda c: certificates.records(c, since_s))
         self._users = await self._database.read(people.all_users)
         nodes = await self._database.read(people.all_nodes)
         self._disabled = {node.name for node in nodes if node.status == "disabled"}
+        self._quarantined = await self._database.read(people.all_quarantines)
 
     def peer(
         self, auth_context: Mapping[str, list[bytes]], metadata: Metadata | None = None
@@ -75,7 +82,7 @@ class Identities:
 
         Raises:
             Unauthenticated: as `certs.registry.admit`.
-            NotAllowed: NODE_DISABLED, USER_UNKNOWN.
+            NotAllowed: NODE_DISABLED, NODE_QUARANTINED, USER_UNKNOWN.
         """
         admit(peer, self._certificates.get(peer.fingerprint), datetime.now(UTC))
         identity: SpiffeId = peer.spiffe_id
@@ -85,6 +92,8 @@ class Identities:
                     "NODE_DISABLED",
                     f"node {identity.name} is disabled at the coordinator; ask its operator",
                 )
+            if why := self._quarantined.get(identity.name):
+                raise quarantined(identity.name, why)
             return Caller(identity.name, frozenset({"node"}), node=identity.name)
         user = self._users.get(identity.name)
         if identity.kind != "user" or user is None:
@@ -96,11 +105,35 @@ class Identities:
         record = self._certificates.get(peer.fingerprint)
         return record.generation if record is not None else 0
 
+    def superseded_at(self, peer: Peer) -> float:
+        """Since when a later certificate of the same identity is in use; 0 for long ago."""
+        record = self._certificates.get(peer.fingerprint)
+        return record.superseded_at_s if record is not None else 0.0
+
+    def is_disabled(self, node: str) -> bool:
+        """Whether an operator has disabled the node."""
+        return node in self._disabled
+
+    def quarantine_of(self, node: str) -> str:
+        """Why the node is shut out until a person lets it in; empty if it is not."""
+        return self._quarantined.get(node, "")
+
     def expires_at(self, node: str) -> float:
         """When the node's newest certificate ends, in seconds since the epoch; 0 for none."""
         ends = [
             record.not_after.timestamp()
             for record in self._certificates.values()
-            if record.spiffe_id.kind == "node" and record.spiffe_id.name == node
+            if record.spiffe_id.kind == "node"
+            and record.spiffe_id.name == node
+            and not record.revoked
         ]
         return max(ends, default=0.0)
+
+
+def quarantined(node: str, why: str) -> NotAllowed:
+    """How every certificate of a quarantined node is refused."""
+    return NotAllowed(
+        "NODE_QUARANTINED",
+        f"node {node} is quarantined: {why}. Its hospital and the coordinator's operator settle "
+        "which machine is the right one; `feddp node release` lets it in again",
+    )

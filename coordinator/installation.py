@@ -1,6 +1,7 @@
 """A new coordinator: its configuration, authority, server certificate and operator's profile."""
 
 import ipaddress
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,19 +9,19 @@ from pathlib import Path
 import yaml
 
 from certs.authority import Authority
-from certs.enrolment import new_key, private_pem, save_private_key
+from certs.enrolment import key_digest, new_key, private_pem, save_private_key
 from certs.spiffe import SpiffeId, check_trust_domain
+from coordinator import server_certificate
 from coordinator.config_sections import postgresql_url
 from coordinator.store import certificates, people
 from coordinator.store.database import Database
 from protos.content import write_durable
-from protos.errors import Conflict, Malformed
+from protos.errors import Conflict, Malformed, NotFound
 
 CONFIG_FILE = "coordinator.yaml"
 OPERATOR = "operator"
 OPERATOR_ROLES = frozenset({"operator", "engineer", "privacy-officer"})
 PERSON_LIFETIME = timedelta(days=365)
-SERVER_LIFETIME = timedelta(days=365)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,17 +143,47 @@ def _issue_server(pki: Path, authority: Authority, hosts: list[str]) -> None:
             addresses.append(str(ipaddress.ip_address(host)))
         except ValueError:
             names.append(host)
-    key = new_key()
-    issued = authority.issue(
-        key.public_key(),
-        SpiffeId(authority.trust_domain, "coordinator"),
-        now=datetime.now(UTC),
-        lifetime=SERVER_LIFETIME,
-        dns_names=sorted(set(names)),
-        ip_addresses=sorted(set(addresses)),
+    key, chain = server_certificate.issue(authority, names, addresses, datetime.now(UTC))
+    save_private_key(pki / server_certificate.KEY, key)
+    write_durable(pki / server_certificate.CHAIN, chain, 0o644)
+
+
+def reissue_operator(folder: Path) -> Path:
+    """A new key and certificate for the operator's profile, and the roots to trust now.
+
+    Raises:
+        NotFound: INSTALLATION_MISSING, AUTHORITY_MISSING, USER_UNKNOWN.
+        Malformed: CONFIG_INVALID, AUTHORITY_INVALID.
+    """
+    from coordinator.config import load_config
+
+    if not (folder / CONFIG_FILE).is_file():
+        raise NotFound("INSTALLATION_MISSING", f"{folder} holds no {CONFIG_FILE}")
+    config = load_config(folder / CONFIG_FILE, os.environ)
+    authority, database = (
+        Authority.load(config.storage.pki_dir),
+        Database(config.storage.database_url),
     )
-    save_private_key(pki / "server.key", key)
-    write_durable(pki / "server.crt", issued.chain_pem, 0o644)
+    profile, key = folder / "operator", new_key()
+    try:
+        if OPERATOR not in database.read_now(people.all_users):
+            raise NotFound("USER_UNKNOWN", f"there is no user {OPERATOR} in {folder}'s database")
+        issued = authority.issue(
+            key.public_key(),
+            SpiffeId(authority.trust_domain, "user", OPERATOR),
+            now=datetime.now(UTC),
+            lifetime=PERSON_LIFETIME,
+        )
+        digest = key_digest(key.public_key())
+        database.write_now(lambda connection: certificates.add(connection, issued, digest))
+    finally:
+        database.close()
+    # As in a renewal: a reader finds a pair that works.
+    write_durable(profile / "next.pem", private_pem(key))
+    write_durable(profile / "bundle.pem", authority.trust_bundle)
+    write_durable(profile / "chain.pem", issued.chain_pem)
+    (profile / "next.pem").replace(profile / "key.pem")
+    return profile
 
 
 def _issue_operator(folder: Path, authority: Authority, database: Database, address: str) -> Path:
@@ -164,7 +195,8 @@ def _issue_operator(folder: Path, authority: Authority, database: Database, addr
         now=datetime.now(UTC),
         lifetime=PERSON_LIFETIME,
     )
-    database.write_now(lambda connection: certificates.add(connection, issued))
+    digest = key_digest(key.public_key())
+    database.write_now(lambda connection: certificates.add(connection, issued, digest))
     user = people.User(OPERATOR, OPERATOR_ROLES, "default")
     database.write_now(lambda connection: people.add_user(connection, user))
     write_durable(folder / "key.pem", private_pem(key))

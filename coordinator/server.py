@@ -13,7 +13,6 @@ import grpc
 import structlog
 
 from certs.authority import Authority
-from certs.credentials import enrolment_server_credentials, server_credentials
 from certs.enrolment import public_bytes_of
 from coordinator.blobs import BlobStore
 from coordinator.config import CoordinatorConfig, load_config
@@ -22,6 +21,7 @@ from coordinator.identities import Identities
 from coordinator.keyring import ledger_key
 from coordinator.leadership import Leadership
 from coordinator.metrics import Metrics
+from coordinator.quarantine import Quarantine
 from coordinator.rounds.driver import Rounds
 from coordinator.rounds.effects import Effects
 from coordinator.rpc.diagnosis import DiagnosisService
@@ -33,12 +33,13 @@ from coordinator.rpc.people import BudgetsService, ModelsService, NodesService
 from coordinator.rpc.renewal import RenewalService
 from coordinator.rpc.transfer import TransferService
 from coordinator.rpc.witness import WitnessService
+from coordinator.server_certificate import ServerCertificate
 from coordinator.sessions import Sessions
+from coordinator.store import certificates, ledger, people
 from coordinator.store import jobs as job_store
-from coordinator.store import ledger, people
 from coordinator.store.database import Database
 from protos.allocation import keep_freed
-from protos.errors import Conflict, Malformed, NotFound
+from protos.errors import Conflict, Malformed
 from protos.feddp.v1 import (
     budgets_pb2_grpc,
     diagnosis_pb2_grpc,
@@ -56,6 +57,8 @@ log = structlog.get_logger(__name__)
 
 DRAIN_S = 5.0
 OBSERVE_S = 2.0
+CERTIFICATE_S = 5.0
+"""Between looks at the files of the server's certificate and of the authority."""
 
 FREED_BYTES_KEPT = 16 << 20
 """Room for the messages of a few transfers."""
@@ -81,7 +84,8 @@ class Coordinator:
     def __init__(self, config: CoordinatorConfig) -> None:
         self.config = config
         storage, server = config.storage, config.server
-        self.authority = Authority.load(storage.pki_dir)
+        self._certificate = ServerCertificate(config, self._adopt)
+        self.authority = self._certificate.authority
         self.database = Database(storage.database_url)
         self.database.migrate()
         self._leadership = Leadership(self.database)
@@ -91,6 +95,7 @@ class Coordinator:
         federation = config.federation
         self.sessions = Sessions(federation.node_silent_s, federation.node_disconnected_s)
         self.identities = Identities(self.database, self.authority.trust_domain)
+        self._quarantine = Quarantine(self.database, self.identities, self.sessions)
         effects = Effects(self.blobs, self.sessions)
         self.rounds = Rounds(self.database, self.sessions, effects, self.metrics)
         self.federation = FederationService(
@@ -104,7 +109,28 @@ class Coordinator:
         self._health = HealthServer(
             server.health_host, server.health_port, self._ready, self.metrics.registry
         )
-        self._node_lifetime = timedelta(seconds=config.security.node_certificate_life_s)
+        lifetime = timedelta(seconds=config.security.node_certificate_life_s)
+        self._enrolling = EnrollmentService(
+            self.database,
+            self.authority,
+            self.identities,
+            _join(server.public_host, server.public_port),
+            lifetime,
+            timedelta(days=config.security.recovery_days),
+            self._quarantine,
+        )
+        self._renewing = RenewalService(self.database, self.authority, self.identities, lifetime)
+        self._nodes = NodesService(
+            self.database,
+            self.authority,
+            self.identities,
+            self.sessions,
+            _join(
+                server.public_enrollment_host or server.public_host,
+                server.public_enrollment_port,
+            ),
+            config.security.approve_joins,
+        )
         self._servers: list[grpc.aio.Server] = []
         self._is_ready = False
 
@@ -121,9 +147,9 @@ class Coordinator:
             starting.cancel()  # it waited for another coordinator to end
             return
         await starting
-        observer = asyncio.create_task(self._observe())
+        beside = [asyncio.create_task(one) for one in (self._observe(), self._keep_certificate())]
         await asyncio.wait(enough, return_when=asyncio.FIRST_COMPLETED)
-        for task in (observer, *enough):
+        for task in (*beside, *enough):
             task.cancel()
         log.info("coordinator_draining")
         await self.stop()
@@ -140,25 +166,13 @@ class Coordinator:
         server = self.config.server
         await self._leadership.take()
         await self.identities.reload()
-        chain, key = server_certificate(self.config)
-        main = self._server(Gate(self.identities, self.metrics))
+        await asyncio.to_thread(self._certificate.refresh)
+        main = self._server(Gate(self.identities, self.metrics, self._quarantine.seen))
         self._add_services(main)
-        credentials = server_credentials(chain, key, self.authority.trust_bundle)
-        _bind(main, server.host, server.port, credentials)
+        _bind(main, server.host, server.port, self._certificate.mutual())
         enrolment = self._server(Gate(None, self.metrics))
-        address = _join(server.public_host, server.public_port)
-        enrollment_pb2_grpc.add_EnrollmentServicer_to_server(
-            EnrollmentService(
-                self.database, self.authority, self.identities, address, self._node_lifetime
-            ),
-            enrolment,
-        )
-        _bind(
-            enrolment,
-            server.host,
-            server.enrollment_port,
-            enrolment_server_credentials(chain, key),
-        )
+        enrollment_pb2_grpc.add_EnrollmentServicer_to_server(self._enrolling, enrolment)
+        _bind(enrolment, server.host, server.enrollment_port, self._certificate.enrolment())
         self._health.start()
         await self.rounds.start()
         for one in (main, enrolment):
@@ -188,10 +202,6 @@ class Coordinator:
         return grpc.aio.server(interceptors=[gate], options=OPTIONS)
 
     def _add_services(self, server: grpc.aio.Server) -> None:
-        public = self.config.server
-        enrollment_address = _join(
-            public.public_enrollment_host or public.public_host, public.public_enrollment_port
-        )
         federation_pb2_grpc.add_FederationServicer_to_server(self.federation, server)
         add_transfer(
             TransferService(
@@ -203,16 +213,8 @@ class Coordinator:
             ),
             server,
         )
-        nodes_pb2_grpc.add_NodesServicer_to_server(
-            NodesService(
-                self.database, self.authority, self.identities, self.sessions, enrollment_address
-            ),
-            server,
-        )
-        renewal_pb2_grpc.add_RenewalServicer_to_server(
-            RenewalService(self.database, self.authority, self.identities, self._node_lifetime),
-            server,
-        )
+        nodes_pb2_grpc.add_NodesServicer_to_server(self._nodes, server)
+        renewal_pb2_grpc.add_RenewalServicer_to_server(self._renewing, server)
         jobs_pb2_grpc.add_JobsServicer_to_server(
             JobsService(self.database, self.blobs, self.rounds, self.config), server
         )
@@ -235,6 +237,24 @@ class Coordinator:
         except Exception:  # noqa: BLE001 - whatever it is, the answer is no
             return False
         return True
+
+    def _adopt(self, authority: Authority) -> None:
+        """Another authority issues, or another is trusted, from now on."""
+        self.authority = authority
+        self._enrolling.authority = self._renewing.authority = authority
+        self._nodes.authority = authority
+
+    async def _keep_certificate(self) -> None:
+        """Reload and renew what the ports show and trust."""
+        while True:
+            await asyncio.sleep(CERTIFICATE_S)
+            try:
+                await asyncio.to_thread(self._certificate.refresh)
+                # `feddp coordinator reissue` writes beside us.
+                if await self.database.read(certificates.count) != self.identities.known:
+                    await self.identities.reload()
+            except Exception:
+                log.exception("certificate_refresh_failed")
 
     async def _observe(self) -> None:
         """Keep the gauges current, and remember when nodes were heard."""
@@ -268,24 +288,6 @@ class Coordinator:
             filter_, balance = account.filter, account.balance
             spent = filter_.epsilon_of(balance.posted_units) if balance.guarantee else None
             self.metrics.budget(node.name, data_set.name, filter_.epsilon_limit, spent)
-
-
-def server_certificate(config: CoordinatorConfig) -> tuple[bytes, bytes]:
-    """(chain, key) of the server, PEM.
-
-    Raises:
-        NotFound: SERVER_CERTIFICATE_MISSING.
-    """
-    server, pki = config.server, config.storage.pki_dir
-    chain, key = server.ssl_cert or pki / "server.crt", server.ssl_key or pki / "server.key"
-    try:
-        return chain.read_bytes(), key.read_bytes()
-    except OSError as error:
-        raise NotFound(
-            "SERVER_CERTIFICATE_MISSING",
-            f"{error.filename} cannot be read ({error.strerror}); `feddp coordinator init` makes "
-            "one, or set server.ssl_cert and server.ssl_key",
-        ) from None
 
 
 def _bind(

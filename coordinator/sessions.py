@@ -4,16 +4,25 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 
+from protos.errors import WrongPhase
 from protos.feddp.v1 import federation_pb2 as federation
 
 QUEUE_MESSAGES_MAX = 1024
+
+ALIVE_S = 15.0
+"""An agent that was heard in this time is alive: it beats at least every 5 s. Another one with the
+same identity waits until it is not."""
+
+AGAIN_S = 5.0
+"""After which that one may ask again."""
 
 
 class NodeSession:
     """One open stream of one node: messages for it, and when it was heard last."""
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, instance: str = "") -> None:
         self.node = node
+        self.instance = instance
         self.heard_at_s = time.monotonic()
         self._messages: asyncio.Queue[federation.CoordinatorMessage | None] = asyncio.Queue(
             QUEUE_MESSAGES_MAX
@@ -55,13 +64,46 @@ class Sessions:
         self._disconnected_s = disconnected_s
         self._open: dict[str, NodeSession] = {}
         self._left_at_s: dict[str, float] = {}
+        self._second_at_s: dict[str, float] = {}
         self._began_at_s = time.monotonic()
 
-    def open(self, node: str) -> NodeSession:
-        """Begin a session; an older one of the same node ends."""
+    def check(self, node: str, instance: str) -> None:
+        """Return if an agent may begin a session.
+
+        Args:
+            instance: drawn at the start of its process; empty from agents of 0.1.0.
+
+        Raises:
+            WrongPhase: SESSION_TAKEN, another agent with this identity is connected and alive.
+        """
+        held = self._open.get(node)
+        if held is None or held.instance in ("", instance):
+            return
+        silent_s = time.monotonic() - held.heard_at_s
+        if silent_s >= ALIVE_S:
+            return
+        self._second_at_s[node] = time.time()
+        raise WrongPhase(
+            "SESSION_TAKEN",
+            f"another agent is connected as {node} and was heard {silent_s:.0f} s ago; an identity "
+            "is for one machine: stop the other, or this one if its folder is a copy",
+            retry_after_s=AGAIN_S,
+        )
+
+    def open(self, node: str, instance: str = "") -> NodeSession:
+        """Begin a session; an older one of the same agent ends.
+
+        Raises:
+            WrongPhase: SESSION_TAKEN.
+        """
+        self.check(node, instance)
         self.cut(node)
-        session = self._open[node] = NodeSession(node)
+        session = self._open[node] = NodeSession(node, instance)
         return session
+
+    def second_at_s(self, node: str) -> float:
+        """When a second agent with the node's identity was refused last; 0 for never."""
+        return self._second_at_s.get(node, 0.0)
 
     def close(self, session: NodeSession) -> None:
         """The stream is gone."""

@@ -21,6 +21,7 @@ from coordinator.rounds.phases import (
 from coordinator.store import checkpoints as checkpoint_store
 from coordinator.store import ledger, people, shares
 from coordinator.store.jobs import ModelRecord
+from coordinator.store.joins import WaitingJoin
 from privacy.accounting import epsilon_spent
 from privacy.figures import Figures, figures_of
 from privacy.filters import make_filter
@@ -33,13 +34,19 @@ PHASES = {"Closing": "publishing"}
 
 
 def node(
-    record: people.NodeRecord, *, connected: bool, certificate_expires_at: float
+    record: people.NodeRecord,
+    waiting: WaitingJoin | None = None,
+    *,
+    connected: bool,
+    certificate_expires_at: float,
+    quarantine: str = "",
+    second_agent_at: float = 0.0,
 ) -> nodes_pb2.Node:
     """A node for operators."""
     return nodes_pb2.Node(
         name=record.name,
         node_class=record.node_class,
-        status=record.status,
+        status="quarantined" if quarantine else record.status,
         connected=connected,
         last_seen_at=record.last_seen_at,
         agent_version=record.hello.agent_version,
@@ -56,6 +63,10 @@ def node(
         ],
         tasks=sorted({task for d in record.hello.data_sets for task in d.tasks}),
         ledger_public_key=record.ledger_public_key,
+        quarantine=quarantine,
+        waiting_key=waiting.key_digest if waiting is not None else "",
+        waiting_for_steward=waiting is not None and waiting.confirming,
+        second_agent_at=second_agent_at,
     )
 
 

@@ -293,10 +293,23 @@ class Client:
         return job
 
     def create_token(
-        self, node: str, node_class: str = "edge", ttl_s: int = 86400
+        self,
+        node: str,
+        node_class: str = "edge",
+        ttl_s: int = 86400,
+        *,
+        approval: bool = False,
+        rejoin: bool = False,
     ) -> CreateTokenResponse:
-        """A join token for one node; an earlier unused one of that node is void from now on."""
-        request = nodes_pb2.CreateTokenRequest(node=node, node_class=node_class, ttl_s=ttl_s)
+        """A join token for one node; an earlier unused one of that node is void from now on.
+
+        Args:
+            approval: whoever redeems it waits for `approve`.
+            rejoin: the node has joined, and joins again.
+        """
+        request = nodes_pb2.CreateTokenRequest(
+            node=node, node_class=node_class, ttl_s=ttl_s, approval=approval, rejoin=rejoin
+        )
         with self._errors():
             answer: CreateTokenResponse = self._nodes.CreateToken(request, timeout=CALL_TIMEOUT_S)
         return answer
@@ -326,6 +339,39 @@ class Client:
         with self._errors():
             request = nodes_pb2.EnableNodeRequest(node=name)
             node: Node = self._nodes.EnableNode(request, timeout=CALL_TIMEOUT_S).node
+        return node
+
+    def approve(self, name: str, key: str = "", steward: str = "") -> Node:
+        """Let in the machine that waits to join as a node.
+
+        Args:
+            key: the beginning of its key's digest, as the hospital read it out.
+            steward: who at the hospital confirmed it.
+        """
+        with self._errors():
+            request = nodes_pb2.ApproveJoinRequest(node=name, key=key, steward=steward)
+            node: Node = self._nodes.ApproveJoin(request, timeout=CALL_TIMEOUT_S).node
+        return node
+
+    def reject(self, name: str) -> Node:
+        """Refuse the machine that waits to join as a node."""
+        with self._errors():
+            request = nodes_pb2.RejectJoinRequest(node=name)
+            node: Node = self._nodes.RejectJoin(request, timeout=CALL_TIMEOUT_S).node
+        return node
+
+    def release(self, name: str) -> Node:
+        """End a node's quarantine."""
+        with self._errors():
+            request = nodes_pb2.ReleaseNodeRequest(node=name)
+            node: Node = self._nodes.ReleaseNode(request, timeout=CALL_TIMEOUT_S).node
+        return node
+
+    def revoke(self, name: str) -> Node:
+        """Revoke every certificate of a node for good and cut its connections."""
+        with self._errors():
+            request = nodes_pb2.RevokeNodeRequest(node=name)
+            node: Node = self._nodes.RevokeNode(request, timeout=CALL_TIMEOUT_S).node
         return node
 
     def models(self, job_id: str = "") -> list[Model]:

@@ -12,6 +12,9 @@ from protos.errors import Malformed, NotFound
 PROFILE_VARIABLE = "FEDDP_PROFILE"
 DIR_VARIABLE = "FEDDP_DIR"
 CONFIG_NAME = "coordinator.yaml"
+KEY, CHAIN, BUNDLE = "key.pem", "chain.pem", "bundle.pem"
+NEXT_KEY = "next.pem"
+"""The key of a renewal under way; becomes `key.pem`. See `feddp.renewing`."""
 
 
 class _ProfileFile(BaseModel):
@@ -53,9 +56,9 @@ class Profile:
         """
         try:
             text = (folder / "profile.yaml").read_text(encoding="utf-8")
-            key, chain, bundle = (
-                (folder / name).read_bytes() for name in ("key.pem", "chain.pem", "bundle.pem")
-            )
+            key, chain, bundle = ((folder / name).read_bytes() for name in (KEY, CHAIN, BUNDLE))
+            if (folder / NEXT_KEY).exists():
+                key = _key_of(folder, chain, key)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFound(
                 "PROFILE_MISSING",
@@ -140,3 +143,19 @@ class Selection:
         if installation is not None:
             return Profile.load(installation / "operator")
         return Profile.load(self.profile or Path())
+
+
+def _key_of(folder: Path, chain: bytes, key: bytes) -> bytes:
+    """The key that the certificate is for: a renewal may have ended between two renames."""
+    from cryptography import x509
+
+    from certs.enrolment import load_certificate_key
+    from protos.errors import FeddpError
+
+    try:
+        leaf = x509.load_pem_x509_certificates(chain)[0]
+        if load_certificate_key(folder / NEXT_KEY).public_key() == leaf.public_key():
+            return (folder / NEXT_KEY).read_bytes()
+    except (ValueError, IndexError, FeddpError):
+        pass
+    return key

@@ -155,7 +155,15 @@ async def serve(
             driver.renewed(channel)
             return channel
 
-        renewal = Renewal(folder.identity, identity, channels.current, adopt)
+        there = config.enrollment or config.coordinator
+        renewal = Renewal(
+            folder.identity,
+            identity,
+            channels.current,
+            adopt,
+            config.enrollment,
+            route_to(there, config.proxy, folder.root, os.environ).options(),
+        )
         async with asyncio.TaskGroup() as group:
             renewing = group.create_task(renewal.run())
             await driver.run(stop)
@@ -186,6 +194,7 @@ def status(path: Path) -> dict[str, Any]:
         "node": identity.node,
         "node_class": config.node_class,
         "coordinator": config.coordinator,
+        "enrollment": config.enrollment,
         "certificate_expires_at": identity.expires_at.timestamp(),
         "certificate_renews_at": identity.renews_at.timestamp(),
         "running": running,

@@ -23,7 +23,7 @@ _AGAIN: Final = frozenset(
     }
 )
 _SHUT_OUT: Final = frozenset({"UNAUTHENTICATED"})
-_SHUT_OUT_REASONS: Final = frozenset({"NODE_DISABLED", "ROLE_NOT_ALLOWED"})
+_SHUT_OUT_REASONS: Final = frozenset({"NODE_DISABLED", "NODE_QUARANTINED", "ROLE_NOT_ALLOWED"})
 
 
 class Backoff:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -83,6 +83,8 @@ class AgentConfig(BaseModel):
 
     Attributes:
         coordinator: "host:port" of the coordinator's mTLS port.
+        enrollment: "host:port" of its enrolment port, where a certificate that ended while the
+            machine was off is replaced; empty from 0.1.0.
         node: this node's name; must be the one in its certificate.
         launcher: where workers run.
         model_bytes_max: a larger model is refused, not fetched.
@@ -91,6 +93,7 @@ class AgentConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     coordinator: Annotated[str, Field(pattern=_ADDRESS)]
+    enrollment: Annotated[str, Field(pattern=_ADDRESS)] | Literal[""] = ""
     trust_domain: str
     node: str
     node_class: Annotated[str, Field(pattern="^(edge|hpc|cloud)$")]

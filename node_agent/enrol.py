@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +26,8 @@ from certs.enrolment import (
     public_bytes_of,
     save_private_key,
 )
+from certs.keyfiles import key_in, stored_pem
+from certs.proofs import prove_rejoin
 from certs.spiffe import SpiffeId
 from certs.tokens import JoinToken
 from node_agent.config import AgentConfig, Folder, load_config
@@ -32,21 +36,26 @@ from node_agent.identity import (
     CHAIN,
     KEY,
     LEDGER_KEY,
+    Identity,
+    check_bundle,
     check_issued,
     load_identity,
     settle,
 )
 from node_agent.proxy import ProxyConfig, Route, route_to
+from node_agent.renewal import pending_key
 from node_agent.state import State, ledger_missing
 from node_agent.templates import DATASETS_YAML, POLICY_YAML
 from protos.content import write_durable
-from protos.errors import Conflict, Malformed, Unavailable
+from protos.errors import Conflict, FeddpError, Malformed, Unavailable
 from protos.feddp.v1 import enrollment_pb2 as pb
 from protos.feddp.v1 import enrollment_pb2_grpc as pb_grpc
 from protos.status import from_rpc
 
 CONNECT_TIMEOUT_S: Final = 10.0
 JOIN_TIMEOUT_S: Final = 30.0
+PENDING_S: Final = 2.0
+"""Between two questions of a machine that waits to be let in."""
 
 _REFUSALS: Final = (
     "UNAUTHENTICATED",
@@ -58,7 +67,7 @@ _REFUSALS: Final = (
 )
 """Answers that say that the token was not redeemed for this key."""
 
-_ANSWERED: Final = frozenset({"coordinator", "trust_domain", "node", "node_class"})
+_ANSWERED: Final = frozenset({"coordinator", "enrollment", "trust_domain", "node", "node_class"})
 """Keys of agent.yaml that the coordinator's answer sets."""
 
 
@@ -70,6 +79,7 @@ class JoinResult:
         coordinator: "host:port" of the mTLS port.
         expires_at: last moment of the certificate, UTC.
         policy_written: whether a policy file was made that allows nothing yet.
+        root_fingerprint: SHA-256 of the root that the token pins, for people to compare.
     """
 
     node: str
@@ -79,6 +89,7 @@ class JoinResult:
     expires_at: datetime
     path: Path
     policy_written: bool
+    root_fingerprint: str
 
 
 def join(
@@ -86,38 +97,65 @@ def join(
     path: Path,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     proxy: ProxyConfig | None = None,
+    *,
+    again: bool = False,
+    encrypt_keys: bool = False,
+    pending: Callable[[FeddpError], bool] = lambda _: False,
 ) -> JoinResult:
     """Redeem a token and write identity, configuration and, where absent, the steward's files.
 
-    A join whose answer was lost is done again with the same token and keeps its keys; one that was
-    refused or never reached the coordinator leaves nothing behind. A node whose certificate has
-    ended joins again in its own folder with a new token, and keeps its ledger and agent.yaml's
-    settings.
+    A join whose answer was lost, or that waited for approval, is done again with the same token and
+    keeps its keys; one that was refused or never reached the coordinator leaves nothing behind. A
+    node whose certificate has ended joins again in its own folder with a new token, and keeps its
+    ledger and agent.yaml's settings: it makes a new key, and proves the old one.
 
     Args:
         proxy: goes into agent.yaml; None for what stands there, or the environment's.
+        again: also a node whose certificate is valid.
+        encrypt_keys: under the passphrase of `certs.keyfiles.passphrase`.
+        pending: told each time that the join still waits for a person; whether to go on waiting.
 
     Raises:
         Malformed: TOKEN_INVALID, PROXY_INVALID; JOIN_ANSWER_INVALID, the coordinator's answer does
-            not hold.
-        Conflict: ALREADY_JOINED.
+            not hold; PASSPHRASE_MISSING, PASSPHRASE_SHORT, PASSPHRASE_WRONG.
+        Conflict: ALREADY_JOINED, AGENT_RUNNING.
+        NotAllowed: JOIN_REJECTED, LEDGER_KEY_CHANGED, NODE_DISABLED.
+        WrongPhase: JOIN_PENDING.
         Unauthenticated: TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED.
         Unavailable: UNREACHABLE.
     """
     parsed = JoinToken.parse(token)
+    if encrypt_keys:
+        stored_pem(new_key(), encrypted=True)  # says what is wrong before anything is made
     folder = Folder(path.absolute())
-    former = _former(folder)
+    former = _former(folder, again)
     settings = _settings(folder, proxy)
     route = route_to(
         parsed.address, settings.get("proxy") or ProxyConfig(), folder.root, os.environ
     )
+
+    def ask(request: pb.JoinRequest, undo: contextlib.ExitStack) -> pb.JoinResponse:
+        return _ask(parsed, route, request, connect_timeout_s, undo, pending)
+
+    with _alone(folder, former):
+        return _joined(parsed, folder, former, settings, encrypt_keys, ask)
+
+
+def _joined(
+    parsed: JoinToken,
+    folder: Folder,
+    former: Identity | None,
+    settings: dict[str, Any],
+    encrypt_keys: bool,
+    ask: Callable[[pb.JoinRequest, contextlib.ExitStack], pb.JoinResponse],
+) -> JoinResult:
     # Undone unless the coordinator may have redeemed the token for these keys.
     with contextlib.ExitStack() as undo:
         for part in (*reversed(folder.root.parents), folder.root, folder.identity):
             if not part.exists():
                 part.mkdir(mode=0o700)
                 undo.callback(_remove_folder, part)
-        key, ledger_key = _keys(folder.identity, undo)
+        key, ledger_key = _keys(folder.identity, former, encrypt_keys, undo)
         csr = make_csr(key)
         request = pb.JoinRequest(
             secret=parsed.secret,
@@ -125,11 +163,14 @@ def join(
             ledger_public_key=public_bytes_of(ledger_key),
             ledger_key_proof=prove_ledger_key(ledger_key, csr),
         )
-        answer = _ask(parsed, route, request, connect_timeout_s, undo)
+        if former is not None:
+            request.former_certificate = former.chain
+            request.former_key_proof = prove_rejoin(key_in(former.key), csr)
+        answer = ask(request, undo)
         undo.pop_all()
     spiffe_id, leaf = _check(parsed, key, answer)
-    if former not in ("", spiffe_id.name):
-        raise _answer_invalid(f"it is for node {spiffe_id.name} and this folder is {former}'s")
+    if former is not None and former.node != spiffe_id.name:
+        raise _answer_invalid(f"it is for node {spiffe_id.name} and this folder is {former.node}'s")
     return _write(folder, parsed, answer, spiffe_id, leaf, ledger_key, settings)
 
 
@@ -142,26 +183,40 @@ def _settings(folder: Folder, proxy: ProxyConfig | None) -> dict[str, Any]:
     return kept | ({"proxy": proxy} if proxy is not None else {})
 
 
-def _former(folder: Folder) -> str:
-    """The node that this folder belonged to until its certificate ended; empty for a new folder.
+def _alone(folder: Folder, former: Identity | None) -> contextlib.AbstractContextManager[None]:
+    """Holds a folder that an agent may run in: two would write one identity.
 
     Raises:
-        Conflict: ALREADY_JOINED, the certificate is valid.
+        Conflict: AGENT_RUNNING.
+    """
+    if former is None:
+        return contextlib.nullcontext()
+    # It loads what an agent needs, which a first join does not.
+    from node_agent.agent import locked
+
+    return locked(folder)
+
+
+def _former(folder: Folder, again: bool) -> Identity | None:
+    """What this folder was until now; None for a new folder.
+
+    Raises:
+        Conflict: ALREADY_JOINED, the certificate is valid and `again` is not said.
         Malformed: IDENTITY_INVALID.
     """
     if not (folder.identity / CHAIN).exists():
-        return ""
+        return None
     identity = load_identity(folder.identity)
-    if identity.expires_at > datetime.now(UTC):
+    if identity.expires_at > datetime.now(UTC) and not again:
         raise Conflict(
             "ALREADY_JOINED",
             f"{folder.root} holds the identity of node {identity.node} already; join with another "
-            "--dir",
+            "--dir, or with --again if the operator asked for it",
         )
     if not folder.state_db.exists():
         raise ledger_missing(folder)
     settle(folder.identity)
-    return identity.node
+    return identity
 
 
 def _remove_folder(path: Path) -> None:
@@ -170,15 +225,18 @@ def _remove_folder(path: Path) -> None:
 
 
 def _keys(
-    folder: Path, undo: contextlib.ExitStack
+    folder: Path, former: Identity | None, encrypt: bool, undo: contextlib.ExitStack
 ) -> tuple[ec.EllipticCurvePrivateKey, ed25519.Ed25519PrivateKey]:
-    """The keys of an earlier join whose answer was lost, or new ones."""
-    if not (folder / KEY).exists():
-        save_private_key(folder / KEY, new_key())
-        undo.callback((folder / KEY).unlink)
+    """The keys of an earlier join whose answer was lost, or new ones; a node that joins again keeps
+    its ledger key."""
     if not (folder / LEDGER_KEY).exists():
-        save_private_key(folder / LEDGER_KEY, new_ledger_key())
+        save_private_key(folder / LEDGER_KEY, new_ledger_key(), encrypted=encrypt)
         undo.callback((folder / LEDGER_KEY).unlink)
+    if former is not None:
+        return pending_key(folder), load_ledger_key(folder / LEDGER_KEY)
+    if not (folder / KEY).exists():
+        save_private_key(folder / KEY, new_key(), encrypted=encrypt)
+        undo.callback((folder / KEY).unlink)
     return load_certificate_key(folder / KEY), load_ledger_key(folder / LEDGER_KEY)
 
 
@@ -188,8 +246,9 @@ def _ask(
     request: pb.JoinRequest,
     timeout_s: float,
     undo: contextlib.ExitStack,
+    pending: Callable[[FeddpError], bool],
 ) -> pb.JoinResponse:
-    """Call Join over TLS that trusts the token's root and no other."""
+    """Call Join over TLS that trusts the token's root and no other, until a person has decided."""
     credentials = channel_credentials(token.root_pem)
     with grpc.secure_channel(token.address, credentials, route.options()) as channel:
         try:
@@ -202,27 +261,40 @@ def _ask(
                 "the firewall, the proxy, this machine's clock, a TLS inspection or the "
                 "coordinator; then join again with the same token",
             ) from None
-        try:
-            return pb_grpc.EnrollmentStub(channel).Join(request, timeout=JOIN_TIMEOUT_S)
-        except grpc.RpcError as error:
-            found = from_rpc(error)
-            if found.code in _REFUSALS:
-                raise found from None
-            undo.pop_all()
-            raise Unavailable(
-                "UNREACHABLE",
-                f"the answer of {token.address} was lost ({found.reason}); join again with the "
-                f"same token and folder within 15 minutes",
-            ) from None
+        stub = pb_grpc.EnrollmentStub(channel)
+        waited = False
+        while True:
+            try:
+                return stub.Join(request, timeout=JOIN_TIMEOUT_S)
+            except grpc.RpcError as error:
+                found = from_rpc(error)
+            if found.reason == "JOIN_PENDING":
+                # The token is this key's from now on, whatever becomes of this process.
+                waited = True
+                undo.pop_all()
+                if not pending(found):
+                    raise found
+                time.sleep(found.retry_after_s or PENDING_S)
+            elif waited and found.retryable:
+                time.sleep(PENDING_S)
+            elif found.code in _REFUSALS:
+                raise found
+            else:
+                undo.pop_all()
+                raise Unavailable(
+                    "UNREACHABLE",
+                    f"the answer of {token.address} was lost ({found.reason}); join again with the "
+                    f"same token and folder within 15 minutes",
+                )
 
 
 def _check(
     token: JoinToken, key: ec.EllipticCurvePrivateKey, answer: pb.JoinResponse
 ) -> tuple[SpiffeId, x509.Certificate]:
-    """The certificate is ours, names a node, and chains to the root that the token pins."""
-    root = x509.load_der_x509_certificate(token.root_der)
+    """The certificate is ours, names a node, and chains to roots of which the token pins one."""
     try:
-        spiffe_id, leaf = check_issued(answer.certificate_chain, root, key.public_key())
+        roots = check_bundle(answer.trust_bundle, token.root_pem)
+        spiffe_id, leaf = check_issued(answer.certificate_chain, roots, key.public_key())
     except Malformed as error:
         raise _answer_invalid(error.message) from None
     if (answer.node, answer.spiffe_id) != (spiffe_id.name, str(spiffe_id)):
@@ -244,6 +316,7 @@ def _write(
     """The certificate comes last: with it the join is complete."""
     config = {
         "coordinator": answer.coordinator_address,
+        "enrollment": token.address,
         "trust_domain": spiffe_id.trust_domain,
         "node": spiffe_id.name,
         "node_class": answer.node_class,
@@ -262,9 +335,11 @@ def _write(
         write_durable(folder.datasets_yaml, DATASETS_YAML.encode())
     # The ledger begins here and nowhere else: an agent that finds none does not run.
     State(folder.state_db, spiffe_id.name, ledger_key).close()
-    write_durable(folder.identity / BUNDLE, token.root_pem, 0o644)
     write_durable(folder.agent_yaml, yaml.safe_dump(config, sort_keys=False).encode())
+    write_durable(folder.identity / BUNDLE, answer.trust_bundle, 0o644)
+    # With a pending key it is the switch of a renewal: the folder works before and after it.
     write_durable(folder.identity / CHAIN, answer.certificate_chain, 0o644)
+    settle(folder.identity)
     return JoinResult(
         node=spiffe_id.name,
         node_class=answer.node_class,
@@ -273,6 +348,7 @@ def _write(
         expires_at=leaf.not_valid_after_utc,
         path=folder.root,
         policy_written=policy_written,
+        root_fingerprint=token.fingerprint,
     )
 
 

@@ -1,6 +1,6 @@
 """Who this node is: the keys and certificates in DIR/identity."""
 
-import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from certs.credentials import channel_credentials
-from certs.enrolment import load_certificate_key, load_ledger_key, public_bytes_of
+from certs.enrolment import load_certificate_key, load_ledger_key, private_pem, public_bytes_of
+from certs.rollover import bundle_roots
 from certs.rotation import renewal_due_at
 from certs.spiffe import SpiffeId
 from protos.content import sync_directory
@@ -22,6 +23,9 @@ from protos.errors import FeddpError, Malformed, NotFound
 KEY, CHAIN, BUNDLE, LEDGER_KEY = "node.key", "node.crt", "bundle.pem", "ledger.key"
 NEXT_KEY: Final = "next.key"
 """The key of a renewal under way; becomes `node.key`. See `node_agent.renewal`."""
+
+ROOTS_MAX: Final = 4
+"""In a bundle: the present one and the next, with room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,7 @@ class Identity:
         expires_at: last moment of the certificate, UTC.
         renews_at: when the agent asks for the next one, UTC.
         chain: the node's certificate and the issuing authority's, PEM.
-        bundle: the root that the node trusts, PEM.
+        bundle: the roots that the node trusts, PEM: one, or two while the authority is replaced.
         ledger_key: signs the ledger; outlives every certificate.
     """
 
@@ -64,7 +68,7 @@ def load_identity(folder: Path) -> Identity:
 
     Raises:
         NotFound: NOT_JOINED.
-        Malformed: IDENTITY_INVALID.
+        Malformed: IDENTITY_INVALID, PASSPHRASE_MISSING, PASSPHRASE_WRONG.
     """
     try:
         while True:
@@ -83,6 +87,8 @@ def load_identity(folder: Path) -> Identity:
         channel_credentials(bundle, key, chain)
         ledger_key = load_ledger_key(folder / LEDGER_KEY)
     except (ValueError, FeddpError) as error:
+        if isinstance(error, FeddpError) and error.reason.startswith("PASSPHRASE"):
+            raise
         detail = error.message if isinstance(error, FeddpError) else f"{CHAIN} is not readable PEM"
         raise Malformed("IDENTITY_INVALID", f"{folder} is damaged: {detail}") from None
     return Identity(
@@ -91,43 +97,51 @@ def load_identity(folder: Path) -> Identity:
 
 
 def _key_of(folder: Path, chain: bytes) -> bytes:
-    """The key that a certificate is for; `node.key` where none is, for others to say so.
+    """The key that a certificate is for, not encrypted; `node.key` where none is, for others to
+    say so.
 
     Raises:
+        Malformed: PASSPHRASE_MISSING, PASSPHRASE_WRONG.
         FileNotFoundError: there is no `node.key`.
     """
     # The one may be renamed over the other between two looks.
     for name in (KEY, NEXT_KEY, KEY):
-        with contextlib.suppress(FileNotFoundError):
-            pem = (folder / name).read_bytes()
-            if _is_for(folder / name, chain):
-                return pem
+        if (found := _key_for(folder / name, chain)) is not None:
+            return private_pem(found)
     return (folder / KEY).read_bytes()
 
 
-def _is_for(key: Path, chain: bytes) -> bool:
-    """Whether a certificate is for the key in a file."""
+def _key_for(path: Path, chain: bytes) -> ec.EllipticCurvePrivateKey | None:
+    """The key in a file, if a certificate is for it."""
     try:
         leaf = x509.load_pem_x509_certificates(chain)[0]
-        return load_certificate_key(key).public_key() == leaf.public_key()
-    except (ValueError, NotFound, Malformed):
-        return False
+        key = load_certificate_key(path)
+    except Malformed as error:
+        if error.reason.startswith("PASSPHRASE"):
+            raise
+        return None
+    except (ValueError, NotFound):
+        return None
+    return key if key.public_key() == leaf.public_key() else None
 
 
 def settle(folder: Path) -> None:
     """Finish what an earlier process began to write into DIR/identity; its owner calls this."""
-    for name in (NEXT_KEY, CHAIN):
+    for name in (NEXT_KEY, CHAIN, BUNDLE):
         for left_over in folder.glob(f".{name}.*.partial"):
             left_over.unlink()
-    if (folder / NEXT_KEY).exists() and _is_for(folder / NEXT_KEY, (folder / CHAIN).read_bytes()):
+    if (folder / NEXT_KEY).exists() and _key_for(folder / NEXT_KEY, (folder / CHAIN).read_bytes()):
         (folder / NEXT_KEY).replace(folder / KEY)
         sync_directory(folder)
 
 
 def check_issued(
-    chain: bytes, root: x509.Certificate, key: ec.EllipticCurvePublicKey
+    chain: bytes, roots: Sequence[x509.Certificate], key: ec.EllipticCurvePublicKey
 ) -> tuple[SpiffeId, x509.Certificate]:
     """The node that a coordinator's answer is for, and its certificate, if that holds.
+
+    Args:
+        roots: any of which may have signed the issuing authority.
 
     Raises:
         Malformed: CERTIFICATE_INVALID; the message is a clause that says what is wrong.
@@ -135,15 +149,42 @@ def check_issued(
     try:
         leaf, issuing = x509.load_pem_x509_certificates(chain)
         leaf.verify_directly_issued_by(issuing)
-        issuing.verify_directly_issued_by(root)
         authority = issuing.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
         raise _invalid("its certificate does not chain to the trusted root") from None
+    if not any(_signed(root, issuing) for root in roots):
+        raise _invalid("its certificate does not chain to the trusted root")
     if not authority:
         raise _invalid("its certificate was issued by one that may not issue any")
     if leaf.public_key() != key:
         raise _invalid("its certificate is for another key")
     return node_id_of(leaf), leaf
+
+
+def check_bundle(bundle: bytes, trusted: bytes) -> list[x509.Certificate]:
+    """The roots of a new bundle, if it may take the place of the trusted one.
+
+    It holds one that is trusted already: who controls that one could have issued anything anyway,
+    and an answer that got mixed up locks nobody out.
+
+    Raises:
+        Malformed: CERTIFICATE_INVALID; the message is a clause.
+    """
+    try:
+        roots, known = bundle_roots(bundle), bundle_roots(trusted)
+    except Malformed:
+        raise _invalid("its trust bundle is not readable PEM") from None
+    if not 1 <= len(roots) <= ROOTS_MAX or not any(root in known for root in roots):
+        raise _invalid("its trust bundle holds no root that this node trusts")
+    return roots
+
+
+def _signed(root: x509.Certificate, issuing: x509.Certificate) -> bool:
+    try:
+        issuing.verify_directly_issued_by(root)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def _invalid(what: str) -> Malformed:

@@ -4,29 +4,46 @@ that works.
 1. `next.key` is written beside the present key, whole and synced, before anybody is asked, so that
    a request whose answer was lost is repeated with the same key.
 2. The coordinator answers with a certificate for that key. It is checked as an enrolment's is.
-3. It is renamed over `node.crt`. This is the switch: `load_identity` takes the key that the
-   certificate is for, whichever of the two files it is in.
+3. The roots that come with it are written, if they are others. Then it is renamed over `node.crt`.
+   This is the switch: `load_identity` takes the key that the certificate is for, whichever of the
+   two files it is in.
 4. `next.key` is renamed over `node.key` (`identity.settle`, again at each start).
 5. The agent connects with the new certificate and moves its session there. Only then does the
    coordinator refuse the old one, which the folder no longer needs.
+
+A certificate that has ended is replaced in the same steps, but asked for on the enrolment port,
+where a signature by its key over the coordinator's nonce takes the place of the handshake.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import structlog
-from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs.enrolment import load_certificate_key, make_csr, new_key, private_pem
+from certs.credentials import channel_credentials
+from certs.enrolment import load_certificate_key, make_csr, new_key
+from certs.keyfiles import is_encrypted, key_in, stored_pem
+from certs.proofs import prove_recovery
 from node_agent.backoff import Backoff, is_shut_out
-from node_agent.identity import CHAIN, NEXT_KEY, Identity, check_issued, load_identity, settle
+from node_agent.identity import (
+    BUNDLE,
+    CHAIN,
+    KEY,
+    NEXT_KEY,
+    Identity,
+    check_bundle,
+    check_issued,
+    load_identity,
+    settle,
+)
 from protos.content import write_durable
 from protos.errors import FeddpError, Malformed, NotFound
+from protos.feddp.v1 import enrollment_pb2, enrollment_pb2_grpc
 from protos.feddp.v1 import renewal_pb2 as pb
 from protos.feddp.v1 import renewal_pb2_grpc as pb_grpc
 from protos.status import from_rpc
@@ -54,6 +71,8 @@ class Renewal:
         identity: as it was read from there.
         channel: a connection with that certificate.
         adopt: takes a newer identity into use, and gives a connection with it.
+        enrolment: "host:port" of the enrolment port; empty where it is not known.
+        options: of the connection there, such as a proxy's.
         now: aware.
         sleep: waits so many seconds.
     """
@@ -64,6 +83,8 @@ class Renewal:
         identity: Identity,
         channel: grpc.aio.Channel,
         adopt: Callable[[Identity], grpc.aio.Channel],
+        enrolment: str = "",
+        options: Sequence[tuple[str, Any]] = (),
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -71,6 +92,8 @@ class Renewal:
         self._folder = folder
         self._stub = pb_grpc.RenewalStub(channel)
         self._adopt = adopt
+        self._enrolment = enrolment
+        self._options = options
         self._now = now
         self._sleep = sleep
         self._backoff = self._new_backoff()
@@ -88,13 +111,15 @@ class Renewal:
     async def _step(self) -> float:
         """Do what is due; seconds until the next look."""
         now = self._now()
-        if now >= self.identity.expires_at:
+        expired = now >= self.identity.expires_at
+        if expired:
             self._say_expired()
-            return LOOK_S
-        if now < self.identity.renews_at:
+            if not self._enrolment:
+                return LOOK_S
+        elif now < self.identity.renews_at:
             return min(LOOK_S, (self.identity.renews_at - now).total_seconds())
         try:
-            await self.renew()
+            await self.renew(recover=expired)
         except grpc.RpcError as error:
             return self._failed(from_rpc(error))
         except FeddpError as error:
@@ -104,8 +129,11 @@ class Renewal:
         self._backoff = self._new_backoff()
         return self._window_s() / AT_MOST_IN_WINDOW
 
-    async def renew(self) -> None:
+    async def renew(self, *, recover: bool = False) -> None:
         """One renewal, from wherever an earlier one stopped.
+
+        Args:
+            recover: the present certificate has ended.
 
         Raises:
             grpc.RpcError: the coordinator did not answer, or refused.
@@ -114,24 +142,45 @@ class Renewal:
         """
         key = await asyncio.to_thread(self._begin)
         if key is not None:
-            request = pb.RenewRequest(csr=make_csr(key))
+            csr = make_csr(key)
             try:
-                answer = await self._stub.Renew(request, timeout=CALL_TIMEOUT_S)
+                if recover:
+                    chain, bundle = await self._recovered(csr)
+                else:
+                    request = pb.RenewRequest(csr=csr)
+                    answer = await self._stub.Renew(request, timeout=CALL_TIMEOUT_S)
+                    chain, bundle = answer.certificate_chain, answer.trust_bundle
             except grpc.RpcError as error:
                 if from_rpc(error).reason == "CSR_KEY_USED":
                     await asyncio.to_thread((self._folder / NEXT_KEY).unlink)
                 raise
-            chain = answer.certificate_chain
-            check_renewed(self.identity, key, chain, self._now())
-            await asyncio.to_thread(switch, self._folder, chain)
+            check_renewed(self.identity, key, chain, bundle, self._now())
+            await asyncio.to_thread(switch, self._folder, chain, bundle)
         self.identity = await asyncio.to_thread(load_identity, self._folder)
         self._stub = pb_grpc.RenewalStub(self._adopt(self.identity))
+        self._said_expired = False
         log.info(
             "certificate_renewed",
             node=self.identity.node,
             until=self.identity.expires_at.isoformat(),
             renews_at=self.identity.renews_at.isoformat(timespec="seconds"),
         )
+
+    async def _recovered(self, csr: bytes) -> tuple[bytes, bytes]:
+        """(chain, bundle) from the enrolment port, for a certificate that has ended."""
+        trusted = channel_credentials(self.identity.bundle)
+        async with grpc.aio.secure_channel(
+            self._enrolment, trusted, options=self._options
+        ) as channel:
+            stub = enrollment_pb2_grpc.EnrollmentStub(channel)
+            asked = enrollment_pb2.ChallengeRequest()
+            nonce = (await stub.Challenge(asked, timeout=CALL_TIMEOUT_S)).nonce
+            proof = prove_recovery(key_in(self.identity.key), nonce, csr)
+            request = enrollment_pb2.RecoverRequest(
+                certificate=self.identity.chain, nonce=nonce, csr=csr, proof=proof
+            )
+            answer = await stub.Recover(request, timeout=CALL_TIMEOUT_S)
+        return answer.certificate_chain, answer.trust_bundle
 
     def _begin(self) -> ec.EllipticCurvePrivateKey | None:
         """The key to ask a certificate for; None if the folder has a newer one already."""
@@ -168,8 +217,11 @@ class Renewal:
                 "certificate_expired",
                 node=self.identity.node,
                 at=self.identity.expires_at.isoformat(),
-                do="check this machine's clock; if it is right, stop the agent and join again in "
-                "this folder with a new token: `feddp agent join TOKEN --dir DIR`",
+                do=f"the agent asks {self._enrolment} for another; check this machine's clock"
+                if self._enrolment
+                else "check this machine's clock; if it is right, give agent.yaml the key "
+                "`enrollment` with the coordinator's HOST:PORT of enrolment and start the agent "
+                "again, or join again in this folder with a new token",
             )
 
 
@@ -182,21 +234,28 @@ def pending_key(folder: Path) -> ec.EllipticCurvePrivateKey:
     except Malformed:
         log.warning("pending_key_unreadable", do="nothing: another one takes its place")
     key = new_key()
-    write_durable(folder / NEXT_KEY, private_pem(key))
+    write_durable(folder / NEXT_KEY, stored_pem(key, encrypted=is_encrypted(folder / KEY)))
     return key
 
 
 def check_renewed(
-    identity: Identity, key: ec.EllipticCurvePrivateKey, chain: bytes, now: datetime
+    identity: Identity,
+    key: ec.EllipticCurvePrivateKey,
+    chain: bytes,
+    bundle: bytes,
+    now: datetime,
 ) -> None:
-    """Return if `chain` may take the place of `identity`'s.
+    """Return if `chain` may take the place of `identity`'s, and `bundle` of its roots.
+
+    Args:
+        bundle: empty from a coordinator that does not say.
 
     Raises:
         Malformed: RENEWAL_ANSWER_INVALID.
     """
-    root = x509.load_pem_x509_certificate(identity.bundle)
     try:
-        spiffe_id, leaf = check_issued(chain, root, key.public_key())
+        roots = check_bundle(bundle or identity.bundle, identity.bundle)
+        spiffe_id, leaf = check_issued(chain, roots, key.public_key())
     except Malformed as error:
         raise _answer_invalid(error.message) from None
     if spiffe_id != identity.spiffe_id:
@@ -205,8 +264,11 @@ def check_renewed(
         raise _answer_invalid("it has ended; check the clocks of both machines")
 
 
-def switch(folder: Path, chain: bytes) -> None:
-    """Make a certificate for the pending key the node's own."""
+def switch(folder: Path, chain: bytes, bundle: bytes = b"") -> None:
+    """Make a certificate for the pending key the node's own. Its roots come first: with them, and
+    the old certificate, the node is let in as well."""
+    if bundle and bundle != (folder / BUNDLE).read_bytes():
+        write_durable(folder / BUNDLE, bundle, 0o644)
     write_durable(folder / CHAIN, chain, 0o644)
     settle(folder)
 
@@ -228,6 +290,8 @@ def _advice(error: FeddpError) -> str:
         return f"the coordinator is of an older version; ask its operator to upgrade it {end}"
     if error.reason == "IDENTITY_NOT_WRITTEN":
         return f"free room on that disk and let this user write there {end}"
+    if error.reason in ("RECOVERY_DISABLED", "RECOVERY_TOO_LATE"):
+        return "stop the agent and join again in this folder with a new token of the operator's"
     if error.retryable:
         return "the agent goes on trying; check that the coordinator runs and can be reached"
     if is_shut_out(error):

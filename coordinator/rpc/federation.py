@@ -18,7 +18,7 @@ from coordinator.rounds.driver import Rounds
 from coordinator.rounds.effects import reserve_statement, round_order
 from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import Attempt, AttemptState, RoundRecord
-from coordinator.rpc.gate import Context, caller, peer
+from coordinator.rpc.gate import REPEAT_LOG_S, Context, caller, peer
 from coordinator.rpc.greeting import check_hello, greet
 from coordinator.sessions import NodeSession, Sessions
 from coordinator.store import certificates, ledger, people
@@ -68,8 +68,9 @@ class FederationService(pb_grpc.FederationServicer):
         node, seen = caller().node, peer()
         await context.send_initial_metadata(())
         hello = await self._hello(request_iterator)
+        self._check_alone(node, hello)
         welcome = await self._greet(seen, hello)
-        session = self.sessions.open(node)
+        session = self.sessions.open(node, hello.instance_id)
         log.info("session_opened", node=node, agent_version=hello.agent_version)
         reader = asyncio.create_task(self._read(request_iterator, session))
         reader.add_done_callback(lambda _: session.end())
@@ -89,6 +90,25 @@ class FederationService(pb_grpc.FederationServicer):
             raise Unavailable(
                 "DRAINING", "this coordinator is stopping; reconnect", retry_after_s=1
             )
+
+    def _check_alone(self, node: str, hello: pb.Hello) -> None:
+        """Before anything that it says is kept.
+
+        Raises:
+            WrongPhase: SESSION_TAKEN.
+        """
+        before_s = self.sessions.second_at_s(node)
+        try:
+            self.sessions.check(node, hello.instance_id)
+        except WrongPhase:
+            if time.time() - before_s > REPEAT_LOG_S:  # it asks every five seconds
+                log.warning(
+                    "second_agent_refused",
+                    node=node,
+                    do="ask the hospital which of its machines is the right one, and to stop the "
+                    "other",
+                )
+            raise
 
     async def _hello(self, incoming: AsyncIterator[pb.AgentMessage]) -> pb.Hello:
         first = await anext(aiter(incoming), None)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import math
 import secrets
@@ -24,6 +25,12 @@ from protos.errors import FeddpError, Internal, NotAllowed, Unauthenticated
 log = structlog.get_logger(__name__)
 
 REPEAT_LOG_S = 60.0
+
+LOOK_AGAIN_S = 2.0
+"""How often the caller of a stream is looked up again while it lasts."""
+
+WATCHES_ITSELF = frozenset({"Federation/Session"})
+"""It ends its stream after what it has queued for the node."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -46,10 +53,17 @@ class Gate(grpc.aio.ServerInterceptor):
 
     Args:
         identities: None on the enrolment port, where callers have no certificate.
+        superseded: told of each superseded certificate that is shown.
     """
 
-    def __init__(self, identities: Identities | None, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        identities: Identities | None,
+        metrics: Metrics,
+        superseded: Callable[[Peer], None] = lambda _: None,
+    ) -> None:
         self._identities = identities
+        self._superseded = superseded
         self._metrics = metrics
         self._said_at_s: dict[str, float] = {}
         self._served: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -70,7 +84,8 @@ class Gate(grpc.aio.ServerInterceptor):
                 return handler
             # There are as many paths as methods: a path that is not served has no handler.
             method = path.rpartition(".")[2]
-            served = self._served[path] = _wrapped(handler, _Call(self, path, method))
+            lasts = handler.request_streaming or handler.response_streaming
+            served = self._served[path] = _wrapped(handler, _Call(self, path, method, lasts))
         return served
 
     def admit(self, context: Context, method: str) -> None:
@@ -88,10 +103,47 @@ class Gate(grpc.aio.ServerInterceptor):
         except Unauthenticated as error:
             if error.reason == "CERTIFICATE_SUPERSEDED":
                 self._say_superseded(self._identities, seen)
+                self._superseded(seen)
             raise
         allow(method, who)
         _peer.set(seen)
         _caller.set(who)
+
+    @contextlib.asynccontextmanager
+    async def watching(self, method: str, lasts: bool) -> AsyncIterator[None]:
+        """Look the caller up again while a stream lasts, which outlives its certificate.
+
+        Raises:
+            FeddpError: the caller may not speak any more; what it was served is cancelled.
+        """
+        if self._identities is None or not lasts or method in WATCHES_ITSELF:
+            yield
+            return
+        watch = asyncio.create_task(self._until_refused(self._identities, peer()))
+        serving = asyncio.current_task()
+
+        def cut(done: asyncio.Task[FeddpError]) -> None:
+            if serving is not None and not done.cancelled():
+                serving.cancel()
+
+        watch.add_done_callback(cut)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if watch.done() and not watch.cancelled() and serving is not None:
+                serving.uncancel()
+                raise watch.result() from None
+            raise
+        finally:
+            watch.cancel()
+
+    async def _until_refused(self, identities: Identities, seen: Peer) -> FeddpError:
+        while True:
+            await asyncio.sleep(LOOK_AGAIN_S)
+            try:
+                identities.caller(seen)
+            except FeddpError as error:
+                return error
 
     def _say_superseded(self, identities: Identities, seen: Peer) -> None:
         """A node's own agent shows its old certificate no more: this may be a thief, or a copy."""
@@ -116,10 +168,11 @@ class Gate(grpc.aio.ServerInterceptor):
 class _Call:
     """One method behind the gate."""
 
-    def __init__(self, gate: Gate, path: str, method: str) -> None:
+    def __init__(self, gate: Gate, path: str, method: str, lasts: bool) -> None:
         self._gate = gate
         self._path = path
         self._method = method
+        self._lasts = lasts
 
     async def unary(
         self, behavior: Callable[[Any, Context], Awaitable[Any]], request: Any, context: Context
@@ -128,7 +181,8 @@ class _Call:
         began_s, code = time.monotonic(), "OK"
         try:
             self._gate.admit(context, self._method)
-            return await behavior(request, context)
+            async with self._gate.watching(self._method, self._lasts):
+                return await behavior(request, context)
         except FeddpError as error:
             code = error.code
             await _abort(context, error)
@@ -148,8 +202,9 @@ class _Call:
         began_s, code = time.monotonic(), "OK"
         try:
             self._gate.admit(context, self._method)
-            async for response in behavior(request, context):
-                yield response
+            async with self._gate.watching(self._method, self._lasts):
+                async for response in behavior(request, context):
+                    yield response
         except FeddpError as error:
             code = error.code
             await _abort(context, error)

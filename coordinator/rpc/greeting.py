@@ -17,6 +17,7 @@ log = structlog.get_logger(__name__)
 
 PUBLISHED_MAX = 256
 DECLARED_N_MAX = 10**12
+INSTANCE_CHARACTERS_MAX = 64
 _REASON = re.compile(r"([A-Z][A-Z_]{0,49})?")
 
 
@@ -122,6 +123,7 @@ def check_hello(hello: pb.Hello) -> None:
     lists = (hello.data_sets, hello.accounts, hello.tasks, hello.open_attempts, hello.limits)
     sound = (
         all(len(one) <= PUBLISHED_MAX for one in lists)
+        and len(hello.instance_id) <= INSTANCE_CHARACTERS_MAX
         and all(
             1 <= d.declared_n <= DECLARED_N_MAX and d.name and _REASON.fullmatch(d.unavailable)
             for d in hello.data_sets

@@ -1,22 +1,24 @@
 """Nodes, Budgets and Models: what people look at and operators change."""
 
 import asyncio
+import functools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import structlog
 from sqlalchemy import Connection
 
 from certs.authority import Authority
+from certs.enrolment import spoken
 from certs.spiffe import SpiffeId, check_name
 from certs.tokens import JoinToken, new_secret
 from coordinator import views
 from coordinator.identities import Identities
 from coordinator.rpc.gate import Context, caller
 from coordinator.sessions import Sessions
+from coordinator.store import certificates, joins, ledger, people
 from coordinator.store import jobs as job_store
-from coordinator.store import ledger, people
 from coordinator.store.database import Database
 from privacy.wire import entry_to_wire
 from protos.errors import Malformed, NotFound
@@ -44,6 +46,7 @@ class NodesService(nodes_pb2_grpc.NodesServicer):
     identities: Identities
     sessions: Sessions
     enrollment_address: str
+    approve_joins: bool = False
 
     async def CreateToken(
         self, request: nodes_pb2.CreateTokenRequest, context: Context
@@ -69,61 +72,138 @@ class NodesService(nodes_pb2_grpc.NodesServicer):
                 spiffe_id=str(SpiffeId(self.authority.trust_domain, "node", request.node)),
                 now_s=now_s,
                 expires_at_s=expires_at_s,
+                approval=request.approval or self.approve_joins,
+                rejoin=request.rejoin,
             )
 
         await self.database.write(work)
         log.info("token_made", node=request.node, user=caller().name)
-        return nodes_pb2.CreateTokenResponse(token=token.encode(), expires_at=expires_at_s)
+        return nodes_pb2.CreateTokenResponse(
+            token=token.encode(), expires_at=expires_at_s, root_fingerprint=token.fingerprint
+        )
 
     async def ListNodes(
         self, request: nodes_pb2.ListNodesRequest, context: Context
     ) -> nodes_pb2.ListNodesResponse:
         """See nodes.proto."""
-        records = await self.database.read(people.all_nodes)
-        return nodes_pb2.ListNodesResponse(nodes=[self._view(record) for record in records])
+        records, waiting = await self.database.read(_nodes)
+        views = [self._view(record, waiting.get(record.name)) for record in records]
+        return nodes_pb2.ListNodesResponse(nodes=views)
 
     async def GetNode(
         self, request: nodes_pb2.GetNodeRequest, context: Context
     ) -> nodes_pb2.GetNodeResponse:
         """See nodes.proto."""
-        record = await self.database.read(lambda connection: people.node(connection, request.node))
-        return nodes_pb2.GetNodeResponse(node=self._view(record))
+        return nodes_pb2.GetNodeResponse(node=await self._node(request.node))
 
     async def DisableNode(
         self, request: nodes_pb2.DisableNodeRequest, context: Context
     ) -> nodes_pb2.DisableNodeResponse:
         """See nodes.proto."""
-        record = await self._set_status(request.node, "disabled")
-        return nodes_pb2.DisableNodeResponse(node=self._view(record))
+        node = await self._set_status(request.node, "disabled")
+        return nodes_pb2.DisableNodeResponse(node=node)
 
     async def EnableNode(
         self, request: nodes_pb2.EnableNodeRequest, context: Context
     ) -> nodes_pb2.EnableNodeResponse:
         """See nodes.proto."""
-        record = await self._set_status(request.node, "enrolled")
-        return nodes_pb2.EnableNodeResponse(node=self._view(record))
+        node = await self._set_status(request.node, "enrolled")
+        return nodes_pb2.EnableNodeResponse(node=node)
 
-    async def _set_status(self, node: str, status: str) -> people.NodeRecord:
-        """Store, registry and session change together, whether or not the caller waits."""
+    async def ApproveJoin(
+        self, request: nodes_pb2.ApproveJoinRequest, context: Context
+    ) -> nodes_pb2.ApproveJoinResponse:
+        """See nodes.proto."""
         user = caller().name
-        return await asyncio.shield(asyncio.ensure_future(self._change(node, status, user)))
 
-    async def _change(self, node: str, status: str, user: str) -> people.NodeRecord:
-        record = await self.database.write(
-            lambda connection: people.set_status(connection, node, status)
+        def work(connection: Connection) -> joins.WaitingJoin:
+            return joins.approve(connection, request.node, request.key, request.steward, user)
+
+        join = await self.database.write(work)
+        log.warning(
+            "join_approved",
+            node=join.node,
+            key=spoken(join.key_digest),
+            user=user,
+            steward=request.steward,
         )
-        await self.identities.reload()
-        if status == "disabled":
-            self.sessions.cut(node)
-        log.info("node_status", node=node, status=status, user=user)
-        return record
+        return nodes_pb2.ApproveJoinResponse(node=await self._node(request.node))
 
-    def _view(self, record: people.NodeRecord) -> nodes_pb2.Node:
+    async def RejectJoin(
+        self, request: nodes_pb2.RejectJoinRequest, context: Context
+    ) -> nodes_pb2.RejectJoinResponse:
+        """See nodes.proto."""
+        user = caller().name
+        join = await self.database.write(lambda c: joins.reject(c, request.node, user))
+        log.warning("join_rejected", node=join.node, key=spoken(join.key_digest), user=user)
+        return nodes_pb2.RejectJoinResponse(node=await self._node(request.node))
+
+    async def ReleaseNode(
+        self, request: nodes_pb2.ReleaseNodeRequest, context: Context
+    ) -> nodes_pb2.ReleaseNodeResponse:
+        """See nodes.proto."""
+        work = functools.partial(joins.release, node=request.node)
+        await self._changed(request.node, "released", work, cut=False)
+        return nodes_pb2.ReleaseNodeResponse(node=await self._node(request.node))
+
+    async def RevokeNode(
+        self, request: nodes_pb2.RevokeNodeRequest, context: Context
+    ) -> nodes_pb2.RevokeNodeResponse:
+        """See nodes.proto."""
+
+        def work(connection: Connection) -> None:
+            identity = SpiffeId(self.authority.trust_domain, "node", request.node)
+            people.node(connection, request.node)
+            certificates.revoke(connection, identity)
+
+        check_name(request.node)
+        await self._changed(request.node, "revoked", work, cut=True)
+        return nodes_pb2.RevokeNodeResponse(node=await self._node(request.node))
+
+    async def _set_status(self, node: str, status: str) -> nodes_pb2.Node:
+        def work(connection: Connection) -> None:
+            people.set_status(connection, node, status)
+
+        await self._changed(node, status, work, cut=status == "disabled")
+        return await self._node(node)
+
+    async def _changed(
+        self, node: str, what: str, work: Callable[[Connection], None], *, cut: bool
+    ) -> None:
+        """Store, registry and session change together, whether or not the caller waits."""
+        change = self._change(node, what, caller().name, work, cut=cut)
+        await asyncio.shield(asyncio.ensure_future(change))
+
+    async def _change(
+        self, node: str, what: str, user: str, work: Callable[[Connection], None], *, cut: bool
+    ) -> None:
+        await self.database.write(work)
+        await self.identities.reload()
+        if cut:
+            self.sessions.cut(node)
+        log.info("node_status", node=node, status=what, user=user)
+
+    async def _node(self, name: str) -> nodes_pb2.Node:
+        def work(connection: Connection) -> tuple[people.NodeRecord, joins.WaitingJoin | None]:
+            return people.node(connection, name), joins.waiting(connection).get(name)
+
+        return self._view(*await self.database.read(work))
+
+    def _view(self, record: people.NodeRecord, waiting: joins.WaitingJoin | None) -> nodes_pb2.Node:
         return views.node(
             record,
+            waiting,
             connected=self.sessions.connected(record.name),
             certificate_expires_at=self.identities.expires_at(record.name),
+            quarantine=self.identities.quarantine_of(record.name),
+            second_agent_at=self.sessions.second_at_s(record.name),
         )
+
+
+def _nodes(
+    connection: Connection,
+) -> tuple[list[people.NodeRecord], dict[str, joins.WaitingJoin]]:
+    return people.all_nodes(connection), joins.waiting(connection)
 
 
 @dataclass(slots=True)

@@ -1,5 +1,6 @@
 """The registry of certificates: what was issued to whom, and which generation is in use."""
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -58,6 +59,8 @@ def add(
             superseded=False,
             key_digest=key_digest,
             chain=issued.chain_pem if answered else None,
+            issuer=issued.issuer,
+            bundle=issued.bundle,
         )
     )
     return generation
@@ -69,6 +72,11 @@ def records(connection: Connection, since_s: float = 0.0) -> dict[str, Certifica
     return {row.fingerprint: _record(row) for row in rows}
 
 
+def count(connection: Connection) -> int:
+    """How many certificates are registered."""
+    return int(connection.execute(select(func.count()).select_from(certificates)).scalar_one())
+
+
 def _record(row: Row[Any]) -> CertificateRecord:
     return CertificateRecord(
         row.fingerprint,
@@ -78,6 +86,7 @@ def _record(row: Row[Any]) -> CertificateRecord:
         row.revoked,
         row.generation,
         row.superseded,
+        row.superseded_at,
     )
 
 
@@ -125,8 +134,13 @@ def drop_unused(connection: Connection, fingerprint: str, keep: str) -> int:
     ).rowcount
 
 
-def put_in_use(connection: Connection, fingerprint: str, identity: SpiffeId) -> bool:
+def put_in_use(
+    connection: Connection, fingerprint: str, identity: SpiffeId, now_s: float | None = None
+) -> bool:
     """Note that a certificate is in use: earlier generations of its identity are superseded.
+
+    Args:
+        now_s: the time, in seconds since the epoch.
 
     Returns:
         Whether there were any.
@@ -145,9 +159,77 @@ def put_in_use(connection: Connection, fingerprint: str, identity: SpiffeId) -> 
             certificates.c.generation < generation,
             certificates.c.superseded == false(),
         )
-        .values(superseded=True, chain=None)
+        .values(
+            superseded=True,
+            chain=None,
+            superseded_at=time.time() if now_s is None else now_s,
+        )
     ).rowcount
     return changed > 0
+
+
+def live(connection: Connection, identity: SpiffeId) -> dict[str, str]:
+    """Fingerprint -> digest of the key, of each certificate of an identity that is neither revoked
+    nor superseded; also of those that have ended."""
+    rows = connection.execute(
+        select(certificates.c.fingerprint, certificates.c.key_digest).where(
+            certificates.c.spiffe_id == str(identity),
+            certificates.c.revoked == false(),
+            certificates.c.superseded == false(),
+        )
+    )
+    return {row.fingerprint: row.key_digest for row in rows}
+
+
+def find(connection: Connection, fingerprint: str) -> CertificateRecord | None:
+    """One certificate, however long ago it ended."""
+    row = connection.execute(
+        select(certificates).where(certificates.c.fingerprint == fingerprint)
+    ).one_or_none()
+    return _record(row) if row is not None else None
+
+
+def revoke(connection: Connection, identity: SpiffeId) -> int:
+    """Refuse every certificate that an identity has, for ever. Gives how many there were."""
+    return connection.execute(
+        update(certificates)
+        .where(certificates.c.spiffe_id == str(identity), certificates.c.revoked == false())
+        .values(revoked=True, chain=None)
+    ).rowcount
+
+
+@dataclass(frozen=True, slots=True)
+class InUse:
+    """The newest certificate in use of somebody who may come back with it.
+
+    Attributes:
+        issuer: fingerprint of the issuing authority's certificate; empty from before there was one.
+        bundle: digest of the roots that came with it.
+        ends_at_s: its end, in seconds since the epoch.
+    """
+
+    spiffe_id: str
+    issuer: str
+    bundle: str
+    ends_at_s: float
+
+
+def in_use(connection: Connection, now_s: float) -> list[InUse]:
+    """Whoever has a valid certificate, once each, by name."""
+    rows = connection.execute(
+        select(certificates)
+        .where(
+            certificates.c.revoked == false(),
+            certificates.c.superseded == false(),
+            certificates.c.chain.is_(None),
+            certificates.c.not_after > now_s,
+        )
+        .order_by(certificates.c.generation)
+    )
+    found = {
+        row.spiffe_id: InUse(row.spiffe_id, row.issuer, row.bundle, row.not_after) for row in rows
+    }
+    return sorted(found.values(), key=lambda one: one.spiffe_id)
 
 
 def _current(connection: Connection, fingerprint: str, identity: SpiffeId) -> int:

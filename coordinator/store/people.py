@@ -3,15 +3,18 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, select, update
+from sqlalchemy import Connection, Row, bindparam, false, func, select, update
 
 from coordinator.store.engines import insert
-from coordinator.store.schema import certificates, nodes, tokens, users
+from coordinator.store.schema import certificates, nodes, quarantines, tokens, users
 from protos.errors import Conflict, NotAllowed, NotFound, Unauthenticated
 from protos.feddp.v1 import federation_pb2 as federation
 
 REPLY_LOST_S = 15 * 60
 """How long the same key may redeem its token again, in case the reply was lost."""
+
+WAITING_S = 14 * 86_400
+"""How long a machine that waits to be let in may ask again; then its token is used up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +81,17 @@ def invite(
     spiffe_id: str,
     now_s: float,
     expires_at_s: float,
+    approval: bool = False,
+    rejoin: bool = False,
 ) -> None:
-    """Make a token for a node; earlier unused tokens of that node are void.
+    """Make a token for a node; earlier tokens of that node that nobody has joined with are void.
 
-    A node whose certificate has ended may join again under its name; `enrol` then asks for the
-    same ledger key, so that the name, its accounts and what they spent stay with the hospital.
+    A node may join again under its name; it must then show the same ledger key, so that the name,
+    its accounts and what they spent stay with the hospital.
+
+    Args:
+        approval: who redeems it waits until an operator approves.
+        rejoin: also for a node that can still connect.
 
     Raises:
         Conflict: NODE_EXISTS, a node of that name has joined and can still connect.
@@ -91,13 +100,16 @@ def invite(
     if row is not None and row.status == "disabled":
         raise Conflict("NODE_EXISTS", f"node {name} is already there, disabled; enable it first")
     ends = connection.execute(
-        select(func.max(certificates.c.not_after)).where(certificates.c.spiffe_id == spiffe_id)
+        select(func.max(certificates.c.not_after)).where(
+            certificates.c.spiffe_id == spiffe_id, certificates.c.revoked == false()
+        )
     ).scalar_one()
-    if row is not None and row.status != "invited" and (ends or 0.0) > now_s:
+    joined = row is not None and row.status != "invited" and name not in all_quarantines(connection)
+    if joined and (ends or 0.0) > now_s and not rejoin:
         raise Conflict(
             "NODE_EXISTS",
             f"a node named {name} has already joined and its certificate is valid; for another "
-            "hospital choose another name",
+            "hospital choose another name; if this one must join again, give --rejoin",
         )
     connection.execute(
         insert(connection, nodes)
@@ -112,7 +124,7 @@ def invite(
         )
         .on_conflict_do_update(index_elements=["name"], set_={"node_class": node_class})
     )
-    connection.execute(tokens.delete().where(tokens.c.node == name, tokens.c.redeemed_by == ""))
+    connection.execute(tokens.delete().where(tokens.c.node == name, tokens.c.chain == b""))
     connection.execute(
         tokens.insert().values(
             secret_hash=secret_hash,
@@ -121,6 +133,7 @@ def invite(
             redeemed_by="",
             redeemed_at=0.0,
             chain=b"",
+            approval="needed" if approval else "",
         )
     )
 
@@ -132,12 +145,16 @@ class Redemption:
     Attributes:
         chain: the earlier answer, when it is asked for again.
         ledger_public_key: the ledger key that the node joined with before; empty for a new node.
+        approval: see `coordinator.store.joins`.
+        quarantined: whether the node is shut out.
     """
 
     node: str
     node_class: str
     chain: bytes
     ledger_public_key: bytes
+    approval: str = ""
+    quarantined: bool = False
 
 
 def redeem(connection: Connection, secret_hash: str, key_digest: str, now_s: float) -> Redemption:
@@ -145,6 +162,7 @@ def redeem(connection: Connection, secret_hash: str, key_digest: str, now_s: flo
 
     Raises:
         Unauthenticated: TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED.
+        NotAllowed: NODE_DISABLED, JOIN_REJECTED.
     """
     won = connection.execute(
         update(tokens)
@@ -156,8 +174,15 @@ def redeem(connection: Connection, secret_hash: str, key_digest: str, now_s: flo
         .values(redeemed_by=key_digest, redeemed_at=now_s)
     ).rowcount
     row = connection.execute(
-        select(tokens, nodes.c.node_class, nodes.c.status, nodes.c.ledger_public_key)
+        select(
+            tokens,
+            nodes.c.node_class,
+            nodes.c.status,
+            nodes.c.ledger_public_key,
+            quarantines.c.why,
+        )
         .join(nodes, nodes.c.name == tokens.c.node)
+        .outerjoin(quarantines, quarantines.c.node == tokens.c.node)
         .where(tokens.c.secret_hash == secret_hash)
     ).one_or_none()
     again = "ask the coordinator's operator for a new one: `feddp node token NAME`"
@@ -169,23 +194,51 @@ def redeem(connection: Connection, secret_hash: str, key_digest: str, now_s: flo
         same_key = row.redeemed_by == key_digest
         if not same_key and not row.redeemed_by:
             raise Unauthenticated("TOKEN_EXPIRED", f"this token has expired; {again}")
-        if not same_key or now_s > row.redeemed_at + REPLY_LOST_S:
+        asks_s = REPLY_LOST_S if row.chain else WAITING_S
+        if not same_key or now_s > row.redeemed_at + asks_s:
             raise Unauthenticated("TOKEN_USED", f"this token was used already; {again}")
-    return Redemption(row.node, row.node_class, row.chain, row.ledger_public_key)
+        if row.approval == "rejected":
+            raise NotAllowed(
+                "JOIN_REJECTED", f"the operator has refused this machine as {row.node}; {again}"
+            )
+    return Redemption(
+        row.node,
+        row.node_class,
+        row.chain,
+        row.ledger_public_key,
+        row.approval,
+        row.why is not None,
+    )
 
 
 def enrol(
-    connection: Connection, secret_hash: str, name: str, ledger_public_key: bytes, chain: bytes
+    connection: Connection,
+    secret_hash: str,
+    name: str,
+    ledger_public_key: bytes,
+    chain: bytes,
+    now_s: float | None = None,
 ) -> None:
-    """Keep what was issued for a token, and let the node in."""
+    """Keep what was issued for a token, and let the node in.
+
+    Args:
+        now_s: for a join that waited: from now on its reply may be lost.
+    """
+    waited = {} if now_s is None else {"redeemed_at": now_s}
     connection.execute(
-        update(tokens).where(tokens.c.secret_hash == secret_hash).values(chain=chain)
+        update(tokens).where(tokens.c.secret_hash == secret_hash).values(chain=chain, **waited)
     )
     connection.execute(
         update(nodes)
         .where(nodes.c.name == name)
         .values(status="enrolled", ledger_public_key=ledger_public_key)
     )
+    connection.execute(quarantines.delete().where(quarantines.c.node == name))
+
+
+def all_quarantines(connection: Connection) -> dict[str, str]:
+    """Why each node is shut out that is, until a person lets it in."""
+    return {row.node: row.why for row in connection.execute(select(quarantines))}
 
 
 def set_status(connection: Connection, name: str, status: str) -> NodeRecord:

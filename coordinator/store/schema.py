@@ -41,6 +41,15 @@ nodes = Table(
     Column("hello", LargeBinary, nullable=False),  # the newest Hello, serialized; empty before
 )
 
+quarantines = (
+    Table(  # nodes that are shut out; apart, so that an older database's nodes can be read
+        "quarantines",
+        metadata,
+        Column("node", String(63), ForeignKey("nodes.name"), primary_key=True),
+        Column("why", Text, nullable=False),
+    )
+)
+
 tokens = Table(
     "tokens",
     metadata,
@@ -50,6 +59,10 @@ tokens = Table(
     Column("redeemed_by", String(64), nullable=False),  # digest of the public key, or empty
     Column("redeemed_at", Float, nullable=False),
     Column("chain", LargeBinary, nullable=False),  # what was answered, for a lost reply
+    # Empty, "needed" (an operator's), "waiting" for that, "confirming" (for the steward's word
+    # too), "approved", "confirmed" or "rejected".
+    Column("approval", String(16), nullable=False, server_default=""),
+    Column("approved_by", String(255), nullable=False, server_default=""),
 )
 
 users = Table(
@@ -72,6 +85,9 @@ certificates = Table(
     Column("superseded", Boolean, nullable=False, server_default=false()),  # by a later one in use
     Column("key_digest", String(64), nullable=False, server_default="", index=True),  # SHA-256
     Column("chain", LargeBinary, nullable=True),  # what a renewal was answered, until it is in use
+    Column("superseded_at", Float, nullable=False, server_default="0"),
+    Column("issuer", String(64), nullable=False, server_default=""),  # issuing certificate's digest
+    Column("bundle", String(64), nullable=False, server_default=""),  # digest of the roots with it
 )
 
 jobs = Table(

@@ -27,15 +27,36 @@ Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's 
 def join(
     token: Annotated[str, typer.Argument(metavar="TOKEN", help="As `feddp node token` gave it.")],
     folder: Folder,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also if this folder's certificate is still valid.")
+    ] = False,
+    encrypt_keys: Annotated[
+        bool,
+        typer.Option(
+            "--encrypt-keys",
+            help="Under the passphrase in the file that $FEDDP_KEY_PASSPHRASE_FILE names.",
+        ),
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="For the operator's approval, if it needs one.")
+    ] = True,
     proxy: agent_doctor.Proxy = "",
     proxy_credentials_file: agent_doctor.CredentialsFile = None,
     as_json: Json = False,
 ) -> None:
     """Redeem a join token: makes the node's keys here and brings its certificate."""
+    from feddp.cli.agent_join import announce, waiting
     from node_agent.enrol import join as join_federation
 
-    through = agent_doctor.proxy_of(proxy, proxy_credentials_file)
-    made = join_federation(token, folder, proxy=through)
+    announce(token, as_json)
+    made = join_federation(
+        token,
+        folder,
+        proxy=agent_doctor.proxy_of(proxy, proxy_credentials_file),
+        again=again,
+        encrypt_keys=encrypt_keys,
+        pending=waiting(wait, as_json),
+    )
     if as_json:
         output.print_json(
             {
@@ -45,6 +66,7 @@ def join(
                 "coordinator": made.coordinator,
                 "dir": str(made.path),
                 "certificate_expires_at": made.expires_at.timestamp(),
+                "root_fingerprint": made.root_fingerprint,
             }
         )
         return
@@ -124,6 +146,8 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _renewal(found: dict[str, Any]) -> str:
     if found["certificate_expires_at"] <= time.time():
+        if found["enrollment"]:
+            return f"it has ended; the agent gets another from {found['enrollment']} when it runs"
         return "no: it has ended; join again in this folder with a new token"
     moment = output.moment(found["certificate_renews_at"])
     if found["certificate_renews_at"] > time.time():

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from feddp.cli import agent, budget, coordinator, demo, job, model, node
+from feddp.cli import agent, budget, coordinator, demo, job, model, node, profile
 from feddp.cli.failures import exit_code_of, tell
+from feddp.cli.options import json_wanted
 from feddp.process import LONG_LIVED, become_long_lived
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.add_typer(coordinator.app, name="coordinator")
 app.add_typer(node.app, name="node")
+app.add_typer(profile.app, name="profile")
 app.add_typer(agent.app, name="agent")
 app.add_typer(job.app, name="job")
 app.add_typer(model.app, name="model")
@@ -52,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     not allowed; 4 budget refused; 5 the peer was not reached; 130 interrupted by Ctrl-C.
     """
     words = sys.argv[1:] if arguments is None else arguments
+    json_wanted.set("--json" in words)
     os.umask(0o077)  # keys, databases, logs and reports are their owner's
     # gRPC's own lines come before our sentences and say less.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -1,4 +1,4 @@
-"""`feddp node`: invite, look at, disable and enable nodes."""
+"""`feddp node`: invite, look at, let in and shut out nodes."""
 
 import re
 import sys
@@ -12,7 +12,7 @@ from feddp.cli.options import Dir, Json, ProfileFolder, connect
 if TYPE_CHECKING:
     from protos.feddp.v1.nodes_pb2 import Node
 
-app = typer.Typer(help="Invite, look at, disable and enable nodes.", no_args_is_help=True)
+app = typer.Typer(help="Invite, look at, let in and shut out nodes.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The node's name.")]
 
@@ -30,6 +30,12 @@ def token(
     ttl: Annotated[str, typer.Option(help="How long the token may be redeemed: 30m, 24h, 7d.")] = (
         "24h"
     ),
+    approval: Annotated[
+        bool, typer.Option("--approval", help="Whoever redeems it waits for `feddp node approve`.")
+    ] = False,
+    rejoin: Annotated[
+        bool, typer.Option("--rejoin", help="The node has joined, and joins again.")
+    ] = False,
     folder: Dir = None,
     profile: ProfileFolder = None,
     as_json: Json = False,
@@ -41,14 +47,23 @@ def token(
         raise Malformed("CLASS_INVALID", f"--class is edge, hpc or cloud, not {node_class!a}")
     ttl_s = _seconds(ttl)
     with connect(folder, profile) as client:
-        made = client.create_token(name, node_class, ttl_s)
+        made = client.create_token(name, node_class, ttl_s, approval=approval, rejoin=rejoin)
     if as_json:
-        output.print_json({"token": made.token, "expires_at": made.expires_at, "node": name})
+        output.print_json(
+            {
+                "token": made.token,
+                "expires_at": made.expires_at,
+                "node": name,
+                "root_fingerprint": made.root_fingerprint,
+            }
+        )
         return
     output.line(made.token)
     if sys.stdout.isatty():
         output.note(f"valid until {output.moment(made.expires_at)}, for one use. At the hospital:")
         output.note("  feddp agent join TOKEN --dir DIR")
+        output.note("which shows the root certificate's SHA-256; tell it them by another way:")
+        output.note(f"  {made.root_fingerprint}")
 
 
 @app.command("list")
@@ -65,7 +80,7 @@ def list_(folder: Dir = None, profile: ProfileFolder = None, as_json: Json = Fal
             (
                 node.name,
                 node.node_class,
-                node.status,
+                _status(node),
                 "yes" if node.connected else "no",
                 output.moment(node.last_seen_at),
                 ", ".join(data_set.name for data_set in node.data_sets),
@@ -105,6 +120,61 @@ def enable(
     _changed(node, "enabled; it comes back by itself", as_json)
 
 
+@app.command()
+def approve(
+    name: Name,
+    key: Annotated[
+        str, typer.Option(metavar="KEY", help="The key that the hospital read out; it must match.")
+    ] = "",
+    steward: Annotated[
+        str, typer.Option(metavar="WHO", help="Who at the hospital confirmed it; kept in the log.")
+    ] = "",
+    folder: Dir = None,
+    profile: ProfileFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Let in the machine that waits to join as NAME."""
+    with connect(folder, profile) as client:
+        node = client.approve(name, key, steward)
+    _changed(node, "let in; its `feddp agent join` goes on by itself", as_json)
+
+
+@app.command()
+def reject(
+    name: Name, folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False
+) -> None:
+    """Refuse the machine that waits to join as NAME, and void its token."""
+    with connect(folder, profile) as client:
+        node = client.reject(name)
+    _changed(node, "as before; the machine that waited is refused", as_json)
+
+
+@app.command()
+def release(
+    name: Name, folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False
+) -> None:
+    """End a quarantine, after the hospital has stopped every other machine with this identity."""
+    with connect(folder, profile) as client:
+        node = client.release(name)
+    _changed(node, "released; its newest certificate is let in, older ones are not", as_json)
+
+
+@app.command()
+def revoke(
+    name: Name, folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False
+) -> None:
+    """Revoke every certificate of a node for good, and cut its connections within 5 s."""
+    with connect(folder, profile) as client:
+        node = client.revoke(name)
+    _changed(node, "revoked; only a new token and its steward's word bring it back", as_json)
+
+
+def _status(node: "Node") -> str:
+    if node.waiting_key:
+        return f"{node.status}, WAITS TO JOIN"
+    return node.status.upper() if node.status == "quarantined" else node.status
+
+
 def _changed(node: "Node", text: str, as_json: bool) -> None:
     if as_json:
         output.print_json(output.as_dict(node))
@@ -121,7 +191,19 @@ def _show(node: "Node", as_json: bool) -> None:
         [
             ("name", node.name),
             ("class", node.node_class),
-            ("status", node.status),
+            ("status", _status(node)),
+            *(("quarantine", text) for text in [node.quarantine] if text),
+            *(
+                ("let it in", f"feddp node release {node.name}, once only the right one runs")
+                for _ in [node.quarantine]
+                if _
+            ),
+            *(("waits to join", text) for text in [_waits(node)] if text),
+            *(
+                ("second agent", f"refused at {output.moment(node.second_agent_at)}")
+                for _ in [node.second_agent_at]
+                if _
+            ),
             ("connected", "yes" if node.connected else "no"),
             ("last seen", output.moment(node.last_seen_at)),
             ("agent", node.agent_version or "unknown"),
@@ -137,6 +219,20 @@ def _show(node: "Node", as_json: bool) -> None:
             ),
             *(("allows task", task) for task in node.tasks),
         ]
+    )
+
+
+def _waits(node: "Node") -> str:
+    from certs.enrolment import spoken
+
+    if not node.waiting_key:
+        return ""
+    key = spoken(node.waiting_key)
+    if not node.waiting_for_steward:
+        return f"key {key}; compare it, then feddp node approve {node.name} --key {key}"
+    return (
+        f"key {key}; it does not prove to be the same machine: its steward reads the key out to "
+        f"you, then feddp node approve {node.name} --key KEY --steward WHO"
     )
 
 

@@ -1,12 +1,18 @@
 """Options that several commands share."""
 
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from feddp.cli.output import note
+
 if TYPE_CHECKING:
     from feddp.client import Client
+
+json_wanted: ContextVar[bool] = ContextVar("json_wanted", default=False)
+"""Whether the command was asked for JSON, and stderr is for errors alone."""
 
 Dir = Annotated[
     Path | None,
@@ -42,4 +48,11 @@ def connect(folder: Path | None, profile: Path | None) -> "Client":
     selected = Selection.of(folder, profile).load_profile()
     from feddp.client import Client
 
-    return Client(selected)
+    client = Client(selected)
+    # Programs that asked for JSON find it in `feddp profile show --json`.
+    if not json_wanted.get():
+        from feddp.renewing import standing
+
+        if warning := standing(selected).warning():
+            note(f"warning: {warning}")
+    return client

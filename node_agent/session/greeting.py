@@ -3,6 +3,7 @@
 import functools
 import importlib.metadata
 import json
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
@@ -64,6 +65,7 @@ def hello(
     message = pb.Hello(
         protocol_version=PROTOCOL_VERSION,
         agent_version=agent_version(),
+        instance_id=instance_id(),
         open_attempts=open_attempts,
         limits=[limit_to_wire(*one) for one in raises[:RAISES_MAX]],
     )
@@ -113,6 +115,12 @@ def warn_of_limits(
                 epsilon_guarantee=guarantee(one) if one.guarantee else None,
                 do=SPENT_STAYS,
             )
+
+
+@functools.cache
+def instance_id() -> str:
+    """Tells this process from another agent with the same identity."""
+    return secrets.token_hex(16)
 
 
 @functools.cache

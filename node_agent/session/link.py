@@ -222,6 +222,9 @@ class Link:
             self._complain("node_shut_out", found)
             return SLOW_S
         delay_s = self._backoff.after(error)
+        if found.reason == "SESSION_TAKEN" and delay_s is not None:
+            self._complain("identity_in_use", found)
+            return delay_s
         if delay_s is None:
             self._complain("session_refused", found)
             return SLOW_S
@@ -249,6 +252,8 @@ _ADVICE: Final = {
     "is the name, the firewall, the proxy, a TLS inspection or the coordinator",
     "node_shut_out": "the agent goes on trying; ask the coordinator's operator, or join again "
     "with a new token",
+    "identity_in_use": "the agent goes on trying; if another machine has a copy of this folder, "
+    "stop one of the two",
     "session_refused": "the agent goes on trying; compare the versions of agent and coordinator",
 }
 

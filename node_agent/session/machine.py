@@ -161,7 +161,9 @@ def _reserved(agent: Agent, attempt: Attempt, event: e.OrderReserved, now_s: flo
 
 
 def _accept(agent: Agent, attempt: Attempt, event: e.AcceptanceDue, now_s: float) -> Step:
-    if attempt.phase in (Phase.SUBMITTING, Phase.TELLING) or not agent.welcomed:
+    # Judging: it was due for the same order, which has ended since and came again.
+    over = attempt.phase in (Phase.JUDGING, Phase.SUBMITTING, Phase.TELLING)
+    if over or not agent.welcomed:
         return agent, []
     return agent, [c.SendAccepted(attempt.attempt_id, attempt.accepted)]
 
@@ -313,7 +315,7 @@ _TABLE: Final[dict[tuple[Phase, type], Callable[[Agent, Attempt, Any, float], St
     (Phase.JUDGING, e.OrderReserved): _reserved,
     (Phase.JUDGING, e.OrderRefused): _refused,
     (Phase.JUDGING, e.OrderSpent): _spent,
-    **{(phase, e.AcceptanceDue): _accept for phase in Phase if phase is not Phase.JUDGING},
+    **{(phase, e.AcceptanceDue): _accept for phase in Phase},
     (Phase.FETCHING, e.ModelReady): _ready,
     (Phase.FETCHING, e.WorkImpossible): _impossible,
     (Phase.WITHDRAWING, e.OrderRefused): _refused,

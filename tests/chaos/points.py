@@ -30,7 +30,7 @@ JOURNAL: Final = "coordinator.rounds.events"
 
 NOT_SERVING: Final = {
     "coordinator": {
-        "coordinator.installation:": "only `feddp coordinator init`",
+        "coordinator.installation:": "only `feddp coordinator init` and `reissue`",
         "coordinator.store.migrations.": "only the first start after an upgrade changes a table",
         "coordinator.store.engines:_postgresql.": "these federations keep their state in SQLite",
     },

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from tests.chaos import acts, mishaps
+from tests.chaos import acts, mishaps, papers
 
 SCENARIOS: Final[dict[str, acts.Scenario]] = {
     one.__name__: one
@@ -17,6 +17,11 @@ SCENARIOS: Final[dict[str, acts.Scenario]] = {
         acts.cancel,
         acts.enrolment,
         acts.renewal,
+        papers.approval,
+        papers.quarantine,
+        papers.recovery,
+        papers.person,
+        papers.authority,
         mishaps.refuse,
         mishaps.withdraw,
         mishaps.lost_update,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from certs.spiffe import SpiffeId
 from feddp.cli.app import main
 from feddp.client import Client
 from feddp.profile import Profile
+
+PERSON_LIFETIME = timedelta(days=365)
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def write_profile(tmp_path: Path) -> Callable[[Authority, int, str], Path]:
             key.public_key(),
             SpiffeId(TRUST_DOMAIN, "user", name),
             now=datetime.now(UTC),
-            lifetime=NODE_LIFETIME,
+            lifetime=PERSON_LIFETIME,
         )
         folder = tmp_path / name
         folder.mkdir(parents=True)

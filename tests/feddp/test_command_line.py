@@ -17,8 +17,11 @@ from feddp.cli.app import app
 
 COMMANDS = [
     "demo",
-    *(f"coordinator {verb}" for verb in ("init", "serve", "check", "gateway")),
+    *(f"coordinator {verb}" for verb in ("init", "serve", "check", "gateway", "reissue")),
+    *(f"coordinator ca-rollover {verb}" for verb in ("status", "begin", "switch", "finish")),
     *(f"node {verb}" for verb in ("token", "list", "show", "disable", "enable")),
+    *(f"node {verb}" for verb in ("approve", "reject", "release", "revoke")),
+    *(f"profile {verb}" for verb in ("show", "renew")),
     *(f"agent {verb}" for verb in ("join", "run", "status", "doctor")),
     *(f"agent ledger {verb}" for verb in ("heads", "export", "import", "settle")),
     *(f"agent limit {verb}" for verb in ("key", "propose", "approve", "apply")),

@@ -3,6 +3,7 @@
 import json
 import queue
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,6 +114,17 @@ class RawNode:
             if message.WhichOneof("message") == kind:
                 return message
         raise AssertionError(f"the stream ended before {kind}")
+
+    def cut(self) -> str:
+        """The reason with which the coordinator ends the session; it must, in 30 s."""
+        too_late = threading.Timer(30, self.channel.close)
+        too_late.start()
+        try:
+            with reason_of() as reasons:
+                self.next("drain")  # never comes
+        finally:
+            too_late.cancel()
+        return reasons[0]
 
     def order(self) -> pb.WorkOrder:
         """Wait for an order and accept it."""

@@ -10,16 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs.credentials import channel_credentials
 from certs.enrolment import make_csr, new_key, private_pem
-from feddp.profile import Profile
 from node_agent.identity import Identity, load_identity
 from protos.feddp.v1 import (
     renewal_pb2,
@@ -215,7 +212,7 @@ def test_a_request_for_another_name_gets_nothing(coordinator: Federation, names:
 
 
 def test_only_a_node_that_is_let_in_renews(coordinator: Federation) -> None:
-    """Neither a person nor a disabled node; and what is no request is said to be none."""
+    """A disabled node does not; and what is no request is said to be none."""
     node = RawNode.enrolled(coordinator, "alpha")
     with reason_of() as reasons:
         ask(node, b"no request")
@@ -225,13 +222,6 @@ def test_only_a_node_that_is_let_in_renews(coordinator: Federation) -> None:
     with reason_of() as reasons:
         ask(node, make_csr(new_key()))
     assert reasons == ["NODE_DISABLED"]
-    profile = Profile.load(coordinator.installation.profile)
-    person = channel_credentials(profile.bundle, profile.key, profile.chain)
-    with grpc.secure_channel(profile.address, person) as channel:
-        request = renewal_pb2.RenewRequest(csr=make_csr(new_key()))
-        with reason_of() as reasons:
-            renewal_pb2_grpc.RenewalStub(channel).Renew(request, timeout=10)
-    assert reasons == ["ROLE_REQUIRED"]
 
 
 def test_a_node_that_does_not_renew_is_cut_at_its_certificates_end(tmp_path: Path) -> None:

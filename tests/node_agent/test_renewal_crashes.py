@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from sqlalchemy import true
 
+from certs import rollover
 from certs.authority import NODE_LIFETIME, Authority
 from certs.enrolment import key_digest, new_key, new_ledger_key, save_private_key
 from certs.peer import Peer
+from certs.rollover import bundle_roots
 from certs.spiffe import SpiffeId
 from coordinator.identities import Identities
 from coordinator.rpc import gate
@@ -79,7 +82,8 @@ class World:
         self.folder = path / "identity"
         self.database = Database(f"sqlite:///{path / 'c.db'}")
         self.database.migrate()
-        self.authority = Authority.create(path / "ca", TRUST_DOMAIN)
+        self.pki = path / "ca"
+        self.authority = Authority.create(self.pki, TRUST_DOMAIN)
         self.identities = Identities(self.database, TRUST_DOMAIN)
         self._service = RenewalService(
             self.database, self.authority, self.identities, NODE_LIFETIME
@@ -98,10 +102,25 @@ class World:
         (self.folder / "bundle.pem").write_bytes(self.authority.trust_bundle)
 
     def admitted(self) -> Identity:
-        """The folder's identity as the coordinator would see it; raises if it is not let in."""
+        """The folder's identity as the coordinator would see it; raises if it is not let in, or
+        does not trust what the coordinator shows."""
         identity = load_identity(self.folder)
         self.identities.caller(peer_of(identity))
+        leaf, issuing = x509.load_pem_x509_certificates(identity.chain)
+        leaf.verify_directly_issued_by(issuing)
+        assert any(issued_by(root, issuing) for root in bundle_roots(self.authority.trust_bundle))
+        assert self.authority.root in bundle_roots(identity.bundle)
         return identity
+
+    def roll_over(self) -> None:
+        """The next step of an authority that replaces the one before."""
+        step = {
+            "settled": lambda: rollover.begin(self.pki, TRUST_DOMAIN),
+            "begun": lambda: rollover.switch(self.pki),
+            "switched": lambda: rollover.finish(self.pki),
+        }
+        step[rollover.read_state(self.pki).phase]()
+        self.authority = self._service.authority = Authority.load(self.pki)
 
     def forget_superseded(self) -> None:
         """So that reading the registry does not take most of the time."""
@@ -147,8 +166,17 @@ class Channel:
         self._renew = renew
 
     def unary_unary(self, path: str, **_: Any) -> Any:
-        assert path == "/feddp.v1.Renewal/Renew"
-        return lambda request, timeout: self._renew(request)
+        if path == "/feddp.v1.Renewal/Renew":
+            return lambda request, timeout: self._renew(request)
+        return None  # nothing else is called by a node
+
+
+def issued_by(root: x509.Certificate, issuing: x509.Certificate) -> bool:
+    try:
+        issuing.verify_directly_issued_by(root)
+    except InvalidSignature:
+        return False
+    return True
 
 
 def peer_of(identity: Identity) -> Peer:
@@ -186,9 +214,13 @@ def test_a_renewal_that_dies_at_any_step_is_let_in_and_finished_by_the_next_life
     """Before and after each write, sync, rename, request and reply: the pair in the folder works,
     is accepted, and the next life ends with one whole new pair and nothing left over."""
 
-    async def play() -> int:
+    async def play(rolls: bool = False) -> int:
         step = 0
-        while await die_at(world, step):
+        while True:
+            if rolls:  # so that each renewal brings other roots, and they are learned first
+                world.roll_over()
+            if not await die_at(world, step):
+                return step
             await world.identities.reload()
             before = world.admitted().chain
             await world.life()
@@ -196,11 +228,14 @@ def test_a_renewal_that_dies_at_any_step_is_let_in_and_finished_by_the_next_life
             assert after.chain != before
             assert {path.name for path in world.folder.iterdir()} == WHOLE
             assert stat.S_IMODE((world.folder / "node.key").stat().st_mode) == 0o600
+            assert bundle_roots(after.bundle) == bundle_roots(world.authority.trust_bundle)
             step += 1
-        return step
 
     # Five for each of two files and the key's rename, the request, two sessions: before and after.
-    assert asyncio.run(play()) >= 2 * (5 + 1 + 5 + 3 + 2)
+    plain = asyncio.run(play())
+    assert plain >= 2 * (5 + 1 + 5 + 3 + 2)
+    # While authorities follow each other the roots are a file more.
+    assert asyncio.run(play(rolls=True)) >= plain + 2 * 5
 
 
 def test_whoever_reads_the_folder_meanwhile_finds_a_pair_that_works(world: World) -> None:
@@ -219,9 +254,13 @@ def test_a_thousand_renewals_that_die_at_random_never_lock_the_node_out(world: W
     chance = random.Random(20261126)
 
     async def play() -> tuple[int, int]:
-        died = renewed = 0
+        died = renewed = steps = 0
         while renewed < ROTATIONS:
             before = load_identity(world.folder).chain
+            # A step of a rollover after every tenth renewal, each of which was seen in use.
+            if renewed // 10 > steps and world.admitted().bundle == world.authority.trust_bundle:
+                steps += 1
+                world.roll_over()
             died += await die_at(world, chance.randrange(45))
             await world.identities.reload()
             renewed += world.admitted().chain != before
@@ -229,6 +268,7 @@ def test_a_thousand_renewals_that_die_at_random_never_lock_the_node_out(world: W
             assert 1 <= sum(not one.superseded for one in found) <= 2
             world.forget_superseded()
         await world.life()
+        assert steps > ROTATIONS / 20
         return died, renewed
 
     died, renewed = asyncio.run(play())

@@ -421,6 +421,15 @@ def test_work_that_takes_longer_than_a_moment_is_accepted_before_its_outcome() -
     telling() >> due << None
 
 
+def test_what_was_due_for_an_order_that_came_again_is_late() -> None:
+    """It ended before its acceptance was due, and the same order is judged anew."""
+    book = fetching(connected()) >> e.AttemptClosedReceived("a1", "void")
+    book = Playbook(book.agent, now_s=book.now_s)
+    assert book.agent.find("a1") is None
+    book = book >> e.OrderReceived(A1) << c.JudgeOrder(A1) << None
+    book >> e.AcceptanceDue("a1") << None
+
+
 def test_heartbeats_are_for_those_who_listen() -> None:
     """None before Welcome and none on a broken stream."""
     assert (Playbook() >> e.HeartbeatDue()).asked == ()

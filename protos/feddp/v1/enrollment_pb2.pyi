@@ -24,6 +24,8 @@ class JoinRequest(_message.Message):
     CSR_FIELD_NUMBER: _builtins.int
     LEDGER_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     LEDGER_KEY_PROOF_FIELD_NUMBER: _builtins.int
+    FORMER_KEY_PROOF_FIELD_NUMBER: _builtins.int
+    FORMER_CERTIFICATE_FIELD_NUMBER: _builtins.int
     secret: _builtins.str
     """The token's single-use secret, as text."""
     csr: _builtins.bytes
@@ -32,6 +34,12 @@ class JoinRequest(_message.Message):
     """Raw Ed25519 public key (32 bytes) of the node's ledger."""
     ledger_key_proof: _builtins.bytes
     """Ed25519 signature by the ledger key over "feddp-join-v1\\0" + csr."""
+    former_key_proof: _builtins.bytes
+    """ECDSA signature (SHA-256, DER) by the key of the node's newest certificate over
+    "feddp-rejoin-v1\\0" + csr; empty from a machine that has none.
+    """
+    former_certificate: _builtins.bytes
+    """That certificate, PEM; empty with no proof."""
     def __init__(
         self,
         *,
@@ -39,10 +47,12 @@ class JoinRequest(_message.Message):
         csr: _builtins.bytes = ...,
         ledger_public_key: _builtins.bytes = ...,
         ledger_key_proof: _builtins.bytes = ...,
+        former_key_proof: _builtins.bytes = ...,
+        former_certificate: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr", "ledger_key_proof", b"ledger_key_proof", "ledger_public_key", b"ledger_public_key", "secret", b"secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr", "former_certificate", b"former_certificate", "former_key_proof", b"former_key_proof", "ledger_key_proof", b"ledger_key_proof", "ledger_public_key", b"ledger_public_key", "secret", b"secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -61,7 +71,7 @@ class JoinResponse(_message.Message):
     certificate_chain: _builtins.bytes
     """The node's certificate and the issuing authority's, PEM, leaf first."""
     trust_bundle: _builtins.bytes
-    """The root that the node trusts, PEM."""
+    """The roots that the node trusts, PEM: one, or two while the authority is replaced."""
     spiffe_id: _builtins.str
     """spiffe://TRUST_DOMAIN/node/NAME."""
     node: _builtins.str
@@ -86,3 +96,98 @@ class JoinResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JoinResponse: _TypeAlias = JoinResponse  # noqa: Y015
+
+@_typing.final
+class ChallengeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChallengeRequest: _TypeAlias = ChallengeRequest  # noqa: Y015
+
+@_typing.final
+class ChallengeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NONCE_FIELD_NUMBER: _builtins.int
+    nonce: _builtins.bytes
+    """Opaque; at most 64 bytes."""
+    def __init__(
+        self,
+        *,
+        nonce: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChallengeResponse: _TypeAlias = ChallengeResponse  # noqa: Y015
+
+@_typing.final
+class RecoverRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    CSR_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.bytes
+    """The node's newest certificate, PEM, leaf first."""
+    nonce: _builtins.bytes
+    """As Challenge gave it."""
+    csr: _builtins.bytes
+    """PKCS#10 request, DER, signed by a new key, as for Renew."""
+    proof: _builtins.bytes
+    """ECDSA signature (SHA-256, DER) by the key of `certificate` over "feddp-recover-v1\\0" + the
+    nonce's length as one byte + nonce + csr.
+    """
+    def __init__(
+        self,
+        *,
+        certificate: _builtins.bytes = ...,
+        nonce: _builtins.bytes = ...,
+        csr: _builtins.bytes = ...,
+        proof: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "csr", b"csr", "nonce", b"nonce", "proof", b"proof"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoverRequest: _TypeAlias = RecoverRequest  # noqa: Y015
+
+@_typing.final
+class RecoverResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_CHAIN_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    TRUST_BUNDLE_FIELD_NUMBER: _builtins.int
+    certificate_chain: _builtins.bytes
+    generation: _builtins.int
+    trust_bundle: _builtins.bytes
+    """The roots that the node trusts from now on, PEM."""
+    def __init__(
+        self,
+        *,
+        certificate_chain: _builtins.bytes = ...,
+        generation: _builtins.int = ...,
+        trust_bundle: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_chain", b"certificate_chain", "generation", b"generation", "trust_bundle", b"trust_bundle"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoverResponse: _TypeAlias = RecoverResponse  # noqa: Y015

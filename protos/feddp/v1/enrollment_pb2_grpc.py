@@ -41,6 +41,16 @@ class EnrollmentStub(object):
                 request_serializer=protos_dot_feddp_dot_v1_dot_enrollment__pb2.JoinRequest.SerializeToString,
                 response_deserializer=protos_dot_feddp_dot_v1_dot_enrollment__pb2.JoinResponse.FromString,
                 _registered_method=True)
+        self.Challenge = channel.unary_unary(
+                '/feddp.v1.Enrollment/Challenge',
+                request_serializer=protos_dot_feddp_dot_v1_dot_enrollment__pb2.ChallengeRequest.SerializeToString,
+                response_deserializer=protos_dot_feddp_dot_v1_dot_enrollment__pb2.ChallengeResponse.FromString,
+                _registered_method=True)
+        self.Recover = channel.unary_unary(
+                '/feddp.v1.Enrollment/Recover',
+                request_serializer=protos_dot_feddp_dot_v1_dot_enrollment__pb2.RecoverRequest.SerializeToString,
+                response_deserializer=protos_dot_feddp_dot_v1_dot_enrollment__pb2.RecoverResponse.FromString,
+                _registered_method=True)
 
 
 class EnrollmentServicer(object):
@@ -51,9 +61,34 @@ class EnrollmentServicer(object):
     def Join(self, request, context):
         """Redeems a join token for a certificate. Called by anyone who holds a token.
         Safe to retry: the same key gets the same certificate again for 15 minutes.
+        A token that needs approval, and one for a name that has joined before without proof of its
+        old key, gives FAILED_PRECONDITION (JOIN_PENDING) with RetryInfo until a person has decided;
+        the token is this key's from then on.
         Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED),
-        INVALID_ARGUMENT (CSR_INVALID, LEDGER_KEY_INVALID), PERMISSION_DENIED (NODE_DISABLED,
-        LEDGER_KEY_CHANGED: a node that joins again must hold the ledger key that it had).
+        INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES, LEDGER_KEY_INVALID), PERMISSION_DENIED
+        (NODE_DISABLED, JOIN_REJECTED, LEDGER_KEY_CHANGED: a node that joins again must hold the ledger
+        key that it had).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Challenge(self, request, context):
+        """A nonce for Recover, good for two minutes. Called by anyone; nothing is kept for it. Safe to
+        retry. Errors: PERMISSION_DENIED (RECOVERY_DISABLED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Recover(self, request, context):
+        """The next certificate of a node whose newest one has ended, proved by that one's key. Called by
+        a node that was off for too long to renew.
+        Safe to retry: the same new key gets the same certificate until that is in use.
+        Errors: INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES), UNAUTHENTICATED (CHALLENGE_EXPIRED: ask for
+        another; RECOVERY_PROOF_INVALID, CERTIFICATE_UNKNOWN, CERTIFICATE_REVOKED,
+        CERTIFICATE_SUPERSEDED), PERMISSION_DENIED (RECOVERY_DISABLED, RECOVERY_TOO_LATE,
+        NODE_DISABLED, NODE_QUARANTINED), ALREADY_EXISTS (CSR_KEY_USED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -66,6 +101,16 @@ def add_EnrollmentServicer_to_server(servicer, server):
                     servicer.Join,
                     request_deserializer=protos_dot_feddp_dot_v1_dot_enrollment__pb2.JoinRequest.FromString,
                     response_serializer=protos_dot_feddp_dot_v1_dot_enrollment__pb2.JoinResponse.SerializeToString,
+            ),
+            'Challenge': grpc.unary_unary_rpc_method_handler(
+                    servicer.Challenge,
+                    request_deserializer=protos_dot_feddp_dot_v1_dot_enrollment__pb2.ChallengeRequest.FromString,
+                    response_serializer=protos_dot_feddp_dot_v1_dot_enrollment__pb2.ChallengeResponse.SerializeToString,
+            ),
+            'Recover': grpc.unary_unary_rpc_method_handler(
+                    servicer.Recover,
+                    request_deserializer=protos_dot_feddp_dot_v1_dot_enrollment__pb2.RecoverRequest.FromString,
+                    response_serializer=protos_dot_feddp_dot_v1_dot_enrollment__pb2.RecoverResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -97,6 +142,60 @@ class Enrollment(object):
             '/feddp.v1.Enrollment/Join',
             protos_dot_feddp_dot_v1_dot_enrollment__pb2.JoinRequest.SerializeToString,
             protos_dot_feddp_dot_v1_dot_enrollment__pb2.JoinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Challenge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feddp.v1.Enrollment/Challenge',
+            protos_dot_feddp_dot_v1_dot_enrollment__pb2.ChallengeRequest.SerializeToString,
+            protos_dot_feddp_dot_v1_dot_enrollment__pb2.ChallengeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Recover(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feddp.v1.Enrollment/Recover',
+            protos_dot_feddp_dot_v1_dot_enrollment__pb2.RecoverRequest.SerializeToString,
+            protos_dot_feddp_dot_v1_dot_enrollment__pb2.RecoverResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,9 +38,26 @@ class EnrollmentStub:
     Join: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.JoinRequest, _enrollment_pb2.JoinResponse]
     """Redeems a join token for a certificate. Called by anyone who holds a token.
     Safe to retry: the same key gets the same certificate again for 15 minutes.
+    A token that needs approval, and one for a name that has joined before without proof of its
+    old key, gives FAILED_PRECONDITION (JOIN_PENDING) with RetryInfo until a person has decided;
+    the token is this key's from then on.
     Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED),
-    INVALID_ARGUMENT (CSR_INVALID, LEDGER_KEY_INVALID), PERMISSION_DENIED (NODE_DISABLED,
-    LEDGER_KEY_CHANGED: a node that joins again must hold the ledger key that it had).
+    INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES, LEDGER_KEY_INVALID), PERMISSION_DENIED
+    (NODE_DISABLED, JOIN_REJECTED, LEDGER_KEY_CHANGED: a node that joins again must hold the ledger
+    key that it had).
+    """
+    Challenge: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ChallengeRequest, _enrollment_pb2.ChallengeResponse]
+    """A nonce for Recover, good for two minutes. Called by anyone; nothing is kept for it. Safe to
+    retry. Errors: PERMISSION_DENIED (RECOVERY_DISABLED).
+    """
+    Recover: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.RecoverRequest, _enrollment_pb2.RecoverResponse]
+    """The next certificate of a node whose newest one has ended, proved by that one's key. Called by
+    a node that was off for too long to renew.
+    Safe to retry: the same new key gets the same certificate until that is in use.
+    Errors: INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES), UNAUTHENTICATED (CHALLENGE_EXPIRED: ask for
+    another; RECOVERY_PROOF_INVALID, CERTIFICATE_UNKNOWN, CERTIFICATE_REVOKED,
+    CERTIFICATE_SUPERSEDED), PERMISSION_DENIED (RECOVERY_DISABLED, RECOVERY_TOO_LATE,
+    NODE_DISABLED, NODE_QUARANTINED), ALREADY_EXISTS (CSR_KEY_USED).
     """
 
 @_typing.type_check_only
@@ -53,9 +70,26 @@ class EnrollmentAsyncStub(EnrollmentStub):
     Join: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.JoinRequest, _enrollment_pb2.JoinResponse]  # type: ignore[assignment]
     """Redeems a join token for a certificate. Called by anyone who holds a token.
     Safe to retry: the same key gets the same certificate again for 15 minutes.
+    A token that needs approval, and one for a name that has joined before without proof of its
+    old key, gives FAILED_PRECONDITION (JOIN_PENDING) with RetryInfo until a person has decided;
+    the token is this key's from then on.
     Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED),
-    INVALID_ARGUMENT (CSR_INVALID, LEDGER_KEY_INVALID), PERMISSION_DENIED (NODE_DISABLED,
-    LEDGER_KEY_CHANGED: a node that joins again must hold the ledger key that it had).
+    INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES, LEDGER_KEY_INVALID), PERMISSION_DENIED
+    (NODE_DISABLED, JOIN_REJECTED, LEDGER_KEY_CHANGED: a node that joins again must hold the ledger
+    key that it had).
+    """
+    Challenge: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ChallengeRequest, _enrollment_pb2.ChallengeResponse]  # type: ignore[assignment]
+    """A nonce for Recover, good for two minutes. Called by anyone; nothing is kept for it. Safe to
+    retry. Errors: PERMISSION_DENIED (RECOVERY_DISABLED).
+    """
+    Recover: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.RecoverRequest, _enrollment_pb2.RecoverResponse]  # type: ignore[assignment]
+    """The next certificate of a node whose newest one has ended, proved by that one's key. Called by
+    a node that was off for too long to renew.
+    Safe to retry: the same new key gets the same certificate until that is in use.
+    Errors: INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES), UNAUTHENTICATED (CHALLENGE_EXPIRED: ask for
+    another; RECOVERY_PROOF_INVALID, CERTIFICATE_UNKNOWN, CERTIFICATE_REVOKED,
+    CERTIFICATE_SUPERSEDED), PERMISSION_DENIED (RECOVERY_DISABLED, RECOVERY_TOO_LATE,
+    NODE_DISABLED, NODE_QUARANTINED), ALREADY_EXISTS (CSR_KEY_USED).
     """
 
 class EnrollmentServicer(metaclass=_abc_1.ABCMeta):
@@ -71,9 +105,38 @@ class EnrollmentServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_enrollment_pb2.JoinResponse, _abc.Awaitable[_enrollment_pb2.JoinResponse]]:
         """Redeems a join token for a certificate. Called by anyone who holds a token.
         Safe to retry: the same key gets the same certificate again for 15 minutes.
+        A token that needs approval, and one for a name that has joined before without proof of its
+        old key, gives FAILED_PRECONDITION (JOIN_PENDING) with RetryInfo until a person has decided;
+        the token is this key's from then on.
         Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED),
-        INVALID_ARGUMENT (CSR_INVALID, LEDGER_KEY_INVALID), PERMISSION_DENIED (NODE_DISABLED,
-        LEDGER_KEY_CHANGED: a node that joins again must hold the ledger key that it had).
+        INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES, LEDGER_KEY_INVALID), PERMISSION_DENIED
+        (NODE_DISABLED, JOIN_REJECTED, LEDGER_KEY_CHANGED: a node that joins again must hold the ledger
+        key that it had).
+        """
+
+    @_abc_1.abstractmethod
+    def Challenge(
+        self,
+        request: _enrollment_pb2.ChallengeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.ChallengeResponse, _abc.Awaitable[_enrollment_pb2.ChallengeResponse]]:
+        """A nonce for Recover, good for two minutes. Called by anyone; nothing is kept for it. Safe to
+        retry. Errors: PERMISSION_DENIED (RECOVERY_DISABLED).
+        """
+
+    @_abc_1.abstractmethod
+    def Recover(
+        self,
+        request: _enrollment_pb2.RecoverRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.RecoverResponse, _abc.Awaitable[_enrollment_pb2.RecoverResponse]]:
+        """The next certificate of a node whose newest one has ended, proved by that one's key. Called by
+        a node that was off for too long to renew.
+        Safe to retry: the same new key gets the same certificate until that is in use.
+        Errors: INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES), UNAUTHENTICATED (CHALLENGE_EXPIRED: ask for
+        another; RECOVERY_PROOF_INVALID, CERTIFICATE_UNKNOWN, CERTIFICATE_REVOKED,
+        CERTIFICATE_SUPERSEDED), PERMISSION_DENIED (RECOVERY_DISABLED, RECOVERY_TOO_LATE,
+        NODE_DISABLED, NODE_QUARANTINED), ALREADY_EXISTS (CSR_KEY_USED).
         """
 
 def add_EnrollmentServicer_to_server(servicer: EnrollmentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

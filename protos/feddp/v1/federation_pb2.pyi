@@ -107,10 +107,15 @@ class Hello(_message.Message):
     TASKS_FIELD_NUMBER: _builtins.int
     OPEN_ATTEMPTS_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """1 for this file."""
     agent_version: _builtins.str
     """The agent's package version, for people."""
+    instance_id: _builtins.str
+    """Drawn at the start of the agent's process; at most 64 characters. While a session with one is
+    alive, another's is refused (SESSION_TAKEN). Empty from agents of 0.1.0.
+    """
     @_builtins.property
     def data_sets(self) -> _containers.RepeatedCompositeFieldContainer[Global___DataSet]: ...
     @_builtins.property
@@ -139,10 +144,11 @@ class Hello(_message.Message):
         tasks: _abc.Iterable[Global___Task] | None = ...,
         open_attempts: _abc.Iterable[_builtins.str] | None = ...,
         limits: _abc.Iterable[_ledger_pb2.LedgerEntry] | None = ...,
+        instance_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "agent_version", b"agent_version", "data_sets", b"data_sets", "limits", b"limits", "open_attempts", b"open_attempts", "protocol_version", b"protocol_version", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "agent_version", b"agent_version", "data_sets", b"data_sets", "instance_id", b"instance_id", "limits", b"limits", "open_attempts", b"open_attempts", "protocol_version", b"protocol_version", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

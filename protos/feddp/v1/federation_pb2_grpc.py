@@ -55,8 +55,9 @@ class FederationServicer(object):
 
     def Session(self, request_iterator, context):
         """The agent's one long-lived stream: it opens it, says Hello first, then heartbeats at least
-        every 10 s. Safe to open again at any time; a newer session of a node ends the older one.
-        Errors: FAILED_PRECONDITION (PROTOCOL_VERSION), INVALID_ARGUMENT (HELLO_EXPECTED),
+        every 10 s. Safe to open again at any time; a newer session of an agent ends its older one.
+        Errors: FAILED_PRECONDITION (PROTOCOL_VERSION, SESSION_TAKEN: another agent with this identity
+        is connected and was heard in the last 15 s), INVALID_ARGUMENT (HELLO_EXPECTED),
         PERMISSION_DENIED (NODE_DISABLED), UNAVAILABLE (DRAINING).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -37,8 +37,9 @@ class FederationStub:
     def __new__(cls, channel: _aio.Channel) -> FederationAsyncStub: ...
     Session: _grpc.StreamStreamMultiCallable[_federation_pb2.AgentMessage, _federation_pb2.CoordinatorMessage]
     """The agent's one long-lived stream: it opens it, says Hello first, then heartbeats at least
-    every 10 s. Safe to open again at any time; a newer session of a node ends the older one.
-    Errors: FAILED_PRECONDITION (PROTOCOL_VERSION), INVALID_ARGUMENT (HELLO_EXPECTED),
+    every 10 s. Safe to open again at any time; a newer session of an agent ends its older one.
+    Errors: FAILED_PRECONDITION (PROTOCOL_VERSION, SESSION_TAKEN: another agent with this identity
+    is connected and was heard in the last 15 s), INVALID_ARGUMENT (HELLO_EXPECTED),
     PERMISSION_DENIED (NODE_DISABLED), UNAVAILABLE (DRAINING).
     """
     SubmitUpdate: _grpc.UnaryUnaryMultiCallable[_federation_pb2.SubmitUpdateRequest, _federation_pb2.SubmitUpdateResponse]
@@ -59,8 +60,9 @@ class FederationAsyncStub(FederationStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Session: _aio.StreamStreamMultiCallable[_federation_pb2.AgentMessage, _federation_pb2.CoordinatorMessage]  # type: ignore[assignment]
     """The agent's one long-lived stream: it opens it, says Hello first, then heartbeats at least
-    every 10 s. Safe to open again at any time; a newer session of a node ends the older one.
-    Errors: FAILED_PRECONDITION (PROTOCOL_VERSION), INVALID_ARGUMENT (HELLO_EXPECTED),
+    every 10 s. Safe to open again at any time; a newer session of an agent ends its older one.
+    Errors: FAILED_PRECONDITION (PROTOCOL_VERSION, SESSION_TAKEN: another agent with this identity
+    is connected and was heard in the last 15 s), INVALID_ARGUMENT (HELLO_EXPECTED),
     PERMISSION_DENIED (NODE_DISABLED), UNAVAILABLE (DRAINING).
     """
     SubmitUpdate: _aio.UnaryUnaryMultiCallable[_federation_pb2.SubmitUpdateRequest, _federation_pb2.SubmitUpdateResponse]  # type: ignore[assignment]
@@ -84,8 +86,9 @@ class FederationServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_federation_pb2.CoordinatorMessage], _abc.AsyncIterator[_federation_pb2.CoordinatorMessage]]:
         """The agent's one long-lived stream: it opens it, says Hello first, then heartbeats at least
-        every 10 s. Safe to open again at any time; a newer session of a node ends the older one.
-        Errors: FAILED_PRECONDITION (PROTOCOL_VERSION), INVALID_ARGUMENT (HELLO_EXPECTED),
+        every 10 s. Safe to open again at any time; a newer session of an agent ends its older one.
+        Errors: FAILED_PRECONDITION (PROTOCOL_VERSION, SESSION_TAKEN: another agent with this identity
+        is connected and was heard in the last 15 s), INVALID_ARGUMENT (HELLO_EXPECTED),
         PERMISSION_DENIED (NODE_DISABLED), UNAVAILABLE (DRAINING).
         """
 

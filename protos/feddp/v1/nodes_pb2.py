@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/feddp/v1/nodes.proto\x12\x08\x66\x65\x64\x64p.v1\"E\n\x12\x43reateTokenRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nnode_class\x18\x02 \x01(\t\x12\r\n\x05ttl_s\x18\x03 \x01(\r\"8\n\x13\x43reateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x12\n\nexpires_at\x18\x02 \x01(\x01\"\x12\n\x10ListNodesRequest\"2\n\x11ListNodesResponse\x12\x1d\n\x05nodes\x18\x01 \x03(\x0b\x32\x0e.feddp.v1.Node\"\x1e\n\x0eGetNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"/\n\x0fGetNodeResponse\x12\x1c\n\x04node\x18\x01 \x01(\x0b\x32\x0e.feddp.v1.Node\"\"\n\x12\x44isableNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"3\n\x13\x44isableNodeResponse\x12\x1c\n\x04node\x18\x01 \x01(\x0b\x32\x0e.feddp.v1.Node\"!\n\x11\x45nableNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"2\n\x12\x45nableNodeResponse\x12\x1c\n\x04node\x18\x01 \x01(\x0b\x32\x0e.feddp.v1.Node\"\xec\x01\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nnode_class\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x11\n\tconnected\x18\x04 \x01(\x08\x12\x14\n\x0clast_seen_at\x18\x05 \x01(\x01\x12\x15\n\ragent_version\x18\x06 \x01(\t\x12\x1e\n\x16\x63\x65rtificate_expires_at\x18\x07 \x01(\x01\x12(\n\tdata_sets\x18\x08 \x03(\x0b\x32\x15.feddp.v1.NodeDataSet\x12\r\n\x05tasks\x18\t \x03(\t\x12\x19\n\x11ledger_public_key\x18\n \x01(\x0c\"j\n\x0bNodeDataSet\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x12\n\ndeclared_n\x18\x03 \x01(\x04\x12\x13\n\x0bschema_json\x18\x04 \x01(\t\x12\x13\n\x0bunavailable\x18\x05 \x01(\t2\xee\x02\n\x05Nodes\x12J\n\x0b\x43reateToken\x12\x1c.feddp.v1.CreateTokenRequest\x1a\x1d.feddp.v1.CreateTokenResponse\x12\x44\n\tListNodes\x12\x1a.feddp.v1.ListNodesRequest\x1a\x1b.feddp.v1.ListNodesResponse\x12>\n\x07GetNode\x12\x18.feddp.v1.GetNodeRequest\x1a\x19.feddp.v1.GetNodeResponse\x12J\n\x0b\x44isableNode\x12\x1c.feddp.v1.DisableNodeRequest\x1a\x1d.feddp.v1.DisableNodeResponse\x12G\n\nEnableNode\x12\x1b.feddp.v1.EnableNodeRequest\x1a\x1c.feddp.v1.EnableNodeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/feddp/v1/nodes.proto\x12\x08\x66\x65\x64\x64p.v1\"g\n\x12\x43reateTokenRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nnode_class\x18\x02 \x01(\t\x12\r\n\x05ttl_s\x18\x03 \x01(\r\x12\x10\n\x08\x61pproval\x18\x04 \x01(\x08\x12\x0e\n\x06rejoin\x18\x05 \x01(\x08\"R\n\x13\x43reateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x12\n\nexpires_at\x18\x02 \x01(\x01\x12\x18\n\x10root_fingerprint\x18\x03 \x01(\t\"\x12\n\x10ListNodesRequest\"2\n\x11ListNodesResponse\x12\x1d\n\x05nodes\x18\x01 \x03(\x0b\x32\x0e.feddp.v1.Node\"\x1e\n\x0eGetNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"/\n\x0fGetNodeResponse\x12\x1c\n\x04node\x18\x01 \x01(\x0b\x32\x0e.feddp.v1.Node\"\"\n\x12\x44isableNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"3\n\x13\x44isableNodeResponse\x12\x1c\n\x04node\x18\x01 \x01(\x0b\x32\x0e.feddp.v1.Node\"!\n\x11\x45nableNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"2\n\x12\x45nableNodeResponse\x12\x1c\n\x04node\x18\x01 \x01(\x0b\x32\x0e.feddp.v1.Node\"@\n\x12\x41pproveJoinRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0f\n\x07steward\x18\x03 \x01(\t\"3\n\x13\x41pproveJoinResponse\x12\x1c\n\x04node\x18\x01 \x01(\x0b\x32\x0e.feddp.v1.Node\"!\n\x11RejectJoinRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"2\n\x12RejectJoinResponse\x12\x1c\n\x04node\x18\x01 \x01(\x0b\x32\x0e.feddp.v1.Node\"\"\n\x12ReleaseNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"3\n\x13ReleaseNodeResponse\x12\x1c\n\x04node\x18\x01 \x01(\x0b\x32\x0e.feddp.v1.Node\"!\n\x11RevokeNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"2\n\x12RevokeNodeResponse\x12\x1c\n\x04node\x18\x01 \x01(\x0b\x32\x0e.feddp.v1.Node\"\xcb\x02\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nnode_class\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x11\n\tconnected\x18\x04 \x01(\x08\x12\x14\n\x0clast_seen_at\x18\x05 \x01(\x01\x12\x15\n\ragent_version\x18\x06 \x01(\t\x12\x1e\n\x16\x63\x65rtificate_expires_at\x18\x07 \x01(\x01\x12(\n\tdata_sets\x18\x08 \x03(\x0b\x32\x15.feddp.v1.NodeDataSet\x12\r\n\x05tasks\x18\t \x03(\t\x12\x19\n\x11ledger_public_key\x18\n \x01(\x0c\x12\x12\n\nquarantine\x18\x0b \x01(\t\x12\x13\n\x0bwaiting_key\x18\x0c \x01(\t\x12\x1b\n\x13waiting_for_steward\x18\r \x01(\x08\x12\x17\n\x0fsecond_agent_at\x18\x0e \x01(\x01\"j\n\x0bNodeDataSet\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x12\n\ndeclared_n\x18\x03 \x01(\x04\x12\x13\n\x0bschema_json\x18\x04 \x01(\t\x12\x13\n\x0bunavailable\x18\x05 \x01(\t2\x98\x05\n\x05Nodes\x12J\n\x0b\x43reateToken\x12\x1c.feddp.v1.CreateTokenRequest\x1a\x1d.feddp.v1.CreateTokenResponse\x12\x44\n\tListNodes\x12\x1a.feddp.v1.ListNodesRequest\x1a\x1b.feddp.v1.ListNodesResponse\x12>\n\x07GetNode\x12\x18.feddp.v1.GetNodeRequest\x1a\x19.feddp.v1.GetNodeResponse\x12J\n\x0b\x44isableNode\x12\x1c.feddp.v1.DisableNodeRequest\x1a\x1d.feddp.v1.DisableNodeResponse\x12G\n\nEnableNode\x12\x1b.feddp.v1.EnableNodeRequest\x1a\x1c.feddp.v1.EnableNodeResponse\x12J\n\x0b\x41pproveJoin\x12\x1c.feddp.v1.ApproveJoinRequest\x1a\x1d.feddp.v1.ApproveJoinResponse\x12G\n\nRejectJoin\x12\x1b.feddp.v1.RejectJoinRequest\x1a\x1c.feddp.v1.RejectJoinResponse\x12J\n\x0bReleaseNode\x12\x1c.feddp.v1.ReleaseNodeRequest\x1a\x1d.feddp.v1.ReleaseNodeResponse\x12G\n\nRevokeNode\x12\x1b.feddp.v1.RevokeNodeRequest\x1a\x1c.feddp.v1.RevokeNodeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,29 +32,45 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.feddp.v1.nodes_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREATETOKENREQUEST']._serialized_start=41
-  _globals['_CREATETOKENREQUEST']._serialized_end=110
-  _globals['_CREATETOKENRESPONSE']._serialized_start=112
-  _globals['_CREATETOKENRESPONSE']._serialized_end=168
-  _globals['_LISTNODESREQUEST']._serialized_start=170
-  _globals['_LISTNODESREQUEST']._serialized_end=188
-  _globals['_LISTNODESRESPONSE']._serialized_start=190
-  _globals['_LISTNODESRESPONSE']._serialized_end=240
-  _globals['_GETNODEREQUEST']._serialized_start=242
-  _globals['_GETNODEREQUEST']._serialized_end=272
-  _globals['_GETNODERESPONSE']._serialized_start=274
-  _globals['_GETNODERESPONSE']._serialized_end=321
-  _globals['_DISABLENODEREQUEST']._serialized_start=323
-  _globals['_DISABLENODEREQUEST']._serialized_end=357
-  _globals['_DISABLENODERESPONSE']._serialized_start=359
-  _globals['_DISABLENODERESPONSE']._serialized_end=410
-  _globals['_ENABLENODEREQUEST']._serialized_start=412
-  _globals['_ENABLENODEREQUEST']._serialized_end=445
-  _globals['_ENABLENODERESPONSE']._serialized_start=447
-  _globals['_ENABLENODERESPONSE']._serialized_end=497
-  _globals['_NODE']._serialized_start=500
-  _globals['_NODE']._serialized_end=736
-  _globals['_NODEDATASET']._serialized_start=738
-  _globals['_NODEDATASET']._serialized_end=844
-  _globals['_NODES']._serialized_start=847
-  _globals['_NODES']._serialized_end=1213
+  _globals['_CREATETOKENREQUEST']._serialized_end=144
+  _globals['_CREATETOKENRESPONSE']._serialized_start=146
+  _globals['_CREATETOKENRESPONSE']._serialized_end=228
+  _globals['_LISTNODESREQUEST']._serialized_start=230
+  _globals['_LISTNODESREQUEST']._serialized_end=248
+  _globals['_LISTNODESRESPONSE']._serialized_start=250
+  _globals['_LISTNODESRESPONSE']._serialized_end=300
+  _globals['_GETNODEREQUEST']._serialized_start=302
+  _globals['_GETNODEREQUEST']._serialized_end=332
+  _globals['_GETNODERESPONSE']._serialized_start=334
+  _globals['_GETNODERESPONSE']._serialized_end=381
+  _globals['_DISABLENODEREQUEST']._serialized_start=383
+  _globals['_DISABLENODEREQUEST']._serialized_end=417
+  _globals['_DISABLENODERESPONSE']._serialized_start=419
+  _globals['_DISABLENODERESPONSE']._serialized_end=470
+  _globals['_ENABLENODEREQUEST']._serialized_start=472
+  _globals['_ENABLENODEREQUEST']._serialized_end=505
+  _globals['_ENABLENODERESPONSE']._serialized_start=507
+  _globals['_ENABLENODERESPONSE']._serialized_end=557
+  _globals['_APPROVEJOINREQUEST']._serialized_start=559
+  _globals['_APPROVEJOINREQUEST']._serialized_end=623
+  _globals['_APPROVEJOINRESPONSE']._serialized_start=625
+  _globals['_APPROVEJOINRESPONSE']._serialized_end=676
+  _globals['_REJECTJOINREQUEST']._serialized_start=678
+  _globals['_REJECTJOINREQUEST']._serialized_end=711
+  _globals['_REJECTJOINRESPONSE']._serialized_start=713
+  _globals['_REJECTJOINRESPONSE']._serialized_end=763
+  _globals['_RELEASENODEREQUEST']._serialized_start=765
+  _globals['_RELEASENODEREQUEST']._serialized_end=799
+  _globals['_RELEASENODERESPONSE']._serialized_start=801
+  _globals['_RELEASENODERESPONSE']._serialized_end=852
+  _globals['_REVOKENODEREQUEST']._serialized_start=854
+  _globals['_REVOKENODEREQUEST']._serialized_end=887
+  _globals['_REVOKENODERESPONSE']._serialized_start=889
+  _globals['_REVOKENODERESPONSE']._serialized_end=939
+  _globals['_NODE']._serialized_start=942
+  _globals['_NODE']._serialized_end=1273
+  _globals['_NODEDATASET']._serialized_start=1275
+  _globals['_NODEDATASET']._serialized_end=1381
+  _globals['_NODES']._serialized_start=1384
+  _globals['_NODES']._serialized_end=2048
 # @@protoc_insertion_point(module_scope)

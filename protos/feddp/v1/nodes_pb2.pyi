@@ -25,22 +25,30 @@ class CreateTokenRequest(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     NODE_CLASS_FIELD_NUMBER: _builtins.int
     TTL_S_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
+    REJOIN_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Lower-case letters, digits and "-", 1 to 63."""
     node_class: _builtins.str
     """"edge", "hpc" or "cloud"."""
     ttl_s: _builtins.int
     """60 to 604800."""
+    approval: _builtins.bool
+    """Whoever redeems it waits until an operator approves."""
+    rejoin: _builtins.bool
+    """The node has joined and its certificate is valid: it joins again."""
     def __init__(
         self,
         *,
         node: _builtins.str = ...,
         node_class: _builtins.str = ...,
         ttl_s: _builtins.int = ...,
+        approval: _builtins.bool = ...,
+        rejoin: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "node_class", b"node_class", "ttl_s", b"ttl_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "node", b"node", "node_class", b"node_class", "rejoin", b"rejoin", "ttl_s", b"ttl_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -52,19 +60,23 @@ class CreateTokenResponse(_message.Message):
 
     TOKEN_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    ROOT_FINGERPRINT_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """One string; shown once, the coordinator keeps its hash only."""
     expires_at: _builtins.float
     """Seconds since the epoch."""
+    root_fingerprint: _builtins.str
+    """SHA-256 of the root certificate that the token pins, as people compare it."""
     def __init__(
         self,
         *,
         token: _builtins.str = ...,
         expires_at: _builtins.float = ...,
+        root_fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "root_fingerprint", b"root_fingerprint", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -223,6 +235,172 @@ class EnableNodeResponse(_message.Message):
 Global___EnableNodeResponse: _TypeAlias = EnableNodeResponse  # noqa: Y015
 
 @_typing.final
+class ApproveJoinRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    STEWARD_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    key: _builtins.str
+    """The first 32 or more hexadecimal digits of the waiting key's digest, as the hospital reads them
+    out; "-", ":" and blanks do not count. Empty: whichever waits.
+    """
+    steward: _builtins.str
+    """Who at the hospital confirmed that it is their machine, in words; at most 100 characters."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        key: _builtins.str = ...,
+        steward: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "node", b"node", "steward", b"steward"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveJoinRequest: _TypeAlias = ApproveJoinRequest  # noqa: Y015
+
+@_typing.final
+class ApproveJoinResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def node(self) -> Global___Node: ...
+    def __init__(
+        self,
+        *,
+        node: Global___Node | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveJoinResponse: _TypeAlias = ApproveJoinResponse  # noqa: Y015
+
+@_typing.final
+class RejectJoinRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectJoinRequest: _TypeAlias = RejectJoinRequest  # noqa: Y015
+
+@_typing.final
+class RejectJoinResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def node(self) -> Global___Node: ...
+    def __init__(
+        self,
+        *,
+        node: Global___Node | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectJoinResponse: _TypeAlias = RejectJoinResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseNodeRequest: _TypeAlias = ReleaseNodeRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseNodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def node(self) -> Global___Node: ...
+    def __init__(
+        self,
+        *,
+        node: Global___Node | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseNodeResponse: _TypeAlias = ReleaseNodeResponse  # noqa: Y015
+
+@_typing.final
+class RevokeNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeNodeRequest: _TypeAlias = RevokeNodeRequest  # noqa: Y015
+
+@_typing.final
+class RevokeNodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def node(self) -> Global___Node: ...
+    def __init__(
+        self,
+        *,
+        node: Global___Node | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeNodeResponse: _TypeAlias = RevokeNodeResponse  # noqa: Y015
+
+@_typing.final
 class Node(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -236,10 +414,14 @@ class Node(_message.Message):
     DATA_SETS_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
     LEDGER_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    QUARANTINE_FIELD_NUMBER: _builtins.int
+    WAITING_KEY_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_STEWARD_FIELD_NUMBER: _builtins.int
+    SECOND_AGENT_AT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     node_class: _builtins.str
     status: _builtins.str
-    """"invited" (token made), "enrolled", "disabled"."""
+    """"invited" (token made), "enrolled", "disabled", "quarantined"."""
     connected: _builtins.bool
     """Whether its session is open and it was heard in the last 30 s."""
     last_seen_at: _builtins.float
@@ -249,6 +431,16 @@ class Node(_message.Message):
     """Seconds since the epoch, when its newest certificate ends; 0 for none."""
     ledger_public_key: _builtins.bytes
     """Raw Ed25519 public key of its ledger; empty before it joined."""
+    quarantine: _builtins.str
+    """Why it is quarantined, and what ends that; empty otherwise."""
+    waiting_key: _builtins.str
+    """SHA-256 of the key that waits to join, hexadecimal; empty for none."""
+    waiting_for_steward: _builtins.bool
+    """Whether that join needs the steward's confirmation."""
+    second_agent_at: _builtins.float
+    """Seconds since the epoch, when a second agent with its identity was refused last while the first
+    was connected; 0 for never since the coordinator started.
+    """
     @_builtins.property
     def data_sets(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeDataSet]: ...
     @_builtins.property
@@ -268,10 +460,14 @@ class Node(_message.Message):
         data_sets: _abc.Iterable[Global___NodeDataSet] | None = ...,
         tasks: _abc.Iterable[_builtins.str] | None = ...,
         ledger_public_key: _builtins.bytes = ...,
+        quarantine: _builtins.str = ...,
+        waiting_key: _builtins.str = ...,
+        waiting_for_steward: _builtins.bool = ...,
+        second_agent_at: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "certificate_expires_at", b"certificate_expires_at", "connected", b"connected", "data_sets", b"data_sets", "last_seen_at", b"last_seen_at", "ledger_public_key", b"ledger_public_key", "name", b"name", "node_class", b"node_class", "status", b"status", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "certificate_expires_at", b"certificate_expires_at", "connected", b"connected", "data_sets", b"data_sets", "last_seen_at", b"last_seen_at", "ledger_public_key", b"ledger_public_key", "name", b"name", "node_class", b"node_class", "quarantine", b"quarantine", "second_agent_at", b"second_agent_at", "status", b"status", "tasks", b"tasks", "waiting_for_steward", b"waiting_for_steward", "waiting_key", b"waiting_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -60,6 +60,26 @@ class NodesStub(object):
                 request_serializer=protos_dot_feddp_dot_v1_dot_nodes__pb2.EnableNodeRequest.SerializeToString,
                 response_deserializer=protos_dot_feddp_dot_v1_dot_nodes__pb2.EnableNodeResponse.FromString,
                 _registered_method=True)
+        self.ApproveJoin = channel.unary_unary(
+                '/feddp.v1.Nodes/ApproveJoin',
+                request_serializer=protos_dot_feddp_dot_v1_dot_nodes__pb2.ApproveJoinRequest.SerializeToString,
+                response_deserializer=protos_dot_feddp_dot_v1_dot_nodes__pb2.ApproveJoinResponse.FromString,
+                _registered_method=True)
+        self.RejectJoin = channel.unary_unary(
+                '/feddp.v1.Nodes/RejectJoin',
+                request_serializer=protos_dot_feddp_dot_v1_dot_nodes__pb2.RejectJoinRequest.SerializeToString,
+                response_deserializer=protos_dot_feddp_dot_v1_dot_nodes__pb2.RejectJoinResponse.FromString,
+                _registered_method=True)
+        self.ReleaseNode = channel.unary_unary(
+                '/feddp.v1.Nodes/ReleaseNode',
+                request_serializer=protos_dot_feddp_dot_v1_dot_nodes__pb2.ReleaseNodeRequest.SerializeToString,
+                response_deserializer=protos_dot_feddp_dot_v1_dot_nodes__pb2.ReleaseNodeResponse.FromString,
+                _registered_method=True)
+        self.RevokeNode = channel.unary_unary(
+                '/feddp.v1.Nodes/RevokeNode',
+                request_serializer=protos_dot_feddp_dot_v1_dot_nodes__pb2.RevokeNodeRequest.SerializeToString,
+                response_deserializer=protos_dot_feddp_dot_v1_dot_nodes__pb2.RevokeNodeResponse.FromString,
+                _registered_method=True)
 
 
 class NodesServicer(object):
@@ -105,6 +125,41 @@ class NodesServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ApproveJoin(self, request, context):
+        """Lets a machine in that waits to join. Called by operators. Safe to retry.
+        Errors: NOT_FOUND (NODE_UNKNOWN, JOIN_UNKNOWN: none waits), INVALID_ARGUMENT (KEY_INVALID),
+        ALREADY_EXISTS (KEY_MISMATCH: another machine waits than the one meant), FAILED_PRECONDITION
+        (CONFIRMATION_REQUIRED: a name that has joined before needs the steward's word and the key).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RejectJoin(self, request, context):
+        """Refuses a machine that waits to join, and voids its token. Called by operators. Safe to retry.
+        Errors: NOT_FOUND (NODE_UNKNOWN, JOIN_UNKNOWN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseNode(self, request, context):
+        """Ends a quarantine: the node's newest certificate is let in again, older ones stay refused.
+        Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeNode(self, request, context):
+        """Revokes every certificate of a node for good and cuts its streams within 5 s; it comes back
+        only with a new token and its steward's confirmation. Called by operators. Safe to retry.
+        Errors: NOT_FOUND (NODE_UNKNOWN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodesServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -132,6 +187,26 @@ def add_NodesServicer_to_server(servicer, server):
                     servicer.EnableNode,
                     request_deserializer=protos_dot_feddp_dot_v1_dot_nodes__pb2.EnableNodeRequest.FromString,
                     response_serializer=protos_dot_feddp_dot_v1_dot_nodes__pb2.EnableNodeResponse.SerializeToString,
+            ),
+            'ApproveJoin': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApproveJoin,
+                    request_deserializer=protos_dot_feddp_dot_v1_dot_nodes__pb2.ApproveJoinRequest.FromString,
+                    response_serializer=protos_dot_feddp_dot_v1_dot_nodes__pb2.ApproveJoinResponse.SerializeToString,
+            ),
+            'RejectJoin': grpc.unary_unary_rpc_method_handler(
+                    servicer.RejectJoin,
+                    request_deserializer=protos_dot_feddp_dot_v1_dot_nodes__pb2.RejectJoinRequest.FromString,
+                    response_serializer=protos_dot_feddp_dot_v1_dot_nodes__pb2.RejectJoinResponse.SerializeToString,
+            ),
+            'ReleaseNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseNode,
+                    request_deserializer=protos_dot_feddp_dot_v1_dot_nodes__pb2.ReleaseNodeRequest.FromString,
+                    response_serializer=protos_dot_feddp_dot_v1_dot_nodes__pb2.ReleaseNodeResponse.SerializeToString,
+            ),
+            'RevokeNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeNode,
+                    request_deserializer=protos_dot_feddp_dot_v1_dot_nodes__pb2.RevokeNodeRequest.FromString,
+                    response_serializer=protos_dot_feddp_dot_v1_dot_nodes__pb2.RevokeNodeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -270,6 +345,114 @@ class Nodes(object):
             '/feddp.v1.Nodes/EnableNode',
             protos_dot_feddp_dot_v1_dot_nodes__pb2.EnableNodeRequest.SerializeToString,
             protos_dot_feddp_dot_v1_dot_nodes__pb2.EnableNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApproveJoin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feddp.v1.Nodes/ApproveJoin',
+            protos_dot_feddp_dot_v1_dot_nodes__pb2.ApproveJoinRequest.SerializeToString,
+            protos_dot_feddp_dot_v1_dot_nodes__pb2.ApproveJoinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RejectJoin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feddp.v1.Nodes/RejectJoin',
+            protos_dot_feddp_dot_v1_dot_nodes__pb2.RejectJoinRequest.SerializeToString,
+            protos_dot_feddp_dot_v1_dot_nodes__pb2.RejectJoinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feddp.v1.Nodes/ReleaseNode',
+            protos_dot_feddp_dot_v1_dot_nodes__pb2.ReleaseNodeRequest.SerializeToString,
+            protos_dot_feddp_dot_v1_dot_nodes__pb2.ReleaseNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feddp.v1.Nodes/RevokeNode',
+            protos_dot_feddp_dot_v1_dot_nodes__pb2.RevokeNodeRequest.SerializeToString,
+            protos_dot_feddp_dot_v1_dot_nodes__pb2.RevokeNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,25 @@ class NodesStub:
     """
     EnableNode: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.EnableNodeRequest, _nodes_pb2.EnableNodeResponse]
     """Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN)."""
+    ApproveJoin: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.ApproveJoinRequest, _nodes_pb2.ApproveJoinResponse]
+    """Lets a machine in that waits to join. Called by operators. Safe to retry.
+    Errors: NOT_FOUND (NODE_UNKNOWN, JOIN_UNKNOWN: none waits), INVALID_ARGUMENT (KEY_INVALID),
+    ALREADY_EXISTS (KEY_MISMATCH: another machine waits than the one meant), FAILED_PRECONDITION
+    (CONFIRMATION_REQUIRED: a name that has joined before needs the steward's word and the key).
+    """
+    RejectJoin: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.RejectJoinRequest, _nodes_pb2.RejectJoinResponse]
+    """Refuses a machine that waits to join, and voids its token. Called by operators. Safe to retry.
+    Errors: NOT_FOUND (NODE_UNKNOWN, JOIN_UNKNOWN).
+    """
+    ReleaseNode: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.ReleaseNodeRequest, _nodes_pb2.ReleaseNodeResponse]
+    """Ends a quarantine: the node's newest certificate is let in again, older ones stay refused.
+    Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN).
+    """
+    RevokeNode: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.RevokeNodeRequest, _nodes_pb2.RevokeNodeResponse]
+    """Revokes every certificate of a node for good and cuts its streams within 5 s; it comes back
+    only with a new token and its steward's confirmation. Called by operators. Safe to retry.
+    Errors: NOT_FOUND (NODE_UNKNOWN).
+    """
 
 @_typing.type_check_only
 class NodesAsyncStub(NodesStub):
@@ -73,6 +92,25 @@ class NodesAsyncStub(NodesStub):
     """
     EnableNode: _aio.UnaryUnaryMultiCallable[_nodes_pb2.EnableNodeRequest, _nodes_pb2.EnableNodeResponse]  # type: ignore[assignment]
     """Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN)."""
+    ApproveJoin: _aio.UnaryUnaryMultiCallable[_nodes_pb2.ApproveJoinRequest, _nodes_pb2.ApproveJoinResponse]  # type: ignore[assignment]
+    """Lets a machine in that waits to join. Called by operators. Safe to retry.
+    Errors: NOT_FOUND (NODE_UNKNOWN, JOIN_UNKNOWN: none waits), INVALID_ARGUMENT (KEY_INVALID),
+    ALREADY_EXISTS (KEY_MISMATCH: another machine waits than the one meant), FAILED_PRECONDITION
+    (CONFIRMATION_REQUIRED: a name that has joined before needs the steward's word and the key).
+    """
+    RejectJoin: _aio.UnaryUnaryMultiCallable[_nodes_pb2.RejectJoinRequest, _nodes_pb2.RejectJoinResponse]  # type: ignore[assignment]
+    """Refuses a machine that waits to join, and voids its token. Called by operators. Safe to retry.
+    Errors: NOT_FOUND (NODE_UNKNOWN, JOIN_UNKNOWN).
+    """
+    ReleaseNode: _aio.UnaryUnaryMultiCallable[_nodes_pb2.ReleaseNodeRequest, _nodes_pb2.ReleaseNodeResponse]  # type: ignore[assignment]
+    """Ends a quarantine: the node's newest certificate is let in again, older ones stay refused.
+    Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN).
+    """
+    RevokeNode: _aio.UnaryUnaryMultiCallable[_nodes_pb2.RevokeNodeRequest, _nodes_pb2.RevokeNodeResponse]  # type: ignore[assignment]
+    """Revokes every certificate of a node for good and cuts its streams within 5 s; it comes back
+    only with a new token and its steward's confirmation. Called by operators. Safe to retry.
+    Errors: NOT_FOUND (NODE_UNKNOWN).
+    """
 
 class NodesServicer(metaclass=_abc_1.ABCMeta):
     """Nodes, for operators."""
@@ -123,5 +161,48 @@ class NodesServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_nodes_pb2.EnableNodeResponse, _abc.Awaitable[_nodes_pb2.EnableNodeResponse]]:
         """Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN)."""
+
+    @_abc_1.abstractmethod
+    def ApproveJoin(
+        self,
+        request: _nodes_pb2.ApproveJoinRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_nodes_pb2.ApproveJoinResponse, _abc.Awaitable[_nodes_pb2.ApproveJoinResponse]]:
+        """Lets a machine in that waits to join. Called by operators. Safe to retry.
+        Errors: NOT_FOUND (NODE_UNKNOWN, JOIN_UNKNOWN: none waits), INVALID_ARGUMENT (KEY_INVALID),
+        ALREADY_EXISTS (KEY_MISMATCH: another machine waits than the one meant), FAILED_PRECONDITION
+        (CONFIRMATION_REQUIRED: a name that has joined before needs the steward's word and the key).
+        """
+
+    @_abc_1.abstractmethod
+    def RejectJoin(
+        self,
+        request: _nodes_pb2.RejectJoinRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_nodes_pb2.RejectJoinResponse, _abc.Awaitable[_nodes_pb2.RejectJoinResponse]]:
+        """Refuses a machine that waits to join, and voids its token. Called by operators. Safe to retry.
+        Errors: NOT_FOUND (NODE_UNKNOWN, JOIN_UNKNOWN).
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseNode(
+        self,
+        request: _nodes_pb2.ReleaseNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_nodes_pb2.ReleaseNodeResponse, _abc.Awaitable[_nodes_pb2.ReleaseNodeResponse]]:
+        """Ends a quarantine: the node's newest certificate is let in again, older ones stay refused.
+        Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN).
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeNode(
+        self,
+        request: _nodes_pb2.RevokeNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_nodes_pb2.RevokeNodeResponse, _abc.Awaitable[_nodes_pb2.RevokeNodeResponse]]:
+        """Revokes every certificate of a node for good and cuts its streams within 5 s; it comes back
+        only with a new token and its steward's confirmation. Called by operators. Safe to retry.
+        Errors: NOT_FOUND (NODE_UNKNOWN).
+        """
 
 def add_NodesServicer_to_server(servicer: NodesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

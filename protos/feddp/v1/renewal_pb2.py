@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/feddp/v1/renewal.proto\x12\x08\x66\x65\x64\x64p.v1\"\x1b\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\">\n\rRenewResponse\x12\x19\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\x0c\x12\x12\n\ngeneration\x18\x02 \x01(\r2C\n\x07Renewal\x12\x38\n\x05Renew\x12\x16.feddp.v1.RenewRequest\x1a\x17.feddp.v1.RenewResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/feddp/v1/renewal.proto\x12\x08\x66\x65\x64\x64p.v1\"\x1b\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\"T\n\rRenewResponse\x12\x19\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\x0c\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\x14\n\x0ctrust_bundle\x18\x03 \x01(\x0c\"\x10\n\x0e\x43onfirmRequest\"%\n\x0f\x43onfirmResponse\x12\x12\n\ngeneration\x18\x01 \x01(\r2\x83\x01\n\x07Renewal\x12\x38\n\x05Renew\x12\x16.feddp.v1.RenewRequest\x1a\x17.feddp.v1.RenewResponse\x12>\n\x07\x43onfirm\x12\x18.feddp.v1.ConfirmRequest\x1a\x19.feddp.v1.ConfirmResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENEWREQUEST']._serialized_start=43
   _globals['_RENEWREQUEST']._serialized_end=70
   _globals['_RENEWRESPONSE']._serialized_start=72
-  _globals['_RENEWRESPONSE']._serialized_end=134
-  _globals['_RENEWAL']._serialized_start=136
-  _globals['_RENEWAL']._serialized_end=203
+  _globals['_RENEWRESPONSE']._serialized_end=156
+  _globals['_CONFIRMREQUEST']._serialized_start=158
+  _globals['_CONFIRMREQUEST']._serialized_end=174
+  _globals['_CONFIRMRESPONSE']._serialized_start=176
+  _globals['_CONFIRMRESPONSE']._serialized_end=213
+  _globals['_RENEWAL']._serialized_start=216
+  _globals['_RENEWAL']._serialized_end=347
 # @@protoc_insertion_point(module_scope)

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class RenewalStub(object):
-    """How a node replaces its certificate before it ends. Served on the mTLS port: the certificate in
-    use says who asks.
+    """How a node, or a person, replaces a certificate before it ends. Served on the mTLS port: the
+    certificate in use says who asks.
     """
 
     def __init__(self, channel):
@@ -41,22 +41,37 @@ class RenewalStub(object):
                 request_serializer=protos_dot_feddp_dot_v1_dot_renewal__pb2.RenewRequest.SerializeToString,
                 response_deserializer=protos_dot_feddp_dot_v1_dot_renewal__pb2.RenewResponse.FromString,
                 _registered_method=True)
+        self.Confirm = channel.unary_unary(
+                '/feddp.v1.Renewal/Confirm',
+                request_serializer=protos_dot_feddp_dot_v1_dot_renewal__pb2.ConfirmRequest.SerializeToString,
+                response_deserializer=protos_dot_feddp_dot_v1_dot_renewal__pb2.ConfirmResponse.FromString,
+                _registered_method=True)
 
 
 class RenewalServicer(object):
-    """How a node replaces its certificate before it ends. Served on the mTLS port: the certificate in
-    use says who asks.
+    """How a node, or a person, replaces a certificate before it ends. Served on the mTLS port: the
+    certificate in use says who asks.
     """
 
     def Renew(self, request, context):
-        """Issues the next certificate of the calling node, for a new key. Called by nodes. The calling
-        certificate stays accepted until a session was opened with the new one; from then on it is
-        refused (CERTIFICATE_SUPERSEDED).
+        """Issues the next certificate of the caller, for a new key. Called by nodes and people. The
+        calling certificate stays accepted until the new one is in use: a node's when it opens a
+        session, a person's when it calls Confirm. From then on it is refused
+        (CERTIFICATE_SUPERSEDED).
         Safe to retry: the same key gets the same certificate until that is in use. Another key takes
         the place of a certificate that was never used.
         Errors: INVALID_ARGUMENT (CSR_INVALID; CSR_NAMES: the request asks for names that are not the
         caller's), ALREADY_EXISTS (CSR_KEY_USED: the key has, or had, a certificate: make a new one),
         FAILED_PRECONDITION (AUTHORITY_EXPIRED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Confirm(self, request, context):
+        """Says that the calling certificate is in use: the person's earlier ones are refused from now on.
+        Called by people, after a renewal is on their disk. Safe to retry.
+        Errors: UNAUTHENTICATED (CERTIFICATE_SUPERSEDED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,6 +85,11 @@ def add_RenewalServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_feddp_dot_v1_dot_renewal__pb2.RenewRequest.FromString,
                     response_serializer=protos_dot_feddp_dot_v1_dot_renewal__pb2.RenewResponse.SerializeToString,
             ),
+            'Confirm': grpc.unary_unary_rpc_method_handler(
+                    servicer.Confirm,
+                    request_deserializer=protos_dot_feddp_dot_v1_dot_renewal__pb2.ConfirmRequest.FromString,
+                    response_serializer=protos_dot_feddp_dot_v1_dot_renewal__pb2.ConfirmResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'feddp.v1.Renewal', rpc_method_handlers)
@@ -79,8 +99,8 @@ def add_RenewalServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Renewal(object):
-    """How a node replaces its certificate before it ends. Served on the mTLS port: the certificate in
-    use says who asks.
+    """How a node, or a person, replaces a certificate before it ends. Served on the mTLS port: the
+    certificate in use says who asks.
     """
 
     @staticmethod
@@ -100,6 +120,33 @@ class Renewal(object):
             '/feddp.v1.Renewal/Renew',
             protos_dot_feddp_dot_v1_dot_renewal__pb2.RenewRequest.SerializeToString,
             protos_dot_feddp_dot_v1_dot_renewal__pb2.RenewResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Confirm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feddp.v1.Renewal/Confirm',
+            protos_dot_feddp_dot_v1_dot_renewal__pb2.ConfirmRequest.SerializeToString,
+            protos_dot_feddp_dot_v1_dot_renewal__pb2.ConfirmResponse.FromString,
             options,
             channel_credentials,
             insecure,

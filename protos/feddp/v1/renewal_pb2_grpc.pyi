@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RenewalStub:
-    """How a node replaces its certificate before it ends. Served on the mTLS port: the certificate in
-    use says who asks.
+    """How a node, or a person, replaces a certificate before it ends. Served on the mTLS port: the
+    certificate in use says who asks.
     """
 
     @_typing.overload
@@ -36,37 +36,49 @@ class RenewalStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RenewalAsyncStub: ...
     Renew: _grpc.UnaryUnaryMultiCallable[_renewal_pb2.RenewRequest, _renewal_pb2.RenewResponse]
-    """Issues the next certificate of the calling node, for a new key. Called by nodes. The calling
-    certificate stays accepted until a session was opened with the new one; from then on it is
-    refused (CERTIFICATE_SUPERSEDED).
+    """Issues the next certificate of the caller, for a new key. Called by nodes and people. The
+    calling certificate stays accepted until the new one is in use: a node's when it opens a
+    session, a person's when it calls Confirm. From then on it is refused
+    (CERTIFICATE_SUPERSEDED).
     Safe to retry: the same key gets the same certificate until that is in use. Another key takes
     the place of a certificate that was never used.
     Errors: INVALID_ARGUMENT (CSR_INVALID; CSR_NAMES: the request asks for names that are not the
     caller's), ALREADY_EXISTS (CSR_KEY_USED: the key has, or had, a certificate: make a new one),
     FAILED_PRECONDITION (AUTHORITY_EXPIRED).
+    """
+    Confirm: _grpc.UnaryUnaryMultiCallable[_renewal_pb2.ConfirmRequest, _renewal_pb2.ConfirmResponse]
+    """Says that the calling certificate is in use: the person's earlier ones are refused from now on.
+    Called by people, after a renewal is on their disk. Safe to retry.
+    Errors: UNAUTHENTICATED (CERTIFICATE_SUPERSEDED).
     """
 
 @_typing.type_check_only
 class RenewalAsyncStub(RenewalStub):
-    """How a node replaces its certificate before it ends. Served on the mTLS port: the certificate in
-    use says who asks.
+    """How a node, or a person, replaces a certificate before it ends. Served on the mTLS port: the
+    certificate in use says who asks.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Renew: _aio.UnaryUnaryMultiCallable[_renewal_pb2.RenewRequest, _renewal_pb2.RenewResponse]  # type: ignore[assignment]
-    """Issues the next certificate of the calling node, for a new key. Called by nodes. The calling
-    certificate stays accepted until a session was opened with the new one; from then on it is
-    refused (CERTIFICATE_SUPERSEDED).
+    """Issues the next certificate of the caller, for a new key. Called by nodes and people. The
+    calling certificate stays accepted until the new one is in use: a node's when it opens a
+    session, a person's when it calls Confirm. From then on it is refused
+    (CERTIFICATE_SUPERSEDED).
     Safe to retry: the same key gets the same certificate until that is in use. Another key takes
     the place of a certificate that was never used.
     Errors: INVALID_ARGUMENT (CSR_INVALID; CSR_NAMES: the request asks for names that are not the
     caller's), ALREADY_EXISTS (CSR_KEY_USED: the key has, or had, a certificate: make a new one),
     FAILED_PRECONDITION (AUTHORITY_EXPIRED).
     """
+    Confirm: _aio.UnaryUnaryMultiCallable[_renewal_pb2.ConfirmRequest, _renewal_pb2.ConfirmResponse]  # type: ignore[assignment]
+    """Says that the calling certificate is in use: the person's earlier ones are refused from now on.
+    Called by people, after a renewal is on their disk. Safe to retry.
+    Errors: UNAUTHENTICATED (CERTIFICATE_SUPERSEDED).
+    """
 
 class RenewalServicer(metaclass=_abc_1.ABCMeta):
-    """How a node replaces its certificate before it ends. Served on the mTLS port: the certificate in
-    use says who asks.
+    """How a node, or a person, replaces a certificate before it ends. Served on the mTLS port: the
+    certificate in use says who asks.
     """
 
     @_abc_1.abstractmethod
@@ -75,14 +87,26 @@ class RenewalServicer(metaclass=_abc_1.ABCMeta):
         request: _renewal_pb2.RenewRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_renewal_pb2.RenewResponse, _abc.Awaitable[_renewal_pb2.RenewResponse]]:
-        """Issues the next certificate of the calling node, for a new key. Called by nodes. The calling
-        certificate stays accepted until a session was opened with the new one; from then on it is
-        refused (CERTIFICATE_SUPERSEDED).
+        """Issues the next certificate of the caller, for a new key. Called by nodes and people. The
+        calling certificate stays accepted until the new one is in use: a node's when it opens a
+        session, a person's when it calls Confirm. From then on it is refused
+        (CERTIFICATE_SUPERSEDED).
         Safe to retry: the same key gets the same certificate until that is in use. Another key takes
         the place of a certificate that was never used.
         Errors: INVALID_ARGUMENT (CSR_INVALID; CSR_NAMES: the request asks for names that are not the
         caller's), ALREADY_EXISTS (CSR_KEY_USED: the key has, or had, a certificate: make a new one),
         FAILED_PRECONDITION (AUTHORITY_EXPIRED).
+        """
+
+    @_abc_1.abstractmethod
+    def Confirm(
+        self,
+        request: _renewal_pb2.ConfirmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_renewal_pb2.ConfirmResponse, _abc.Awaitable[_renewal_pb2.ConfirmResponse]]:
+        """Says that the calling certificate is in use: the person's earlier ones are refused from now on.
+        Called by people, after a renewal is on their disk. Safe to retry.
+        Errors: UNAUTHENTICATED (CERTIFICATE_SUPERSEDED).
         """
 
 def add_RenewalServicer_to_server(servicer: RenewalServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -217,5 +217,9 @@ def _prepare(client: Client, home: Path) -> None:
         "noise_multiplier_min": 1.0,
     }
     task = f"{NULL}@{installed()[NULL].content_hash}"
-    policy = {"accounts": [account], "allow": [{"data_set": "none", "tasks": [task]}]}
+    policy = {
+        "accounts": [account],
+        "allow": [{"data_set": "none", "tasks": [task]}],
+        "who_may_ask": {"unsigned": "allow"},
+    }
     (home / "policy.yaml").write_text(yaml.safe_dump(policy))

@@ -123,7 +123,12 @@ class Trials:
         self._delta = delta
         for name, one in hospitals.items():
             write_hospital(
-                folder / name, one, epsilon_limit=EPSILON_LIMIT, delta=delta, unaccounted="allow"
+                folder / name,
+                one,
+                epsilon_limit=EPSILON_LIMIT,
+                delta=delta,
+                unaccounted="allow",
+                unsigned="allow",
             )
         self.folders = {name: folder / name for name in hospitals}
         self._federation = OneProcess(folder, self.folders)

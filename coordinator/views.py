@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from sqlalchemy import Connection
 
+from coordinator import mandates
 from coordinator.rounds import participation
 from coordinator.rounds.events import Absence
 from coordinator.rounds.live import LiveJob, release_of
@@ -227,6 +228,7 @@ def job(live: LiveJob, facts: JobFacts) -> jobs_pb2.Job:
     ended = phase if isinstance(phase, Ended) else None
     status = ended.status if ended else "waiting" if live.is_waiting() else "running"
     name = type(phase).__name__
+    mandate = mandates.kept(live.record.mandate)
     return jobs_pb2.Job(
         job_id=live.job_id,
         project=live.record.project,
@@ -252,6 +254,8 @@ def job(live: LiveJob, facts: JobFacts) -> jobs_pb2.Job:
         convergence_threshold=spec.convergence_threshold,
         priority=spec.priority,
         warnings=participation.warnings(phase.course),
+        signed_by=mandate.public_key if mandate else "",
+        signed_until=float(mandate.expires_at_s) if mandate else 0.0,
     )
 
 

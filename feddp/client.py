@@ -22,10 +22,11 @@ import grpc
 
 from certs.credentials import channel_credentials
 from feddp.evaluation import first_model
-from feddp.jobfile import data_set_of, read_spec, task_of
+from feddp.jobfile import data_set_of, facts_of, read_spec, task_of
 from feddp.profile import Profile
+from feddp.signing import Caps, Work, load_key, mandate_for, mandate_to_resume
 from feddp.transfer import download, upload
-from protos.errors import Malformed, Unavailable
+from protos.errors import Malformed, NotFound, Unavailable
 from protos.feddp.v1 import budgets_pb2, jobs_pb2, models_pb2, nodes_pb2
 from protos.feddp.v1.budgets_pb2 import BudgetAccount
 from protos.feddp.v1.budgets_pb2_grpc import BudgetsStub
@@ -120,16 +121,18 @@ class Client:
         """End the connection; what runs at the coordinator goes on."""
         self._channel.close()
 
-    def submit(self, spec: Path | bytes, seed: int = 0) -> Job:
+    def submit(self, spec: Path | bytes, seed: int = 0, caps: Caps = Caps()) -> Job:  # noqa: B008
         """Check a job file here, upload its initial model, and start the job. The initial model of
-        an evaluation is the one that it evaluates.
+        an evaluation is the one that it evaluates. A profile that has a key (`feddp job key new`)
+        signs the job, for the nodes that publish its data set now unless `caps` names others.
 
         Args:
             spec: the file, or its bytes; the coordinator keeps them byte for byte.
             seed: fixes the initial weights only, never noise or sampling.
+            caps: how far the signature goes.
 
         Raises:
-            Malformed: JOB_INVALID, TASK_CONFIG_INVALID, MODEL_MISMATCH.
+            Malformed: JOB_INVALID, TASK_CONFIG_INVALID, MODEL_MISMATCH, EPSILON_MAX_MISSING.
             NotFound: FILE_MISSING, TASK_UNKNOWN, DATA_SET_UNKNOWN, MODEL_UNKNOWN.
         """
         data, task_hash, model = self._read(spec, seed)
@@ -141,6 +144,10 @@ class Client:
             # Repeated if the reply is lost: it stays one job.
             request_id=uuid.uuid4().hex,
         )
+        if key := load_key(self.profile.folder):
+            work = Work(data, facts_of(data), task_hash, digest, self._publishers(data))
+            signed = mandate_for(key, work, caps, lambda: self._quote(data, task_hash, len(model)))
+            request.mandate.CopyFrom(signed)
         job: Job = self._again(lambda: self._jobs.SubmitJob(request, timeout=CALL_TIMEOUT_S)).job
         return job
 
@@ -151,7 +158,17 @@ class Client:
             FeddpError: as `submit`.
         """
         data, task_hash, model = self._read(spec, seed=0)
-        request = jobs_pb2.QuoteJobRequest(spec=data, task_hash=task_hash, model_bytes=len(model))
+        return self._quote(data, task_hash, len(model))
+
+    def _publishers(self, spec: bytes) -> list[str]:
+        """Nodes that publish the job's data set."""
+        name = data_set_of(spec)
+        return [
+            node.name for node in self.nodes() if any(one.name == name for one in node.data_sets)
+        ]
+
+    def _quote(self, spec: bytes, task_hash: str, size: int) -> jobs_pb2.QuoteJobResponse:
+        request = jobs_pb2.QuoteJobRequest(spec=spec, task_hash=task_hash, model_bytes=size)
         answer: jobs_pb2.QuoteJobResponse
         answer = self._again(lambda: self._jobs.QuoteJob(request, timeout=CALL_TIMEOUT_S))
         return answer
@@ -250,9 +267,28 @@ class Client:
         return job
 
     def resume(self, job_id: str) -> Job:
-        """Take a failed job up again, from its last published model; what it spent stays booked."""
+        """Take a failed job up again, from its last published model; what it spent stays booked.
+        A signed job is signed anew, by whoever signed it.
+
+        Raises:
+            NotFound: JOB_UNKNOWN, KEY_MISSING.
+            NotAllowed: MANDATE_OTHER_ENGINEER.
+            WrongPhase: JOB_NOT_FAILED.
+        """
         # Repeated if the reply is lost: it stays one request.
         request = jobs_pb2.ResumeJobRequest(job_id=job_id, request_id=uuid.uuid4().hex)
+        with self._errors():
+            asked = jobs_pb2.GetJobRequest(job_id=job_id)
+            before = self._jobs.GetJob(asked, timeout=CALL_TIMEOUT_S)
+        if before.HasField("mandate"):
+            key = load_key(self.profile.folder)
+            if key is None:
+                raise NotFound(
+                    "KEY_MISSING",
+                    f"job {job_id} was signed, and {self.profile.folder} holds no key; whoever "
+                    "signed it can resume it",
+                )
+            request.mandate.CopyFrom(mandate_to_resume(key, before.mandate, job_id))
         job: Job = self._again(lambda: self._jobs.ResumeJob(request, timeout=CALL_TIMEOUT_S)).job
         return job
 

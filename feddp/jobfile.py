@@ -1,6 +1,8 @@
 """A job file as far as the engineer's side reads it; the coordinator judges the rest."""
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,65 @@ def task_of(spec: bytes) -> tuple[str, Mapping[str, Any]]:
 def data_set_of(spec: bytes) -> str:
     """The data set that the job names; empty if it names none (the coordinator says so)."""
     return str(_mapping(spec).get("dataset", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class JobFacts:
+    """What a job file itself fixes of the work; the coordinator fills in what it leaves out."""
+
+    content: Mapping[str, Any]
+    task: str
+    task_config: Mapping[str, Any]
+
+    @property
+    def project(self) -> str:
+        """Whose job it is."""
+        return str(self.content.get("project", "default"))
+
+    @property
+    def data_set(self) -> str:
+        """The data set that the job names."""
+        return str(self.content.get("dataset", ""))
+
+    @property
+    def without_noise(self) -> bool:
+        """Whether it asks for releases without noise."""
+        return self._section("privacy").get("mechanism") == "none"
+
+    @property
+    def rounds(self) -> int | None:
+        """The number of rounds, if it is fixed."""
+        value = self._section("federation").get("rounds")
+        return value if type(value) is int else None
+
+    def privacy(self, name: str) -> float | None:
+        """A number of the section `privacy`."""
+        return _number(self._section("privacy").get(name))
+
+    def federation(self, name: str) -> float | None:
+        """A number of the section `federation`."""
+        return _number(self._section("federation").get(name))
+
+    def _section(self, name: str) -> Mapping[str, Any]:
+        value = self.content.get(name)
+        return value if isinstance(value, dict) else {}
+
+
+def facts_of(spec: bytes) -> JobFacts:
+    """What the job file fixes. Whether it is a valid one is the coordinator's to say.
+
+    Raises:
+        Malformed: JOB_INVALID.
+    """
+    task, task_config = task_of(spec)
+    return JobFacts(_mapping(spec), task, task_config)
+
+
+def _number(value: object) -> float | None:
+    """None also for what the coordinator will refuse, with a sentence of its own."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
 
 
 def _mapping(spec: bytes) -> dict[str, Any]:

@@ -1,18 +1,24 @@
 """Takes an order to the steward's rules and the node's own ledger. Runs in the ledger's thread."""
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, Literal
 
+from node_agent.asking import check_asked, check_caps, mandate_of
 from node_agent.datasets import DataSetSpec
 from node_agent.judgement import Refusal, filter_of, judge, judge_terms
 from node_agent.orders import Order
 from node_agent.payers import require_kept, source_digest
+from node_agent.policy import Policy
 from node_agent.state import RESTORED_NOTE, ROLLED_BACK_NOTE, State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import Purpose, TaskInfo
 from node_agent.witnessed import EVERY_ACCOUNT
+from node_agent.working import WorkPolicy
 from privacy.filters import Filter
+from protos.content import digest_of
 from protos.errors import FeddpError, Limited, NotAllowed
 
 
@@ -48,31 +54,43 @@ class Terms:
 
     Attributes:
         tick_s: outcomes leave at multiples of it from the opening; 0 where no data is read.
+        work: how much of the machine a worker may use, by the steward.
         share_failure_class: whether the coordinator is told why no update came of it.
     """
 
     data_set: DataSetSpec
     tick_s: float
+    work: WorkPolicy
     share_failure_class: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Suspensions:
-    """Accounts on which every order is refused, whatever it asks, until somebody acts."""
+    """Accounts on which every order is refused, whatever it asks, until somebody acts.
+
+    Attributes:
+        approvals: how many jobs were approved here; what was refused before may be asked again.
+    """
 
     catching_up: bool = False
     disputed: frozenset[str] = frozenset()
+    outside_hours: bool = False
+    approvals: int = 0
     rolled_back: bool = False
 
     def reason(
         self, account: str
-    ) -> Literal["LEDGER_ROLLED_BACK", "LEDGER_CATCHING_UP", "LEDGER_DISPUTED", ""]:
+    ) -> Literal[
+        "LEDGER_ROLLED_BACK", "LEDGER_CATCHING_UP", "LEDGER_DISPUTED", "OUTSIDE_HOURS", ""
+    ]:
         """Why orders on "NODE/NAME" are refused; empty where they are judged."""
         if self.rolled_back:
             return "LEDGER_ROLLED_BACK"
         if self.catching_up:
             return "LEDGER_CATCHING_UP"
-        return "LEDGER_DISPUTED" if self.disputed & {account, EVERY_ACCOUNT} else ""
+        if self.disputed & {account, EVERY_ACCOUNT}:
+            return "LEDGER_DISPUTED"
+        return "OUTSIDE_HOURS" if self.outside_hours else ""
 
 
 class Admission:
@@ -89,12 +107,14 @@ class Admission:
         steward: Steward,
         tasks: Callable[[], Mapping[str, TaskInfo]],
         model_bytes_max: int,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.node = node
         self._state = state
         self._steward = steward
         self._tasks = tasks
         self._model_bytes_max = model_bytes_max
+        self._clock = clock
 
     def decide(self, order: Order) -> Decision:
         """Reserve or refuse; the same order again gets the same answer."""
@@ -123,9 +143,15 @@ class Admission:
             rules = self._steward.rules()
         except FeddpError as error:
             return _unreadable(error)
+        try:
+            check_asked(rules.policy.who_may_ask, order, self.node, self._clock(), None)
+        except FeddpError as error:
+            return Refusal(error.reason, error.message)
         refusal = judge_terms(rules.policy, rules.data_sets, self._tasks(), order)
         if refusal is not None:
             return refusal
+        if self._is_outside_hours():
+            return _outside_hours(rules.policy)
         data_set = next(one for one in rules.data_sets if one.name == order.data_set)
         if order.release.mechanism != "no_data" and not data_set.source.exists():
             return Refusal("SOURCE_MISSING", "The data set's file is not where it is declared.")
@@ -134,18 +160,43 @@ class Admission:
         except FeddpError as error:
             return Refusal(error.reason, error.message)
         if order.release.mechanism == "no_data":
-            return Terms(data_set, 0.0)
+            return Terms(data_set, 0.0, rules.policy.work)
         # The declaration may be another than when the order was reserved: what is kept is what is
         # about to be read.
         self._state.payers.note(self._state.payers.payment(data_set))
         policy = rules.policy
-        return Terms(data_set, policy.outcome_tick_s, policy.share_failure_class)
+        return Terms(data_set, policy.outcome_tick_s, policy.work, policy.share_failure_class)
 
     def suspensions(self) -> Suspensions:
         """As they are now."""
         disputed = frozenset(one.account for one in self._state.witnessed.disputes())
         note = self._state.note
-        return Suspensions(bool(note(RESTORED_NOTE)), disputed, bool(note(ROLLED_BACK_NOTE)))
+        return Suspensions(
+            bool(note(RESTORED_NOTE)),
+            disputed,
+            self._is_outside_hours(),
+            self._state.approvals.count(),
+            bool(note(ROLLED_BACK_NOTE)),
+        )
+
+    def withdrawn(self, orders: Sequence[Order]) -> list[tuple[Order, Refusal]]:
+        """Those of the orders that the steward's rules of now do not allow any more, with why."""
+        try:
+            rules = self._steward.rules()
+        except FeddpError as error:
+            return [(order, _unreadable(error)) for order in orders]
+        judged = (
+            (order, judge_terms(rules.policy, rules.data_sets, self._tasks(), order))
+            for order in orders
+        )
+        return [(order, refusal) for order, refusal in judged if refusal is not None]
+
+    def _is_outside_hours(self) -> bool:
+        try:
+            work = self._steward.rules().policy.work
+        except FeddpError:
+            return False  # every order is refused for that
+        return bool(work.hours) and not work.is_open(datetime.fromtimestamp(self._clock()))
 
     def filter_of_account(self, account: str) -> Filter | None:
         """How "NODE/NAME" counts by the steward's files of now; None if they do not say."""
@@ -166,7 +217,13 @@ class Admission:
         except FeddpError as error:
             signature = self._state.refuse(order, error.reason, error.message)
             return Refused(error.reason, error.message, signature)
+        self._keep_mandate(order)
         return Reserved(self._state.reserve(order, filter_, self._purpose(order), source))
+
+    def _keep_mandate(self, order: Order) -> None:
+        mandate, signed = mandate_of(order), order.signed()
+        if mandate is not None and signed is not None:
+            self._state.mandates.keep(mandate, digest_of(signed.body))
 
     def _purpose(self, order: Order) -> Purpose:
         info = self._tasks().get(order.task)
@@ -202,6 +259,11 @@ class Admission:
         except FeddpError as error:
             refusal = _unreadable(error)
             raise NotAllowed(refusal.reason, refusal.message) from None
+        if reason == "OUTSIDE_HOURS":
+            refusal = _outside_hours(rules.policy)
+            raise NotAllowed(refusal.reason, refusal.message)
+        seen = self._state.mandates.seen(order.job_id, order.round)
+        check_asked(rules.policy.who_may_ask, order, self.node, self._clock(), seen)
         require_kept(rules.policy, self._state.accounts_kept())
         spec = next((one for one in rules.data_sets if one.name == order.data_set), None)
         if spec is not None:
@@ -213,7 +275,26 @@ class Admission:
             refused = found or Refusal("ACCOUNT_MISMATCH", "There is no such account.")
             raise NotAllowed(refused.reason, refused.message)
         filter_ = filter_of(account, rules.data_sets, standing.fixed, standing.limit_there)
+        check_caps(order, filter_, standing.job_units + filter_.cost_units(order.release))
+        if rules.policy.work.approve_first_job:
+            self._require_approved(order)
         return filter_, _read(spec, order)
+
+    def _require_approved(self, order: Order) -> None:
+        """The last rule, so that nobody is asked about what would be refused anyway.
+
+        Raises:
+            NotAllowed: APPROVAL_NEEDED.
+        """
+        if self._state.approvals.is_known(order.project):
+            return
+        self._state.approvals.ask(order.job_id, order.project, self._clock())
+        raise NotAllowed(
+            "APPROVAL_NEEDED",
+            f"The data steward of this node looks at the first job of project {order.project} "
+            f"before it runs: `feddp agent approve {order.job_id}` there; the node asks for the "
+            "order again then.",
+        )
 
 
 def _read(spec: DataSetSpec, order: Order) -> str:
@@ -225,6 +306,13 @@ _ROLLED_BACK: Final = (
     "This node's ledger lacks what the node has signed, as after a snapshot was put back; its IT "
     "stops the agent and runs `feddp agent ledger import`."
 )
+
+
+def _outside_hours(policy: Policy) -> Refusal:
+    return Refusal(
+        "OUTSIDE_HOURS",
+        f"This node begins work at {', '.join(policy.work.hours)} of its local time only.",
+    )
 
 
 def _unreadable(error: FeddpError) -> Refusal:

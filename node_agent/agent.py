@@ -234,7 +234,10 @@ def status(path: Path) -> dict[str, Any]:
             for one in overlaps(rules.data_sets)
         ]
     except FeddpError as error:
-        answer["rules"] = {"ok": False, "message": error.message}
+        message = error.message
+        if running:
+            message += ". The agent that runs goes on by the rules that it read before"
+        answer["rules"] = {"ok": False, "message": message}
     kept: list[KeptAccount] = []
     raises: dict[str, tuple[int, int]] = {}
     guarantees: dict[str, float] = {}

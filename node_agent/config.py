@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from certs.spiffe import check_name, check_trust_domain
 from node_agent.alerts import AlertsConfig
+from node_agent.known_keys import advice
 from node_agent.launchers.settings import LauncherSettings, LocalSettings
 from node_agent.proxy import ProxyConfig
 from protos.errors import FeddpError, Malformed, NotFound
@@ -163,16 +164,18 @@ def parse(model: type[Model], value: dict[str, Any], path: Path, reason: str) ->
     """`value` as `model`.
 
     Raises:
-        Malformed: `reason`; the message names the first wrong key.
+        Malformed: `reason`; the message names an unknown key or else the first wrong one.
     """
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
+        # A mistyped key is also missing under its own name; it says more of what is wrong.
+        faults = error.errors(include_url=False)
+        fault = next((one for one in faults if one["type"] == "extra_forbidden"), faults[0])
         key = ".".join(str(part) for part in fault["loc"])
         text = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
-            text = "there is no such key; check its spelling"
+            text = advice(model, fault["loc"])
         elif fault["type"] == "float_type" and _is_number_text(fault["input"]):
             text += "; YAML reads 1e-5 as text: write 1.0e-5"
         raise Malformed(

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from certs.mandates import Signed
 from privacy.ledger import Kind, Statement
 from privacy.releases import Release
 from protos.content import is_digest
@@ -128,6 +129,13 @@ class Order:
         if not isinstance(value, dict):
             raise _invalid("task_config is not a JSON object")
         return value
+
+    def signed(self) -> Signed | None:
+        """What an engineer signed of the job, as it came; None if nobody did."""
+        message = pb.WorkOrder.FromString(self.wire)
+        if not message.HasField("mandate"):
+            return None
+        return Signed(message.mandate.body, message.mandate.signature)
 
     def statement(self, node: str, kind: Kind) -> Statement:
         """What `node` books and signs for this order."""

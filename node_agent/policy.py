@@ -8,10 +8,12 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from node_agent.asking import AskingPolicy
 from node_agent.bandwidth import TransferPolicy
 from node_agent.config import parse, read_yaml
 from node_agent.tasks.registry import Purpose
 from node_agent.vouching import is_vouched
+from node_agent.working import WorkPolicy
 
 RDP_ORDER_MIN: Final = 2
 
@@ -99,6 +101,9 @@ class Policy(_Model):
         transfer: when and how fast models and updates move.
         share_failure_class: whether the coordinator is told of what kind a failure was that came
             after the data was opened. It may depend on records, and no budget covers it.
+        who_may_ask: engineers whose signed orders are taken.
+        work: when this node works, and with how much of its machine.
+        withdrawn: data sets that nothing may be learned from any more, whatever is allowed.
         disjoint_patients: why no patient is in two accounts, in words; needed for more than one
             account, as is the signature of a steward over it, the accounts and their data sets.
         disjoint_data_sets: account -> the data sets that the steward has signed for it; what
@@ -113,6 +118,9 @@ class Policy(_Model):
     outcome_tick_s: float = Field(default=1.0, gt=0, le=3600, allow_inf_nan=False)
     transfer: TransferPolicy = TransferPolicy()
     share_failure_class: bool = False
+    who_may_ask: AskingPolicy = AskingPolicy()
+    work: WorkPolicy = WorkPolicy()
+    withdrawn: list[Annotated[str, Field(pattern=_NAME)]] = []
     disjoint_patients: Annotated[str, Field(max_length=500)] = ""
     disjoint_data_sets: dict[Annotated[str, Field(pattern=_NAME)], list[str]] = {}
     disjoint_signed_by: str = ""
@@ -185,6 +193,8 @@ class Policy(_Model):
 
     def tasks_on(self, data_set: str) -> frozenset[str]:
         """NAME@HASH of every task that is allowed on a data set."""
+        if data_set in self.withdrawn:
+            return frozenset()
         return frozenset(
             task for rule in self.allow if rule.data_set == data_set for task in rule.tasks
         )

@@ -17,7 +17,11 @@ from typing import Final, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from node_agent.approvals import SCHEMA as APPROVALS_SCHEMA
+from node_agent.approvals import Approvals
 from node_agent.config import Folder
+from node_agent.job_mandates import SCHEMA as MANDATES_SCHEMA
+from node_agent.job_mandates import JobMandates
 from node_agent.judgement import FixedFilter, Standing
 from node_agent.orders import Order
 from node_agent.own_ledger import RAISES_SCHEMA, OwnLedger
@@ -34,9 +38,9 @@ from privacy.ledger import Entry, Kind, Pending
 from protos.errors import Malformed, NotFound, invariant
 from protos.feddp.v1 import federation_pb2 as pb
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 """2 since the coordinator's ledger is followed, 3 since a limit is raised by an entry, 4 since it
-is kept which account each data set has paid from."""
+is kept which account each data set has paid from, 5 since orders are signed."""
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -85,11 +89,14 @@ _UNITS: Final = (
     "SELECT coalesce(sum(units), 0) FROM attempts WHERE outcome != 'void' AND account = ?"
 )
 
+_ASKED_SCHEMA: Final = f"{MANDATES_SCHEMA}{APPROVALS_SCHEMA}"
+
 _STEPS: Final = {
-    0: f"{_SCHEMA}{LEDGER_SCHEMA}{WITNESS_SCHEMA}{RAISES_SCHEMA}{PAYERS_SCHEMA}",
-    1: f"{_SINCE_1}{WITNESS_SCHEMA}{RAISES_SCHEMA}{PAYERS_SCHEMA}{TAKEN_OVER}",
-    2: f"{RAISES_SCHEMA}{PAYERS_SCHEMA}{TAKEN_OVER}",
-    3: f"{PAYERS_SCHEMA}{TAKEN_OVER}",
+    0: f"{_SCHEMA}{LEDGER_SCHEMA}{WITNESS_SCHEMA}{RAISES_SCHEMA}{PAYERS_SCHEMA}{_ASKED_SCHEMA}",
+    1: f"{_SINCE_1}{WITNESS_SCHEMA}{RAISES_SCHEMA}{PAYERS_SCHEMA}{TAKEN_OVER}{_ASKED_SCHEMA}",
+    2: f"{RAISES_SCHEMA}{PAYERS_SCHEMA}{TAKEN_OVER}{_ASKED_SCHEMA}",
+    3: f"{PAYERS_SCHEMA}{TAKEN_OVER}{_ASKED_SCHEMA}",
+    4: _ASKED_SCHEMA,
 }
 """What brings a database of each older version to this one."""
 
@@ -130,11 +137,15 @@ def ledger_missing(folder: Folder) -> NotFound:
 
 
 class State:
-    """Open `state.db`; safe to close at any moment, as a crash is."""
+    """Open `state.db`; safe to close at any moment, as a crash is.
+
+    Attributes:
+        node: whose it is.
+    """
 
     def __init__(self, path: Path, node: str, key: Ed25519PrivateKey) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._node = node
+        self.node = node
         # `feddp agent status` may read at the same time.
         self._connection.execute("PRAGMA busy_timeout = 5000")
         self._connection.execute("PRAGMA journal_mode = WAL")
@@ -143,6 +154,8 @@ class State:
         self.payers = Payers(self._connection, node)
         self.ledger = OwnLedger(self._connection, key, self.payers)
         self.witnessed = Witnessed(self._connection, node, self.ledger, key)
+        self.mandates = JobMandates(self._connection)
+        self.approvals = Approvals(self._connection)
 
     def close(self) -> None:
         """Close the database."""
@@ -154,6 +167,10 @@ class State:
         """One attempt; None if this node never heard of it."""
         rows = self._rows("WHERE attempt_id = ?", attempt_id)
         return rows[0] if rows else None
+
+    def orders_of(self, job_id: str) -> list[Order]:
+        """Every order of a job that came here, in the order of arrival."""
+        return [row.order for row in self._rows("WHERE job_id = ?", job_id)]
 
     def live(self) -> list[AttemptRow]:
         """Attempts that the coordinator has not closed yet, in the order of arrival."""
@@ -174,7 +191,7 @@ class State:
 
     def standing(self, order: Order, purpose: Purpose = "training") -> Standing:
         """What the ledger knows that matters for an order, whose task has this purpose."""
-        account = f"{self._node}/{order.account}"
+        account = f"{self.node}/{order.account}"
         one = self._connection.execute
         kept = self.ledger.account(account)
         open_rows = self._rows("WHERE state IN ('reserved', 'opened') AND account = ?", account)
@@ -217,13 +234,13 @@ class State:
             account: without the node's name.
         """
         query = f"{_UNITS} AND {kind} = ?"
-        row = self._connection.execute(query, (f"{self._node}/{account}", name)).fetchone()
+        row = self._connection.execute(query, (f"{self.node}/{account}", name)).fetchone()
         return int(row[0])
 
     def account_units(self, account: str) -> int:
         """Filter units, posted and reserved, of an account named without the node, whoever the
         coordinator was."""
-        name = f"{self._node}/{account}"
+        name = f"{self.node}/{account}"
         kept = self.ledger.account(name)
         open_rows = self._rows("WHERE state IN ('reserved', 'opened') AND account = ?", name)
         return (kept.posted_units if kept else 0) + sum(row.units for row in open_rows)
@@ -231,11 +248,11 @@ class State:
     def accounts_kept(self) -> frozenset[str]:
         """Accounts that have entries, named without the node."""
         names = (one.account for one in self.ledger.accounts())
-        return frozenset(name.removeprefix(f"{self._node}/") for name in names)
+        return frozenset(name.removeprefix(f"{self.node}/") for name in names)
 
     def fixed_filter(self, account: str) -> FixedFilter | None:
         """How an account, named without the node, counts; None before its first entry."""
-        kept = self.ledger.account(f"{self._node}/{account}")
+        kept = self.ledger.account(f"{self.node}/{account}")
         return kept.fixed if kept else None
 
     def note(self, key: str) -> str:
@@ -258,12 +275,12 @@ class State:
     def keep_coordinator_limits(self, limits: Mapping[str, float]) -> None:
         """Note what the coordinator holds accounts to, which are named without the node."""
         for account, limit in limits.items():
-            self.set_note(f"{_COORDINATOR_LIMIT}{self._node}/{account}", repr(limit))
+            self.set_note(f"{_COORDINATOR_LIMIT}{self.node}/{account}", repr(limit))
 
     def lower(self, account: str, epsilon_limit: float, raises: Mapping[str, int]) -> None:
         """See `OwnLedger.lower`; the account is named without the node. The coordinator is about to
         hear the same, and may hold to it although its answer is lost."""
-        name = f"{self._node}/{account}"
+        name = f"{self.node}/{account}"
         self.ledger.lower(name, epsilon_limit, raises.get(name, 0))
         there = self.coordinator_limit(name)
         if there is not None and epsilon_limit < there:
@@ -297,7 +314,7 @@ class State:
         Args:
             source: as `OwnLedger.append` has it.
         """
-        statement = order.statement(self._node, "reserve")
+        statement = order.statement(self.node, "reserve")
         with self._transaction(durable=False):
             units = filter_.cost_units(order.release)
             self._insert(order, "reserved", units, purpose=purpose)
@@ -441,7 +458,7 @@ class State:
 
     def signature(self, order: Order, kind: Kind) -> bytes:
         """The node's signature over an order's statement; the same each time."""
-        return self.ledger.sign(order.statement(self._node, kind))
+        return self.ledger.sign(order.statement(self.node, kind))
 
     # Inside
 
@@ -454,11 +471,11 @@ class State:
             return self._resolve(row, "post")
 
     def _resolve(self, row: AttemptRow, kind: Literal["post", "void"]) -> bytes:
-        statement = row.order.statement(self._node, kind)
+        statement = row.order.statement(self.node, kind)
         return self.ledger.append(statement, posted_units=row.units if kind == "post" else 0)
 
     def _pending(self, row: AttemptRow) -> Pending:
-        statement = row.order.statement(self._node, "reserve")
+        statement = row.order.statement(self.node, "reserve")
         accounted = row.order.release.mechanism != "none"
         return Pending(row.order.attempt_id, row.units, statement.digest(), accounted)
 
@@ -467,7 +484,7 @@ class State:
             "attempt_id": order.attempt_id,
             "job_id": order.job_id,
             "project": order.project,
-            "account": f"{self._node}/{order.account}",
+            "account": f"{self.node}/{order.account}",
             "round": order.round,
             "state": state,
             "wire": order.wire,
@@ -526,11 +543,11 @@ class State:
             for row in self._rows(""):
                 self._update(row.order.attempt_id, project=row.order.project)
         if version == 0:
-            self.set_note("node", self._node)
-        if self.note("node") != self._node:
+            self.set_note("node", self.node)
+        if self.note("node") != self.node:
             raise Malformed(
                 "STATE_OF_ANOTHER_NODE",
-                f"{path} is the ledger of node {self.note('node')}, not of {self._node}; "
+                f"{path} is the ledger of node {self.note('node')}, not of {self.node}; "
                 "restore the folder from its own backup",
             )
 

@@ -19,15 +19,22 @@ class Rules:
 
 
 class Steward:
-    """Reads `policy.yaml` and `datasets.yaml`; keeps them while the files stay the same."""
+    """Reads `policy.yaml` and `datasets.yaml`; keeps them while the files stay the same.
+
+    Attributes:
+        fault: why the files as they are now were not taken, so that those of before are in force;
+            empty when they are.
+    """
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
         self._seen: tuple[object, ...] | None = None
         self._rules: Rules | None = None
+        self.fault = ""
 
     def rules(self) -> Rules:
-        """The rules in force.
+        """The rules in force: of the files as they are or, while these are broken, of those that
+        were read last. A file that was taken away allows nothing.
 
         Raises:
             Malformed: POLICY_INVALID, DATASETS_INVALID or DATA_SET_UNSIGNED; then nothing is
@@ -35,14 +42,23 @@ class Steward:
         """
         seen, rules = self._stamp(), self._rules
         # A local name: another thread may read the files at the same time.
-        if rules is None or seen != self._seen:
-            self._rules = None
-            policy = load_policy(self._folder.policy_yaml)
-            rules = Rules(policy, tuple(load_data_sets(self._folder.root)))
-            require_accounts(rules.data_sets, [one.name for one in policy.accounts])
-            _require_signed(rules)
-            self._rules = rules
-            self._seen = seen
+        if rules is not None and seen == self._seen:
+            return rules
+        try:
+            found, fault = self._read(), ""
+        except Malformed as error:
+            if rules is None or None in seen:
+                self._rules = None
+                raise
+            found, fault = rules, error.message
+        self._rules, self._seen, self.fault = found, seen, fault
+        return found
+
+    def _read(self) -> Rules:
+        policy = load_policy(self._folder.policy_yaml)
+        rules = Rules(policy, tuple(load_data_sets(self._folder.root)))
+        require_accounts(rules.data_sets, [one.name for one in policy.accounts])
+        _require_signed(rules)
         return rules
 
     def stamp(self) -> tuple[object, ...]:

@@ -37,6 +37,25 @@ allow: []
 # - data_set: heart-disease
 #   tasks: ["tabular-classifier@HASH"]
 
+who_may_ask:
+# Whose orders are taken. An engineer makes a key, `feddp job key new`, and gives you its public
+# half by another way than the coordinator, which then cannot order what nobody has signed.
+  unsigned: refuse             # allow: take what the coordinator sends, signed or not
+  days_max: 31                 # how long before its end a signature is accepted
+  engineers: []
+# - {name: anna, public_key: "64 hexadecimal digits", projects: [default]}
+
+withdrawn: []
+# Data sets that nothing may be learned from any more, at once; [heart-disease]
+
+work: {}
+# When and how the node works; unset: always, with what agent.yaml gives a worker.
+#   hours: ["20:00-06:00"]     # this machine's local time; what has begun goes on
+#   threads_max: 4
+#   memory_bytes_max: 8000000000
+#   gpus_max: 0
+#   approve_first_job: true    # a project's first job waits: `feddp agent approve --list`
+
 outcome_tick_s: 1.0            # seconds; outcomes leave at a multiple fixed before data is opened
 
 share_failure_class: false

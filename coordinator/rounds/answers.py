@@ -2,11 +2,13 @@
 who could take part, reservations, the list of models."""
 
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
+from coordinator import mandates
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
 from coordinator.rounds import planner
@@ -76,9 +78,29 @@ class Answers:
                     taken=self.taken(live, node.name),
                     steps_possible=live.steps_possible(node.name),
                     shares=_shares(connection, live, node.hello, account, steward),
+                    barred=_barred(live, node.name, time.time()),
                 )
             )
         return facts
+
+
+def _barred(live: LiveJob, node: str, now_s: float) -> e.Absence | None:
+    """Why a node would refuse the job by what its engineer signed, whatever else it thinks."""
+    mandate = mandates.kept(live.record.mandate)
+    if mandate is None:
+        return None
+    if node not in mandate.nodes:
+        return e.Absence(
+            node, "MANDATE_OTHER_NODES", "is not among the nodes that the job was signed for"
+        )
+    if now_s >= mandate.expires_at_s:
+        return e.Absence(
+            node,
+            "MANDATE_EXPIRED",
+            "gets no order any more: what was signed of the job has ended; cancel the job and "
+            "submit it again",
+        )
+    return None
 
 
 def _shares(

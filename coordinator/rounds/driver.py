@@ -4,6 +4,7 @@ Everything it keeps in memory can be read again from the journal."""
 import asyncio
 import time
 from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -123,8 +124,11 @@ class Rounds:
         await self.apply(live, e.CancelRequested(by))
         return live
 
-    async def resume(self, job_id: str, by: str, request_id: str) -> LiveJob:
+    async def resume(self, job_id: str, by: str, request_id: str, mandate: bytes = b"") -> LiveJob:
         """Take a failed job up again; the same request again changes nothing.
+
+        Args:
+            mandate: what was signed to go on; empty for a job that nobody signed.
 
         Raises:
             WrongPhase: JOB_NOT_FAILED.
@@ -141,6 +145,12 @@ class Rounds:
                     f"job {job_id} is {live.phase.status}; only a failed job can be resumed",
                 )
             live = self._live.setdefault(job_id, live)
+            if mandate:
+                # Before any order goes out. Should nothing follow, the next try signs anew.
+                await self._database.write(
+                    lambda inside: job_store.set_mandate(inside, job_id, mandate)
+                )
+                live.record = replace(live.record, mandate=mandate)
             await self.apply(live, e.ResumeRequested(by, request_id))
             log.info("job_resumed_by", job_id=job_id, user=by)
         return live

@@ -31,6 +31,7 @@ from coordinator.store.jobs import ModelRecord
 from privacy.ledger import Statement
 from protos.errors import invariant
 from protos.feddp.v1 import federation_pb2 as federation
+from protos.feddp.v1 import mandates_pb2
 
 UNIT = "patient"
 
@@ -165,7 +166,7 @@ def work_order(
     live: LiveJob, phase: Training, attempt: Attempt, blobs: BlobStore
 ) -> federation.WorkOrder:
     """The order that an attempt's node gets."""
-    job, offer = live.job, attempt.offer
+    job, offer, signed = live.job, attempt.offer, live.record.mandate
     statement = reserve_statement(live, phase.round.number, e.Grant(attempt.attempt_id, offer))
     return federation.WorkOrder(
         attempt_id=attempt.attempt_id,
@@ -195,6 +196,7 @@ def work_order(
         delta=job.delta,
         priority=job.priority,
         update_dtype=job.update_dtype,
+        mandate=mandates_pb2.SignedMandate.FromString(signed) if signed else None,
     )
 
 

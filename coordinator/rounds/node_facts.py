@@ -24,6 +24,7 @@ class NodeFacts:
         taken: another job has the node, or goes first for it.
         steps_possible: local steps that fit into its deadline, as it said; 0 for no bound.
         shares: limits of its policy, within the account's, that this job counts against.
+        barred: what was signed of the job keeps it from this node.
     """
 
     node: str
@@ -38,6 +39,7 @@ class NodeFacts:
     taken: Absence | None = None
     steps_possible: int = 0
     shares: tuple[Share, ...] = ()
+    barred: Absence | None = None
 
     def local_steps(self, job: Job) -> int:
         """Steps of a round there."""

@@ -20,6 +20,7 @@ from protos.feddp.v1 import federation_pb2 as federation
 _REFUSES: Final = {
     "LEDGER_DISPUTED": "its ledger and the coordinator's disagree about the account; its data "
     "steward settles it with `feddp agent ledger settle`",
+    "OUTSIDE_HOURS": "begins work only in the hours that its data steward allows",
     "LEDGER_CATCHING_UP": "its ledger was restored from a copy and is still reading what was spent "
     "since",
     "LEDGER_ROLLED_BACK": "its ledger went back in time, as when a snapshot is restored; its IT "
@@ -32,6 +33,7 @@ _UNAVAILABLE: Final = {
     "SOURCE_MISSING": "the file of its data set is not where its steward declares it",
     "SOURCE_UNREADABLE": "its agent may not read the file of its data set",
     "SCHEMA_MISMATCH": "the columns of its data set's file are not those that its steward declares",
+    "DATA_SET_WITHDRAWN": "its data steward has withdrawn the data set",
     "": "its data set cannot be read now",
 }
 """The same of a data set."""
@@ -69,6 +71,8 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
         return _absent(facts, "DISABLED", "is disabled; `feddp node enable` lets it back in")
     if not facts.connected:
         return _absent(facts, "OFFLINE", "is not connected")
+    if facts.barred is not None:
+        return facts.barred
     wanted = f"{job.task}@{task_hash}"
     if wanted not in facts.data_set.tasks:
         return _absent(

@@ -32,6 +32,10 @@ NODE_BUDGET_REASONS = frozenset(
 )
 """Refusals by which a node's own ledger says that it can pay no further round of this job."""
 
+UNTIL_IT_RETURNS = frozenset({"APPROVAL_NEEDED", "ORDER_UNSIGNED", "ENGINEER_UNKNOWN"})
+"""Refusals that somebody at the hospital takes back. The node says Hello again then; asking sooner
+would fill both ledgers with orders and refusals."""
+
 CUT_OFF = frozenset({AttemptState.LATE, AttemptState.LOST})
 """Open when the round closed. A round under way has such attempts only if its job failed in the
 middle of it and was resumed."""
@@ -279,8 +283,10 @@ def _may_try(record: RoundRecord, node: str, plan: Plan, now_s: float) -> bool:
     last = refused[-1] if refused else None
     if last and last.steps_possible > 0 and len(refused) <= REORDERS_MAX:
         return True
-    if last and not last.excused and now_s - last.ended_at_s < plan.refused_again_s:
-        return False
+    if last and not last.excused:
+        waits = last.reason in UNTIL_IT_RETURNS or last.reason.startswith("MANDATE_")
+        if waits or now_s - last.ended_at_s < plan.refused_again_s:
+            return False
     counted = sum(not a.excused for a in charged)
     return counted < plan.attempts_per_round and len(charged) < plan.attempts_per_round_max
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
-from coordinator import aggregation, quoting, views
+from coordinator import aggregation, mandates, quoting, views
 from coordinator.blobs import BlobStore
 from coordinator.config import CoordinatorConfig
 from coordinator.jobspec import Job, parse_job
@@ -21,7 +21,7 @@ from coordinator.store import people
 from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord
 from coordinator.submissions import check_published, unavailable
-from protos.errors import Malformed, NotAllowed, NotFound
+from protos.errors import Conflict, Malformed, NotAllowed, NotFound
 from protos.feddp.v1 import jobs_pb2 as pb
 from protos.feddp.v1 import jobs_pb2_grpc as pb_grpc
 
@@ -56,10 +56,34 @@ class JobsService(pb_grpc.JobsServicer):
         initial = self.blobs.model(request.initial_model_digest)
         await asyncio.to_thread(aggregation.check_model, initial)
         record = self._record(job, request.spec, request.task_hash, request.request_id)
+        if request.HasField("mandate"):
+            record = await self._signed(record, job, request)
         live = await self.rounds.submit(record, job, request.initial_model_digest)
         view = await self._view(live)
         view.warnings.extend(warnings)
         return pb.SubmitJobResponse(job=view)
+
+    async def _signed(self, record: JobRecord, job: Job, request: pb.SubmitJobRequest) -> JobRecord:
+        """The record of a signed job, whose id is the one that was signed.
+
+        Raises:
+            Malformed: MANDATE_INVALID, MANDATE_MISMATCH.
+            Conflict: JOB_ID_TAKEN.
+        """
+        mandate = mandates.check(request.mandate)
+        mandates.check_fits(
+            mandate,
+            job,
+            request.spec,
+            request.task_hash,
+            request.initial_model_digest,
+            record.created_at,
+        )
+        taken = await self.database.read(lambda inside: job_store.has_id(inside, mandate.job_id))
+        if taken:
+            raise Conflict("JOB_ID_TAKEN", f"there is a job {mandate.job_id}; submit it once more")
+        kept = request.mandate.SerializeToString()
+        return replace(record, job_id=mandate.job_id, mandate=kept)
 
     async def QuoteJob(self, request: pb.QuoteJobRequest, context: Context) -> pb.QuoteJobResponse:
         """See jobs.proto."""
@@ -129,7 +153,10 @@ class JobsService(pb_grpc.JobsServicer):
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
         """See jobs.proto."""
         live = await self._mine(request.job_id)
-        return pb.GetJobResponse(job=await self._view(live), spec=live.record.spec)
+        answer = pb.GetJobResponse(job=await self._view(live), spec=live.record.spec)
+        if live.record.mandate:
+            answer.mandate.ParseFromString(live.record.mandate)
+        return answer
 
     async def WatchJob(
         self, request: pb.WatchJobRequest, context: Context
@@ -161,9 +188,29 @@ class JobsService(pb_grpc.JobsServicer):
     ) -> pb.ResumeJobResponse:
         """See jobs.proto."""
         _check_request_id(request.request_id)
-        await self._mine(request.job_id)
-        live = await self.rounds.resume(request.job_id, caller().name, request.request_id)
+        mandate = self._resumption(await self._mine(request.job_id), request)
+        live = await self.rounds.resume(request.job_id, caller().name, request.request_id, mandate)
         return pb.ResumeJobResponse(job=await self._view(live))
+
+    def _resumption(self, live: LiveJob, request: pb.ResumeJobRequest) -> bytes:
+        """What was signed to go on; empty for a job that nobody signed.
+
+        Raises:
+            Malformed: MANDATE_MISSING, MANDATE_INVALID, MANDATE_MISMATCH.
+        """
+        before = mandates.kept(live.record.mandate)
+        if before is None:
+            return b""
+        if not request.HasField("mandate"):
+            raise Malformed(
+                "MANDATE_MISSING",
+                f"job {live.job_id} was signed, and nodes take no order of it once it has ended: "
+                "whoever signed it resumes it, with the same key",
+            )
+        data = request.mandate.SerializeToString()
+        if data != live.record.mandate:  # the same request again
+            mandates.check_follows(mandates.check(request.mandate), before, time.time())
+        return data
 
     async def _mine(self, job_id: str) -> LiveJob:
         live = await self.rounds.job(job_id)

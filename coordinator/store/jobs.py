@@ -22,6 +22,7 @@ class JobRecord:
         spec: the submitted bytes, kept exactly.
         resolved: the job with the coordinator's settings of that moment filled in, as JSON.
         status: "running" until it has ended.
+        mandate: the newest SignedMandate, serialized; empty if nobody signed the job.
     """
 
     job_id: str
@@ -34,6 +35,7 @@ class JobRecord:
     task_hash: str
     status: str
     created_at: float
+    mandate: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,17 @@ def counts(connection: Connection) -> dict[str, int]:
 def set_status(connection: Connection, job_id: str, status: str) -> None:
     """Remember that a job has ended, and how."""
     connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(status=status))
+
+
+def has_id(connection: Connection, job_id: str) -> bool:
+    """Whether some job, of whatever project, has this id."""
+    found = connection.execute(select(jobs.c.job_id).where(jobs.c.job_id == job_id))
+    return found.first() is not None
+
+
+def set_mandate(connection: Connection, job_id: str, mandate: bytes) -> None:
+    """Keep what was signed anew when the job was resumed."""
+    connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(mandate=mandate))
 
 
 def append(connection: Connection, job_id: str, seq: int, at_s: float, event: events.Event) -> None:

@@ -103,6 +103,7 @@ jobs = Table(
     Column("task_hash", String(64), nullable=False),
     Column("status", String(16), nullable=False, index=True),
     Column("created_at", Float, nullable=False),
+    Column("mandate", LargeBinary, nullable=False, server_default=""),  # SignedMandate; or empty
     UniqueConstraint("submitted_by", "request_id"),
 )
 

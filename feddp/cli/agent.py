@@ -12,6 +12,7 @@ from feddp.cli import (
     agent_leave,
     agent_ledger,
     agent_limit,
+    agent_policy,
     agent_service,
     agent_work,
     output,
@@ -24,7 +25,9 @@ from feddp.process import loading
 app = typer.Typer(help="Join a federation and run the node agent.", no_args_is_help=True)
 app.add_typer(agent_ledger.app, name="ledger")
 app.add_typer(agent_limit.app, name="limit")
+app.add_typer(agent_policy.app, name="policy")
 app.command()(agent_limit.vouch)
+app.command()(agent_policy.approve)
 app.command()(agent_doctor.doctor)
 app.command("install-service")(agent_service.install_service)
 app.command()(agent_leave.leave)

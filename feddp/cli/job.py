@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from feddp.cli import output
+from feddp.cli import job_key, output
 from feddp.cli.options import Dir, Json, ProfileFolder, connect
 
 if TYPE_CHECKING:
     from feddp.client import Client
+    from protos.feddp.v1.jobs_pb2 import Job
 
 app = typer.Typer(help="Submit, follow and cancel training jobs.", no_args_is_help=True)
+app.add_typer(job_key.app, name="key")
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
 Report = Annotated[
@@ -32,16 +34,41 @@ def submit(
     seed: Annotated[
         int, typer.Option(min=0, help="Fixes the initial weights; never noise or sampling.")
     ] = 0,
+    nodes: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B,C",
+            help="Sign for these nodes. Default: all that publish the data set now.",
+        ),
+    ] = "",
+    valid_days: Annotated[
+        float, typer.Option("--valid", min=0.01, max=366, help="Days that the signature holds.")
+    ] = 7.0,
+    epsilon_max: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Sign for this much at one node in all. Default: the job's target, or its quote "
+            "and a quarter.",
+        ),
+    ] = None,
     report: Report = None,
     folder: Dir = None,
     profile: ProfileFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Start a job. With --watch the exit code is the job's: 0 done, 1 failed, 4 out of budget."""
+    """Start a job. With --watch the exit code is the job's: 0 done, 1 failed, 4 out of budget.
+
+    A profile with a key (`feddp job key new`) signs it: nodes then take orders of this job as it
+    was signed, until the signature ends, and nothing else in its name.
+    """
     with connect(folder, profile) as client:
-        job = client.submit(file, seed)
+        from feddp.signing import Caps
+
+        named = tuple(filter(None, (one.strip() for one in nodes.split(","))))
+        job = client.submit(file, seed, Caps(named, int(valid_days * 86_400), epsilon_max))
         if not as_json:
-            output.line(f"job {job.job_id} submitted")
+            output.line(f"job {job.job_id} submitted, {_signature(job)}")
             for warning in job.warnings:
                 output.line(f"warning: {warning}")
         if watch:
@@ -51,6 +78,12 @@ def submit(
         output.print_json(output.as_dict(job))
         return
     output.line(f"follow it: feddp job watch {job.job_id}")
+
+
+def _signature(job: "Job") -> str:
+    if not job.signed_by:
+        return "not signed: nodes whose policy wants signatures refuse it (`feddp job key new`)"
+    return f"signed until {output.moment(job.signed_until)}"
 
 
 @app.command()

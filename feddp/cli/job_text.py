@@ -29,6 +29,7 @@ def job_facts(job: Job) -> list[tuple[str, str]]:
         ("data set", job.data_set),
         ("submitted", f"{moment(job.created_at)} by {job.submitted_by or 'unknown'}"),
         ("target", target_text(job)),
+        ("signed", signed_text(job)),
     ]
     if job.ended_at:
         found.append(("ended", moment(job.ended_at)))
@@ -66,6 +67,13 @@ def target_text(job: Job) -> str:
     if not job.target_epsilon:
         return "none of its own; each account's limit holds"
     return f"epsilon {epsilon(job.target_epsilon)} at delta {job.delta:g} per data set"
+
+
+def signed_text(job: Job) -> str:
+    """Whose key the nodes look for."""
+    if not job.signed_by:
+        return "by nobody"
+    return f"by the key {job.signed_by[:16]}…, until {moment(job.signed_until)}"
 
 
 def node_rows(job: Job) -> tuple[Sequence[str], list[Sequence[str]]]:

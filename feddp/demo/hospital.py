@@ -19,14 +19,14 @@ from node_agent.datasets import FILE_NAME
 from node_agent.policy import Policy
 from node_agent.tasks import registry
 from protos.content import write_durable
-from protos.errors import Conflict, FeddpError
+from protos.errors import Conflict, FeddpError, NotFound
 
 POLICY_NAME: Final = "policy.yaml"
 TASKS: Final = (registry.TABULAR, registry.EVALUATION, registry.NULL)
 EPSILON_LIMIT: Final = 10.0
 DELTA: Final = 1e-5
 
-Unaccounted = Literal["allow", "refuse"]
+Choice = Literal["allow", "refuse"]
 
 
 def write_hospital(
@@ -35,13 +35,17 @@ def write_hospital(
     *,
     epsilon_limit: float = EPSILON_LIMIT,
     delta: float = DELTA,
-    unaccounted: Unaccounted = "refuse",
+    unaccounted: Choice = "refuse",
     tasks: Sequence[str] = TASKS,
+    engineer_key: str = "",
+    unsigned: Choice = "refuse",
 ) -> None:
     """Write data/train.csv, datasets.yaml and policy.yaml, over earlier ones.
 
     Args:
         tasks: names of installed tasks; the policy pins their content hashes.
+        engineer_key: public, hexadecimal, of whoever may ask; empty for nobody.
+        unsigned: whether orders that nobody signed are taken.
 
     Raises:
         NotFound: TASK_UNKNOWN; nothing is written.
@@ -64,6 +68,7 @@ def write_hospital(
         "accounts": [account],
         "allow": [{"data_set": heart.DATA_SET, "tasks": pinned}],
         "outcome_tick_s": 1.0,
+        "who_may_ask": {"unsigned": unsigned, "engineers": _engineers(engineer_key)},
     }
     parse(Policy, policy, folder / POLICY_NAME, "POLICY_INVALID")
     data = folder / "data"
@@ -71,6 +76,12 @@ def write_hospital(
     write_durable(data / "train.csv", _csv(hospital.train_rows))
     _write_yaml(folder / FILE_NAME, {"data_sets": [_declaration(hospital)]})
     _write_yaml(folder / POLICY_NAME, policy)
+
+
+def _engineers(public_key: str) -> list[dict[str, Any]]:
+    if not public_key:
+        return []
+    return [{"name": "engineer", "public_key": public_key, "projects": ["default"]}]
 
 
 def _declaration(hospital: heart.Hospital) -> dict[str, Any]:
@@ -110,6 +121,13 @@ def _refuse_existing(folder: Path) -> None:
             )
 
 
+def _public_key(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        raise NotFound("KEY_MISSING", f"there is no public key in {path}") from None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 for an unknown hospital, limits that make no sense and a used folder."""
     parser = argparse.ArgumentParser(
@@ -120,15 +138,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--epsilon-limit", type=float, default=EPSILON_LIMIT)
     parser.add_argument("--delta", type=float, default=DELTA)
     parser.add_argument("--unaccounted", choices=["allow", "refuse"], default="refuse")
+    parser.add_argument(
+        "--engineer-key",
+        type=Path,
+        metavar="FILE",
+        help="public half of the key whose orders are taken, as `feddp job key new` wrote it",
+    )
     options = parser.parse_args(arguments)
     try:
         _refuse_existing(options.dir)
+        key = _public_key(options.engineer_key) if options.engineer_key else ""
         write_hospital(
             options.dir,
             heart.hospitals()[options.name],
             epsilon_limit=options.epsilon_limit,
             delta=options.delta,
             unaccounted=options.unaccounted,
+            engineer_key=key,
         )
     except FeddpError as error:
         sys.stderr.write(f"{error.message}\n")

@@ -23,6 +23,7 @@ from feddp.demo.job import TASK, job_file
 from feddp.demo.processes import DemoFailed, Processes, choose_ports, is_listening
 from feddp.demo.result import print_summary, result_of
 from feddp.profile import Profile
+from feddp.signing import make_key
 from protos.content import write_durable
 from protos.errors import Conflict, FeddpError, Malformed
 from protos.feddp.v1.jobs_pb2 import Job
@@ -121,12 +122,14 @@ def _run(
     started_s: float,
 ) -> int:
     _start_coordinator(folder / "coordinator", ports, processes)
-    with Client(Profile.load(folder / "coordinator" / "operator")) as client:
+    profile = Profile.load(folder / "coordinator" / "operator")
+    engineer_key = make_key(profile.folder)
+    with Client(profile) as client:
         _wait(
             lambda: is_listening(ports[0]), processes, "coordinator", "it did not start to listen"
         )
         output.line(f"coordinator on 127.0.0.1:{ports[0]}; logs in {folder / 'logs'}")
-        _start_agents(settings, folder, hospitals, client, processes)
+        _start_agents(settings, folder, hospitals, engineer_key, client, processes)
         job = client.submit(_write_job(settings, folder), settings.seed)
         output.line(f"job {job.job_id} submitted")
         job = follow(client, job.job_id, "people", lambda: _require_some(processes))
@@ -153,6 +156,7 @@ def _start_agents(
     settings: Settings,
     folder: Path,
     hospitals: Mapping[str, heart.Hospital],
+    engineer_key: str,
     client: Client,
     processes: Processes,
 ) -> None:
@@ -168,6 +172,7 @@ def _start_agents(
             delta=settings.delta,
             unaccounted="refuse" if settings.private else "allow",
             tasks=[TASK],
+            engineer_key=engineer_key,
         )
         join(client.create_token(name, hospital.node_class).token, agent)
         processes.start(name, ["agent", "run", "--dir", str(agent)])

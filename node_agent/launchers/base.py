@@ -28,12 +28,14 @@ class Limits:
         nice: added to the niceness, so that training yields to the hospital's other work.
         memory_bytes_max: 0 for no limit.
         stop_grace_s: how long a worker may take to end by itself.
+        gpus: that it may see, the first ones of the machine.
     """
 
     threads: int = 1
     nice: int = 5
     memory_bytes_max: int = 0
     stop_grace_s: float = 2.0
+    gpus: int = 0
 
 
 class Worker(Protocol):

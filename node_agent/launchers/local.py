@@ -20,15 +20,18 @@ log = structlog.get_logger(__name__)
 
 ANSWER_BYTES_MAX: Final = 1 << 20
 
+_GPUS_SEEN: Final = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+
 _PASSED_ON: Final = frozenset({"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH"})
 
 
-def environment(agent: dict[str, str], threads: int) -> dict[str, str]:
+def environment(agent: dict[str, str], threads: int, gpus: int = 0) -> dict[str, str]:
     """A worker's variables: those of the agent that it needs, and nothing that a job names."""
     prefixes = ("PYTHON", PASSED_ON_PREFIX)
     kept = {k: v for k, v in agent.items() if k in _PASSED_ON or k.startswith(prefixes)}
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-    return {**kept, **dict.fromkeys(names, str(threads)), "PYTHONUNBUFFERED": "1"}
+    seen = dict.fromkeys(_GPUS_SEEN, ",".join(map(str, range(gpus))))
+    return {**kept, **dict.fromkeys(names, str(threads)), **seen, "PYTHONUNBUFFERED": "1"}
 
 
 class LocalWorker:
@@ -76,7 +79,7 @@ class LocalWorker:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=descriptor,
-                env=environment(dict(os.environ), limits.threads),
+                env=environment(dict(os.environ), limits.threads, limits.gpus),
                 # A Ctrl-C at the agent's terminal must reach the worker through the agent only.
                 start_new_session=True,
                 limit=ANSWER_BYTES_MAX,

@@ -18,7 +18,7 @@ from node_agent.orders import Order
 from node_agent.payers import require_kept
 from node_agent.session import commands as c
 from node_agent.session import events as e
-from node_agent.session.attempts import Agent
+from node_agent.session.attempts import Agent, Phase
 from node_agent.session.greeting import hello, warn_of_limits
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.link import Link
@@ -112,6 +112,7 @@ class Driver:
         self._handing_in: set[str] = set()
         self._recent_models: dict[str, list[str]] = {}
         self._published: tuple[object, ...] = ()
+        self._applied: tuple[object, ...] = parts.steward.stamp()
         self._raised: dict[str, int] = {}
         self._suspended = Suspensions()
         self._unavailable: Mapping[str, str] = {}
@@ -154,7 +155,8 @@ class Driver:
                 log.info("connected", coordinator=self._parts.address)
                 self._note_connected(f"{self._clock():.3f}")
                 self._witness.soon()
-            case e.JobEndedReceived():
+            case e.JobEndedReceived(job_id):
+                self._spawn(self._parts.ledger.run(self._parts.state.mandates.end, job_id))
                 self._witness.soon()
             case e.Disconnected():
                 self._note_connected("")
@@ -189,6 +191,8 @@ class Driver:
         while True:
             await asyncio.sleep(self._link.heartbeat_s)
             stamp = await asyncio.to_thread(self._parts.steward.stamp)
+            if stamp != self._applied:
+                await self._apply_rules(stamp)
             raised, suspended = await self._parts.ledger.run(self._standing)
             if not self._agent.welcomed:
                 continue
@@ -203,6 +207,24 @@ class Driver:
             else:
                 continue
             self._dispatch(e.PolicyChanged())
+
+    async def _apply_rules(self, stamp: tuple[object, ...]) -> None:
+        """The steward's files have changed: what they no longer allow ends, whatever it is at. It
+        stays charged where the data was opened."""
+        self._applied = stamp
+        orders = [one.order for one in self._agent.attempts]
+        stopped = await self._parts.ledger.run(self._parts.admission.withdrawn, orders)
+        if fault := self._parts.steward.fault:
+            log.error("rules_broken", detail=fault, do="the rules of before stay in force")
+        for order, refusal in stopped:
+            attempt = self._agent.find(order.attempt_id)
+            if attempt is None:
+                continue
+            log.warning("attempt_stopped", reason=refusal.reason, **_fields(order))
+            if attempt.phase in (Phase.PREPARING, Phase.TRAINING):
+                self._training.stop(order.job_id)
+            if attempt.digest:
+                await self._parts.ledger.run(self._parts.spool.drop_update, attempt.digest)
 
     def _standing(self) -> tuple[dict[str, int], Suspensions]:
         return self._parts.state.ledger.raise_counts(), self._parts.admission.suspensions()

@@ -82,7 +82,9 @@ def hello(
             continue
         names = sorted(rules.policy.tasks_on(spec.name) & installed.keys())
         allowed.update(names)
-        message.data_sets.append(_data_set(spec, names, unavailable.get(spec.name, "")))
+        withdrawn = "DATA_SET_WITHDRAWN" if spec.name in rules.policy.withdrawn else ""
+        why = withdrawn or unavailable.get(spec.name, "")
+        message.data_sets.append(_data_set(spec, names, why))
     message.accounts.extend(_accounts(rules.policy, rules.data_sets, fixed, used, refuses, whole))
     for name in sorted(allowed):
         info = installed[name]

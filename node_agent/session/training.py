@@ -4,13 +4,13 @@ import asyncio
 import math
 import signal
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
-from node_agent.admission import Admission
-from node_agent.datasets import DataSetSpec
+from node_agent.admission import Admission, Terms
 from node_agent.failures import Failures
 from node_agent.judgement import Refusal
 from node_agent.launchers.base import Limits, StartWorker, Worker, WorkerDied
@@ -128,9 +128,18 @@ class Training:
             try:
                 if isinstance(terms, Refusal):
                     raise Impossible(terms.reason, terms.message)
-                worker = await self._ready_worker(order, terms.data_set)
+                worker = await self._ready_worker(order, terms)
                 rehearsal_s = await self._check_model(worker, order)
                 self._check_time(order, terms.tick_s, rehearsal_s, due_at_s - self._clock())
+                # Getting ready took a while, and the steward may have changed the rules meanwhile.
+                newer = await self._ledger.run(self._admission.terms, order)
+                if isinstance(newer, Refusal):
+                    raise Impossible(newer.reason, newer.message)
+                if newer != terms:
+                    raise Impossible(
+                        "POLICY_CHANGED",
+                        "The node's policy changed while the order was prepared; order again.",
+                    )
             except Impossible as error:
                 await asyncio.to_thread(self._spool.drop_out, order.attempt_id)
                 self._dispatch(
@@ -168,18 +177,20 @@ class Training:
         """Wait until every stopped worker is gone."""
         await asyncio.gather(*self._ending)
 
-    async def _ready_worker(self, order: Order, data_set: DataSetSpec) -> Worker:
+    async def _ready_worker(self, order: Order, terms: Terms) -> Worker:
+        limits = terms.work.within(self._limits)
         wanted = {
             "op": "prepare",
             "job_id": order.job_id,
             "task": order.task,
             "task_hash": order.task_hash,
             "task_config": order.task_config(),
-            "data_set": data_set.model_dump(mode="json"),
+            "data_set": terms.data_set.model_dump(mode="json"),
             "declared_n": order.declared_n,
         }
+        kept_with = {**wanted, "limits": asdict(limits)}
         worker, prepared = self._workers.get(order.job_id, (None, {}))
-        if worker is not None and prepared == wanted:
+        if worker is not None and prepared == kept_with:
             return worker
         self.stop(order.job_id)
         for _ in range(STARTS_MAX):
@@ -187,8 +198,8 @@ class Training:
                 break
             try:
                 log_path = self._logs / f"worker-{order.job_id}.log"
-                worker = await self._start_worker(order.job_id, log_path, self._limits)
-                self._workers[order.job_id] = (worker, wanted)
+                worker = await self._start_worker(order.job_id, log_path, limits)
+                self._workers[order.job_id] = (worker, kept_with)
                 answer = await worker.request(wanted)
             except (WorkerDied, OSError) as error:
                 log.error("worker_failed", job_id=order.job_id, detail=str(error))

@@ -11,6 +11,7 @@ import grpc
 import yaml
 
 from feddp.client import CALL_TIMEOUT_S, Client
+from feddp.signing import load_key, mandate_to_resume
 from node_agent.identity import load_identity
 from protos.feddp.v1 import (
     federation_pb2,
@@ -19,6 +20,7 @@ from protos.feddp.v1 import (
     transfer_pb2,
     transfer_pb2_grpc,
 )
+from protos.feddp.v1.mandates_pb2 import SignedMandate
 from tests.chaos.acts import NODES, Jobs, alone, bulk, spec, submit_once, watch
 from tests.chaos.lives import RESUME_S_MAX, WatchedFederation
 from tests.integration.federation import job_file, wait_for
@@ -166,6 +168,7 @@ def mended(federation: WatchedFederation) -> Jobs:
     for path, content in lost.items():
         path.write_bytes(content)
     request = jobs_pb2.ResumeJobRequest(job_id=job_id, request_id=uuid.uuid4().hex)
+    request.mandate.CopyFrom(federation.again(lambda client: _signed_anew(client, job_id)))
 
     def resume(client: Client) -> None:
         client._jobs.ResumeJob(request, timeout=CALL_TIMEOUT_S)
@@ -174,6 +177,15 @@ def mended(federation: WatchedFederation) -> Jobs:
     watch(federation, job_id)
     federation.again(resume)  # the same request again is no second one, nor an error
     return {job_id: "completed"}
+
+
+def _signed_anew(client: Client, job_id: str) -> SignedMandate:
+    key = load_key(client.profile.folder)
+    assert key is not None
+    asked = jobs_pb2.GetJobRequest(job_id=job_id)
+    return mandate_to_resume(
+        key, client._jobs.GetJob(asked, timeout=CALL_TIMEOUT_S).mandate, job_id
+    )
 
 
 def _without_its_model(federation: WatchedFederation) -> tuple[str, dict[Path, bytes]]:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from feddp.demo.processes import choose_ports
+from feddp.signing import make_key
 from tests.integration.federation import (
     Federation,
     cli_json,
@@ -138,6 +139,8 @@ def _install(federation: Federation, release: Release) -> None:
     named = [word for name, port in options.items() for word in (name, str(port))]
     release.feddp("coordinator", "init", "--dir", str(folder), "--host", "127.0.0.1", *named)
     federation.configure(**settings["federation"], min_participants=len(HOSPITALS) - 1)
+    # This version's engineer signs; what does not know that passes it over.
+    federation.engineer["public_key"] = make_key(federation.installation.profile)
     federation.trees["coordinator"] = release.tree
 
 
@@ -151,6 +154,7 @@ def _join(federation: Federation, release: Release, name: str) -> None:
     federation.set_policy(name)
     policy = yaml.safe_load((folder / "policy.yaml").read_text())
     policy["allow"][0]["tasks"] = release.tasks()
+    del policy["who_may_ask"]
     (folder / "policy.yaml").write_text(yaml.safe_dump(policy))
     federation.trees[name] = release.tree
 
@@ -163,7 +167,8 @@ def _restart(federation: Federation, name: str) -> None:
         policy = yaml.safe_load((federation.agent(name) / "policy.yaml").read_text())
         federation.set_policy(name)
         allowed = yaml.safe_load((federation.agent(name) / "policy.yaml").read_text())
-        # The steward allows the new version's tasks, and changes nothing else.
+        # The steward allows the new version's tasks and says who may ask, and nothing else.
+        policy["who_may_ask"] = allowed["who_may_ask"]
         policy["allow"][0]["tasks"] = allowed["allow"][0]["tasks"]
         (federation.agent(name) / "policy.yaml").write_text(yaml.safe_dump(policy))
     federation.start(name)

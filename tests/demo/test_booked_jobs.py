@@ -23,7 +23,9 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneProcess]
     """The four hospitals of the demo, with a coordinator in this process."""
     folder = tmp_path_factory.mktemp("federation")
     for name, one in heart.hospitals().items():
-        hospital.write_hospital(folder / name, one, epsilon_limit=500.0, unaccounted="allow")
+        hospital.write_hospital(
+            folder / name, one, epsilon_limit=500.0, unaccounted="allow", unsigned="allow"
+        )
     made = OneProcess(folder, {name: folder / name for name in heart.NODES})
     yield made
     made.close()

@@ -28,7 +28,10 @@ COMMANDS = [
     *(f"agent ledger {verb}" for verb in ("heads", "export", "import", "settle")),
     *(f"agent limit {verb}" for verb in ("key", "propose", "approve", "apply")),
     "agent vouch",
+    "agent approve",
+    *(f"agent policy {verb}" for verb in ("check", "show", "explain")),
     *(f"job {verb}" for verb in ("quote", "submit", "list", "show", "watch", "cancel", "resume")),
+    *(f"job key {verb}" for verb in ("new", "show")),
     *(f"model {verb}" for verb in ("list", "show", "download", "evaluate")),
     *(f"budget {verb}" for verb in ("show", "ledger", "verify")),
 ]

@@ -21,6 +21,7 @@ from coordinator.installation import Installation, init
 from feddp.client import Client
 from feddp.demo.processes import choose_ports
 from feddp.profile import Profile
+from feddp.signing import make_key
 from node_agent.enrol import join
 from node_agent.tasks.registry import installed
 from privacy.ledger import Entry
@@ -92,6 +93,11 @@ class Federation:
         )
         self.address = f"{host}:{ports[0]}"
         self.health = f"http://127.0.0.1:{ports[2]}"
+        self.engineer: dict[str, Any] = {
+            "name": "operator",
+            "public_key": make_key(self.installation.profile),
+            "projects": ["default"],
+        }
         self.trees: dict[str, Path] = {}
         """Name -> another release's code, which runs that process in place of this one's."""
 
@@ -199,6 +205,7 @@ class Federation:
             "accounts": [bounds],
             "allow": [{"data_set": "cohort", "tasks": tasks}],
             "outcome_tick_s": tick_s,
+            "who_may_ask": {"engineers": [self.engineer]},
         }
         (self.agent(name) / "policy.yaml").write_text(yaml.safe_dump(policy))
 

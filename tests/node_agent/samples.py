@@ -36,6 +36,7 @@ POLICY: dict[str, Any] = {
     ],
     "allow": [{"data_set": "heart", "tasks": [f"{TASK}@{TASK_HASH}", f"null@{NULL_HASH}"]}],
     "outcome_tick_s": 0.5,
+    "who_may_ask": {"unsigned": "allow"},
 }
 DATA_SET: dict[str, Any] = {
     "name": "heart",

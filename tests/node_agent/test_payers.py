@@ -370,7 +370,10 @@ def test_a_ledger_of_the_schemas_between_is_taken_over(node: Node, version: int)
     node.state.close()
     with contextlib.closing(sqlite3.connect(node.folder / "state.db")) as old:
         raises = "DROP TABLE raises;" if version == 2 else ""
-        old.executescript(f"DROP TABLE payers; {raises} PRAGMA user_version = {version};")
+        old.executescript(
+            f"DROP TABLE payers; DROP TABLE job_mandates; DROP TABLE approvals; {raises}"
+            f"PRAGMA user_version = {version};"
+        )
     node.reopen()
     assert node.state.ledger.entries() == before
     assert node.state.payers.payments() == [Payment("heart", "", f"{NODE}/patients")]

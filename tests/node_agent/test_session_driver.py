@@ -336,13 +336,13 @@ def test_drain_brings_the_agent_back_with_a_new_hello(tmp_path: Path) -> None:
 
 
 def test_a_lower_limit_is_announced_and_kept_for_good(tmp_path: Path) -> None:
-    """Writing the old number back raises nothing; what the coordinator holds is noted, if it is
-    a limit at all."""
+    """Writing a higher number back raises nothing; what the coordinator holds is noted, if it is
+    a limit at all, and the ledger begins no higher."""
 
     async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
         coordinator.orders = [real_order()]
         coordinator.limits = [
-            pb.AccountLimit(account="patients", epsilon_limit=4.0),
+            pb.AccountLimit(account="patients", epsilon_limit=8.0),
             pb.AccountLimit(account="others", epsilon_limit=float("nan")),
             pb.AccountLimit(account="x" * 64, epsilon_limit=1.0),
         ]
@@ -364,7 +364,7 @@ def test_a_lower_limit_is_announced_and_kept_for_good(tmp_path: Path) -> None:
         state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
         assert state.ledger.accounts()[0].epsilon_limit == 6.0
         said = [state.coordinator_limit(f"{NODE}/{x}") for x in ("patients", "others", "x" * 64)]
-        assert said == [4.0, None, None]
+        assert said == [8.0, None, None]
         state.close()
 
     play(tmp_path, scene)

@@ -8,6 +8,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from certs.enrolment import public_bytes_of
+from node_agent.asking import AskingPolicy
 from node_agent.datasets import DataSetSpec
 from node_agent.policy import AccountPolicy, Allowance, Policy
 from node_agent.steward import Rules
@@ -107,7 +108,11 @@ class Steward:
         )
         allowed = [Allowance(data_set=one.name, tasks=tasks) for one in data_sets]
         policy = Policy(
-            accounts=accounts, allow=allowed, outcome_tick_s=5.0, **_people(tuple(self._accounts))
+            accounts=accounts,
+            allow=allowed,
+            outcome_tick_s=5.0,
+            who_may_ask=AskingPolicy(unsigned="allow"),
+            **_people(tuple(self._accounts)),
         )
         return Rules(policy, data_sets)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from node_agent import rollback
 from node_agent.admission import Admission, Refused, Reserved
 from node_agent.orders import Order
 from node_agent.session import commands as c
@@ -23,6 +24,7 @@ from tests.simulation.node_disk import NodeDisk
 from tests.simulation.node_session import Greeting, look
 from tests.simulation.node_work import hand_in, train
 from tests.simulation.process import Process, Resume, Task, Work
+from tests.simulation.truth import Broken
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -123,6 +125,7 @@ class Node(Process):
                 closed = tuple(map(link._closed, message.welcome.closed))
                 limits = tuple(filter(link._is_limit, map(link._limit, message.welcome.limits)))
                 self.spawn(self._keep(limits))
+                self._look_back(message.welcome)
                 self.spawn(look(self))
                 self.dispatch(e.WelcomeReceived(closed, limits))
             case "work_order":
@@ -135,6 +138,13 @@ class Node(Process):
             case "job_ended":
                 self.spawn(look(self))
                 self.dispatch(e.JobEndedReceived(message.job_ended.job_id))
+
+    def _look_back(self, welcome: pb.Welcome) -> None:
+        """No disk here goes back in time: what was signed is there whatever happened."""
+        signed = tuple(map(rollback.from_wire, welcome.signed))
+        text = rollback.look(self.disk_.state, self.name, self.world.public_keys[self.name], signed)
+        if text:
+            raise Broken("no-false-rollback", f"{self.name}: {text}")
 
     def dispatch(self, event: e.Event) -> None:
         """One step of the agent, and what it asks for."""

@@ -7,6 +7,7 @@ and on the real tables, and compares the transcripts.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from coordinator.rounds import answers, effects, turns
 from coordinator.rounds import events as e
 from coordinator.rpc import greeting
 from coordinator.store.booking import Books, _Kept
+from coordinator.store.checkpoints import POSTS_TOLD
 from coordinator.store.jobs import RUNNING, JobRecord, ModelRecord
 from coordinator.store.ledger import Account
 from coordinator.store.people import NodeRecord
@@ -62,6 +64,7 @@ class MemoryStore:
             keep_hello=MemoryStore.keep_hello,
             node=MemoryStore.node,
             record=MemoryStore.record_raise,
+            signed_last=MemoryStore.signed_last,
         )
         return [
             (turns, "Books", MemoryBooks),
@@ -72,6 +75,7 @@ class MemoryStore:
             (greeting, "ledger", tables),
             (greeting, "people", tables),
             (greeting, "limits", tables),
+            (greeting, "checkpoints", tables),
         ]
 
     @contextlib.contextmanager
@@ -212,6 +216,15 @@ class MemoryStore:
     def chain(self, account: str, after: int = 0) -> list[Entry]:
         """An account's entries in order, without the first `after`."""
         return self._chains[account][after:]
+
+    def signed_last(self, account: str) -> tuple[None, list[Entry]]:
+        """As `coordinator.store.checkpoints.signed_last`, of nodes that countersign nothing."""
+        posts = (
+            one
+            for one in reversed(self._chains.get(account, []))
+            if one.statement.kind == "post" and one.node_signature
+        )
+        return None, list(islice(posts, POSTS_TOLD))
 
     def write_entry(self, entry: Entry) -> None:
         """Append to the account's chain."""

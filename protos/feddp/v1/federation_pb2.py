@@ -23,58 +23,59 @@ _sym_db = _symbol_database.Default()
 
 
 from protos.feddp.v1 import ledger_pb2 as protos_dot_feddp_dot_v1_dot_ledger__pb2
+from protos.feddp.v1 import mandates_pb2 as protos_dot_feddp_dot_v1_dot_mandates__pb2
 from protos.feddp.v1 import witness_pb2 as protos_dot_feddp_dot_v1_dot_witness__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n protos/feddp/v1/federation.proto\x12\x08\x66\x65\x64\x64p.v1\x1a\x1cprotos/feddp/v1/ledger.proto\x1a\x1dprotos/feddp/v1/witness.proto\"\xf2\x01\n\x0c\x41gentMessage\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.feddp.v1.HelloH\x00\x12(\n\theartbeat\x18\x02 \x01(\x0b\x32\x13.feddp.v1.HeartbeatH\x00\x12\x31\n\x0eorder_accepted\x18\x03 \x01(\x0b\x32\x17.feddp.v1.OrderAcceptedH\x00\x12/\n\rorder_refused\x18\x04 \x01(\x0b\x32\x16.feddp.v1.OrderRefusedH\x00\x12\'\n\tno_update\x18\x05 \x01(\x0b\x32\x12.feddp.v1.NoUpdateH\x00\x42\t\n\x07message\"\xee\x01\n\x12\x43oordinatorMessage\x12$\n\x07welcome\x18\x01 \x01(\x0b\x32\x11.feddp.v1.WelcomeH\x00\x12)\n\nwork_order\x18\x02 \x01(\x0b\x32\x13.feddp.v1.WorkOrderH\x00\x12\x31\n\x0e\x61ttempt_closed\x18\x03 \x01(\x0b\x32\x17.feddp.v1.AttemptClosedH\x00\x12\'\n\tjob_ended\x18\x04 \x01(\x0b\x32\x12.feddp.v1.JobEndedH\x00\x12 \n\x05\x64rain\x18\x05 \x01(\x0b\x32\x0f.feddp.v1.DrainH\x00\x42\t\n\x07message\"\xf5\x01\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12$\n\tdata_sets\x18\x03 \x03(\x0b\x32\x11.feddp.v1.DataSet\x12#\n\x08\x61\x63\x63ounts\x18\x04 \x03(\x0b\x32\x11.feddp.v1.Account\x12\x1d\n\x05tasks\x18\x05 \x03(\x0b\x32\x0e.feddp.v1.Task\x12\x15\n\ropen_attempts\x18\x06 \x03(\t\x12%\n\x06limits\x18\x07 \x03(\x0b\x32\x15.feddp.v1.LedgerEntry\x12\x13\n\x0binstance_id\x18\x08 \x01(\t\"\x86\x01\n\x07\x44\x61taSet\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x12\n\ndeclared_n\x18\x03 \x01(\x04\x12\x13\n\x0bschema_json\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\r\n\x05tasks\x18\x06 \x03(\t\x12\x13\n\x0bunavailable\x18\x07 \x01(\t\"\x9a\x02\n\x07\x41\x63\x63ount\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\trdp_order\x18\x03 \x01(\r\x12\x15\n\repsilon_limit\x18\x04 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x05 \x01(\x01\x12\x1b\n\x13\x65psilon_per_job_max\x18\x06 \x01(\x01\x12\x1c\n\x14noise_multiplier_min\x18\x07 \x01(\x01\x12\x1b\n\x13unaccounted_allowed\x18\x08 \x01(\x08\x12\x1f\n\x06shares\x18\t \x03(\x0b\x32\x0f.feddp.v1.Share\x12\x14\n\x0cheard_at_seq\x18\n \x01(\x04\x12\x18\n\x10unknown_attempts\x18\x0b \x03(\t\x12\x0f\n\x07refuses\x18\x0c \x01(\t\"N\n\x05Share\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\repsilon_limit\x18\x03 \x01(\x01\x12\x12\n\nused_units\x18\x04 \x01(\x04\"W\n\x04Task\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontent_hash\x18\x02 \x01(\t\x12\x1a\n\x12\x63onfig_schema_json\x18\x03 \x01(\t\x12\x0f\n\x07purpose\x18\x04 \x01(\t\"\x0b\n\tHeartbeat\"\x9a\x01\n\x07Welcome\x12\x1c\n\x14heartbeat_interval_s\x18\x01 \x01(\r\x12\'\n\x06\x63losed\x18\x02 \x03(\x0b\x32\x17.feddp.v1.AttemptClosed\x12&\n\x06limits\x18\x03 \x03(\x0b\x32\x16.feddp.v1.AccountLimit\x12 \n\x06signed\x18\x06 \x03(\x0b\x32\x10.feddp.v1.Signed\"S\n\x06Signed\x12\"\n\x04head\x18\x01 \x01(\x0b\x32\x14.feddp.v1.LedgerHead\x12%\n\x06posted\x18\x02 \x03(\x0b\x32\x15.feddp.v1.LedgerEntry\"6\n\x0c\x41\x63\x63ountLimit\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x15\n\repsilon_limit\x18\x02 \x01(\x01\"\xa9\x03\n\tWorkOrder\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x10\n\x08\x64\x61ta_set\x18\x05 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x06 \x01(\t\x12\x0c\n\x04task\x18\x07 \x01(\t\x12\x11\n\ttask_hash\x18\x08 \x01(\t\x12\x18\n\x10task_config_json\x18\t \x01(\t\x12\"\n\x07release\x18\n \x01(\x0b\x32\x11.feddp.v1.Release\x12\x15\n\rmax_grad_norm\x18\x0b \x01(\x01\x12\x13\n\x0bproximal_mu\x18\x0c \x01(\x01\x12\x19\n\x11\x62\x61se_model_digest\x18\r \x01(\t\x12\x18\n\x10\x62\x61se_model_bytes\x18\x0e \x01(\x04\x12\x12\n\ndeadline_s\x18\x0f \x01(\r\x12\x16\n\x0etarget_epsilon\x18\x10 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x11 \x01(\x01\x12\x14\n\x0cupdate_dtype\x18\x12 \x01(\t\x12\x12\n\nbase_model\x18\x13 \x01(\x0c\x12\x10\n\x08priority\x18\x14 \x01(\x11\"\x96\x01\n\x07Release\x12\x0c\n\x04unit\x18\x01 \x01(\t\x12\x12\n\ndeclared_n\x18\x02 \x01(\x04\x12\x11\n\tmechanism\x18\x03 \x01(\t\x12\x1d\n\x10noise_multiplier\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bsample_rate\x18\x05 \x01(\x01\x12\r\n\x05steps\x18\x06 \x01(\rB\x13\n\x11_noise_multiplier\">\n\rOrderAccepted\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x19\n\x11reserve_signature\x18\x02 \x01(\x0c\"s\n\x0cOrderRefused\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x16\n\x0evoid_signature\x18\x04 \x01(\x0c\x12\x16\n\x0esteps_possible\x18\x05 \x01(\r\"h\n\x08NoUpdate\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x16\n\x0epost_signature\x18\x02 \x01(\x0c\x12\x19\n\x11reserve_signature\x18\x03 \x01(\x0c\x12\x15\n\rfailure_class\x18\x04 \x01(\t\"z\n\x13SubmitUpdateRequest\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x16\n\x0epost_signature\x18\x03 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x19\n\x11reserve_signature\x18\x05 \x01(\x0c\"\x16\n\x14SubmitUpdateResponse\"4\n\rAttemptClosed\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\"\x1a\n\x08JobEnded\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x07\n\x05\x44rain2\xa0\x01\n\nFederation\x12\x43\n\x07Session\x12\x16.feddp.v1.AgentMessage\x1a\x1c.feddp.v1.CoordinatorMessage(\x01\x30\x01\x12M\n\x0cSubmitUpdate\x12\x1d.feddp.v1.SubmitUpdateRequest\x1a\x1e.feddp.v1.SubmitUpdateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n protos/feddp/v1/federation.proto\x12\x08\x66\x65\x64\x64p.v1\x1a\x1cprotos/feddp/v1/ledger.proto\x1a\x1eprotos/feddp/v1/mandates.proto\x1a\x1dprotos/feddp/v1/witness.proto\"\xf2\x01\n\x0c\x41gentMessage\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.feddp.v1.HelloH\x00\x12(\n\theartbeat\x18\x02 \x01(\x0b\x32\x13.feddp.v1.HeartbeatH\x00\x12\x31\n\x0eorder_accepted\x18\x03 \x01(\x0b\x32\x17.feddp.v1.OrderAcceptedH\x00\x12/\n\rorder_refused\x18\x04 \x01(\x0b\x32\x16.feddp.v1.OrderRefusedH\x00\x12\'\n\tno_update\x18\x05 \x01(\x0b\x32\x12.feddp.v1.NoUpdateH\x00\x42\t\n\x07message\"\xee\x01\n\x12\x43oordinatorMessage\x12$\n\x07welcome\x18\x01 \x01(\x0b\x32\x11.feddp.v1.WelcomeH\x00\x12)\n\nwork_order\x18\x02 \x01(\x0b\x32\x13.feddp.v1.WorkOrderH\x00\x12\x31\n\x0e\x61ttempt_closed\x18\x03 \x01(\x0b\x32\x17.feddp.v1.AttemptClosedH\x00\x12\'\n\tjob_ended\x18\x04 \x01(\x0b\x32\x12.feddp.v1.JobEndedH\x00\x12 \n\x05\x64rain\x18\x05 \x01(\x0b\x32\x0f.feddp.v1.DrainH\x00\x42\t\n\x07message\"\xf5\x01\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12$\n\tdata_sets\x18\x03 \x03(\x0b\x32\x11.feddp.v1.DataSet\x12#\n\x08\x61\x63\x63ounts\x18\x04 \x03(\x0b\x32\x11.feddp.v1.Account\x12\x1d\n\x05tasks\x18\x05 \x03(\x0b\x32\x0e.feddp.v1.Task\x12\x15\n\ropen_attempts\x18\x06 \x03(\t\x12%\n\x06limits\x18\x07 \x03(\x0b\x32\x15.feddp.v1.LedgerEntry\x12\x13\n\x0binstance_id\x18\x08 \x01(\t\"\x86\x01\n\x07\x44\x61taSet\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x12\n\ndeclared_n\x18\x03 \x01(\x04\x12\x13\n\x0bschema_json\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\r\n\x05tasks\x18\x06 \x03(\t\x12\x13\n\x0bunavailable\x18\x07 \x01(\t\"\x9a\x02\n\x07\x41\x63\x63ount\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\trdp_order\x18\x03 \x01(\r\x12\x15\n\repsilon_limit\x18\x04 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x05 \x01(\x01\x12\x1b\n\x13\x65psilon_per_job_max\x18\x06 \x01(\x01\x12\x1c\n\x14noise_multiplier_min\x18\x07 \x01(\x01\x12\x1b\n\x13unaccounted_allowed\x18\x08 \x01(\x08\x12\x1f\n\x06shares\x18\t \x03(\x0b\x32\x0f.feddp.v1.Share\x12\x14\n\x0cheard_at_seq\x18\n \x01(\x04\x12\x18\n\x10unknown_attempts\x18\x0b \x03(\t\x12\x0f\n\x07refuses\x18\x0c \x01(\t\"N\n\x05Share\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\repsilon_limit\x18\x03 \x01(\x01\x12\x12\n\nused_units\x18\x04 \x01(\x04\"W\n\x04Task\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontent_hash\x18\x02 \x01(\t\x12\x1a\n\x12\x63onfig_schema_json\x18\x03 \x01(\t\x12\x0f\n\x07purpose\x18\x04 \x01(\t\"\x0b\n\tHeartbeat\"\x9a\x01\n\x07Welcome\x12\x1c\n\x14heartbeat_interval_s\x18\x01 \x01(\r\x12\'\n\x06\x63losed\x18\x02 \x03(\x0b\x32\x17.feddp.v1.AttemptClosed\x12&\n\x06limits\x18\x03 \x03(\x0b\x32\x16.feddp.v1.AccountLimit\x12 \n\x06signed\x18\x06 \x03(\x0b\x32\x10.feddp.v1.Signed\"S\n\x06Signed\x12\"\n\x04head\x18\x01 \x01(\x0b\x32\x14.feddp.v1.LedgerHead\x12%\n\x06posted\x18\x02 \x03(\x0b\x32\x15.feddp.v1.LedgerEntry\"6\n\x0c\x41\x63\x63ountLimit\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x15\n\repsilon_limit\x18\x02 \x01(\x01\"\xd3\x03\n\tWorkOrder\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x10\n\x08\x64\x61ta_set\x18\x05 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x06 \x01(\t\x12\x0c\n\x04task\x18\x07 \x01(\t\x12\x11\n\ttask_hash\x18\x08 \x01(\t\x12\x18\n\x10task_config_json\x18\t \x01(\t\x12\"\n\x07release\x18\n \x01(\x0b\x32\x11.feddp.v1.Release\x12\x15\n\rmax_grad_norm\x18\x0b \x01(\x01\x12\x13\n\x0bproximal_mu\x18\x0c \x01(\x01\x12\x19\n\x11\x62\x61se_model_digest\x18\r \x01(\t\x12\x18\n\x10\x62\x61se_model_bytes\x18\x0e \x01(\x04\x12\x12\n\ndeadline_s\x18\x0f \x01(\r\x12\x16\n\x0etarget_epsilon\x18\x10 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x11 \x01(\x01\x12\x14\n\x0cupdate_dtype\x18\x12 \x01(\t\x12\x12\n\nbase_model\x18\x13 \x01(\x0c\x12\x10\n\x08priority\x18\x14 \x01(\x11\x12(\n\x07mandate\x18\x15 \x01(\x0b\x32\x17.feddp.v1.SignedMandate\"\x96\x01\n\x07Release\x12\x0c\n\x04unit\x18\x01 \x01(\t\x12\x12\n\ndeclared_n\x18\x02 \x01(\x04\x12\x11\n\tmechanism\x18\x03 \x01(\t\x12\x1d\n\x10noise_multiplier\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bsample_rate\x18\x05 \x01(\x01\x12\r\n\x05steps\x18\x06 \x01(\rB\x13\n\x11_noise_multiplier\">\n\rOrderAccepted\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x19\n\x11reserve_signature\x18\x02 \x01(\x0c\"s\n\x0cOrderRefused\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x16\n\x0evoid_signature\x18\x04 \x01(\x0c\x12\x16\n\x0esteps_possible\x18\x05 \x01(\r\"h\n\x08NoUpdate\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x16\n\x0epost_signature\x18\x02 \x01(\x0c\x12\x19\n\x11reserve_signature\x18\x03 \x01(\x0c\x12\x15\n\rfailure_class\x18\x04 \x01(\t\"z\n\x13SubmitUpdateRequest\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x16\n\x0epost_signature\x18\x03 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x19\n\x11reserve_signature\x18\x05 \x01(\x0c\"\x16\n\x14SubmitUpdateResponse\"4\n\rAttemptClosed\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\"\x1a\n\x08JobEnded\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x07\n\x05\x44rain2\xa0\x01\n\nFederation\x12\x43\n\x07Session\x12\x16.feddp.v1.AgentMessage\x1a\x1c.feddp.v1.CoordinatorMessage(\x01\x30\x01\x12M\n\x0cSubmitUpdate\x12\x1d.feddp.v1.SubmitUpdateRequest\x1a\x1e.feddp.v1.SubmitUpdateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.feddp.v1.federation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_AGENTMESSAGE']._serialized_start=108
-  _globals['_AGENTMESSAGE']._serialized_end=350
-  _globals['_COORDINATORMESSAGE']._serialized_start=353
-  _globals['_COORDINATORMESSAGE']._serialized_end=591
-  _globals['_HELLO']._serialized_start=594
-  _globals['_HELLO']._serialized_end=839
-  _globals['_DATASET']._serialized_start=842
-  _globals['_DATASET']._serialized_end=976
-  _globals['_ACCOUNT']._serialized_start=979
-  _globals['_ACCOUNT']._serialized_end=1261
-  _globals['_SHARE']._serialized_start=1263
-  _globals['_SHARE']._serialized_end=1341
-  _globals['_TASK']._serialized_start=1343
-  _globals['_TASK']._serialized_end=1430
-  _globals['_HEARTBEAT']._serialized_start=1432
-  _globals['_HEARTBEAT']._serialized_end=1443
-  _globals['_WELCOME']._serialized_start=1446
-  _globals['_WELCOME']._serialized_end=1600
-  _globals['_SIGNED']._serialized_start=1602
-  _globals['_SIGNED']._serialized_end=1685
-  _globals['_ACCOUNTLIMIT']._serialized_start=1687
-  _globals['_ACCOUNTLIMIT']._serialized_end=1741
-  _globals['_WORKORDER']._serialized_start=1744
-  _globals['_WORKORDER']._serialized_end=2169
-  _globals['_RELEASE']._serialized_start=2172
-  _globals['_RELEASE']._serialized_end=2322
-  _globals['_ORDERACCEPTED']._serialized_start=2324
-  _globals['_ORDERACCEPTED']._serialized_end=2386
-  _globals['_ORDERREFUSED']._serialized_start=2388
-  _globals['_ORDERREFUSED']._serialized_end=2503
-  _globals['_NOUPDATE']._serialized_start=2505
-  _globals['_NOUPDATE']._serialized_end=2609
-  _globals['_SUBMITUPDATEREQUEST']._serialized_start=2611
-  _globals['_SUBMITUPDATEREQUEST']._serialized_end=2733
-  _globals['_SUBMITUPDATERESPONSE']._serialized_start=2735
-  _globals['_SUBMITUPDATERESPONSE']._serialized_end=2757
-  _globals['_ATTEMPTCLOSED']._serialized_start=2759
-  _globals['_ATTEMPTCLOSED']._serialized_end=2811
-  _globals['_JOBENDED']._serialized_start=2813
-  _globals['_JOBENDED']._serialized_end=2839
-  _globals['_DRAIN']._serialized_start=2841
-  _globals['_DRAIN']._serialized_end=2848
-  _globals['_FEDERATION']._serialized_start=2851
-  _globals['_FEDERATION']._serialized_end=3011
+  _globals['_AGENTMESSAGE']._serialized_start=140
+  _globals['_AGENTMESSAGE']._serialized_end=382
+  _globals['_COORDINATORMESSAGE']._serialized_start=385
+  _globals['_COORDINATORMESSAGE']._serialized_end=623
+  _globals['_HELLO']._serialized_start=626
+  _globals['_HELLO']._serialized_end=871
+  _globals['_DATASET']._serialized_start=874
+  _globals['_DATASET']._serialized_end=1008
+  _globals['_ACCOUNT']._serialized_start=1011
+  _globals['_ACCOUNT']._serialized_end=1293
+  _globals['_SHARE']._serialized_start=1295
+  _globals['_SHARE']._serialized_end=1373
+  _globals['_TASK']._serialized_start=1375
+  _globals['_TASK']._serialized_end=1462
+  _globals['_HEARTBEAT']._serialized_start=1464
+  _globals['_HEARTBEAT']._serialized_end=1475
+  _globals['_WELCOME']._serialized_start=1478
+  _globals['_WELCOME']._serialized_end=1632
+  _globals['_SIGNED']._serialized_start=1634
+  _globals['_SIGNED']._serialized_end=1717
+  _globals['_ACCOUNTLIMIT']._serialized_start=1719
+  _globals['_ACCOUNTLIMIT']._serialized_end=1773
+  _globals['_WORKORDER']._serialized_start=1776
+  _globals['_WORKORDER']._serialized_end=2243
+  _globals['_RELEASE']._serialized_start=2246
+  _globals['_RELEASE']._serialized_end=2396
+  _globals['_ORDERACCEPTED']._serialized_start=2398
+  _globals['_ORDERACCEPTED']._serialized_end=2460
+  _globals['_ORDERREFUSED']._serialized_start=2462
+  _globals['_ORDERREFUSED']._serialized_end=2577
+  _globals['_NOUPDATE']._serialized_start=2579
+  _globals['_NOUPDATE']._serialized_end=2683
+  _globals['_SUBMITUPDATEREQUEST']._serialized_start=2685
+  _globals['_SUBMITUPDATEREQUEST']._serialized_end=2807
+  _globals['_SUBMITUPDATERESPONSE']._serialized_start=2809
+  _globals['_SUBMITUPDATERESPONSE']._serialized_end=2831
+  _globals['_ATTEMPTCLOSED']._serialized_start=2833
+  _globals['_ATTEMPTCLOSED']._serialized_end=2885
+  _globals['_JOBENDED']._serialized_start=2887
+  _globals['_JOBENDED']._serialized_end=2913
+  _globals['_DRAIN']._serialized_start=2915
+  _globals['_DRAIN']._serialized_end=2922
+  _globals['_FEDERATION']._serialized_start=2925
+  _globals['_FEDERATION']._serialized_end=3085
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from protos.feddp.v1 import ledger_pb2 as _ledger_pb2
+from protos.feddp.v1 import mandates_pb2 as _mandates_pb2
 from protos.feddp.v1 import witness_pb2 as _witness_pb2
 import builtins as _builtins
 import sys
@@ -177,7 +178,7 @@ class DataSet(_message.Message):
     """Opaque counter that the steward raises when the records change."""
     unavailable: _builtins.str
     """Why it cannot be read now, by its file's place and header alone: "SOURCE_MISSING",
-    "SOURCE_UNREADABLE" or "SCHEMA_MISMATCH"; which column or file it is stays in the hospital.
+    "SOURCE_UNREADABLE" or "SCHEMA_MISMATCH"; or "DATA_SET_WITHDRAWN". Which column or file it is stays in the hospital.
     Empty for nothing known; agents of 0.1.0 never say.
     """
     @_builtins.property
@@ -479,6 +480,7 @@ class WorkOrder(_message.Message):
     UPDATE_DTYPE_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    MANDATE_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     job_id: _builtins.str
     project: _builtins.str
@@ -513,6 +515,10 @@ class WorkOrder(_message.Message):
     def release(self) -> Global___Release:
         """What the node will release; equals the reserve entry in the coordinator's ledger."""
 
+    @_builtins.property
+    def mandate(self) -> _mandates_pb2.SignedMandate:
+        """What the engineer signed of the job; unset for a job that nobody signed."""
+
     def __init__(
         self,
         *,
@@ -536,10 +542,11 @@ class WorkOrder(_message.Message):
         update_dtype: _builtins.str = ...,
         base_model: _builtins.bytes = ...,
         priority: _builtins.int = ...,
+        mandate: _mandates_pb2.SignedMandate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["release", b"release"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mandate", b"mandate", "release", b"release"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "attempt_id", b"attempt_id", "base_model", b"base_model", "base_model_bytes", b"base_model_bytes", "base_model_digest", b"base_model_digest", "data_set", b"data_set", "deadline_s", b"deadline_s", "delta", b"delta", "job_id", b"job_id", "max_grad_norm", b"max_grad_norm", "priority", b"priority", "project", b"project", "proximal_mu", b"proximal_mu", "release", b"release", "round", b"round", "target_epsilon", b"target_epsilon", "task", b"task", "task_config_json", b"task_config_json", "task_hash", b"task_hash", "update_dtype", b"update_dtype"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "attempt_id", b"attempt_id", "base_model", b"base_model", "base_model_bytes", b"base_model_bytes", "base_model_digest", b"base_model_digest", "data_set", b"data_set", "deadline_s", b"deadline_s", "delta", b"delta", "job_id", b"job_id", "mandate", b"mandate", "max_grad_norm", b"max_grad_norm", "priority", b"priority", "project", b"project", "proximal_mu", b"proximal_mu", "release", b"release", "round", b"round", "target_epsilon", b"target_epsilon", "task", b"task", "task_config_json", b"task_config_json", "task_hash", b"task_hash", "update_dtype", b"update_dtype"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,55 +22,56 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from protos.feddp.v1 import mandates_pb2 as protos_dot_feddp_dot_v1_dot_mandates__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aprotos/feddp/v1/jobs.proto\x12\x08\x66\x65\x64\x64p.v1\"G\n\x0fQuoteJobRequest\x12\x0c\n\x04spec\x18\x01 \x01(\x0c\x12\x11\n\ttask_hash\x18\x02 \x01(\t\x12\x13\n\x0bmodel_bytes\x18\x03 \x01(\x04\"\xcb\x01\n\x10QuoteJobResponse\x12\x16\n\x0erounds_planned\x18\x01 \x01(\r\x12\x18\n\x10min_participants\x18\x02 \x01(\r\x12#\n\x05nodes\x18\x03 \x03(\x0b\x32\x14.feddp.v1.QuotedNode\x12\x13\n\x0bseconds_max\x18\x04 \x01(\x01\x12\x1d\n\x10seconds_expected\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\x0frounds_possible\x18\x06 \x01(\rB\x13\n\x11_seconds_expected\"\xa4\x04\n\nQuotedNode\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x04 \x01(\t\x12\x11\n\tmechanism\x18\x05 \x01(\t\x12\x1d\n\x10noise_multiplier\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bsample_rate\x18\x07 \x01(\x01\x12\r\n\x05steps\x18\x08 \x01(\r\x12\x18\n\x0b\x65psilon_job\x18\t \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x0e\x65psilon_before\x18\n \x01(\x01H\x02\x88\x01\x01\x12\x1a\n\repsilon_after\x18\x0b \x01(\x01H\x03\x88\x01\x01\x12\x15\n\repsilon_limit\x18\x0c \x01(\x01\x12\r\n\x05\x64\x65lta\x18\r \x01(\x01\x12\x17\n\nrounds_fit\x18\x0e \x01(\x04H\x04\x88\x01\x01\x12\x16\n\x0e\x64ownload_bytes\x18\x0f \x01(\x04\x12\x14\n\x0cupload_bytes\x18\x10 \x01(\x04\x12\x14\n\x0cnearly_spent\x18\x11 \x01(\x08\x12\x10\n\x08tightest\x18\x12 \x01(\t\x12\x18\n\x10tightest_epsilon\x18\x13 \x01(\x01\x12\x0e\n\x06rounds\x18\x14 \x01(\r\x12\x15\n\repsilon_start\x18\x15 \x01(\x01\x42\x13\n\x11_noise_multiplierB\x0e\n\x0c_epsilon_jobB\x11\n\x0f_epsilon_beforeB\x10\n\x0e_epsilon_afterB\r\n\x0b_rounds_fit\"e\n\x10SubmitJobRequest\x12\x0c\n\x04spec\x18\x01 \x01(\x0c\x12\x11\n\ttask_hash\x18\x02 \x01(\t\x12\x1c\n\x14initial_model_digest\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"/\n\x11SubmitJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.feddp.v1.Job\"\x11\n\x0fListJobsRequest\"/\n\x10ListJobsResponse\x12\x1b\n\x04jobs\x18\x01 \x03(\x0b\x32\r.feddp.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\":\n\x0eGetJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.feddp.v1.Job\x12\x0c\n\x04spec\x18\x02 \x01(\x0c\"!\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\".\n\x10WatchJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.feddp.v1.Job\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"/\n\x11\x43\x61ncelJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.feddp.v1.Job\"6\n\x10ResumeJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"/\n\x11ResumeJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.feddp.v1.Job\"\xf8\x03\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06status\x18\x04 \x01(\t\x12\r\n\x05phase\x18\x05 \x01(\t\x12\r\n\x05round\x18\x06 \x01(\r\x12\x13\n\x0brounds_done\x18\x07 \x01(\r\x12\x16\n\x0erounds_planned\x18\x08 \x01(\r\x12\"\n\x07waiting\x18\t \x03(\x0b\x32\x11.feddp.v1.Waiting\x12 \n\x05nodes\x18\n \x03(\x0b\x32\x11.feddp.v1.JobNode\x12\x1f\n\x06rounds\x18\x0b \x03(\x0b\x32\x0f.feddp.v1.Round\x12\x14\n\x0cmodel_digest\x18\x0c \x01(\t\x12\x10\n\x08\x64\x61ta_set\x18\r \x01(\t\x12\x0c\n\x04task\x18\x0e \x01(\t\x12\x12\n\ncreated_at\x18\x0f \x01(\x01\x12\x10\n\x08\x65nded_at\x18\x10 \x01(\x01\x12\x0f\n\x07message\x18\x11 \x01(\t\x12\x14\n\x0csubmitted_by\x18\x12 \x01(\t\x12\x13\n\x0bspec_digest\x18\x13 \x01(\t\x12\x16\n\x0etarget_epsilon\x18\x14 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x15 \x01(\x01\x12\x1d\n\x15\x63onvergence_threshold\x18\x16 \x01(\x01\x12\x10\n\x08priority\x18\x17 \x01(\x11\x12\x10\n\x08warnings\x18\x18 \x03(\t\"8\n\x07Waiting\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\x9c\x01\n\x07JobNode\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nnode_class\x18\x02 \x01(\t\x12\x1a\n\repsilon_spent\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\repsilon_limit\x18\x04 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x05 \x01(\x01\x12\x1b\n\x13rounds_participated\x18\x06 \x01(\rB\x10\n\x0e_epsilon_spent\"\xcc\x02\n\x05Round\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x12\n\nstarted_at\x18\x02 \x01(\x01\x12\x10\n\x08\x65nded_at\x18\x03 \x01(\x01\x12\x13\n\x0breserving_s\x18\x04 \x01(\x01\x12\x12\n\ntraining_s\x18\x05 \x01(\x01\x12\x15\n\raggregating_s\x18\x06 \x01(\x01\x12\x14\n\x0cpublishing_s\x18\x07 \x01(\x01\x12\x13\n\x0bmodel_bytes\x18\x08 \x01(\x04\x12\x14\n\x0cupdate_bytes\x18\t \x01(\x04\x12.\n\rparticipation\x18\n \x03(\x0b\x32\x17.feddp.v1.Participation\x12\x12\n\x05\x64rift\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0b\x64rift_noise\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x0cmodel_digest\x18\r \x01(\tB\x08\n\x06_driftB\x0e\n\x0c_drift_noise\"\xd2\x01\n\rParticipation\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x19\n\x11noise_multipliers\x18\x05 \x03(\x01\x12\x1a\n\repsilon_after\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07seconds\x18\x07 \x01(\x01\x12\x13\n\x0blocal_steps\x18\x08 \x01(\r\x12\x12\n\ndeclared_n\x18\t \x01(\x04\x42\x10\n\x0e_epsilon_after2\xe0\x03\n\x04Jobs\x12\x44\n\tSubmitJob\x12\x1a.feddp.v1.SubmitJobRequest\x1a\x1b.feddp.v1.SubmitJobResponse\x12\x41\n\x08ListJobs\x12\x19.feddp.v1.ListJobsRequest\x1a\x1a.feddp.v1.ListJobsResponse\x12;\n\x06GetJob\x12\x17.feddp.v1.GetJobRequest\x1a\x18.feddp.v1.GetJobResponse\x12\x43\n\x08WatchJob\x12\x19.feddp.v1.WatchJobRequest\x1a\x1a.feddp.v1.WatchJobResponse0\x01\x12\x44\n\tCancelJob\x12\x1a.feddp.v1.CancelJobRequest\x1a\x1b.feddp.v1.CancelJobResponse\x12\x44\n\tResumeJob\x12\x1a.feddp.v1.ResumeJobRequest\x1a\x1b.feddp.v1.ResumeJobResponse\x12\x41\n\x08QuoteJob\x12\x19.feddp.v1.QuoteJobRequest\x1a\x1a.feddp.v1.QuoteJobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aprotos/feddp/v1/jobs.proto\x12\x08\x66\x65\x64\x64p.v1\x1a\x1eprotos/feddp/v1/mandates.proto\"G\n\x0fQuoteJobRequest\x12\x0c\n\x04spec\x18\x01 \x01(\x0c\x12\x11\n\ttask_hash\x18\x02 \x01(\t\x12\x13\n\x0bmodel_bytes\x18\x03 \x01(\x04\"\xcb\x01\n\x10QuoteJobResponse\x12\x16\n\x0erounds_planned\x18\x01 \x01(\r\x12\x18\n\x10min_participants\x18\x02 \x01(\r\x12#\n\x05nodes\x18\x03 \x03(\x0b\x32\x14.feddp.v1.QuotedNode\x12\x13\n\x0bseconds_max\x18\x04 \x01(\x01\x12\x1d\n\x10seconds_expected\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\x0frounds_possible\x18\x06 \x01(\rB\x13\n\x11_seconds_expected\"\xa4\x04\n\nQuotedNode\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x04 \x01(\t\x12\x11\n\tmechanism\x18\x05 \x01(\t\x12\x1d\n\x10noise_multiplier\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bsample_rate\x18\x07 \x01(\x01\x12\r\n\x05steps\x18\x08 \x01(\r\x12\x18\n\x0b\x65psilon_job\x18\t \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x0e\x65psilon_before\x18\n \x01(\x01H\x02\x88\x01\x01\x12\x1a\n\repsilon_after\x18\x0b \x01(\x01H\x03\x88\x01\x01\x12\x15\n\repsilon_limit\x18\x0c \x01(\x01\x12\r\n\x05\x64\x65lta\x18\r \x01(\x01\x12\x17\n\nrounds_fit\x18\x0e \x01(\x04H\x04\x88\x01\x01\x12\x16\n\x0e\x64ownload_bytes\x18\x0f \x01(\x04\x12\x14\n\x0cupload_bytes\x18\x10 \x01(\x04\x12\x14\n\x0cnearly_spent\x18\x11 \x01(\x08\x12\x10\n\x08tightest\x18\x12 \x01(\t\x12\x18\n\x10tightest_epsilon\x18\x13 \x01(\x01\x12\x0e\n\x06rounds\x18\x14 \x01(\r\x12\x15\n\repsilon_start\x18\x15 \x01(\x01\x42\x13\n\x11_noise_multiplierB\x0e\n\x0c_epsilon_jobB\x11\n\x0f_epsilon_beforeB\x10\n\x0e_epsilon_afterB\r\n\x0b_rounds_fit\"\x8f\x01\n\x10SubmitJobRequest\x12\x0c\n\x04spec\x18\x01 \x01(\x0c\x12\x11\n\ttask_hash\x18\x02 \x01(\t\x12\x1c\n\x14initial_model_digest\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12(\n\x07mandate\x18\x05 \x01(\x0b\x32\x17.feddp.v1.SignedMandate\"/\n\x11SubmitJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.feddp.v1.Job\"\x11\n\x0fListJobsRequest\"/\n\x10ListJobsResponse\x12\x1b\n\x04jobs\x18\x01 \x03(\x0b\x32\r.feddp.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"d\n\x0eGetJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.feddp.v1.Job\x12\x0c\n\x04spec\x18\x02 \x01(\x0c\x12(\n\x07mandate\x18\x03 \x01(\x0b\x32\x17.feddp.v1.SignedMandate\"!\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\".\n\x10WatchJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.feddp.v1.Job\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"/\n\x11\x43\x61ncelJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.feddp.v1.Job\"`\n\x10ResumeJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12(\n\x07mandate\x18\x03 \x01(\x0b\x32\x17.feddp.v1.SignedMandate\"/\n\x11ResumeJobResponse\x12\x1a\n\x03job\x18\x01 \x01(\x0b\x32\r.feddp.v1.Job\"\xa1\x04\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06status\x18\x04 \x01(\t\x12\r\n\x05phase\x18\x05 \x01(\t\x12\r\n\x05round\x18\x06 \x01(\r\x12\x13\n\x0brounds_done\x18\x07 \x01(\r\x12\x16\n\x0erounds_planned\x18\x08 \x01(\r\x12\"\n\x07waiting\x18\t \x03(\x0b\x32\x11.feddp.v1.Waiting\x12 \n\x05nodes\x18\n \x03(\x0b\x32\x11.feddp.v1.JobNode\x12\x1f\n\x06rounds\x18\x0b \x03(\x0b\x32\x0f.feddp.v1.Round\x12\x14\n\x0cmodel_digest\x18\x0c \x01(\t\x12\x10\n\x08\x64\x61ta_set\x18\r \x01(\t\x12\x0c\n\x04task\x18\x0e \x01(\t\x12\x12\n\ncreated_at\x18\x0f \x01(\x01\x12\x10\n\x08\x65nded_at\x18\x10 \x01(\x01\x12\x0f\n\x07message\x18\x11 \x01(\t\x12\x14\n\x0csubmitted_by\x18\x12 \x01(\t\x12\x13\n\x0bspec_digest\x18\x13 \x01(\t\x12\x16\n\x0etarget_epsilon\x18\x14 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x15 \x01(\x01\x12\x1d\n\x15\x63onvergence_threshold\x18\x16 \x01(\x01\x12\x10\n\x08priority\x18\x17 \x01(\x11\x12\x10\n\x08warnings\x18\x18 \x03(\t\x12\x11\n\tsigned_by\x18\x19 \x01(\t\x12\x14\n\x0csigned_until\x18\x1a \x01(\x01\"8\n\x07Waiting\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\x9c\x01\n\x07JobNode\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nnode_class\x18\x02 \x01(\t\x12\x1a\n\repsilon_spent\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\repsilon_limit\x18\x04 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x05 \x01(\x01\x12\x1b\n\x13rounds_participated\x18\x06 \x01(\rB\x10\n\x0e_epsilon_spent\"\xcc\x02\n\x05Round\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x12\n\nstarted_at\x18\x02 \x01(\x01\x12\x10\n\x08\x65nded_at\x18\x03 \x01(\x01\x12\x13\n\x0breserving_s\x18\x04 \x01(\x01\x12\x12\n\ntraining_s\x18\x05 \x01(\x01\x12\x15\n\raggregating_s\x18\x06 \x01(\x01\x12\x14\n\x0cpublishing_s\x18\x07 \x01(\x01\x12\x13\n\x0bmodel_bytes\x18\x08 \x01(\x04\x12\x14\n\x0cupdate_bytes\x18\t \x01(\x04\x12.\n\rparticipation\x18\n \x03(\x0b\x32\x17.feddp.v1.Participation\x12\x12\n\x05\x64rift\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0b\x64rift_noise\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x0cmodel_digest\x18\r \x01(\tB\x08\n\x06_driftB\x0e\n\x0c_drift_noise\"\xd2\x01\n\rParticipation\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x19\n\x11noise_multipliers\x18\x05 \x03(\x01\x12\x1a\n\repsilon_after\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07seconds\x18\x07 \x01(\x01\x12\x13\n\x0blocal_steps\x18\x08 \x01(\r\x12\x12\n\ndeclared_n\x18\t \x01(\x04\x42\x10\n\x0e_epsilon_after2\xe0\x03\n\x04Jobs\x12\x44\n\tSubmitJob\x12\x1a.feddp.v1.SubmitJobRequest\x1a\x1b.feddp.v1.SubmitJobResponse\x12\x41\n\x08ListJobs\x12\x19.feddp.v1.ListJobsRequest\x1a\x1a.feddp.v1.ListJobsResponse\x12;\n\x06GetJob\x12\x17.feddp.v1.GetJobRequest\x1a\x18.feddp.v1.GetJobResponse\x12\x43\n\x08WatchJob\x12\x19.feddp.v1.WatchJobRequest\x1a\x1a.feddp.v1.WatchJobResponse0\x01\x12\x44\n\tCancelJob\x12\x1a.feddp.v1.CancelJobRequest\x1a\x1b.feddp.v1.CancelJobResponse\x12\x44\n\tResumeJob\x12\x1a.feddp.v1.ResumeJobRequest\x1a\x1b.feddp.v1.ResumeJobResponse\x12\x41\n\x08QuoteJob\x12\x19.feddp.v1.QuoteJobRequest\x1a\x1a.feddp.v1.QuoteJobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.feddp.v1.jobs_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_QUOTEJOBREQUEST']._serialized_start=40
-  _globals['_QUOTEJOBREQUEST']._serialized_end=111
-  _globals['_QUOTEJOBRESPONSE']._serialized_start=114
-  _globals['_QUOTEJOBRESPONSE']._serialized_end=317
-  _globals['_QUOTEDNODE']._serialized_start=320
-  _globals['_QUOTEDNODE']._serialized_end=868
-  _globals['_SUBMITJOBREQUEST']._serialized_start=870
-  _globals['_SUBMITJOBREQUEST']._serialized_end=971
-  _globals['_SUBMITJOBRESPONSE']._serialized_start=973
-  _globals['_SUBMITJOBRESPONSE']._serialized_end=1020
-  _globals['_LISTJOBSREQUEST']._serialized_start=1022
-  _globals['_LISTJOBSREQUEST']._serialized_end=1039
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1041
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1088
-  _globals['_GETJOBREQUEST']._serialized_start=1090
-  _globals['_GETJOBREQUEST']._serialized_end=1121
-  _globals['_GETJOBRESPONSE']._serialized_start=1123
-  _globals['_GETJOBRESPONSE']._serialized_end=1181
-  _globals['_WATCHJOBREQUEST']._serialized_start=1183
-  _globals['_WATCHJOBREQUEST']._serialized_end=1216
-  _globals['_WATCHJOBRESPONSE']._serialized_start=1218
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1264
-  _globals['_CANCELJOBREQUEST']._serialized_start=1266
-  _globals['_CANCELJOBREQUEST']._serialized_end=1300
-  _globals['_CANCELJOBRESPONSE']._serialized_start=1302
-  _globals['_CANCELJOBRESPONSE']._serialized_end=1349
-  _globals['_RESUMEJOBREQUEST']._serialized_start=1351
-  _globals['_RESUMEJOBREQUEST']._serialized_end=1405
-  _globals['_RESUMEJOBRESPONSE']._serialized_start=1407
-  _globals['_RESUMEJOBRESPONSE']._serialized_end=1454
-  _globals['_JOB']._serialized_start=1457
-  _globals['_JOB']._serialized_end=1961
-  _globals['_WAITING']._serialized_start=1963
-  _globals['_WAITING']._serialized_end=2019
-  _globals['_JOBNODE']._serialized_start=2022
-  _globals['_JOBNODE']._serialized_end=2178
-  _globals['_ROUND']._serialized_start=2181
-  _globals['_ROUND']._serialized_end=2513
-  _globals['_PARTICIPATION']._serialized_start=2516
-  _globals['_PARTICIPATION']._serialized_end=2726
-  _globals['_JOBS']._serialized_start=2729
-  _globals['_JOBS']._serialized_end=3209
+  _globals['_QUOTEJOBREQUEST']._serialized_start=72
+  _globals['_QUOTEJOBREQUEST']._serialized_end=143
+  _globals['_QUOTEJOBRESPONSE']._serialized_start=146
+  _globals['_QUOTEJOBRESPONSE']._serialized_end=349
+  _globals['_QUOTEDNODE']._serialized_start=352
+  _globals['_QUOTEDNODE']._serialized_end=900
+  _globals['_SUBMITJOBREQUEST']._serialized_start=903
+  _globals['_SUBMITJOBREQUEST']._serialized_end=1046
+  _globals['_SUBMITJOBRESPONSE']._serialized_start=1048
+  _globals['_SUBMITJOBRESPONSE']._serialized_end=1095
+  _globals['_LISTJOBSREQUEST']._serialized_start=1097
+  _globals['_LISTJOBSREQUEST']._serialized_end=1114
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1116
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1163
+  _globals['_GETJOBREQUEST']._serialized_start=1165
+  _globals['_GETJOBREQUEST']._serialized_end=1196
+  _globals['_GETJOBRESPONSE']._serialized_start=1198
+  _globals['_GETJOBRESPONSE']._serialized_end=1298
+  _globals['_WATCHJOBREQUEST']._serialized_start=1300
+  _globals['_WATCHJOBREQUEST']._serialized_end=1333
+  _globals['_WATCHJOBRESPONSE']._serialized_start=1335
+  _globals['_WATCHJOBRESPONSE']._serialized_end=1381
+  _globals['_CANCELJOBREQUEST']._serialized_start=1383
+  _globals['_CANCELJOBREQUEST']._serialized_end=1417
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1419
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1466
+  _globals['_RESUMEJOBREQUEST']._serialized_start=1468
+  _globals['_RESUMEJOBREQUEST']._serialized_end=1564
+  _globals['_RESUMEJOBRESPONSE']._serialized_start=1566
+  _globals['_RESUMEJOBRESPONSE']._serialized_end=1613
+  _globals['_JOB']._serialized_start=1616
+  _globals['_JOB']._serialized_end=2161
+  _globals['_WAITING']._serialized_start=2163
+  _globals['_WAITING']._serialized_end=2219
+  _globals['_JOBNODE']._serialized_start=2222
+  _globals['_JOBNODE']._serialized_end=2378
+  _globals['_ROUND']._serialized_start=2381
+  _globals['_ROUND']._serialized_end=2713
+  _globals['_PARTICIPATION']._serialized_start=2716
+  _globals['_PARTICIPATION']._serialized_end=2926
+  _globals['_JOBS']._serialized_start=2929
+  _globals['_JOBS']._serialized_end=3409
 # @@protoc_insertion_point(module_scope)

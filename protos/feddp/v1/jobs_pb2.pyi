@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from protos.feddp.v1 import mandates_pb2 as _mandates_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -223,6 +224,7 @@ class SubmitJobRequest(_message.Message):
     TASK_HASH_FIELD_NUMBER: _builtins.int
     INITIAL_MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MANDATE_FIELD_NUMBER: _builtins.int
     spec: _builtins.bytes
     """The job file, YAML, kept byte for byte."""
     task_hash: _builtins.str
@@ -231,6 +233,10 @@ class SubmitJobRequest(_message.Message):
     """BLAKE3 of the uploaded initial model, hexadecimal."""
     request_id: _builtins.str
     """Chosen by the caller, 1 to 64 characters; the same id gets the same job."""
+    @_builtins.property
+    def mandate(self) -> _mandates_pb2.SignedMandate:
+        """Unset for a job that nobody signs; nodes refuse it unless their policies say otherwise."""
+
     def __init__(
         self,
         *,
@@ -238,10 +244,11 @@ class SubmitJobRequest(_message.Message):
         task_hash: _builtins.str = ...,
         initial_model_digest: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        mandate: _mandates_pb2.SignedMandate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mandate", b"mandate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["initial_model_digest", b"initial_model_digest", "request_id", b"request_id", "spec", b"spec", "task_hash", b"task_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["initial_model_digest", b"initial_model_digest", "mandate", b"mandate", "request_id", b"request_id", "spec", b"spec", "task_hash", b"task_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -329,19 +336,25 @@ class GetJobResponse(_message.Message):
 
     JOB_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
+    MANDATE_FIELD_NUMBER: _builtins.int
     spec: _builtins.bytes
     """The bytes that were submitted."""
     @_builtins.property
     def job(self) -> Global___Job: ...
+    @_builtins.property
+    def mandate(self) -> _mandates_pb2.SignedMandate:
+        """The newest mandate of the job; unset if it was not signed."""
+
     def __init__(
         self,
         *,
         job: Global___Job | None = ...,
         spec: _builtins.bytes = ...,
+        mandate: _mandates_pb2.SignedMandate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "mandate", b"mandate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "mandate", b"mandate", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -431,20 +444,26 @@ class ResumeJobRequest(_message.Message):
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MANDATE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     request_id: _builtins.str
     """1 to 64 characters of the caller's choice; the same id again is the same request, also when the
     job has gone on, or failed once more, since.
     """
+    @_builtins.property
+    def mandate(self) -> _mandates_pb2.SignedMandate:
+        """Of a signed job: the mandate for going on, its `resumption` one higher."""
+
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        mandate: _mandates_pb2.SignedMandate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mandate", b"mandate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "mandate", b"mandate", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -498,6 +517,8 @@ class Job(_message.Message):
     CONVERGENCE_THRESHOLD_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    SIGNED_BY_FIELD_NUMBER: _builtins.int
+    SIGNED_UNTIL_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     project: _builtins.str
     name: _builtins.str
@@ -529,6 +550,10 @@ class Job(_message.Message):
     convergence_threshold: _builtins.float
     priority: _builtins.int
     """Among jobs that want the same nodes, a higher one goes first."""
+    signed_by: _builtins.str
+    """Public key, hexadecimal, of who signed the job; empty if nobody did."""
+    signed_until: _builtins.float
+    """Seconds since the epoch; nodes refuse its orders from then on. 0 if nobody signed it."""
     @_builtins.property
     def waiting(self) -> _containers.RepeatedCompositeFieldContainer[Global___Waiting]:
         """Whom or what the job waits for; empty when it does not wait."""
@@ -570,10 +595,12 @@ class Job(_message.Message):
         convergence_threshold: _builtins.float = ...,
         priority: _builtins.int = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        signed_by: _builtins.str = ...,
+        signed_until: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["convergence_threshold", b"convergence_threshold", "created_at", b"created_at", "data_set", b"data_set", "delta", b"delta", "ended_at", b"ended_at", "job_id", b"job_id", "message", b"message", "model_digest", b"model_digest", "name", b"name", "nodes", b"nodes", "phase", b"phase", "priority", b"priority", "project", b"project", "round", b"round", "rounds", b"rounds", "rounds_done", b"rounds_done", "rounds_planned", b"rounds_planned", "spec_digest", b"spec_digest", "status", b"status", "submitted_by", b"submitted_by", "target_epsilon", b"target_epsilon", "task", b"task", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["convergence_threshold", b"convergence_threshold", "created_at", b"created_at", "data_set", b"data_set", "delta", b"delta", "ended_at", b"ended_at", "job_id", b"job_id", "message", b"message", "model_digest", b"model_digest", "name", b"name", "nodes", b"nodes", "phase", b"phase", "priority", b"priority", "project", b"project", "round", b"round", "rounds", b"rounds", "rounds_done", b"rounds_done", "rounds_planned", b"rounds_planned", "signed_by", b"signed_by", "signed_until", b"signed_until", "spec_digest", b"spec_digest", "status", b"status", "submitted_by", b"submitted_by", "target_epsilon", b"target_epsilon", "task", b"task", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -79,9 +79,10 @@ class JobsServicer(object):
     def SubmitJob(self, request, context):
         """Called by engineers. The initial model must have been uploaded before. Not safe to retry
         blindly: each call is a new job unless `request_id` repeats.
-        Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, DELTA_TOO_LARGE, DELTA_MISMATCH),
-        NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN, ACCOUNT_UNKNOWN, BLOB_MISSING), FAILED_PRECONDITION
-        (DATA_SET_UNAVAILABLE).
+        Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, DELTA_TOO_LARGE, DELTA_MISMATCH,
+        MANDATE_INVALID, MANDATE_MISMATCH), NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN,
+        ACCOUNT_UNKNOWN, BLOB_MISSING), FAILED_PRECONDITION (DATA_SET_UNAVAILABLE), ALREADY_EXISTS
+        (JOB_ID_TAKEN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,7 +122,8 @@ class JobsServicer(object):
     def ResumeJob(self, request, context):
         """Takes a failed job up again, from its last published model and with what it has spent. Called
         by engineers. Safe to retry.
-        Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED).
+        Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED), INVALID_ARGUMENT
+        (MANDATE_MISSING, MANDATE_INVALID, MANDATE_MISMATCH).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

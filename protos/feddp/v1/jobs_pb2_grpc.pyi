@@ -36,9 +36,10 @@ class JobsStub:
     SubmitJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.SubmitJobRequest, _jobs_pb2.SubmitJobResponse]
     """Called by engineers. The initial model must have been uploaded before. Not safe to retry
     blindly: each call is a new job unless `request_id` repeats.
-    Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, DELTA_TOO_LARGE, DELTA_MISMATCH),
-    NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN, ACCOUNT_UNKNOWN, BLOB_MISSING), FAILED_PRECONDITION
-    (DATA_SET_UNAVAILABLE).
+    Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, DELTA_TOO_LARGE, DELTA_MISMATCH,
+    MANDATE_INVALID, MANDATE_MISMATCH), NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN,
+    ACCOUNT_UNKNOWN, BLOB_MISSING), FAILED_PRECONDITION (DATA_SET_UNAVAILABLE), ALREADY_EXISTS
+    (JOB_ID_TAKEN).
     """
     ListJobs: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]
     """Called by engineers, operators and privacy officers; of their project. Safe to retry."""
@@ -56,7 +57,8 @@ class JobsStub:
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]
     """Takes a failed job up again, from its last published model and with what it has spent. Called
     by engineers. Safe to retry.
-    Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED).
+    Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED), INVALID_ARGUMENT
+    (MANDATE_MISSING, MANDATE_INVALID, MANDATE_MISMATCH).
     """
     QuoteJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.QuoteJobRequest, _jobs_pb2.QuoteJobResponse]
     """What a job would cost each hospital, before anything runs. Called by engineers. Changes nothing,
@@ -72,9 +74,10 @@ class JobsAsyncStub(JobsStub):
     SubmitJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.SubmitJobRequest, _jobs_pb2.SubmitJobResponse]  # type: ignore[assignment]
     """Called by engineers. The initial model must have been uploaded before. Not safe to retry
     blindly: each call is a new job unless `request_id` repeats.
-    Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, DELTA_TOO_LARGE, DELTA_MISMATCH),
-    NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN, ACCOUNT_UNKNOWN, BLOB_MISSING), FAILED_PRECONDITION
-    (DATA_SET_UNAVAILABLE).
+    Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, DELTA_TOO_LARGE, DELTA_MISMATCH,
+    MANDATE_INVALID, MANDATE_MISMATCH), NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN,
+    ACCOUNT_UNKNOWN, BLOB_MISSING), FAILED_PRECONDITION (DATA_SET_UNAVAILABLE), ALREADY_EXISTS
+    (JOB_ID_TAKEN).
     """
     ListJobs: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]  # type: ignore[assignment]
     """Called by engineers, operators and privacy officers; of their project. Safe to retry."""
@@ -92,7 +95,8 @@ class JobsAsyncStub(JobsStub):
     ResumeJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]  # type: ignore[assignment]
     """Takes a failed job up again, from its last published model and with what it has spent. Called
     by engineers. Safe to retry.
-    Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED).
+    Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED), INVALID_ARGUMENT
+    (MANDATE_MISSING, MANDATE_INVALID, MANDATE_MISMATCH).
     """
     QuoteJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.QuoteJobRequest, _jobs_pb2.QuoteJobResponse]  # type: ignore[assignment]
     """What a job would cost each hospital, before anything runs. Called by engineers. Changes nothing,
@@ -111,9 +115,10 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_jobs_pb2.SubmitJobResponse, _abc.Awaitable[_jobs_pb2.SubmitJobResponse]]:
         """Called by engineers. The initial model must have been uploaded before. Not safe to retry
         blindly: each call is a new job unless `request_id` repeats.
-        Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, DELTA_TOO_LARGE, DELTA_MISMATCH),
-        NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN, ACCOUNT_UNKNOWN, BLOB_MISSING), FAILED_PRECONDITION
-        (DATA_SET_UNAVAILABLE).
+        Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, DELTA_TOO_LARGE, DELTA_MISMATCH,
+        MANDATE_INVALID, MANDATE_MISMATCH), NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN,
+        ACCOUNT_UNKNOWN, BLOB_MISSING), FAILED_PRECONDITION (DATA_SET_UNAVAILABLE), ALREADY_EXISTS
+        (JOB_ID_TAKEN).
         """
 
     @_abc_1.abstractmethod
@@ -161,7 +166,8 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_jobs_pb2.ResumeJobResponse, _abc.Awaitable[_jobs_pb2.ResumeJobResponse]]:
         """Takes a failed job up again, from its last published model and with what it has spent. Called
         by engineers. Safe to retry.
-        Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED).
+        Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_NOT_FAILED), INVALID_ARGUMENT
+        (MANDATE_MISSING, MANDATE_INVALID, MANDATE_MISMATCH).
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,195 @@
+"""`feddp agent policy` and `feddp agent approve`: what a node allows, and whom it waits for."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from feddp.cli import output
+from feddp.cli.failures import FAILED
+from feddp.cli.options import Json
+
+if TYPE_CHECKING:
+    from node_agent.explaining import Said
+    from node_agent.orders import Order
+    from node_agent.steward import Rules
+
+app = typer.Typer(help="Check, show and explain the data steward's policy.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's folder.")]
+
+
+@app.command()
+def check(folder: Folder, as_json: Json = False) -> None:
+    """Whether policy.yaml and datasets.yaml can be read, key by key; exit code 2 if not."""
+    rules = _rules(folder)
+    found = {"accounts": len(rules.policy.accounts), "data_sets": len(rules.data_sets)}
+    if as_json:
+        output.print_json({"ok": True, **found})
+        return
+    accounts = output.counted(found["accounts"], "account")
+    output.line(f"in order: {accounts}, {output.counted(found['data_sets'], 'data set')}")
+
+
+@app.command()
+def show(folder: Folder, as_json: Json = False) -> None:
+    """The policy as it is understood, what it leaves out filled in."""
+    rules = _rules(folder)
+    policy = rules.policy.model_dump(mode="json")
+    if as_json:
+        output.print_json(policy)
+        return
+    import yaml
+
+    for line in yaml.safe_dump(policy, sort_keys=False, width=100).splitlines():
+        output.line(line)
+
+
+@app.command()
+def explain(
+    order: Annotated[
+        str, typer.Argument(metavar="ORDER", help="A job file, or the id of a job seen here.")
+    ],
+    folder: Folder,
+    as_json: Json = False,
+) -> None:
+    """Each rule's verdict on an order, as if it came now. Exit code 1 if one refuses.
+
+    Of a job file the noise is not known, which the coordinator derives from its target: it is
+    taken as one release of all rounds, of 20 full-batch steps if the file leaves them open.
+    """
+    from node_agent.explaining import explain as explain_order
+    from node_agent.explaining import order_of_job
+
+    path = Path(order)
+    from_file = path.is_file()
+    asked = _order_of_file(folder, path) if from_file else order_of_job(folder, order)
+    said = explain_order(folder, asked, from_file=from_file)
+    if as_json:
+        output.print_json({"order": order, "rules": [asdict(one) for one in said]})
+    else:
+        output.table(("RULE", "VERDICT", "REASON"), [_row(one) for one in said])
+        for one in said:
+            if one.message:
+                output.line(f"{one.rule}: {one.message}")
+    if any(one.verdict == "refuses" for one in said):
+        raise typer.Exit(FAILED)
+
+
+def approve(
+    folder: Folder,
+    job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job to let in.")] = "",
+    list_: Annotated[bool, typer.Option("--list", help="Show what waits and what was let in.")] = (
+        False
+    ),
+    as_json: Json = False,
+) -> None:
+    """Let in a project's first job, which waits where policy.yaml says `approve_first_job: true`.
+
+    Later jobs of the project need no approval. The agent may run; it asks for the order within
+    seconds.
+    """
+    from node_agent.explaining import opened
+
+    if list_ == bool(job_id):
+        raise typer.BadParameter("give a JOB, or --list")
+    with opened(folder) as state:
+        if job_id:
+            state.approvals.approve(job_id, time.time())
+        found = state.approvals.all()
+    if job_id:
+        found = [one for one in found if one.job_id == job_id]
+    if as_json:
+        output.print_json({"jobs": [asdict(one) for one in found]})
+        return
+    if job_id:
+        output.line(f"job {job_id} of project {found[0].project} is let in")
+        return
+    output.table(
+        ("JOB", "PROJECT", "ASKED", "LET IN"),
+        [
+            (
+                one.job_id,
+                one.project,
+                output.moment(one.asked_at_s),
+                output.moment(one.approved_at_s) if one.approved_at_s else "waits",
+            )
+            for one in found
+        ],
+    )
+
+
+def _rules(folder: Path) -> "Rules":
+    from node_agent.config import Folder as AgentFolder
+    from node_agent.steward import Steward
+
+    return Steward(AgentFolder(folder.absolute())).rules()
+
+
+def _row(one: "Said") -> tuple[str, str, str]:
+    return one.rule, one.verdict, one.reason
+
+
+def _order_of_file(folder: Path, file: Path) -> "Order":
+    """An order as a coordinator could make it of a job file, of the whole job in one release."""
+    from certs.mandates import canonical_json, new_job_id
+    from feddp.jobfile import facts_of, read_spec
+    from node_agent.judgement import UNIT
+    from node_agent.orders import Order
+    from node_agent.tasks.registry import installed
+    from protos.errors import NotFound
+    from protos.feddp.v1 import federation_pb2 as pb
+
+    facts, rules = facts_of(read_spec(file)), _rules(folder)
+    spec = next((one for one in rules.data_sets if one.name == facts.data_set), None)
+    info = installed().get(facts.task)
+    if info is None:
+        raise NotFound("TASK_UNKNOWN", f"no task {facts.task} is installed here")
+    account = rules.policy.account(spec.account) if spec else None
+    release: dict[str, Any] = {"mechanism": "no_data", "sample_rate": 1.0, "steps": 0}
+    if facts.without_noise:
+        release |= {"mechanism": "none", "steps": 1}
+    elif info.reads_data:
+        steps = (facts.rounds or 1) * int(facts.federation("local_steps") or 0) or STEPS
+        noise = facts.privacy("noise_multiplier")
+        target = facts.privacy("target_epsilon")
+        if noise is None and target is not None and account is not None:
+            noise = _noise(rules, account.name, target, steps)
+        release |= {"mechanism": "gaussian", "noise_multiplier": noise or 0.0, "steps": steps}
+    return Order.from_wire(
+        pb.WorkOrder(
+            attempt_id="explained",
+            job_id=new_job_id(),
+            project=facts.project,
+            round=1,
+            data_set=facts.data_set or "none",
+            account=spec.account if spec else "none",
+            task=facts.task,
+            task_hash=info.content_hash,
+            task_config_json=canonical_json(dict(facts.task_config)),
+            release=pb.Release(unit=UNIT, declared_n=spec.declared_n if spec else 1, **release),
+            max_grad_norm=(facts.privacy("max_grad_norm") or 1.0) if info.reads_data else 0.0,
+            base_model_digest="0" * 64,
+            target_epsilon=facts.privacy("target_epsilon") or 0.0,
+            delta=facts.privacy("delta") or (account.delta if account else 0.0),
+        )
+    )
+
+
+STEPS = 20
+
+
+def _noise(rules: "Rules", account_name: str, target: float, steps: int) -> float:
+    """The noise that a target needs on an account, for all steps in one release."""
+    from node_agent.judgement import filter_of
+    from privacy.calibration import noise_multiplier_for
+    from privacy.filters import make_filter
+
+    account = rules.policy.account(account_name)
+    if account is None:
+        return 0.0
+    counted = filter_of(account, rules.data_sets, None)
+    share = make_filter(counted.kind, counted.order, target, counted.delta)
+    return noise_multiplier_for(share, share.limit_units, 1, steps, 1.0)

@@ -1,0 +1,57 @@
+"""`feddp job key`: the key with which an engineer signs jobs."""
+
+import typer
+
+from feddp.cli import output
+from feddp.cli.options import Dir, Json, ProfileFolder
+
+app = typer.Typer(
+    help="The key that signs your jobs; hospitals pin its public half.", no_args_is_help=True
+)
+
+
+@app.command()
+def new(folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False) -> None:
+    """Make the key of this profile; `submit` and `resume` sign with it from now on.
+
+    Give the public half to the data stewards by another way than the coordinator: by mail, by
+    phone, in person. Whoever holds the key file can ask for work in your name.
+    """
+    from feddp.profile import Selection
+    from feddp.signing import KEY_FILE, PUBLIC_FILE, make_key
+
+    selected = Selection.of(folder, profile).load_profile()
+    public = make_key(selected.folder)
+    if as_json:
+        output.print_json(
+            {
+                "name": selected.name,
+                "public_key": public,
+                "file": str(selected.folder / KEY_FILE),
+                "public_file": str(selected.folder / PUBLIC_FILE),
+            }
+        )
+        return
+    output.line(f"{selected.folder / KEY_FILE} is your key, readable by its owner alone")
+    output.line(f"{selected.folder / PUBLIC_FILE} is for the hospitals; in their policy.yaml:")
+    _lines(selected.name, public)
+
+
+@app.command()
+def show(folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False) -> None:
+    """The public half of this profile's key, as a data steward pins it."""
+    from feddp.profile import Selection
+    from feddp.signing import public_key
+
+    selected = Selection.of(folder, profile).load_profile()
+    public = public_key(selected.folder)
+    if as_json:
+        output.print_json({"name": selected.name, "public_key": public})
+        return
+    _lines(selected.name, public)
+
+
+def _lines(name: str, public: str) -> None:
+    output.line("who_may_ask:")
+    output.line("  engineers:")
+    output.line(f'    - {{name: {name}, public_key: "{public}", projects: [default]}}')

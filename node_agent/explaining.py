@@ -1,0 +1,151 @@
+"""What each rule of a node says of an order; for people at the hospital, and nobody else."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final, Literal
+
+from node_agent.agent import read_folder
+from node_agent.asking import check_asked, check_caps
+from node_agent.config import Folder
+from node_agent.judgement import Refusal, filter_of, spending_verdicts, verdicts
+from node_agent.orders import Order
+from node_agent.payers import require_kept
+from node_agent.state import State, ledger_missing
+from node_agent.steward import Rules, Steward
+from node_agent.tasks.registry import installed
+from protos.errors import FeddpError, NotFound
+
+Verdict = Literal["allows", "refuses", "asks", "unknown"]
+
+UNSIGNED_FILE: Final = "a job file is not signed yet; the order that comes must be"
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One rule's word on one order.
+
+    Attributes:
+        verdict: "asks": it waits for somebody here; "unknown": it cannot be said of a job file.
+        reason, message: as the coordinator would get them; empty for "allows".
+    """
+
+    rule: str
+    verdict: Verdict
+    reason: str = ""
+    message: str = ""
+
+
+def order_of_job(path: Path, job_id: str) -> Order:
+    """The newest order of a job that this agent has seen, refused ones too.
+
+    Raises:
+        NotFound: NOT_JOINED, LEDGER_MISSING, JOB_UNKNOWN.
+        Malformed: CONFIG_INVALID, IDENTITY_INVALID.
+    """
+    with opened(path) as state:
+        found = state.orders_of(job_id)
+        if not found:
+            raise NotFound(
+                "JOB_UNKNOWN", f"this agent has seen no order of a job {job_id}; give a job file"
+            )
+        return found[-1]
+
+
+def explain(path: Path, order: Order, *, from_file: bool = False) -> list[Said]:
+    """Every rule with its verdict, as if the order came now.
+
+    Args:
+        from_file: the order was made from a job file, which nobody has signed.
+
+    Raises:
+        NotFound: NOT_JOINED, LEDGER_MISSING.
+        Malformed: POLICY_INVALID, DATASETS_INVALID and as `order_of_job`.
+    """
+    folder = Folder(path.absolute())
+    rules = Steward(folder).rules()
+    with opened(path) as state:
+        return list(_said(state, rules, order, from_file))
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[State]:
+    """The state of an agent's folder; the agent may run.
+
+    Raises:
+        NotFound: NOT_JOINED, LEDGER_MISSING.
+        Malformed: CONFIG_INVALID, IDENTITY_INVALID.
+    """
+    folder = Folder(path.absolute())
+    _, identity = read_folder(folder)
+    if not folder.state_db.exists():
+        raise ledger_missing(folder)
+    with contextlib.closing(State(folder.state_db, identity.node, identity.ledger_key)) as state:
+        yield state
+
+
+def _said(state: State, rules: Rules, order: Order, from_file: bool) -> Iterator[Said]:
+    policy, node = rules.policy, state.node
+    now_s = time.time()
+    yield _suspended(state, order)
+    if from_file and policy.who_may_ask.unsigned == "refuse":
+        yield Said("who may ask", "unknown", "", UNSIGNED_FILE)
+    else:
+        seen = state.mandates.seen(order.job_id, order.round)
+        yield _checked(
+            "who may ask", lambda: check_asked(policy.who_may_ask, order, node, now_s, seen)
+        )
+    open_now = not policy.work.hours or policy.work.is_open(datetime.fromtimestamp(now_s))
+    hours = f"begins work at {', '.join(policy.work.hours)} only"
+    yield Said("hours", "allows") if open_now else Said("hours", "refuses", "OUTSIDE_HOURS", hours)
+    yield _checked("accounts kept", lambda: require_kept(policy, state.accounts_kept()))
+    spec = next((one for one in rules.data_sets if one.name == order.data_set), None)
+    if spec is not None:
+        yield _checked("data set's account", lambda: state.payers.require_unmoved(spec))
+    tasks = installed()
+    yield from map(_judged, verdicts(policy, rules.data_sets, tasks, order))
+    info = tasks.get(order.task)
+    standing = state.standing(order, info.purpose if info else "training")
+    yield from map(_judged, spending_verdicts(policy, rules.data_sets, order, node, standing))
+    account = policy.account(order.account)
+    if account is not None and order.signed() is not None:
+
+        def caps() -> None:
+            filter_ = filter_of(account, rules.data_sets, standing.fixed)
+            check_caps(order, filter_, standing.job_units + filter_.cost_units(order.release))
+
+        yield _checked("epsilon that was signed", caps)
+    if policy.work.approve_first_job:
+        waits = not state.approvals.is_known(order.project)
+        text = f"the first job of project {order.project} waits for `feddp agent approve`"
+        yield (
+            Said("approval", "asks", "APPROVAL_NEEDED", text)
+            if waits
+            else Said("approval", "allows")
+        )
+
+
+def _suspended(state: State, order: Order) -> Said:
+    dispute = state.witnessed.dispute(f"{state.node}/{order.account}")
+    if dispute is None:
+        return Said("ledgers agree", "allows")
+    text = f"entry {dispute.seq} of the coordinator's ledger is disputed: {dispute.text}"
+    return Said("ledgers agree", "refuses", "LEDGER_DISPUTED", text)
+
+
+def _judged(found: tuple[str, Refusal | None]) -> Said:
+    rule, refusal = found
+    if refusal is None:
+        return Said(rule, "allows")
+    return Said(rule, "refuses", refusal.reason, refusal.message)
+
+
+def _checked(rule: str, check: Callable[[], None]) -> Said:
+    try:
+        check()
+    except FeddpError as error:
+        return Said(rule, "refuses", error.reason, error.message)
+    return Said(rule, "allows")

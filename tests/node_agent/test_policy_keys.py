@@ -1,0 +1,335 @@
+"""Keys of policy.yaml: unknown ones, broken files, hours, machine limits, approvals, withdrawal."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Coroutine
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+import yaml
+from typer.testing import CliRunner
+
+from certs.authority import Authority
+from feddp.cli.app import app
+from node_agent.admission import Admission, Refused, Reserved
+from node_agent.agent import status
+from node_agent.config import Folder
+from node_agent.launchers.base import Limits
+from node_agent.launchers.local import environment
+from node_agent.policy import load_policy
+from node_agent.session.greeting import hello
+from node_agent.state import State
+from node_agent.steward import Steward
+from node_agent.working import WorkPolicy
+from protos.errors import Malformed, NotFound
+from tests.node_agent.agent_federation import (
+    TRUST_DOMAIN,
+    WAIT_S,
+    FakeCoordinator,
+    FakeWorker,
+    RunningAgent,
+    make_agent,
+    real_order,
+)
+from tests.node_agent.samples import LEDGER_KEY, NODE, POLICY, TASKS, order, write_rules
+
+
+def changed(folder: Folder, **keys: Any) -> None:
+    """Write keys into the policy of a folder."""
+    content = {**yaml.safe_load(folder.policy_yaml.read_text()), **keys}
+    folder.policy_yaml.write_text(yaml.safe_dump(content))
+
+
+# Unknown keys and broken files
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "meant"),
+    [
+        ("acounts: []", "acounts", "accounts"),
+        ("withdrawm: []", "withdrawm", "withdrawn"),
+        ("work: {hour: []}", "work.hour", "hours"),
+        ("who_may_ask: {engineers: [{nam: a}]}", "engineers.0.nam", "name"),
+        ("transfer: {megabits_per_second: 1.0}", "megabits_per_second", "megabits_per_second_max"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_known_one(
+    tmp_path: Path, text: str, place: str, meant: str
+) -> None:
+    """At whatever depth it stands."""
+    path = tmp_path / "policy.yaml"
+    path.write_text(text)
+    with pytest.raises(Malformed, match="key") as caught:
+        load_policy(path)
+    assert f"{place}: there is no such key; did you mean {meant}?" in caught.value.message
+
+
+def test_a_key_like_no_other_gets_the_known_ones(tmp_path: Path) -> None:
+    """Nothing is guessed."""
+    path = tmp_path / "policy.yaml"
+    path.write_text("work: {xyzzy: 1}")
+    with pytest.raises(Malformed, match="known here: approve_first_job, gpus_max, hours"):
+        load_policy(path)
+
+
+def test_a_broken_file_keeps_the_rules_of_before_and_says_so(tmp_path: Path) -> None:
+    """Until it is mended; a file that was taken away allows nothing."""
+    write_rules(tmp_path)
+    steward = Steward(Folder(tmp_path))
+    before = steward.rules()
+    path = tmp_path / "policy.yaml"
+    path.write_text("accounts: [")
+    assert steward.rules() == before
+    assert "policy.yaml is not YAML" in steward.fault
+    write_rules(tmp_path, {**POLICY, "withdrawn": ["heart"]})
+    assert steward.rules().policy.withdrawn == ["heart"]
+    assert steward.fault == ""
+    path.unlink()
+    with pytest.raises(Malformed):
+        steward.rules()
+
+
+# What the agent decides
+
+
+Judge = Callable[..., Admission]
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Any:
+    """(state, a function that gives admission at a moment)."""
+    write_rules(tmp_path)
+    state = State(tmp_path / "state.db", NODE, LEDGER_KEY)
+
+    def admission(now_s: float = 0.0) -> Admission:
+        return Admission(
+            NODE, state, Steward(Folder(tmp_path)), lambda: TASKS, 1 << 30, lambda: now_s
+        )
+
+    yield state, admission
+    state.close()
+
+
+def reason(answer: object) -> str:
+    return answer.reason if isinstance(answer, Refused) else ""
+
+
+def test_a_withdrawn_data_set_is_refused_and_published_without_tasks(
+    node: Any, tmp_path: Path
+) -> None:
+    """Whatever `allow` says; an order that was reserved before is not begun."""
+    _, admission = node
+    assert isinstance(admission().decide(order()), Reserved)
+    write_rules(tmp_path, {**POLICY, "withdrawn": ["heart"]})
+    assert reason(admission().decide(order("a2", round=2))) == "DATA_SET_WITHDRAWN"
+    assert admission().terms(order()).reason == "DATA_SET_WITHDRAWN"
+    rules = Steward(Folder(tmp_path)).rules()
+    (said,) = hello(rules, TASKS, lambda _: None, [], lambda *_: 0).data_sets
+    assert (said.unavailable, list(said.tasks)) == ("DATA_SET_WITHDRAWN", [])
+
+
+def test_nothing_is_begun_outside_the_hours(node: Any, tmp_path: Path) -> None:
+    """By this machine's local time; an order that was reserved within them waits for them."""
+    _, admission = node
+    noon = datetime(2026, 6, 1, 12, 0)
+    write_rules(tmp_path, {**POLICY, "work": {"hours": ["20:00-06:00"]}})
+    night_s, noon_s = (noon + timedelta(hours=10)).timestamp(), noon.timestamp()
+    assert isinstance(admission(night_s).decide(order()), Reserved)
+    assert reason(admission(noon_s).decide(order("a2", round=2))) == "OUTSIDE_HOURS"
+    assert admission(noon_s).terms(order()).reason == "OUTSIDE_HOURS"
+    assert admission(noon_s).suspensions().reason("alpha/patients") == "OUTSIDE_HOURS"
+    assert admission(night_s).suspensions().reason("alpha/patients") == ""
+
+
+def test_the_first_job_of_a_project_waits_for_approval_and_later_ones_do_not(
+    node: Any, tmp_path: Path
+) -> None:
+    """The job is on the list with the moment when it was asked for; approving it lets its project
+    in. What would be refused anyway is not asked about."""
+    state, admission = node
+    write_rules(tmp_path, {**POLICY, "work": {"approve_first_job": True}})
+    bad = order("a0", job_id="job-0", max_grad_norm=0.0)
+    assert reason(admission(5.0).decide(bad)) == "CLIPPING_MISSING"
+    answer = admission(5.0).decide(order("a1", job_id="job-1"))
+    assert reason(answer) == "APPROVAL_NEEDED"
+    assert "feddp agent approve job-1" in answer.message
+    assert [(one.job_id, one.asked_at_s) for one in state.approvals.all()] == [("job-1", 5.0)]
+    before = admission().suspensions()
+    with pytest.raises(NotFound):
+        state.approvals.approve("job-9", 6.0)
+    state.approvals.approve("job-1", 6.0)
+    assert admission().suspensions() != before, "the agent would not say Hello again"
+    assert isinstance(admission(7.0).decide(order("a2", job_id="job-1")), Reserved)
+    assert isinstance(admission(7.0).decide(order("a3", job_id="job-2")), Reserved)
+    other = admission(7.0).decide(order("a4", job_id="job-3", project="other"))
+    assert reason(other) == "APPROVAL_NEEDED"
+
+
+def test_a_worker_gets_the_lower_of_both_limits_and_sees_no_gpu_unless_allowed() -> None:
+    """The machine's by agent.yaml, the steward's by policy.yaml."""
+    machine = Limits(threads=4, memory_bytes_max=0)
+    assert WorkPolicy().within(machine) == machine
+    lower = WorkPolicy(threads_max=2, memory_bytes_max=5, gpus_max=2).within(machine)
+    assert (lower.threads, lower.memory_bytes_max, lower.gpus) == (2, 5, 2)
+    assert WorkPolicy(threads_max=9).within(machine).threads == 4
+    low_memory = Limits(memory_bytes_max=3)
+    assert WorkPolicy(memory_bytes_max=5).within(low_memory).memory_bytes_max == 3
+    assert environment({"CUDA_VISIBLE_DEVICES": "0"}, 1)["CUDA_VISIBLE_DEVICES"] == ""
+    assert environment({}, 1, 2)["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+def test_orders_are_refused_unsigned_unless_the_policy_says_otherwise(
+    node: Any, tmp_path: Path
+) -> None:
+    """A policy that says nothing of it, as those of 0.1.0, refuses."""
+    _, admission = node
+    write_rules(tmp_path, {key: POLICY[key] for key in POLICY if key != "who_may_ask"})
+    answer = admission().decide(order())
+    assert reason(answer) == "ORDER_UNSIGNED"
+    assert "feddp job key new" in answer.message
+    assert admission().terms(order()).reason == "ORDER_UNSIGNED"
+    write_rules(tmp_path)
+    assert isinstance(admission().decide(order("a2")), Reserved)
+
+
+# While it runs
+
+
+Scene = Callable[[FakeCoordinator, Folder, FakeWorker], Coroutine[Any, Any, None]]
+
+
+def play(tmp_path: Path, scene: Scene) -> None:
+    async def run() -> None:
+        authority = Authority.create(tmp_path / "ca", TRUST_DOMAIN)
+        coordinator = FakeCoordinator(authority)
+        await coordinator.start()
+        folder = make_agent(tmp_path / "agent", authority, coordinator.port)
+        try:
+            await scene(coordinator, folder, FakeWorker())
+        finally:
+            await coordinator.stop()
+
+    asyncio.run(run())
+
+
+def test_a_withdrawal_ends_a_training_that_has_begun_and_it_stays_charged(tmp_path: Path) -> None:
+    """The worker is stopped within a heartbeat; outside nothing but "no update" is heard."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        worker.script = ["hang"]
+        async with RunningAgent(folder, worker):
+            await coordinator.heard("hello")
+            coordinator.send(work_order=real_order())
+            async with asyncio.timeout(WAIT_S):
+                await worker.training.wait()
+                changed(folder, withdrawn=["heart"])
+                await worker.stopped.wait()
+            assert (await coordinator.heard("no_update")).attempt_id == "a1"
+        assert status(folder.root)["accounts"][0]["posted_units"] > 0
+
+    with structlog.testing.capture_logs() as logs:
+        play(tmp_path, scene)
+    said = [one["event"] for one in logs]
+    assert "attempt_stopped" in said
+    assert "training_too_long" not in said, "it ended by itself"
+
+
+def test_a_broken_policy_changes_nothing_while_the_agent_runs(tmp_path: Path) -> None:
+    """Orders are taken by the rules of before, and `status` says which these are."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        async with RunningAgent(folder, worker):
+            await coordinator.heard("hello")
+            folder.policy_yaml.write_text("polizy: 1")
+            coordinator.send(work_order=real_order())
+            await coordinator.until_submitted()
+            found = status(folder.root)
+            assert not found["rules"]["ok"]
+            assert "goes on by the rules that it read before" in found["rules"]["message"]
+
+    play(tmp_path, scene)
+
+
+# Commands
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    """The folder of an agent that has joined."""
+    return make_agent(tmp_path / "agent", Authority.create(tmp_path / "ca", TRUST_DOMAIN), 1)
+
+
+def cli(*words: str) -> Any:
+    return CliRunner().invoke(app, [*words])
+
+
+def test_check_and_show_tell_the_policy_as_it_is_understood(folder: Folder) -> None:
+    """`show` fills in what the file leaves out; `check` names what is wrong."""
+    asked = ("agent", "policy", "show", "--dir", str(folder.root), "--json")
+    shown = json.loads(cli(*asked).stdout)
+    assert shown["who_may_ask"] == {"unsigned": "allow", "engineers": [], "days_max": 31.0}
+    assert cli("agent", "policy", "check", "--dir", str(folder.root)).stdout == (
+        "in order: 1 account, 1 data set\n"
+    )
+    changed(folder, werk={})
+    failed = cli("agent", "policy", "check", "--dir", str(folder.root))
+    assert "did you mean work?" in str(failed.exception)
+
+
+def test_explain_prints_each_rule_with_its_verdict(folder: Folder, tmp_path: Path) -> None:
+    """Of a job file: exit code 1 where a rule refuses, and every rule is still there."""
+    file = tmp_path / "job.yaml"
+    spec = {
+        "name": "small",
+        "task": "tabular-classifier",
+        "dataset": "heart",
+        "federation": {"rounds": 4},
+        "privacy": {"target_epsilon": 2.0, "delta": 1.0e-5},
+    }
+    file.write_text(yaml.safe_dump(spec))
+    asked = ("agent", "policy", "explain", str(file), "--dir", str(folder.root), "--json")
+    answer = cli(*asked)
+    verdicts = {one["rule"]: one["verdict"] for one in json.loads(answer.stdout)["rules"]}
+    assert (answer.exit_code, set(verdicts.values())) == (0, {"allows"}), answer.stdout
+    assert {"who may ask", "hours", "least noise", "delta", "epsilon of a job"} <= set(verdicts)
+    spec["privacy"] = {"target_epsilon": 6.0, "delta": 1.0e-6}
+    file.write_text(yaml.safe_dump(spec))
+    answer = cli(*asked)
+    refused = {
+        one["rule"]: one["reason"]
+        for one in json.loads(answer.stdout)["rules"]
+        if one["verdict"] == "refuses"
+    }
+    assert answer.exit_code == 1
+    assert refused == {"delta": "DELTA_MISMATCH", "epsilon of a job": "EPSILON_PER_JOB"}
+    changed(folder, who_may_ask={})
+    rules = json.loads(cli(*asked).stdout)["rules"]
+    assert [one["verdict"] for one in rules if one["rule"] == "who may ask"] == ["unknown"]
+
+
+def test_explain_and_approve_know_the_jobs_that_came(folder: Folder) -> None:
+    """By id; a job that never came is not found, one that waits is let in."""
+    changed(folder, work={"approve_first_job": True})
+    from node_agent.identity import load_identity
+    from node_agent.orders import Order
+    from node_agent.tasks.registry import installed
+
+    state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
+    admission = Admission(NODE, state, Steward(folder), installed, 1 << 30, time.time)
+    assert reason(admission.decide(Order.from_wire(real_order(job_id="job-7")))) == (
+        "APPROVAL_NEEDED"
+    )
+    state.close()
+    place = ("--dir", str(folder.root))
+    said = cli("agent", "policy", "explain", "job-7", *place)
+    assert "approval" in said.stdout
+    assert "asks" in said.stdout
+    assert cli("agent", "policy", "explain", "job-8", *place).exit_code == 1
+    assert "waits" in cli("agent", "approve", "--list", *place).stdout
+    assert cli("agent", "approve", "job-7", *place).exit_code == 0
+    assert "waits" not in cli("agent", "approve", "--list", *place).stdout
+    assert cli("agent", "approve", *place).exit_code != 0

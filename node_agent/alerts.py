@@ -14,6 +14,7 @@ Event = Literal[
     "DATA_SET_UNAVAILABLE",
     "POLICY_UNREADABLE",
     "LEDGER_ROLLED_BACK",
+    "APPROVAL_WAITING",
 ]
 
 

@@ -41,6 +41,7 @@ def conditions(
         *_disk(folder, config),
         *_ledger(state, config),
         *_stewards(steward, faults),
+        *_approvals(state),
     ]
 
 
@@ -110,6 +111,9 @@ def _stewards(steward: Steward, faults: Mapping[str, str] | None) -> list[Alert]
         remedy = "mend the file: until then nothing is allowed"
         return [Alert("POLICY_UNREADABLE", "", error.message, remedy)]
     found = []
+    if steward.fault:
+        remedy = "mend the file: until then the rules of before stay in force"
+        found.append(Alert("POLICY_UNREADABLE", "", steward.fault, remedy))
     for one in rules.data_sets:
         text = "" if _is_there(one.source) else f"{one.source} is not there, or may not be read"
         if faults is not None:
@@ -118,6 +122,16 @@ def _stewards(steward: Steward, faults: Mapping[str, str] | None) -> list[Alert]
             remedy = "put it right, or take the data set out of datasets.yaml"
             found.append(Alert("DATA_SET_UNAVAILABLE", one.name, text, remedy))
     return found
+
+
+def _approvals(state: State) -> list[Alert]:
+    waiting = sorted({one.project for one in state.approvals.all() if not one.approved_at_s})
+    remedy = "the steward looks at it: `feddp agent approve --list`"
+    return [
+        Alert("APPROVAL_WAITING", project, "its first job waits for approval", remedy)
+        for project in waiting
+        if not state.approvals.is_known(project)
+    ]
 
 
 def _is_there(source: object) -> bool:

@@ -99,6 +99,9 @@ def test_a_disk_that_fills_a_file_that_vanished_and_a_policy_that_is_none(agent:
     (gone,) = agent.found()
     assert (gone.event, gone.subject) == ("DATA_SET_UNAVAILABLE", "heart")
     agent.folder.policy_yaml.write_text("accounts: 7\n")
+    assert agent.events() == ["POLICY_UNREADABLE", "DATA_SET_UNAVAILABLE"]
+    assert "rules of before" in agent.found()[0].remedy
+    agent.folder.policy_yaml.unlink()
     assert agent.events() == ["POLICY_UNREADABLE"]
 
 
@@ -118,6 +121,16 @@ def test_a_budget_is_told_at_its_share_and_a_ledger_that_went_back(agent: Agent)
     assert (told.event, told.subject) == ("BUDGET", f"{NODE}/patients")
     agent.state.set_note(ROLLED_BACK_NOTE, "it lacks attempt a2")
     assert agent.events(above) == ["LEDGER_ROLLED_BACK"]
+
+
+def test_a_project_whose_first_job_waits_is_told_until_somebody_has_looked(agent: Agent) -> None:
+    """Once a project, however many jobs it sends."""
+    for job in ("job-1", "job-2"):
+        agent.state.approvals.ask(job, "genomics", 1.0)
+    (told,) = agent.found()
+    assert (told.event, told.subject) == ("APPROVAL_WAITING", "genomics")
+    agent.state.approvals.approve("job-1", 2.0)
+    assert agent.found() == []
 
 
 # The sinks

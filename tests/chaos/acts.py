@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final
 
 import grpc
@@ -22,6 +23,8 @@ from certs.spiffe import SpiffeId
 from coordinator.store import certificates
 from coordinator.store.database import Database
 from feddp.client import CALL_TIMEOUT_S, Client
+from feddp.jobfile import facts_of
+from feddp.signing import Caps, Work, load_key, mandate_for
 from feddp.transfer import upload
 from node_agent.enrol import join
 from node_agent.tasks.registry import initial_model, installed
@@ -58,6 +61,13 @@ def submit(federation: WatchedFederation, what: bytes) -> str:
 
     def call(client: Client) -> str:
         request.initial_model_digest = upload(client._transfer, model, client._again)
+        if not request.HasField("mandate"):
+            key, nodes = load_key(client.profile.folder), client._publishers(what)
+            assert key is not None
+            task_hash, digest = request.task_hash, request.initial_model_digest
+            work = Work(what, facts_of(what), task_hash, digest, nodes)
+            quote = partial(client._quote, what, task_hash, len(model))
+            request.mandate.CopyFrom(mandate_for(key, work, Caps(), quote))
         answer = client._jobs.SubmitJob(request, timeout=CALL_TIMEOUT_S)
         return str(answer.job.job_id)
 

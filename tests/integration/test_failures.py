@@ -1,6 +1,5 @@
 """Processes die at the worst moment; nothing is lost, repeated or charged twice."""
 
-import os
 import signal
 import sqlite3
 import time
@@ -124,28 +123,18 @@ def test_a_worker_killed_after_it_opened_the_data_is_posted_whole_and_tried_anew
         coordinator.add_node(name)
         coordinator.start(name)
     coordinator.wait_for_nodes(*NODES[:3])
-    coordinator.set_policy("alpha", tick_s=5.0)
-    job_id = coordinator.submit(job_file())
+    # Long enough that the worker is killed at its steps.
+    job_id = coordinator.submit(job_file(federation={"rounds": 3, "local_steps": 2000}))
 
     def opened() -> bool:
         with sqlite3.connect(coordinator.agent("alpha") / "state.db", timeout=5) as state:
             rows = state.execute("SELECT state FROM attempts").fetchall()
         return ("opened",) in rows
 
-    # A worker that gets the header, and stands still before it reads the records, can be killed in
-    # that very state.
-    wait_for("alpha's worker runs", lambda: worker_of(coordinator.pid("alpha")) is not None)
+    wait_for("alpha opens its data", opened)
     worker = worker_of(coordinator.pid("alpha"))
     assert worker is not None
-    fifo = coordinator.agent("alpha") / "data/cohort.csv"
-    kept = fifo.read_bytes()
-    fifo.unlink()
-    os.mkfifo(fifo)
-    fifo.write_bytes(kept.splitlines(keepends=True)[0])  # returns once the worker has opened it
-    wait_for("alpha opens its data", opened)
     worker.send_signal(signal.SIGKILL)
-    fifo.unlink()
-    fifo.write_bytes(kept)
     job = coordinator.wait_for_end(job_id)
     assert job.status == "completed", job.message
     first_round = [e for e in coordinator.entries() if e.statement.round == 1]

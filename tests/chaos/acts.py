@@ -27,9 +27,10 @@ from feddp.jobfile import facts_of
 from feddp.signing import Caps, Work, load_key, mandate_for
 from feddp.transfer import upload
 from node_agent.enrol import join
+from node_agent.identity import load_identity
 from node_agent.tasks.registry import initial_model, installed
 from protos.errors import FeddpError
-from protos.feddp.v1 import jobs_pb2
+from protos.feddp.v1 import diagnosis_pb2, diagnosis_pb2_grpc, jobs_pb2
 from tests.chaos.lives import RESUME_S_MAX, WatchedFederation
 from tests.integration.federation import null_job, wait_for
 
@@ -198,6 +199,21 @@ def enrolment(federation: WatchedFederation) -> Jobs:
     for change in (Client.disable, Client.enable):
         federation.again(lambda client, change=change: change(client, folder.name))
     shutil.rmtree(folder)
+    return {}
+
+
+def echo(federation: WatchedFederation) -> Jobs:
+    """A hospital's doctor asks what the way is like; what is cut off is asked again."""
+    identity = load_identity(federation.agent(NODES[0]) / "identity")
+
+    def call(_: Client) -> None:
+        with grpc.secure_channel(federation.address, identity.credentials()) as channel:
+            probe = diagnosis_pb2_grpc.DiagnosisStub(channel).Probe
+            asked = [diagnosis_pb2.ProbeRequest(answer_bytes=100)]
+            (answer,) = probe(iter(asked), timeout=CALL_TIMEOUT_S)
+        assert len(answer.data) == 100
+
+    federation.again(call)
     return {}
 
 

@@ -30,11 +30,13 @@ JOURNAL: Final = "coordinator.rounds.events"
 
 NOT_SERVING: Final = {
     "coordinator": {
+        "coordinator.gateway_certificate:": "only `feddp coordinator gateway`",
         "coordinator.installation:": "only `feddp coordinator init` and `reissue`",
         "coordinator.store.migrations.": "only the first start after an upgrade changes a table",
         "coordinator.store.engines:_postgresql.": "these federations keep their state in SQLite",
     },
     "agent": {
+        "node_agent.doctor.": "only `feddp agent doctor`",
         "node_agent.enrol:": "only `feddp agent join`",
         "node_agent.ledger_files:": "only `feddp agent ledger`",
         "node_agent.backup:": "only `feddp agent backup` and `restore`",
@@ -44,7 +46,7 @@ NOT_SERVING: Final = {
         "node_agent.state:State.arrive:": "only the first session after leaving a coordinator",
         "node_agent.session.witness:Witness._arrive:": "likewise",
         "node_agent.alert_sinks:": "these agents have nobody to alert",
-        "node_agent.failures:Failures._keep:rename:": "only after 4 MiB of failures",
+        "node_agent.failures:Failures._keep:rename": "only after 4 MiB of failures",
         "node_agent.state:State.settle:": "only `feddp agent ledger settle`",
         "node_agent.proposals:": "only `feddp agent limit`",
         "node_agent.state:State.raising:": "only `feddp agent limit apply`",

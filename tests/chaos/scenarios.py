@@ -8,6 +8,7 @@ SCENARIOS: Final[dict[str, acts.Scenario]] = {
     one.__name__: one
     for one in (
         acts.office,
+        acts.echo,
         acts.rolling,
         acts.plain,
         acts.followed,

@@ -233,7 +233,6 @@ class Driver:
         """The steward's files have changed: what they no longer allow ends, whatever it is at. It
         stays charged where the data was opened."""
         self._applied = stamp
-        self._witness.soon()  # entries of an account that was left out are taken over now
         orders = [one.order for one in self._agent.attempts]
         stopped = await self._parts.ledger.run(self._parts.admission.withdrawn, orders)
         if fault := self._parts.steward.fault:

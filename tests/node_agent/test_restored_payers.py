@@ -15,8 +15,9 @@ from certs.enrolment import new_ledger_key
 from feddp.cli.app import app
 from node_agent.admission import Reserved
 from node_agent.agent import status
+from node_agent.alerts import AlertsConfig
 from node_agent.conditions import _ledger as ledger_alerts
-from node_agent.config import AlertsConfig, Folder
+from node_agent.config import Folder
 from node_agent.doctor.files import check_policy
 from node_agent.identity import load_identity
 from node_agent.ledger_files import export, restore, settle

@@ -313,6 +313,21 @@ class Witnessed:
             execute("DELETE FROM meta WHERE key = ?", (_COORDINATOR_KEY,))
         return found
 
+    def require_counted(self) -> None:
+        """Refuse to leave a coordinator whose ledger alone holds what this node has signed and
+        could not book: another coordinator's will never tell it.
+
+        Raises:
+            WrongPhase: ACCOUNT_LEFT_OUT.
+        """
+        found = next((one for one in self.disputes() if one.is_left_out), None)
+        if found is not None:
+            raise WrongPhase(
+                "ACCOUNT_LEFT_OUT",
+                "the node does not leave yet: what its patients have spent from account "
+                f"{found.account} stands in this coordinator's ledger alone; {found.advice}",
+            )
+
     def begin_anew(self) -> None:
         """Another coordinator: its chains begin empty, and nothing of before is looked for in
         them. Our own ledger does not change."""

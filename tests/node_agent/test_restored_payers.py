@@ -20,6 +20,7 @@ from node_agent.conditions import _ledger as ledger_alerts
 from node_agent.config import Folder
 from node_agent.doctor.files import check_policy
 from node_agent.identity import load_identity
+from node_agent.leaving import leave
 from node_agent.ledger_files import export, restore, settle
 from node_agent.own_ledger import KeptAccount
 from node_agent.payers import FROM_CHAIN, Payment
@@ -255,6 +256,15 @@ def test_status_settle_alerts_and_doctor_say_to_put_the_account_back(folder: Fol
     check, rules = check_policy(folder, identity)
     assert (check.result, rules) == ("failed", None)
     assert "Put account patients back in policy.yaml" in check.found
+
+
+def test_a_coordinator_that_alone_knows_what_was_spent_is_not_left(folder: Folder) -> None:
+    """Nothing is removed; another coordinator's ledger would never tell of it."""
+    before = {one for one in folder.root.rglob("*") if one.is_file()}
+    with pytest.raises(WrongPhase, match="put account patients back in policy") as caught:
+        leave(folder.root)
+    assert caught.value.reason == "ACCOUNT_LEFT_OUT"
+    assert {one for one in folder.root.rglob("*") if one.is_file()} == before | {folder.lock}
 
 
 def test_settle_takes_the_accounts_name_alone_and_names_what_is_disputed(folder: Folder) -> None:

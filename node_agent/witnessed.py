@@ -87,7 +87,7 @@ def left_out(account: str) -> str:
     name = account.partition("/")[2]
     return (
         f"this node has signed entries of account {name} that its ledger does not hold, and "
-        "policy.yaml does not have the account, or cannot be read: what was spent cannot be "
+        "policy.yaml does not have the account, or it cannot be used: what was spent cannot be "
         f"counted. Put account {name} back in policy.yaml"
     )
 
@@ -175,7 +175,8 @@ class Witnessed:
         from an older copy, and what was spent since must count.
 
         Args:
-            filter_: how the account counts by today's policy; None if it is not in it.
+            filter_: how the account counts by today's policy; None if it is not in it. What the
+                account's own entries have fixed comes first.
         """
         head, settled = self.head(account), self._is_settled(account)
         for entry in entries:
@@ -431,6 +432,9 @@ class Witnessed:
         own = {one.kind for one in self._ledger.statements_of(statement.attempt_id)}
         if statement.kind != "post" or not entry.node_signature or "post" in own:
             return ""
+        kept = self._ledger.account(statement.account)
+        if kept is not None:  # what its entries have fixed counts, whatever the policy says now
+            filter_ = kept.filter(kept.epsilon_limit_highest)
         if filter_ is None:
             return left_out(statement.account)
         self._ledger.fix(statement.account, filter_)

@@ -132,6 +132,17 @@ def test_the_account_put_back_is_counted_and_the_dispute_ends(node: Node) -> Non
     assert isinstance(node.decide("heart"), Reserved)
 
 
+def test_an_account_whose_terms_the_copy_knows_is_counted_without_the_policy(node: Node) -> None:
+    """The copy holds its first attempt: the rest is booked by what that has fixed."""
+    declare(node.folder, HEART, CLINIC)
+    assert isinstance(node.decide("heart"), Reserved)
+    rename(node.folder)
+    assert read(node, "patients", chain(data_sets=("heart", "clinic"))) is None
+    assert posted(node).posted_units == 2 * FILTER.cost_units(order().release)
+    assert verify(node.state.ledger.entries(), {PATIENTS: FILTER}, {NODE: PUBLIC}).ok
+    assert node.refusal("heart", "others")[0] == "ACCOUNT_LEFT_OUT"
+
+
 def test_a_dispute_for_want_of_the_account_is_not_settled_away(node: Node) -> None:
     """The steward is told to put it back; every order stays refused."""
     rename(node.folder)

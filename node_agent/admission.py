@@ -248,23 +248,24 @@ class Admission:
                 "This node's ledger was restored from a copy and is still reading what was spent "
                 "since; order again later.",
             )
-        if reason == "LEDGER_DISPUTED":
-            raise NotAllowed(
-                reason,
-                f"This node's ledger and the coordinator's disagree about account {order.account}; "
-                "its data steward stops the agent and settles it with `feddp agent ledger settle`.",
-            )
         try:
             rules = self._steward.rules()
         except FeddpError as error:
             refusal = _unreadable(error)
             raise NotAllowed(refusal.reason, refusal.message) from None
+        # Before a dispute is told: where both are so, settling it is not what helps.
+        require_kept(rules.policy, self._state.accounts_kept())
+        if reason == "LEDGER_DISPUTED":
+            raise NotAllowed(
+                reason,
+                f"This node's ledger and the coordinator's disagree about account {order.account}; "
+                "its data steward sees in `feddp agent status` what ends it.",
+            )
         if reason == "OUTSIDE_HOURS":
             refusal = _outside_hours(rules.policy)
             raise NotAllowed(refusal.reason, refusal.message)
         seen = self._state.mandates.seen(order.job_id, order.round)
         check_asked(rules.policy.who_may_ask, order, self.node, self._clock(), seen)
-        require_kept(rules.policy, self._state.accounts_kept())
         spec = next((one for one in rules.data_sets if one.name == order.data_set), None)
         if spec is not None:
             self._state.payers.require_unmoved(spec)

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -376,10 +377,7 @@ def _verified(state: State, kept: list[KeptAccount], identity: Identity) -> dict
         "entries": len(entries),
         "problems": problems,
         "heads": heads,
-        "disputes": [
-            {"account": one.account, "seq": one.seq, "text": one.text, "at_s": one.at_s}
-            for one in state.witnessed.disputes()
-        ],
+        "disputes": [{**asdict(one), "do": one.advice} for one in state.witnessed.disputes()],
     }
 
 

@@ -92,8 +92,7 @@ def _ledger(state: State, config: AlertsConfig) -> list[Alert]:
         remedy = "stop the agent and import the newest copy: `feddp agent ledger import`"
         found.append(Alert("LEDGER_ROLLED_BACK", "", text, remedy))
     for one in state.witnessed.disputes():
-        remedy = "compare both ledgers with the operator, then `feddp agent ledger settle`"
-        found.append(Alert("DISPUTE", one.account, one.text, remedy))
+        found.append(Alert("DISPUTE", one.account, one.text, one.advice))
     for kept in state.ledger.accounts():
         units = kept.filter(kept.epsilon_limit).limit_units
         share = kept.posted_units / units if units else 1.0

@@ -85,6 +85,7 @@ def leave(path: Path, *, forget_ledger: bool = False) -> Leaving:
     Raises:
         NotFound: NOT_JOINED, LEDGER_MISSING.
         Conflict: AGENT_RUNNING.
+        WrongPhase: ACCOUNT_LEFT_OUT, see `Witnessed.require_counted`.
     """
     folder = Folder(path.absolute())
     with locked(folder):
@@ -109,6 +110,7 @@ def move(token: str, path: Path) -> JoinResult:
     Raises:
         NotFound: NOT_JOINED, LEDGER_MISSING.
         Conflict: AGENT_RUNNING; SAME_COORDINATOR.
+        WrongPhase: ACCOUNT_LEFT_OUT, see `Witnessed.require_counted`.
         Malformed: TOKEN_INVALID; STATE_OF_ANOTHER_NODE, the token is for another name.
         Unauthenticated, Unavailable: as `enrol.join`.
     """
@@ -142,6 +144,8 @@ def move(token: str, path: Path) -> JoinResult:
 def _let_go(folder: Folder, identity: Identity) -> None:
     """Keep what the node has seen of the coordinator's ledger, and end what is under way."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    with _state(folder, identity) as state:
+        state.witnessed.require_counted()
     seen = heads(folder.root)
     write_durable(folder.root / f"heads-{stamp}.json", json.dumps(seen, indent=2).encode())
     with _state(folder, identity) as state:

@@ -9,12 +9,13 @@ file gives one. What is kept of a source is the node's own record and is never s
 import json
 import os
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from node_agent.datasets import DataSetSpec
 from node_agent.policy import Policy
+from privacy.ledger import Entry, Statement, signature_ok
 from protos.content import digest_of
 from protos.errors import WrongPhase
 
@@ -28,8 +29,13 @@ CREATE TABLE payers (
 ) STRICT;
 CREATE INDEX payers_by_source ON payers (source);
 """
-"""Each combination once, numbered by its first appearance. `source` is empty where it is not known:
-it was booked before sources were kept, or taken over from the coordinator's chain."""
+"""Each combination once, numbered by its first appearance. `source` is empty where it is not known,
+as it was booked before sources were kept or nothing was read, and FROM_CHAIN where nothing but the
+coordinator's chain tells of it."""
+
+FROM_CHAIN: Final = "chain"
+"""In the place of a source, and never one: this node has signed the payment, and its ledger was
+restored from a copy without it. Chains of two accounts have no order in time between them."""
 
 TAKEN_OVER: Final = """
 INSERT OR IGNORE INTO payers (data_set, source, account)
@@ -48,7 +54,8 @@ class Payment:
     """That a data set has paid.
 
     Attributes:
-        source: see `source_digest`; empty where it is not known.
+        source: see `source_digest`; empty where it is not known, FROM_CHAIN where only the
+            coordinator's chain tells.
         account: "NODE/NAME".
     """
 
@@ -82,6 +89,30 @@ class Payers:
             (paid.data_set, paid.source, paid.account),
         )
 
+    def note_signed(self, entries: Iterable[Entry], public_key: bytes) -> None:
+        """Keep who paid by entries of the coordinator's chain that this node has signed, whatever
+        else is wrong with that chain: nobody else can have made the signature.
+
+        What was refused is signed as void and counts for nothing, or a refusal for a move would
+        itself say that the data set had moved.
+
+        Args:
+            public_key: the node's raw ledger key.
+        """
+        for entry in entries:
+            said = entry.statement
+            if not isinstance(said, Statement) or said.kind == "void" or said.node != self._node:
+                continue
+            if not said.account.startswith(f"{self._node}/") or self._is_known(said):
+                continue
+            if signature_ok(public_key, said, entry.node_signature):
+                self.note(Payment(said.dataset, FROM_CHAIN, said.account))
+
+    def accounts(self) -> frozenset[str]:
+        """Accounts from which anything has paid, named without the node."""
+        rows = self._connection.execute("SELECT DISTINCT account FROM payers")
+        return frozenset(account.removeprefix(f"{self._node}/") for (account,) in rows)
+
     def payments(self) -> list[Payment]:
         """Everything that is known, by first appearance."""
         query = "SELECT data_set, source, account FROM payers ORDER BY number"
@@ -95,7 +126,17 @@ class Payers:
         """Why a data set may not pay from the account that it is declared on: a sentence that holds
         names and no path. Empty where it may."""
         now = self.payment(spec)
-        by_name = self._first("data_set", now.data_set)
+        by_name, accounts = self._first_known(now.data_set), self._accounts_of(now.data_set)
+        if by_name is None and len(accounts) > 1:
+            return (
+                f"data set {spec.name} has paid from accounts {' and '.join(accounts)}, by what "
+                "this node has signed in the coordinator's ledger; its own ledger was restored from"
+                " a copy that does not hold which was first, and two accounts would be two budgets "
+                "for its patients: it pays from neither. Import a copy that knows: stop the agent, "
+                "`feddp agent ledger import FILE`; records of other patients get a name and a file "
+                "of their own"
+            )
+        by_name = by_name or self._first("data_set", now.data_set)
         by_source = self._first("source", now.source)
         if by_name is not None and by_name.account != now.account:
             was = self._named(by_name)
@@ -125,6 +166,26 @@ class Payers:
         if text:
             raise WrongPhase(REASON, text)
 
+    def _is_known(self, said: Statement) -> bool:
+        query = "SELECT 1 FROM payers WHERE data_set = ? AND account = ?"
+        return self._connection.execute(query, (said.dataset, said.account)).fetchone() is not None
+
+    def _first_known(self, data_set: str) -> Payment | None:
+        """The first payment of a data set that this node's own ledger has kept since it was made;
+        None for none."""
+        row = self._connection.execute(
+            "SELECT data_set, source, account FROM payers WHERE data_set = ? AND source != ?"
+            " ORDER BY number LIMIT 1",
+            (data_set, FROM_CHAIN),
+        ).fetchone()
+        return Payment(*row) if row else None
+
+    def _accounts_of(self, data_set: str) -> list[str]:
+        """Every account that a data set has paid from, named without the node."""
+        query = "SELECT DISTINCT account FROM payers WHERE data_set = ? ORDER BY account"
+        rows = self._connection.execute(query, (data_set,))
+        return [account.removeprefix(f"{self._node}/") for (account,) in rows]
+
     def _first(self, column: Literal["data_set", "source"], value: str) -> Payment | None:
         row = self._connection.execute(
             f"SELECT data_set, source, account FROM payers WHERE {column} = ?"  # noqa: S608
@@ -144,7 +205,8 @@ def require_kept(policy: Policy, kept: Collection[str]) -> None:
     can be spent at all.
 
     Args:
-        kept: names of the accounts that have entries in the node's own ledger.
+        kept: names of the accounts that have entries in the node's own ledger, or that it has
+            signed entries of in the coordinator's.
 
     Raises:
         WrongPhase: ACCOUNT_LEFT_OUT.
@@ -154,8 +216,9 @@ def require_kept(policy: Policy, kept: Collection[str]) -> None:
     if left_out and names:
         raise WrongPhase(
             "ACCOUNT_LEFT_OUT",
-            f"policy.yaml: account {left_out[0]} has entries in this node's ledger and stays under"
-            f" accounts, beside {min(names)}: from another account its patients would spend anew."
-            f" Put {left_out[0]} back; to retire it, take its data sets out of allow. A steward"
-            " signs that no patient is in two accounts: `feddp agent vouch`",
+            f"policy.yaml: account {left_out[0]} has entries in this node's ledger, or that it has"
+            f" signed, and stays under accounts, beside {min(names)}: from another account its"
+            f" patients would spend anew. Put account {left_out[0]} back in policy.yaml; to retire"
+            " it, take its data sets out of allow. A steward signs that no patient is in two"
+            " accounts: `feddp agent vouch`",
         )

@@ -246,9 +246,11 @@ class State:
         return (kept.posted_units if kept else 0) + sum(row.units for row in open_rows)
 
     def accounts_kept(self) -> frozenset[str]:
-        """Accounts that have entries, named without the node."""
+        """Accounts that have entries here, or signed ones in the coordinator's ledger that this one
+        could not take over; named without the node."""
         names = (one.account for one in self.ledger.accounts())
-        return frozenset(name.removeprefix(f"{self.node}/") for name in names)
+        kept = frozenset(name.removeprefix(f"{self.node}/") for name in names)
+        return kept | self.payers.accounts()
 
     def fixed_filter(self, account: str) -> FixedFilter | None:
         """How an account, named without the node, counts; None before its first entry."""
@@ -385,9 +387,15 @@ class State:
     def follow(
         self, account: str, entries: Sequence[Entry], filter_: Filter | None, now_s: float
     ) -> Dispute | None:
-        """See `Witnessed.follow`."""
+        """See `Witnessed.follow`; who paid is kept of all of them, also after a dispute."""
         with self._transaction():
+            self.payers.note_signed(entries, self.witnessed.public_key)
             return self.witnessed.follow(account, entries, filter_, now_s)
+
+    def note_signed(self, entries: Sequence[Entry]) -> None:
+        """See `Payers.note_signed`."""
+        with self._transaction():
+            self.payers.note_signed(entries, self.witnessed.public_key)
 
     def compare(
         self, heads: Sequence[Head], expected: Collection[str], now_s: float

@@ -14,6 +14,7 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node_agent.own_ledger import OwnLedger
+from node_agent.payers import FROM_CHAIN
 from privacy.filters import Filter
 from privacy.heads import (
     Checkpoint,
@@ -24,9 +25,9 @@ from privacy.heads import (
     head_of,
     root_of,
 )
-from privacy.ledger import Entry, LimitChange, signature_ok
+from privacy.ledger import Entry, LimitChange, Statement, signature_ok
 from privacy.limits import fault_of
-from protos.errors import NotFound, invariant
+from protos.errors import NotFound, WrongPhase, invariant
 
 SCHEMA: Final = """
 CREATE TABLE seen_heads (
@@ -61,6 +62,34 @@ class Dispute:
     seq: int
     text: str
     at_s: float
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether it ends by itself once the policy has the account again."""
+        return self.text == left_out(self.account)
+
+    @property
+    def advice(self) -> str:
+        """What the data steward does about it."""
+        if self.is_left_out:
+            return (
+                f"put account {self.account.partition('/')[2]} back in policy.yaml; the dispute "
+                "ends by itself at the agent's next session"
+            )
+        return (
+            "compare both ledgers with the coordinator's operator, stop the agent, then "
+            f"`feddp agent ledger settle {self.account}`"
+        )
+
+
+def left_out(account: str) -> str:
+    """What is said of "NODE/NAME" whose entries cannot be booked for want of a policy for it."""
+    name = account.partition("/")[2]
+    return (
+        f"this node has signed entries of account {name} that its ledger does not hold, and "
+        "policy.yaml does not have the account, or it cannot be used: what was spent cannot be "
+        f"counted. Put account {name} back in policy.yaml"
+    )
 
 
 class Witnessed:
@@ -146,12 +175,15 @@ class Witnessed:
         from an older copy, and what was spent since must count.
 
         Args:
-            filter_: how the account counts by today's policy; None if it is not in it.
+            filter_: how the account counts by today's policy; None if it is not in it. What the
+                account's own entries have fixed comes first.
         """
         head, settled = self.head(account), self._is_settled(account)
         for entry in entries:
             text = fault_after(head, entry)
-            if not settled:
+            if settled:
+                text = text or self._adopt_signed(entry, filter_)
+            else:
                 text = text or self._differs(entry) or self._adopt(entry, filter_)
             if text:
                 self._move(head)
@@ -165,6 +197,10 @@ class Witnessed:
                 (name, said.kind),
             )
         self._move(head)
+        self._connection.execute(
+            "DELETE FROM disputes WHERE account = ? AND text = ? AND seq <= ?",
+            (account, left_out(account), head.seq),
+        )
         return None
 
     def unseen(self) -> frozenset[str]:
@@ -243,14 +279,32 @@ class Witnessed:
 
     def settle(self, account: str) -> Dispute:
         """The steward has looked into a dispute: the coordinator's chain is taken as it is at the
-        next look, and followed from there. Our own ledger does not change.
+        next look, and followed from there. Our own ledger does not change, but that posts are
+        booked which we have signed and lost: they were spent, whoever is right about the rest.
+
+        Args:
+            account: with the node's name or without it.
 
         Raises:
             NotFound: DISPUTE_UNKNOWN.
+            WrongPhase: ACCOUNT_LEFT_OUT, the dispute ends when the policy has the account again.
         """
-        found = next((one for one in self.disputes() if one.account == account), None)
+        disputes = self.disputes()
+        named = (account, f"{self._node}/{account}")
+        found = next((one for one in disputes if one.account in named), None)
         if found is None:
-            raise NotFound("DISPUTE_UNKNOWN", f"nothing is disputed about account {account}")
+            there = ", ".join(f"{one.account} (entry {one.seq})" for one in disputes)
+            raise NotFound(
+                "DISPUTE_UNKNOWN",
+                f"nothing is disputed about account {account}; disputed: {there or 'nothing'}",
+            )
+        if found.is_left_out:
+            raise WrongPhase(
+                "ACCOUNT_LEFT_OUT",
+                f"the dispute about account {found.account} is not settled, since settling it would"
+                f" forget what its patients have spent: {found.advice}",
+            )
+        account = found.account
         execute = self._connection.execute
         execute("DELETE FROM disputes WHERE account = ?", (account,))
         execute("DELETE FROM seen_heads WHERE account = ?", (account,))
@@ -259,6 +313,21 @@ class Witnessed:
             execute("DELETE FROM seen_checkpoints")
             execute("DELETE FROM meta WHERE key = ?", (_COORDINATOR_KEY,))
         return found
+
+    def require_counted(self) -> None:
+        """Refuse to leave a coordinator whose ledger alone holds what this node has signed and
+        could not book: another coordinator's will never tell it.
+
+        Raises:
+            WrongPhase: ACCOUNT_LEFT_OUT.
+        """
+        found = next((one for one in self.disputes() if one.is_left_out), None)
+        if found is not None:
+            raise WrongPhase(
+                "ACCOUNT_LEFT_OUT",
+                "the node does not leave yet: what its patients have spent from account "
+                f"{found.account} stands in this coordinator's ledger alone; {found.advice}",
+            )
 
     def begin_anew(self) -> None:
         """Another coordinator: its chains begin empty, and nothing of before is looked for in
@@ -363,16 +432,29 @@ class Witnessed:
         own = {one.kind for one in self._ledger.statements_of(statement.attempt_id)}
         if statement.kind != "post" or not entry.node_signature or "post" in own:
             return ""
+        kept = self._ledger.account(statement.account)
+        if kept is not None:  # what its entries have fixed counts, whatever the policy says now
+            filter_ = kept.filter(kept.epsilon_limit_highest)
         if filter_ is None:
-            return (
-                f"attempt {statement.attempt_id} was posted by this node, its ledger does not "
-                "hold it, and the policy has no such account"
-            )
+            return left_out(statement.account)
         self._ledger.fix(statement.account, filter_)
         if "reserve" not in own:
-            self._ledger.append(statement.resolved("reserve"))
+            self._ledger.append(statement.resolved("reserve"), source=FROM_CHAIN)
         self._ledger.append(statement, posted_units=filter_.cost_units(statement.release))
         return ""
+
+    def _adopt_signed(self, entry: Entry, filter_: Filter | None) -> str:
+        """As `_adopt`, for a chain that is taken as it is: a post that we have signed is ours,
+        whatever stands beside it. Nothing is booked against what our own ledger says."""
+        statement = entry.statement
+        if not isinstance(statement, Statement) or statement.node != self._node:
+            return ""
+        if not signature_ok(self._public_key, statement, entry.node_signature):
+            return ""
+        own = self._ledger.statements_of(statement.attempt_id)
+        if any(one.kind == "void" or one.digest() != statement.digest() for one in own):
+            return ""
+        return self._adopt(entry, filter_)
 
     def _lost(self, account: str, expected: Collection[str]) -> str:
         """The first of `expected` that the account's chain, as far as it was seen, does not hold;

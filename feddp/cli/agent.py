@@ -165,7 +165,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             (
                 "DISPUTED",
                 f"{one['account']}, coordinator's entry {one['seq']}: {one['text']}; orders on it "
-                "are refused until `feddp agent ledger settle ACCOUNT`, with the agent stopped",
+                f"are refused. To do: {one['do']}",
             )
             for one in ledger["disputes"]
         ),

@@ -79,15 +79,20 @@ def import_(
 @app.command()
 def settle(
     account: Annotated[
-        str, typer.Argument(metavar="ACCOUNT", help="As `feddp agent status` names it, or '*'.")
+        str,
+        typer.Argument(
+            metavar="ACCOUNT",
+            help="As `feddp agent status` names it, with or without the node, or '*'.",
+        ),
     ],
     folder: Folder,
     as_json: Json = False,
 ) -> None:
     """End a dispute: orders are judged again, and the coordinator's chain is taken as it is now.
 
-    For the data steward, once both ledgers were compared. This node's own ledger does not change,
-    and goes on to count for its patients. The agent must be stopped.
+    For the data steward, once both ledgers were compared. This node's own ledger goes on to count
+    for its patients; posts of its own that it lacks are booked. The agent must be stopped. A
+    dispute because policy.yaml lacks the account ends by itself when the account is put back.
     """
     from node_agent.ledger_files import settle as settle_dispute
 

@@ -286,6 +286,7 @@ def verify(
                 "bare_reserves": result.bare_reserves,
                 "nodes": sorted({one.node for one in nodes}),
                 "roots_checked": roots_checked(found, result, whole=not data_set),
+                "paid_twice": [asdict(one) | {"text": one.said()} for one in result.paid_twice],
                 "behind": {name: asdict(one) for name, one in result.behind.items()},
                 "problems": [
                     {"account": account, "seq": seq, "text": text}

@@ -28,6 +28,7 @@ class Passing:
         raises: account -> how many raises of its limit.
         declared: account -> the most patients that an entry with noise declares, and the first
             such entry's seq.
+        paid: (account, data set) -> the first post of that data set in that account.
     """
 
     entries: Iterable[Entry]
@@ -37,6 +38,7 @@ class Passing:
     posted: dict[str, Counter[Spelling]] = field(default_factory=dict)
     raises: Counter[str] = field(default_factory=Counter)
     declared: dict[str, tuple[int, int]] = field(default_factory=dict)
+    paid: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Entry]:
         counts: defaultdict[str, int] = defaultdict(int)
@@ -44,6 +46,7 @@ class Passing:
         most: defaultdict[str, int] = defaultdict(int)
         self.counts, self.hashes, self.posted = counts, {}, posted
         self.raises, self.declared = Counter(), {}
+        paid = self.paid = {}
         seen: defaultdict[int, set[str]] = defaultdict(set)
         for each in self.witnesses:
             for signed in each.heads:
@@ -60,12 +63,47 @@ class Passing:
                 if one.kind == "post":
                     release = (one.mechanism, one.noise_multiplier, one.sample_rate, one.steps)
                     posted[account][release] += 1
+                    if (account, one.dataset) not in paid:
+                        paid[account, one.dataset] = entry.seq
                 if one.declared_n > most[account] and one.noise_multiplier is not None:
                     most[account] = one.declared_n
                     self.declared[account] = (one.declared_n, entry.seq)
             if entry.seq in seen and account in seen[entry.seq]:
                 self.hashes[account, entry.seq] = entry.hash
             yield entry
+
+
+@dataclass(frozen=True, slots=True)
+class PaidTwice:
+    """A node's data set, by its name, that has posts in several accounts.
+
+    Attributes:
+        posts: (account, its first post of the data set there), by account.
+    """
+
+    node: str
+    data_set: str
+    posts: tuple[tuple[str, int], ...]
+
+    def said(self) -> str:
+        """What that means. No fault: agents of 0.1.0 let a data set move, and what an agent does
+        not know of, as its ledger went back in time, it cannot refuse."""
+        places = ", ".join(f"{account} (first in entry {seq})" for account, seq in self.posts)
+        return (
+            f"node {self.node}'s data set {self.data_set} has paid from "
+            f"{counted(len(self.posts), 'account')}, {places}: if they are the same patients, they "
+            "had two budgets, and what was released about them is all of these accounts' epsilons "
+            "together. Ask the hospital (docs/privacy.md, Who pays)"
+        )
+
+
+def paid_twice(passed: Passing) -> list[PaidTwice]:
+    """Data sets that have paid from several accounts of one node, by node and name."""
+    found: defaultdict[tuple[str, str], list[tuple[str, int]]] = defaultdict(list)
+    for (account, data_set), seq in sorted(passed.paid.items()):
+        if data_set:
+            found[account.partition("/")[0], data_set].append((account, seq))
+    return [PaidTwice(*key, tuple(posts)) for key, posts in sorted(found.items()) if posts[1:]]
 
 
 def faults(passed: Passing, keys: Mapping[str, bytes], *, whole: bool) -> list[Fault]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from feddp.cli.account_faults import account_fault, first_filter
 from feddp.cli.derived import exported, figure_fault, filter_said
-from feddp.cli.history import Passing, faults, here
+from feddp.cli.history import PaidTwice, Passing, faults, here, paid_twice
 from feddp.cli.node_files import Behind, NodeFile, backing, file_faults
 from feddp.cli.output import as_dict, counted
 from feddp.cli.witnesses import Witnesses, from_message, of_accounts
@@ -189,6 +189,7 @@ class Check:
         entries: how many there are.
         bare_reserves: reservations without it, of attempts whose post has one.
         behind: account -> how far nodes' files stand behind it; empty where something is wrong.
+        paid_twice: data sets that have paid from several accounts of their node.
     """
 
     problems: list[tuple[str, int, str]]
@@ -197,6 +198,7 @@ class Check:
     entries: int = 0
     bare_reserves: int = 0
     behind: Mapping[str, Behind] = field(default_factory=dict)
+    paid_twice: Sequence[PaidTwice] = ()
 
     @property
     def ok(self) -> bool:
@@ -253,6 +255,7 @@ def check(found: Ledger, nodes: Sequence[NodeFile] = (), *, whole: bool = True) 
         sum(passing.counts.values()),
         len(result.bare_reserves),
         {} if problems else backing(found.accounts, found.witnesses, nodes, found.public_keys),
+        paid_twice(passing),
     )
 
 

@@ -102,6 +102,10 @@ def check_schema(spec: DataSetSpec) -> Check:
     return Check(name, "ok", f"its source has all {len(spec.columns)} declared columns")
 
 
+PAYERS_SINCE: Final = 4
+"""The schema version of state.db since which there is a table of who paid."""
+
+
 def _ledger(folder: Folder) -> tuple[int, int, list[str]]:
     """(schema version, entries, accounts), read without a lock that would hold up the agent.
 
@@ -116,7 +120,10 @@ def _ledger(folder: Folder) -> tuple[int, int, list[str]]:
     try:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (entries,) = connection.execute("SELECT count(*) FROM entries").fetchone()
-        accounts = [one for (one,) in connection.execute("SELECT DISTINCT account FROM entries")]
+        kept = "SELECT account FROM entries"
+        if version >= PAYERS_SINCE:  # with those whose signed entries could not be taken over
+            kept += " UNION SELECT account FROM payers"
+        accounts = [one for (one,) in connection.execute(kept)]
     finally:
         connection.close()
     return version, entries, accounts

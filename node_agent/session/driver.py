@@ -104,7 +104,12 @@ class Driver:
             clock=self._clock,
         )
         self._witness = Witness(
-            parts.channel, parts.state, parts.ledger, parts.admission.filter_of_account, self._clock
+            parts.channel,
+            parts.state,
+            parts.ledger,
+            parts.admission.filter_of_account,
+            self._clock,
+            self._looked,
         )
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -114,6 +119,7 @@ class Driver:
         self._published: tuple[object, ...] = ()
         self._applied: tuple[object, ...] = parts.steward.stamp()
         self._raised: dict[str, int] = {}
+        self._barred: frozenset[str] = frozenset()
         self._suspended = Suspensions()
         self._unavailable: Mapping[str, str] = {}
 
@@ -185,28 +191,43 @@ class Driver:
             self._dispatch(e.HeartbeatDue())
 
     async def _watch(self) -> None:
-        """Say Hello again when the steward's files have changed, a data set can be used or cannot
-        any more, a limit was raised, or a dispute began or ended. Apart from the heartbeats, which
-        no disk may delay."""
+        """Look at each heartbeat whether to greet again. Apart from the heartbeats, which no disk
+        may delay."""
         while True:
             await asyncio.sleep(self._link.heartbeat_s)
-            stamp = await asyncio.to_thread(self._parts.steward.stamp)
-            if stamp != self._applied:
-                await self._apply_rules(stamp)
-            raised, suspended = await self._parts.ledger.run(self._standing)
-            if not self._agent.welcomed:
-                continue
-            if raised != self._raised:
-                log.info("limit_raised")
-            elif suspended != self._suspended:
-                log.info("suspensions_changed")
-            elif stamp != self._published:
-                log.info("policy_changed")
-            elif self._parts.unavailable() != self._unavailable:
-                log.info("data_sets_changed")
-            else:
-                continue
-            self._dispatch(e.PolicyChanged())
+            await self._greet_if_changed()
+
+    async def _looked(self) -> None:
+        """The coordinator's ledger was read: what it tells of who paid before may keep a data set
+        from being published, and then no round may be planned on it."""
+        await self._greet_if_changed(await self._parts.ledger.run(self._barred_now))
+
+    async def _greet_if_changed(self, barred: frozenset[str] | None = None) -> None:
+        """Say Hello again when the steward's files have changed, a data set can be used or cannot
+        any more, a limit was raised, or a dispute began or ended.
+
+        Args:
+            barred: what `_barred_now` says; None where nothing can have changed in it.
+        """
+        stamp = await asyncio.to_thread(self._parts.steward.stamp)
+        if stamp != self._applied:
+            await self._apply_rules(stamp)
+        raised, suspended = await self._parts.ledger.run(self._standing)
+        if not self._agent.welcomed:
+            return
+        if raised != self._raised:
+            log.info("limit_raised")
+        elif suspended != self._suspended:
+            log.info("suspensions_changed")
+        elif barred not in (None, self._barred):
+            log.info("payers_changed")
+        elif stamp != self._published:
+            log.info("policy_changed")
+        elif self._parts.unavailable() != self._unavailable:
+            log.info("data_sets_changed")
+        else:
+            return
+        self._dispatch(e.PolicyChanged())
 
     async def _apply_rules(self, stamp: tuple[object, ...]) -> None:
         """The steward's files have changed: what they no longer allow ends, whatever it is at. It
@@ -228,6 +249,17 @@ class Driver:
 
     def _standing(self) -> tuple[dict[str, int], Suspensions]:
         return self._parts.state.ledger.raise_counts(), self._parts.admission.suspensions()
+
+    def _barred_now(self) -> frozenset[str]:
+        """Data sets that are not published for what was paid before; with the fault that keeps all
+        of them back."""
+        state = self._parts.state
+        try:
+            rules = self._parts.steward.rules()
+            require_kept(rules.policy, state.accounts_kept())
+        except FeddpError as error:
+            return frozenset({error.reason})
+        return frozenset(one.name for one in rules.data_sets if state.payers.moved(one))
 
     # Commands out
 
@@ -293,6 +325,7 @@ class Driver:
         steward, state = self._parts.steward, self._parts.state
         self._published = steward.stamp()
         raised, suspended = self._raised, self._suspended = self._standing()
+        self._barred = self._barred_now()
         try:
             rules = steward.rules()
             require_kept(rules.policy, state.accounts_kept())

@@ -1,7 +1,7 @@
 """Follows the coordinator's ledger: reads what is new of this node's accounts, checks it, signs."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import grpc
@@ -39,6 +39,7 @@ class Witness:
     Args:
         filter_of_account: how "NODE/NAME" counts by the steward's policy; None if it is not in it.
         clock: seconds.
+        looked: what is done after each look.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Witness:
         ledger: LedgerThread,
         filter_of_account: Callable[[str], Filter | None],
         clock: Callable[[], float],
+        looked: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._stub = pb_grpc.WitnessStub(channel)
         self._filter_of_account = filter_of_account
         self._state = state
         self._ledger = ledger
         self._clock = clock
+        self._looked = looked
         self._wanted = asyncio.Event()
 
     def use(self, channel: grpc.aio.Channel) -> None:
@@ -72,6 +75,8 @@ class Witness:
             self._wanted.clear()
             try:
                 await self.look()
+                if self._looked is not None:
+                    await self._looked()
             except grpc.RpcError as error:
                 # The next session, or the next job, asks again.
                 log.info("ledger_not_followed", reason=from_rpc(error).reason)
@@ -131,21 +136,21 @@ class Witness:
         return self._state.follow_checkpoints(key, new, leaves, heads, self._clock())
 
     async def _follow(self, head: Head) -> None:
-        """Read an account's entries up to its head."""
-        while True:
-            seen = await self._ledger.run(self._state.witnessed.head, head.account)
-            if seen.seq >= head.seq:
-                return
-            request = pb.ReadEntriesRequest(account=head.account, after_seq=seen.seq)
-            before = seen.seq
+        """Read an account's entries up to its head; after a dispute only for who paid by them."""
+        seen = await self._ledger.run(self._state.witnessed.head, head.account)
+        after, disputed = seen.seq, False
+        while after < head.seq:
+            request = pb.ReadEntriesRequest(account=head.account, after_seq=after)
+            before = after
             async for answer in self._stub.ReadEntries(request, timeout=CALL_TIMEOUT_S):
                 some = [entry_from_wire(one) for one in answer.entries if one.seq <= head.seq]
-                dispute = await self._ledger.run(self._take, head.account, some)
-                if dispute is not None:
+                after = max([after, *(one.seq for one in some)])
+                if disputed:
+                    await self._ledger.run(self._state.note_signed, some)
+                elif dispute := await self._ledger.run(self._take, head.account, some):
                     self._report([dispute])
-                    return
-            seen = await self._ledger.run(self._state.witnessed.head, head.account)
-            if seen.seq == before:
+                    disputed = True
+            if after == before:
                 return  # it announces more than it gives; `compare` says what that means
 
     def _take(self, account: str, entries: Sequence[Entry]) -> Dispute | None:
@@ -169,6 +174,5 @@ class Witness:
                 account=one.account,
                 seq=one.seq,
                 detail=one.text,
-                do="orders on this account are refused; compare both ledgers with the "
-                "coordinator's operator, stop the agent, then `feddp agent ledger settle ACCOUNT`",
+                do=f"orders on this account are refused; {one.advice}",
             )

@@ -172,6 +172,63 @@ def test_an_export_verifies_without_a_coordinator(
     assert run("budget", "verify", "ledger.json").code == 0
 
 
+@pytest.mark.parametrize(
+    ("account", "data_set", "kind", "named"),
+    [
+        ("a/others", "heart-disease", "post", True),
+        ("a/others", "heart-disease", "void", False),
+        ("a/others", "lungs", "post", False),
+        ("b/others", "heart-disease", "post", False),
+    ],
+)
+def test_a_data_set_that_has_paid_from_two_accounts_is_named(
+    booked: Coordinator, run: Run, account: str, data_set: str, kind: ledger.Kind, named: bool
+) -> None:
+    """A note and no fault: only the hospital knows whether they are the same patients."""
+    key, budget = Ed25519PrivateKey.generate(), make_filter("gdp", 0, 2.0, 1e-5)
+    node = account.partition("/")[0]
+    if node == "a":
+        booked.state.entries = chain(key)
+        booked.state.accounts[0].head_hash = booked.state.entries[-1].hash
+        booked.state.accounts[0].ledger_public_key = key.public_key().public_bytes_raw()
+    more: list[ledger.Entry] = []
+    for each in ("reserve", kind):
+        one = replace(
+            statement(each, "t9"),  # type: ignore[arg-type]
+            node=node,
+            account=account,
+            dataset=data_set,
+        )
+        more.append(ledger.append(one, more[-1] if more else None, ledger.sign(key, one)))
+    posts = [more[0].statement.release] if kind == "post" else []  # type: ignore[union-attr]
+    figures = figures_of(posts, budget)
+    assert figures is not None
+    other = BudgetAccount()
+    other.CopyFrom(booked.state.accounts[0])
+    other.account, other.node, other.entries, other.head_hash = account, node, 2, more[-1].hash
+    other.ledger_public_key = key.public_key().public_bytes_raw()
+    other.data_sets[:] = [data_set]
+    other.posted_units = sum(budget.cost_units(one) for one in posts)
+    for name in ("spent", "booked", "naive"):
+        value = getattr(figures, "running" if name == "spent" else name)
+        setattr(other, f"epsilon_{name}", value)
+    for name in ("efficiency", "booked_to_naive"):
+        other.ClearField(name)  # type: ignore[arg-type]
+        if (value := getattr(figures, name)) is not None:
+            setattr(other, name, value)
+    booked.state.accounts.append(other)
+    booked.state.entries = [*booked.state.entries, *more]
+    ran = run("budget", "verify", "--profile", booked.profile)
+    assert (ran.code, "the ledger verifies" in ran.out) == (0, True), ran.out
+    found = run("budget", "verify", "--json", "--profile", booked.profile).json["paid_twice"]
+    said = "NOTE: node a's data set heart-disease has paid from 2 accounts"
+    assert (said in ran.out, len(found)) == (named, int(named))
+    if named:
+        assert f"{account} (first in entry 2), a/patients (first in entry 2)" in ran.out
+        assert (found[0]["node"], found[0]["data_set"]) == ("a", "heart-disease")
+        assert found[0]["posts"] == [[account, 2], ["a/patients", 2]]
+
+
 def _tampered(content: Any, how: str) -> None:
     if how == "noise":
         content["entries"][1]["noise_multiplier"] = 40.0

@@ -157,7 +157,10 @@ class FakeCoordinator(federation_pb2_grpc.FederationServicer, transfer_pb2_grpc.
         limits: what they say the accounts are held to.
         lose_answers: so many answers to SubmitUpdate get lost after they took effect.
         cut_uploads: so many uploads break after their first message.
+        heartbeat_s: what the agent is asked for.
     """
+
+    heartbeat_s = 1
 
     def __init__(self, authority: Authority) -> None:
         self.authority = authority
@@ -240,7 +243,9 @@ class FakeCoordinator(federation_pb2_grpc.FederationServicer, transfer_pb2_grpc.
                 if message.WhichOneof("message") == "hello":
                     await self.greeted(number)
                     welcome = pb.Welcome(
-                        heartbeat_interval_s=1, closed=self.closed, limits=self.limits
+                        heartbeat_interval_s=self.heartbeat_s,
+                        closed=self.closed,
+                        limits=self.limits,
                     )
                     queue.put_nowait(pb.CoordinatorMessage(welcome=welcome))
                     for order in self.orders:

@@ -40,12 +40,12 @@ DIGEST = digest_of(UPDATE_BYTES)
 Scene = Callable[[FakeCoordinator, Folder, FakeWorker], Coroutine[Any, Any, None]]
 
 
-def play(tmp_path: Path, scene: Scene) -> Folder:
+def play(tmp_path: Path, scene: Scene, kind: type[FakeCoordinator] = FakeCoordinator) -> Folder:
     """Run a scene with a coordinator that listens; gives the agent's folder."""
 
     async def run() -> Folder:
         authority = Authority.create(tmp_path / "ca", TRUST_DOMAIN)
-        coordinator = FakeCoordinator(authority)
+        coordinator = kind(authority)
         await coordinator.start()
         folder = make_agent(tmp_path / "agent", authority, coordinator.port)
         try:

@@ -19,7 +19,7 @@ from protos.feddp.v1 import federation_pb2 as federation
 
 _REFUSES: Final = {
     "LEDGER_DISPUTED": "its ledger and the coordinator's disagree about the account; its data "
-    "steward settles it with `feddp agent ledger settle`",
+    "steward sees in `feddp agent status` why, and settles it with `feddp agent ledger settle`",
     "OUTSIDE_HOURS": "begins work only in the hours that its data steward allows",
     "LEDGER_CATCHING_UP": "its ledger was restored from a copy and is still reading what was spent "
     "since",

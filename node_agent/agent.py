@@ -222,6 +222,7 @@ def status(path: Path) -> dict[str, Any]:
             "problems": [],
             "disputes": [],
             "rolled_back": "",
+            "missing": "",
         },
     }
     rules = None
@@ -268,6 +269,9 @@ def status(path: Path) -> dict[str, Any]:
             }
         finally:
             state.close()
+        answer["ledger"]["missing"] = ""
+    else:
+        answer["ledger"] |= {"verified": False, "missing": ledger_missing(folder).message}
     answer["accounts"] = _accounts(identity.node, rules, kept, raises, guarantees)
     answer["files_in_order"] = answer["rules"]["ok"] and not any(
         one["message"] for one in answer["data_sets"] + answer["accounts"]

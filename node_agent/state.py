@@ -132,7 +132,8 @@ def ledger_missing(folder: Folder) -> NotFound:
     return NotFound(
         "LEDGER_MISSING",
         f"{folder.state_db} is missing: it holds what this node's patients have spent, and an "
-        "empty one would forget it. Restore it from a backup",
+        "empty one would forget it. Put a copy in its place, with the agent stopped: `feddp agent "
+        "ledger import FILE`, or all of a backup into a new folder: `feddp agent restore`",
     )
 
 

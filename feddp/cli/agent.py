@@ -122,8 +122,8 @@ def run(
 def status(folder: Folder, as_json: Json = False) -> None:
     """What the agent on this machine knows: identity, policy, budgets by its own ledger.
 
-    Exit code 1 while the steward's files, a data set's, or this node's own ledger are not in order,
-    and while it disputes the coordinator's."""
+    Exit code 1 while the steward's files, a data set's, or this node's own ledger are not in order
+    or its ledger is missing, and while it disputes the coordinator's."""
     from node_agent.agent import status as agent_status
 
     found = agent_status(folder)
@@ -158,7 +158,12 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         *(("note", SHARED) for _ in [1] if found["shares_failure_class"]),
         *(("WARNING" if one["warning"] else "note", one["message"]) for one in found["overlaps"]),
         *((f"account {one['name']}", _account(one)) for one in found["accounts"]),
-        ("own ledger", f"{output.counted(ledger['entries'], 'entry')}, {said}"),
+        (
+            "own ledger",
+            f"MISSING: {ledger['missing']}"
+            if ledger["missing"]
+            else f"{output.counted(ledger['entries'], 'entry')}, {said}",
+        ),
         *(("problem", text) for text in ledger["problems"]),
         *(("ROLLED BACK", _rolled_back(text)) for text in [ledger["rolled_back"]] if text),
         *(

@@ -16,11 +16,13 @@ import structlog
 from typer.testing import CliRunner
 
 from certs.authority import Authority
+from certs.enrolment import new_ledger_key, save_private_key
 from feddp.cli.app import app
 from node_agent.agent import locked, run, status
 from node_agent.config import Folder, load_config
 from node_agent.identity import load_identity
 from node_agent.judgement import FixedFilter
+from node_agent.ledger_files import export, restore
 from node_agent.session.greeting import hello, warn_of_limits
 from node_agent.state import State
 from node_agent.steward import Steward
@@ -302,6 +304,48 @@ def test_status_is_exit_1_while_a_ledger_is_disputed_or_does_not_verify(
         state.settle(f"{NODE}/patients")
         assert CliRunner().invoke(app, asked).exit_code == 0
     state.close()
+
+
+def test_status_says_that_a_lost_ledger_is_missing_until_a_copy_is_back(
+    folder: Folder, tmp_path: Path
+) -> None:
+    """Never "0 entries, verifies": the one command that mends it is named, and does."""
+    spend(folder)
+    copy = tmp_path / "copy.db"
+    export(folder.root, copy)
+    for one in folder.root.glob("state.db*"):
+        one.unlink()
+    asked = ["agent", "status", "--dir", str(folder.root)]
+    told = CliRunner().invoke(app, asked)
+    assert told.exit_code == 1
+    assert re.search(r"own ledger\s+MISSING: .*feddp agent ledger import FILE", told.stdout)
+    told = CliRunner().invoke(app, [*asked, "--json"])
+    found = json.loads(told.stdout)
+    assert (told.exit_code, found["in_order"], found["ledger"]["verified"]) == (1, False, False)
+    assert "is missing" in found["ledger"]["missing"]
+    assert not folder.state_db.exists()  # looking makes no empty one
+    put_back = ["agent", "ledger", "import", str(copy), "--dir", str(folder.root)]
+    assert CliRunner().invoke(app, put_back).exit_code == 0
+    told = CliRunner().invoke(app, asked)
+    assert told.exit_code == 0, told.stdout
+    assert "2 entries, verifies" in told.stdout
+
+
+def test_a_copy_of_another_ledger_key_is_not_put_in_a_lost_ones_place(
+    folder: Folder, tmp_path: Path
+) -> None:
+    """Nobody could go on with it: its entries are signed by another key than the folder's."""
+    spend(folder)
+    copy = tmp_path / "copy.db"
+    export(folder.root, copy)
+    folder.state_db.unlink()
+    key = folder.identity / "ledger.key"
+    key.unlink()
+    save_private_key(key, new_ledger_key())
+    with pytest.raises(Malformed) as caught:
+        restore(folder.root, copy)
+    assert caught.value.reason == "LEDGER_INVALID"
+    assert not folder.state_db.exists()
 
 
 def test_status_works_before_the_first_run_and_with_a_broken_policy(folder: Folder) -> None:

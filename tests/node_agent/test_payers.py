@@ -301,8 +301,6 @@ def test_who_has_paid_survives_export_and_import(folder: Folder, tmp_path: Path)
     with ledger_of(folder) as state:
         before = state.payers.payments()
     folder.state_db.unlink()
-    with ledger_of(folder):
-        pass
     restore(folder.root, copy)
     with ledger_of(folder) as state:
         assert state.payers.payments() == before

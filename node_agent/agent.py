@@ -252,7 +252,7 @@ def status(path: Path) -> dict[str, Any]:
             ):
                 one["message"] = state.payers.moved(spec) or one["message"]
             raises = _raises(state)
-            guarantees = {one.account: state.ledger.epsilon_guarantee(one) for one in kept}
+            guarantees = {one.account: state.epsilon_guarantee(one) for one in kept}
             since = state.note(CONNECTED_NOTE)
             answer["attempts"] = state.counts()
             answer["ledger"] = _verified(state, kept, identity)

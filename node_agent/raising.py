@@ -216,7 +216,7 @@ class _Here:
         terms, kept = proposal.terms, self.kept
         posted = kept.posted_units if kept else 0
         spent = self.filter.epsilon_of(posted) if kept is None or kept.guarantee else None
-        highest = self.state.ledger.epsilon_guarantee(kept) if kept else terms.epsilon_limit_old
+        highest = self.state.epsilon_guarantee(kept) if kept else terms.epsilon_limit_old
         return Outlook(
             account=terms.account,
             number=terms.number,

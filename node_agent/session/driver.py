@@ -147,11 +147,11 @@ class Driver:
     def _dispatch(self, event: e.Event) -> None:
         self._agent, asked = step(self._agent, event, self._clock())
         match event:
-            case e.WelcomeReceived(limits=limits, signed=signed):
+            case e.WelcomeReceived(limits=limits, highest=highest, signed=signed):
                 # Before anything that follows: the ledger's thread takes things in turn.
                 self._spawn(self._look_back(signed))
                 keep = self._parts.state.keep_coordinator_limits
-                self._spawn(self._parts.ledger.run(keep, dict(limits)))
+                self._spawn(self._parts.ledger.run(keep, dict(limits), dict(highest)))
                 log.info("connected", coordinator=self._parts.address)
                 self._note_connected(f"{self._clock():.3f}")
                 self._witness.soon()
@@ -322,7 +322,7 @@ class Driver:
         )
         for account in said.accounts:  # the coordinator keeps a lower limit for good, and so do we
             state.lower(account.name, account.epsilon_limit, raised)
-        warn_of_limits(state.ledger.accounts(), state.ledger.epsilon_guarantee)
+        warn_of_limits(state.ledger.accounts(), state.epsilon_guarantee)
         return said
 
     async def _judge(self, order: Order) -> None:

@@ -1,6 +1,6 @@
 """What an account may not say of itself, whatever its entries are."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from feddp.cli.derived import SHOWN_ONLY
@@ -61,7 +61,7 @@ def row_faults(accounts: Sequence[Mapping[str, Any]], kept: Witnesses) -> list[F
     return found + _without_row({str(one["account"]) for one in accounts}, kept)
 
 
-def _without_row(names: set[str], kept: Witnesses) -> Iterable[Fault]:
+def _without_row(names: set[str], kept: Witnesses) -> list[Fault]:
     """Accounts that a checkpoint was made over and that have no row: taken out, or renamed."""
     missing: dict[str, int] = {}
     for one, moved in zip(kept.checkpoints, kept.moved or (), strict=False):

@@ -16,6 +16,7 @@ from feddp.cli import (
     agent_service,
     agent_work,
     output,
+    shares,
 )
 from feddp.cli.budget import STAGES
 from feddp.cli.failures import FAILED
@@ -157,7 +158,15 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         *(("note", SHARED) for _ in [1] if found["shares_failure_class"]),
         *(("WARNING" if one["warning"] else "note", one["message"]) for one in found["overlaps"]),
-        *((f"account {one['name']}", _account(one)) for one in found["accounts"]),
+        *(
+            (label, text)
+            for one in found["accounts"]
+            for label, text in (
+                (f"account {one['name']}", _account(one)),
+                (f"limits in {one['name']}", shares.said(one["shares"])),
+            )
+            if text
+        ),
         (
             "own ledger",
             f"MISSING: {ledger['missing']}"

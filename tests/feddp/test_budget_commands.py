@@ -452,6 +452,27 @@ def test_the_running_epsilon_warns_as_the_units_do(
     assert ("spent" in row, said in row) == ("spent" in said, True)
 
 
+@pytest.mark.parametrize(
+    ("per_10000", "said"), [(5000, ""), (7000, "80 % spent or more"), (9995, "spent")]
+)
+def test_a_limit_within_an_account_that_is_nearly_spent_says_so(
+    booked: Coordinator, run: Run, per_10000: int, said: str
+) -> None:
+    """By units or by epsilon, of which gdp's is at 80 % before the units are."""
+    limit = make_filter("gdp", 0, 1.0, 1e-5).limit_units
+    booked.state.accounts[0].shares.add(
+        kind="purpose",
+        name="training",
+        epsilon_limit=1.0,
+        limit_units=limit,
+        used_units=limit * per_10000 // 10000,
+    )
+    out = run("budget", "show", "--profile", booked.profile).out
+    (row,) = [one for one in out.splitlines() if "purpose training" in one]
+    left, _, stage = row.partition("%")
+    assert (left.split()[-1], stage.strip()) == (str((10000 - per_10000) // 100), said)
+
+
 def test_a_lowered_limit_is_no_guarantee(booked: Coordinator, run: Run) -> None:
     """Limit 2 lowered to 0.1 with 0.4 spent: the guarantee stays 2, and the row warns."""
     account = booked.state.accounts[0]

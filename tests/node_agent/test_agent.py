@@ -187,6 +187,31 @@ def test_limits_within_an_account_are_announced_with_what_the_own_ledger_counts(
     state.close()
 
 
+def test_status_shows_what_is_spent_of_limits_within_an_account(folder: Folder) -> None:
+    """With the warning from 80 % on; a limit for queries may be set, nothing spends from it."""
+    spend(folder)
+    (account,) = status(folder.root)["accounts"]
+    spent, units = account["epsilon_spent"], account["posted_units"]
+    assert account["shares"] == []
+    limits = {
+        "epsilon_per_purpose": {"training": spent / 0.9, "queries": 1.0},
+        "epsilon_per_project": {"default": spent * 2, "other": 0.6},
+    }
+    write_rules(folder.root, _with_account(**limits))
+    (account,) = status(folder.root)["accounts"]
+    assert {one["name"]: (one["used_units"], one["stage"]) for one in account["shares"]} == {
+        "training": (units, "nearly_spent"),
+        "queries": (0, ""),
+        "default": (units, ""),
+        "other": (0, ""),
+    }
+    told = CliRunner().invoke(app, ["agent", "status", "--dir", str(folder.root)])
+    assert told.exit_code == 0
+    (line,) = [one for one in told.stdout.splitlines() if one.startswith("limits in patients")]
+    assert re.search(r"purpose training: epsilon [\d.]+ of [\d.]+, 80 % spent or more", line)
+    assert "purpose queries: epsilon 0 of 1" in line
+
+
 def test_a_greeting_says_what_each_task_is_for(folder: Folder) -> None:
     """So that the coordinator knows which limit a job counts against."""
     tasks = installed()

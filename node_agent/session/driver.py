@@ -116,6 +116,7 @@ class Driver:
         self._raised: dict[str, int] = {}
         self._suspended = Suspensions()
         self._unavailable: Mapping[str, str] = {}
+        self._said: pb.Hello | None = None
 
     def renewed(self, channel: grpc.aio.Channel) -> None:
         """A newer certificate: every call from now on, and the session, go over this connection."""
@@ -293,12 +294,13 @@ class Driver:
         steward, state = self._parts.steward, self._parts.state
         self._published = steward.stamp()
         raised, suspended = self._raised, self._suspended = self._standing()
+        fault, rules = "", None
         try:
             rules = steward.rules()
             require_kept(rules.policy, state.accounts_kept())
         except FeddpError as error:
             log.error("rules_unreadable", reason=error.reason, detail=error.message)
-            rules = None
+            fault = error.reason
         unseen, used = state.ledger.unseen_raises(), state.share_units
         tasks = self._parts.tasks()
         node = self._parts.admission.node
@@ -319,7 +321,10 @@ class Driver:
             state.payers.moved,
             unavailable,
             state.account_units if came else None,
+            fault,
+            self._said,
         )
+        self._said = said
         for account in said.accounts:  # the coordinator keeps a lower limit for good, and so do we
             state.lower(account.name, account.epsilon_limit, raised)
         warn_of_limits(state.ledger.accounts(), state.epsilon_guarantee)

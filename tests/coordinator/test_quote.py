@@ -232,3 +232,28 @@ def test_a_hospital_whose_data_set_cannot_be_read_is_not_counted(reason: str) ->
     assert exit_code(found) == 1
     reads_nothing = replace(job(), mechanism="no_data", target_epsilon=None)
     assert of(quote(reads_nothing, HASH, nodes, 100), "b").reason == ""
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("DATA_SET_MOVED", "declared on another account than the one that it has paid from"),
+        ("ACCOUNT_LEFT_OUT", "leaves out an account that has entries"),
+        ("DELTA_TOO_LARGE", "delta of its account is too large"),
+        ("POLICY_FILTER_CHANGED", "another filter or delta than its entries"),
+        ("POLICY_INVALID", "policy cannot be read"),
+        ("DATA_SET_UNSIGNED", "no steward has signed"),
+    ],
+)
+def test_a_hospital_whose_stewards_files_are_broken_is_named_with_its_reason(
+    reason: str, said: str
+) -> None:
+    """It publishes no account then; it would refuse a job that reads nothing as well."""
+    nodes = hospitals(None, None, None)
+    nodes[1] = replace(nodes[1], steward=None)
+    nodes[1].data_set.unavailable = reason
+    reads_nothing = replace(job(), mechanism="no_data", target_epsilon=None)
+    for one in (job(), reads_nothing):
+        found = quote(one, HASH, nodes, 100)
+        assert of(found, "b").reason == reason
+        assert said in of(found, "b").message

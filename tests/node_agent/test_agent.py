@@ -31,7 +31,7 @@ from privacy.filters import make_filter
 from privacy.heads import Head
 from protos.errors import Conflict, Malformed, NotFound
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
-from tests.node_agent.samples import NODE, POLICY, order, policy, write_rules
+from tests.node_agent.samples import NODE, POLICY, TASKS, order, policy, write_rules
 
 HEAVY = ("numpy", "torch", "pyarrow", "sqlalchemy", "pandas", "dp_accounting", "opacus")
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -210,6 +210,36 @@ def test_status_shows_what_is_spent_of_limits_within_an_account(folder: Folder) 
     (line,) = [one for one in told.stdout.splitlines() if one.startswith("limits in patients")]
     assert re.search(r"purpose training: epsilon [\d.]+ of [\d.]+, 80 % spent or more", line)
     assert "purpose queries: epsilon 0 of 1" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "fixed", "reason"),
+    [
+        ({"delta": 0.2}, None, "DELTA_TOO_LARGE"),
+        ({"delta": 1.0e-6}, FixedFilter("gdp", 0, 1.0e-5), "POLICY_FILTER_CHANGED"),
+    ],
+)
+def test_an_account_that_cannot_be_used_is_the_reason_of_its_data_sets(
+    folder: Folder, changes: dict[str, Any], fixed: FixedFilter | None, reason: str
+) -> None:
+    """The account itself is not announced, and the hospital is still named with its reason."""
+    write_rules(folder.root, _with_account(**changes))
+    said = hello(Steward(folder).rules(), TASKS, lambda _: fixed, [], lambda *_: 0)
+    assert not said.accounts
+    assert [one.unavailable for one in said.data_sets] == [reason]
+    assert said.tasks
+
+
+def test_files_that_refuse_every_order_name_the_data_sets_and_no_account(folder: Folder) -> None:
+    """By what they say now, or by what was greeted with before if they cannot be read."""
+    rules = Steward(folder).rules()
+    said = hello(rules, TASKS, lambda _: None, [], lambda *_: 0, fault="ACCOUNT_LEFT_OUT")
+    assert [one.unavailable for one in said.data_sets] == ["ACCOUNT_LEFT_OUT"]
+    assert not said.accounts
+    gone = hello(None, {}, lambda _: None, [], lambda *_: 0, fault="POLICY_INVALID", before=said)
+    assert [(one.name, one.unavailable) for one in gone.data_sets] == [("heart", "POLICY_INVALID")]
+    assert [one.name for one in gone.tasks] == [one.name for one in said.tasks]
+    assert not gone.accounts
 
 
 def test_a_greeting_says_what_each_task_is_for(folder: Folder) -> None:

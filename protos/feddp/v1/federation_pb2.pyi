@@ -177,8 +177,11 @@ class DataSet(_message.Message):
     version: _builtins.int
     """Opaque counter that the steward raises when the records change."""
     unavailable: _builtins.str
-    """Why it cannot be read now, by its file's place and header alone: "SOURCE_MISSING",
-    "SOURCE_UNREADABLE" or "SCHEMA_MISMATCH"; or "DATA_SET_WITHDRAWN". Which column or file it is stays in the hospital.
+    """Why it cannot be used now. By its file's place and header alone: "SOURCE_MISSING",
+    "SOURCE_UNREADABLE" or "SCHEMA_MISMATCH". By what its steward's files say: "DATA_SET_WITHDRAWN",
+    "DATA_SET_MOVED", "ACCOUNT_LEFT_OUT", "DELTA_TOO_LARGE", "POLICY_FILTER_CHANGED" and others;
+    with some of these no account is told. Which column, file or account it is stays in the
+    hospital.
     Empty for nothing known; agents of 0.1.0 never say.
     """
     @_builtins.property

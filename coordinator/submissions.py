@@ -156,7 +156,7 @@ def check_delta(job: Job, nodes: Sequence[people.NodeRecord]) -> None:
             "DELTA_TOO_LARGE",
             f"the job's delta is {job.delta:g}, and {judge.node} declares {judge.declared_n} "
             "patients: at 1/n or more, the records of one of n might be given away whole. There "
-            f"delta must be {bound_said(judge.declared_n)}; {advice}",
+            f"delta must be {bound_said(judge.declared_n, figure=not useful)}; {advice}",
         )
     if not known:
         raise NotFound(

@@ -210,7 +210,8 @@ def load_policy(path: Path) -> Policy:
     Raises:
         Malformed: POLICY_INVALID; the message names the key.
     """
-    return parse(Policy, read_yaml(path, "POLICY_INVALID"), path, "POLICY_INVALID")
+    content = read_yaml(path, "POLICY_INVALID")
+    return parse(Policy, content, path, "POLICY_INVALID", tell_value=True)
 
 
 def above_limit(account: AccountPolicy, epsilon_limit: float) -> str:

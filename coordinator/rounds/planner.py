@@ -122,10 +122,11 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
             if right
             else "its data steward sets it"
         )
+        bound = bound_said(declared_n, figure=not right)
         return _absent(
             facts,
             "DELTA_TOO_LARGE",
-            f"it declares {declared_n} patients, where delta must be {bound_said(declared_n)}, and "
+            f"it declares {declared_n} patients, where delta must be {bound}, and "
             f"the job asks for {job.delta:g}; its account has {filter_.delta:g}: {advice}",
         )
     if job.mechanism == "dp" and job.delta != filter_.delta:

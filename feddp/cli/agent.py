@@ -220,7 +220,9 @@ def _connected(found: dict[str, Any]) -> str:
 def _account(one: dict[str, Any]) -> str:
     if one["message"]:
         return f"WRONG: {one['message']}"
-    limit = f"limit {output.epsilon(one['epsilon_limit'])} at delta {one['delta']:g}"
+    lowered = one["guarantee"] and one["epsilon_guarantee"] != one["epsilon_limit"]
+    now = " now" if lowered else ""
+    limit = f"limit {output.epsilon(one['epsilon_limit'])}{now} at delta {one['delta']:g}"
     if one["epsilon_start"] > 0:
         start = output.epsilon(one["epsilon_start"])
         limit += f", of which its first release takes {start} (rdp order {one['rdp_order']})"
@@ -232,7 +234,7 @@ def _account(one: dict[str, Any]) -> str:
     if not one["guarantee"]:
         return f"NO GUARANTEE: something was released without accounting; {limit}{said}"
     running = f"running epsilon {output.epsilon(one['epsilon_spent'])}"
-    if one["epsilon_guarantee"] == one["epsilon_limit"]:
+    if not lowered:
         return f"{limit}; {running}, on the way to the limit, which is the guarantee{said}"
     guarantee = output.epsilon(one["epsilon_guarantee"])
-    return f"{limit} now; {running}; the guarantee is {guarantee}, its highest limit ever{said}"
+    return f"{limit}; {running}; the guarantee is {guarantee}, its highest limit ever{said}"

@@ -394,7 +394,7 @@ def test_a_file_that_is_no_export_is_refused(run: Run, tmp_path: Path, text: str
     """Usage error, not a crash."""
     (tmp_path / "ledger.json").write_text(text)
     assert run("budget", "verify", "ledger.json").code == 2
-    assert run("budget", "verify", "absent.json").code == 2
+    assert run("budget", "verify", "absent.json").code == 3
 
 
 def test_an_unsigned_post_is_counted_and_no_fault(booked: Coordinator, run: Run) -> None:

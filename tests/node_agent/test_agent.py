@@ -275,6 +275,7 @@ def test_a_limit_below_what_was_spent_is_a_warning_and_not_the_guarantee(folder:
     assert (account["epsilon_guarantee"], account["stage"]) == (10.0, "over_limit")
     said = CliRunner().invoke(app, ["agent", "status", "--dir", str(folder.root)]).stdout
     assert "the guarantee is 10, its highest limit ever" in said
+    assert "limit 0.1 now at delta 1e-05; running" in said
     assert "LIMIT BELOW WHAT IS SPENT" in said
     state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
     for limit, lines in ((10.0, 0), (0.1, 1)):

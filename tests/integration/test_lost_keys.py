@@ -58,7 +58,24 @@ def test_a_lost_state_db_is_put_back_from_a_copy(coordinator: Federation, tmp_pa
     goes_on(coordinator, units)
 
 
-@pytest.mark.parametrize("kept", ["ledger.key", "all but node.key"])
+def own_ledger(federation: Federation, tmp_path: Path) -> Path:
+    """A copy of the empty ledger, once the agent has heard what it has forgotten."""
+    folder = federation.agent("alpha")
+    federation.start("alpha")
+    status = ("agent", "status", "--dir", str(folder), "--json")
+    wait_for(
+        "it knows that its ledger lacks something",
+        lambda: bool(json.loads(run_cli(*status)[1])["ledger"]["rolled_back"]),
+    )
+    federation.terminate("alpha")
+    code, _, err = run_cli(
+        "agent", "ledger", "export", str(tmp_path / "own.db"), "--dir", str(folder)
+    )
+    assert code == 0, err
+    return tmp_path / "own.db"
+
+
+@pytest.mark.parametrize("kept", ["ledger.key", "ledger.key and no copy", "all but node.key"])
 def test_a_node_joins_again_with_its_ledger_key(
     coordinator: Federation, tmp_path: Path, kept: str
 ) -> None:
@@ -67,7 +84,7 @@ def test_a_node_joins_again_with_its_ledger_key(
     copy = spent(coordinator, tmp_path)
     units = posted(coordinator)
     folder = coordinator.agent("alpha")
-    if kept == "ledger.key":
+    if kept != "all but node.key":
         old = tmp_path / "old"
         folder.rename(old)
         (folder / "identity").mkdir(parents=True, mode=0o700)
@@ -85,10 +102,12 @@ def test_a_node_joins_again_with_its_ledger_key(
     assert run_cli(*approve)[0] != 0
     assert run_cli(*approve, "--steward", "anna")[0] == 0
     assert joining.ended() is None
-    if kept == "ledger.key":
+    if kept != "all but node.key":
         for name in ("policy.yaml", "datasets.yaml"):
             shutil.copy2(old / name, folder)
         shutil.copytree(old / "data", folder / "data")
+        if kept == "ledger.key and no copy":
+            copy = own_ledger(coordinator, tmp_path)
         code, _, err = run_cli("agent", "ledger", "import", str(copy), "--dir", str(folder))
         assert code == 0, err
     goes_on(coordinator, units)

@@ -289,7 +289,7 @@ async def _revoke_one(
 
 def test_an_open_stream_of_a_person_ends_with_its_certificate(coordinator: Federation) -> None:
     """Not only the agents' sessions: a watch that is open is looked at again while it lasts."""
-    for name in ("alpha", "beta"):
+    for name in ("alpha", "beta", "gamma"):
         RawNode.enrolled(coordinator, name).open()
     job_id = coordinator.submit(null_job(1))
     profile = Profile.load(coordinator.installation.profile)
@@ -586,6 +586,8 @@ def test_a_person_is_warned_and_renews(coordinator: Federation) -> None:
         "bundle.pem",
         "chain.pem",
         "key.pem",
+        "orders.key",
+        "orders.pub",
         "profile.yaml",
     }
     assert standing(Profile.load(folder)).expires_at > datetime.now(UTC) + timedelta(days=360)

@@ -193,6 +193,10 @@ def test_a_node_moves_and_the_other_coordinator_plans_with_what_is_left(
 
     other.add_node("beta")
     other.start("beta")
+    # Its steward pins the engineers of the other federation, as of any.
+    theirs = yaml.safe_load((other.agent("beta") / "policy.yaml").read_text())["who_may_ask"]
+    policy = yaml.safe_load((folder / "policy.yaml").read_text())
+    (folder / "policy.yaml").write_text(yaml.safe_dump({**policy, "who_may_ask": theirs}))
     other.agent("alpha").symlink_to(folder)
     other.start("alpha")
     other.wait_for_nodes("alpha", "beta")

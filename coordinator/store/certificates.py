@@ -214,20 +214,27 @@ class InUse:
     ends_at_s: float
 
 
-def in_use(connection: Connection, now_s: float) -> list[InUse]:
-    """Whoever has a valid certificate, once each, by name."""
+def in_use(connection: Connection, now_s: float, recovery_s: float = 0.0) -> list[InUse]:
+    """Whoever has a valid certificate, and each node that can still replace one that has ended;
+    once each, by name.
+
+    Args:
+        recovery_s: how long after its end a node's certificate can be replaced.
+    """
     rows = connection.execute(
         select(certificates)
         .where(
             certificates.c.revoked == false(),
             certificates.c.superseded == false(),
             certificates.c.chain.is_(None),
-            certificates.c.not_after > now_s,
+            certificates.c.not_after > now_s - recovery_s,
         )
         .order_by(certificates.c.generation)
     )
     found = {
-        row.spiffe_id: InUse(row.spiffe_id, row.issuer, row.bundle, row.not_after) for row in rows
+        row.spiffe_id: InUse(row.spiffe_id, row.issuer, row.bundle, row.not_after)
+        for row in rows
+        if row.not_after > now_s or SpiffeId.parse(row.spiffe_id).kind == "node"
     }
     return sorted(found.values(), key=lambda one: one.spiffe_id)
 

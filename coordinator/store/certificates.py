@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, false, func, select, update
+from sqlalchemy import Connection, Row, exists, false, func, select, true, update
 
 from certs.authority import IssuedCertificate
 from certs.registry import CertificateRecord, superseded
@@ -196,6 +196,22 @@ def revoke(connection: Connection, identity: SpiffeId) -> int:
         .where(certificates.c.spiffe_id == str(identity), certificates.c.revoked == false())
         .values(revoked=True, chain=None)
     ).rowcount
+
+
+def revoked_identities(connection: Connection) -> set[str]:
+    """SPIFFE IDs of those who had certificates, every one of which was revoked."""
+    standing = certificates.alias()
+    rows = connection.execute(
+        select(certificates.c.spiffe_id)
+        .distinct()
+        .where(
+            certificates.c.revoked == true(),
+            ~exists().where(
+                standing.c.spiffe_id == certificates.c.spiffe_id, standing.c.revoked == false()
+            ),
+        )
+    )
+    return {row.spiffe_id for row in rows}
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,11 +55,11 @@ def test_a_node_that_is_off_and_may_still_recover_is_not_shut_out_unseen(folder:
     rollover.begin(folder)
     issue(folder, "learned", ended_days=1)
     assert behind(folder) == ["off"]
-    with pytest.raises(WrongPhase, match="switch would shut out spiffe://test.example/node/off: "):
+    with pytest.raises(WrongPhase, match=r"switch would shut out spiffe://test.example/node/off: "):
         rollover.switch(folder)
     rollover.switch(folder, force=True)
     assert behind(folder) == ["off"]
-    with pytest.raises(WrongPhase, match="finish would shut out spiffe://test.example/node/off: "):
+    with pytest.raises(WrongPhase, match=r"finish would shut out spiffe://test.example/node/off: "):
         rollover.finish(folder)
     assert rollover.finish(folder, force=True).phase == "settled"
 

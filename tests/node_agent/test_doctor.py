@@ -448,6 +448,25 @@ def test_a_certificate_that_ended_says_how_to_join_again(tmp_path: Path) -> None
         assert (check.result, found in check.found) == (result, True)
 
 
+def test_a_certificate_that_can_be_replaced_says_that_the_agent_does_it(tmp_path: Path) -> None:
+    """Where there is no enrolment port in agent.yaml, to join again. The coordinator has no fault:
+    that it refuses such a certificate is no second finding."""
+    site = Site(tmp_path, timedelta(0), ["127.0.0.1"])
+    port = site.coordinator.port
+    site.folder = make_agent(tmp_path / "old", site.authority, port, timedelta(hours=169))
+    try:
+        site.write(enrollment="127.0.0.1:18444")
+        checks = site.examined(hold_s=1.0)
+        assert checks["certificate"].result == "failed"
+        assert results(checks, "coordinator", "version", "stream") == ["skipped"] * 3
+        assert checks["clock"].result == "ok"
+        assert checks["certificate"].do.startswith("let the agent run, and reach 127.0.0.1:18444")
+        site.write(enrollment="")
+        assert "ask the operator for a token" in site.examined()["certificate"].do
+    finally:
+        site.coordinator.stop()
+
+
 def test_the_ledger_is_only_read(site: Site) -> None:
     """With the agent stopped nothing is left beside it; with the agent's writes open it is seen."""
     folder = site.folder

@@ -21,6 +21,7 @@ from certs.authority import NODE_LIFETIME, Authority
 from certs.credentials import server_credentials
 from certs.enrolment import load_ledger_key, new_key, private_pem
 from certs.spiffe import SpiffeId
+from certs.tokens import JoinToken, new_secret
 from node_agent.config import Folder
 from node_agent.doctor import coordinator as asking
 from node_agent.doctor import machine, network
@@ -534,6 +535,25 @@ def test_the_firewall_request_names_the_exact_rule(site: Site) -> None:
     proxied = request_for(Route("feddp.example:443", "127.0.0.1:3128", "agent.yaml", SECRET))
     assert "allow CONNECT from 127.0.0.1 to feddp.example, TCP port 443" in proxied.text()
     assert "s3cret" not in proxied.text() + json.dumps(proxied.as_dict())
+
+
+def test_the_firewall_request_names_both_ports(site: Site) -> None:
+    """The enrolment port of a node that has joined; that there is another one before joining. Where
+    both are one, one rule."""
+    root = str(site.folder.root)
+    site.write(enrollment="127.0.0.1:18444")
+    _, out, _ = command("--dir", root, "--firewall-request")
+    assert f"TCP port {site.coordinator.port}.\n" in out
+    assert "second rule, to 127.0.0.1, TCP port 18444: it is where the node joins" in out
+    _, out, _ = command("--dir", root, "--firewall-request", "--json")
+    assert json.loads(out)["also"][0]["address"] == "127.0.0.1:18444"
+    token = JoinToken("127.0.0.1:18444", new_secret(), site.authority.root_der).encode()
+    _, out, _ = command("--token", token, "--firewall-request")
+    assert "TCP port 18444.\n" in out
+    assert "another port of the coordinator, which its operator names: it is for the session" in out
+    site.write(enrollment=f"127.0.0.1:{site.coordinator.port}")
+    _, out, _ = command("--dir", root, "--firewall-request")
+    assert "second rule" not in out
 
 
 def command(*words: str, **environment: str) -> tuple[int, str, str]:

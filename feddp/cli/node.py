@@ -137,7 +137,11 @@ def enable(
 def approve(
     name: Name,
     key: Annotated[
-        str, typer.Option(metavar="KEY", help="The key that the hospital read out; it must match.")
+        str,
+        typer.Option(
+            metavar="KEY",
+            help="The key that the hospital read out; it must match. Without it whichever waits.",
+        ),
     ] = "",
     steward: Annotated[
         str, typer.Option(metavar="WHO", help="Who at the hospital confirmed it; kept in the log.")

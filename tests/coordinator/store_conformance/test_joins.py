@@ -48,6 +48,19 @@ def test_a_token_that_needs_approval_says_so(database: Database) -> None:
     assert won.approval == "needed"
 
 
+def test_without_a_key_whichever_machine_waits_is_let_in(database: Database) -> None:
+    """Nothing is compared; one that has to prove that it joined before is not let in so."""
+    wait(database, confirming=True)
+
+    def approve() -> joins.WaitingJoin:
+        return database.write_now(lambda c: joins.approve(c, NODE, by="operator", steward="Ada"))
+
+    assert reason(approve) == "CONFIRMATION_REQUIRED"
+    database.write_now(lambda c: joins.wait(c, "s", confirming=False))
+    approve()
+    assert approval(database) == "approved"
+
+
 def test_the_operator_lets_in_the_key_that_was_read_out(waiting: Database) -> None:
     """However it is written; another one is refused, and nothing has changed then."""
 

@@ -37,6 +37,7 @@ class Identities:
         self._users: dict[str, people.User] = {}
         self._disabled: set[str] = set()
         self._quarantined: dict[str, str] = {}
+        self._revoked: set[str] = set()
         self._reloading = asyncio.Lock()
         self.known = 0
 
@@ -53,6 +54,7 @@ class Identities:
         nodes = await self._database.read(people.all_nodes)
         self._disabled = {node.name for node in nodes if node.status == "disabled"}
         self._quarantined = await self._database.read(people.all_quarantines)
+        self._revoked = await self._database.read(certificates.revoked_identities)
 
     def peer(
         self, auth_context: Mapping[str, list[bytes]], metadata: Metadata | None = None
@@ -117,6 +119,10 @@ class Identities:
     def quarantine_of(self, node: str) -> str:
         """Why the node is shut out until a person lets it in; empty if it is not."""
         return self._quarantined.get(node, "")
+
+    def is_revoked(self, node: str) -> bool:
+        """Whether every certificate that the node ever had was revoked."""
+        return str(SpiffeId(self._trust_domain, "node", node)) in self._revoked
 
     def expires_at(self, node: str) -> float:
         """When the node's newest certificate ends, in seconds since the epoch; 0 for none."""

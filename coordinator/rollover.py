@@ -9,7 +9,7 @@ from pathlib import Path
 from certs import rollover
 from certs.authority import Authority
 from certs.rollover import Phase
-from coordinator.config import load_config
+from coordinator.config import CoordinatorConfig, load_config
 from coordinator.installation import CONFIG_FILE
 from coordinator.store import certificates
 from coordinator.store.database import Database
@@ -21,7 +21,8 @@ class Rollover:
     """Where a rollover stands.
 
     Attributes:
-        behind: SPIFFE ID and end of the certificate of each who would be shut out by the next step.
+        behind: SPIFFE ID and end of the certificate of each who would be shut out by the next step;
+            also of nodes that are off and may still replace one that has ended.
         roots: fingerprints of the roots that are trusted, the issuing one first.
     """
 
@@ -38,16 +39,25 @@ def status(folder: Path) -> Rollover:
         Malformed: CONFIG_INVALID, AUTHORITY_INVALID.
         Unavailable: DATABASE_UNREACHABLE.
     """
-    pki, database = _open(folder)
+    config = _config(folder)
+    pki, database = config.storage.pki_dir, Database(config.storage.database_url)
+    recovery_s = config.security.recovery_days * 86_400.0
+    now_s = time.time()
     try:
         authority, phase = Authority.load(pki), rollover.read_state(pki).phase
-        users = database.read_now(lambda c: certificates.in_use(c, time.time()))
+        users = database.read_now(lambda c: certificates.in_use(c, now_s, recovery_s))
     finally:
         database.close()
     if phase == "begun":
         late = [one for one in users if one.bundle != authority.bundle_digest]
     elif phase == "switched":
-        late = [one for one in users if one.issuer != authority.issuer]
+        # Recovery shows no certificate to the server: it is enough to trust what the server shows.
+        late = [
+            one
+            for one in users
+            if one.issuer != authority.issuer
+            and (one.ends_at_s > now_s or one.bundle != authority.bundle_digest)
+        ]
     else:
         late = []
     algorithm = authority.root.signature_hash_algorithm
@@ -105,14 +115,19 @@ def _check_ready(found: Rollover, step: str, force: bool) -> None:
         more = "" if len(found.behind) <= 5 else f" and {len(found.behind) - 5} more"
         raise WrongPhase(
             "ROLLOVER_TOO_EARLY",
-            f"{step} would shut out {names}{more}: nodes follow with their next renewal, people "
-            "with `feddp profile renew`; wait for them, or give --force",
+            f"{step} would shut out {names}{more}: nodes follow with their next renewal (one that "
+            "is off, when its agent runs again), people with `feddp profile renew`; wait for them, "
+            "or give --force: who is shut out joins again with a new token",
         )
 
 
 def _open(folder: Path) -> tuple[Path, Database]:
+    config = _config(folder)
+    return config.storage.pki_dir, Database(config.storage.database_url)
+
+
+def _config(folder: Path) -> CoordinatorConfig:
     config_path = folder / CONFIG_FILE
     if not config_path.is_file():
         raise NotFound("INSTALLATION_MISSING", f"{folder} holds no {CONFIG_FILE}")
-    config = load_config(config_path, os.environ)
-    return config.storage.pki_dir, Database(config.storage.database_url)
+    return load_config(config_path, os.environ)

@@ -40,13 +40,19 @@ def node(
     connected: bool,
     certificate_expires_at: float,
     quarantine: str = "",
+    revoked: bool = False,
     second_agent_at: float = 0.0,
 ) -> nodes_pb2.Node:
     """A node for operators."""
+    status = record.status
+    if quarantine:
+        status = "quarantined"
+    elif revoked and status != "disabled":
+        status = "revoked"
     return nodes_pb2.Node(
         name=record.name,
         node_class=record.node_class,
-        status="quarantined" if quarantine else record.status,
+        status=status,
         connected=connected,
         last_seen_at=record.last_seen_at,
         agent_version=record.hello.agent_version,

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import signal
 import sqlite3
@@ -42,7 +43,7 @@ from node_agent.session.driver import CONNECTED_NOTE, Driver, Parts
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.share_balances import balances_within
 from node_agent.spool import Spool
-from node_agent.state import ROLLED_BACK_NOTE, State, ledger_missing
+from node_agent.state import REFUSED_NOTE, ROLLED_BACK_NOTE, State, ledger_missing
 from node_agent.steward import Rules, Steward
 from node_agent.tasks.registry import installed
 from privacy.ledger import verify
@@ -212,6 +213,7 @@ def status(path: Path) -> dict[str, Any]:
         "running": running,
         "connected": False,
         "connected_since": None,
+        "refused": None,
         "rules": {"ok": True, "message": ""},
         "data_sets": [],
         "shares_failure_class": False,
@@ -258,6 +260,8 @@ def status(path: Path) -> dict[str, Any]:
             guarantees = {one.account: state.epsilon_guarantee(one) for one in kept}
             shares = balances_within(state, rules, kept)
             since = state.note(CONNECTED_NOTE)
+            refused = state.note(REFUSED_NOTE)
+            answer["refused"] = json.loads(refused) if refused else None
             answer["attempts"] = state.counts()
             answer["ledger"] = _verified(state, kept, identity)
             answer["ledger"]["rolled_back"] = state.note(ROLLED_BACK_NOTE)
@@ -285,7 +289,7 @@ def status(path: Path) -> dict[str, Any]:
     )
     ledger = answer["ledger"]
     sound = ledger["verified"] and not ledger["disputes"] and not ledger["rolled_back"]
-    answer["in_order"] = answer["files_in_order"] and sound
+    answer["in_order"] = answer["files_in_order"] and sound and answer["refused"] is None
     return answer
 
 

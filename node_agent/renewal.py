@@ -292,6 +292,13 @@ def _advice(error: FeddpError) -> str:
         return f"free room on that disk and let this user write there {end}"
     if error.reason in ("RECOVERY_DISABLED", "RECOVERY_TOO_LATE"):
         return "stop the agent and join again in this folder with a new token of the operator's"
+    # gRPC's words for the other end's certificate.
+    if "CERTIFICATE_VERIFY_FAILED" in error.message:
+        return (
+            "whoever answers shows no certificate of the authority that this node knows: `feddp "
+            "agent doctor` says whether it is a TLS inspection; if the coordinator has another "
+            "authority since (ask its operator), join again in this folder with a new token"
+        )
     if error.retryable:
         return "the agent goes on trying; check that the coordinator runs and can be reached"
     if is_shut_out(error):

@@ -77,6 +77,9 @@ RESTORED_NOTE: Final = "restored_from_copy"
 ROLLED_BACK_NOTE: Final = "rolled_back"
 """What this ledger lacks though the node has signed it; set until a copy is imported."""
 
+REFUSED_NOTE: Final = "session_refused"
+"""Why the coordinator gave no session last, and when, as JSON; set until it gives one."""
+
 LEFT_NOTE: Final = "left_coordinator"
 """Set when the node leaves a coordinator, until it knows whether it came to another."""
 

@@ -21,7 +21,7 @@ from coordinator.store import certificates, joins, ledger, people
 from coordinator.store import jobs as job_store
 from coordinator.store.database import Database
 from privacy.wire import entry_to_wire
-from protos.errors import Malformed, NotFound
+from protos.errors import Malformed, NotFound, WrongPhase
 from protos.feddp.v1 import (
     budgets_pb2,
     budgets_pb2_grpc,
@@ -107,7 +107,7 @@ class NodesService(nodes_pb2_grpc.NodesServicer):
         self, request: nodes_pb2.EnableNodeRequest, context: Context
     ) -> nodes_pb2.EnableNodeResponse:
         """See nodes.proto."""
-        node = await self._set_status(request.node, "enrolled")
+        node = await self._set_status(request.node, "enrolled", self._check_not_revoked)
         return nodes_pb2.EnableNodeResponse(node=node)
 
     async def ApproveJoin(
@@ -160,8 +160,27 @@ class NodesService(nodes_pb2_grpc.NodesServicer):
         await self._changed(request.node, "revoked", work, cut=True)
         return nodes_pb2.RevokeNodeResponse(node=await self._node(request.node))
 
-    async def _set_status(self, node: str, status: str) -> nodes_pb2.Node:
+    def _check_not_revoked(self, connection: Connection, node: str) -> None:
+        """A node that is disabled as well is enabled first: only then may it have a new token."""
+        record = people.node(connection, node)
+        identity = SpiffeId(self.authority.trust_domain, "node", node)
+        revoked = certificates.revoked_identities(connection)
+        if record.status != "disabled" and str(identity) in revoked:
+            raise WrongPhase(
+                "NODE_REVOKED",
+                f"the certificates of node {node} were revoked for good, which enabling does not "
+                f"undo; `feddp node token {node}` makes a token to join again with, in the same "
+                "folder and with its steward's confirmation",
+            )
+
+    async def _set_status(
+        self,
+        node: str,
+        status: str,
+        check: Callable[[Connection, str], None] = lambda _connection, _node: None,
+    ) -> nodes_pb2.Node:
         def work(connection: Connection) -> None:
+            check(connection, node)
             people.set_status(connection, node, status)
 
         await self._changed(node, status, work, cut=status == "disabled")
@@ -196,6 +215,7 @@ class NodesService(nodes_pb2_grpc.NodesServicer):
             connected=self.sessions.connected(record.name),
             certificate_expires_at=self.identities.expires_at(record.name),
             quarantine=self.identities.quarantine_of(record.name),
+            revoked=self.identities.is_revoked(record.name),
             second_agent_at=self.sessions.second_at_s(record.name),
         )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, false, func, select, update
+from sqlalchemy import Connection, Row, exists, false, func, select, true, update
 
 from certs.authority import IssuedCertificate
 from certs.registry import CertificateRecord, superseded
@@ -198,6 +198,22 @@ def revoke(connection: Connection, identity: SpiffeId) -> int:
     ).rowcount
 
 
+def revoked_identities(connection: Connection) -> set[str]:
+    """SPIFFE IDs of those who had certificates, every one of which was revoked."""
+    standing = certificates.alias()
+    rows = connection.execute(
+        select(certificates.c.spiffe_id)
+        .distinct()
+        .where(
+            certificates.c.revoked == true(),
+            ~exists().where(
+                standing.c.spiffe_id == certificates.c.spiffe_id, standing.c.revoked == false()
+            ),
+        )
+    )
+    return {row.spiffe_id for row in rows}
+
+
 @dataclass(frozen=True, slots=True)
 class InUse:
     """The newest certificate in use of somebody who may come back with it.
@@ -214,20 +230,27 @@ class InUse:
     ends_at_s: float
 
 
-def in_use(connection: Connection, now_s: float) -> list[InUse]:
-    """Whoever has a valid certificate, once each, by name."""
+def in_use(connection: Connection, now_s: float, recovery_s: float = 0.0) -> list[InUse]:
+    """Whoever has a valid certificate, and each node that can still replace one that has ended;
+    once each, by name.
+
+    Args:
+        recovery_s: how long after its end a node's certificate can be replaced.
+    """
     rows = connection.execute(
         select(certificates)
         .where(
             certificates.c.revoked == false(),
             certificates.c.superseded == false(),
             certificates.c.chain.is_(None),
-            certificates.c.not_after > now_s,
+            certificates.c.not_after > now_s - recovery_s,
         )
         .order_by(certificates.c.generation)
     )
     found = {
-        row.spiffe_id: InUse(row.spiffe_id, row.issuer, row.bundle, row.not_after) for row in rows
+        row.spiffe_id: InUse(row.spiffe_id, row.issuer, row.bundle, row.not_after)
+        for row in rows
+        if row.not_after > now_s or SpiffeId.parse(row.spiffe_id).kind == "node"
     }
     return sorted(found.values(), key=lambda one: one.spiffe_id)
 

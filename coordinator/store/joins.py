@@ -133,8 +133,15 @@ def release(connection: Connection, node: str) -> None:
 
     Raises:
         NotFound: NODE_UNKNOWN.
+        WrongPhase: NODE_NOT_QUARANTINED.
     """
     people.node(connection, node)
+    if node not in people.all_quarantines(connection):
+        raise WrongPhase(
+            "NODE_NOT_QUARANTINED",
+            f"node {node} is not quarantined, so that there is nothing to release; `feddp node "
+            f"show {node}` says how it stands",
+        )
     connection.execute(quarantines.delete().where(quarantines.c.node == node))
 
 

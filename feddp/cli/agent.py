@@ -124,7 +124,8 @@ def status(folder: Folder, as_json: Json = False) -> None:
     """What the agent on this machine knows: identity, policy, budgets by its own ledger.
 
     Exit code 1 while the steward's files, a data set's, or this node's own ledger are not in order
-    or its ledger is missing, and while it disputes the coordinator's."""
+    or its ledger is missing, while it disputes the coordinator's, and while the coordinator refuses
+    this node."""
     from node_agent.agent import status as agent_status
 
     found = agent_status(folder)
@@ -144,6 +145,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("coordinator", found["coordinator"]),
         ("running", "yes" if found["running"] else "no"),
         ("connected", _connected(found)),
+        *(("REFUSED", _refused(one)) for one in [found["refused"]] if one),
         ("certificate until", output.moment(found["certificate_expires_at"])),
         ("renews itself", _renewal(found)),
         ("steward's files", _files(found)),
@@ -188,6 +190,11 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _rolled_back(text: str) -> str:
     return f"{text}; no order is accepted until `feddp agent ledger import`, with the agent stopped"
+
+
+def _refused(said: dict[str, Any]) -> str:
+    """The coordinator's own words; they say what to do."""
+    return f"by the coordinator at {output.moment(said['at'])}: {said['reason']}: {said['message']}"
 
 
 def _renewal(found: dict[str, Any]) -> str:

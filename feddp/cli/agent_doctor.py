@@ -73,7 +73,7 @@ def doctor(
         ),
     ] = None,
     firewall_request: Annotated[
-        bool, typer.Option("--firewall-request", help="Print the rule to ask the firewall for.")
+        bool, typer.Option("--firewall-request", help="Print the rules to ask the firewall for.")
     ] = False,
     proxy: Proxy = "",
     proxy_credentials_file: CredentialsFile = None,
@@ -83,10 +83,15 @@ def doctor(
 
     Works while the agent runs, and while the coordinator does not. Exit code 1 if a check failed;
     warnings leave it at 0."""
-    from node_agent.doctor.firewall import request_for
+    from node_agent.doctor.firewall import ENROLLMENT, SESSION, request_for
 
     patient = _patient(folder, token, proxy_of(proxy, proxy_credentials_file))
-    request = request_for(patient.route)
+    config = patient.config
+    request = (
+        request_for(patient.route, other_is=SESSION)
+        if config is None
+        else request_for(patient.route, config.enrollment, ENROLLMENT)
+    )
     if firewall_request:
         if as_json:
             output.print_json(request.as_dict())

@@ -1,6 +1,7 @@
 """`feddp coordinator ca-rollover` and `reissue`: one authority after another, and a profile whose
 certificate has ended."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,6 +88,13 @@ def _show(found: "Rollover", as_json: bool) -> None:
             ("phase", found.phase),
             ("next", NEXT[found.phase]),
             *(("root", one) for one in found.roots),
-            *(("behind", f"{name}, until {output.moment(end)}") for name, end in found.behind),
+            *(("behind", f"{name}, {_until(end)}") for name, end in found.behind),
         ]
     )
+
+
+def _until(end_s: float) -> str:
+    moment = output.moment(end_s)
+    if end_s > time.time():
+        return f"until {moment}"
+    return f"ended {moment}: its agent is off, and may still come back"

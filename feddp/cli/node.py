@@ -16,6 +16,12 @@ app = typer.Typer(help="Invite, look at, let in and shut out nodes.", no_args_is
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The node's name.")]
 
+_SHUT_OUT = {
+    "disabled": "an operator has disabled it: its calls are refused (NODE_DISABLED)",
+    "revoked": "an operator has revoked its certificates for good: its calls are refused "
+    "(CERTIFICATE_REVOKED)",
+}
+
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "": 1}
 
 
@@ -117,14 +123,25 @@ def enable(
     """Admit a disabled node again."""
     with connect(folder, profile) as client:
         node = client.enable(name)
-    _changed(node, "enabled; it comes back by itself", as_json)
+    settles = _settles(node)
+    _changed(
+        node,
+        f"no longer disabled, but {node.status}: {settles}"
+        if settles
+        else "enabled; it comes back by itself",
+        as_json,
+    )
 
 
 @app.command()
 def approve(
     name: Name,
     key: Annotated[
-        str, typer.Option(metavar="KEY", help="The key that the hospital read out; it must match.")
+        str,
+        typer.Option(
+            metavar="KEY",
+            help="The key that the hospital read out; it must match. Without it whichever waits.",
+        ),
     ] = "",
     steward: Annotated[
         str, typer.Option(metavar="WHO", help="Who at the hospital confirmed it; kept in the log.")
@@ -172,7 +189,18 @@ def revoke(
 def _status(node: "Node") -> str:
     if node.waiting_key:
         return f"{node.status}, WAITS TO JOIN"
-    return node.status.upper() if node.status == "quarantined" else node.status
+    return node.status.upper() if node.status in ("quarantined", "revoked") else node.status
+
+
+def _settles(node: "Node") -> str:
+    """What lets in a node that is shut out; empty for one that is not."""
+    name = node.name
+    return {
+        "disabled": f"feddp node enable {name}",
+        "quarantined": f"feddp node release {name}, once only the right one runs",
+        "revoked": f"feddp node token {name}: it joins again in its folder, and its steward "
+        "confirms that",
+    }.get(node.status, "")
 
 
 def _changed(node: "Node", text: str, as_json: bool) -> None:
@@ -193,11 +221,8 @@ def _show(node: "Node", as_json: bool) -> None:
             ("class", node.node_class),
             ("status", _status(node)),
             *(("quarantine", text) for text in [node.quarantine] if text),
-            *(
-                ("let it in", f"feddp node release {node.name}, once only the right one runs")
-                for _ in [node.quarantine]
-                if _
-            ),
+            *(("shut out", text) for text in [_SHUT_OUT.get(node.status, "")] if text),
+            *(("let it in", text) for text in [_settles(node)] if text),
             *(("waits to join", text) for text in [_waits(node)] if text),
             *(
                 ("second agent", f"refused at {output.moment(node.second_agent_at)}")

@@ -91,7 +91,8 @@ def examine(
     yield machine.check_training()
     yield machine.check_gpu()
     if folder is not None and identity is not None:
-        yield files.check_certificate(identity, files.now())
+        enrollment = patient.config.enrollment if patient.config is not None else ""
+        yield files.check_certificate(identity, files.now(), enrollment)
         yield files.check_ledger(folder)
         yield from _steward(folder, identity, rows=rows, say=say)
 
@@ -110,17 +111,20 @@ def _outside(patient: Patient, hold_s: float, say: Callable[[str], None]) -> Ite
         yield from skipped("the way to the coordinator is not open", *TLS_NAMES)
     by_certificate = clock_by_certificate(shown, files.now()) if shown is not None else None
     fit = shown is not None and all(one.result != "failed" for one in checks)
+    # A session with it is refused in the handshake, which gRPC would tell as a broken connection.
+    ended = identity is not None and identity.expires_at <= files.now()
     answers = False
     if by_certificate is not None:
         # gRPC would only say that the handshake failed.
         yield by_certificate
         yield from skipped("not before the clock is right", *(n for n in ASKED if n != "clock"))
-    elif fit and identity is not None:
+    elif fit and identity is not None and not ended:
         say("asking the coordinator")
         checks, answers = asyncio.run(check_coordinator(route, identity))
         yield from checks
     else:
         why = "there is no TLS connection to it" if identity is not None else "not joined yet"
+        why = "this node's certificate has ended: see `certificate`" if fit and ended else why
         yield from skipped(why, *(name for name in ASKED if name != "clock"))
         yield _clock_without_coordinator(date_s, asked_s, has_certificate=fit)
     if hold_s <= 0:
@@ -128,7 +132,8 @@ def _outside(patient: Patient, hold_s: float, say: Callable[[str], None]) -> Ite
     elif answers and identity is not None:
         yield asyncio.run(check_stream(route, identity, min(hold_s, HOLD_S_MAX), say))
     else:
-        yield from skipped("the coordinator does not answer a test", "stream")
+        why = "was not asked" if ended else "does not answer a test"
+        yield from skipped(f"the coordinator {why}", "stream")
 
 
 def _clock_without_coordinator(

@@ -18,18 +18,25 @@ from protos.errors import FeddpError
 BUSY_S: Final = 5.0
 
 
-def check_certificate(identity: Identity, now: datetime) -> Check:
-    """How long the node's certificate holds."""
+def check_certificate(identity: Identity, now: datetime, enrollment: str = "") -> Check:
+    """How long the node's certificate holds.
+
+    Args:
+        enrollment: "host:port" where the agent replaces one that has ended; empty for nowhere.
+    """
     left_s = (identity.expires_at - now).total_seconds()
     due_s = (now - identity.renews_at).total_seconds()
     if left_s <= 0:
-        return Check(
-            "certificate",
-            "failed",
-            f"it ended {span(-left_s)} ago, by this machine's clock",
-            "if the clock is right, ask the operator for a token and join again in this folder: "
-            "the ledger stays",
-        )
+        again = "ask the operator for a token and join again in this folder: the ledger stays"
+        do = f"if the clock is right, {again}"
+        if enrollment:
+            do = (
+                f"let the agent run, and reach {enrollment}: it gets another by itself, as long "
+                "after the end as the coordinator allows (30 days unless its operator chose "
+                f"otherwise); where its log says that it is refused, {again}"
+            )
+        found = f"it ended {span(-left_s)} ago, by this machine's clock"
+        return Check("certificate", "failed", found, do)
     found = f"valid {span(left_s)} more"
     if due_s > 0:
         return Check(

@@ -19,7 +19,7 @@ HEAD_BYTES_MAX: Final = 16_384
 SHOWN_MAX: Final = 4
 NAMES: Final = ("name", "tcp", "proxy")
 
-REQUEST: Final = "`feddp agent doctor --firewall-request` prints the rule to ask for"
+REQUEST: Final = "`feddp agent doctor --firewall-request` prints the rules to ask for"
 
 
 class Blocked(Exception):

@@ -1,6 +1,7 @@
 """The shell around the agent machine: carries out its commands, brings it events and the time."""
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from node_agent.session.machine import step
 from node_agent.session.training import Training
 from node_agent.session.witness import Witness
 from node_agent.spool import Spool
-from node_agent.state import LEFT_NOTE, MOVED_NOTE, AttemptRow, State
+from node_agent.state import LEFT_NOTE, MOVED_NOTE, REFUSED_NOTE, AttemptRow, State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import TaskInfo
 from node_agent.transfer import Transfers
@@ -88,6 +89,7 @@ class Driver:
             self._dispatch,
             self._clock,
             offer_model=self._transfers.offer,
+            refused=self._note_refused,
         )
         self._failures = Failures(parts.logs)
         self._training = Training(
@@ -161,6 +163,7 @@ class Driver:
                 self._spawn(self._parts.ledger.run(keep, dict(limits), dict(highest)))
                 log.info("connected", coordinator=self._parts.address)
                 self._note_connected(f"{self._clock():.3f}")
+                self._note(REFUSED_NOTE, "")
                 self._witness.soon()
             case e.JobEndedReceived(job_id):
                 self._spawn(self._parts.ledger.run(self._parts.state.mandates.end, job_id))
@@ -184,7 +187,15 @@ class Driver:
             )
 
     def _note_connected(self, since_s: str) -> None:
-        self._spawn(self._parts.ledger.run(self._parts.state.set_note, CONNECTED_NOTE, since_s))
+        self._note(CONNECTED_NOTE, since_s)
+
+    def _note_refused(self, error: FeddpError) -> None:
+        """For `feddp agent status`, which works beside the agent and asks nobody."""
+        said = {"at": self._clock(), "reason": error.reason, "message": error.message}
+        self._note(REFUSED_NOTE, json.dumps(said))
+
+    def _note(self, key: str, value: str) -> None:
+        self._spawn(self._parts.ledger.run(self._parts.state.set_note, key, value))
 
     async def _beat(self) -> None:
         while True:

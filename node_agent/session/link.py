@@ -46,6 +46,7 @@ class Link:
         clock: seconds.
         sleep: waits so many seconds.
         offer_model: takes the digest and the bytes of a small model that came with an order.
+        refused: takes why the coordinator gives no session.
 
     Attributes:
         outbox: of the stream that is spoken on; None while there is none.
@@ -61,6 +62,7 @@ class Link:
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         offer_model: Callable[[str, bytes], None] = lambda _digest, _data: None,
+        refused: Callable[[FeddpError], None] = lambda _error: None,
     ) -> None:
         self.outbox: Outbox | None = None
         self.newest: Outbox | None = None
@@ -71,6 +73,7 @@ class Link:
         self._clock = clock
         self._sleep = sleep
         self._offer_model = offer_model
+        self._refused = refused
         self._backoff = Backoff()
         self._enough = asyncio.Event()
         self._renewed = asyncio.Event()
@@ -229,6 +232,7 @@ class Link:
             self._complain("coordinator_unreachable", found)
             return min(1.0, self._backoff.next_s())
         if is_shut_out(found):
+            self._refused(found)
             self._complain("node_shut_out", found)
             return SLOW_S
         delay_s = self._backoff.after(error)
@@ -236,6 +240,7 @@ class Link:
             self._complain("identity_in_use", found)
             return delay_s
         if delay_s is None:
+            self._refused(found)
             self._complain("session_refused", found)
             return SLOW_S
         log.info("session_ended", reason=found.reason, delay_s=round(delay_s, 2))

@@ -60,6 +60,27 @@ def test_nodes_are_listed_shown_and_disabled(coordinator: Coordinator, run: Run)
 
 
 @pytest.mark.parametrize(
+    ("status", "command"),
+    [
+        ("disabled", "feddp node enable a"),
+        ("quarantined", "feddp node release a"),
+        ("revoked", "feddp node token a"),
+    ],
+)
+def test_a_node_that_is_shut_out_is_shown_with_what_lets_it_in(
+    coordinator: Coordinator, run: Run, status: str, command: str
+) -> None:
+    """The reason, and the command that settles it."""
+    coordinator.state.nodes["a"] = Node(
+        name="a", status=status, quarantine="a copy runs" if status == "quarantined" else ""
+    )
+    shown = run("node", "show", "a", "--profile", coordinator.profile).out
+    assert command in shown
+    assert "shut out" in shown or "a copy runs" in shown
+    assert status in run("node", "list", "--profile", coordinator.profile).out.lower()
+
+
+@pytest.mark.parametrize(
     ("error", "code"),
     [
         (errors.Malformed("JOB_INVALID", "said"), 2),

@@ -30,6 +30,7 @@ from feddp.profile import Profile
 from feddp.renewing import standing
 from node_agent.enrol import join
 from node_agent.identity import Identity, load_identity
+from protos.errors import WrongPhase
 from protos.feddp.v1 import enrollment_pb2 as enrolling
 from protos.feddp.v1 import (
     enrollment_pb2_grpc,
@@ -68,6 +69,28 @@ def reloaded(federation: Federation, name: str) -> None:
     with federation.client() as client:
         client.disable(name)
         client.enable(name)
+
+
+def test_a_revoked_node_is_seen_as_such_and_no_enabling_brings_it_back(
+    coordinator: Federation,
+) -> None:
+    """`node list` and `show` say so; a release of what is not quarantined is refused as well."""
+    node = RawNode.enrolled(coordinator, "alpha")
+    where = ("--dir", root(coordinator))
+    assert run_cli("node", "release", "alpha", *where)[0] == 1
+    assert run_cli("node", "revoke", "alpha", *where)[0] == 0
+    with reason_of() as reasons:
+        heads(node)
+    assert reasons == ["CERTIFICATE_REVOKED"]
+    assert cli_json("node", "show", "alpha", *where)["status"] == "revoked"
+    assert [one["status"] for one in cli_json("node", "list", *where)["nodes"]] == ["revoked"]
+    with coordinator.client() as client:
+        for _ in range(2):
+            with pytest.raises(WrongPhase, match="feddp node token alpha"):
+                client.enable("alpha")
+        assert client.disable("alpha").status == "disabled"
+        assert client.enable("alpha").status == "revoked", "only then may it have a token"
+    assert run_cli("node", "token", "alpha", *where)[0] == 0
 
 
 # Copies and thefts

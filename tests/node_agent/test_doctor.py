@@ -21,6 +21,7 @@ from certs.authority import NODE_LIFETIME, Authority
 from certs.credentials import server_credentials
 from certs.enrolment import load_ledger_key, new_key, private_pem
 from certs.spiffe import SpiffeId
+from certs.tokens import JoinToken, new_secret
 from node_agent.config import Folder
 from node_agent.doctor import coordinator as asking
 from node_agent.doctor import machine, network
@@ -448,6 +449,25 @@ def test_a_certificate_that_ended_says_how_to_join_again(tmp_path: Path) -> None
         assert (check.result, found in check.found) == (result, True)
 
 
+def test_a_certificate_that_can_be_replaced_says_that_the_agent_does_it(tmp_path: Path) -> None:
+    """Where there is no enrolment port in agent.yaml, to join again. The coordinator has no fault:
+    that it refuses such a certificate is no second finding."""
+    site = Site(tmp_path, timedelta(0), ["127.0.0.1"])
+    port = site.coordinator.port
+    site.folder = make_agent(tmp_path / "old", site.authority, port, timedelta(hours=169))
+    try:
+        site.write(enrollment="127.0.0.1:18444")
+        checks = site.examined(hold_s=1.0)
+        assert checks["certificate"].result == "failed"
+        assert results(checks, "coordinator", "version", "stream") == ["skipped"] * 3
+        assert checks["clock"].result == "ok"
+        assert checks["certificate"].do.startswith("let the agent run, and reach 127.0.0.1:18444")
+        site.write(enrollment="")
+        assert "ask the operator for a token" in site.examined()["certificate"].do
+    finally:
+        site.coordinator.stop()
+
+
 def test_the_ledger_is_only_read(site: Site) -> None:
     """With the agent stopped nothing is left beside it; with the agent's writes open it is seen."""
     folder = site.folder
@@ -515,6 +535,25 @@ def test_the_firewall_request_names_the_exact_rule(site: Site) -> None:
     proxied = request_for(Route("feddp.example:443", "127.0.0.1:3128", "agent.yaml", SECRET))
     assert "allow CONNECT from 127.0.0.1 to feddp.example, TCP port 443" in proxied.text()
     assert "s3cret" not in proxied.text() + json.dumps(proxied.as_dict())
+
+
+def test_the_firewall_request_names_both_ports(site: Site) -> None:
+    """The enrolment port of a node that has joined; that there is another one before joining. Where
+    both are one, one rule."""
+    root = str(site.folder.root)
+    site.write(enrollment="127.0.0.1:18444")
+    _, out, _ = command("--dir", root, "--firewall-request")
+    assert f"TCP port {site.coordinator.port}.\n" in out
+    assert "second rule, to 127.0.0.1, TCP port 18444: it is where the node joins" in out
+    _, out, _ = command("--dir", root, "--firewall-request", "--json")
+    assert json.loads(out)["also"][0]["address"] == "127.0.0.1:18444"
+    token = JoinToken("127.0.0.1:18444", new_secret(), site.authority.root_der).encode()
+    _, out, _ = command("--token", token, "--firewall-request")
+    assert "TCP port 18444.\n" in out
+    assert "another port of the coordinator, which its operator names: it is for the session" in out
+    site.write(enrollment=f"127.0.0.1:{site.coordinator.port}")
+    _, out, _ = command("--dir", root, "--firewall-request")
+    assert "second rule" not in out
 
 
 def command(*words: str, **environment: str) -> tuple[int, str, str]:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from certs.authority import Authority
+from feddp.cli.app import app
 from node_agent.agent import status
 from node_agent.config import Folder
 from node_agent.identity import load_identity
@@ -401,6 +403,27 @@ def test_a_disabled_node_keeps_asking(tmp_path: Path) -> None:
             await asyncio.sleep(0.5)
             assert not agent.has_ended()
         assert coordinator.sessions == 0
+
+    play(tmp_path, scene)
+
+
+def test_status_says_why_the_coordinator_refuses_this_node(tmp_path: Path) -> None:
+    """In its words, with exit code 1, until it gives a session again."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.refuse_session = NotAllowed("NODE_QUARANTINED", "node alpha is quarantined")
+        async with RunningAgent(folder, worker):
+            await until(lambda: status(folder.root)["refused"] is not None)
+        found = status(folder.root)
+        assert found["refused"]["reason"] == "NODE_QUARANTINED"
+        assert not found["in_order"]
+        ran = CliRunner().invoke(app, ["agent", "status", "--dir", str(folder.root)])
+        assert ran.exit_code == 1
+        assert "NODE_QUARANTINED: node alpha is quarantined" in ran.stdout
+        coordinator.refuse_session = None
+        async with RunningAgent(folder, worker):
+            await until(lambda: status(folder.root)["refused"] is None)
+        assert status(folder.root)["in_order"]
 
     play(tmp_path, scene)
 

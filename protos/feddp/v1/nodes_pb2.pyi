@@ -421,7 +421,9 @@ class Node(_message.Message):
     name: _builtins.str
     node_class: _builtins.str
     status: _builtins.str
-    """"invited" (token made), "enrolled", "disabled", "quarantined"."""
+    """"invited" (token made), "enrolled", "disabled", "quarantined", "revoked" (it has had
+    certificates, and all were revoked; one that is disabled as well says "disabled").
+    """
     connected: _builtins.bool
     """Whether its session is open and it was heard in the last 30 s."""
     last_seen_at: _builtins.float

@@ -119,7 +119,8 @@ class NodesServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def EnableNode(self, request, context):
-        """Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN).
+        """Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN), FAILED_PRECONDITION
+        (NODE_REVOKED: it needs a new token).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -145,7 +146,8 @@ class NodesServicer(object):
 
     def ReleaseNode(self, request, context):
         """Ends a quarantine: the node's newest certificate is let in again, older ones stay refused.
-        Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN).
+        Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN), FAILED_PRECONDITION
+        (NODE_NOT_QUARANTINED: also when an earlier call has released it).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,7 +49,9 @@ class NodesStub:
     Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN).
     """
     EnableNode: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.EnableNodeRequest, _nodes_pb2.EnableNodeResponse]
-    """Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN)."""
+    """Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN), FAILED_PRECONDITION
+    (NODE_REVOKED: it needs a new token).
+    """
     ApproveJoin: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.ApproveJoinRequest, _nodes_pb2.ApproveJoinResponse]
     """Lets a machine in that waits to join. Called by operators. Safe to retry.
     Errors: NOT_FOUND (NODE_UNKNOWN, JOIN_UNKNOWN: none waits), INVALID_ARGUMENT (KEY_INVALID),
@@ -62,7 +64,8 @@ class NodesStub:
     """
     ReleaseNode: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.ReleaseNodeRequest, _nodes_pb2.ReleaseNodeResponse]
     """Ends a quarantine: the node's newest certificate is let in again, older ones stay refused.
-    Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN).
+    Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN), FAILED_PRECONDITION
+    (NODE_NOT_QUARANTINED: also when an earlier call has released it).
     """
     RevokeNode: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.RevokeNodeRequest, _nodes_pb2.RevokeNodeResponse]
     """Revokes every certificate of a node for good and cuts its streams within 5 s; it comes back
@@ -91,7 +94,9 @@ class NodesAsyncStub(NodesStub):
     Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN).
     """
     EnableNode: _aio.UnaryUnaryMultiCallable[_nodes_pb2.EnableNodeRequest, _nodes_pb2.EnableNodeResponse]  # type: ignore[assignment]
-    """Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN)."""
+    """Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN), FAILED_PRECONDITION
+    (NODE_REVOKED: it needs a new token).
+    """
     ApproveJoin: _aio.UnaryUnaryMultiCallable[_nodes_pb2.ApproveJoinRequest, _nodes_pb2.ApproveJoinResponse]  # type: ignore[assignment]
     """Lets a machine in that waits to join. Called by operators. Safe to retry.
     Errors: NOT_FOUND (NODE_UNKNOWN, JOIN_UNKNOWN: none waits), INVALID_ARGUMENT (KEY_INVALID),
@@ -104,7 +109,8 @@ class NodesAsyncStub(NodesStub):
     """
     ReleaseNode: _aio.UnaryUnaryMultiCallable[_nodes_pb2.ReleaseNodeRequest, _nodes_pb2.ReleaseNodeResponse]  # type: ignore[assignment]
     """Ends a quarantine: the node's newest certificate is let in again, older ones stay refused.
-    Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN).
+    Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN), FAILED_PRECONDITION
+    (NODE_NOT_QUARANTINED: also when an earlier call has released it).
     """
     RevokeNode: _aio.UnaryUnaryMultiCallable[_nodes_pb2.RevokeNodeRequest, _nodes_pb2.RevokeNodeResponse]  # type: ignore[assignment]
     """Revokes every certificate of a node for good and cuts its streams within 5 s; it comes back
@@ -160,7 +166,9 @@ class NodesServicer(metaclass=_abc_1.ABCMeta):
         request: _nodes_pb2.EnableNodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_nodes_pb2.EnableNodeResponse, _abc.Awaitable[_nodes_pb2.EnableNodeResponse]]:
-        """Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN)."""
+        """Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN), FAILED_PRECONDITION
+        (NODE_REVOKED: it needs a new token).
+        """
 
     @_abc_1.abstractmethod
     def ApproveJoin(
@@ -191,7 +199,8 @@ class NodesServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_nodes_pb2.ReleaseNodeResponse, _abc.Awaitable[_nodes_pb2.ReleaseNodeResponse]]:
         """Ends a quarantine: the node's newest certificate is let in again, older ones stay refused.
-        Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN).
+        Called by operators. Safe to retry. Errors: NOT_FOUND (NODE_UNKNOWN), FAILED_PRECONDITION
+        (NODE_NOT_QUARANTINED: also when an earlier call has released it).
         """
 
     @_abc_1.abstractmethod

@@ -6,7 +6,7 @@ from sqlalchemy import Connection
 from certs.spiffe import SpiffeId
 from coordinator.store import certificates, joins, people
 from coordinator.store.database import Database
-from protos.errors import Conflict, FeddpError, NotAllowed, NotFound
+from protos.errors import Conflict, FeddpError, NotAllowed, NotFound, WrongPhase
 from tests.coordinator.store_conformance.samples import NODE, PUBLIC, SPIFFE
 from tests.coordinator.store_conformance.test_renewals import issued
 
@@ -46,6 +46,19 @@ def test_a_token_that_needs_approval_says_so(database: Database) -> None:
     database.write_now(lambda c: people.invite(c, NODE, "hpc", "s2", **how, approval=True))
     won = database.write_now(lambda c: people.redeem(c, "s2", KEY, 10.0))
     assert won.approval == "needed"
+
+
+def test_without_a_key_whichever_machine_waits_is_let_in(database: Database) -> None:
+    """Nothing is compared; one that has to prove that it joined before is not let in so."""
+    wait(database, confirming=True)
+
+    def approve() -> joins.WaitingJoin:
+        return database.write_now(lambda c: joins.approve(c, NODE, by="operator", steward="Ada"))
+
+    assert reason(approve) == "CONFIRMATION_REQUIRED"
+    database.write_now(lambda c: joins.wait(c, "s", confirming=False))
+    approve()
+    assert approval(database) == "approved"
 
 
 def test_the_operator_lets_in_the_key_that_was_read_out(waiting: Database) -> None:
@@ -120,6 +133,8 @@ def test_a_quarantine_is_said_once_and_ends_with_a_person_or_a_join(database: Da
     assert database.read_now(people.all_quarantines) == {NODE: "a copy runs"}
     database.write_now(lambda c: joins.release(c, NODE))
     assert database.read_now(people.all_quarantines) == {}
+    with pytest.raises(WrongPhase, match="nothing to release"):
+        database.write_now(lambda c: joins.release(c, NODE))
     with pytest.raises(NotFound):
         database.write_now(lambda c: joins.release(c, "nobody"))
     database.write_now(lambda c: quarantine(c, NODE, "a copy runs"))
@@ -141,10 +156,13 @@ def test_revoked_is_for_good_and_for_one_name(database: Database) -> None:
     found = database.read_now(certificates.records)
     assert {name for name, one in found.items() if one.revoked} == {"one", "two"}
     assert database.write_now(lambda c: certificates.revoke(c, mine)) == 0
+    assert database.read_now(certificates.revoked_identities) == {SPIFFE}
     database.write_now(lambda c: people.redeem(c, "s", KEY, 10.0))
     database.write_now(lambda c: people.enrol(c, "s", NODE, PUBLIC, b"chain"))
     how = {"spiffe_id": SPIFFE, "now_s": 0.0, "expires_at_s": 1000.0}
     database.write_now(lambda c: people.invite(c, NODE, "hpc", "t", **how))
+    database.write_now(lambda c: certificates.add(c, issued("three"), "k4"))
+    assert database.read_now(certificates.revoked_identities) == set()
 
 
 def test_who_shows_a_certificate_is_told_with_its_roots(database: Database) -> None:

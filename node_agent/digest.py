@@ -13,6 +13,7 @@ from node_agent.conditions import conditions
 from node_agent.config import Folder, load_config
 from node_agent.failures import kept as kept_failures
 from node_agent.identity import Identity
+from node_agent.outbox import standing_of
 from node_agent.state import State, ledger_missing
 from node_agent.steward import Steward
 
@@ -60,11 +61,14 @@ def digest_of(
     opened = [row for row in state.attempts() if row.opened_at_s >= since_s and row.opened_at_s > 0]
     releases: Counter[tuple[str, str, str]] = Counter()
     updates: Counter[tuple[str, str, str]] = Counter()
+    unconfirmed: Counter[tuple[str, str, str]] = Counter()
     for row in opened:
         if row.outcome == "post":
             key = (row.order.job_id, row.order.project, row.order.data_set)
             releases[key] += 1
-            updates[key] += bool(row.update_digest)
+            standing = standing_of(row)
+            updates[key] += standing == "left"
+            unconfirmed[key] += standing in ("unconfirmed", "removed")
     failures = kept_failures(folder.logs, since_s=since_s)
     refused = Counter(one.reason for one in failures if not one.opened)
     failed = Counter(one.reason for one in failures if one.opened)
@@ -78,6 +82,7 @@ def digest_of(
                 "data_set": data_set,
                 "booked": count,
                 "updates": updates[job_id, project, data_set],
+                "updates_unconfirmed": unconfirmed[job_id, project, data_set],
             }
             for (job_id, project, data_set), count in sorted(releases.items())
         ],
@@ -107,7 +112,8 @@ def said(found: dict[str, Any]) -> str:
     for one in found["releases"]:
         lines.append(
             f"Job {one['job_id']} (project {one['project']}) on data set {one['data_set']}: "
-            f"{one['booked']} releases booked, {one['updates']} updates."
+            f"{_counted(one['booked'], 'release')} booked, {_counted(one['updates'], 'update')} "
+            f"acknowledged by the coordinator{_not_acknowledged(one['updates_unconfirmed'])}."
         )
     if not found["releases"]:
         lines.append("Nothing was released.")
@@ -128,6 +134,14 @@ def said(found: dict[str, Any]) -> str:
         subject = f" {one['subject']}" if one["subject"] else ""
         lines.append(f"{one['event']}{subject}: {one['text']}. What to do: {one['remedy']}.")
     return "\n".join(lines)
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}{'' if count == 1 else 's'}"
+
+
+def _not_acknowledged(count: int) -> str:
+    return f", {count} booked and not (`feddp agent outbox`)" if count else ""
 
 
 def _moment(at_s: float) -> str:

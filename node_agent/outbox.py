@@ -1,7 +1,6 @@
 """What left this hospital, what is about to, and what each cost: from `state.db`, the spool and the
 node's own ledger, which is what its patients' guarantee rests on."""
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +13,24 @@ from node_agent.state import AttemptRow, State, ledger_missing
 from node_agent.steward import Rules, Steward
 from protos.errors import FeddpError
 
-Standing = Literal["left", "no_update", "leaving", "told_soon", "under_way", "reserved", "nothing"]
+Standing = Literal[
+    "left",
+    "unconfirmed",
+    "removed",
+    "no_update",
+    "leaving",
+    "told_soon",
+    "under_way",
+    "reserved",
+    "nothing",
+]
 
 STANDINGS: Final[dict[Standing, str]] = {
-    "left": "an update was handed in, or may have been in part; booked as released",
+    "left": "the coordinator acknowledged the update",
+    "unconfirmed": "an update is booked and the coordinator has not acknowledged it: it came too "
+    "late or was rejected, or the answer is not known; it may have left, whole or in part",
+    "removed": "an update is booked and was removed here before the coordinator acknowledged it: "
+    "withdrawn by the policy, or its file was gone; what was handed in before may have left",
     "no_update": "its data was opened and no update left; booked whole all the same",
     "leaving": "an update is booked and leaves as soon as the coordinator takes it",
     "told_soon": "no update; the coordinator is told so at the tick, and is told nothing else",
@@ -25,6 +38,14 @@ STANDINGS: Final[dict[Standing, str]] = {
     "reserved": "nothing left, and nothing was opened; its cost is set aside",
     "nothing": "refused: the data was not opened, and reason and sentence were told",
 }
+
+
+_UPDATES: Final[dict[str, Standing]] = {
+    "UPDATE_ACKNOWLEDGED": "left",
+    "UPDATE_WITHDRAWN": "removed",
+    "UPDATE_VANISHED": "removed",
+}
+"""A `Fate`, and how the attempt stands once it is closed; anything else is unconfirmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +147,13 @@ def _item(
 ) -> Item:
     order = row.order
     account = f"{node}/{order.account}"
-    standing = _standing(row)
+    standing = standing_of(row)
     size = None
     if standing == "leaving":
-        with contextlib.suppress(FileNotFoundError):
+        try:
             size = (folder.spool / "updates" / row.update_digest).stat().st_size
+        except FileNotFoundError:
+            standing = "removed"
     return Item(
         attempt_id=order.attempt_id,
         job_id=order.job_id,
@@ -154,7 +177,7 @@ def _item(
         units=0 if row.outcome == "void" else row.units,
         epsilon_alone=_epsilon_alone(row, kept.get(account)),
         booked=booked.get(order.attempt_id, ""),
-        told=f"{row.reason}: {row.message}" if row.reason else "",
+        told=f"{row.reason}: {row.message}" if standing == "nothing" and row.reason else "",
     )
 
 
@@ -166,18 +189,19 @@ def _epsilon_alone(row: AttemptRow, kept: KeptAccount | None) -> float | None:
     return kept.filter(kept.epsilon_limit).epsilon_of(row.units)
 
 
-def _standing(row: AttemptRow) -> Standing:
+def standing_of(row: AttemptRow) -> Standing:
+    """How an attempt stands, by its row alone: the spool is not looked at."""
     match row.state:
         case "reserved":
             return "reserved"
         case "opened":
             return "under_way"
         case "spooled":
-            return "leaving"
+            return "removed" if row.reason == "UPDATE_WITHDRAWN" else "leaving"
         case "no_update":
             return "told_soon"
         case "closed" if row.outcome == "post":
-            return "left" if row.update_digest else "no_update"
+            return _UPDATES.get(row.reason, "unconfirmed") if row.update_digest else "no_update"
     return "nothing"
 
 

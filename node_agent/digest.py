@@ -16,6 +16,7 @@ from node_agent.identity import Identity
 from node_agent.outbox import standing_of
 from node_agent.state import State, ledger_missing
 from node_agent.steward import Steward
+from privacy.ledger import Statement
 
 
 def digest(path: Path, days: float) -> dict[str, Any]:
@@ -69,6 +70,12 @@ def digest_of(
             standing = standing_of(row)
             updates[key] += standing == "left"
             unconfirmed[key] += standing in ("unconfirmed", "removed")
+    known = {row.order.attempt_id for row in state.attempts()}
+    restored = {
+        entry.statement.attempt_id
+        for entry in state.ledger.entries()
+        if isinstance(entry.statement, Statement) and entry.statement.kind == "post"
+    } - known
     failures = kept_failures(folder.logs, since_s=since_s)
     refused = Counter(one.reason for one in failures if not one.opened)
     failed = Counter(one.reason for one in failures if one.opened)
@@ -86,6 +93,7 @@ def digest_of(
             }
             for (job_id, project, data_set), count in sorted(releases.items())
         ],
+        "restored": len(restored),
         "refused": dict(sorted(refused.items())),
         "failed_after_opening": dict(sorted(failed.items())),
         "accounts": [
@@ -116,7 +124,13 @@ def said(found: dict[str, Any]) -> str:
             f"acknowledged by the coordinator{_not_acknowledged(one['updates_unconfirmed'])}."
         )
     if not found["releases"]:
-        lines.append("Nothing was released.")
+        nothing = "Nothing was released that this folder knows the time of."
+        lines.append(nothing if found["restored"] else "Nothing was released.")
+    if found["restored"]:
+        lines.append(
+            f"{_counted(found['restored'], 'release')} booked before a copy of the ledger was "
+            "imported, some perhaps in this time: the ledger holds no times."
+        )
     for reason, count in found["refused"].items():
         lines.append(f"Refused before data was opened, {reason}: {count}.")
     for reason, count in found["failed_after_opening"].items():

@@ -1,16 +1,23 @@
 """What left this hospital, what is about to, and what each cost: from `state.db`, the spool and the
 node's own ledger, which is what its patients' guarantee rests on."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from google.protobuf.json_format import MessageToDict
+
+from node_agent.admission import Admission
 from node_agent.agent import read_folder
 from node_agent.config import Folder
 from node_agent.own_ledger import KeptAccount
-from node_agent.state import AttemptRow, State, ledger_missing
+from node_agent.payers import require_kept
+from node_agent.session.greeting import hello
+from node_agent.state import LEFT_NOTE, MOVED_NOTE, AttemptRow, State, ledger_missing
 from node_agent.steward import Rules, Steward
+from node_agent.tasks.registry import installed
 from protos.errors import FeddpError
 
 Standing = Literal[
@@ -107,6 +114,8 @@ def outbox(path: Path, job_id: str = "") -> dict[str, Any]:
             attempt_id = getattr(entry.statement, "attempt_id", "")
             booked[attempt_id] = entry.statement.kind
         rows = state.attempts()
+        live = [row.order.attempt_id for row in state.live()]
+        published = _published(folder, state, live)
     finally:
         state.close()
     items = [
@@ -117,7 +126,7 @@ def outbox(path: Path, job_id: str = "") -> dict[str, Any]:
     known = {row.order.attempt_id for row in rows}
     return {
         "node": identity.node,
-        "published": _published(folder),
+        "published": published,
         "items": [asdict(one) for one in items],
         "restored": sum(1 for one in booked if one and one not in known and not job_id),
         "accounts": [
@@ -205,13 +214,32 @@ def standing_of(row: AttemptRow) -> Standing:
     return "nothing"
 
 
-def _published(folder: Folder) -> dict[str, Any]:
-    """What the steward's files declare, which every session tells the coordinator; nothing in it is
-    computed from records."""
+def _published(folder: Folder, state: State, open_attempts: Sequence[str]) -> dict[str, Any]:
+    """What the next session says first: the Hello itself, made as the agent makes it. Why a data
+    set's file cannot be read is known to the running agent alone, and so is its instance's id."""
+    steward = Steward(folder)
+    rules: Rules | None
     try:
-        rules: Rules = Steward(folder).rules()
+        rules = steward.rules()
+        require_kept(rules.policy, state.accounts_kept())
     except FeddpError:
-        return {"data_sets": [], "accounts": []}
+        rules = None
+    suspended = Admission(state.node, state, steward, installed, 0).suspensions()
+    came = state.note(MOVED_NOTE) or state.note(LEFT_NOTE)
+    said = hello(
+        rules,
+        installed(),
+        state.fixed_filter,
+        open_attempts,
+        state.share_units,
+        state.ledger.unseen_raises(),
+        lambda name: suspended.reason(f"{state.node}/{name}"),
+        state.payers.moved,
+        whole=state.account_units if came else None,
+        quietly=True,
+    )
+    said.instance_id = ""
+    found: dict[str, Any] = MessageToDict(said, preserving_proto_field_name=True)
     return {
         "data_sets": [
             {
@@ -219,10 +247,16 @@ def _published(folder: Folder) -> dict[str, Any]:
                 "declared_n": one.declared_n,
                 "version": one.version,
                 "account": one.account,
-                "columns": sorted(one.columns),
-                "tasks": sorted(rules.policy.tasks_on(one.name)),
+                "columns": json.loads(one.schema_json)["columns"],
+                "tasks": list(one.tasks),
+                "unavailable": one.unavailable,
             }
-            for one in rules.data_sets
+            for one in said.data_sets
         ],
-        "accounts": [one.name for one in rules.policy.accounts],
+        "accounts": found.get("accounts", []),
+        "tasks": [f"{one.name}@{one.content_hash}" for one in said.tasks],
+        "open_attempts": list(said.open_attempts),
+        "limits": found.get("limits", []),
+        "agent_version": said.agent_version,
+        "protocol_version": said.protocol_version,
     }

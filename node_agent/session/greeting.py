@@ -6,7 +6,7 @@ import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -33,6 +33,13 @@ SPENT_STAYS: Final = (
     "The guarantee stays the highest limit that was ever in force."
 )
 
+
+def _drop(*_: object) -> structlog.types.EventDict:
+    raise structlog.DropEvent
+
+
+_SILENT: Final = structlog.wrap_logger(None, processors=[_drop])
+
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 ShareUnits = Callable[[str, ShareKind, str], int]
@@ -50,6 +57,8 @@ def hello(
     moved: Callable[[DataSetSpec], str] = lambda _spec: "",
     unavailable: Mapping[str, str] = _NONE,
     whole: Callable[[str], int] | None = None,
+    *,
+    quietly: bool = False,
 ) -> pb.Hello:
     """The Hello of a session.
 
@@ -64,7 +73,9 @@ def hello(
         unavailable: data set -> why it cannot be used now.
         whole: what the node's own ledger counts of an account, where the coordinator's cannot know
             it all; None where it does.
+        quietly: log nothing, for a Hello that is shown and not sent.
     """
+    out = _SILENT if quietly else log
     message = pb.Hello(
         protocol_version=PROTOCOL_VERSION,
         agent_version=agent_version(),
@@ -78,14 +89,16 @@ def hello(
     allowed: set[str] = set()
     for spec in rules.data_sets:
         if text := moved(spec):
-            log.error("data_set_moved", data_set=spec.name, account=spec.account, do=text)
+            out.error("data_set_moved", data_set=spec.name, account=spec.account, do=text)
             continue
         names = sorted(rules.policy.tasks_on(spec.name) & installed.keys())
         allowed.update(names)
         withdrawn = "DATA_SET_WITHDRAWN" if spec.name in rules.policy.withdrawn else ""
         why = withdrawn or unavailable.get(spec.name, "")
         message.data_sets.append(_data_set(spec, names, why))
-    message.accounts.extend(_accounts(rules.policy, rules.data_sets, fixed, used, refuses, whole))
+    message.accounts.extend(
+        _accounts(rules.policy, rules.data_sets, fixed, used, refuses, whole, out)
+    )
     for name in sorted(allowed):
         info = installed[name]
         message.tasks.append(
@@ -154,6 +167,7 @@ def _accounts(
     used: ShareUnits,
     refuses: Callable[[str], str],
     whole: Callable[[str], int] | None,
+    out: Any,
 ) -> list[pb.Account]:
     """Accounts as they count; one whose policy contradicts its entries is not published."""
     found = []
@@ -162,10 +176,10 @@ def _accounts(
         try:
             filter_ = filter_of(account, data_sets, counted)
         except FeddpError as error:
-            log.error("account_unusable", account=account.name, reason=error.reason, do=str(error))
+            out.error("account_unusable", account=account.name, reason=error.reason, do=str(error))
             continue
         if counted is None:  # so the steward can still change what the first entry will fix
-            log.info(
+            out.info(
                 "account_announced",
                 account=account.name,
                 filter=filter_.kind,
@@ -175,9 +189,9 @@ def _accounts(
                 epsilon_start=filter_.epsilon_start,
             )
         if advice := not_raised(account, counted):
-            log.warning("limit_not_raised", account=account.name, do=advice)
+            out.warning("limit_not_raised", account=account.name, do=advice)
         if advice := above_limit(account, filter_.epsilon_limit):
-            log.warning("share_above_limit", account=account.name, do=advice)
+            out.warning("share_above_limit", account=account.name, do=advice)
         found.append(
             pb.Account(
                 name=account.name,

@@ -1,18 +1,27 @@
 """What the hospital is told of its updates: no more than is known."""
 
 import asyncio
+import contextlib
+import json
+import sqlite3
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import structlog
 import yaml
+from google.protobuf.json_format import MessageToDict
+from typer.testing import CliRunner
 
 from certs.authority import Authority
+from feddp.cli.app import app
 from node_agent.agent import status
 from node_agent.config import Folder
 from node_agent.digest import digest, said
+from node_agent.identity import load_identity
 from node_agent.outbox import outbox
+from node_agent.state import State
+from privacy.filters import make_filter
 from protos.feddp.v1 import federation_pb2 as pb
 from tests.node_agent.agent_federation import (
     TRUST_DOMAIN,
@@ -23,6 +32,7 @@ from tests.node_agent.agent_federation import (
     make_agent,
     real_order,
 )
+from tests.node_agent.samples import NODE, order
 
 Scene = Callable[[FakeCoordinator, Folder, FakeWorker], Coroutine[Any, Any, None]]
 
@@ -132,6 +142,50 @@ def test_an_update_that_was_closed_unanswered_is_unconfirmed(tmp_path: Path) -> 
             await until(folder, "closed")
 
     assert release(play(tmp_path, scene)) == ("unconfirmed", 0, 1)
+
+
+def test_the_outbox_shows_the_hello_that_a_session_sends(tmp_path: Path) -> None:
+    """The agent's own Hello and what `outbox` says of it are the same, categories included."""
+    heard: list[pb.Hello] = []
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.orders = []
+        content = yaml.safe_load(folder.datasets_yaml.read_text())
+        content["data_sets"][0]["columns"]["sex"] = {"category": ["Male", "Female"]}
+        folder.datasets_yaml.write_text(yaml.safe_dump(content))
+        async with RunningAgent(folder, worker):
+            heard.append(await coordinator.heard("hello"))
+
+    folder = play(tmp_path, scene)
+    told = outbox(folder.root)["published"]
+    (hello,) = heard
+    (shown,), (data_set,) = told["data_sets"], hello.data_sets
+    assert shown["columns"] == json.loads(data_set.schema_json)["columns"]
+    assert shown["tasks"] == list(data_set.tasks)
+    assert told["accounts"] == [
+        MessageToDict(one, preserving_proto_field_name=True) for one in hello.accounts
+    ]
+    assert told["tasks"] == [f"{one.name}@{one.content_hash}" for one in hello.tasks]
+    text = CliRunner().invoke(app, ["agent", "outbox", "--dir", str(folder.root)]).stdout
+    for part in ("sex (Male, Female)", "epsilon_limit 10", "delta 1e-05", told["tasks"][0]):
+        assert part in text
+    assert "account_announced" not in text
+
+
+def test_a_restored_node_does_not_say_that_nothing_was_released(tmp_path: Path) -> None:
+    """A ledger that caught up holds releases without the attempts' times."""
+    folder = make_agent(tmp_path / "agent", Authority.create(tmp_path / "ca", TRUST_DOMAIN), 1)
+    state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
+    state.reserve(order(), make_filter("gdp", 0, 10.0, 1.0e-5))
+    state.open("a1", 1.0, 1.0)
+    state.lose("a1")
+    state.close()
+    with contextlib.closing(sqlite3.connect(folder.state_db, isolation_level=None)) as database:
+        database.execute("DELETE FROM attempts")
+    found = digest(folder.root, 7.0)
+    assert found["restored"] == 1
+    assert "Nothing was released." not in said(found)
+    assert "1 release booked before a copy of the ledger was imported" in said(found)
 
 
 def _closed() -> pb.AttemptClosed:

@@ -17,7 +17,7 @@ from node_agent.agent import locked, read_folder
 from node_agent.config import Folder
 from node_agent.ledger_files import export
 from node_agent.state import RESTORED_NOTE, State
-from protos.content import beside_of, sync_directory
+from protos.content import beside_of, naming, sync_directory
 from protos.errors import Conflict, Malformed, NotFound
 
 LEDGER: Final = "state.db"
@@ -52,6 +52,7 @@ def backup(path: Path, out: Path) -> list[str]:
         descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         undo.callback(out.unlink)
         with (
+            naming(out),
             os.fdopen(descriptor, "wb") as file,
             tarfile.open(fileobj=file, mode="w") as archive,
             tempfile.TemporaryDirectory(dir=folder.root, prefix=".backup-") as beside,
@@ -161,7 +162,7 @@ def _target(folder: Folder, member: tarfile.TarInfo) -> Path:
 
 def _write(target: Path, source: IO[bytes], mode: int) -> None:
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
+    with naming(target), os.fdopen(descriptor, "wb") as file:
         while data := source.read(1 << 20):
             file.write(data)
         file.flush()

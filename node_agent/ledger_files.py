@@ -17,7 +17,7 @@ from node_agent.witnessed import Dispute
 from privacy.heads import LimitInForce, Terms
 from privacy.ledger import Verification, verify
 from protos.content import beside_of, sync_directory
-from protos.errors import Conflict, Malformed, NotFound
+from protos.errors import Conflict, FeddpError, Limited, Malformed, NotFound
 
 
 def heads(path: Path) -> dict[str, Any]:
@@ -168,12 +168,24 @@ def _opened(path: Path) -> tuple[Folder, Identity]:
 def _state(path: Path, identity: Identity) -> Iterator[State]:
     try:
         state = State(path, identity.node, identity.ledger_key)
-    except sqlite3.DatabaseError:
-        raise Malformed("LEDGER_INVALID", f"{path} is no ledger that can be read") from None
+    except sqlite3.DatabaseError as error:
+        raise _unusable(error, path, path) from None
     try:
         yield state
     finally:
         state.close()
+
+
+def _unusable(error: sqlite3.DatabaseError, source: Path, out: Path) -> FeddpError:
+    """What a database's error means: a disk that takes no more is no damaged ledger."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name == "SQLITE_FULL" or name.startswith("SQLITE_IOERR"):
+        return Limited(
+            "DISK_FULL",
+            f"{out} cannot be written: its disk is full or does not answer; free room there, or "
+            "name another disk. Nothing was changed",
+        )
+    return Malformed("LEDGER_INVALID", f"{source} is no ledger that can be read")
 
 
 def _require_own(copy: Path, identity: Identity, source: Path) -> None:
@@ -202,9 +214,9 @@ def _copy(source: Path, out: Path) -> None:
             contextlib.closing(sqlite3.connect(out)) as new,
         ):
             old.backup(new)
-    except sqlite3.DatabaseError:
+    except sqlite3.DatabaseError as error:
         out.unlink(missing_ok=True)
-        raise Malformed("LEDGER_INVALID", f"{source} is no ledger that can be read") from None
+        raise _unusable(error, source, out) from None
     descriptor = os.open(out, os.O_RDONLY)
     try:
         os.fsync(descriptor)

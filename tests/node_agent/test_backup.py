@@ -122,9 +122,9 @@ def test_a_full_disk_is_no_damaged_ledger_and_is_named(
         'mount -t tmpfs -o size=16k none "$1" && "$2" -m feddp agent $3 "$1/copy" --dir "$4"'
         ' || echo "exit $?, left: $(ls -A "$1")"'
     )
+    words = [str(full), sys.executable, command, str(agent.root)]
     ran = subprocess.run(
-        ["unshare", "-Urm", "sh", "-c", script, "sh"]
-        + [str(full), sys.executable, command, str(agent.root)],
+        ["unshare", "-Urm", "sh", "-c", script, "sh", *words],
         capture_output=True,
         text=True,
         check=True,

@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -42,7 +42,7 @@ from node_agent.identity import (
     load_identity,
     settle,
 )
-from node_agent.proxy import ProxyConfig, Route, route_to
+from node_agent.proxy import OPTION, ProxyConfig, Route, route_to
 from node_agent.renewal import pending_key
 from node_agent.state import State, ledger_missing
 from node_agent.templates import DATASETS_YAML, POLICY_YAML
@@ -133,6 +133,8 @@ def join(
     route = route_to(
         parsed.address, settings.get("proxy") or ProxyConfig(), folder.root, os.environ
     )
+    if proxy is not None and route.source == "agent.yaml":  # it is not written yet
+        route = replace(route, source=OPTION)
 
     def ask(request: pb.JoinRequest, undo: contextlib.ExitStack) -> pb.JoinResponse:
         return _ask(parsed, route, request, connect_timeout_s, undo, pending)
@@ -254,12 +256,14 @@ def _ask(
         try:
             grpc.channel_ready_future(channel).result(timeout=timeout_s)
         except grpc.FutureTimeoutError:
+            way = f" --proxy http://{route.proxy}" if route.source == OPTION else ""
+            way += " --proxy-credentials-file FILE" if way and route.credentials else ""
             raise Unavailable(
                 "UNREACHABLE",
                 f"no trusted connection to {token.address} within {timeout_s:g} s, "
-                f"{route.said()}: `feddp agent doctor --token TOKEN` says whether it is the name, "
-                "the firewall, the proxy, this machine's clock, a TLS inspection or the "
-                "coordinator; then join again with the same token",
+                f"{route.said()}{_blocked(route)}: `feddp agent doctor --token TOKEN{way}` says "
+                "whether it is the name, the firewall, the proxy, this machine's clock, a TLS "
+                "inspection or the coordinator; then join again with the same token",
             ) from None
         stub = pb_grpc.EnrollmentStub(channel)
         waited = False
@@ -286,6 +290,19 @@ def _ask(
                     f"the answer of {token.address} was lost ({found.reason}); join again with the "
                     f"same token and folder within 15 minutes",
                 )
+
+
+def _blocked(route: Route) -> str:
+    """What the proxy itself answers, if it lets nothing through; empty without a proxy."""
+    if not route.proxy:
+        return ""
+    from node_agent.doctor.network import Blocked, connect
+
+    try:
+        connect(route).close()
+    except Blocked as blocked:
+        return f". {blocked.check.found}: {blocked.check.do}. Else"
+    return ""
 
 
 def _check(

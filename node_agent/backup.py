@@ -91,11 +91,16 @@ def restore(source: Path, path: Path) -> list[str]:
             f"{folder.root} holds an agent already; restore into a new folder, or put back the "
             "ledger alone: `feddp agent ledger import`",
         )
+    made, was_locked = not folder.root.exists(), folder.lock.exists()
     folder.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     names: list[str] = []
     ledger = beside_of(folder.state_db)
     # Whole or not at all; and the ledger comes last, when it is noted that it is a copy.
     with contextlib.ExitStack() as undo, locked(folder):
+        if made:
+            undo.callback(_remove_empty, folder.root)
+        if not was_locked:
+            undo.callback(folder.lock.unlink, missing_ok=True)
         try:
             with tarfile.open(source, mode="r:") as archive:
                 for member in archive:
@@ -118,6 +123,11 @@ def restore(source: Path, path: Path) -> list[str]:
         sync_directory(folder.root)
         undo.pop_all()
     return sorted(names)
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _take_out(

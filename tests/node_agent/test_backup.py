@@ -133,3 +133,15 @@ def test_a_full_disk_is_no_damaged_ledger_and_is_named(
     assert str(full / "copy") in ran.stderr
     assert "no ledger" not in ran.stderr
     assert "disk" in ran.stderr
+
+
+def test_a_refused_backup_leaves_no_folder_and_no_lock(tmp_path: Path) -> None:
+    """A folder that was there before stays, as empty as it was."""
+    bad = tmp_path / "bad.tar"
+    bad.write_bytes(b"no archive")
+    (tmp_path / "there").mkdir()
+    for name in ("new", "there"):
+        with pytest.raises(Malformed):
+            restore(bad, tmp_path / name)
+    assert not (tmp_path / "new").exists()
+    assert list((tmp_path / "there").iterdir()) == []

@@ -267,7 +267,7 @@ def parse_job(spec_bytes: bytes, defaults: CoordinatorConfig) -> Job:
         faults = [f"  {name}: {text}" for name, text in problems(error, JobSpec)]
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise Malformed(
-            REASON, f"{count} in the job file, nothing was submitted:\n" + "\n".join(faults)
+            REASON, f"{count} in the job file; nothing was changed:\n" + "\n".join(faults)
         ) from None
     return _resolve(spec, defaults)
 

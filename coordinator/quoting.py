@@ -13,8 +13,11 @@ from coordinator.rounds.events import Absence, Offer
 from coordinator.rounds.forecast import forecast
 from coordinator.rounds.live import LiveJob, release_of
 from coordinator.rounds.node_facts import NodeFacts
+from coordinator.store.shares import Share
 from privacy.accounting import epsilon_spent
+from privacy.filters import Filter, make_filter
 from privacy.releases import Release
+from privacy.stages import stage_of_share
 from protos.feddp.v1 import jobs_pb2 as pb
 from protos.updates import UpdateDtype
 
@@ -103,8 +106,8 @@ def _cost(
     if account is None or steward is None:
         return
     filter_, balance = account.filter, account.balance
-    after_units = balance.posted_units + balance.pending_units
-    after_units += sum(count * filter_.cost_units(each) for each, count in releases.items())
+    job_units = sum(count * filter_.cost_units(each) for each, count in releases.items())
+    after_units = balance.posted_units + balance.pending_units + job_units
     if spent is not None and balance.guarantee:
         one.epsilon_after = filter_.epsilon_of(after_units)
     # Units and epsilon do not grow alike; whichever comes first is a reason to warn.
@@ -112,8 +115,19 @@ def _cost(
         after_units >= NEARLY_SPENT * filter_.limit_units
         or one.epsilon_after >= NEARLY_SPENT * filter_.epsilon_limit
     )
+    one.shares_nearly_spent.extend(
+        str(share)
+        for share in facts.shares
+        if not share.fault and _share_nearly_spent(filter_, share, job_units)
+    )
     cost_units = filter_.cost_units(first)
     if cost_units > 0:
         limit = tightest(allowances(facts, account, steward))
         one.rounds_fit = limit.left_units // cost_units
         one.tightest, one.tightest_epsilon = limit.name, limit.epsilon
+
+
+def _share_nearly_spent(filter_: Filter, share: Share, job_units: int) -> bool:
+    """Whether so much of a limit within the account would be spent that people are warned."""
+    at_limit = make_filter(filter_.kind, filter_.order, share.epsilon_limit, filter_.delta)
+    return stage_of_share(at_limit, share.used_units + job_units) != ""

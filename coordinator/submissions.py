@@ -3,10 +3,13 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from coordinator.jobspec import Job
+from coordinator.rounds import planner
+from coordinator.rounds.events import Absence
+from coordinator.rounds.node_facts import NodeFacts
 from coordinator.rounds.planner import unavailable_said
 from coordinator.store import people
 from privacy.deltas import bound_said, is_too_large
@@ -74,6 +77,33 @@ def unavailable(job: Job, nodes: Sequence[people.NodeRecord]) -> list[str]:
     return said
 
 
+def waited_for(job: Job, task_hash: str, nodes: Sequence[NodeFacts]) -> list[str]:
+    """A sentence for each hospital that cannot take part now because of its own files or ledger;
+    where too few can, for each that cannot, and that the job waits for them.
+
+    Args:
+        nodes: every node that publishes the job's data set.
+    """
+    # Who works for another job now is free later.
+    free = [replace(one, taken=None) for one in sorted(nodes, key=lambda one: one.node)]
+    asked = [planner.consider(job, task_hash, one, job.rounds_planned) for one in free]
+    absent = [one for one in asked if isinstance(one, Absence)]
+    able = len(asked) - len(absent)
+    waits = able < job.min_participants
+    said = [
+        f"{one.node} cannot take part now, {one.reason}: {one.message}"
+        for one in absent
+        if waits or one.reason not in _NOT_OF_ITS_FILES
+    ]
+    if waits:
+        said.append(f"the job waits: {able} of at least {job.min_participants} can take part now")
+    return said
+
+
+_NOT_OF_ITS_FILES: Final = frozenset({"DISABLED", "OFFLINE", "BUDGET", "TASK_NOT_ALLOWED"})
+"""What says nothing is wrong at the hospital: of interest where the job waits for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Payer:
     """A hospital's data set, and the delta of the account that pays for it.
@@ -126,19 +156,30 @@ def check_delta(job: Job, nodes: Sequence[people.NodeRecord]) -> None:
             "DELTA_TOO_LARGE",
             f"the job's delta is {job.delta:g}, and {judge.node} declares {judge.declared_n} "
             "patients: at 1/n or more, the records of one of n might be given away whole. There "
-            f"delta must be {bound_said(judge.declared_n)}; {advice}",
+            f"delta must be {bound_said(judge.declared_n, figure=not useful)}; {advice}",
         )
     if not known:
         raise NotFound(
             "ACCOUNT_UNKNOWN",
-            f"no hospital has a valid account that pays for {job.dataset}; `feddp agent status` "
-            "there says why",
+            f"no hospital has a valid account that pays for {job.dataset}{_reasons(job, nodes)}; "
+            "`feddp agent status` there says why",
         )
     raise Malformed(
         "DELTA_MISMATCH",
         f"the job's delta is {job.delta:g} and the accounts that pay for {job.dataset} have "
         f"{known}: set privacy.delta to theirs",
     )
+
+
+def _reasons(job: Job, nodes: Sequence[people.NodeRecord]) -> str:
+    """Why hospitals say that theirs cannot be used, in brackets; empty if none does."""
+    told = [
+        f"{node.name}: {one.unavailable}"
+        for node in nodes
+        for one in node.hello.data_sets
+        if one.name == job.dataset and one.unavailable
+    ]
+    return f" ({', '.join(told)})" if told else ""
 
 
 def _payers(job: Job, nodes: Sequence[people.NodeRecord]) -> Iterator[_Payer]:

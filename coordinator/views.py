@@ -93,6 +93,7 @@ def accounts(connection: Connection, data_set: str) -> list[budgets_pb2.BudgetAc
             d.name
             for d in owner.hello.data_sets
             if f"{account.node}/{d.account}" == account.account
+            and d.unavailable != "DATA_SET_MOVED"  # it pays from the account of before, for ever
         ]
         posted = ledger.posted_to(connection, account.account)
         data_sets = sorted({*published, *(dataset for dataset, _ in posted)})

@@ -40,6 +40,7 @@ from node_agent.renewal import Renewal
 from node_agent.service import weaknesses
 from node_agent.session.driver import CONNECTED_NOTE, Driver, Parts
 from node_agent.session.ledger_thread import LedgerThread
+from node_agent.share_balances import balances_within
 from node_agent.spool import Spool
 from node_agent.state import ROLLED_BACK_NOTE, State, ledger_missing
 from node_agent.steward import Rules, Steward
@@ -224,6 +225,7 @@ def status(path: Path) -> dict[str, Any]:
             "problems": [],
             "disputes": [],
             "rolled_back": "",
+            "missing": "",
         },
     }
     rules = None
@@ -243,6 +245,7 @@ def status(path: Path) -> dict[str, Any]:
     kept: list[KeptAccount] = []
     raises: dict[str, tuple[int, int]] = {}
     guarantees: dict[str, float] = {}
+    shares: dict[str, list[dict[str, Any]]] = {}
     if folder.state_db.exists():
         state = State(folder.state_db, identity.node, identity.ledger_key)
         try:
@@ -253,7 +256,8 @@ def status(path: Path) -> dict[str, Any]:
             ):
                 one["message"] = state.payers.moved(spec) or one["message"]
             raises = _raises(state)
-            guarantees = {one.account: state.ledger.epsilon_guarantee(one) for one in kept}
+            guarantees = {one.account: state.epsilon_guarantee(one) for one in kept}
+            shares = balances_within(state, rules, kept)
             since = state.note(CONNECTED_NOTE)
             answer["attempts"] = state.counts()
             answer["ledger"] = _verified(state, kept, identity)
@@ -270,7 +274,13 @@ def status(path: Path) -> dict[str, Any]:
             }
         finally:
             state.close()
-    answer["accounts"] = _accounts(identity.node, rules, kept, raises, guarantees)
+        answer["ledger"]["missing"] = ""
+    else:
+        answer["ledger"] |= {"verified": False, "missing": ledger_missing(folder).message}
+    answer["accounts"] = [
+        one | {"shares": shares.get(one["name"], [])}
+        for one in _accounts(identity.node, rules, kept, raises, guarantees)
+    ]
     answer["files_in_order"] = answer["rules"]["ok"] and not any(
         one["message"] for one in answer["data_sets"] + answer["accounts"]
     )

@@ -15,6 +15,9 @@ from node_agent.launchers.settings import LauncherSettings, LocalSettings
 from node_agent.proxy import ProxyConfig
 from protos.errors import FeddpError, Malformed, NotFound
 
+VALUE_CHARS_MAX: Final = 64
+"""Of a value in a fault."""
+
 FILE_BYTES_MAX: Final = 1 << 20
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -165,8 +168,13 @@ def read_yaml(path: Path, reason: str) -> dict[str, Any]:
     return value
 
 
-def parse(model: type[Model], value: dict[str, Any], path: Path, reason: str) -> Model:
+def parse(
+    model: type[Model], value: dict[str, Any], path: Path, reason: str, *, tell_value: bool = False
+) -> Model:
     """`value` as `model`.
+
+    Args:
+        tell_value: a fault says the value as well; for files that hold no secret.
 
     Raises:
         Malformed: `reason`; the message names an unknown key or else the first wrong one.
@@ -183,9 +191,31 @@ def parse(model: type[Model], value: dict[str, Any], path: Path, reason: str) ->
             text = advice(model, fault["loc"])
         elif fault["type"] == "float_type" and _is_number_text(fault["input"]):
             text += "; YAML reads 1e-5 as text: write 1.0e-5"
+        if key:
+            key += _name_at(value, fault["loc"])
+            wrong = fault["input"]
+            if tell_value and fault["type"] != "extra_forbidden" and _is_scalar(wrong):
+                text += f"; it says {ascii(wrong)[:VALUE_CHARS_MAX]}"
         raise Malformed(
             reason, f"{path}: key {key}: {text}" if key else f"{path}: {text}"
         ) from None
+
+
+def _name_at(value: Any, loc: tuple[int | str, ...]) -> str:
+    """Which of several things a key is of: the innermost name on the way to it, in brackets."""
+    name = ""
+    for part in loc:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            break
+        if isinstance(value, dict) and isinstance(value.get("name"), str):
+            name = f" ({ascii(value['name'])[1:-1][:VALUE_CHARS_MAX]})"
+    return name
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, str | int | float | bool)
 
 
 def _is_number_text(value: object) -> bool:

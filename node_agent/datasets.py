@@ -110,7 +110,7 @@ class DataSetSpec(BaseModel):
         if not isinstance(value, dict) or not isinstance(value.get("columns"), dict):
             return value
         patient, columns = value.get("patient"), value["columns"]
-        if isinstance(patient, str) and columns.get(patient, "number") != "number":
+        if isinstance(patient, str) and patient in columns:
             raise ValueError(
                 f"columns: {patient!r} is the patient column, which says whose record a row is. It "
                 "is read as text, is no feature of any task, and needs no type: take it out of "

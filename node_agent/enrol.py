@@ -36,6 +36,7 @@ from node_agent.identity import (
     CHAIN,
     KEY,
     LEDGER_KEY,
+    NEXT_KEY,
     Identity,
     check_bundle,
     check_issued,
@@ -191,7 +192,7 @@ def _alone(folder: Folder, former: Identity | None) -> contextlib.AbstractContex
     Raises:
         Conflict: AGENT_RUNNING.
     """
-    if former is None:
+    if former is None and not folder.state_db.exists():
         return contextlib.nullcontext()
     # It loads what an agent needs, which a first join does not.
     from node_agent.agent import locked
@@ -200,13 +201,18 @@ def _alone(folder: Folder, former: Identity | None) -> contextlib.AbstractContex
 
 
 def _former(folder: Folder, again: bool) -> Identity | None:
-    """What this folder was until now; None for a new folder.
+    """What this folder was until now; None for a new folder, and for one whose certificate's key is
+    lost: it joins as a new one does, with its ledger.
 
     Raises:
         Conflict: ALREADY_JOINED, the certificate is valid and `again` is not said.
         Malformed: IDENTITY_INVALID.
     """
     if not (folder.identity / CHAIN).exists():
+        return None
+    if not any((folder.identity / name).exists() for name in (KEY, NEXT_KEY)):
+        # A certificate whose key is lost is of no use, and no other key goes with it.
+        (folder.identity / CHAIN).unlink()
         return None
     identity = load_identity(folder.identity)
     if identity.expires_at > datetime.now(UTC) and not again:

@@ -15,7 +15,7 @@ from node_agent.agent import locked, read_folder
 from node_agent.config import Folder
 from node_agent.identity import CHAIN, LEDGER_KEY, Identity
 from node_agent.own_ledger import KeptAccount
-from node_agent.state import RESTORED_NOTE, ROLLED_BACK_NOTE, State
+from node_agent.state import RESTORED_NOTE, ROLLED_BACK_NOTE, State, ledger_missing
 from node_agent.witnessed import Dispute
 from privacy.heads import LimitInForce, Terms
 from privacy.ledger import Verification, verify
@@ -133,14 +133,17 @@ def export(path: Path, out: Path) -> int:
 def restore(path: Path, source: Path) -> int:
     """Put a copy that `export` made in the place of a folder's ledger. Entries in it.
 
-    Nothing that the folder's ledger holds may be missing from the copy.
+    Nothing that the folder's ledger holds may be missing from the copy. Where the folder's own is
+    lost, any copy of this ledger key's is taken: what was signed since is read from the
+    coordinator's chain before the next order.
 
     Raises:
         Conflict: AGENT_RUNNING; LEDGER_NEWER, the folder's ledger holds more.
-        Malformed: LEDGER_INVALID, the copy is damaged, or another node's.
-        NotFound: NOT_JOINED, LEDGER_MISSING, FILE_MISSING.
+        Malformed: LEDGER_INVALID, the copy is damaged, or another node's, or another key's.
+        NotFound: NOT_JOINED, FILE_MISSING.
     """
-    folder, identity = _opened(path)
+    folder = Folder(path.absolute())
+    _, identity = read_folder(folder)
     if not source.is_file():
         raise NotFound("FILE_MISSING", f"there is no file {source}")
     beside = beside_of(folder.state_db)
@@ -148,22 +151,12 @@ def restore(path: Path, source: Path) -> int:
         try:
             _copy(source, beside)
             _require_own(beside, identity, source)
-            with _state(beside, identity) as copied, _state(folder.state_db, identity) as present:
+            with _state(beside, identity) as copied:
                 count = _sound(copied, identity, source)
                 copied.set_note(RESTORED_NOTE, "yes")
                 copied.set_note(ROLLED_BACK_NOTE, "")
-                # A copy that caught up from the coordinator's chain does not know the sources.
-                for paid in present.payers.payments():
-                    copied.payers.note(paid)
-                missing = {e.hash for e in present.ledger.entries()} - {
-                    e.hash for e in copied.ledger.entries()
-                }
-            if missing:
-                raise Conflict(
-                    "LEDGER_NEWER",
-                    f"{folder.state_db} holds {_entries(len(missing))} that {source} lacks; "
-                    "putting the older copy in its place would forget what was spent",
-                )
+                if folder.state_db.exists():
+                    _require_newer(copied, folder, identity, source)
             for suffix in ("-wal", "-shm"):
                 Path(f"{folder.state_db}{suffix}").unlink(missing_ok=True)
             beside.replace(folder.state_db)
@@ -196,7 +189,7 @@ def _opened(path: Path) -> tuple[Folder, Identity | Kept]:
     if owner is None:
         _, owner = read_folder(folder)
     if not folder.state_db.exists():
-        raise NotFound("LEDGER_MISSING", f"{folder.state_db} is missing; restore it from a backup")
+        raise ledger_missing(folder)
     return folder, owner
 
 
@@ -222,6 +215,23 @@ def _unusable(error: sqlite3.DatabaseError, source: Path, out: Path) -> FeddpErr
             "name another disk. Nothing was changed",
         )
     return Malformed("LEDGER_INVALID", f"{source} is no ledger that can be read")
+
+
+def _require_newer(copied: State, folder: Folder, identity: Identity | Kept, source: Path) -> None:
+    """The copy holds all entries of the folder's ledger, and learns what it knows of sources."""
+    with _state(folder.state_db, identity) as present:
+        # A copy that caught up from the coordinator's chain does not know the sources.
+        for paid in present.payers.payments():
+            copied.payers.note(paid)
+        missing = {e.hash for e in present.ledger.entries()} - {
+            e.hash for e in copied.ledger.entries()
+        }
+    if missing:
+        raise Conflict(
+            "LEDGER_NEWER",
+            f"{folder.state_db} holds {_entries(len(missing))} that {source} lacks; "
+            "putting the older copy in its place would forget what was spent",
+        )
 
 
 def _require_own(copy: Path, identity: Identity | Kept, source: Path) -> None:

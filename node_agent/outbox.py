@@ -218,12 +218,13 @@ def _published(folder: Folder, state: State, open_attempts: Sequence[str]) -> di
     """What the next session says first: the Hello itself, made as the agent makes it. Why a data
     set's file cannot be read is known to the running agent alone, and so is its instance's id."""
     steward = Steward(folder)
-    rules: Rules | None
+    rules: Rules | None = None
+    fault = ""
     try:
         rules = steward.rules()
         require_kept(rules.policy, state.accounts_kept())
-    except FeddpError:
-        rules = None
+    except FeddpError as error:
+        fault = error.reason
     suspended = Admission(state.node, state, steward, installed, 0).suspensions()
     came = state.note(MOVED_NOTE) or state.note(LEFT_NOTE)
     said = hello(
@@ -236,6 +237,7 @@ def _published(folder: Folder, state: State, open_attempts: Sequence[str]) -> di
         lambda name: suspended.reason(f"{state.node}/{name}"),
         state.payers.moved,
         whole=state.account_units if came else None,
+        fault=fault,
         quietly=True,
     )
     said.instance_id = ""

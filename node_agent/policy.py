@@ -25,6 +25,10 @@ _TASK = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[0-9a-f]{64}$"
 ShareKind = Literal["purpose", "project"]
 """What all jobs have in common that a limit within an account is for."""
 
+SharePurpose = Purpose | Literal["queries"]
+"""Nothing spends from the limit for queries: no task has that purpose. It is there so that a policy
+can say it before the part of feddp that answers queries does."""
+
 Limit = Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False)]
 
 
@@ -52,7 +56,7 @@ class AccountPolicy(_Model):
     epsilon_per_job_max: float = Field(gt=0, le=1e4, allow_inf_nan=False)
     noise_multiplier_min: float = Field(gt=0, le=1e6, allow_inf_nan=False)
     unaccounted: Literal["refuse", "allow"] = "refuse"
-    epsilon_per_purpose: dict[Purpose, Limit] = {}
+    epsilon_per_purpose: dict[SharePurpose, Limit] = {}
     epsilon_per_project: dict[Annotated[str, Field(pattern=_NAME)], Limit] = {}
 
     @model_validator(mode="after")
@@ -206,7 +210,8 @@ def load_policy(path: Path) -> Policy:
     Raises:
         Malformed: POLICY_INVALID; the message names the key.
     """
-    return parse(Policy, read_yaml(path, "POLICY_INVALID"), path, "POLICY_INVALID")
+    content = read_yaml(path, "POLICY_INVALID")
+    return parse(Policy, content, path, "POLICY_INVALID", tell_value=True)
 
 
 def above_limit(account: AccountPolicy, epsilon_limit: float) -> str:

@@ -44,6 +44,8 @@ class Outlook:
     """What a raise means; JSON-ready with `asdict`.
 
     Attributes:
+        epsilon_guarantee: what the account's patients can rely on with it: the highest limit that
+            was ever in force, where that is above the new one.
         epsilon_spent: booked by the account's filter so far; None without a guarantee.
         pending: whether attempts are under way that the old limit admitted.
     """
@@ -52,6 +54,7 @@ class Outlook:
     number: int
     epsilon_limit_old: float
     epsilon_limit_new: float
+    epsilon_guarantee: float
     delta: float
     epsilon_spent: float | None
     pending: bool
@@ -213,11 +216,13 @@ class _Here:
         terms, kept = proposal.terms, self.kept
         posted = kept.posted_units if kept else 0
         spent = self.filter.epsilon_of(posted) if kept is None or kept.guarantee else None
+        highest = self.state.epsilon_guarantee(kept) if kept else terms.epsilon_limit_old
         return Outlook(
             account=terms.account,
             number=terms.number,
             epsilon_limit_old=terms.epsilon_limit_old,
             epsilon_limit_new=terms.epsilon_limit_new,
+            epsilon_guarantee=max(highest, terms.epsilon_limit_new),
             delta=terms.delta,
             epsilon_spent=spent,
             pending=self.state.pending_on(terms.account),

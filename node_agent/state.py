@@ -24,7 +24,7 @@ from node_agent.job_mandates import SCHEMA as MANDATES_SCHEMA
 from node_agent.job_mandates import JobMandates
 from node_agent.judgement import FixedFilter, Standing
 from node_agent.orders import Order
-from node_agent.own_ledger import RAISES_SCHEMA, OwnLedger
+from node_agent.own_ledger import RAISES_SCHEMA, KeptAccount, OwnLedger
 from node_agent.own_ledger import SCHEMA as LEDGER_SCHEMA
 from node_agent.payers import SCHEMA as PAYERS_SCHEMA
 from node_agent.payers import TAKEN_OVER, Payers
@@ -67,6 +67,9 @@ CREATE INDEX attempts_by_state ON attempts (state);
 """
 
 _COORDINATOR_LIMIT: Final = "coordinator_limit:"
+
+_HIGHEST_THERE: Final = "highest_there:"
+"""Kept for ever, of a coordinator that the node has left as well: what was promised stays so."""
 
 RESTORED_NOTE: Final = "restored_from_copy"
 """Set until the coordinator's ledger was followed to its end once after that."""
@@ -139,7 +142,8 @@ def ledger_missing(folder: Folder) -> NotFound:
     return NotFound(
         "LEDGER_MISSING",
         f"{folder.state_db} is missing: it holds what this node's patients have spent, and an "
-        "empty one would forget it. Restore it from a backup",
+        "empty one would forget it. Put a copy in its place, with the agent stopped: `feddp agent "
+        "ledger import FILE`, or all of a backup into a new folder: `feddp agent restore`",
     )
 
 
@@ -279,12 +283,30 @@ class State:
         said = self.coordinator_limit(account)
         return math.inf if said is None else said
 
+    def highest_there(self, account: str) -> float:
+        """The highest limit of "NODE/NAME" that a coordinator's chain ever showed; 0 if none."""
+        return float(self.note(f"{_HIGHEST_THERE}{account}") or 0.0)
+
+    def epsilon_guarantee(self, kept: KeptAccount) -> float:
+        """The highest limit that was ever in force, by this ledger or by the coordinator's: one
+        that was restored from an older copy, or from that chain, knows its first limit no more."""
+        return max(self.ledger.epsilon_guarantee(kept), self.highest_there(kept.account))
+
     # Steps
 
-    def keep_coordinator_limits(self, limits: Mapping[str, float]) -> None:
-        """Note what the coordinator holds accounts to, which are named without the node."""
+    def keep_coordinator_limits(
+        self, limits: Mapping[str, float], highest: Mapping[str, float] | None = None
+    ) -> None:
+        """Note what the coordinator holds accounts to, which are named without the node.
+
+        Args:
+            highest: the highest limit that its chain shows, for accounts with entries there.
+        """
         for account, limit in limits.items():
             self.set_note(f"{_COORDINATOR_LIMIT}{self.node}/{account}", repr(limit))
+        for account, limit in (highest or {}).items():
+            if limit > self.highest_there(f"{self.node}/{account}"):
+                self.set_note(f"{_HIGHEST_THERE}{self.node}/{account}", repr(limit))
 
     def lower(self, account: str, epsilon_limit: float, raises: Mapping[str, int]) -> None:
         """See `OwnLedger.lower`; the account is named without the node. The coordinator is about to

@@ -12,9 +12,16 @@ def is_too_large(delta: float, declared_n: int) -> bool:
     return delta >= 1 / declared_n
 
 
-def bound_said(declared_n: int) -> str:
-    """What delta must be, in words; the figure is rounded down, so that it is itself allowed."""
-    figure = Context(prec=3, rounding=ROUND_FLOOR).divide(Decimal(1), Decimal(declared_n))
-    if Decimal(declared_n) * figure >= 1:  # a power of ten, say: 1/n is not below itself
-        figure -= Decimal(1).scaleb(figure.adjusted() - 3)
-    return f"below 1/{declared_n} ({float(figure):g} will do)"
+def bound_said(declared_n: int, *, figure: bool = True) -> str:
+    """What delta must be, in words.
+
+    Args:
+        figure: say as well what will do, rounded down, so that it is itself allowed. Not where the
+            sentence goes on with another delta, which is the one to take.
+    """
+    if not figure:
+        return f"below 1/{declared_n}"
+    least = Context(prec=3, rounding=ROUND_FLOOR).divide(Decimal(1), Decimal(declared_n))
+    if Decimal(declared_n) * least >= 1:  # a power of ten, say: 1/n is not below itself
+        least -= Decimal(1).scaleb(least.adjusted() - 3)
+    return f"below 1/{declared_n} ({float(least):g} will do)"

@@ -2,6 +2,8 @@
 
 from typing import Final, Literal
 
+from privacy.filters import Filter
+
 Stage = Literal["", "nearly_spent", "spent", "over_limit"]
 
 NEARLY_SPENT_PER_MILLE: Final = 800
@@ -32,3 +34,14 @@ def stage_of(
     if nearly_by_units or share * 1000 >= NEARLY_SPENT_PER_MILLE:
         return "nearly_spent"
     return ""
+
+
+def stage_of_share(filter_: Filter, used_units: int) -> Stage:
+    """The stage of a limit within an account, for all jobs of a purpose or of a project.
+
+    Args:
+        filter_: the account's, at that limit.
+        used_units: posted and reserved.
+    """
+    running = filter_.epsilon_of(used_units)
+    return stage_of(used_units, used_units, filter_.limit_units, running, filter_.epsilon_limit)

@@ -34,9 +34,23 @@ _UNAVAILABLE: Final = {
     "SOURCE_UNREADABLE": "its agent may not read the file of its data set",
     "SCHEMA_MISMATCH": "the columns of its data set's file are not those that its steward declares",
     "DATA_SET_WITHDRAWN": "its data steward has withdrawn the data set",
-    "": "its data set cannot be read now",
+    "DATA_SET_MOVED": "its data set is declared on another account than the one that it has paid "
+    "from",
+    "ACCOUNT_LEFT_OUT": "its policy leaves out an account that has entries, so that it refuses "
+    "every order",
+    "DELTA_TOO_LARGE": "the delta of its account is too large for the patients that it declares",
+    "POLICY_FILTER_CHANGED": "its policy counts the account by another filter or delta than its "
+    "entries",
+    "POLICY_INVALID": "its policy cannot be read, so that it refuses every order",
+    "DATASETS_INVALID": "its list of data sets cannot be read, so that it refuses every order",
+    "DATA_SET_UNSIGNED": "no steward has signed that its data set's patients are in no other "
+    "account, so that it refuses every order",
+    "": "its data set cannot be used now",
 }
 """The same of a data set."""
+
+_OF_THE_FILE: Final = frozenset({"SOURCE_MISSING", "SOURCE_UNREADABLE", "SCHEMA_MISMATCH"})
+"""What does not matter to a job that reads nothing; nor does what only a newer agent knows."""
 
 
 def survey(
@@ -81,8 +95,9 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
             f"its policy does not allow {job.task}@{task_hash[:12]}… on {job.dataset}; its data "
             "steward can",
         )
-    if facts.data_set.unavailable and job.mechanism != "no_data":
-        return _absent(facts, facts.data_set.unavailable, unavailable_said(facts.data_set))
+    why = facts.data_set.unavailable
+    if why and (job.mechanism != "no_data" or why in _UNAVAILABLE.keys() - _OF_THE_FILE):
+        return _absent(facts, why, unavailable_said(facts.data_set))
     account, steward = facts.account, facts.steward
     if account is None or steward is None:
         return _absent(facts, "ACCOUNT_UNKNOWN", "its policy has no valid account for the data set")
@@ -107,10 +122,11 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
             if right
             else "its data steward sets it"
         )
+        bound = bound_said(declared_n, figure=not right)
         return _absent(
             facts,
             "DELTA_TOO_LARGE",
-            f"it declares {declared_n} patients, where delta must be {bound_said(declared_n)}, and "
+            f"it declares {declared_n} patients, where delta must be {bound}, and "
             f"the job asks for {job.delta:g}; its account has {filter_.delta:g}: {advice}",
         )
     if job.mechanism == "dp" and job.delta != filter_.delta:

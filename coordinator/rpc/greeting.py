@@ -124,8 +124,22 @@ def _limits(connection: Connection, node: str, hello: pb.Hello) -> list[pb.Accou
                 do="the lower one counts; raising it is the hospital's: `feddp agent limit`",
             )
         name = kept.account.removeprefix(f"{node}/")
-        found.append(pb.AccountLimit(account=name, epsilon_limit=limit))
+        found.append(
+            pb.AccountLimit(
+                account=name,
+                epsilon_limit=limit,
+                epsilon_limit_highest=_highest(connection, kept),
+            )
+        )
     return found
+
+
+def _highest(connection: Connection, kept: ledger.Account) -> float:
+    """The highest limit that was ever in force; 0 for an account that has promised nothing yet."""
+    if not kept.entries:
+        return 0.0
+    raised = (one.terms.epsilon_limit_new for one in limits.raises(connection, kept.account))
+    return max([kept.epsilon_limit_highest, *raised])
 
 
 def check_hello(hello: pb.Hello) -> None:

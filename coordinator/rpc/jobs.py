@@ -20,7 +20,7 @@ from coordinator.store import jobs as job_store
 from coordinator.store import people
 from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord
-from coordinator.submissions import check_published, unavailable
+from coordinator.submissions import check_published, unavailable, waited_for
 from protos.errors import Conflict, Malformed, NotAllowed, NotFound
 from protos.feddp.v1 import jobs_pb2 as pb
 from protos.feddp.v1 import jobs_pb2_grpc as pb_grpc
@@ -56,11 +56,13 @@ class JobsService(pb_grpc.JobsServicer):
         initial = self.blobs.model(request.initial_model_digest)
         await asyncio.to_thread(aggregation.check_model, initial)
         record = self._record(job, request.spec, request.task_hash, request.request_id)
+        facts = await self.rounds.prospect(record, job)
+        warnings += await asyncio.to_thread(waited_for, job, request.task_hash, facts)
         if request.HasField("mandate"):
             record = await self._signed(record, job, request)
         live = await self.rounds.submit(record, job, request.initial_model_digest)
         view = await self._view(live)
-        view.warnings.extend(warnings)
+        view.warnings.extend(dict.fromkeys(warnings))
         return pb.SubmitJobResponse(job=view)
 
     async def _signed(self, record: JobRecord, job: Job, request: pb.SubmitJobRequest) -> JobRecord:

@@ -1,16 +1,82 @@
 """What an account may not say of itself, whatever its entries are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from feddp.cli.derived import SHOWN_ONLY
 from feddp.cli.output import quoted
+from feddp.cli.witnesses import Fault, Witnesses
+from privacy.canonical import PUBLIC_KEY_BYTES, is_hex
 from privacy.deltas import bound_said, is_too_large
 from privacy.filters import Filter, make_filter
 from protos.errors import FeddpError, Malformed
 from protos.feddp.v1 import budgets_pb2
 
 KNOWN_FIELDS: Final = frozenset(field.name for field in budgets_pb2.BudgetAccount.DESCRIPTOR.fields)
+
+
+def ledger_key(account: Mapping[str, Any]) -> bytes | None:
+    """The node's raw ledger key as an account's row names it, empty before the node has joined;
+    None where it names none."""
+    key = account["ledger_public_key"]
+    if not is_hex(key) or len(key) not in (0, 2 * PUBLIC_KEY_BYTES):
+        return None
+    return bytes.fromhex(key)
+
+
+def row_faults(accounts: Sequence[Mapping[str, Any]], kept: Witnesses) -> list[Fault]:
+    """Where the rows do not say whose accounts they are, as no entry of theirs need say it.
+
+    Args:
+        accounts: BudgetAccount as JSON has it.
+        kept: what the coordinator shows; `moved` names accounts that have no entry as well.
+    """
+    found: list[Fault] = []
+    keys: dict[str, tuple[str, bytes]] = {}
+    for account in accounts:
+        name = str(account["account"])
+        node, slash, own = name.partition("/")
+        if not (node and slash and own):
+            text = "an account is named NODE/NAME: export the ledger anew"
+            found.append((name, 0, text))
+        elif account["node"] != node:
+            text = f"the account says node {quoted(account['node'])}, and it is node {node}'s"
+            found.append((name, 0, f"{text} by its name: export the ledger anew"))
+        key = ledger_key(account)
+        if key is None:
+            text = (
+                f"the account says ledger_public_key {quoted(account['ledger_public_key'])}, and a "
+                f"key is {2 * PUBLIC_KEY_BYTES} lower-case hexadecimal digits: export it anew"
+            )
+            found.append((name, 0, text))
+            continue
+        first, known = keys.setdefault(node, (name, key))
+        if known != key:
+            text = (
+                f"the account says ledger_public_key {quoted(key.hex())}, and account {first} of "
+                f"the same node {quoted(known.hex())}: a node has one for ever. Compare both with "
+                "the node's own file, `feddp agent ledger heads --json`"
+            )
+            found.append((name, 0, text))
+    return found + _without_row({str(one["account"]) for one in accounts}, kept)
+
+
+def _without_row(names: set[str], kept: Witnesses) -> list[Fault]:
+    """Accounts that a checkpoint was made over and that have no row: taken out, or renamed."""
+    missing: dict[str, int] = {}
+    for one, moved in zip(kept.checkpoints, kept.moved or (), strict=False):
+        for account, _ in moved:
+            if account not in names:
+                missing.setdefault(account, one.number)
+    return [
+        (
+            account,
+            0,
+            f"checkpoint {number} was made over this account, and it is not among the accounts "
+            "here: it was taken out, or has another name. Export the ledger anew",
+        )
+        for account, number in missing.items()
+    ]
 
 
 def account_fault(

@@ -16,6 +16,7 @@ from feddp.cli import (
     agent_service,
     agent_work,
     output,
+    shares,
 )
 from feddp.cli.budget import STAGES
 from feddp.cli.failures import FAILED
@@ -122,8 +123,8 @@ def run(
 def status(folder: Folder, as_json: Json = False) -> None:
     """What the agent on this machine knows: identity, policy, budgets by its own ledger.
 
-    Exit code 1 while the steward's files, a data set's, or this node's own ledger are not in order,
-    and while it disputes the coordinator's."""
+    Exit code 1 while the steward's files, a data set's, or this node's own ledger are not in order
+    or its ledger is missing, and while it disputes the coordinator's."""
     from node_agent.agent import status as agent_status
 
     found = agent_status(folder)
@@ -158,8 +159,21 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         *(("note", SHARED) for _ in [1] if found["shares_failure_class"]),
         *(("WARNING" if one["warning"] else "note", one["message"]) for one in found["overlaps"]),
-        *((f"account {one['name']}", _account(one)) for one in found["accounts"]),
-        ("own ledger", f"{output.counted(ledger['entries'], 'entry')}, {said}"),
+        *(
+            (label, text)
+            for one in found["accounts"]
+            for label, text in (
+                (f"account {one['name']}", _account(one)),
+                (f"limits in {one['name']}", shares.said(one["shares"])),
+            )
+            if text
+        ),
+        (
+            "own ledger",
+            f"MISSING: {ledger['missing']}"
+            if ledger["missing"]
+            else f"{output.counted(ledger['entries'], 'entry')}, {said}",
+        ),
         *(("problem", text) for text in ledger["problems"]),
         *(("ROLLED BACK", _rolled_back(text)) for text in [ledger["rolled_back"]] if text),
         *(
@@ -207,7 +221,9 @@ def _connected(found: dict[str, Any]) -> str:
 def _account(one: dict[str, Any]) -> str:
     if one["message"]:
         return f"WRONG: {one['message']}"
-    limit = f"limit {output.epsilon(one['epsilon_limit'])} at delta {one['delta']:g}"
+    lowered = one["guarantee"] and one["epsilon_guarantee"] != one["epsilon_limit"]
+    now = " now" if lowered else ""
+    limit = f"limit {output.epsilon(one['epsilon_limit'])}{now} at delta {one['delta']:g}"
     if one["epsilon_start"] > 0:
         start = output.epsilon(one["epsilon_start"])
         limit += f", of which its first release takes {start} (rdp order {one['rdp_order']})"
@@ -219,7 +235,7 @@ def _account(one: dict[str, Any]) -> str:
     if not one["guarantee"]:
         return f"NO GUARANTEE: something was released without accounting; {limit}{said}"
     running = f"running epsilon {output.epsilon(one['epsilon_spent'])}"
-    if one["epsilon_guarantee"] == one["epsilon_limit"]:
+    if not lowered:
         return f"{limit}; {running}, on the way to the limit, which is the guarantee{said}"
     guarantee = output.epsilon(one["epsilon_guarantee"])
-    return f"{limit} now; {running}; the guarantee is {guarantee}, its highest limit ever{said}"
+    return f"{limit}; {running}; the guarantee is {guarantee}, its highest limit ever{said}"

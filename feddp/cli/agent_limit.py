@@ -147,6 +147,13 @@ def _tell(found: "Outlook", as_json: bool, *, applied: bool = False) -> None:
             ("reason", found.reason),
         ]
     )
+    if found.epsilon_guarantee > found.epsilon_limit_new:
+        guarantee = output.epsilon(found.epsilon_guarantee)
+        output.line(
+            f"The guarantee stays epsilon {guarantee}, for every patient of the account and for all"
+        )
+        output.line(f"that was ever released about them: the limit was {guarantee} before.")
+        return
     output.line(
         f"The guarantee becomes epsilon {new}, for every patient of the account and for all that"
     )

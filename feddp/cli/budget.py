@@ -9,6 +9,9 @@ import typer
 from feddp.cli import output
 from feddp.cli.failures import FAILED
 from feddp.cli.options import DataSet, Dir, Json, ProfileFolder
+from feddp.cli.shares import HEADERS as SHARE_HEADERS
+from feddp.cli.shares import left as left_of
+from feddp.cli.shares import rows as share_rows
 from protos.errors import NotFound
 
 if TYPE_CHECKING:
@@ -77,10 +80,10 @@ def show(
         for one, guarantee in zip(found.accounts, guarantees, strict=True)
     ]
     output.table(headers, rows)
-    shares = [row for account in found.accounts for row in _share_rows(account)]
+    shares = [row for account in found.accounts for row in share_rows(account)]
     if shares:
         output.line("")
-        output.table(["ACCOUNT", "FOR ALL JOBS OF", "LIMIT", "LEFT"], shares)
+        output.table(SHARE_HEADERS, shares)
     output.line("The GUARANTEE is the highest limit that was ever in force, at delta; LIMIT is the")
     output.line("one of now. The running epsilon is a figure on the way.")
     output.line("BOOKED is what the filter holds against the limit; EFFICIENCY is what the same")
@@ -123,7 +126,7 @@ def _row(account: dict[str, Any], raises: int, guarantee: float | None) -> list[
         output.epsilon(account["epsilon_spent"]),
         *(_figure(account, name) for name in ("epsilon_booked", "epsilon_naive")),
         *(_share(account, name) for name in ("efficiency", "booked_to_naive")),
-        _left(left, limit),
+        left_of(left, limit),
         "; ".join(one for one in (_state(account, left, limit), _raised(account, raises)) if one),
     ]
 
@@ -133,24 +136,6 @@ def _raised(account: dict[str, Any], raises: int) -> str:
     if not raises or first is None:
         return ""
     return f"limit raised {raises} time{'' if raises == 1 else 's'}, from {output.epsilon(first)}"
-
-
-def _share_rows(account: dict[str, Any]) -> list[list[str]]:
-    """The node's limits within the account; a coordinator of 0.1.0 tells none."""
-    return [
-        [
-            str(account["account"]),
-            f"{one['kind']} {one['name']}",
-            output.epsilon(one["epsilon_limit"]),
-            _left(one["limit_units"] - one["used_units"], one["limit_units"]),
-        ]
-        for one in account.get("shares", [])
-    ]
-
-
-def _left(left: int, limit: int) -> str:
-    """Rounded down: nobody may believe that more is left than there is."""
-    return f"{max(0, left) * 100 // limit if limit else 0} %"
 
 
 def _state(account: dict[str, Any], left: int, limit: int) -> str:

@@ -12,7 +12,7 @@ from feddp.cli.json_windows import JsonWindow
 from feddp.cli.ledgers import Ledger, Tampered, entry_of, ledger_of, said
 from feddp.cli.witnesses import Witnesses, from_json
 from privacy.ledger import Entry
-from protos.errors import FeddpError, Malformed
+from protos.errors import FeddpError, Malformed, NotFound
 
 VALUE_CHARS_MAX: Final = 1 << 24
 """Of one entry, account, head or checkpoint. All are below 20,000 but the first checkpoint, which
@@ -64,6 +64,7 @@ def from_file(path: Path, progress: Progress = lambda *_: None) -> Ledger:
     0.1.0, or what other tools wrote), the file is gone through once more.
 
     Raises:
+        NotFound: FILE_MISSING.
         Malformed: FILE_UNREADABLE, EXPORT_INVALID.
         Tampered: an account is not one that was ever printed.
     """
@@ -162,6 +163,8 @@ def _opened(path: Path) -> Iterator[TextIOWrapper]:
     try:
         with path.open("rb") as raw, TextIOWrapper(raw, encoding="utf-8-sig") as file:
             yield file
+    except FileNotFoundError:
+        raise NotFound("FILE_MISSING", f"there is no file {path}") from None
     except OSError as error:
         raise Malformed("FILE_UNREADABLE", f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):

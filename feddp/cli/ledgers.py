@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from feddp.cli.account_faults import account_fault, first_filter
+from feddp.cli.account_faults import account_fault, first_filter, ledger_key, row_faults
 from feddp.cli.derived import exported, figure_fault, filter_said
 from feddp.cli.history import PaidTwice, Passing, faults, here, paid_twice
 from feddp.cli.node_files import Behind, NodeFile, backing, file_faults
@@ -167,9 +167,9 @@ def ledger_of(
     """A ledger whose accounts are as JSON has them."""
     filters = {str(account["account"]): first_filter(account) for account in accounts}
     keys = {
-        str(account["node"]): bytes.fromhex(account["ledger_public_key"])
+        str(account["account"]).partition("/")[0]: key
         for account in accounts
-        if account["ledger_public_key"]
+        if (key := ledger_key(account))
     }
     return Ledger(entries, entries_about, accounts, filters, keys, witnesses)
 
@@ -223,7 +223,8 @@ def check(found: Ledger, nodes: Sequence[NodeFile] = (), *, whole: bool = True) 
         found.public_keys,
         processes=cores if found.entries_about >= MANY_ENTRIES else 1,
     )
-    problems = [
+    problems = row_faults(found.accounts, found.witnesses)
+    problems += [
         (str(account["account"]), *fault)
         for account in found.accounts
         if (fault := account_fault(account, passing.declared))

@@ -11,7 +11,7 @@ from feddp.cli.json_windows import once
 from feddp.cli.output import counted
 from feddp.cli.witnesses import Fault, Witnesses, from_json, listed, whole_number
 from privacy.heads import LimitInForce, Terms, short, signed_by
-from protos.errors import Malformed
+from protos.errors import Malformed, NotFound
 
 NODE_FILES = "(node files)"
 
@@ -62,11 +62,13 @@ class Behind:
         own_seq: the last entry that its own node's file has signed.
         terms: its own node's file says, signed, its filter, delta and first limit.
         seen_seq: the last entry below a checkpoint that some node's file holds.
+        own_file: its own node's file is here, whatever it holds of the account.
     """
 
     own_seq: int = 0
     terms: bool = False
     seen_seq: int = 0
+    own_file: bool = False
 
     def said(self, entries: int) -> str:
         """In words for people.
@@ -79,6 +81,9 @@ class Behind:
             parts.append(f"its own node's file up to entry {self.own_seq} of {entries}")
         if self.seen_seq:
             parts.append(f"checkpoints in nodes' files up to entry {self.seen_seq} of {entries}")
+        if not parts and self.own_file:
+            none = "has signed none of its entries" if entries else "it has no entry"
+            return f"its own node's file, {'which ' if entries else 'and '}{none}"
         if not parts:
             return "no node's file"
         if not self.terms:
@@ -90,6 +95,7 @@ def from_node_file(path: Path) -> NodeFile:
     """What `feddp agent ledger heads --json` printed at a node.
 
     Raises:
+        NotFound: FILE_MISSING.
         Malformed: FILE_UNREADABLE, HEADS_INVALID; HEADS_EMPTY, it can prove nothing.
     """
     try:
@@ -106,6 +112,8 @@ def from_node_file(path: Path) -> NodeFile:
         )
         if not found.seen.node_key:
             raise ValueError("a node's file names its ledger key")
+    except FileNotFoundError:
+        raise NotFound("FILE_MISSING", f"there is no file {path}") from None
     except OSError as error:
         raise Malformed("FILE_UNREADABLE", f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -263,7 +271,12 @@ def backing(
             own[signed.head.account] = max(signed.head.seq, own.get(signed.head.account, 0))
     promised = {said.terms.account for file in sound for said in file.terms}
     return {
-        name: Behind(own.get(name, 0), name in promised, reached.get(name, 0))
+        name: Behind(
+            own.get(name, 0),
+            name in promised,
+            reached.get(name, 0),
+            name.partition("/")[0] in {one.node for one in sound},
+        )
         for name in (str(one["account"]) for one in accounts)
     }
 

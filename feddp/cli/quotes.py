@@ -59,6 +59,11 @@ def lines(found: QuoteJobResponse) -> list[str]:
         for one in able
         if one.nearly_spent
     ]
+    said += [
+        f"warning: {one.account} would have spent 80 % or more of what its policy allows {share}"
+        for one in able
+        for share in one.shares_nearly_spent
+    ]
     said.append(
         f"{len(able)} of at least {found.min_participants} hospitals can take part; "
         f"{found.rounds_planned} rounds"

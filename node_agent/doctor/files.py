@@ -51,7 +51,7 @@ def check_ledger(folder: Folder) -> Check:
             "ledger",
             "failed",
             f"{folder.state_db} is missing or cannot be read: it holds what patients have spent",
-            "restore it from a backup; the agent does not run without it",
+            "put a copy back: `feddp agent ledger import FILE`; the agent does not run without it",
         )
     if version > SCHEMA_VERSION:
         do = "upgrade this agent, or go back to the one that wrote it"

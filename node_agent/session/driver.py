@@ -123,6 +123,7 @@ class Driver:
         self._barred: frozenset[str] = frozenset()
         self._suspended = Suspensions()
         self._unavailable: Mapping[str, str] = {}
+        self._said: pb.Hello | None = None
 
     def renewed(self, channel: grpc.aio.Channel) -> None:
         """A newer certificate: every call from now on, and the session, go over this connection."""
@@ -154,11 +155,11 @@ class Driver:
     def _dispatch(self, event: e.Event) -> None:
         self._agent, asked = step(self._agent, event, self._clock())
         match event:
-            case e.WelcomeReceived(limits=limits, signed=signed):
+            case e.WelcomeReceived(limits=limits, highest=highest, signed=signed):
                 # Before anything that follows: the ledger's thread takes things in turn.
                 self._spawn(self._look_back(signed))
                 keep = self._parts.state.keep_coordinator_limits
-                self._spawn(self._parts.ledger.run(keep, dict(limits)))
+                self._spawn(self._parts.ledger.run(keep, dict(limits), dict(highest)))
                 log.info("connected", coordinator=self._parts.address)
                 self._note_connected(f"{self._clock():.3f}")
                 self._witness.soon()
@@ -329,12 +330,13 @@ class Driver:
         self._published = steward.stamp()
         raised, suspended = self._raised, self._suspended = self._standing()
         self._barred = self._barred_now()
+        fault, rules = "", None
         try:
             rules = steward.rules()
             require_kept(rules.policy, state.accounts_kept())
         except FeddpError as error:
             log.error("rules_unreadable", reason=error.reason, detail=error.message)
-            rules = None
+            fault = error.reason
         unseen, used = state.ledger.unseen_raises(), state.share_units
         tasks = self._parts.tasks()
         node = self._parts.admission.node
@@ -355,10 +357,13 @@ class Driver:
             state.payers.moved,
             unavailable,
             state.account_units if came else None,
+            fault,
+            self._said,
         )
+        self._said = said
         for account in said.accounts:  # the coordinator keeps a lower limit for good, and so do we
             state.lower(account.name, account.epsilon_limit, raised)
-        warn_of_limits(state.ledger.accounts(), state.ledger.epsilon_guarantee)
+        warn_of_limits(state.ledger.accounts(), state.epsilon_guarantee)
         return said
 
     async def _judge(self, order: Order) -> None:

@@ -58,11 +58,13 @@ class WelcomeReceived:
     Attributes:
         closed: attempts that it has resolved meanwhile.
         limits: (account without the node, the epsilon that the coordinator holds it to).
+        highest: the same with the highest that its chain shows, for accounts with entries.
         signed: what this node has signed last, by the coordinator's ledger.
     """
 
     closed: tuple[tuple[str, Outcome], ...] = ()
     limits: tuple[tuple[str, float], ...] = ()
+    highest: tuple[tuple[str, float], ...] = ()
     signed: tuple[Signed, ...] = ()
 
 

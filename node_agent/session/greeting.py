@@ -13,6 +13,7 @@ import structlog
 from node_agent.datasets import DataSetSpec, schema_json
 from node_agent.judgement import FixedFilter, filter_of, not_raised
 from node_agent.own_ledger import KeptAccount
+from node_agent.payers import REASON as MOVED
 from node_agent.policy import Policy, ShareKind, above_limit
 from node_agent.steward import Rules
 from node_agent.tasks.registry import TaskInfo
@@ -57,23 +58,27 @@ def hello(
     moved: Callable[[DataSetSpec], str] = lambda _spec: "",
     unavailable: Mapping[str, str] = _NONE,
     whole: Callable[[str], int] | None = None,
+    fault: str = "",
+    before: pb.Hello | None = None,
     *,
     quietly: bool = False,
 ) -> pb.Hello:
     """The Hello of a session.
 
     Args:
-        rules: None when the steward's files cannot be read: then nothing is published.
+        rules: None when the steward's files cannot be read: then no account is published.
         fixed: how an account counts since its first entry.
         used: what the node's own ledger counts against a share.
         raises: those that the coordinator's ledger may not hold yet, with the node's signatures.
         refuses: why every order on an account is refused now; empty where it is not.
-        moved: why a data set may not pay from its account, and is not published; empty where it
-            may.
+        moved: why a data set may not pay from its account; empty where it may.
         unavailable: data set -> why it cannot be used now.
         whole: what the node's own ledger counts of an account, where the coordinator's cannot know
             it all; None where it does.
         quietly: log nothing, for a Hello that is shown and not sent.
+        fault: why every order is refused whatever it is on, for what the steward's files say. Then
+            no account is published, and each data set as one that cannot be used.
+        before: the Hello before, whose data sets are still named where the files cannot be read.
     """
     out = _SILENT if quietly else log
     message = pb.Hello(
@@ -84,21 +89,26 @@ def hello(
         limits=[limit_to_wire(*one) for one in raises[:RAISES_MAX]],
     )
     if rules is None:
+        if before is not None:
+            message.data_sets.extend(before.data_sets)
+            message.tasks.extend(before.tasks)
+        for one in message.data_sets:
+            one.unavailable = fault
         return message
     installed = {f"{info.name}@{info.content_hash}": info for info in tasks.values()}
+    accounts, unusable = _accounts(rules.policy, rules.data_sets, fixed, used, refuses, whole, out)
     allowed: set[str] = set()
     for spec in rules.data_sets:
-        if text := moved(spec):
-            out.error("data_set_moved", data_set=spec.name, account=spec.account, do=text)
-            continue
+        has_moved = moved(spec)
+        if has_moved:
+            out.error("data_set_moved", data_set=spec.name, account=spec.account, do=has_moved)
         names = sorted(rules.policy.tasks_on(spec.name) & installed.keys())
         allowed.update(names)
         withdrawn = "DATA_SET_WITHDRAWN" if spec.name in rules.policy.withdrawn else ""
-        why = withdrawn or unavailable.get(spec.name, "")
+        why = fault or withdrawn or (MOVED if has_moved else "")
+        why = why or unusable.get(spec.account, "") or unavailable.get(spec.name, "")
         message.data_sets.append(_data_set(spec, names, why))
-    message.accounts.extend(
-        _accounts(rules.policy, rules.data_sets, fixed, used, refuses, whole, out)
-    )
+    message.accounts.extend([] if fault else accounts)
     for name in sorted(allowed):
         info = installed[name]
         message.tasks.append(
@@ -168,15 +178,17 @@ def _accounts(
     refuses: Callable[[str], str],
     whole: Callable[[str], int] | None,
     out: Any,
-) -> list[pb.Account]:
-    """Accounts as they count; one whose policy contradicts its entries is not published."""
-    found = []
+) -> tuple[list[pb.Account], dict[str, str]]:
+    """Accounts as they count; and why others are not published, by name: their policy contradicts
+    their entries, or itself."""
+    found, unusable = [], {}
     for account in policy.accounts:
         counted = fixed(account.name)
         try:
             filter_ = filter_of(account, data_sets, counted)
         except FeddpError as error:
             out.error("account_unusable", account=account.name, reason=error.reason, do=str(error))
+            unusable[account.name] = error.reason
             continue
         if counted is None:  # so the steward can still change what the first entry will fix
             out.info(
@@ -215,7 +227,7 @@ def _accounts(
                 + _whole(account.name, filter_.epsilon_limit, whole),
             )
         )
-    return found
+    return found, unusable
 
 
 def _whole(

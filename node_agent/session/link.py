@@ -199,7 +199,15 @@ class Link:
                 closed = tuple(map(_closed, message.welcome.closed))
                 limits = tuple(map(_limit, message.welcome.limits[:LIMITS_MAX]))
                 signed = tuple(map(signed_from_wire, message.welcome.signed[:LIMITS_MAX]))
-                self._dispatch(e.WelcomeReceived(closed, tuple(filter(_is_limit, limits)), signed))
+                highest = tuple(map(_highest, message.welcome.limits[:LIMITS_MAX]))
+                self._dispatch(
+                    e.WelcomeReceived(
+                        closed,
+                        tuple(filter(_is_limit, limits)),
+                        tuple(filter(_is_limit, highest)),
+                        signed,
+                    )
+                )
             case "work_order":
                 order = message.work_order
                 self._offer_model(order.base_model_digest, order.base_model)
@@ -281,6 +289,10 @@ def _order(message: pb.WorkOrder) -> e.Event:
 
 def _limit(message: pb.AccountLimit) -> tuple[str, float]:
     return message.account, message.epsilon_limit
+
+
+def _highest(message: pb.AccountLimit) -> tuple[str, float]:
+    return message.account, message.epsilon_limit_highest
 
 
 def _is_limit(said: tuple[str, float]) -> bool:

@@ -88,6 +88,24 @@ def test_raises_are_taken_in_order_and_once(database: Database) -> None:
     assert kinds(database)[-2:] == ["limit", "limit"]
 
 
+def test_a_node_hears_the_highest_limit_that_an_account_ever_had(tmp_path: Path) -> None:
+    """Its ledger may have been restored; nothing was promised before the first entry."""
+    database = Database(f"sqlite:///{tmp_path / 'c.db'}")
+    database.migrate()
+    with_account(database)
+    database.write_now(
+        lambda c: c.exec_driver_sql("UPDATE nodes SET ledger_public_key = ?", (PUBLIC,))
+    )
+
+    def highest(message: pb.Hello) -> list[float]:
+        welcome, _ = database.write_now(lambda c: greet(c, NODE, message, 1.0))
+        return [one.epsilon_limit_highest for one in welcome.limits]
+
+    assert highest(hello(announced=0.9)) == [0.0]
+    assert highest(hello(raise_(1, 0.9, 2.0), announced=0.5)) == [2.0]
+    assert highest(hello(announced=0.4)) == [2.0]
+
+
 def test_a_policy_that_was_lowered_since_a_raise_counts(database: Database) -> None:
     """Both come with one Hello: what is announced is of now, the raise is of before."""
     said = say(database, hello(raise_(1, 1.0, 2.0), announced=0.5))

@@ -297,3 +297,10 @@ def test_what_an_evaluation_cannot_have_is_refused_with_its_key(text: str, key: 
     """More than one release, narrow counts, and a bound for gradients."""
     assert key in refusal(EVALUATION + text)
     assert reason_of((EVALUATION + "federation: {rounds: 1, local_steps: 1}").encode()) is None
+
+
+def test_a_fault_does_not_speak_of_submitting() -> None:
+    """A quote checks the same file, and submits nothing."""
+    with pytest.raises(Malformed, match="in the job file; nothing was changed:") as caught:
+        parse_job(b"name: x", DEFAULTS)
+    assert "submitted" not in caught.value.message

@@ -181,7 +181,7 @@ def test_a_delta_of_one_over_the_declared_patients_keeps_the_node_out() -> None:
     asked = SPEC.replace(b"delta: 1.0e-5", b"delta: 0.01")
     answer = absent(consider(job(asked), HASH, facts(declared_n=303), 4))
     assert answer.reason == "DELTA_TOO_LARGE"  # though it is not the account's either
-    assert "below 1/303 (0.0033 will do)" in answer.message
+    assert "delta must be below 1/303, and the job asks for 0.01" in answer.message
     assert answer.message.endswith("set privacy.delta to 1e-05 in the job")
 
 

@@ -11,6 +11,7 @@ from coordinator.rounds.events import Absence, Offer
 from coordinator.rounds.live import release_of
 from coordinator.rounds.node_facts import NodeFacts
 from coordinator.rounds.planner import consider
+from coordinator.store.shares import Share
 from feddp.cli.quotes import exit_code, lines, rows
 from privacy.accounting import epsilon_spent
 from privacy.filters import make_filter
@@ -94,6 +95,23 @@ def test_a_quote_names_the_tightest_limit() -> None:
     (one,) = quote(job(), HASH, [facts(shares=(spent,))], 100).nodes
     assert one.reason == "BUDGET"
     assert "project default" in one.message
+
+
+def test_a_quote_warns_of_limits_within_an_account_from_80_percent_on() -> None:
+    """In units or in epsilon, after the job, whichever comes first; the account is far from it."""
+    one_job = facts(limit=1000.0, per_job=1000.0)
+    (free,) = quote(job(), HASH, [one_job], 100).nodes
+    cost_units = make_filter("gdp", 0, free.epsilon_after, 1e-5).limit_units
+    for wanted, warned in ((4.0, False), (2.4, True)):
+        limit = make_filter("gdp", 0, wanted, 1e-5)
+        within = Share("purpose", "training", wanted, limit.limit_units, 0)
+        assert (cost_units < 0.8 * limit.limit_units, free.epsilon_after < wanted) == (True, True)
+        found = quote(job(), HASH, [replace(one_job, shares=(within,))], 100)
+        (one,) = found.nodes
+        assert list(one.shares_nearly_spent) == ["purpose training"] * warned
+        assert not one.nearly_spent
+        text = "would have spent 80 % or more of what its policy allows purpose training"
+        assert (text in "".join(lines(found))) == warned
 
 
 @pytest.mark.parametrize(
@@ -214,3 +232,28 @@ def test_a_hospital_whose_data_set_cannot_be_read_is_not_counted(reason: str) ->
     assert exit_code(found) == 1
     reads_nothing = replace(job(), mechanism="no_data", target_epsilon=None)
     assert of(quote(reads_nothing, HASH, nodes, 100), "b").reason == ""
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("DATA_SET_MOVED", "declared on another account than the one that it has paid from"),
+        ("ACCOUNT_LEFT_OUT", "leaves out an account that has entries"),
+        ("DELTA_TOO_LARGE", "delta of its account is too large"),
+        ("POLICY_FILTER_CHANGED", "another filter or delta than its entries"),
+        ("POLICY_INVALID", "policy cannot be read"),
+        ("DATA_SET_UNSIGNED", "no steward has signed"),
+    ],
+)
+def test_a_hospital_whose_stewards_files_are_broken_is_named_with_its_reason(
+    reason: str, said: str
+) -> None:
+    """It publishes no account then; it would refuse a job that reads nothing as well."""
+    nodes = hospitals(None, None, None)
+    nodes[1] = replace(nodes[1], steward=None)
+    nodes[1].data_set.unavailable = reason
+    reads_nothing = replace(job(), mechanism="no_data", target_epsilon=None)
+    for one in (job(), reads_nothing):
+        found = quote(one, HASH, nodes, 100)
+        assert of(found, "b").reason == reason
+        assert said in of(found, "b").message

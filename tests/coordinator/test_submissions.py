@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 
 from coordinator.store import people
-from coordinator.submissions import unavailable
-from protos.errors import WrongPhase
+from coordinator.submissions import check_delta, unavailable, waited_for
+from protos.errors import NotFound, WrongPhase
 from protos.feddp.v1 import federation_pb2 as federation
-from tests.coordinator.planning import job
+from tests.coordinator.planning import HASH, facts, job
 
 
 def node(name: str, reason: str = "", status: str = "enrolled") -> people.NodeRecord:
     """A node that publishes the data set."""
-    one = federation.DataSet(name="heart-disease", unavailable=reason)
+    one = federation.DataSet(name="heart-disease", declared_n=199, unavailable=reason)
     hello = federation.Hello(data_sets=[federation.DataSet(name="lungs"), one])
     return people.NodeRecord(name, "edge", status, b"", 0.0, hello)
 
@@ -35,3 +35,27 @@ def test_a_submission_that_no_hospital_can_take_now_is_refused() -> None:
         assert caught.value.reason == "DATA_SET_UNAVAILABLE"
         assert "b cannot take part now, SCHEMA_MISMATCH" in caught.value.message
     assert unavailable(replace(job(), mechanism="no_data"), nodes) == []
+
+
+def test_a_submission_names_whom_its_job_waits_for() -> None:
+    """Too few can begin: each that cannot, and how many can; else only whose files are broken."""
+    nodes = [replace(facts(), node=name) for name in "cbad"]
+    assert waited_for(job(), HASH, nodes) == []
+    nodes[0].data_set.unavailable = "ACCOUNT_LEFT_OUT"
+    (said,) = waited_for(job(), HASH, nodes)
+    assert said.startswith("c cannot take part now, ACCOUNT_LEFT_OUT: its policy leaves out")
+    nodes[1] = replace(nodes[1], connected=False)
+    told = waited_for(job(), HASH, nodes)
+    assert [one.partition(":")[0] for one in told] == [
+        "b cannot take part now, OFFLINE",
+        "c cannot take part now, ACCOUNT_LEFT_OUT",
+        "the job waits",
+    ]
+    assert told[-1] == "the job waits: 2 of at least 3 can take part now"
+
+
+def test_a_job_for_which_no_account_can_be_used_names_each_hospital() -> None:
+    """An account that its steward's files make useless is not published, and its reason is."""
+    with pytest.raises(NotFound) as caught:
+        check_delta(job(), [node("a", "ACCOUNT_LEFT_OUT"), node("b", "DELTA_TOO_LARGE")])
+    assert "(a: ACCOUNT_LEFT_OUT, b: DELTA_TOO_LARGE)" in caught.value.message

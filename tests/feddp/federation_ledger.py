@@ -1,11 +1,13 @@
 """A ledger of three hospitals, their keys and their files, to be changed."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from feddp.cli.derived import exported
 from feddp.cli.ledgers import Ledger
 from feddp.cli.witnesses import SignedHead, Witnesses
 from privacy import ledger
@@ -154,8 +156,19 @@ class Federation:
         self.chains[node] = self.chains[node][: -2 * attempts]
 
 
-def two_attempts_each() -> Federation:
-    """Two attempts of each hospital, all signed, and three checkpoints."""
+def empty_account(federation: "Federation", name: str) -> dict[str, Any]:
+    """The row of an account that nothing was booked on, but for what no export has."""
+    node = name.partition("/")[0]
+    row = exported(account(node, federation.keys[node], []))
+    return {**row, "account": name, "epsilon_spent": 0.0, "efficiency": None}
+
+
+def two_attempts_each(unused: Sequence[str] = ()) -> Federation:
+    """Two attempts of each hospital, all signed, and three checkpoints.
+
+    Args:
+        unused: further accounts, without entries.
+    """
     keys = {node: Ed25519PrivateKey.generate() for node in NODES}
     made = Federation(keys, Ed25519PrivateKey.generate(), {n: [] for n in NODES}, [], [])
     for attempt in range(3):
@@ -169,8 +182,10 @@ def two_attempts_each() -> Federation:
             head_of(chain[-1]) if chain else Head(f"{node}/patients")
             for node, chain in made.chains.items()
         ]
+        heads += map(Head, unused)
         before = made.checkpoints[-1] if made.checkpoints else None
         leaves = [one.leaf() for one in heads]
         made.checkpoints.append(sign_checkpoint(made.coordinator, before, leaves))
-        made.moved.append([(one.account, one.seq) for one in heads])
+        places = [(one.account, one.seq) for one in heads]
+        made.moved.append([one for one in places if one[1] or not before])
     return made

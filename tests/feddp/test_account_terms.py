@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from command_line import Verify
-from federation_ledger import NODES, Federation, refit, statement
+from federation_ledger import NODES, Federation, empty_account, refit, statement, two_attempts_each
 
 from privacy import ledger
 from privacy.heads import LimitInForce, head_of, root_of
@@ -231,3 +231,62 @@ def test_one_thing_is_spoken_of_as_one(federation: Federation, verify: Verify) -
     assert "1 reservation carries no signature of its node, whose post does (no fault" in said
     chain[1] = replace(chain[1], node_signature=b"")
     assert "1 post carries no signature of its node (no fault)" in verify(federation.export())[1]
+
+
+def with_second_account(federation: Federation) -> Any:
+    """An export in which beta has another account, which nothing was ever booked on."""
+    export = federation.export()
+    export["accounts"].insert(2, empty_account(federation, "beta/others"))
+    return export
+
+
+@pytest.mark.parametrize("node", ["", None, "alpha", "Beta", 7])
+@pytest.mark.parametrize("place", [1, 2])
+def test_an_account_names_the_node_of_its_own_name(
+    federation: Federation, verify: Verify, node: object, place: int
+) -> None:
+    """With entries and without any, which would prove nothing by themselves."""
+    export = with_second_account(federation)
+    assert verify(export)[0] == 0
+    export["accounts"][place]["node"] = node
+    code, said = verify(export)
+    assert code == 1
+    name = export["accounts"][place]["account"]
+    assert first_fault(said).startswith(
+        f"BAD: account {name}, entry 0: the account says node {node!r}, and it is node beta's"
+    )
+
+
+@pytest.mark.parametrize("change", ["other", "empty", "upper", "spaced", "short", "none"])
+@pytest.mark.parametrize("place", [1, 2])
+def test_all_accounts_of_a_node_name_its_one_ledger_key(
+    federation: Federation, verify: Verify, change: str, place: int
+) -> None:
+    """In one spelling; the account that differs is the first fault, and said as such."""
+    export = with_second_account(federation)
+    one = export["accounts"][place]
+    key = one["ledger_public_key"]
+    one["ledger_public_key"] = {
+        "other": "ab" * 32,
+        "empty": "",
+        "upper": key.upper(),
+        "spaced": " ".join([key[:32], key[32:]]),
+        "short": key[:-2],
+        "none": None,
+    }[change]
+    code, said = verify(export)
+    assert code == 1
+    expected = "of the same node" if change in ("other", "empty") else "lower-case hexadecimal"
+    assert "the account says ledger_public_key" in first_fault(said)
+    assert expected in first_fault(said)
+
+
+@pytest.mark.parametrize("name", ["beta/renamed", "alpha/others", "others", "/others", "beta/"])
+def test_an_account_without_entries_keeps_its_name(verify: Verify, name: str) -> None:
+    """A checkpoint's root is made of it, too, so that it cannot be taken out or renamed."""
+    export = with_second_account(two_attempts_each(["beta/others"]))
+    assert verify(export)[0] == 0
+    export["accounts"][2]["account"] = name
+    code, said = verify(export)
+    assert code == 1
+    assert "BAD: account beta/others, entry 0: checkpoint 1 was made over this account" in said

@@ -451,7 +451,7 @@ def test_a_file_that_is_no_export_is_refused(run: Run, tmp_path: Path, text: str
     """Usage error, not a crash."""
     (tmp_path / "ledger.json").write_text(text)
     assert run("budget", "verify", "ledger.json").code == 2
-    assert run("budget", "verify", "absent.json").code == 2
+    assert run("budget", "verify", "absent.json").code == 3
 
 
 def test_an_unsigned_post_is_counted_and_no_fault(booked: Coordinator, run: Run) -> None:
@@ -507,6 +507,27 @@ def test_the_running_epsilon_warns_as_the_units_do(
         account.epsilon_spent = running
     row = run("budget", "show", "--profile", booked.profile).out.splitlines()[1]
     assert ("spent" in row, said in row) == ("spent" in said, True)
+
+
+@pytest.mark.parametrize(
+    ("per_10000", "said"), [(5000, ""), (7000, "80 % spent or more"), (9995, "spent")]
+)
+def test_a_limit_within_an_account_that_is_nearly_spent_says_so(
+    booked: Coordinator, run: Run, per_10000: int, said: str
+) -> None:
+    """By units or by epsilon, of which gdp's is at 80 % before the units are."""
+    limit = make_filter("gdp", 0, 1.0, 1e-5).limit_units
+    booked.state.accounts[0].shares.add(
+        kind="purpose",
+        name="training",
+        epsilon_limit=1.0,
+        limit_units=limit,
+        used_units=limit * per_10000 // 10000,
+    )
+    out = run("budget", "show", "--profile", booked.profile).out
+    (row,) = [one for one in out.splitlines() if "purpose training" in one]
+    left, _, stage = row.partition("%")
+    assert (left.split()[-1], stage.strip()) == (str((10000 - per_10000) // 100), said)
 
 
 def test_a_lowered_limit_is_no_guarantee(booked: Coordinator, run: Run) -> None:

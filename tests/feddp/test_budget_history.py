@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from command_line import Run, Verify
-from federation_ledger import NODES, Federation, refit
+from federation_ledger import NODES, Federation, empty_account, refit, two_attempts_each
 
 
 def test_a_right_ledger_verifies_beside_every_nodes_file(
@@ -26,6 +26,28 @@ def test_a_right_ledger_verifies_beside_every_nodes_file(
     line = "behind alpha/patients: checkpoints in nodes' files up to entry 4 of 4; no file for its"
     assert line in said
     assert "behind alpha/patients: no node's file" in verify(federation.export())[1]
+
+
+def test_a_file_that_holds_nothing_of_an_account_is_not_said_to_be_absent(
+    federation: Federation, verify: Verify
+) -> None:
+    """An account without entries is in no node's own ledger; what stands there is what is so."""
+    export = federation.export()
+    export["accounts"].append(empty_account(federation, "beta/others"))
+    own = "behind beta/others: its own node's file, and it has no entry"
+    assert own in verify(export, federation.heads("beta"))[1]
+    assert "behind beta/others: no node's file" in verify(export, federation.heads("alpha"))[1]
+
+
+def test_a_file_that_is_not_there_is_not_found(run: Run, tmp_path: Path) -> None:
+    """Exit code 3, as of every command; for the ledger and for a node's file."""
+    federation = two_attempts_each()
+    ledger = tmp_path / "ledger.json"
+    gone = run("budget", "verify", ledger)
+    assert (gone.code, "there is no file" in gone.err) == (3, True)
+    ledger.write_text(json.dumps(federation.export()))
+    gone = run("budget", "verify", ledger, "--heads", tmp_path / "alpha.json")
+    assert (gone.code, "there is no file" in gone.err) == (3, True)
 
 
 @pytest.mark.parametrize("attempts", [1, 2])

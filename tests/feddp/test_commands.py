@@ -111,8 +111,8 @@ def test_submit_says_which_hospital_cannot_take_part_now(
     words = ("submit", "job.yaml", *(["--watch"] if watch else []))
     ran = run("job", *words, "--profile", coordinator.profile)
     assert ran.code == 0
-    first, second, *_ = ran.out.splitlines()
-    assert first.startswith("job j1 submitted")
+    first, second = ran.out.splitlines()[:2]
+    assert first.startswith("job j1 submitted, not signed")
     assert second == f"warning: {warning}"
 
 

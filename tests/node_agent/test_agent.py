@@ -16,11 +16,13 @@ import structlog
 from typer.testing import CliRunner
 
 from certs.authority import Authority
+from certs.enrolment import new_ledger_key, save_private_key
 from feddp.cli.app import app
 from node_agent.agent import locked, run, status
 from node_agent.config import Folder, load_config
 from node_agent.identity import load_identity
 from node_agent.judgement import FixedFilter
+from node_agent.ledger_files import export, restore
 from node_agent.session.greeting import hello, warn_of_limits
 from node_agent.state import State
 from node_agent.steward import Steward
@@ -29,7 +31,7 @@ from privacy.filters import make_filter
 from privacy.heads import Head
 from protos.errors import Conflict, Malformed, NotFound
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
-from tests.node_agent.samples import NODE, POLICY, order, policy, write_rules
+from tests.node_agent.samples import NODE, POLICY, TASKS, order, policy, write_rules
 
 HEAVY = ("numpy", "torch", "pyarrow", "sqlalchemy", "pandas", "dp_accounting", "opacus")
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -185,6 +187,61 @@ def test_limits_within_an_account_are_announced_with_what_the_own_ledger_counts(
     state.close()
 
 
+def test_status_shows_what_is_spent_of_limits_within_an_account(folder: Folder) -> None:
+    """With the warning from 80 % on; a limit for queries may be set, nothing spends from it."""
+    spend(folder)
+    (account,) = status(folder.root)["accounts"]
+    spent, units = account["epsilon_spent"], account["posted_units"]
+    assert account["shares"] == []
+    limits = {
+        "epsilon_per_purpose": {"training": spent / 0.9, "queries": 1.0},
+        "epsilon_per_project": {"default": spent * 2, "other": 0.6},
+    }
+    write_rules(folder.root, _with_account(**limits))
+    (account,) = status(folder.root)["accounts"]
+    assert {one["name"]: (one["used_units"], one["stage"]) for one in account["shares"]} == {
+        "training": (units, "nearly_spent"),
+        "queries": (0, ""),
+        "default": (units, ""),
+        "other": (0, ""),
+    }
+    told = CliRunner().invoke(app, ["agent", "status", "--dir", str(folder.root)])
+    assert told.exit_code == 0
+    (line,) = [one for one in told.stdout.splitlines() if one.startswith("limits in patients")]
+    assert re.search(r"purpose training: epsilon [\d.]+ of [\d.]+, 80 % spent or more", line)
+    assert "purpose queries: epsilon 0 of 1" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "fixed", "reason"),
+    [
+        ({"delta": 0.2}, None, "DELTA_TOO_LARGE"),
+        ({"delta": 1.0e-6}, FixedFilter("gdp", 0, 1.0e-5), "POLICY_FILTER_CHANGED"),
+    ],
+)
+def test_an_account_that_cannot_be_used_is_the_reason_of_its_data_sets(
+    folder: Folder, changes: dict[str, Any], fixed: FixedFilter | None, reason: str
+) -> None:
+    """The account itself is not announced, and the hospital is still named with its reason."""
+    write_rules(folder.root, _with_account(**changes))
+    said = hello(Steward(folder).rules(), TASKS, lambda _: fixed, [], lambda *_: 0)
+    assert not said.accounts
+    assert [one.unavailable for one in said.data_sets] == [reason]
+    assert said.tasks
+
+
+def test_files_that_refuse_every_order_name_the_data_sets_and_no_account(folder: Folder) -> None:
+    """By what they say now, or by what was greeted with before if they cannot be read."""
+    rules = Steward(folder).rules()
+    said = hello(rules, TASKS, lambda _: None, [], lambda *_: 0, fault="ACCOUNT_LEFT_OUT")
+    assert [one.unavailable for one in said.data_sets] == ["ACCOUNT_LEFT_OUT"]
+    assert not said.accounts
+    gone = hello(None, {}, lambda _: None, [], lambda *_: 0, fault="POLICY_INVALID", before=said)
+    assert [(one.name, one.unavailable) for one in gone.data_sets] == [("heart", "POLICY_INVALID")]
+    assert [one.name for one in gone.tasks] == [one.name for one in said.tasks]
+    assert not gone.accounts
+
+
 def test_a_greeting_says_what_each_task_is_for(folder: Folder) -> None:
     """So that the coordinator knows which limit a job counts against."""
     tasks = installed()
@@ -218,6 +275,7 @@ def test_a_limit_below_what_was_spent_is_a_warning_and_not_the_guarantee(folder:
     assert (account["epsilon_guarantee"], account["stage"]) == (10.0, "over_limit")
     said = CliRunner().invoke(app, ["agent", "status", "--dir", str(folder.root)]).stdout
     assert "the guarantee is 10, its highest limit ever" in said
+    assert "limit 0.1 now at delta 1e-05; running" in said
     assert "LIMIT BELOW WHAT IS SPENT" in said
     state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
     for limit, lines in ((10.0, 0), (0.1, 1)):
@@ -302,6 +360,48 @@ def test_status_is_exit_1_while_a_ledger_is_disputed_or_does_not_verify(
         state.settle(f"{NODE}/patients")
         assert CliRunner().invoke(app, asked).exit_code == 0
     state.close()
+
+
+def test_status_says_that_a_lost_ledger_is_missing_until_a_copy_is_back(
+    folder: Folder, tmp_path: Path
+) -> None:
+    """Never "0 entries, verifies": the one command that mends it is named, and does."""
+    spend(folder)
+    copy = tmp_path / "copy.db"
+    export(folder.root, copy)
+    for one in folder.root.glob("state.db*"):
+        one.unlink()
+    asked = ["agent", "status", "--dir", str(folder.root)]
+    told = CliRunner().invoke(app, asked)
+    assert told.exit_code == 1
+    assert re.search(r"own ledger\s+MISSING: .*feddp agent ledger import FILE", told.stdout)
+    told = CliRunner().invoke(app, [*asked, "--json"])
+    found = json.loads(told.stdout)
+    assert (told.exit_code, found["in_order"], found["ledger"]["verified"]) == (1, False, False)
+    assert "is missing" in found["ledger"]["missing"]
+    assert not folder.state_db.exists()  # looking makes no empty one
+    put_back = ["agent", "ledger", "import", str(copy), "--dir", str(folder.root)]
+    assert CliRunner().invoke(app, put_back).exit_code == 0
+    told = CliRunner().invoke(app, asked)
+    assert told.exit_code == 0, told.stdout
+    assert "2 entries, verifies" in told.stdout
+
+
+def test_a_copy_of_another_ledger_key_is_not_put_in_a_lost_ones_place(
+    folder: Folder, tmp_path: Path
+) -> None:
+    """Nobody could go on with it: its entries are signed by another key than the folder's."""
+    spend(folder)
+    copy = tmp_path / "copy.db"
+    export(folder.root, copy)
+    folder.state_db.unlink()
+    key = folder.identity / "ledger.key"
+    key.unlink()
+    save_private_key(key, new_ledger_key())
+    with pytest.raises(Malformed) as caught:
+        restore(folder.root, copy)
+    assert caught.value.reason == "LEDGER_INVALID"
+    assert not folder.state_db.exists()
 
 
 def test_status_works_before_the_first_run_and_with_a_broken_policy(folder: Folder) -> None:

@@ -75,7 +75,9 @@ def test_wrong_declaration_is_named(tmp_path: Path, change: dict[str, Any], key:
     assert key in caught.value.message
 
 
-@pytest.mark.parametrize("kind", ["text", "id", {"category": ["p1", "p2"]}, {"text": 1}, None, 3])
+@pytest.mark.parametrize(
+    "kind", ["number", "text", "id", {"category": ["p1", "p2"]}, {"text": 1}, None, 3]
+)
 def test_a_type_for_the_patient_column_is_told_that_it_has_none(tmp_path: Path, kind: Any) -> None:
     """Not that the type is a wrong one: no other would do what the steward had in mind."""
     columns = {**GOOD["columns"], "patient_id": kind}
@@ -86,9 +88,8 @@ def test_a_type_for_the_patient_column_is_told_that_it_has_none(tmp_path: Path, 
 
 
 def test_a_feature_of_the_patient_column_is_not_said_to_be_undeclared(tmp_path: Path) -> None:
-    """It may be declared; and a refusal, which leaves the hospital, does not say which it is."""
-    columns = {**GOOD["columns"], "patient_id": "number"}
-    [spec] = load_data_sets(write(tmp_path, {**GOOD, "columns": columns}))
+    """A refusal, which leaves the hospital, does not say which column names the patient."""
+    [spec] = load_data_sets(write(tmp_path, GOOD))
     said = set()
     for name in ("patient_id", "disease", "nowhere"):
         feature = {"column": name, "center": 0, "scale": 1}
@@ -132,7 +133,7 @@ def test_absent_file_is_refused(tmp_path: Path) -> None:
 
 def test_published_schema_holds_columns_and_types_only(tmp_path: Path) -> None:
     """Neither path nor patient nor label column is in what the node publishes."""
-    columns = {**GOOD["columns"], "disease": "number", "patient_id": "number"}
+    columns = {**GOOD["columns"], "disease": "number"}
     [spec] = load_data_sets(write(tmp_path, {**GOOD, "columns": columns}))
     assert json.loads(schema_json(spec)) == {"columns": GOOD["columns"]}
 

@@ -216,15 +216,18 @@ def test_what_is_kept_of_a_source_is_told_to_nobody(node: Node) -> None:
     assert not any(kept in one or "train.csv" in one for one in told)
 
 
-def test_a_data_set_that_moved_is_not_published(node: Node) -> None:
-    """The others are; the log says what to do."""
+def test_a_data_set_that_moved_is_published_as_one_that_cannot_be_used(node: Node) -> None:
+    """So that a quote names the hospital and why; the log says what to do."""
     declare(node.folder, {**HEART, **OTHERS}, {**CLINIC, **OTHERS})
     rules = Steward(Folder(node.folder)).rules()
     with structlog.testing.capture_logs() as logs:
         said = hello(
             rules, TASKS, node.state.fixed_filter, [], lambda *_: 0, moved=node.state.payers.moved
         )
-    assert [one.name for one in said.data_sets] == ["clinic"]
+    assert [(one.name, one.unavailable) for one in said.data_sets] == [
+        ("heart", "DATA_SET_MOVED"),
+        ("clinic", ""),
+    ]
     (line,) = [one for one in logs if one["event"] == "data_set_moved"]
     assert (line["data_set"], line["log_level"]) == ("heart", "error")
     assert "Put `account: patients` back" in line["do"]
@@ -245,12 +248,20 @@ def test_a_running_agent_withdraws_a_data_set_that_moves(tmp_path: Path) -> None
             coordinator.orders = []
             await coordinator.heard("heartbeat")
             _move(folder)
-            assert not (await coordinator.heard("hello")).data_sets
+            (told,) = (await coordinator.heard("hello")).data_sets
+            assert (told.name, told.unavailable) == ("heart", "DATA_SET_MOVED")
         async with RunningAgent(folder, worker):
-            assert not (await coordinator.heard("hello")).data_sets
+            (told,) = (await coordinator.heard("hello")).data_sets
+            assert told.unavailable == "DATA_SET_MOVED"
             await coordinator.heard("heartbeat")
             _move(folder, account="patients")
-            assert [one.name for one in (await coordinator.heard("hello")).data_sets] == ["heart"]
+            (told,) = (await coordinator.heard("hello")).data_sets
+            assert (told.name, told.unavailable) == ("heart", "")
+            await coordinator.heard("heartbeat")
+            folder.policy_yaml.unlink()
+            said = await coordinator.heard("hello")
+            assert [one.unavailable for one in said.data_sets] == ["POLICY_INVALID"]
+            assert not said.accounts
 
     play(tmp_path, scene)
 
@@ -301,8 +312,6 @@ def test_who_has_paid_survives_export_and_import(folder: Folder, tmp_path: Path)
     with ledger_of(folder) as state:
         before = state.payers.payments()
     folder.state_db.unlink()
-    with ledger_of(folder):
-        pass
     restore(folder.root, copy)
     with ledger_of(folder) as state:
         assert state.payers.payments() == before

@@ -1,5 +1,6 @@
 """The steward's policy file, and every reason for which an order is refused."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,16 @@ from node_agent.policy import load_policy
 from privacy.calibration import noise_multiplier_for
 from privacy.filters import make_filter
 from protos.errors import FeddpError, Malformed, WrongPhase
-from tests.node_agent.samples import NO_DATA, NODE, POLICY, TASKS, data_set, order, policy
+from tests.node_agent.samples import (
+    NO_DATA,
+    NODE,
+    POLICY,
+    TASKS,
+    data_set,
+    order,
+    policy,
+    write_rules,
+)
 from tests.stewards import vouched
 
 FIXED = FixedFilter("gdp", 0, 1.0e-5)
@@ -365,3 +375,25 @@ def test_a_malformed_order_is_no_order(changes: dict[str, Any]) -> None:
     """Nothing that could become a file name, a NaN or a crash gets past the reader."""
     with pytest.raises(FeddpError):
         order(**changes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("epsilon_limit", -3.5, "accounts.1.epsilon_limit (others): .*; it says -3.5$"),
+        ("filter", "gpd", "accounts.1.filter (others): .*; it says 'gpd'$"),
+        ("delta", "1e-5", "accounts.1.delta (others): .*write 1.0e-5; it says '1e-5'$"),
+        ("colour", 7, "accounts.1.colour (others): .*"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_account(
+    tmp_path: Path, key: str, value: object, said: str
+) -> None:
+    """A number among twenty accounts says little, and a steward looks for what they wrote."""
+    first = POLICY["accounts"][0]
+    accounts = [first, {**first, "name": "others", key: value}]
+    write_rules(tmp_path, {**POLICY, "accounts": accounts})
+    with pytest.raises(Malformed) as caught:
+        load_policy(tmp_path / "policy.yaml")
+    pattern = said.replace("(others)", re.escape("(others)"))
+    assert re.search(pattern, caught.value.message), caught.value.message

@@ -501,6 +501,32 @@ def test_the_commands_say_what_a_raise_means(hospital: Hospital) -> None:
     assert hospital.limit() == 20.0
 
 
+def test_a_raise_that_stays_below_an_earlier_limit_leaves_the_guarantee_there(
+    hospital: Hospital,
+) -> None:
+    """Raised to 12, lowered to 1, raised to 10: each of the three commands says 12."""
+    hospital.raise_to(12.0, "first.json")
+    hospital.look(lambda state: state.lower("patients", 1.0, state.ledger.raise_counts()))
+    hospital.write(10.0)
+    at = ["--dir", str(hospital.folder.root)]
+    file, runner = str(hospital.file("second.json")), CliRunner()
+    words = ["patients", "--by", "anna", "--key", str(hospital.keys / "anna.key")]
+    told = [
+        runner.invoke(app, ["agent", "limit", *command, *at])
+        for command in (
+            ["propose", *words, "--reason", "a second study", "--out", file],
+            ["approve", file, "--by", "bert", "--key", str(hospital.keys / "bert.key")],
+            ["apply", file],
+        )
+    ]
+    assert [one.exit_code for one in told] == [0, 0, 0], told
+    assert all("1 -> 10" in one.stdout for one in told)
+    assert all("The guarantee stays epsilon 12, for every" in one.stdout for one in told)
+    assert not any("becomes" in one.stdout for one in told)
+    (account,) = status(hospital.folder.root)["accounts"]
+    assert account["epsilon_guarantee"] == 12.0
+
+
 def test_a_reason_is_given(hospital: Hospital) -> None:
     """It stays for ever, so it is not empty."""
     hospital.write(20.0)

@@ -346,7 +346,8 @@ def test_the_agent_greets_again_at_once_when_a_data_set_turns_out_to_have_moved(
                 first = await coordinator.heard("hello")
                 assert [one.name for one in first.data_sets] == ["heart", "new"]
                 second = await coordinator.heard("hello")
-                assert [one.name for one in second.data_sets] == ["new"]
+                said = [(one.name, one.unavailable) for one in second.data_sets]
+                assert said == [("heart", "DATA_SET_MOVED"), ("new", "")]
         moved = [one for one in logs if one["event"] == "data_set_moved"]
         assert [one["data_set"] for one in moved] == ["heart"]
         assert state.note(RESTORED_NOTE) == ""

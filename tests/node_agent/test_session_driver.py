@@ -337,12 +337,13 @@ def test_drain_brings_the_agent_back_with_a_new_hello(tmp_path: Path) -> None:
 
 def test_a_lower_limit_is_announced_and_kept_for_good(tmp_path: Path) -> None:
     """Writing a higher number back raises nothing; what the coordinator holds is noted, if it is
-    a limit at all, and the ledger begins no higher."""
+    a limit at all, and the ledger begins no higher. The highest limit of its chain is the
+    guarantee, as a ledger that was restored may not know it."""
 
     async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
         coordinator.orders = [real_order()]
         coordinator.limits = [
-            pb.AccountLimit(account="patients", epsilon_limit=8.0),
+            pb.AccountLimit(account="patients", epsilon_limit=8.0, epsilon_limit_highest=12.0),
             pb.AccountLimit(account="others", epsilon_limit=float("nan")),
             pb.AccountLimit(account="x" * 64, epsilon_limit=1.0),
         ]
@@ -366,6 +367,8 @@ def test_a_lower_limit_is_announced_and_kept_for_good(tmp_path: Path) -> None:
         said = [state.coordinator_limit(f"{NODE}/{x}") for x in ("patients", "others", "x" * 64)]
         assert said == [8.0, None, None]
         state.close()
+        (account,) = status(folder.root)["accounts"]
+        assert (account["epsilon_limit"], account["epsilon_guarantee"]) == (6.0, 12.0)
 
     play(tmp_path, scene)
 

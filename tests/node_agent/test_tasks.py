@@ -35,7 +35,6 @@ DATA_SET = DataSetSpec.model_validate(
             "age": "number",
             "sex": {"category": ["Male", "Female"]},
             "disease": "number",
-            "patient_id": "number",
         },
     }
 )

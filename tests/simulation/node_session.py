@@ -35,6 +35,7 @@ class Greeting(Driver):
         self._published: tuple[object, ...] = ()
         self._raised: dict[str, int] = {}
         self._suspended = Suspensions()
+        self._said: pb.Hello | None = None
 
     def say(self, open_attempts: tuple[str, ...]) -> tuple[pb.Hello, dict[str, int]]:
         """The Hello, and the raises that the ledger had when it was begun."""

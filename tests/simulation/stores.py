@@ -64,6 +64,7 @@ class MemoryStore:
             keep_hello=MemoryStore.keep_hello,
             node=MemoryStore.node,
             record=MemoryStore.record_raise,
+            raises=MemoryStore.raises,
             signed_last=MemoryStore.signed_last,
         )
         return [
@@ -216,6 +217,11 @@ class MemoryStore:
     def chain(self, account: str, after: int = 0) -> list[Entry]:
         """An account's entries in order, without the first `after`."""
         return self._chains[account][after:]
+
+    def raises(self, account: str) -> list[LimitChange]:
+        """As `coordinator.store.limits.raises`."""
+        said = (one.statement for one in self._chains.get(account, []))
+        return [one for one in said if isinstance(one, LimitChange)]
 
     def signed_last(self, account: str) -> tuple[None, list[Entry]]:
         """As `coordinator.store.checkpoints.signed_last`, of nodes that countersign nothing."""

@@ -177,8 +177,11 @@ class DataSet(_message.Message):
     version: _builtins.int
     """Opaque counter that the steward raises when the records change."""
     unavailable: _builtins.str
-    """Why it cannot be read now, by its file's place and header alone: "SOURCE_MISSING",
-    "SOURCE_UNREADABLE" or "SCHEMA_MISMATCH"; or "DATA_SET_WITHDRAWN". Which column or file it is stays in the hospital.
+    """Why it cannot be used now. By its file's place and header alone: "SOURCE_MISSING",
+    "SOURCE_UNREADABLE" or "SCHEMA_MISMATCH". By what its steward's files say: "DATA_SET_WITHDRAWN",
+    "DATA_SET_MOVED", "ACCOUNT_LEFT_OUT", "DELTA_TOO_LARGE", "POLICY_FILTER_CHANGED" and others;
+    with some of these no account is told. Which column, file or account it is stays in the
+    hospital.
     Empty for nothing known; agents of 0.1.0 never say.
     """
     @_builtins.property
@@ -435,18 +438,24 @@ class AccountLimit(_message.Message):
 
     ACCOUNT_FIELD_NUMBER: _builtins.int
     EPSILON_LIMIT_FIELD_NUMBER: _builtins.int
+    EPSILON_LIMIT_HIGHEST_FIELD_NUMBER: _builtins.int
     account: _builtins.str
     """Without the node's name."""
     epsilon_limit: _builtins.float
+    epsilon_limit_highest: _builtins.float
+    """The highest limit that was ever in force there, which a node's ledger that was restored need
+    not know. Unset for an account without entries, and from coordinators of 0.1.0.
+    """
     def __init__(
         self,
         *,
         account: _builtins.str = ...,
         epsilon_limit: _builtins.float = ...,
+        epsilon_limit_highest: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "epsilon_limit", b"epsilon_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "epsilon_limit", b"epsilon_limit", "epsilon_limit_highest", b"epsilon_limit_highest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

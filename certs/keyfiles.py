@@ -12,7 +12,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from protos.content import sync_directory
+from protos.content import naming, sync_directory
 from protos.errors import Conflict, Malformed, NotFound, invariant
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
@@ -40,7 +40,7 @@ def write_new(path: Path, data: bytes, mode: int) -> None:
             f"{path} exists and is not written over; move it away if it is no longer needed",
         ) from None
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with naming(path), os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

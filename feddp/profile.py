@@ -79,6 +79,12 @@ class Profile:
         return cls(folder, entry.address, entry.name, key, chain, bundle)
 
 
+def installation_around(folder: Path) -> Path | None:
+    """The coordinator's folder that a folder lies in; None for none."""
+    own = folder.resolve()
+    return next((one for one in (own, *own.parents) if (one / CONFIG_NAME).is_file()), None)
+
+
 def installation_in(folder: Path) -> Path:
     """The coordinator's folder in `folder`: itself, or `coordinator/` in a demo's folder.
 

@@ -215,6 +215,7 @@ def status(path: Path) -> dict[str, Any]:
         "connected_since": None,
         "refused": None,
         "rules": {"ok": True, "message": ""},
+        "installed_tasks": sorted(f"{i.name}@{i.content_hash}" for i in installed().values()),
         "data_sets": [],
         "shares_failure_class": False,
         "overlaps": [],

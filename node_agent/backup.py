@@ -17,7 +17,7 @@ from node_agent.agent import locked, read_folder
 from node_agent.config import Folder
 from node_agent.ledger_files import export
 from node_agent.state import RESTORED_NOTE, State
-from protos.content import beside_of, sync_directory
+from protos.content import beside_of, naming, sync_directory
 from protos.errors import Conflict, Malformed, NotFound
 
 LEDGER: Final = "state.db"
@@ -52,6 +52,7 @@ def backup(path: Path, out: Path) -> list[str]:
         descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         undo.callback(out.unlink)
         with (
+            naming(out),
             os.fdopen(descriptor, "wb") as file,
             tarfile.open(fileobj=file, mode="w") as archive,
             tempfile.TemporaryDirectory(dir=folder.root, prefix=".backup-") as beside,
@@ -90,11 +91,16 @@ def restore(source: Path, path: Path) -> list[str]:
             f"{folder.root} holds an agent already; restore into a new folder, or put back the "
             "ledger alone: `feddp agent ledger import`",
         )
+    made, was_locked = not folder.root.exists(), folder.lock.exists()
     folder.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     names: list[str] = []
     ledger = beside_of(folder.state_db)
     # Whole or not at all; and the ledger comes last, when it is noted that it is a copy.
     with contextlib.ExitStack() as undo, locked(folder):
+        if made:
+            undo.callback(_remove_empty, folder.root)
+        if not was_locked:
+            undo.callback(folder.lock.unlink, missing_ok=True)
         try:
             with tarfile.open(source, mode="r:") as archive:
                 for member in archive:
@@ -117,6 +123,11 @@ def restore(source: Path, path: Path) -> list[str]:
         sync_directory(folder.root)
         undo.pop_all()
     return sorted(names)
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _take_out(
@@ -161,7 +172,7 @@ def _target(folder: Folder, member: tarfile.TarInfo) -> Path:
 
 def _write(target: Path, source: IO[bytes], mode: int) -> None:
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
+    with naming(target), os.fdopen(descriptor, "wb") as file:
         while data := source.read(1 << 20):
             file.write(data)
         file.flush()

@@ -127,9 +127,14 @@ def load_config(folder: Folder) -> AgentConfig:
         Malformed: CONFIG_INVALID; the message names the key.
     """
     if not folder.agent_yaml.exists():
+        kept = (
+            f". The ledger that it keeps: `feddp agent ledger export FILE --dir {folder.root}`, "
+            "and `leave --forget-ledger NODE` removes it"
+        )
         raise NotFound(
             "NOT_JOINED",
-            f"{folder.root} holds no agent; join with `feddp agent join TOKEN --dir {folder.root}`",
+            f"{folder.root} holds no agent; join with `feddp agent join TOKEN --dir {folder.root}`"
+            + (kept if folder.state_db.exists() else ""),
         )
     value = read_yaml(folder.agent_yaml, "CONFIG_INVALID")
     return parse(AgentConfig, value, folder.agent_yaml, "CONFIG_INVALID")

@@ -13,8 +13,10 @@ from node_agent.conditions import conditions
 from node_agent.config import Folder, load_config
 from node_agent.failures import kept as kept_failures
 from node_agent.identity import Identity
+from node_agent.outbox import standing_of
 from node_agent.state import State, ledger_missing
 from node_agent.steward import Steward
+from privacy.ledger import Statement
 
 
 def digest(path: Path, days: float) -> dict[str, Any]:
@@ -60,11 +62,20 @@ def digest_of(
     opened = [row for row in state.attempts() if row.opened_at_s >= since_s and row.opened_at_s > 0]
     releases: Counter[tuple[str, str, str]] = Counter()
     updates: Counter[tuple[str, str, str]] = Counter()
+    unconfirmed: Counter[tuple[str, str, str]] = Counter()
     for row in opened:
         if row.outcome == "post":
             key = (row.order.job_id, row.order.project, row.order.data_set)
             releases[key] += 1
-            updates[key] += bool(row.update_digest)
+            standing = standing_of(row)
+            updates[key] += standing == "left"
+            unconfirmed[key] += standing in ("unconfirmed", "removed")
+    known = {row.order.attempt_id for row in state.attempts()}
+    restored = {
+        entry.statement.attempt_id
+        for entry in state.ledger.entries()
+        if isinstance(entry.statement, Statement) and entry.statement.kind == "post"
+    } - known
     failures = kept_failures(folder.logs, since_s=since_s)
     refused = Counter(one.reason for one in failures if not one.opened)
     failed = Counter(one.reason for one in failures if one.opened)
@@ -78,9 +89,11 @@ def digest_of(
                 "data_set": data_set,
                 "booked": count,
                 "updates": updates[job_id, project, data_set],
+                "updates_unconfirmed": unconfirmed[job_id, project, data_set],
             }
             for (job_id, project, data_set), count in sorted(releases.items())
         ],
+        "restored": len(restored),
         "refused": dict(sorted(refused.items())),
         "failed_after_opening": dict(sorted(failed.items())),
         "accounts": [
@@ -107,10 +120,17 @@ def said(found: dict[str, Any]) -> str:
     for one in found["releases"]:
         lines.append(
             f"Job {one['job_id']} (project {one['project']}) on data set {one['data_set']}: "
-            f"{one['booked']} releases booked, {one['updates']} updates."
+            f"{_counted(one['booked'], 'release')} booked, {_counted(one['updates'], 'update')} "
+            f"acknowledged by the coordinator{_not_acknowledged(one['updates_unconfirmed'])}."
         )
     if not found["releases"]:
-        lines.append("Nothing was released.")
+        nothing = "Nothing was released that this folder knows the time of."
+        lines.append(nothing if found["restored"] else "Nothing was released.")
+    if found["restored"]:
+        lines.append(
+            f"{_counted(found['restored'], 'release')} booked before a copy of the ledger was "
+            "imported, some perhaps in this time: the ledger holds no times."
+        )
     for reason, count in found["refused"].items():
         lines.append(f"Refused before data was opened, {reason}: {count}.")
     for reason, count in found["failed_after_opening"].items():
@@ -128,6 +148,14 @@ def said(found: dict[str, Any]) -> str:
         subject = f" {one['subject']}" if one["subject"] else ""
         lines.append(f"{one['event']}{subject}: {one['text']}. What to do: {one['remedy']}.")
     return "\n".join(lines)
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}{'' if count == 1 else 's'}"
+
+
+def _not_acknowledged(count: int) -> str:
+    return f", {count} booked and not (`feddp agent outbox`)" if count else ""
 
 
 def _moment(at_s: float) -> str:

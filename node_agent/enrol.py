@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -43,7 +43,7 @@ from node_agent.identity import (
     load_identity,
     settle,
 )
-from node_agent.proxy import ProxyConfig, Route, route_to
+from node_agent.proxy import OPTION, ProxyConfig, Route, route_to
 from node_agent.renewal import pending_key
 from node_agent.state import State, ledger_missing
 from node_agent.templates import DATASETS_YAML, POLICY_YAML
@@ -102,6 +102,7 @@ def join(
     again: bool = False,
     encrypt_keys: bool = False,
     pending: Callable[[FeddpError], bool] = lambda _: False,
+    held: bool = False,
 ) -> JoinResult:
     """Redeem a token and write identity, configuration and, where absent, the steward's files.
 
@@ -115,6 +116,7 @@ def join(
         again: also a node whose certificate is valid.
         encrypt_keys: under the passphrase of `certs.keyfiles.passphrase`.
         pending: told each time that the join still waits for a person; whether to go on waiting.
+        held: the caller holds the folder already, so that no agent runs in it.
 
     Raises:
         Malformed: TOKEN_INVALID, PROXY_INVALID; JOIN_ANSWER_INVALID, the coordinator's answer does
@@ -134,11 +136,13 @@ def join(
     route = route_to(
         parsed.address, settings.get("proxy") or ProxyConfig(), folder.root, os.environ
     )
+    if proxy is not None and route.source == "agent.yaml":  # it is not written yet
+        route = replace(route, source=OPTION)
 
     def ask(request: pb.JoinRequest, undo: contextlib.ExitStack) -> pb.JoinResponse:
         return _ask(parsed, route, request, connect_timeout_s, undo, pending)
 
-    with _alone(folder, former):
+    with contextlib.nullcontext() if held else _alone(folder, former):
         return _joined(parsed, folder, former, settings, encrypt_keys, ask)
 
 
@@ -260,12 +264,14 @@ def _ask(
         try:
             grpc.channel_ready_future(channel).result(timeout=timeout_s)
         except grpc.FutureTimeoutError:
+            way = f" --proxy http://{route.proxy}" if route.source == OPTION else ""
+            way += " --proxy-credentials-file FILE" if way and route.credentials else ""
             raise Unavailable(
                 "UNREACHABLE",
                 f"no trusted connection to {token.address} within {timeout_s:g} s, "
-                f"{route.said()}: `feddp agent doctor --token TOKEN` says whether it is the name, "
-                "the firewall, the proxy, this machine's clock, a TLS inspection or the "
-                "coordinator; then join again with the same token",
+                f"{route.said()}{_blocked(route)}: `feddp agent doctor --token TOKEN{way}` says "
+                "whether it is the name, the firewall, the proxy, this machine's clock, a TLS "
+                "inspection or the coordinator; then join again with the same token",
             ) from None
         stub = pb_grpc.EnrollmentStub(channel)
         waited = False
@@ -292,6 +298,19 @@ def _ask(
                     f"the answer of {token.address} was lost ({found.reason}); join again with the "
                     f"same token and folder within 15 minutes",
                 )
+
+
+def _blocked(route: Route) -> str:
+    """What the proxy itself answers, if it lets nothing through; empty without a proxy."""
+    if not route.proxy:
+        return ""
+    from node_agent.doctor.network import Blocked, connect
+
+    try:
+        connect(route).close()
+    except Blocked as blocked:
+        return f". {blocked.check.found}: {blocked.check.do}. Else"
+    return ""
 
 
 def _check(

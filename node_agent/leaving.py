@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +21,7 @@ from node_agent.agent import locked, read_folder
 from node_agent.config import Folder
 from node_agent.enrol import JoinResult, join
 from node_agent.identity import BUNDLE, CHAIN, KEY, LEDGER_KEY, NEXT_KEY, Identity
-from node_agent.ledger_files import heads
+from node_agent.ledger_files import heads, kept_ledger
 from node_agent.state import State, ledger_missing
 from protos.content import sync_directory, write_durable
 from protos.errors import Conflict, FeddpError, Malformed, Unavailable
@@ -39,6 +39,7 @@ class Leaving:
 
     Attributes:
         node: its name.
+        coordinator: its address; empty for a folder that has left already.
         removed: paths that go.
         kept: paths that stay.
         unfinished: attempts that will end without an update.
@@ -58,6 +59,11 @@ def plan(path: Path, *, forget_ledger: bool = False) -> Leaving:
         NotFound: NOT_JOINED, LEDGER_MISSING.
     """
     folder = Folder(path.absolute())
+    found = kept_ledger(folder) if forget_ledger else None
+    if found is not None:  # it has left already, and what stayed goes now
+        gone = (folder.state_db, folder.identity / LEDGER_KEY)
+        rest = (folder.policy_yaml, folder.datasets_yaml, folder.logs)
+        return Leaving(found.node, "", gone, tuple(one for one in rest if one.exists()), 0)
     config, identity = read_folder(folder)
     given = [folder.agent_yaml, *(folder.identity / name for name in _GIVEN), folder.spool]
     ledger = [folder.state_db, folder.identity / LEDGER_KEY]
@@ -92,7 +98,7 @@ def leave(path: Path, *, forget_ledger: bool = False) -> Leaving:
         done = plan(path, forget_ledger=forget_ledger)
         if not forget_ledger:
             _, identity = read_folder(folder)
-            _let_go(folder, identity)
+            done = replace(done, kept=(*done.kept, _let_go(folder, identity)))
         for one in done.removed:
             _remove(one)
         if forget_ledger:
@@ -127,13 +133,14 @@ def move(token: str, path: Path) -> JoinResult:
                 f"the token is of the coordinator that {folder.root} is with already; there is "
                 "nothing to move",
             )
-        _let_go(folder, identity)
+        seen = _let_go(folder, identity)
         _set_aside(folder)
         try:
-            made = join(token, path)
+            made = join(token, path, held=True)
         except FeddpError as error:
             if not (isinstance(error, Unavailable) and (folder.identity / KEY).exists()):
                 _put_back(folder)
+                seen.unlink()
             raise
         shutil.rmtree(folder.root / FORMER)
         _remove(folder.spool)
@@ -141,15 +148,21 @@ def move(token: str, path: Path) -> JoinResult:
     return made
 
 
-def _let_go(folder: Folder, identity: Identity) -> None:
-    """Keep what the node has seen of the coordinator's ledger, and end what is under way."""
+def _let_go(folder: Folder, identity: Identity) -> Path:
+    """Keep what the node has seen of the coordinator's ledger, and end what is under way.
+
+    Returns:
+        The file of what it has seen.
+    """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     with _state(folder, identity) as state:
         state.witnessed.require_counted()
     seen = heads(folder.root)
-    write_durable(folder.root / f"heads-{stamp}.json", json.dumps(seen, indent=2).encode())
+    path = folder.root / f"heads-{stamp}.json"
+    write_durable(path, json.dumps(seen, indent=2).encode())
     with _state(folder, identity) as state:
         state.leave()
+    return path
 
 
 def _set_aside(folder: Folder) -> None:

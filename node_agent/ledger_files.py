@@ -4,20 +4,54 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from certs.enrolment import load_ledger_key, public_bytes_of
 from node_agent.agent import locked, read_folder
 from node_agent.config import Folder
-from node_agent.identity import Identity
+from node_agent.identity import CHAIN, LEDGER_KEY, Identity
 from node_agent.own_ledger import KeptAccount
 from node_agent.state import RESTORED_NOTE, ROLLED_BACK_NOTE, State, ledger_missing
 from node_agent.witnessed import Dispute
 from privacy.heads import LimitInForce, Terms
 from privacy.ledger import Verification, verify
 from protos.content import beside_of, sync_directory
-from protos.errors import Conflict, Malformed, NotFound
+from protos.errors import Conflict, FeddpError, Limited, Malformed, NotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a folder that has left its coordinator keeps: whose ledger it is, and the key."""
+
+    node: str
+    ledger_key: Ed25519PrivateKey
+
+    @property
+    def ledger_public_key(self) -> bytes:
+        """Of the ledger, raw."""
+        return public_bytes_of(self.ledger_key)
+
+
+def kept_ledger(folder: Folder) -> Kept | None:
+    """Of a folder that has left; None where it has not, or keeps no ledger.
+
+    Raises:
+        Malformed: LEDGER_INVALID; the key's, as `load_ledger_key`.
+    """
+    key = folder.identity / LEDGER_KEY
+    left = not folder.agent_yaml.exists() and not (folder.identity / CHAIN).exists()
+    if not left or not folder.state_db.exists() or not key.exists():
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(folder.state_db)) as opened:
+            row = opened.execute("SELECT value FROM meta WHERE key = 'node'").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise _unusable(error, folder.state_db, folder.state_db) from None
+    return Kept(row[0], load_ledger_key(key)) if row else None
 
 
 def heads(path: Path) -> dict[str, Any]:
@@ -149,27 +183,41 @@ def _entries(count: int) -> str:
     return "1 entry" if count == 1 else f"{count} entries"
 
 
-def _opened(path: Path) -> tuple[Folder, Identity]:
+def _opened(path: Path) -> tuple[Folder, Identity | Kept]:
     folder = Folder(path.absolute())
-    _, identity = read_folder(folder)
+    owner: Identity | Kept | None = kept_ledger(folder)
+    if owner is None:
+        _, owner = read_folder(folder)
     if not folder.state_db.exists():
         raise ledger_missing(folder)
-    return folder, identity
+    return folder, owner
 
 
 @contextlib.contextmanager
-def _state(path: Path, identity: Identity) -> Iterator[State]:
+def _state(path: Path, identity: Identity | Kept) -> Iterator[State]:
     try:
         state = State(path, identity.node, identity.ledger_key)
-    except sqlite3.DatabaseError:
-        raise Malformed("LEDGER_INVALID", f"{path} is no ledger that can be read") from None
+    except sqlite3.DatabaseError as error:
+        raise _unusable(error, path, path) from None
     try:
         yield state
     finally:
         state.close()
 
 
-def _require_newer(copied: State, folder: Folder, identity: Identity, source: Path) -> None:
+def _unusable(error: sqlite3.DatabaseError, source: Path, out: Path) -> FeddpError:
+    """What a database's error means: a disk that takes no more is no damaged ledger."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name == "SQLITE_FULL" or name.startswith("SQLITE_IOERR"):
+        return Limited(
+            "DISK_FULL",
+            f"{out} cannot be written: its disk is full or does not answer; free room there, or "
+            "name another disk. Nothing was changed",
+        )
+    return Malformed("LEDGER_INVALID", f"{source} is no ledger that can be read")
+
+
+def _require_newer(copied: State, folder: Folder, identity: Identity | Kept, source: Path) -> None:
     """The copy holds all entries of the folder's ledger, and learns what it knows of sources."""
     with _state(folder.state_db, identity) as present:
         # A copy that caught up from the coordinator's chain does not know the sources.
@@ -186,7 +234,7 @@ def _require_newer(copied: State, folder: Folder, identity: Identity, source: Pa
         )
 
 
-def _require_own(copy: Path, identity: Identity, source: Path) -> None:
+def _require_own(copy: Path, identity: Identity | Kept, source: Path) -> None:
     """Another node's ledger is told by the name of the file that was given."""
     try:
         with contextlib.closing(sqlite3.connect(copy)) as opened:
@@ -212,9 +260,9 @@ def _copy(source: Path, out: Path) -> None:
             contextlib.closing(sqlite3.connect(out)) as new,
         ):
             old.backup(new)
-    except sqlite3.DatabaseError:
+    except sqlite3.DatabaseError as error:
         out.unlink(missing_ok=True)
-        raise Malformed("LEDGER_INVALID", f"{source} is no ledger that can be read") from None
+        raise _unusable(error, source, out) from None
     descriptor = os.open(out, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -223,7 +271,7 @@ def _copy(source: Path, out: Path) -> None:
     sync_directory(out.parent)
 
 
-def _sound(state: State, identity: Identity, path: Path) -> int:
+def _sound(state: State, identity: Identity | Kept, path: Path) -> int:
     """Entries of a ledger that verifies and is this node's."""
     entries = state.ledger.entries()
     filters = {

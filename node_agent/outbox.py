@@ -1,23 +1,43 @@
 """What left this hospital, what is about to, and what each cost: from `state.db`, the spool and the
 node's own ledger, which is what its patients' guarantee rests on."""
 
-import contextlib
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from google.protobuf.json_format import MessageToDict
+
+from node_agent.admission import Admission
 from node_agent.agent import read_folder
 from node_agent.config import Folder
 from node_agent.own_ledger import KeptAccount
-from node_agent.state import AttemptRow, State, ledger_missing
+from node_agent.payers import require_kept
+from node_agent.session.greeting import hello
+from node_agent.state import LEFT_NOTE, MOVED_NOTE, AttemptRow, State, ledger_missing
 from node_agent.steward import Rules, Steward
+from node_agent.tasks.registry import installed
 from protos.errors import FeddpError
 
-Standing = Literal["left", "no_update", "leaving", "told_soon", "under_way", "reserved", "nothing"]
+Standing = Literal[
+    "left",
+    "unconfirmed",
+    "removed",
+    "no_update",
+    "leaving",
+    "told_soon",
+    "under_way",
+    "reserved",
+    "nothing",
+]
 
 STANDINGS: Final[dict[Standing, str]] = {
-    "left": "an update was handed in, or may have been in part; booked as released",
+    "left": "the coordinator acknowledged the update",
+    "unconfirmed": "an update is booked and the coordinator has not acknowledged it: it came too "
+    "late or was rejected, or the answer is not known; it may have left, whole or in part",
+    "removed": "an update is booked and was removed here before the coordinator acknowledged it: "
+    "withdrawn by the policy, or its file was gone; what was handed in before may have left",
     "no_update": "its data was opened and no update left; booked whole all the same",
     "leaving": "an update is booked and leaves as soon as the coordinator takes it",
     "told_soon": "no update; the coordinator is told so at the tick, and is told nothing else",
@@ -25,6 +45,14 @@ STANDINGS: Final[dict[Standing, str]] = {
     "reserved": "nothing left, and nothing was opened; its cost is set aside",
     "nothing": "refused: the data was not opened, and reason and sentence were told",
 }
+
+
+_UPDATES: Final[dict[str, Standing]] = {
+    "UPDATE_ACKNOWLEDGED": "left",
+    "UPDATE_WITHDRAWN": "removed",
+    "UPDATE_VANISHED": "removed",
+}
+"""A `Fate`, and how the attempt stands once it is closed; anything else is unconfirmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +114,8 @@ def outbox(path: Path, job_id: str = "") -> dict[str, Any]:
             attempt_id = getattr(entry.statement, "attempt_id", "")
             booked[attempt_id] = entry.statement.kind
         rows = state.attempts()
+        live = [row.order.attempt_id for row in state.live()]
+        published = _published(folder, state, live)
     finally:
         state.close()
     items = [
@@ -96,7 +126,7 @@ def outbox(path: Path, job_id: str = "") -> dict[str, Any]:
     known = {row.order.attempt_id for row in rows}
     return {
         "node": identity.node,
-        "published": _published(folder),
+        "published": published,
         "items": [asdict(one) for one in items],
         "restored": sum(1 for one in booked if one and one not in known and not job_id),
         "accounts": [
@@ -126,11 +156,13 @@ def _item(
 ) -> Item:
     order = row.order
     account = f"{node}/{order.account}"
-    standing = _standing(row)
+    standing = standing_of(row)
     size = None
     if standing == "leaving":
-        with contextlib.suppress(FileNotFoundError):
+        try:
             size = (folder.spool / "updates" / row.update_digest).stat().st_size
+        except FileNotFoundError:
+            standing = "removed"
     return Item(
         attempt_id=order.attempt_id,
         job_id=order.job_id,
@@ -154,7 +186,7 @@ def _item(
         units=0 if row.outcome == "void" else row.units,
         epsilon_alone=_epsilon_alone(row, kept.get(account)),
         booked=booked.get(order.attempt_id, ""),
-        told=f"{row.reason}: {row.message}" if row.reason else "",
+        told=f"{row.reason}: {row.message}" if standing == "nothing" and row.reason else "",
     )
 
 
@@ -166,28 +198,50 @@ def _epsilon_alone(row: AttemptRow, kept: KeptAccount | None) -> float | None:
     return kept.filter(kept.epsilon_limit).epsilon_of(row.units)
 
 
-def _standing(row: AttemptRow) -> Standing:
+def standing_of(row: AttemptRow) -> Standing:
+    """How an attempt stands, by its row alone: the spool is not looked at."""
     match row.state:
         case "reserved":
             return "reserved"
         case "opened":
             return "under_way"
         case "spooled":
-            return "leaving"
+            return "removed" if row.reason == "UPDATE_WITHDRAWN" else "leaving"
         case "no_update":
             return "told_soon"
         case "closed" if row.outcome == "post":
-            return "left" if row.update_digest else "no_update"
+            return _UPDATES.get(row.reason, "unconfirmed") if row.update_digest else "no_update"
     return "nothing"
 
 
-def _published(folder: Folder) -> dict[str, Any]:
-    """What the steward's files declare, which every session tells the coordinator; nothing in it is
-    computed from records."""
+def _published(folder: Folder, state: State, open_attempts: Sequence[str]) -> dict[str, Any]:
+    """What the next session says first: the Hello itself, made as the agent makes it. Why a data
+    set's file cannot be read is known to the running agent alone, and so is its instance's id."""
+    steward = Steward(folder)
+    rules: Rules | None = None
+    fault = ""
     try:
-        rules: Rules = Steward(folder).rules()
-    except FeddpError:
-        return {"data_sets": [], "accounts": []}
+        rules = steward.rules()
+        require_kept(rules.policy, state.accounts_kept())
+    except FeddpError as error:
+        fault = error.reason
+    suspended = Admission(state.node, state, steward, installed, 0).suspensions()
+    came = state.note(MOVED_NOTE) or state.note(LEFT_NOTE)
+    said = hello(
+        rules,
+        installed(),
+        state.fixed_filter,
+        open_attempts,
+        state.share_units,
+        state.ledger.unseen_raises(),
+        lambda name: suspended.reason(f"{state.node}/{name}"),
+        state.payers.moved,
+        whole=state.account_units if came else None,
+        fault=fault,
+        quietly=True,
+    )
+    said.instance_id = ""
+    found: dict[str, Any] = MessageToDict(said, preserving_proto_field_name=True)
     return {
         "data_sets": [
             {
@@ -195,10 +249,16 @@ def _published(folder: Folder) -> dict[str, Any]:
                 "declared_n": one.declared_n,
                 "version": one.version,
                 "account": one.account,
-                "columns": sorted(one.columns),
-                "tasks": sorted(rules.policy.tasks_on(one.name)),
+                "columns": json.loads(one.schema_json)["columns"],
+                "tasks": list(one.tasks),
+                "unavailable": one.unavailable,
             }
-            for one in rules.data_sets
+            for one in said.data_sets
         ],
-        "accounts": [one.name for one in rules.policy.accounts],
+        "accounts": found.get("accounts", []),
+        "tasks": [f"{one.name}@{one.content_hash}" for one in said.tasks],
+        "open_attempts": list(said.open_attempts),
+        "limits": found.get("limits", []),
+        "agent_version": said.agent_version,
+        "protocol_version": said.protocol_version,
     }

@@ -53,6 +53,10 @@ class ProxyConfig(BaseModel):
         return self
 
 
+OPTION: Final = "--proxy"
+"""A route's source, before agent.yaml is written."""
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """A way to one address.
@@ -60,7 +64,7 @@ class Route:
     Attributes:
         address: "host:port" of the coordinator.
         proxy: "host:port" of the proxy; empty for none.
-        source: what decided it: "agent.yaml", a variable's name, or "" for nothing.
+        source: what decided it: "agent.yaml", `OPTION`, a variable's name, or "" for nothing.
         credentials: "user:password"; never shown.
     """
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from node_agent.config import Folder
+from node_agent.datasets import load_data_sets
 from protos.content import write_durable
-from protos.errors import Malformed, NotAllowed, NotFound
+from protos.errors import FeddpError, Malformed, NotAllowed, NotFound
 
 UNIT_FOLDER: Final = Path("/etc/systemd/system")
 
@@ -141,7 +142,8 @@ class Owner:
     mode: int
 
     def __str__(self) -> str:
-        return f"{self.user}:{self.group} {self.mode:04o} {self.path}"
+        mode = f"{self.mode:04o}" if self.mode else "mode as it is"
+        return f"{self.user}:{self.group} {mode} {self.path}"
 
 
 def owners(service: Service, steward: str) -> list[Owner]:
@@ -166,21 +168,61 @@ def owners(service: Service, steward: str) -> list[Owner]:
     return [one for one in found if one.path.exists()]
 
 
+def require_fit(service: Service, steward: str) -> None:
+    """There is an agent, and its user is not the steward.
+
+    Raises:
+        NotFound: NOT_JOINED.
+        Malformed: STEWARD_IS_AGENT.
+    """
+    if not Folder(service.folder).agent_yaml.exists():
+        raise NotFound(
+            "NOT_JOINED",
+            f"{service.folder} holds no agent; join first: `feddp agent join TOKEN --dir "
+            f"{service.folder}`",
+        )
+    if service.user == steward:
+        raise Malformed(
+            "STEWARD_IS_AGENT",
+            f"--user and --steward are both {steward}: the agent could then write what it is "
+            "allowed; name two users",
+        )
+
+
+def advice(service: Service) -> list[str]:
+    """What would keep the service from working, as far as it can be seen; a sentence each."""
+    found = []
+    if any(service.folder.is_relative_to(one) for one in ("/tmp", "/var/tmp")):  # noqa: S108
+        found.append(
+            f"{service.folder} lies below a folder for temporary files, and the service has one of "
+            "its own: it will not find its files; move DIR, to /var/lib for instance"
+        )
+    try:
+        uid = pwd.getpwnam(service.user).pw_uid
+        data_sets = load_data_sets(service.folder)
+    except (KeyError, OSError, FeddpError):
+        return found
+    groups = _groups_of(uid)
+    for spec in data_sets:
+        for path in (spec.source, spec.opt_out):
+            if path is not None and path.exists() and not _may_read(path.stat(), uid, groups):
+                found.append(
+                    f"{path} of data set {spec.name} cannot be read by {service.user}: `chgrp "
+                    f"{service.group} {path}` and `chmod g+r {path}`, its folders too"
+                )
+    return found
+
+
 def install(service: Service, steward: str, unit_folder: Path = UNIT_FOLDER) -> Path:
     """Write the unit and hand the folder's files to their owners; the unit's path.
 
     Raises:
         NotAllowed: ROOT_NEEDED.
         NotFound: NOT_JOINED; USER_UNKNOWN, with the command that makes it.
-        Malformed: PATH_UNUSABLE, USER_IS_ROOT.
+        Malformed: PATH_UNUSABLE, USER_IS_ROOT, STEWARD_IS_AGENT.
     """
     text = service.unit()
-    if not service.folder.is_dir() or not Folder(service.folder).agent_yaml.exists():
-        raise NotFound(
-            "NOT_JOINED",
-            f"{service.folder} holds no agent; join first: `feddp agent join TOKEN --dir "
-            f"{service.folder}`",
-        )
+    require_fit(service, steward)
     if os.geteuid() != 0:
         raise NotAllowed("ROOT_NEEDED", "only root may install a service; use sudo, or --dry-run")
     for name in (service.user, steward):
@@ -226,6 +268,14 @@ def weaknesses(folder: Folder, uid: int | None = None) -> list[str]:
                 f"in {path.parent}; give the folder to root with the sticky bit (mode 1770)"
             )
     return found
+
+
+def _may_read(found: os.stat_result, uid: int, groups: Iterable[int]) -> bool:
+    if found.st_uid == uid:
+        return bool(found.st_mode & stat.S_IRUSR)
+    if found.st_gid in groups:
+        return bool(found.st_mode & stat.S_IRGRP)
+    return bool(found.st_mode & stat.S_IROTH)
 
 
 def _may_write(found: os.stat_result, uid: int, groups: Iterable[int]) -> bool:

@@ -111,6 +111,11 @@ AttemptState = Literal["reserved", "opened", "spooled", "no_update", "closed", "
 LIVE: Final = ("reserved", "opened", "spooled", "no_update")
 
 
+Fate = Literal["UPDATE_ACKNOWLEDGED", "UPDATE_REJECTED", "UPDATE_WITHDRAWN", "UPDATE_VANISHED"]
+"""What became of a booked update: the coordinator said that it has it, or took none; or it was
+removed here, or its file was gone, before that."""
+
+
 @dataclass(frozen=True, slots=True)
 class AttemptRow:
     """One attempt, as it stands.
@@ -120,6 +125,8 @@ class AttemptRow:
         tick_s: outcomes leave at multiples of it from the opening; 0 for at once.
         update_digest: of the spooled update; empty for none.
         outcome: how the node's ledger has booked it; empty while it is reserved or opened.
+        reason: why it was refused; of an attempt with an update what became of that, a `Fate`, or
+            empty where it is not known.
     """
 
     order: Order
@@ -389,11 +396,21 @@ class State:
         """Book an opened attempt that gave no update: posted whole. Returns as `spool`."""
         return self._end(attempt_id, "no_update", "")
 
-    def close_attempt(self, attempt_id: str, outcome: Literal["post", "void"]) -> AttemptRow | None:
+    def note_withdrawn(self, attempt_id: str) -> None:
+        """Note that a spooled update is removed before it was acknowledged."""
+        with self._transaction():
+            self._update(attempt_id, reason="UPDATE_WITHDRAWN")
+
+    def close_attempt(
+        self, attempt_id: str, outcome: Literal["post", "void"], fate: Fate | None = None
+    ) -> AttemptRow | None:
         """Book what the coordinator booked; what was opened is posted whatever it says.
 
         Should the machine lose it, the coordinator says it again: it is not waited for until it is
         on the disk.
+
+        Args:
+            fate: what became of its update, where that is known.
 
         Returns:
             The attempt as it was before; None if it is unknown here.
@@ -407,6 +424,8 @@ class State:
                 self._update(attempt_id, outcome=mine)
                 self._resolve(row, mine)
             self._update(attempt_id, state="closed")
+            if fate is not None:
+                self._update(attempt_id, reason=fate)
             return row
 
     def follow(

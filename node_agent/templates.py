@@ -33,7 +33,8 @@ disjoint_patients: ""
 # and disjoint_signature; again when a data set is new or changes its account.
 
 allow: []
-# Which installed tasks may run on which data set; the hash pins the task's code.
+# Which installed tasks may run on which data set; the hash pins the task's code. `feddp agent
+# status` lists the installed ones as NAME@HASH; compare them with what the engineer asks for.
 # - data_set: heart-disease
 #   tasks: ["tabular-classifier@HASH"]
 

@@ -1,6 +1,8 @@
 """Content addressing as both ends of the wire do it: digests, chunk size and durable writes."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from blake3 import blake3
@@ -86,13 +88,25 @@ def sync_directory(folder: Path) -> None:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A full disk names no file by itself; this one is put into the error."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_durable(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Write beside `path`, sync, rename over it, sync the folder: whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    with naming(path):
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
     beside.replace(path)
     sync_directory(path.parent)

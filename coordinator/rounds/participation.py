@@ -96,10 +96,17 @@ def warnings(course: Course) -> tuple[str, ...]:
         count = _streak(course, node)
         reasons = sorted({_missing(one)[node][0] for one in course.done[-count:]})
         said.append(
-            f"{node} was left out of the last {count} rounds ({', '.join(reasons)}); last time it "
-            f"{_missing(course.done[-1])[node][1]}. The model learns nothing from its patients"
+            f"{node} was left out of the last {count} rounds ({', '.join(reasons)}); "
+            f"{_last_time(_missing(course.done[-1])[node][1])}. The model learns nothing from its "
+            "patients"
         )
     return tuple(said)
+
+
+def _last_time(text: str) -> str:
+    """What was said then: a predicate of ours, or sentences of the node's own."""
+    text = text.rstrip(".")
+    return f"last time it {text}" if text[:1].islower() else f'the last time it said: "{text}"'
 
 
 def _streak(course: Course, node: str) -> int:

@@ -149,6 +149,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("certificate until", output.moment(found["certificate_expires_at"])),
         ("renews itself", _renewal(found)),
         ("steward's files", _files(found)),
+        *(("installed task", f"{name} (as `allow` names it)") for name in found["installed_tasks"]),
         *(
             (
                 f"data set {one['name']}",

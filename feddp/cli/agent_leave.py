@@ -61,10 +61,11 @@ def leave(
     if found.unfinished:
         many = output.counted(found.unfinished, "attempt")
         output.line(f"{many} under way {'ended' if yes else 'would end'} without an update")
-    output.line(
-        f"the coordinator at {found.coordinator} is not told: ask its operator to run "
-        f"`feddp node disable {found.node}`"
-    )
+    if found.coordinator:
+        output.line(
+            f"the coordinator at {found.coordinator} is not told: ask its operator to run "
+            f"`feddp node disable {found.node}`"
+        )
     if not yes:
         output.line("nothing was changed; with --yes it is done")
 

@@ -33,16 +33,23 @@ def install_service(
     The data steward owns policy.yaml and datasets.yaml, root the folder, the service's user the
     rest: run commands on it as that user. Starting it stays with you, as the last line says.
     """
-    from node_agent.service import Service, install, owners
+    from node_agent.service import Service, advice, install, owners, require_fit
 
     service = Service(folder.absolute(), user, group or user, _command(), gpu)
     if dry_run:
-        sys.stdout.write(service.unit())
+        text = service.unit()
+        require_fit(service, steward)
+        output.note(f"would write {unit_folder / service.name}:")
+        sys.stdout.write(text)
         for one in owners(service, steward):
             output.note(f"would be given: {one}")
+        for sentence in advice(service):
+            output.note(f"WARNING: {sentence}")
         return
     path = install(service, steward, unit_folder)
     output.line(f"wrote {path}; policy.yaml and datasets.yaml belong to {steward}")
+    for sentence in advice(service):
+        output.note(f"WARNING: {sentence}")
     output.line(f"check it: systemd-analyze verify {path}")
     output.line(f"commands on {folder} from now on: sudo -u {user} feddp agent ...")
     output.line(f"start it: systemctl daemon-reload && systemctl enable --now {path.name}")

@@ -1,5 +1,7 @@
 """`feddp agent logs`, `outbox` and `digest`: what became of attempts, for the hospital."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,11 +76,8 @@ def outbox(
     if as_json:
         output.print_json(found)
         return
-    for one in found["published"]["data_sets"]:
-        output.line(
-            f"each session tells: data set {one['name']}, {one['declared_n']} patients declared, "
-            f"version {one['version']}, columns {', '.join(one['columns'])}"
-        )
+    for text in _published(found["published"]):
+        output.line(f"each session tells: {text}")
     output.table(
         ("JOB", "ROUND", "DATA SET", "STANDS", "LEAVES", "UPDATE", "EPSILON ALONE", "BOOKED"),
         [_row(one) for one in found["items"]],
@@ -101,6 +100,37 @@ def outbox(
             f"{output.epsilon(one['epsilon_limit'])} at delta {one['delta']:g}; together the "
             "releases cost less than the sum of what each costs alone"
         )
+
+
+def _published(told: dict[str, Any]) -> Iterator[str]:
+    for one in told["data_sets"]:
+        columns = ", ".join(_column(*entry) for entry in one["columns"].items())
+        why = f", cannot be used: {one['unavailable']}" if one["unavailable"] else ""
+        yield (
+            f"data set {one['name']}, account {one['account']}, {one['declared_n']} patients "
+            f"declared, version {one['version']}, columns {columns}, tasks allowed "
+            f"{', '.join(one['tasks']) or 'none'}{why}"
+        )
+    for one in told["accounts"]:
+        yield f"account {', '.join(f'{key} {_value(value)}' for key, value in one.items())}"
+    for name in told["tasks"]:
+        yield f"task {name}, with the schema of its configuration"
+    for one in told["limits"]:
+        yield f"raised limit {', '.join(f'{key} {_value(value)}' for key, value in one.items())}"
+    yield f"open attempts {', '.join(told['open_attempts']) or 'none'}"
+    yield (
+        f"agent {told['agent_version']}, protocol {told['protocol_version']}, a number drawn at "
+        "the agent's start; and of a data set whose file cannot be read, that it is so"
+    )
+
+
+def _column(name: str, declared: Any) -> str:
+    kinds = declared.get("category") if isinstance(declared, dict) else None
+    return f"{name} ({', '.join(kinds)})" if kinds else f"{name} (number)"
+
+
+def _value(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list | dict) else str(value)
 
 
 def _row(one: dict[str, Any]) -> list[str]:

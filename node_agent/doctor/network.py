@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from node_agent.doctor.report import Check, skipped
-from node_agent.proxy import Route, split_address
+from node_agent.proxy import OPTION, Route, split_address
 
 LOOKUP_S_MAX: Final = 10.0
 CONNECT_S_MAX: Final = 5.0
@@ -211,9 +211,10 @@ def _proxy_check(route: Route, answer: ProxyAnswer) -> Check:
             )
         case 407:
             found = "it wants credentials, and there are none"
-            do = (
-                "write USER:PASSWORD into a file that only the agent reads, and its name as "
-                "`credentials_file` under `proxy` in agent.yaml"
+            do = "write USER:PASSWORD into a file that only the agent reads, and its name " + (
+                "after --proxy-credentials-file"
+                if route.source == OPTION
+                else "as `credentials_file` under `proxy` in agent.yaml"
             )
         case 502 | 503 | 504:
             found = "it cannot reach the coordinator"

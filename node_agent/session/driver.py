@@ -27,7 +27,7 @@ from node_agent.session.machine import step
 from node_agent.session.training import Training
 from node_agent.session.witness import Witness
 from node_agent.spool import Spool
-from node_agent.state import LEFT_NOTE, MOVED_NOTE, REFUSED_NOTE, AttemptRow, State
+from node_agent.state import LEFT_NOTE, MOVED_NOTE, REFUSED_NOTE, AttemptRow, Fate, State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import TaskInfo
 from node_agent.transfer import Transfers
@@ -117,6 +117,7 @@ class Driver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._of_attempt: dict[str, set[asyncio.Task[None]]] = {}
         self._handing_in: set[str] = set()
+        self._fates: dict[str, Fate] = {}
         self._recent_models: dict[str, list[str]] = {}
         self._published: tuple[object, ...] = ()
         self._applied: tuple[object, ...] = parts.steward.stamp()
@@ -257,6 +258,8 @@ class Driver:
             if attempt.phase in (Phase.PREPARING, Phase.TRAINING):
                 self._training.stop(order.job_id)
             if attempt.digest:
+                self._fates[order.attempt_id] = "UPDATE_WITHDRAWN"
+                await self._parts.ledger.run(self._parts.state.note_withdrawn, order.attempt_id)
                 await self._parts.ledger.run(self._parts.spool.drop_update, attempt.digest)
 
     def _standing(self) -> tuple[dict[str, int], Suspensions]:
@@ -434,15 +437,23 @@ class Driver:
                 attempt_id, command.digest, command.signature, command.accepted
             )
         except FileNotFoundError:
-            log.error("update_vanished", attempt_id=attempt_id)
+            # After a restart only the row tells that it was the policy that removed it.
+            row = await self._parts.ledger.run(self._parts.state.attempt, attempt_id)
+            if row is not None and row.reason == "UPDATE_WITHDRAWN":
+                log.info("update_withdrawn", attempt_id=attempt_id)
+            else:
+                log.error("update_vanished", attempt_id=attempt_id)
+                self._fates[attempt_id] = "UPDATE_VANISHED"
             self._dispatch(e.UpdateVanished(attempt_id))
         except FeddpError as error:
             log.error(
                 "update_rejected", attempt_id=attempt_id, reason=error.reason, detail=error.message
             )
+            self._fates[attempt_id] = "UPDATE_REJECTED"
             self._dispatch(e.UpdateRejected(attempt_id))
         else:
             log.info("update_submitted", attempt_id=attempt_id)
+            self._fates[attempt_id] = "UPDATE_ACKNOWLEDGED"
             self._dispatch(e.UpdateAcknowledged(attempt_id))
         finally:
             self._handing_in.discard(attempt_id)
@@ -455,7 +466,8 @@ class Driver:
             log.error("void_of_opened_attempt", attempt_id=attempt_id)
 
     def _close_now(self, attempt_id: str, outcome: e.Outcome) -> AttemptRow | None:
-        row = self._parts.state.close_attempt(attempt_id, outcome)
+        fate = self._fates.pop(attempt_id, None)
+        row = self._parts.state.close_attempt(attempt_id, outcome, fate)
         if row is not None and row.update_digest:
             self._parts.spool.drop_update(row.update_digest)
         return row

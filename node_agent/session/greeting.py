@@ -6,7 +6,7 @@ import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -34,6 +34,13 @@ SPENT_STAYS: Final = (
     "The guarantee stays the highest limit that was ever in force."
 )
 
+
+def _drop(*_: object) -> structlog.types.EventDict:
+    raise structlog.DropEvent
+
+
+_SILENT: Final = structlog.wrap_logger(None, processors=[_drop])
+
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 ShareUnits = Callable[[str, ShareKind, str], int]
@@ -53,6 +60,8 @@ def hello(
     whole: Callable[[str], int] | None = None,
     fault: str = "",
     before: pb.Hello | None = None,
+    *,
+    quietly: bool = False,
 ) -> pb.Hello:
     """The Hello of a session.
 
@@ -66,10 +75,12 @@ def hello(
         unavailable: data set -> why it cannot be used now.
         whole: what the node's own ledger counts of an account, where the coordinator's cannot know
             it all; None where it does.
+        quietly: log nothing, for a Hello that is shown and not sent.
         fault: why every order is refused whatever it is on, for what the steward's files say. Then
             no account is published, and each data set as one that cannot be used.
         before: the Hello before, whose data sets are still named where the files cannot be read.
     """
+    out = _SILENT if quietly else log
     message = pb.Hello(
         protocol_version=PROTOCOL_VERSION,
         agent_version=agent_version(),
@@ -85,12 +96,12 @@ def hello(
             one.unavailable = fault
         return message
     installed = {f"{info.name}@{info.content_hash}": info for info in tasks.values()}
-    accounts, unusable = _accounts(rules.policy, rules.data_sets, fixed, used, refuses, whole)
+    accounts, unusable = _accounts(rules.policy, rules.data_sets, fixed, used, refuses, whole, out)
     allowed: set[str] = set()
     for spec in rules.data_sets:
         has_moved = moved(spec)
         if has_moved:
-            log.error("data_set_moved", data_set=spec.name, account=spec.account, do=has_moved)
+            out.error("data_set_moved", data_set=spec.name, account=spec.account, do=has_moved)
         names = sorted(rules.policy.tasks_on(spec.name) & installed.keys())
         allowed.update(names)
         withdrawn = "DATA_SET_WITHDRAWN" if spec.name in rules.policy.withdrawn else ""
@@ -166,6 +177,7 @@ def _accounts(
     used: ShareUnits,
     refuses: Callable[[str], str],
     whole: Callable[[str], int] | None,
+    out: Any,
 ) -> tuple[list[pb.Account], dict[str, str]]:
     """Accounts as they count; and why others are not published, by name: their policy contradicts
     their entries, or itself."""
@@ -175,11 +187,11 @@ def _accounts(
         try:
             filter_ = filter_of(account, data_sets, counted)
         except FeddpError as error:
-            log.error("account_unusable", account=account.name, reason=error.reason, do=str(error))
+            out.error("account_unusable", account=account.name, reason=error.reason, do=str(error))
             unusable[account.name] = error.reason
             continue
         if counted is None:  # so the steward can still change what the first entry will fix
-            log.info(
+            out.info(
                 "account_announced",
                 account=account.name,
                 filter=filter_.kind,
@@ -189,9 +201,9 @@ def _accounts(
                 epsilon_start=filter_.epsilon_start,
             )
         if advice := not_raised(account, counted):
-            log.warning("limit_not_raised", account=account.name, do=advice)
+            out.warning("limit_not_raised", account=account.name, do=advice)
         if advice := above_limit(account, filter_.epsilon_limit):
-            log.warning("share_above_limit", account=account.name, do=advice)
+            out.warning("share_above_limit", account=account.name, do=advice)
         found.append(
             pb.Account(
                 name=account.name,

@@ -223,3 +223,10 @@ def test_only_a_failed_job_can_be_resumed() -> None:
     book = training_("a", "b", "c") >> e.ResumeRequested("me") << None
     ended = Playbook((book >> e.CancelRequested("me")).phase, []) >> e.ResumeRequested("me") << None
     assert ended.phase.status == "cancelled"
+
+
+def test_a_nodes_own_sentences_are_quoted_and_not_made_a_predicate() -> None:
+    """Ours go on from "it"; a refusal of the node's is told as it was said."""
+    assert participation._last_time("is not connected") == "last time it is not connected"
+    refused = "The data steward looks at it first. What to do: ask there."
+    assert participation._last_time(refused) == f'the last time it said: "{refused[:-1]}"'

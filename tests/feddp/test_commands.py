@@ -309,6 +309,23 @@ def test_an_installation_is_found_in_its_folder_and_in_a_demos(
     assert run("node", "list", "--dir", tmp_path).code == 3
 
 
+def test_an_engineers_key_on_the_coordinators_disk_is_warned_of(
+    coordinator: Coordinator, run: Run, tmp_path: Path
+) -> None:
+    """Whoever has that disk would sign; a profile anywhere else is made without a word."""
+    apart = run("job", "key", "new", "--profile", coordinator.profile)
+    assert (apart.code, "WARNING" in apart.err) == (0, False)
+    (coordinator.profile / "orders.key").unlink()
+    (coordinator.profile / "orders.pub").unlink()
+    installation = tmp_path / "c"
+    installation.mkdir()
+    (installation / "coordinator.yaml").write_text("{}")
+    coordinator.profile.rename(installation / "operator")
+    beside = run("job", "key", "new", "--dir", installation)
+    assert beside.code == 0
+    assert f"WARNING: the key lies in the coordinator's installation {installation}" in beside.err
+
+
 def test_no_installation_is_a_clear_usage_error(run: Run) -> None:
     """It names both options and both variables."""
     ran = run("node", "list", "--json")

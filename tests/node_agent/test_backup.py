@@ -2,6 +2,8 @@
 
 import io
 import stat
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -107,3 +109,39 @@ def test_a_file_without_a_ledger_is_no_backup(agent: Folder, tmp_path: Path) -> 
         archive.add(agent.agent_yaml, "agent.yaml")
     with pytest.raises(Malformed, match="not a whole backup"):
         restore(file, tmp_path / "b")
+
+
+@pytest.mark.parametrize("command", ["ledger export", "backup"])
+def test_a_full_disk_is_no_damaged_ledger_and_is_named(
+    agent: Folder, tmp_path: Path, command: str
+) -> None:
+    """A real file system of 16 KiB, in a mount namespace of its own; nothing is left on it."""
+    full = tmp_path / "full"
+    full.mkdir()
+    script = (
+        'mount -t tmpfs -o size=16k none "$1" && "$2" -m feddp agent $3 "$1/copy" --dir "$4"'
+        ' || echo "exit $?, left: $(ls -A "$1")"'
+    )
+    words = [str(full), sys.executable, command, str(agent.root)]
+    ran = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", script, "sh", *words],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "left: \n" in ran.stdout
+    assert str(full / "copy") in ran.stderr
+    assert "no ledger" not in ran.stderr
+    assert "disk" in ran.stderr
+
+
+def test_a_refused_backup_leaves_no_folder_and_no_lock(tmp_path: Path) -> None:
+    """A folder that was there before stays, as empty as it was."""
+    bad = tmp_path / "bad.tar"
+    bad.write_bytes(b"no archive")
+    (tmp_path / "there").mkdir()
+    for name in ("new", "there"):
+        with pytest.raises(Malformed):
+            restore(bad, tmp_path / name)
+    assert not (tmp_path / "new").exists()
+    assert list((tmp_path / "there").iterdir()) == []

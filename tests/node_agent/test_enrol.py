@@ -20,6 +20,7 @@ from certs.tokens import JoinToken, new_secret
 from node_agent.config import Folder, load_config
 from node_agent.enrol import join
 from node_agent.identity import load_identity
+from node_agent.proxy import ProxyConfig
 from node_agent.steward import Steward
 from protos.errors import (
     Conflict,
@@ -32,6 +33,7 @@ from protos.feddp.v1 import enrollment_pb2 as pb
 from protos.feddp.v1 import enrollment_pb2_grpc
 from protos.status import DETAILS_KEY, details
 from tests.node_agent.agent_federation import TRUST_DOMAIN, machine_certificate
+from tests.node_agent.proxies import ConnectProxy
 from tests.node_agent.samples import NODE
 
 
@@ -242,3 +244,25 @@ def test_a_broken_token_touches_nothing(tmp_path: Path) -> None:
     assert caught.value.reason == "TOKEN_INVALID"
     assert "c2VjcmV0" not in json.dumps(caught.value.message)
     assert not (tmp_path / "agent").exists()
+
+
+@pytest.mark.parametrize("credentials", [False, True])
+def test_a_proxy_that_wants_credentials_is_named_when_joining(
+    enrolment: FakeEnrolment, tmp_path: Path, credentials: bool
+) -> None:
+    """407, what to do, and how the doctor is asked about the same way; no agent.yaml yet."""
+    with ConnectProxy(credentials="user:right") as proxy:
+        config = ProxyConfig(url=f"http://127.0.0.1:{proxy.port}")
+        if credentials:
+            file = tmp_path / "proxy"
+            file.write_text("user:wrong")
+            file.chmod(0o600)
+            config = config.model_copy(update={"credentials_file": file})
+        with pytest.raises(Unavailable) as caught:
+            join(enrolment.token(), tmp_path / "agent", connect_timeout_s=0.5, proxy=config)
+    text = caught.value.message
+    assert f"127.0.0.1:{proxy.port} answers 407 to CONNECT" in text
+    assert f"doctor --token TOKEN --proxy http://127.0.0.1:{proxy.port}" in text
+    assert ("--proxy-credentials-file FILE" in text) is credentials
+    assert "agent.yaml" not in text
+    assert "wrong" not in text

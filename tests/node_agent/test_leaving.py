@@ -6,13 +6,17 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from typer.testing import CliRunner
 
 from certs.authority import Authority
 from certs.tokens import JoinToken, new_secret
+from feddp.cli.app import app
 from node_agent import leaving
+from node_agent.agent import status
 from node_agent.config import Folder
 from node_agent.identity import load_identity
-from node_agent.leaving import move
+from node_agent.leaving import leave, move
+from node_agent.ledger_files import export, heads
 from node_agent.state import LEFT_NOTE, MOVED_NOTE, State
 from privacy.filters import make_filter
 from protos.errors import FeddpError, Unauthenticated, Unavailable
@@ -84,6 +88,7 @@ def test_a_refused_token_leaves_the_folder_as_it_was(
             move(token, agent.root)
         assert files(agent) == before
         assert not (agent.root / "former").exists()
+        assert not list(agent.root.glob("heads-*"))
 
 
 def test_a_lost_answer_keeps_the_keys_that_the_token_may_be_redeemed_for(
@@ -155,3 +160,23 @@ def test_the_coordinator_that_the_node_is_with_is_no_other(agent: Folder, tmp_pa
     same = _token(load_identity(agent.identity).bundle)
     with pytest.raises(FeddpError, match="nothing to move"):
         move(same, agent.root)
+
+
+def test_a_folder_that_was_left_keeps_a_ledger_that_can_be_used(
+    agent: Folder, tmp_path: Path
+) -> None:
+    """Exported, shown to officers, and forgotten; `status` says how."""
+    done = leave(agent.root)
+    (seen,) = agent.root.glob("heads-*.json")
+    assert seen in done.kept
+    assert export(agent.root, tmp_path / "copy.db") == 2
+    assert heads(agent.root)["node"] == NODE
+    with pytest.raises(FeddpError, match="ledger export"):
+        status(agent.root)
+    words = ["agent", "leave", "--dir", str(agent.root), "--yes", "--forget-ledger"]
+    assert CliRunner().invoke(app, [*words, "other"]).exit_code != 0
+    assert agent.state_db.exists()
+    ran = CliRunner().invoke(app, [*words, NODE])
+    assert (ran.exit_code, "coordinator" in ran.output) == (0, False)
+    assert not agent.state_db.exists()
+    assert not (agent.identity / "ledger.key").exists()

@@ -24,6 +24,7 @@ from node_agent.policy import load_policy
 from node_agent.session.greeting import hello
 from node_agent.state import State
 from node_agent.steward import Steward
+from node_agent.templates import POLICY_YAML
 from node_agent.working import WorkPolicy
 from protos.errors import Malformed, NotFound
 from tests.node_agent.agent_federation import (
@@ -265,6 +266,16 @@ def folder(tmp_path: Path) -> Folder:
 
 def cli(*words: str) -> Any:
     return CliRunner().invoke(app, [*words])
+
+
+def test_status_gives_the_hash_that_a_policy_pins(folder: Folder) -> None:
+    """As `allow` takes it; the comments of a fresh policy say that it stands there."""
+    names = status(folder.root)["installed_tasks"]
+    allowed = yaml.safe_load(folder.policy_yaml.read_text())["allow"][0]["tasks"]
+    assert sorted(allowed) == names
+    shown = cli("agent", "status", "--dir", str(folder.root)).stdout
+    assert all(name in shown for name in names)
+    assert "`feddp agent\n# status` lists the installed ones as NAME@HASH" in POLICY_YAML
 
 
 def test_check_and_show_tell_the_policy_as_it_is_understood(folder: Folder) -> None:

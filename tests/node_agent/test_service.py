@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from feddp.cli.app import app
 from node_agent.config import Folder
-from node_agent.service import Service, install, owners, weaknesses
+from node_agent.service import Service, advice, install, owners, weaknesses
 from protos.errors import Malformed, NotAllowed, NotFound
+from tests.node_agent.samples import write_rules
 
 AGENT, STEWARD = "daemon", "games"
 """Users that every Debian has."""
@@ -188,3 +191,31 @@ def test_a_folder_without_an_agent_is_told(tmp_path: Path) -> None:
     """Before anything is given to anybody."""
     with pytest.raises(NotFound, match="agent join"):
         install(service(tmp_path), STEWARD, tmp_path)
+
+
+def test_what_would_keep_the_service_from_working_is_said(folder: Path) -> None:
+    """One user for both is refused; unreadable records and a folder below /tmp are warned of."""
+    with pytest.raises(Malformed, match="name two users"):
+        install(service(folder), AGENT, folder.parent)
+    source = folder / "train.csv"
+    source.write_text("patient_id\n")
+    source.chmod(0o600)
+    write_rules(folder)
+    below, unreadable = advice(service(folder))
+    assert "temporary files" in below
+    assert (str(source) in unreadable, AGENT in unreadable) == (True, True)
+    source.chmod(0o644)
+    assert len(advice(service(folder))) == 1
+
+
+def test_a_dry_run_names_the_unit_and_refuses_what_the_real_one_does(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Its path and its owners; a folder without an agent is told."""
+    named = folder.rename(folder.with_name("svc"))
+    words = ["agent", "install-service", "--dry-run", "--user", AGENT, "--dir"]
+    ran = CliRunner().invoke(app, [*words, str(named)])
+    assert ran.exit_code == 0
+    assert "would write /etc/systemd/system/feddp-agent-svc.service" in ran.stderr
+    assert f"mode as it is {named / 'identity/node.crt'}" in ran.stderr
+    assert CliRunner().invoke(app, [*words, str(tmp_path / "nope")]).exit_code != 0

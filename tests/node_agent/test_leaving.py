@@ -69,7 +69,8 @@ def files(folder: Folder) -> dict[str, bytes]:
 def joining(monkeypatch: pytest.MonkeyPatch, error: BaseException, leaves: str = "") -> None:
     """What the other coordinator's join comes to."""
 
-    def join(_token: str, path: Path) -> Any:
+    def join(_token: str, path: Path, *, held: bool = False) -> Any:
+        assert held, "it would wait for the lock that the move has"
         if leaves:
             (path / "identity" / leaves).write_bytes(b"a new key")
         raise error

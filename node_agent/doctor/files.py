@@ -4,14 +4,16 @@ import sqlite3
 from datetime import UTC, datetime
 from typing import Final
 
+from node_agent.agent import is_locked
 from node_agent.config import Folder
 from node_agent.datasets import DataSetSpec
 from node_agent.doctor.report import Check, span
 from node_agent.headers import WrongHeader, check_header
 from node_agent.identity import Identity
+from node_agent.judgement import account_fault
 from node_agent.payers import require_kept
 from node_agent.state import SCHEMA_VERSION
-from node_agent.steward import Rules, Steward
+from node_agent.steward import Rules, Steward, in_force, unknown_names
 from node_agent.tasks.registry import installed
 from protos.errors import FeddpError
 
@@ -63,10 +65,20 @@ def check_policy(folder: Folder, identity: Identity) -> tuple[Check, Rules | Non
     """Whether the steward's files hold, and allow anything."""
     try:
         rules = Steward(folder).rules()
+    except FeddpError as error:
+        held = in_force(folder, running=is_locked(folder))
+        return Check("policy", "failed", error.message, f"the data steward mends it. {held}"), None
+    try:
         require_kept(rules.policy, _kept(folder, identity))
     except FeddpError as error:
         do = "the data steward mends it; until then nothing is allowed"
         return Check("policy", "failed", error.message, do), None
+    if slip := unknown_names(rules):
+        do = "the data steward mends the name; the rest is in force, but no agent starts on it"
+        return Check("policy", "failed", slip, do), rules
+    if fault := account_fault(rules.policy, rules.data_sets):
+        do = "the data steward mends it; every order on the account is refused until then"
+        return Check("policy", "failed", fault, do), rules
     known = {f"{one.name}@{one.content_hash}" for one in installed().values()}
     allowed = {spec.name: rules.policy.tasks_on(spec.name) for spec in rules.data_sets}
     usable = {name: tasks & known for name, tasks in allowed.items()}

@@ -359,6 +359,7 @@ def _data_set(spec: DataSetSpec, rules: Rules) -> dict[str, Any]:
         "declared_n": spec.declared_n,
         "version": spec.version,
         "tasks": sorted(rules.policy.tasks_on(spec.name)),
+        "withdrawn": spec.name in rules.policy.withdrawn,
         "message": message,
     }
 

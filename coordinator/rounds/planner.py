@@ -29,11 +29,14 @@ _REFUSES: Final = {
 }
 """What a node says of an account, in words; those of "" for what a newer agent may say."""
 
+WITHDRAWN: Final = "DATA_SET_WITHDRAWN"
+
 _UNAVAILABLE: Final = {
     "SOURCE_MISSING": "the file of its data set is not where its steward declares it",
     "SOURCE_UNREADABLE": "its agent may not read the file of its data set",
     "SCHEMA_MISMATCH": "the columns of its data set's file are not those that its steward declares",
-    "DATA_SET_WITHDRAWN": "its data steward has withdrawn the data set",
+    "OPT_OUT_UNREADABLE": "the list of patients who opted out of its data set cannot be read",
+    WITHDRAWN: "its data steward has withdrawn the data set",
     "": "its data set cannot be read now",
 }
 """The same of a data set."""
@@ -73,6 +76,8 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
         return _absent(facts, "OFFLINE", "is not connected")
     if facts.barred is not None:
         return facts.barred
+    if facts.data_set.unavailable == WITHDRAWN:  # it is published without tasks, too
+        return _absent(facts, WITHDRAWN, unavailable_said(facts.data_set))
     wanted = f"{job.task}@{task_hash}"
     if wanted not in facts.data_set.tasks:
         return _absent(

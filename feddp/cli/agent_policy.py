@@ -172,6 +172,8 @@ def _order_of_file(folder: Path, file: Path) -> "Order":
         target = facts.privacy("target_epsilon")
         if noise is None and target is not None and account is not None:
             noise = _noise(rules, account.name, target, steps)
+        if spec is None:
+            noise = noise or 1.0  # of no account, and refused as DATA_SET_UNKNOWN whatever it is
         release |= {"mechanism": "gaussian", "noise_multiplier": noise or 0.0, "steps": steps}
     return Order.from_wire(
         pb.WorkOrder(

@@ -377,6 +377,22 @@ def test_explain_prints_each_rule_with_its_verdict(folder: Folder, tmp_path: Pat
     assert [one["verdict"] for one in rules if one["rule"] == "who may ask"] == ["unknown"]
 
 
+def test_explain_of_a_data_set_that_is_not_declared_says_so(folder: Folder, tmp_path: Path) -> None:
+    """As the node would refuse it."""
+    folder.datasets_yaml.write_text("data_sets: []\n")
+    file = tmp_path / "job.yaml"
+    spec = {
+        "name": "small",
+        "task": "tabular-classifier",
+        "dataset": "heart",
+        "federation": {"rounds": 4},
+        "privacy": {"target_epsilon": 2.0, "delta": 1.0e-5},
+    }
+    file.write_text(yaml.safe_dump(spec))
+    said = cli("agent", "policy", "explain", str(file), "--dir", str(folder.root))
+    assert (said.exit_code, "DATA_SET_UNKNOWN" in said.stdout) == (1, True), said
+
+
 def test_explain_and_approve_know_the_jobs_that_came(folder: Folder) -> None:
     """By id; a job that never came is not found, one that waits is let in."""
     changed(folder, work={"approve_first_job": True})

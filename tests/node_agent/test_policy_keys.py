@@ -26,6 +26,7 @@ from node_agent.policy import load_policy
 from node_agent.session.greeting import hello
 from node_agent.state import State
 from node_agent.steward import Steward
+from node_agent.worker import _wrong_header
 from node_agent.working import WorkPolicy
 from protos.errors import Malformed, NotFound
 from tests.node_agent.agent_federation import (
@@ -337,6 +338,25 @@ def test_what_is_in_force_is_told_of_a_broken_file_and_of_one_that_is_gone(folde
         check, _ = check_policy(folder, identity)
         for told in (check.do, status(folder.root)["rules"]["message"]):
             assert "Nothing is allowed while policy.yaml is gone" in told
+
+
+def test_status_says_that_a_data_set_is_withdrawn(folder: Folder) -> None:
+    """Not that no task is allowed."""
+    changed(folder, withdrawn=["heart"])
+    said = cli("agent", "status", "--dir", str(folder.root)).stdout
+    assert "WITHDRAWN by the data steward" in said
+    assert "0 tasks allowed" not in said
+
+
+def test_a_worker_names_a_missing_opt_out_list(folder: Folder) -> None:
+    """Not the columns of the source, which are in order."""
+    (folder.root / "train.csv").write_text("patient_id,disease,age\n")
+    (spec,) = Steward(folder).rules().data_sets
+    answer = _wrong_header(spec.model_copy(update={"opt_out": folder.root / "gone.txt"}))
+    assert answer is not None
+    assert answer["reason"] == "OPT_OUT_UNREADABLE"
+    assert "opted out" in answer["message"]
+    assert "columns" not in answer["message"]
 
 
 def test_a_data_set_whose_file_is_gone_is_a_warning_of_check(folder: Folder) -> None:

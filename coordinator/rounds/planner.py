@@ -29,14 +29,11 @@ _REFUSES: Final = {
 }
 """What a node says of an account, in words; those of "" for what a newer agent may say."""
 
-WITHDRAWN: Final = "DATA_SET_WITHDRAWN"
-
 _UNAVAILABLE: Final = {
     "SOURCE_MISSING": "the file of its data set is not where its steward declares it",
     "SOURCE_UNREADABLE": "its agent may not read the file of its data set",
     "SCHEMA_MISMATCH": "the columns of its data set's file are not those that its steward declares",
-    "OPT_OUT_UNREADABLE": "the list of patients who opted out of its data set cannot be read",
-    WITHDRAWN: "its data steward has withdrawn the data set",
+    "DATA_SET_WITHDRAWN": "its data steward has withdrawn the data set",
     "": "its data set cannot be read now",
 }
 """The same of a data set."""
@@ -65,6 +62,8 @@ def survey(
 def unavailable_said(data_set: federation.DataSet) -> str:
     """Why a node says that its data set cannot be used, in words."""
     said = _UNAVAILABLE.get(data_set.unavailable, _UNAVAILABLE[""])
+    if data_set.unavailable == "OPT_OUT_UNREADABLE":
+        said = "the list of patients who opted out of its data set cannot be read"
     return f"{said}; its data steward sees more with `feddp agent status`"
 
 
@@ -76,8 +75,8 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
         return _absent(facts, "OFFLINE", "is not connected")
     if facts.barred is not None:
         return facts.barred
-    if facts.data_set.unavailable == WITHDRAWN:  # it is published without tasks, too
-        return _absent(facts, WITHDRAWN, unavailable_said(facts.data_set))
+    if facts.data_set.unavailable == "DATA_SET_WITHDRAWN":  # it is published without tasks, too
+        return _absent(facts, "DATA_SET_WITHDRAWN", unavailable_said(facts.data_set))
     wanted = f"{job.task}@{task_hash}"
     if wanted not in facts.data_set.tasks:
         return _absent(

@@ -44,7 +44,7 @@ from node_agent.session.ledger_thread import LedgerThread
 from node_agent.share_balances import balances_within
 from node_agent.spool import Spool
 from node_agent.state import REFUSED_NOTE, ROLLED_BACK_NOTE, State, ledger_missing
-from node_agent.steward import Rules, Steward
+from node_agent.steward import Rules, Steward, in_force, require_known_names, unknown_names
 from node_agent.tasks.registry import installed
 from privacy.ledger import verify
 from privacy.stages import stage_of
@@ -76,7 +76,7 @@ def run(path: Path) -> None:
     if not folder.state_db.exists():
         raise ledger_missing(folder)
     # A steward's mistake is told before anything starts; later ones refuse every order.
-    Steward(folder).rules()
+    require_known_names(Steward(folder).rules())
     keep_freed(FREED_BYTES_KEPT)
     with locked(folder):
         try:
@@ -202,7 +202,7 @@ def status(path: Path) -> dict[str, Any]:
     """
     folder = Folder(path.absolute())
     config, identity = read_folder(folder)
-    running = _is_locked(folder)
+    running = is_locked(folder)
     answer: dict[str, Any] = {
         "node": identity.node,
         "node_class": config.node_class,
@@ -239,10 +239,10 @@ def status(path: Path) -> dict[str, Any]:
             {"data_sets": list(one.data_sets), "warning": one.is_warning, "message": one.said()}
             for one in overlaps(rules.data_sets)
         ]
+        if slip := unknown_names(rules):
+            answer["rules"] = {"ok": False, "message": f"{slip}. The rest is in force"}
     except FeddpError as error:
-        message = error.message
-        if running:
-            message += ". The agent that runs goes on by the rules that it read before"
+        message = f"{error.message}. {in_force(folder, running=running)}"
         answer["rules"] = {"ok": False, "message": message}
     kept: list[KeptAccount] = []
     raises: dict[str, tuple[int, int]] = {}
@@ -347,7 +347,8 @@ def locked(folder: Folder) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _is_locked(folder: Folder) -> bool:
+def is_locked(folder: Folder) -> bool:
+    """Whether an agent runs on the folder."""
     try:
         descriptor = os.open(folder.lock, os.O_RDWR)
     except FileNotFoundError:
@@ -373,6 +374,7 @@ def _data_set(spec: DataSetSpec, rules: Rules) -> dict[str, Any]:
         "declared_n": spec.declared_n,
         "version": spec.version,
         "tasks": sorted(rules.policy.tasks_on(spec.name)),
+        "withdrawn": spec.name in rules.policy.withdrawn,
         "message": message,
     }
 

@@ -113,6 +113,9 @@ def _stewards(steward: Steward, faults: Mapping[str, str] | None) -> list[Alert]
     if steward.fault:
         remedy = "mend the file: until then the rules of before stay in force"
         found.append(Alert("POLICY_UNREADABLE", "", steward.fault, remedy))
+    elif steward.slip:
+        remedy = "mend the name: the rest of the rules is in force"
+        found.append(Alert("POLICY_UNREADABLE", "", steward.slip, remedy))
     for one in rules.data_sets:
         text = "" if _is_there(one.source) else f"{one.source} is not there, or may not be read"
         if faults is not None:

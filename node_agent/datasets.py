@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from node_agent.config import read_yaml
+from node_agent.known_keys import advice
 from node_agent.sources.database import Database
 from protos.errors import Malformed
 
@@ -150,7 +151,7 @@ def load_data_sets(folder: Path) -> list[DataSetSpec]:
     try:
         entries = _File.model_validate(content).data_sets
     except ValidationError as error:
-        raise _invalid(path, f"has a wrong shape: {_first(error)}") from None
+        raise _invalid(path, f"has a wrong shape: {_first(_File, error)}") from None
     specs = [_spec(path, number, entry) for number, entry in enumerate(entries, start=1)]
     for name, times in Counter(spec.name for spec in specs).items():
         if times > 1:
@@ -194,7 +195,7 @@ def _spec(path: Path, number: int, entry: dict[str, Any]) -> DataSetSpec:
     try:
         spec = DataSetSpec.model_validate(entry)
     except ValidationError as error:
-        raise _invalid(path, f"has a wrong {title}: {_first(error)}") from None
+        raise _invalid(path, f"has a wrong {title}: {_first(DataSetSpec, error)}") from None
     return _in_folder(spec, path.parent)
 
 
@@ -209,11 +210,16 @@ def _in_folder(spec: DataSetSpec, folder: Path) -> DataSetSpec:
     return spec.model_copy(update=changed)
 
 
-def _first(error: ValidationError) -> str:
-    """The first fault: its key and what is wrong; the steward mends one and runs again."""
-    fault = error.errors(include_url=False)[0]
+def _first(model: type[BaseModel], error: ValidationError) -> str:
+    """An unknown key or else the first fault, and what is wrong; the steward mends one and runs
+    again."""
+    faults = error.errors(include_url=False)
+    # A mistyped key is also missing under its own name; it says more of what is wrong.
+    fault = next((one for one in faults if one["type"] == "extra_forbidden"), faults[0])
     key = ".".join(str(part) for part in fault["loc"] if part not in ("<number>", "<category>"))
     text = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        text = advice(model, fault["loc"])
     if fault["loc"] == ("patient",) and fault["type"] == "string_type":
         text = (
             "exactly one column names the patient: write its name, as text; where several make the "

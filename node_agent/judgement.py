@@ -132,6 +132,16 @@ def filter_of(
     return make_filter(fixed.kind, fixed.order, limit, fixed.delta)
 
 
+def account_fault(policy: Policy, data_sets: Sequence[DataSetSpec]) -> str:
+    """Why an account of a policy could not be used, whatever was spent; empty where all can."""
+    for account in policy.accounts:
+        try:
+            filter_of(account, data_sets, None)
+        except FeddpError as error:
+            return error.message
+    return ""
+
+
 def not_raised(account: AccountPolicy, fixed: FixedFilter | None) -> str:
     """What to tell who only wrote a higher limit into the policy; empty where nobody did."""
     if fixed is None or account.epsilon_limit <= fixed.epsilon_limit:

@@ -1,5 +1,6 @@
 """The steward's two files, read again whenever they changed."""
 
+import difflib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ class Steward:
     Attributes:
         fault: why the files as they are now were not taken, so that those of before are in force;
             empty when they are.
+        slip: what in the rules in force names no data set, see `unknown_names`. The rest of them
+            is in force all the same: keeping the rules of before would undo a withdrawal that
+            stands beside a mistyped one.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -31,6 +35,7 @@ class Steward:
         self._seen: tuple[object, ...] | None = None
         self._rules: Rules | None = None
         self.fault = ""
+        self.slip = ""
 
     def rules(self) -> Rules:
         """The rules in force: of the files as they are or, while these are broken, of those that
@@ -52,6 +57,7 @@ class Steward:
                 raise
             found, fault = rules, error.message
         self._rules, self._seen, self.fault = found, seen, fault
+        self.slip = unknown_names(found)
         return found
 
     def _read(self) -> Rules:
@@ -83,6 +89,52 @@ def require_accounts(data_sets: Sequence[DataSetSpec], accounts: Collection[str]
                 f"datasets.yaml: data set {one.name} is paid by account {one.account}, and "
                 f"policy.yaml has no such account; it has: {known}",
             )
+
+
+def unknown_names(rules: Rules) -> str:
+    """What the policy withdraws or allows and no data set is called, with the nearest name; empty
+    where there is nothing of the kind."""
+    known = [one.name for one in rules.data_sets]
+    listed = [
+        *(("withdrawn", name, "withdraws") for name in rules.policy.withdrawn),
+        *(("allow", one.data_set, "allows") for one in rules.policy.allow),
+    ]
+    return "; ".join(
+        f"policy.yaml: {key} names {name}, which no data set of datasets.yaml is called, and so "
+        f"{does} nothing{_nearest(name, known)}"
+        for key, name, does in dict.fromkeys(listed)
+        if name not in known
+    )
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f": did you mean {near[0]}?"
+    return f"; declared there: {', '.join(known) or 'none'}"
+
+
+def require_known_names(rules: Rules) -> None:
+    """Everything that the policy withdraws or allows is a declared data set.
+
+    Raises:
+        Malformed: POLICY_INVALID.
+    """
+    if text := unknown_names(rules):
+        raise Malformed("POLICY_INVALID", text)
+
+
+def in_force(folder: Folder, *, running: bool) -> str:
+    """What holds while the steward's files cannot be taken, a sentence without its full stop."""
+    if not running:
+        return "An agent does not start on it"
+    for path in (folder.policy_yaml, folder.datasets_yaml):
+        if not path.exists():
+            return f"Nothing is allowed while {path.name} is gone"
+    return (
+        "The agent that runs goes on by the rules that it read before, if neither file was gone "
+        "since"
+    )
 
 
 def _require_signed(rules: Rules) -> None:

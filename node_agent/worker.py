@@ -260,6 +260,13 @@ def _program(task: str, config: BaseModel, data_set: DataSetSpec) -> "Program":
     raise TypeError(task)
 
 
+_WRONG_HEADER: Final = {
+    "SOURCE_MISSING": "is not where the node declares it",
+    "SCHEMA_MISMATCH": "does not have the columns that the node declares",
+    "OPT_OUT_UNREADABLE": "may not be read, as its list of patients who opted out cannot be",
+}
+
+
 def _wrong_header(data_set: DataSetSpec) -> Answer | None:
     """Refuse a source that lacks a declared column; which one stays in the hospital's log."""
     from node_agent.headers import WrongHeader, check_header
@@ -268,11 +275,11 @@ def _wrong_header(data_set: DataSetSpec) -> Answer | None:
         check_header(data_set)
     except WrongHeader as error:
         log.error("source_wrong", data_set=data_set.name, reason=error.reason, detail=str(error))
+        said = _WRONG_HEADER.get(error.reason, "cannot be read")
         return _refused(
             error.reason,
-            f"The file of data set {data_set.name} does not have the columns that the node "
-            "declares, or is not there; its data steward sees with `feddp agent status` what is "
-            "wrong.",
+            f"The source of data set {data_set.name} {said}; its data steward sees with `feddp "
+            "agent status` what is wrong.",
         )
     return None
 

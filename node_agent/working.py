@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from node_agent.bandwidth import TransferPolicy
-from node_agent.launchers.base import Limits
+from node_agent.launchers.base import WORKER_BYTES_MIN, Limits
 
 
 class WorkPolicy(BaseModel):
@@ -25,7 +25,7 @@ class WorkPolicy(BaseModel):
 
     hours: list[Annotated[str, Field(max_length=11)]] = []
     threads_max: int | None = Field(default=None, ge=1, le=1024)
-    memory_bytes_max: int | None = Field(default=None, ge=1)
+    memory_bytes_max: int | None = Field(default=None, ge=WORKER_BYTES_MIN)
     gpus_max: int = Field(default=0, ge=0, le=64)
     approve_first_job: bool = False
 

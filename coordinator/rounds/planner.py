@@ -76,6 +76,8 @@ def survey(
 def unavailable_said(data_set: federation.DataSet) -> str:
     """Why a node says that its data set cannot be used, in words."""
     said = _UNAVAILABLE.get(data_set.unavailable, _UNAVAILABLE[""])
+    if data_set.unavailable == "OPT_OUT_UNREADABLE":
+        said = "the list of patients who opted out of its data set cannot be read"
     return f"{said}; its data steward sees more with `feddp agent status`"
 
 
@@ -87,6 +89,8 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
         return _absent(facts, "OFFLINE", "is not connected")
     if facts.barred is not None:
         return facts.barred
+    if facts.data_set.unavailable == "DATA_SET_WITHDRAWN":  # it is published without tasks, too
+        return _absent(facts, "DATA_SET_WITHDRAWN", unavailable_said(facts.data_set))
     wanted = f"{job.task}@{task_hash}"
     if wanted not in facts.data_set.tasks:
         return _absent(

@@ -154,8 +154,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             (
                 f"data set {one['name']}",
                 f"{output.counted(one['declared_n'], 'patient')} declared, paid by "
-                f"{one['account']}, {output.counted(len(one['tasks']), 'task')} allowed"
-                + _wrong(one["message"]),
+                f"{one['account']}, {_allowed(one)}" + _wrong(one["message"]),
             )
             for one in found["data_sets"]
         ),
@@ -213,6 +212,12 @@ def _files(found: dict[str, Any]) -> str:
     if not found["rules"]["ok"]:
         return str(found["rules"]["message"])
     return "in order" if found["files_in_order"] else "NOT in order: see below"
+
+
+def _allowed(one: dict[str, Any]) -> str:
+    if one["withdrawn"]:
+        return "WITHDRAWN by the data steward: nothing is learned from it"
+    return f"{output.counted(len(one['tasks']), 'task')} allowed"
 
 
 def _wrong(message: str) -> str:

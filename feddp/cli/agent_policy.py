@@ -23,12 +23,27 @@ Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's 
 
 @app.command()
 def check(folder: Folder, as_json: Json = False) -> None:
-    """Whether policy.yaml and datasets.yaml can be read, key by key; exit code 2 if not."""
+    """Whether policy.yaml and datasets.yaml hold, key by key and name by name; exit code 2 if not.
+
+    What is wrong with a data set's own files is a warning, and leaves the exit code at 0."""
+    from node_agent.header_watch import faults_of
+    from node_agent.judgement import account_fault
+    from node_agent.steward import require_known_names
+    from protos.errors import Malformed
+
     rules = _rules(folder)
+    require_known_names(rules)
+    if fault := account_fault(rules.policy, rules.data_sets):
+        raise Malformed("POLICY_INVALID", f"policy.yaml: {fault}")
     found = {"accounts": len(rules.policy.accounts), "data_sets": len(rules.data_sets)}
+    warnings = [
+        f"data set {name}: {fault.text}" for name, fault in faults_of(rules.data_sets).items()
+    ]
     if as_json:
-        output.print_json({"ok": True, **found})
+        output.print_json({"ok": True, **found, "warnings": warnings})
         return
+    for text in warnings:
+        output.line(f"WARNING: {text}; attempts on it are refused, and cost nothing")
     accounts = output.counted(found["accounts"], "account")
     output.line(f"in order: {accounts}, {output.counted(found['data_sets'], 'data set')}")
 
@@ -157,6 +172,8 @@ def _order_of_file(folder: Path, file: Path) -> "Order":
         target = facts.privacy("target_epsilon")
         if noise is None and target is not None and account is not None:
             noise = _noise(rules, account.name, target, steps)
+        if spec is None:
+            noise = noise or 1.0  # of no account, and refused as DATA_SET_UNKNOWN whatever it is
         release |= {"mechanism": "gaussian", "noise_multiplier": noise or 0.0, "steps": steps}
     return Order.from_wire(
         pb.WorkOrder(

@@ -4,14 +4,16 @@ import sqlite3
 from datetime import UTC, datetime
 from typing import Final
 
+from node_agent.agent import is_locked
 from node_agent.config import Folder
 from node_agent.datasets import DataSetSpec
 from node_agent.doctor.report import Check, span
 from node_agent.headers import WrongHeader, check_header
 from node_agent.identity import Identity
+from node_agent.judgement import account_fault
 from node_agent.payers import require_kept
-from node_agent.state import SCHEMA_VERSION
-from node_agent.steward import Rules, Steward
+from node_agent.state import ROLLED_BACK_NOTE, SCHEMA_VERSION
+from node_agent.steward import Rules, Steward, in_force, unknown_names
 from node_agent.tasks.registry import installed
 from protos.errors import FeddpError
 
@@ -63,6 +65,9 @@ def check_ledger(folder: Folder) -> Check:
     if version > SCHEMA_VERSION:
         do = "upgrade this agent, or go back to the one that wrote it"
         return Check("ledger", "failed", f"{folder.state_db} is of a newer agent", do)
+    if text := _rolled_back(folder):
+        do = "stop the agent and import the newest copy: `feddp agent ledger import`"
+        return Check("ledger", "failed", f"LEDGER_ROLLED_BACK: {text}", do)
     return Check("ledger", "ok", f"{entries} entries; `feddp agent status` verifies them")
 
 
@@ -70,13 +75,34 @@ def check_policy(folder: Folder, identity: Identity) -> tuple[Check, Rules | Non
     """Whether the steward's files hold, and allow anything."""
     try:
         rules = Steward(folder).rules()
+    except FeddpError as error:
+        held = in_force(folder, running=is_locked(folder))
+        return Check("policy", "failed", error.message, f"the data steward mends it. {held}"), None
+    try:
         require_kept(rules.policy, _kept(folder, identity))
     except FeddpError as error:
         do = "the data steward mends it; until then nothing is allowed"
         return Check("policy", "failed", error.message, do), None
+    if slip := unknown_names(rules):
+        do = "the data steward mends the name; the rest is in force, but no agent starts on it"
+        return Check("policy", "failed", slip, do), rules
+    if fault := account_fault(rules.policy, rules.data_sets):
+        do = "the data steward mends it; every order on the account is refused until then"
+        return Check("policy", "failed", fault, do), rules
     known = {f"{one.name}@{one.content_hash}" for one in installed().values()}
     allowed = {spec.name: rules.policy.tasks_on(spec.name) for spec in rules.data_sets}
     usable = {name: tasks & known for name, tasks in allowed.items()}
+    if gone := [spec.name for spec in rules.data_sets if spec.name in rules.policy.withdrawn]:
+        found = f"it holds; the data steward has withdrawn {', '.join(gone)}"
+        return Check("policy", "warning", found, "nothing is learned from it; that may be meant"), (
+            rules
+        )
+    work = rules.policy.work
+    if work.hours and not work.is_open(datetime.now()):
+        found = f"it holds; no work is begun now, only at {', '.join(work.hours)}"
+        return Check(
+            "policy", "warning", found, "wait, if that is meant (`work` in policy.yaml)"
+        ), (rules)
     if any(usable.values()):
         text = ", ".join(f"{len(tasks)} on {name}" for name, tasks in usable.items())
         return Check("policy", "ok", f"it holds; tasks allowed: {text}"), rules
@@ -113,8 +139,19 @@ PAYERS_SINCE: Final = 4
 """The schema version of state.db since which there is a table of who paid."""
 
 
-def _ledger(folder: Folder) -> tuple[int, int, list[str]]:
-    """(schema version, entries, accounts), read without a lock that would hold up the agent.
+def _rolled_back(folder: Folder) -> str:
+    """What the agent has noted of a ledger that went back in time; empty where it did not."""
+    connection = _opened(folder)
+    try:
+        asked = "SELECT value FROM meta WHERE key = ?"
+        row = connection.execute(asked, (ROLLED_BACK_NOTE,)).fetchone()
+    finally:
+        connection.close()
+    return str(row[0]) if row else ""
+
+
+def _opened(folder: Folder) -> sqlite3.Connection:
+    """The ledger, to read without a lock that would hold up the agent.
 
     Raises:
         sqlite3.Error
@@ -123,7 +160,16 @@ def _ledger(folder: Folder) -> tuple[int, int, list[str]]:
     # behind: another account's files beside its ledger would keep the agent from starting.
     log = folder.state_db.with_name(f"{folder.state_db.name}-wal")
     uri = f"{folder.state_db.as_uri()}?mode=ro{'' if log.exists() else '&immutable=1'}"
-    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_S)
+    return sqlite3.connect(uri, uri=True, timeout=BUSY_S)
+
+
+def _ledger(folder: Folder) -> tuple[int, int, list[str]]:
+    """(schema version, entries, accounts).
+
+    Raises:
+        sqlite3.Error
+    """
+    connection = _opened(folder)
     try:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (entries,) = connection.execute("SELECT count(*) FROM entries").fetchone()

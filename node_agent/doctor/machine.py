@@ -27,13 +27,15 @@ _CGROUP: Final = Path("/sys/fs/cgroup/memory.max")
 
 def check_account(folder: Folder) -> Check:
     """Whether this process sees the folder as the agent does."""
-    owner, own = folder.root.stat().st_uid, os.geteuid()
+    # Not the folder's owner: root owns it where the steward's files are apart from the agent's.
+    kept = folder.state_db if folder.state_db.exists() else folder.identity
+    owner, own = kept.stat().st_uid, os.geteuid()
     if owner == own:
-        return Check("account", "ok", f"this runs as {_name(own)}, who owns {folder.root}")
+        return Check("account", "ok", f"this runs as {_name(own)}, who owns {kept}")
     return Check(
         "account",
         "warning",
-        f"this runs as {_name(own)}, and {folder.root} is {_name(owner)}'s: what one may read and "
+        f"this runs as {_name(own)}, and {kept} is {_name(owner)}'s: what one may read and "
         "write, the other may not",
         f"run it as the agent does: sudo -u {_name(owner)} feddp agent doctor --dir {folder.root}",
     )

@@ -51,7 +51,8 @@ class Probe:
         message = pb.ProbeRequest(data=bytes(data_bytes), answer_bytes=answer_bytes)
         try:
             await self._call.write(message)
-        except (grpc.RpcError, asyncio.InvalidStateError):
+        except (grpc.RpcError, asyncio.InvalidStateError, asyncio.CancelledError):
+            _raise_if_cancelled()
             # The call is over; its status comes through the reader.
             await self.hear()
             raise Stopped(None) from None
@@ -66,6 +67,9 @@ class Probe:
             answer: Any = await self._call.read()
         except grpc.RpcError as error:
             raise Stopped(from_rpc(error)) from None
+        except asyncio.CancelledError:
+            _raise_if_cancelled()
+            raise Stopped(None) from None  # the other side ended it with CANCELLED
         if answer is grpc.aio.EOF:
             raise Stopped(None)
         return answer  # type: ignore[no-any-return]
@@ -74,3 +78,11 @@ class Probe:
         """Say, and hear."""
         await self.say(data_bytes, answer_bytes)
         return await self.hear()
+
+
+def _raise_if_cancelled() -> None:
+    """gRPC raises CancelledError also where the other side has cancelled; a time-out of this side's
+    own goes on."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 
 class WorkerDied(Exception):
@@ -17,6 +17,10 @@ class WorkerDied(Exception):
     def __init__(self, message: str, exit_code: int | None = None) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+WORKER_BYTES_MIN: Final = 512 << 20
+"""A worker loads what trains, about 300 MiB, before it can say that there is too little."""
 
 
 @dataclass(frozen=True, slots=True)

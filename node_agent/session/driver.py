@@ -250,6 +250,8 @@ class Driver:
         stopped = await self._parts.ledger.run(self._parts.admission.withdrawn, orders)
         if fault := self._parts.steward.fault:
             log.error("rules_broken", detail=fault, do="the rules of before stay in force")
+        elif slip := self._parts.steward.slip:
+            log.error("rules_broken", detail=slip, do="mend the name; the rest is in force")
         for order, refusal in stopped:
             attempt = self._agent.find(order.attempt_id)
             if attempt is None:

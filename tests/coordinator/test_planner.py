@@ -152,6 +152,7 @@ def test_large_data_sets_are_sampled_and_small_ones_are_not() -> None:
         ({"disabled": True}, "DISABLED"),
         ({"account": None}, "ACCOUNT_UNKNOWN"),
         ({"data_set": federation.DataSet(name="heart-disease")}, "TASK_NOT_ALLOWED"),
+        ({"data_set": federation.DataSet(unavailable="DATA_SET_WITHDRAWN")}, "DATA_SET_WITHDRAWN"),
     ],
 )
 def test_each_absence_has_its_own_reason(change: dict[str, object], reason: str) -> None:

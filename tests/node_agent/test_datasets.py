@@ -57,6 +57,8 @@ def test_absolute_source_stays(tmp_path: Path) -> None:
         ({"patient": "disease"}, "patient"),
         ({"patient": ["ward", "number"]}, "exactly one column names the patient"),
         ({"colour": 1}, "colour"),
+        ({"optout": "x"}, "optout: there is no such key; did you mean opt_out?"),
+        ({"declared_n": None, "declared_m": 9}, "declared_m: there is no such key; did you mean"),
         ({"columns": {}}, "columns"),
         ({"columns": {"age": "text"}}, "columns.age"),
         ({"columns": {"sex": {"category": []}}}, "columns.sex.category"),

@@ -1,5 +1,7 @@
 """`feddp agent doctor`: each fault is made for real, and named."""
 
+import asyncio
+import contextlib
 import json
 import os
 import re
@@ -26,10 +28,13 @@ from node_agent.config import Folder
 from node_agent.doctor import coordinator as asking
 from node_agent.doctor import machine, network
 from node_agent.doctor.examine import examine, joined
+from node_agent.doctor.files import check_ledger, check_policy
 from node_agent.doctor.firewall import request_for
+from node_agent.doctor.probe import Probe, Stopped
 from node_agent.doctor.report import Check, is_in_order
+from node_agent.identity import load_identity
 from node_agent.proxy import ProxyConfig, Route
-from node_agent.state import State
+from node_agent.state import ROLLED_BACK_NOTE, State
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
 from tests.node_agent.proxies import ConnectProxy, Middlebox, Mute, closed_port
 from tests.node_agent.samples import NODE
@@ -375,6 +380,49 @@ def test_a_clock_is_judged_by_another(ahead_s: float, result: str, found: str) -
 
 
 # The machine and the folder
+
+
+def test_what_keeps_a_sound_node_from_work_is_named(site: Site) -> None:
+    """A ledger that went back, a withdrawn data set, hours that are over."""
+    key = load_ledger_key(site.folder.identity / "ledger.key")
+    with contextlib.closing(State(site.folder.state_db, NODE, key)) as state:
+        state.set_note(ROLLED_BACK_NOTE, "entry 3 is missing")
+    check = check_ledger(site.folder)
+    assert (check.result, "LEDGER_ROLLED_BACK: entry 3" in check.found) == ("failed", True)
+    identity = load_identity(site.folder.identity)
+    rules = yaml.safe_load(site.folder.policy_yaml.read_text())
+    ahead = datetime.now() + timedelta(hours=12)
+    hours = f"{ahead:%H:%M}-{ahead + timedelta(minutes=30):%H:%M}"
+    for keys, said in [({"withdrawn": ["heart"]}, "withdrawn heart"), ({"hours": [hours]}, hours)]:
+        changed = {**rules, **(keys if "withdrawn" in keys else {"work": keys})}
+        site.folder.policy_yaml.write_text(yaml.safe_dump(changed))
+        check, _ = check_policy(site.folder, identity)
+        assert (check.result, said in check.found) == ("warning", True)
+
+
+def test_the_account_is_the_ledgers_owner_and_not_the_folders(site: Site) -> None:
+    """After install-service the folder is root's and the ledger the agent's."""
+    if os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    os.chown(site.folder.state_db, 65534, -1)
+    check = machine.check_account(site.folder)
+    assert (check.result, "sudo -u nobody" in check.do) == ("warning", True)
+
+
+def test_a_stream_that_the_other_side_cancels_is_a_stopped_one() -> None:
+    """gRPC raises CancelledError for it; a time-out of one's own still ends the task."""
+
+    class Call:
+        async def read(self) -> object:
+            raise asyncio.CancelledError
+
+    async def scenario() -> None:
+        probe = object.__new__(Probe)
+        probe._call = Call()
+        with pytest.raises(Stopped):
+            await probe.hear()
+
+    asyncio.run(scenario())
 
 
 def test_a_full_disk_is_named(site: Site) -> None:

@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 from certs.authority import Authority
 from feddp.cli.app import app
 from node_agent.admission import Admission, Refused, Reserved
-from node_agent.agent import status
+from node_agent.agent import locked, run, status
 from node_agent.config import Folder
+from node_agent.doctor.files import check_policy
+from node_agent.identity import load_identity
 from node_agent.launchers.base import Limits
 from node_agent.launchers.local import environment
 from node_agent.policy import load_policy
@@ -25,6 +27,7 @@ from node_agent.session.greeting import hello
 from node_agent.state import State
 from node_agent.steward import Steward
 from node_agent.templates import POLICY_YAML
+from node_agent.worker import _wrong_header
 from node_agent.working import WorkPolicy
 from protos.errors import Malformed, NotFound
 from tests.node_agent.agent_federation import (
@@ -174,11 +177,12 @@ def test_a_worker_gets_the_lower_of_both_limits_and_sees_no_gpu_unless_allowed()
     """The machine's by agent.yaml, the steward's by policy.yaml."""
     machine = Limits(threads=4, memory_bytes_max=0)
     assert WorkPolicy().within(machine) == machine
-    lower = WorkPolicy(threads_max=2, memory_bytes_max=5, gpus_max=2).within(machine)
-    assert (lower.threads, lower.memory_bytes_max, lower.gpus) == (2, 5, 2)
+    least = 512 << 20
+    lower = WorkPolicy(threads_max=2, memory_bytes_max=least, gpus_max=2).within(machine)
+    assert (lower.threads, lower.memory_bytes_max, lower.gpus) == (2, least, 2)
     assert WorkPolicy(threads_max=9).within(machine).threads == 4
     low_memory = Limits(memory_bytes_max=3)
-    assert WorkPolicy(memory_bytes_max=5).within(low_memory).memory_bytes_max == 3
+    assert WorkPolicy(memory_bytes_max=least).within(low_memory).memory_bytes_max == 3
     assert environment({"CUDA_VISIBLE_DEVICES": "0"}, 1)["CUDA_VISIBLE_DEVICES"] == ""
     assert environment({}, 1, 2)["CUDA_VISIBLE_DEVICES"] == "0,1"
 
@@ -283,12 +287,94 @@ def test_check_and_show_tell_the_policy_as_it_is_understood(folder: Folder) -> N
     asked = ("agent", "policy", "show", "--dir", str(folder.root), "--json")
     shown = json.loads(cli(*asked).stdout)
     assert shown["who_may_ask"] == {"unsigned": "allow", "engineers": [], "days_max": 31.0}
+    (folder.root / "train.csv").write_text("patient_id,disease,age\n")
     assert cli("agent", "policy", "check", "--dir", str(folder.root)).stdout == (
         "in order: 1 account, 1 data set\n"
     )
     changed(folder, werk={})
     failed = cli("agent", "policy", "check", "--dir", str(folder.root))
     assert "did you mean work?" in str(failed.exception)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"withdrawn": ["hart"]}, "withdrawn names hart"),
+        ({"allow": [{"data_set": "hart", "tasks": []}]}, "allow names hart"),
+        ({"work": {"memory_bytes_max": 1}}, "work.memory_bytes_max"),
+        ({"accounts": [{**POLICY["accounts"][0], "delta": 0.4}]}, "delta must be"),
+    ],
+)
+def test_what_a_policy_says_in_vain_is_an_error_everywhere(
+    folder: Folder, keys: dict[str, Any], said: str
+) -> None:
+    """In check, status and doctor, with the nearest name; no agent starts on a mistyped one."""
+    changed(folder, **keys)
+    failed = cli("agent", "policy", "check", "--dir", str(folder.root))
+    assert isinstance(failed.exception, Malformed)
+    assert said in failed.exception.message
+    told = json.dumps(status(folder.root))
+    check, _ = check_policy(folder, load_identity(folder.identity))
+    assert said in told
+    assert (check.result, said in check.found) == ("failed", True)
+    if "hart" in said:
+        assert all("did you mean heart?" in one for one in (str(failed.exception), told))
+        with pytest.raises(Malformed, match="names hart"):
+            run(folder.root)
+
+
+def test_a_mistyped_withdrawal_does_not_undo_the_others(tmp_path: Path) -> None:
+    """The rest of the policy is in force; the log and the alerts say what is not."""
+    write_rules(tmp_path)
+    steward = Steward(Folder(tmp_path))
+    steward.rules()
+    write_rules(tmp_path, {**POLICY, "withdrawn": ["heart", "haert"]})
+    assert steward.rules().policy.tasks_on("heart") == frozenset()
+    assert "withdrawn names haert" in steward.slip
+    write_rules(tmp_path, {**POLICY, "withdrawn": ["heart"]})
+    steward.rules()
+    assert steward.slip == ""
+
+
+def test_what_is_in_force_is_told_of_a_broken_file_and_of_one_that_is_gone(folder: Folder) -> None:
+    """While an agent runs: the rules of before, and nothing at all; in status and in doctor."""
+    identity = load_identity(folder.identity)
+    with locked(folder):
+        folder.policy_yaml.write_text("polizy: 1")
+        check, _ = check_policy(folder, identity)
+        for told in (check.do, status(folder.root)["rules"]["message"]):
+            assert "goes on by the rules that it read before" in told
+            assert "othing is allowed" not in told
+        folder.policy_yaml.unlink()
+        check, _ = check_policy(folder, identity)
+        for told in (check.do, status(folder.root)["rules"]["message"]):
+            assert "Nothing is allowed while policy.yaml is gone" in told
+
+
+def test_status_says_that_a_data_set_is_withdrawn(folder: Folder) -> None:
+    """Not that no task is allowed."""
+    changed(folder, withdrawn=["heart"])
+    said = cli("agent", "status", "--dir", str(folder.root)).stdout
+    assert "WITHDRAWN by the data steward" in said
+    assert "0 tasks allowed" not in said
+
+
+def test_a_worker_names_a_missing_opt_out_list(folder: Folder) -> None:
+    """Not the columns of the source, which are in order."""
+    (folder.root / "train.csv").write_text("patient_id,disease,age\n")
+    (spec,) = Steward(folder).rules().data_sets
+    answer = _wrong_header(spec.model_copy(update={"opt_out": folder.root / "gone.txt"}))
+    assert answer is not None
+    assert answer["reason"] == "OPT_OUT_UNREADABLE"
+    assert "opted out" in answer["message"]
+    assert "columns" not in answer["message"]
+
+
+def test_a_data_set_whose_file_is_gone_is_a_warning_of_check(folder: Folder) -> None:
+    """The policy itself holds: exit code 0."""
+    (folder.root / "train.csv").unlink(missing_ok=True)
+    answer = cli("agent", "policy", "check", "--dir", str(folder.root))
+    assert (answer.exit_code, "WARNING: data set heart: " in answer.stdout) == (0, True)
 
 
 def test_explain_prints_each_rule_with_its_verdict(folder: Folder, tmp_path: Path) -> None:
@@ -320,6 +406,22 @@ def test_explain_prints_each_rule_with_its_verdict(folder: Folder, tmp_path: Pat
     changed(folder, who_may_ask={})
     rules = json.loads(cli(*asked).stdout)["rules"]
     assert [one["verdict"] for one in rules if one["rule"] == "who may ask"] == ["unknown"]
+
+
+def test_explain_of_a_data_set_that_is_not_declared_says_so(folder: Folder, tmp_path: Path) -> None:
+    """As the node would refuse it."""
+    folder.datasets_yaml.write_text("data_sets: []\n")
+    file = tmp_path / "job.yaml"
+    spec = {
+        "name": "small",
+        "task": "tabular-classifier",
+        "dataset": "heart",
+        "federation": {"rounds": 4},
+        "privacy": {"target_epsilon": 2.0, "delta": 1.0e-5},
+    }
+    file.write_text(yaml.safe_dump(spec))
+    said = cli("agent", "policy", "explain", str(file), "--dir", str(folder.root))
+    assert (said.exit_code, "DATA_SET_UNKNOWN" in said.stdout) == (1, True), said
 
 
 def test_explain_and_approve_know_the_jobs_that_came(folder: Folder) -> None:

@@ -191,6 +191,14 @@ class Admission:
         )
         return [(order, refusal) for order, refusal in judged if refusal is not None]
 
+    def is_withdrawn(self, order: Order) -> bool:
+        """Whether the steward has withdrawn the order's data set, so that nothing of it may leave.
+        While the rules cannot be read, what was released under them stays."""
+        try:
+            return order.data_set in self._steward.rules().policy.withdrawn
+        except FeddpError:
+            return False
+
     def _is_outside_hours(self) -> bool:
         try:
             work = self._steward.rules().policy.work

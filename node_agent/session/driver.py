@@ -260,9 +260,13 @@ class Driver:
             if attempt.phase in (Phase.PREPARING, Phase.TRAINING):
                 self._training.stop(order.job_id)
             if attempt.digest:
-                self._fates[order.attempt_id] = "UPDATE_WITHDRAWN"
-                await self._parts.ledger.run(self._parts.state.note_withdrawn, order.attempt_id)
-                await self._parts.ledger.run(self._parts.spool.drop_update, attempt.digest)
+                await self._remove_update(order.attempt_id, attempt.digest)
+
+    async def _remove_update(self, attempt_id: str, digest: str) -> None:
+        """Its data set was withdrawn before it left."""
+        self._fates[attempt_id] = "UPDATE_WITHDRAWN"
+        await self._parts.ledger.run(self._parts.state.note_withdrawn, attempt_id)
+        await self._parts.ledger.run(self._parts.spool.drop_update, digest)
 
     def _standing(self) -> tuple[dict[str, int], Suspensions]:
         return self._parts.state.ledger.raise_counts(), self._parts.admission.suspensions()
@@ -434,7 +438,14 @@ class Driver:
 
     async def _hand_in(self, command: c.UploadAndSubmit) -> None:
         attempt_id = command.attempt_id
+        attempt = self._agent.find(attempt_id)
         try:
+            # It may be of while the agent was away, or of since the last look at the files.
+            withdrawn = attempt is not None and await self._parts.ledger.run(
+                self._parts.admission.is_withdrawn, attempt.order
+            )
+            if withdrawn:
+                await self._remove_update(attempt_id, command.digest)
             await self._transfers.hand_in(
                 attempt_id, command.digest, command.signature, command.accepted
             )

@@ -113,6 +113,25 @@ def test_a_withdrawn_update_is_removed_and_no_error(tmp_path: Path) -> None:
     assert "update_vanished" not in levels
 
 
+def test_what_was_withdrawn_while_the_agent_was_off_does_not_leave(tmp_path: Path) -> None:
+    """Its tick is over when the agent starts again: it would be handed in before any look."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        content = yaml.safe_load(folder.policy_yaml.read_text())
+        folder.policy_yaml.write_text(yaml.safe_dump({**content, "outcome_tick_s": 2.0}))
+        async with RunningAgent(folder, worker):
+            await until(folder, "spooled")
+        withdrawn = {**content, "withdrawn": ["heart"]}
+        folder.policy_yaml.write_text(yaml.safe_dump(withdrawn))
+        async with RunningAgent(folder, worker):
+            await coordinator.heard("no_update")
+        assert coordinator.submitted == []
+        assert list((folder.spool / "updates").iterdir()) == []
+
+    folder = play(tmp_path, scene)
+    assert release(folder)[0] == "removed"
+
+
 def test_an_update_whose_file_is_gone_is_not_said_to_leave(tmp_path: Path) -> None:
     """Before the agent has found it out, and after."""
 

@@ -56,7 +56,8 @@ NOT_SERVING: Final = {
         "node_agent.worker:": "another process, which the agent outlives or ends",
     },
 }
-"""Sites that no running process of the role reaches, by the beginning of their names."""
+"""Sites that no running process of the role reaches, or only in a state that no scenario makes; by
+the beginning of their names, with what does reach them."""
 
 
 @dataclass(frozen=True, slots=True)

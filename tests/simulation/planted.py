@@ -29,9 +29,9 @@ from tests.simulation.world import World
 Plant = Callable[[World], None]
 
 
-SEEDS_TO_CATCH = 400
-"""The first seed that catches ends the search. What one seed in fifty catches is missed by all of
-these once in three thousand times."""
+SEEDS_TO_CATCH = 600
+"""The first seed that catches ends the search. What one seed in a hundred catches is missed by
+all of these once in four hundred times."""
 
 SEEDS_TO_CATCH_A_RAISE = 50
 

@@ -156,7 +156,7 @@ PLANTED_LIMITS: dict[str, tuple[Plant, tuple[str, ...]]] = {
     "appended_as_often_as_sent": (appended_as_often_as_sent, ("raised-once",)),
     "announced_is_enforced": (announced_is_enforced, ("limit-entry-first",)),
     "lowering_is_not_kept": (lowering_is_not_kept, ("limit",)),
-    "raise_undoes_a_lowering": (raise_undoes_a_lowering, ("limit", "raise-lost")),
+    "raise_undoes_a_lowering": (raise_undoes_a_lowering, ("limit",)),
     "restart_forgets_the_raise": (at_each(restart_forgets_the_raise), ("reload-equals-memory",)),
     "restart_forgets_to_tell": (at_each(restart_forgets_to_tell), ("raise-lost",)),
     "counts_by_the_policy": (counts_by_the_policy, ("limit-recorded-first",)),

@@ -4,9 +4,7 @@ Else a wrong column would be found with the first order, after a quote has said 
 """
 
 import asyncio
-import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,10 +14,10 @@ from typing import Final
 
 import structlog
 
+from node_agent.aside import run_aside
 from node_agent.config import Folder
 from node_agent.datasets import DataSetSpec
 from node_agent.headers import WrongHeader, check_header
-from node_agent.launchers.local import environment
 from node_agent.steward import Rules, Steward
 from protos.errors import FeddpError
 
@@ -138,30 +136,8 @@ def _stamp(path: Path | None) -> tuple[int, int, int, int] | None:
 
 
 async def _faults_aside(folder: Folder) -> dict[str, Fault] | None:
-    """In a process of its own: an idle agent must not keep what other sources than CSV load."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",
-            "-m",
-            "node_agent.header_watch",
-            str(folder.root),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env=environment(dict(os.environ), 1),
-            start_new_session=True,
-        )
-    except OSError:
-        return None
-    try:
-        said, _ = await process.communicate()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-    if process.returncode != 0:
-        return None
-    return {name: Fault(*fault) for name, fault in json.loads(said).items()}
+    found = await run_aside("node_agent.header_watch", folder.root)
+    return None if found is None else {name: Fault(*fault) for name, fault in found.items()}
 
 
 def main(path: Path) -> int:

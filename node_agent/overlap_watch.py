@@ -1,17 +1,13 @@
 """The agent's look at what its data sets have in common; costs a process when files change."""
 
 import asyncio
-import contextlib
-import json
-import os
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
 
+from node_agent.aside import run_aside
 from node_agent.config import Folder
-from node_agent.launchers.local import environment
 from node_agent.overlaps import Overlap, compared
 from node_agent.steward import Rules, Steward
 from protos.errors import FeddpError
@@ -48,32 +44,8 @@ def _look(steward: Steward) -> tuple[Rules | None, tuple[object, ...]]:
 
 
 async def _compare(folder: Folder) -> list[Overlap]:
-    """In a process of its own: an idle agent must not keep what reading a table loads."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",
-            "-m",
-            "node_agent.overlaps",
-            str(folder.root),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env=environment(dict(os.environ), 1),
-            start_new_session=True,
-        )
-    except OSError:
+    found = await run_aside("node_agent.overlaps", folder.root)
+    if found is None:
         log.warning("data_sets_not_compared")
         return []
-    try:
-        said, _ = await process.communicate()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-    if process.returncode != 0:
-        log.warning("data_sets_not_compared")
-        return []
-    return [
-        Overlap(tuple(one["data_sets"]), tuple(one["accounts"]), one["kind"])
-        for one in json.loads(said)
-    ]
+    return [Overlap(tuple(one["data_sets"]), tuple(one["accounts"]), one["kind"]) for one in found]

@@ -1,6 +1,5 @@
 """A certificate for a gateway that ends TLS in front of the coordinator."""
 
-import ipaddress
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from certs.spiffe import SpiffeId
 from coordinator.config import load_config
 from coordinator.installation import CONFIG_FILE
 from coordinator.server_certificate import LIFETIME as SERVER_LIFETIME
+from coordinator.server_certificate import names_and_addresses
 from coordinator.store import certificates
 from coordinator.store.database import Database
 from protos.content import write_durable
@@ -33,14 +33,14 @@ def issue(folder: Path, hosts: Sequence[str], out: Path) -> datetime:
     """
     storage = load_config(folder / CONFIG_FILE, os.environ).storage
     authority = Authority.load(storage.pki_dir)
-    addresses = [host for host in hosts if _is_address(host)]
+    names, addresses = names_and_addresses(hosts)
     key = new_key()
     issued = authority.issue(
         key.public_key(),
         SpiffeId(authority.trust_domain, "gateway"),
         now=datetime.now(UTC),
         lifetime=SERVER_LIFETIME,
-        dns_names=[host for host in hosts if host not in addresses],
+        dns_names=names,
         ip_addresses=addresses,
     )
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -53,11 +53,3 @@ def issue(folder: Path, hosts: Sequence[str], out: Path) -> datetime:
     write_durable(out / "gateway.crt", issued.chain_pem, 0o644)
     write_durable(out / "bundle.pem", authority.trust_bundle, 0o644)
     return issued.not_after
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -137,12 +137,8 @@ def _is_loopback(host: str) -> bool:
 
 
 def _issue_server(pki: Path, authority: Authority, hosts: list[str]) -> None:
-    names, addresses = ["localhost"], ["127.0.0.1", "::1"]
-    for host in hosts:
-        try:
-            addresses.append(str(ipaddress.ip_address(host)))
-        except ValueError:
-            names.append(host)
+    here = ("localhost", "127.0.0.1", "::1")
+    names, addresses = server_certificate.names_and_addresses([*here, *hosts])
     key, chain = server_certificate.issue(authority, names, addresses, datetime.now(UTC))
     save_private_key(pki / server_certificate.KEY, key)
     write_durable(pki / server_certificate.CHAIN, chain, 0o644)

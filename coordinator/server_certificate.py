@@ -7,7 +7,7 @@ gRPC asks for the present state at each handshake; streams that are open are not
 
 import contextlib
 import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -189,6 +189,17 @@ class ServerCertificate:
         issuer = self._leaf.issuer, _key_id(self._leaf)
         present = self.authority.issuing.subject, _own_key_id(self.authority.issuing)
         return issuer != present or self._now() >= renewal_due_at(self._leaf)
+
+
+def names_and_addresses(hosts: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Hosts as a certificate holds them: DNS names, and IP addresses in their usual spelling."""
+    names, addresses = list[str](), list[str]()
+    for host in hosts:
+        try:
+            addresses.append(str(ipaddress.ip_address(host)))
+        except ValueError:
+            names.append(host)
+    return names, addresses
 
 
 def _hosts(leaf: x509.Certificate) -> tuple[list[str], list[str]]:

@@ -202,7 +202,7 @@ def test_what_is_not_run_says_why_and_names_real_options() -> None:
         for line in block.lines():
             if not line.startswith("feddp "):
                 continue
-            words = shlex.split(line)[1:]
+            words = shlex.split(line, comments=True)[1:]
             command = [one for one in words[:3] if one.isidentifier() or "-" in one]
             command = [one for one in command if not one.startswith("-")]
             code, text, _ = run_cli(*command[: 3 if command[1:2] == ["limit"] else 2], "--help")

@@ -44,8 +44,9 @@ DOWNLOADS_MAX = 4
 """Calls that hold bytes at once, each a few MiB of gRPC's and of ours: a message of a chunk exists
 up to four times while it is taken off the wire."""
 
-UPLOAD_AHEAD = 4
-"""Messages of an upload that wait while those before them are written."""
+UPLOAD_AHEAD = 1
+"""Messages of an upload that wait while the one before is written: more gain nothing and are held
+by every connection."""
 
 DISK_THREADS = 4
 

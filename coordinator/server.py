@@ -71,7 +71,7 @@ OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", 8 << 20),
     ("grpc.max_concurrent_streams", 1_000),
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.experimental.tcp_max_read_buffer_size", 256 << 10),
+    ("grpc.experimental.tcp_max_read_buffer_size", 64 << 10),
     ("grpc.so_reuseport", 0),
 ]
 """So that a session survives a quiet network, a second coordinator cannot share the port, and gRPC

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, NoReturn
@@ -390,6 +391,8 @@ def main() -> None:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    # Torch says so of every model whose input is data, in the log that a hospital reads.
+    warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
     # Before there is a second thread, which would keep what it may.
     make_read_only(options.writable)
     worker = Worker(confine)

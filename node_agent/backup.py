@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import IO, Final
 
-from node_agent.agent import locked, read_folder
 from node_agent.config import Folder
+from node_agent.installation import locked, read_folder
 from node_agent.ledger_files import export
 from node_agent.state import RESTORED_NOTE, State
 from protos.content import beside_of, naming, sync_directory

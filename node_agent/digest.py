@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from node_agent.agent import read_folder
 from node_agent.alerts import AlertsConfig
 from node_agent.conditions import conditions
 from node_agent.config import Folder, load_config
 from node_agent.failures import kept as kept_failures
 from node_agent.identity import Identity
+from node_agent.installation import read_folder
 from node_agent.outbox import standing_of
 from node_agent.state import State, ledger_missing
 from node_agent.steward import Steward

@@ -17,10 +17,10 @@ from typing import Final
 from cryptography import x509
 
 from certs.tokens import JoinToken
-from node_agent.agent import locked, read_folder
 from node_agent.config import Folder
 from node_agent.enrol import JoinResult, join
 from node_agent.identity import BUNDLE, CHAIN, KEY, LEDGER_KEY, NEXT_KEY, Identity
+from node_agent.installation import locked, read_folder
 from node_agent.ledger_files import heads, kept_ledger
 from node_agent.state import State, ledger_missing
 from protos.content import sync_directory, write_durable

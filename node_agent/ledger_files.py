@@ -11,9 +11,9 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from certs.enrolment import load_ledger_key, public_bytes_of
-from node_agent.agent import locked, read_folder
 from node_agent.config import Folder
 from node_agent.identity import CHAIN, LEDGER_KEY, Identity
+from node_agent.installation import locked, read_folder
 from node_agent.own_ledger import KeptAccount
 from node_agent.state import RESTORED_NOTE, ROLLED_BACK_NOTE, State, ledger_missing
 from node_agent.witnessed import Dispute

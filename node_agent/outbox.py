@@ -10,8 +10,8 @@ from typing import Any, Final, Literal
 from google.protobuf.json_format import MessageToDict
 
 from node_agent.admission import Admission
-from node_agent.agent import read_folder
 from node_agent.config import Folder
+from node_agent.installation import read_folder
 from node_agent.own_ledger import KeptAccount
 from node_agent.payers import require_kept
 from node_agent.session.greeting import hello

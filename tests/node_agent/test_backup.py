@@ -11,10 +11,10 @@ import pytest
 
 from certs.authority import Authority
 from node_agent.admission import Suspensions
-from node_agent.agent import locked
 from node_agent.backup import backup, restore
 from node_agent.config import Folder
 from node_agent.identity import load_identity
+from node_agent.installation import locked
 from node_agent.state import RESTORED_NOTE, State
 from privacy.filters import make_filter
 from protos.errors import Conflict, FeddpError, Malformed, NotFound

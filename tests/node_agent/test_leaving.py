@@ -12,12 +12,12 @@ from certs.authority import Authority
 from certs.tokens import JoinToken, new_secret
 from feddp.cli.app import app
 from node_agent import leaving
-from node_agent.agent import status
 from node_agent.config import Folder
 from node_agent.identity import load_identity
 from node_agent.leaving import leave, move
 from node_agent.ledger_files import export, heads
 from node_agent.state import LEFT_NOTE, MOVED_NOTE, State
+from node_agent.status import status
 from privacy.filters import make_filter
 from protos.errors import FeddpError, Unauthenticated, Unavailable
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent

@@ -16,7 +16,6 @@ from certs.authority import Authority
 from feddp.cli.app import app
 from node_agent import raising
 from node_agent.admission import Admission, Refused, Reserved
-from node_agent.agent import status
 from node_agent.config import Folder
 from node_agent.identity import load_identity
 from node_agent.judgement import FixedFilter, filter_of, judge_spending
@@ -26,6 +25,7 @@ from node_agent.proposals import load
 from node_agent.raising import Outlook, approve, make_key, propose, record, vouch
 from node_agent.session.greeting import hello
 from node_agent.state import RESTORED_NOTE, State
+from node_agent.status import status
 from node_agent.steward import Steward
 from privacy.filters import make_filter
 from privacy.heads import LimitInForce, signed_by

@@ -14,7 +14,6 @@ from certs.authority import Authority
 from certs.enrolment import new_ledger_key
 from feddp.cli.app import app
 from node_agent.admission import Reserved
-from node_agent.agent import status
 from node_agent.alerts import AlertsConfig
 from node_agent.conditions import _ledger as ledger_alerts
 from node_agent.config import Folder
@@ -25,6 +24,7 @@ from node_agent.ledger_files import export, restore, settle
 from node_agent.own_ledger import KeptAccount
 from node_agent.payers import FROM_CHAIN, Payment
 from node_agent.state import RESTORED_NOTE, State
+from node_agent.status import status
 from node_agent.witnessed import Dispute, left_out
 from privacy.entries import KINDS, Entry, append, sign
 from privacy.filters import make_filter

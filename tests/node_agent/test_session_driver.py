@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 
 from certs.authority import Authority
 from feddp.cli.app import app
-from node_agent.agent import status
 from node_agent.config import Folder
 from node_agent.identity import load_identity
 from node_agent.launchers.local import LocalWorker
 from node_agent.orders import Order
 from node_agent.session.training import outcome_after_s
 from node_agent.state import State
+from node_agent.status import status
 from node_agent.tasks.registry import initial_model, installed
 from privacy.heads import Head
 from privacy.ledger import signature_ok

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 
+from node_agent.account_filters import filter_of
 from node_agent.asking import check_asked, check_caps, mandate_of
 from node_agent.datasets import DataSetSpec
-from node_agent.judgement import Refusal, filter_of, judge, judge_terms
+from node_agent.judgement import Refusal, judge, judge_terms
 from node_agent.orders import Order
 from node_agent.payers import require_kept, source_digest
 from node_agent.policy import Policy

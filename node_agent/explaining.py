@@ -8,10 +8,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final, Literal
 
+from node_agent.account_filters import filter_of
 from node_agent.asking import check_asked, check_caps
 from node_agent.config import Folder
 from node_agent.installation import read_folder
-from node_agent.judgement import Refusal, filter_of, spending_verdicts, verdicts
+from node_agent.judgement import Refusal, spending_verdicts, verdicts
 from node_agent.orders import Order
 from node_agent.payers import require_kept
 from node_agent.state import State, ledger_missing

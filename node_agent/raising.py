@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from certs.enrolment import load_ledger_key, new_ledger_key, public_bytes_of, save_private_key
 from node_agent import proposals
+from node_agent.account_filters import filter_of
 from node_agent.config import Folder, parse, read_yaml
 from node_agent.datasets import load_data_sets
 from node_agent.installation import read_folder
-from node_agent.judgement import filter_of
 from node_agent.own_ledger import KeptAccount
 from node_agent.policy import STEWARD_NAME, AccountPolicy, Policy, StewardPolicy
 from node_agent.proposals import Proposal

@@ -3,7 +3,7 @@
 import contextlib
 from typing import Any
 
-from node_agent.judgement import filter_of
+from node_agent.account_filters import filter_of
 from node_agent.own_ledger import KeptAccount
 from node_agent.state import State
 from node_agent.steward import Rules

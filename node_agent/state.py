@@ -17,12 +17,13 @@ from typing import Final, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from node_agent.account_filters import FixedFilter
 from node_agent.approvals import SCHEMA as APPROVALS_SCHEMA
 from node_agent.approvals import Approvals
 from node_agent.config import Folder
 from node_agent.job_mandates import SCHEMA as MANDATES_SCHEMA
 from node_agent.job_mandates import JobMandates
-from node_agent.judgement import FixedFilter, Standing
+from node_agent.judgement import Standing
 from node_agent.orders import Order
 from node_agent.own_ledger import RAISES_SCHEMA, KeptAccount, OwnLedger
 from node_agent.own_ledger import SCHEMA as LEDGER_SCHEMA

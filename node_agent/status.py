@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from node_agent.account_filters import filter_of, not_raised
 from node_agent.config import Folder
 from node_agent.datasets import DataSetSpec
 from node_agent.headers import WrongHeader, check_header
 from node_agent.identity import Identity
 from node_agent.installation import is_locked, read_folder
-from node_agent.judgement import filter_of, not_raised
 from node_agent.overlaps import overlaps
 from node_agent.own_ledger import KeptAccount
 from node_agent.payers import require_kept

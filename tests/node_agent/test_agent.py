@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 from certs.authority import Authority
 from certs.enrolment import new_ledger_key, save_private_key
 from feddp.cli.app import app
+from node_agent.account_filters import FixedFilter
 from node_agent.agent import run
 from node_agent.config import Folder, load_config
 from node_agent.identity import load_identity
 from node_agent.installation import locked
-from node_agent.judgement import FixedFilter
 from node_agent.ledger_files import export, restore
 from node_agent.session.greeting import hello, warn_of_limits
 from node_agent.state import State

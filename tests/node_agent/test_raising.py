@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 from certs.authority import Authority
 from feddp.cli.app import app
 from node_agent import raising
+from node_agent.account_filters import FixedFilter, filter_of
 from node_agent.admission import Admission, Refused, Reserved
 from node_agent.config import Folder
 from node_agent.identity import load_identity
-from node_agent.judgement import FixedFilter, filter_of, judge_spending
+from node_agent.judgement import judge_spending
 from node_agent.ledger_files import export, heads, restore
 from node_agent.policy import Policy, load_policy
 from node_agent.proposals import load

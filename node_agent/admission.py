@@ -9,6 +9,7 @@ from typing import Final, Literal
 from node_agent.account_filters import filter_of
 from node_agent.asking import check_asked, check_caps, mandate_of
 from node_agent.datasets import DataSetSpec
+from node_agent.disputes import EVERY_ACCOUNT
 from node_agent.judgement import Refusal, judge, judge_terms
 from node_agent.orders import Order
 from node_agent.payers import require_kept, source_digest
@@ -16,7 +17,6 @@ from node_agent.policy import Policy
 from node_agent.state import RESTORED_NOTE, ROLLED_BACK_NOTE, State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import Purpose, TaskInfo
-from node_agent.witnessed import EVERY_ACCOUNT
 from node_agent.working import WorkPolicy
 from privacy.filters import Filter
 from protos.content import digest_of
@@ -170,7 +170,7 @@ class Admission:
 
     def suspensions(self) -> Suspensions:
         """As they are now."""
-        disputed = frozenset(one.account for one in self._state.witnessed.disputes())
+        disputed = frozenset(one.account for one in self._state.disputes.all())
         note = self._state.note
         return Suspensions(
             bool(note(RESTORED_NOTE)),

@@ -91,7 +91,7 @@ def _ledger(state: State, config: AlertsConfig) -> list[Alert]:
     if text := state.note(ROLLED_BACK_NOTE):
         remedy = "stop the agent and import the newest copy: `feddp agent ledger import`"
         found.append(Alert("LEDGER_ROLLED_BACK", "", text, remedy))
-    for one in state.witnessed.disputes():
+    for one in state.disputes.all():
         found.append(Alert("DISPUTE", one.account, one.text, one.advice))
     for kept in state.ledger.accounts():
         units = kept.filter(kept.epsilon_limit).limit_units

@@ -130,7 +130,7 @@ def _said(state: State, rules: Rules, order: Order, from_file: bool) -> Iterator
 
 
 def _suspended(state: State, order: Order) -> Said:
-    dispute = state.witnessed.dispute(f"{state.node}/{order.account}")
+    dispute = state.disputes.on(f"{state.node}/{order.account}")
     if dispute is None:
         return Said("ledgers agree", "allows")
     text = f"entry {dispute.seq} of the coordinator's ledger is disputed: {dispute.text}"

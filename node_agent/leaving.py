@@ -91,7 +91,7 @@ def leave(path: Path, *, forget_ledger: bool = False) -> Leaving:
     Raises:
         NotFound: NOT_JOINED, LEDGER_MISSING.
         Conflict: AGENT_RUNNING.
-        WrongPhase: ACCOUNT_LEFT_OUT, see `Witnessed.require_counted`.
+        WrongPhase: ACCOUNT_LEFT_OUT, see `Disputes.require_counted`.
     """
     folder = Folder(path.absolute())
     with locked(folder):
@@ -116,7 +116,7 @@ def move(token: str, path: Path) -> JoinResult:
     Raises:
         NotFound: NOT_JOINED, LEDGER_MISSING.
         Conflict: AGENT_RUNNING; SAME_COORDINATOR.
-        WrongPhase: ACCOUNT_LEFT_OUT, see `Witnessed.require_counted`.
+        WrongPhase: ACCOUNT_LEFT_OUT, see `Disputes.require_counted`.
         Malformed: TOKEN_INVALID; STATE_OF_ANOTHER_NODE, the token is for another name.
         Unauthenticated, Unavailable: as `enrol.join`.
     """
@@ -156,7 +156,7 @@ def _let_go(folder: Folder, identity: Identity) -> Path:
     """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     with _state(folder, identity) as state:
-        state.witnessed.require_counted()
+        state.disputes.require_counted()
     seen = heads(folder.root)
     path = folder.root / f"heads-{stamp}.json"
     write_durable(path, json.dumps(seen, indent=2).encode())

@@ -12,11 +12,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from certs.enrolment import load_ledger_key, public_bytes_of
 from node_agent.config import Folder
+from node_agent.disputes import Dispute
 from node_agent.identity import CHAIN, LEDGER_KEY, Identity
 from node_agent.installation import locked, read_folder
 from node_agent.own_ledger import KeptAccount
 from node_agent.state import RESTORED_NOTE, ROLLED_BACK_NOTE, State, ledger_missing
-from node_agent.witnessed import Dispute
 from privacy.heads import LimitInForce, Terms
 from privacy.ledger import Verification, verify
 from protos.content import beside_of, sync_directory
@@ -94,7 +94,7 @@ def heads(path: Path) -> dict[str, Any]:
             ],
             "disputes": [
                 {"account": one.account, "seq": one.seq, "text": one.text, "at_s": one.at_s}
-                for one in state.witnessed.disputes()
+                for one in state.disputes.all()
             ],
         }
 

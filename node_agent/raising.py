@@ -294,7 +294,7 @@ def _here(state: State, steward: Steward, node: str, account: str) -> _Here:
             "this node's ledger was restored from a copy and is still reading what was recorded "
             "since; let the agent connect first",
         )
-    if state.witnessed.dispute(full) is not None:
+    if state.disputes.on(full) is not None:
         raise NotAllowed(
             "LEDGER_DISPUTED",
             f"this node's ledger and the coordinator's disagree about account {account}; settle "

@@ -76,7 +76,7 @@ def _lacks(state: State, node: str, public_key: bytes, signed: Signed) -> str:
         head, signature = signed.head
         if not head.account.startswith(f"{node}/") or not signed_by(public_key, head, signature):
             return ""
-        if witnessed.dispute(head.account) is not None or witnessed.is_settled(head.account):
+        if state.disputes.on(head.account) is not None or witnessed.is_settled(head.account):
             return ""
         seen = witnessed.head(head.account)
         if seen.seq < head.seq:
@@ -90,7 +90,7 @@ def _lacks(state: State, node: str, public_key: bytes, signed: Signed) -> str:
             continue
         if not signature_ok(public_key, said, entry.node_signature):
             continue
-        if witnessed.dispute(said.account) is not None or witnessed.is_settled(said.account):
+        if state.disputes.on(said.account) is not None or witnessed.is_settled(said.account):
             continue
         if "post" not in {own.kind for own in state.ledger.statements_of(said.attempt_id)}:
             return (

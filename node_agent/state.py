@@ -21,6 +21,8 @@ from node_agent.account_filters import FixedFilter
 from node_agent.approvals import SCHEMA as APPROVALS_SCHEMA
 from node_agent.approvals import Approvals
 from node_agent.config import Folder
+from node_agent.disputes import SCHEMA as DISPUTES_SCHEMA
+from node_agent.disputes import Dispute, Disputes
 from node_agent.job_mandates import SCHEMA as MANDATES_SCHEMA
 from node_agent.job_mandates import JobMandates
 from node_agent.judgement import Standing
@@ -32,7 +34,7 @@ from node_agent.payers import TAKEN_OVER, Payers
 from node_agent.policy import ShareKind
 from node_agent.tasks.registry import Purpose
 from node_agent.witnessed import SCHEMA as WITNESS_SCHEMA
-from node_agent.witnessed import Dispute, Witnessed
+from node_agent.witnessed import Witnessed
 from privacy.filters import Filter
 from privacy.heads import Checkpoint, Head
 from privacy.ledger import Entry, Kind, Pending
@@ -96,11 +98,12 @@ _UNITS: Final = (
     "SELECT coalesce(sum(units), 0) FROM attempts WHERE outcome != 'void' AND account = ?"
 )
 
+_FOLLOWED_SCHEMA: Final = f"{WITNESS_SCHEMA}{DISPUTES_SCHEMA}"
 _ASKED_SCHEMA: Final = f"{MANDATES_SCHEMA}{APPROVALS_SCHEMA}"
 
 _STEPS: Final = {
-    0: f"{_SCHEMA}{LEDGER_SCHEMA}{WITNESS_SCHEMA}{RAISES_SCHEMA}{PAYERS_SCHEMA}{_ASKED_SCHEMA}",
-    1: f"{_SINCE_1}{WITNESS_SCHEMA}{RAISES_SCHEMA}{PAYERS_SCHEMA}{TAKEN_OVER}{_ASKED_SCHEMA}",
+    0: f"{_SCHEMA}{LEDGER_SCHEMA}{_FOLLOWED_SCHEMA}{RAISES_SCHEMA}{PAYERS_SCHEMA}{_ASKED_SCHEMA}",
+    1: f"{_SINCE_1}{_FOLLOWED_SCHEMA}{RAISES_SCHEMA}{PAYERS_SCHEMA}{TAKEN_OVER}{_ASKED_SCHEMA}",
     2: f"{RAISES_SCHEMA}{PAYERS_SCHEMA}{TAKEN_OVER}{_ASKED_SCHEMA}",
     3: f"{PAYERS_SCHEMA}{TAKEN_OVER}{_ASKED_SCHEMA}",
     4: _ASKED_SCHEMA,
@@ -168,7 +171,8 @@ class State:
         self._prepare(path)
         self.payers = Payers(self._connection, node)
         self.ledger = OwnLedger(self._connection, key, self.payers)
-        self.witnessed = Witnessed(self._connection, node, self.ledger, key)
+        self.disputes = Disputes(self._connection, node)
+        self.witnessed = Witnessed(self._connection, node, self.ledger, key, self.disputes)
         self.mandates = JobMandates(self._connection)
         self.approvals = Approvals(self._connection)
 
@@ -447,7 +451,7 @@ class State:
     ) -> list[Dispute]:
         """See `Witnessed.compare`; an account that is disputed already is not compared."""
         with self._transaction():
-            disputed = {one.account for one in self.witnessed.disputes()}
+            disputed = {one.account for one in self.disputes.all()}
             new = (one for one in heads if one.account not in disputed)
             found = [self.witnessed.compare(one, expected, now_s) for one in new]
             return [one for one in found if one is not None]

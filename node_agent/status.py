@@ -171,7 +171,7 @@ def _verified(state: State, kept: list[KeptAccount], identity: Identity) -> dict
         "entries": len(entries),
         "problems": problems,
         "heads": heads,
-        "disputes": [{**asdict(one), "do": one.advice} for one in state.witnessed.disputes()],
+        "disputes": [{**asdict(one), "do": one.advice} for one in state.disputes.all()],
     }
 
 

@@ -7,9 +7,9 @@ from typing import Final
 import grpc
 import structlog
 
+from node_agent.disputes import Dispute
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.state import LEFT_NOTE, RESTORED_NOTE, State
-from node_agent.witnessed import Dispute
 from privacy.filters import Filter
 from privacy.heads import Checkpoint, Head
 from privacy.ledger import Entry
@@ -158,13 +158,13 @@ class Witness:
 
     def _signed(self, heads: Sequence[Head]) -> list[pb.LedgerHead]:
         """Heads that hold, with the node's signature."""
-        witnessed = self._state.witnessed
+        witnessed, disputes = self._state.witnessed, self._state.disputes
         return [
             head_to_wire(one, witnessed.sign(one))
             for one in heads
             if one.seq > 0
             and witnessed.head(one.account) == one
-            and witnessed.dispute(one.account) is None
+            and disputes.on(one.account) is None
         ]
 
     def _report(self, disputes: Sequence[Dispute]) -> None:

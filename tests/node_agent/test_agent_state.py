@@ -179,7 +179,7 @@ def test_a_database_of_0_1_0_is_taken_over(reopen: Reopen, tmp_path: Path) -> No
     state = reopen()
     assert state.standing(order("other", project="one")).project_units == COST
     assert state.standing(order("other", project="two")).project_units == 0
-    assert state.witnessed.disputes() == []
+    assert state.disputes.all() == []
     assert verified(state)
 
 

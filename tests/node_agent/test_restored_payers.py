@@ -17,6 +17,7 @@ from node_agent.admission import Reserved
 from node_agent.alerts import AlertsConfig
 from node_agent.conditions import _ledger as ledger_alerts
 from node_agent.config import Folder
+from node_agent.disputes import Dispute, left_out
 from node_agent.doctor.files import check_policy
 from node_agent.identity import load_identity
 from node_agent.leaving import leave
@@ -25,7 +26,6 @@ from node_agent.own_ledger import KeptAccount
 from node_agent.payers import FROM_CHAIN, Payment
 from node_agent.state import RESTORED_NOTE, State
 from node_agent.status import status
-from node_agent.witnessed import Dispute, left_out
 from privacy.entries import KINDS, Entry, append, sign
 from privacy.filters import make_filter
 from privacy.heads import head_of
@@ -124,7 +124,7 @@ def test_the_account_put_back_is_counted_and_the_dispute_ends(node: Node) -> Non
     assert read(node, "patients", entries) is not None
     declare(node.folder, HEART, CLINIC)
     assert read(node, "patients", entries) is None
-    assert node.state.witnessed.disputes() == []
+    assert node.state.disputes.all() == []
     order_units = FILTER.cost_units(order().release)
     assert posted(node).posted_units == 2 * order_units
     own = node.state.ledger.entries()
@@ -150,7 +150,7 @@ def test_a_dispute_for_want_of_the_account_is_not_settled_away(node: Node) -> No
     with pytest.raises(WrongPhase, match="put account patients back in policy") as caught:
         node.state.settle("patients")
     assert caught.value.reason == "ACCOUNT_LEFT_OUT"
-    assert [one.account for one in node.state.witnessed.disputes()] == [PATIENTS]
+    assert [one.account for one in node.state.disputes.all()] == [PATIENTS]
     assert node.refusal("heart", "others")[0] == "ACCOUNT_LEFT_OUT"
 
 
@@ -374,7 +374,7 @@ def test_the_agent_reads_who_paid_behind_a_dispute_and_on_when_the_account_is_ba
                 assert [one.data_set for one in state.payers.payments()] == ["heart", "clinic"]
                 await until(lambda: "ledger_disputed" in {one["event"] for one in logs})
                 declare(folder.root, HEART, CLINIC)
-                await until(lambda: not state.witnessed.disputes())
+                await until(lambda: not state.disputes.all())
                 await until(lambda: state.witnessed.head(PATIENTS).seq == 6)
         disputed = [one for one in logs if one["event"] == "ledger_disputed"]
         assert "put account patients back in policy.yaml" in disputed[0]["do"]

@@ -26,6 +26,7 @@ class NodeDisk:
         self.attempt, self.standing = self.state.attempt, self.state.standing
         self.signature, self.fixed_filter = self.state.signature, self.state.fixed_filter
         self.note, self.witnessed = self.state.note, self.state.witnessed
+        self.disputes = self.state.disputes
         self.mandates, self.approvals = self.state.mandates, self.state.approvals
         self.accounts_kept, self.payers = self.state.accounts_kept, self.state.payers
         self.limit_there = self.state.limit_there

@@ -48,7 +48,7 @@ def order_of_job(path: Path, job_id: str) -> Order:
         Malformed: CONFIG_INVALID, IDENTITY_INVALID.
     """
     with opened(path) as state:
-        found = state.orders_of(job_id)
+        found = state.attempts.orders_of(job_id)
         if not found:
             raise NotFound(
                 "JOB_UNKNOWN", f"this agent has seen no order of a job {job_id}; give a job file"

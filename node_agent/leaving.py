@@ -71,7 +71,7 @@ def plan(path: Path, *, forget_ledger: bool = False) -> Leaving:
     unfinished = 0
     if folder.state_db.exists():
         with _state(folder, identity) as state:
-            unfinished = len(state.live())
+            unfinished = len(state.attempts.live())
     elif not forget_ledger:
         raise ledger_missing(folder)
     removed, kept = (given + ledger, stays) if forget_ledger else (given, ledger + stays)

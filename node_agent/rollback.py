@@ -13,7 +13,8 @@ coordinator that keeps silent about it. docs/privacy.md says what that leaves.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from node_agent.state import RESTORED_NOTE, ROLLED_BACK_NOTE, State
+from node_agent.notes import RESTORED_NOTE, ROLLED_BACK_NOTE
+from node_agent.state import State
 from privacy.entries import Entry
 from privacy.heads import Head, signed_by
 from privacy.ledger import Statement, signature_ok
@@ -59,13 +60,13 @@ def look(state: State, node: str, public_key: bytes, signed: Sequence[Signed]) -
     Args:
         public_key: the node's raw ledger key.
     """
-    noted = state.note(ROLLED_BACK_NOTE)
-    if noted or state.note(RESTORED_NOTE):
+    noted = state.notes.read(ROLLED_BACK_NOTE)
+    if noted or state.notes.read(RESTORED_NOTE):
         return noted
     for one in signed:
         text = _lacks(state, node, public_key, one)
         if text:
-            state.set_note(ROLLED_BACK_NOTE, text)
+            state.notes.keep(ROLLED_BACK_NOTE, text)
             return text
     return ""
 

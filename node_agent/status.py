@@ -14,13 +14,13 @@ from node_agent.datasets import DataSetSpec
 from node_agent.headers import WrongHeader, check_header
 from node_agent.identity import Identity
 from node_agent.installation import is_locked, read_folder
+from node_agent.notes import CONNECTED_NOTE, REFUSED_NOTE, ROLLED_BACK_NOTE
 from node_agent.overlaps import overlaps
 from node_agent.own_ledger import KeptAccount
 from node_agent.payers import require_kept
 from node_agent.policy import AccountPolicy, above_limit
-from node_agent.session.driver import CONNECTED_NOTE
 from node_agent.share_balances import balances_within
-from node_agent.state import REFUSED_NOTE, ROLLED_BACK_NOTE, State, ledger_missing
+from node_agent.state import State, ledger_missing
 from node_agent.steward import Rules, Steward, in_force, unknown_names
 from node_agent.tasks.registry import installed
 from privacy.ledger import verify
@@ -95,12 +95,12 @@ def status(path: Path) -> dict[str, Any]:
             raises = _raises(state)
             guarantees = {one.account: state.epsilon_guarantee(one) for one in kept}
             shares = balances_within(state, rules, kept)
-            since = state.note(CONNECTED_NOTE)
-            refused = state.note(REFUSED_NOTE)
+            since = state.notes.read(CONNECTED_NOTE)
+            refused = state.notes.read(REFUSED_NOTE)
             answer["refused"] = json.loads(refused) if refused else None
-            answer["attempts"] = state.counts()
+            answer["attempts"] = state.attempts.counts()
             answer["ledger"] = _verified(state, kept, identity)
-            answer["ledger"]["rolled_back"] = state.note(ROLLED_BACK_NOTE)
+            answer["ledger"]["rolled_back"] = state.notes.read(ROLLED_BACK_NOTE)
             if running and since:
                 answer |= {"connected": True, "connected_since": float(since)}
         except sqlite3.DatabaseError:

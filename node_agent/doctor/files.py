@@ -11,8 +11,9 @@ from node_agent.doctor.report import Check, span
 from node_agent.headers import WrongHeader, check_header
 from node_agent.identity import Identity
 from node_agent.installation import is_locked
+from node_agent.notes import ROLLED_BACK_NOTE
 from node_agent.payers import require_kept
-from node_agent.state import ROLLED_BACK_NOTE, SCHEMA_VERSION
+from node_agent.state_schema import SCHEMA_VERSION
 from node_agent.steward import Rules, Steward, in_force, unknown_names
 from node_agent.tasks.registry import installed
 from protos.errors import FeddpError

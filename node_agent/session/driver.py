@@ -14,7 +14,9 @@ import structlog
 from node_agent import bandwidth, rollback
 from node_agent.admission import Admission, Decision, Refused, Reserved, Suspensions
 from node_agent.failures import Failures
+from node_agent.kept_attempts import AttemptRow, Fate
 from node_agent.launchers.base import Limits, StartWorker
+from node_agent.notes import CONNECTED_NOTE, LEFT_NOTE, MOVED_NOTE, REFUSED_NOTE
 from node_agent.orders import Order
 from node_agent.payers import require_kept
 from node_agent.session import commands as c
@@ -27,7 +29,7 @@ from node_agent.session.machine import step
 from node_agent.session.training import Training
 from node_agent.session.witness import Witness
 from node_agent.spool import Spool
-from node_agent.state import LEFT_NOTE, MOVED_NOTE, REFUSED_NOTE, AttemptRow, Fate, State
+from node_agent.state import State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import TaskInfo
 from node_agent.transfer import Transfers
@@ -36,8 +38,6 @@ from protos.failures import told
 from protos.feddp.v1 import federation_pb2 as pb
 
 log = structlog.get_logger(__name__)
-
-CONNECTED_NOTE = "connected_since_s"
 
 
 def steady_clock() -> Callable[[], float]:
@@ -150,7 +150,7 @@ class Driver:
         finally:
             self._training.stop_all()
             await self._training.ended()
-            await self._parts.ledger.run(self._parts.state.set_note, CONNECTED_NOTE, "")
+            await self._parts.ledger.run(self._parts.state.notes.keep, CONNECTED_NOTE, "")
 
     # Events in
 
@@ -160,7 +160,7 @@ class Driver:
             case e.WelcomeReceived(limits=limits, highest=highest, signed=signed):
                 # Before anything that follows: the ledger's thread takes things in turn.
                 self._spawn(self._look_back(signed))
-                keep = self._parts.state.keep_coordinator_limits
+                keep = self._parts.state.coordinator_limits.keep
                 self._spawn(self._parts.ledger.run(keep, dict(limits), dict(highest)))
                 log.info("connected", coordinator=self._parts.address)
                 self._note_connected(f"{self._clock():.3f}")
@@ -196,7 +196,7 @@ class Driver:
         self._note(REFUSED_NOTE, json.dumps(said))
 
     def _note(self, key: str, value: str) -> None:
-        self._spawn(self._parts.ledger.run(self._parts.state.set_note, key, value))
+        self._spawn(self._parts.ledger.run(self._parts.state.notes.keep, key, value))
 
     async def _beat(self) -> None:
         while True:
@@ -354,7 +354,7 @@ class Driver:
         except FeddpError as error:
             log.error("rules_unreadable", reason=error.reason, detail=error.message)
             fault = error.reason
-        unseen, used = state.ledger.unseen_raises(), state.share_units
+        unseen, used = state.ledger.unseen_raises(), state.attempts.share_units
         tasks = self._parts.tasks()
         node = self._parts.admission.node
 
@@ -362,7 +362,7 @@ class Driver:
             return suspended.reason(f"{node}/{name}")
 
         unavailable = self._unavailable = dict(self._parts.unavailable())
-        came = state.note(MOVED_NOTE) or state.note(LEFT_NOTE)
+        came = state.notes.read(MOVED_NOTE) or state.notes.read(LEFT_NOTE)
         said = hello(
             rules,
             tasks,
@@ -451,7 +451,7 @@ class Driver:
             )
         except FileNotFoundError:
             # After a restart only the row tells that it was the policy that removed it.
-            row = await self._parts.ledger.run(self._parts.state.attempt, attempt_id)
+            row = await self._parts.ledger.run(self._parts.state.attempts.find, attempt_id)
             if row is not None and row.reason == "UPDATE_WITHDRAWN":
                 log.info("update_withdrawn", attempt_id=attempt_id)
             else:
@@ -501,10 +501,10 @@ class Driver:
         state = self._parts.state
         for attempt_id in state.recover():
             log.warning("attempt_lost", attempt_id=attempt_id)
-            row = state.attempt(attempt_id)
+            row = state.attempts.find(attempt_id)
             if row is not None:
                 self._failures.after_opening(row.order, "AGENT_RESTARTED")
-        rows = state.live()
+        rows = state.attempts.live()
         self._parts.spool.keep_only(
             {row.order.base_model_digest for row in rows}, {row.update_digest for row in rows}
         )

@@ -8,8 +8,9 @@ import grpc
 import structlog
 
 from node_agent.disputes import Dispute
+from node_agent.notes import LEFT_NOTE, RESTORED_NOTE
 from node_agent.session.ledger_thread import LedgerThread
-from node_agent.state import LEFT_NOTE, RESTORED_NOTE, State
+from node_agent.state import State
 from privacy.filters import Filter
 from privacy.heads import Checkpoint, Head
 from privacy.ledger import Entry
@@ -90,7 +91,7 @@ class Witness:
             grpc.RpcError: the coordinator does not answer.
             Malformed: what it answered is no ledger.
         """
-        if await self._ledger.run(self._state.note, LEFT_NOTE):
+        if await self._ledger.run(self._state.notes.read, LEFT_NOTE):
             await self._arrive()
         expected = await self._ledger.run(self._state.witnessed.unseen)
         heads = await self._follow_checkpoints()
@@ -98,7 +99,7 @@ class Witness:
             await self._follow(head)
         disputes = await self._ledger.run(self._state.compare, heads, expected, self._clock())
         self._report(disputes)
-        await self._ledger.run(self._state.set_note, RESTORED_NOTE, "")
+        await self._ledger.run(self._state.notes.keep, RESTORED_NOTE, "")
         signed = await self._ledger.run(self._signed, heads)
         if signed:
             await self._stub.Countersign(

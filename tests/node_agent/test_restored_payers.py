@@ -22,9 +22,10 @@ from node_agent.doctor.files import check_policy
 from node_agent.identity import load_identity
 from node_agent.leaving import leave
 from node_agent.ledger_files import export, restore, settle
+from node_agent.notes import RESTORED_NOTE
 from node_agent.own_ledger import KeptAccount
 from node_agent.payers import FROM_CHAIN, Payment
-from node_agent.state import RESTORED_NOTE, State
+from node_agent.state import State
 from node_agent.status import status
 from privacy.entries import KINDS, Entry, append, sign
 from privacy.filters import make_filter
@@ -339,7 +340,7 @@ def test_the_agent_greets_again_at_once_when_a_data_set_turns_out_to_have_moved(
         assert isinstance(coordinator, WitnessingCoordinator)
         declare(folder.root, {**HEART, **OTHERS}, {**DATA_SET, **OTHERS, "name": "new"})
         state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
-        state.set_note(RESTORED_NOTE, "yes" if imported else "")
+        state.notes.keep(RESTORED_NOTE, "yes" if imported else "")
         coordinator.chain = chain(key=load_identity(folder.identity).ledger_key)
         with structlog.testing.capture_logs() as logs:
             async with RunningAgent(folder, worker):
@@ -350,7 +351,7 @@ def test_the_agent_greets_again_at_once_when_a_data_set_turns_out_to_have_moved(
                 assert said == [("heart", "DATA_SET_MOVED"), ("new", "")]
         moved = [one for one in logs if one["event"] == "data_set_moved"]
         assert [one["data_set"] for one in moved] == ["heart"]
-        assert state.note(RESTORED_NOTE) == ""
+        assert state.notes.read(RESTORED_NOTE) == ""
         state.close()
 
     play(tmp_path, scene, WitnessingCoordinator)

@@ -366,7 +366,9 @@ def test_a_lower_limit_is_announced_and_kept_for_good(tmp_path: Path) -> None:
             await coordinator.heard("heartbeat")
         state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
         assert state.ledger.accounts()[0].epsilon_limit == 6.0
-        said = [state.coordinator_limit(f"{NODE}/{x}") for x in ("patients", "others", "x" * 64)]
+        said = [
+            state.coordinator_limits.of(f"{NODE}/{x}") for x in ("patients", "others", "x" * 64)
+        ]
         assert said == [8.0, None, None]
         state.close()
         (account,) = status(folder.root)["accounts"]

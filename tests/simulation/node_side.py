@@ -221,7 +221,7 @@ class Node(Process):
 
     def _keep(self, limits: tuple[tuple[str, float], ...]) -> Work:
         """What the coordinator holds this node's accounts to."""
-        yield self.disk(lambda: self.disk_.state.keep_coordinator_limits(dict(limits)))
+        yield self.disk(lambda: self.disk_.state.coordinator_limits.keep(dict(limits)))
 
     def _judge(self, order: Order) -> Work:
         decision = yield self.disk(lambda: self.admission.decide(order))

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from node_agent.kept_attempts import AttemptRow
 from node_agent.orders import Order
 from node_agent.session import events as e
+from node_agent.session.recovery import resumed
 from node_agent.state import State
 from node_agent.tasks.registry import Purpose
 from privacy.filters import Filter
@@ -76,19 +77,7 @@ class NodeDisk:
         rows = self.state.attempts.live()
         kept = {row.update_digest for row in rows}
         self.spool_files = {k: v for k, v in self.spool_files.items() if k in kept}
-        return tuple(self._resumed(row) for row in rows)
-
-    def _resumed(self, row: AttemptRow) -> e.Resumed:
-        reserved = row.state == "reserved"
-        return e.Resumed(
-            order=row.order,
-            state="reserved" if reserved else "spooled" if row.update_digest else "no_update",
-            opened_at_s=row.opened_at_s,
-            tick_s=row.tick_s,
-            digest=row.update_digest,
-            accepted=self.state.signature(row.order, "reserve"),
-            signature=b"" if reserved else self.state.signature(row.order, "post"),
-        )
+        return tuple(resumed(row, self.state) for row in rows)
 
     def keep_update(self, attempt_id: str, digest: str) -> None:
         """An update's bytes are in the spool."""

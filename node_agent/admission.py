@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 
+from node_agent.account_filters import filter_of
 from node_agent.asking import check_asked, check_caps, mandate_of
 from node_agent.datasets import DataSetSpec
-from node_agent.judgement import Refusal, filter_of, judge, judge_terms
+from node_agent.disputes import EVERY_ACCOUNT
+from node_agent.judgement import Refusal, judge, judge_terms
+from node_agent.notes import RESTORED_NOTE, ROLLED_BACK_NOTE
 from node_agent.orders import Order
 from node_agent.payers import require_kept, source_digest
 from node_agent.policy import Policy
-from node_agent.state import RESTORED_NOTE, ROLLED_BACK_NOTE, State
+from node_agent.state import State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import Purpose, TaskInfo
-from node_agent.witnessed import EVERY_ACCOUNT
 from node_agent.working import WorkPolicy
 from privacy.filters import Filter
 from protos.content import digest_of
@@ -118,7 +120,7 @@ class Admission:
 
     def decide(self, order: Order) -> Decision:
         """Reserve or refuse; the same order again gets the same answer."""
-        row = self._state.attempt(order.attempt_id)
+        row = self._state.attempts.find(order.attempt_id)
         if row is None:
             return self._decide_new(order)
         if row.order != order:
@@ -169,8 +171,8 @@ class Admission:
 
     def suspensions(self) -> Suspensions:
         """As they are now."""
-        disputed = frozenset(one.account for one in self._state.witnessed.disputes())
-        note = self._state.note
+        disputed = frozenset(one.account for one in self._state.disputes.all())
+        note = self._state.notes.read
         return Suspensions(
             bool(note(RESTORED_NOTE)),
             disputed,
@@ -214,7 +216,8 @@ class Admission:
             policy = rules.policy.account(name)
             if policy is None:
                 return None
-            fixed, there = self._state.fixed_filter(name), self._state.limit_there(account)
+            fixed = self._state.fixed_filter(name)
+            there = self._state.coordinator_limits.bound_of(account)
             return filter_of(policy, rules.data_sets, fixed, there)
         except FeddpError:
             return None

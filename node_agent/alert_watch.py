@@ -92,10 +92,10 @@ class AlertWatch:
     async def _digest(self) -> None:
         if not self._config.digest_days or not self._sinks:
             return
-        noted = await self._ledger.run(self._state.note, DIGEST_NOTE)
+        noted = await self._ledger.run(self._state.notes.read, DIGEST_NOTE)
         now_s = time.time()
         if not noted:  # the first one comes after a whole period
-            await self._ledger.run(self._state.set_note, DIGEST_NOTE, f"{now_s:.3f}")
+            await self._ledger.run(self._state.notes.keep, DIGEST_NOTE, f"{now_s:.3f}")
             return
         if now_s - float(noted) < self._config.digest_days * DAY_S:
             return
@@ -108,7 +108,7 @@ class AlertWatch:
             self._config,
             float(noted),
         )
-        await self._ledger.run(self._state.set_note, DIGEST_NOTE, f"{now_s:.3f}")
+        await self._ledger.run(self._state.notes.keep, DIGEST_NOTE, f"{now_s:.3f}")
         for sink in self._sinks:
             try:
                 await sink.digest(self._identity.node, text)

@@ -9,11 +9,11 @@ from typing import Final
 from node_agent.alerts import Alert, AlertsConfig
 from node_agent.config import Folder
 from node_agent.identity import Identity
-from node_agent.state import ROLLED_BACK_NOTE, State
+from node_agent.notes import CONNECTED_NOTE, ROLLED_BACK_NOTE
+from node_agent.state import State
 from node_agent.steward import Steward
 from protos.errors import FeddpError
 
-CONNECTED_NOTE: Final = "connected_since_s"
 LOST_NOTE: Final = "lost_since_s"
 """Since when there is no session; kept while there is none."""
 
@@ -61,13 +61,13 @@ def _certificate(identity: Identity, now_s: float) -> list[Alert]:
 
 
 def _connection(state: State, config: AlertsConfig, now_s: float) -> list[Alert]:
-    if state.note(CONNECTED_NOTE):
-        if state.note(LOST_NOTE):
-            state.set_note(LOST_NOTE, "")
+    if state.notes.read(CONNECTED_NOTE):
+        if state.notes.read(LOST_NOTE):
+            state.notes.keep(LOST_NOTE, "")
         return []
-    since = state.note(LOST_NOTE)
+    since = state.notes.read(LOST_NOTE)
     if not since:
-        state.set_note(LOST_NOTE, f"{now_s:.3f}")
+        state.notes.keep(LOST_NOTE, f"{now_s:.3f}")
         return []
     away_s = now_s - float(since)
     if away_s < config.disconnected_after_s:
@@ -88,10 +88,10 @@ def _disk(folder: Folder, config: AlertsConfig) -> list[Alert]:
 
 def _ledger(state: State, config: AlertsConfig) -> list[Alert]:
     found = []
-    if text := state.note(ROLLED_BACK_NOTE):
+    if text := state.notes.read(ROLLED_BACK_NOTE):
         remedy = "stop the agent and import the newest copy: `feddp agent ledger import`"
         found.append(Alert("LEDGER_ROLLED_BACK", "", text, remedy))
-    for one in state.witnessed.disputes():
+    for one in state.disputes.all():
         found.append(Alert("DISPUTE", one.account, one.text, one.advice))
     for kept in state.ledger.accounts():
         units = kept.filter(kept.epsilon_limit).limit_units

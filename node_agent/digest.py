@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from node_agent.agent import read_folder
 from node_agent.alerts import AlertsConfig
 from node_agent.conditions import conditions
 from node_agent.config import Folder, load_config
 from node_agent.failures import kept as kept_failures
 from node_agent.identity import Identity
+from node_agent.installation import read_folder
 from node_agent.outbox import standing_of
 from node_agent.state import State, ledger_missing
 from node_agent.steward import Steward
@@ -59,7 +59,8 @@ def digest_of(
     since_s: float,
 ) -> dict[str, Any]:
     """What happened since a moment, and how things stand; `releases` are per job and data set."""
-    opened = [row for row in state.attempts() if row.opened_at_s >= since_s and row.opened_at_s > 0]
+    rows = state.attempts.all()
+    opened = [row for row in rows if row.opened_at_s >= since_s and row.opened_at_s > 0]
     releases: Counter[tuple[str, str, str]] = Counter()
     updates: Counter[tuple[str, str, str]] = Counter()
     unconfirmed: Counter[tuple[str, str, str]] = Counter()
@@ -70,7 +71,7 @@ def digest_of(
             standing = standing_of(row)
             updates[key] += standing == "left"
             unconfirmed[key] += standing in ("unconfirmed", "removed")
-    known = {row.order.attempt_id for row in state.attempts()}
+    known = {row.order.attempt_id for row in rows}
     restored = {
         entry.statement.attempt_id
         for entry in state.ledger.entries()

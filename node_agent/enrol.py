@@ -197,7 +197,7 @@ def _alone(folder: Folder, former: Identity | None) -> contextlib.AbstractContex
     if former is None and not folder.state_db.exists():
         return contextlib.nullcontext()
     # It loads what an agent needs, which a first join does not.
-    from node_agent.agent import locked
+    from node_agent.installation import locked
 
     return locked(folder)
 

@@ -8,10 +8,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final, Literal
 
-from node_agent.agent import read_folder
+from node_agent.account_filters import filter_of
 from node_agent.asking import check_asked, check_caps
 from node_agent.config import Folder
-from node_agent.judgement import Refusal, filter_of, spending_verdicts, verdicts
+from node_agent.installation import read_folder
+from node_agent.judgement import Refusal, spending_verdicts, verdicts
 from node_agent.orders import Order
 from node_agent.payers import require_kept
 from node_agent.state import State, ledger_missing
@@ -47,7 +48,7 @@ def order_of_job(path: Path, job_id: str) -> Order:
         Malformed: CONFIG_INVALID, IDENTITY_INVALID.
     """
     with opened(path) as state:
-        found = state.orders_of(job_id)
+        found = state.attempts.orders_of(job_id)
         if not found:
             raise NotFound(
                 "JOB_UNKNOWN", f"this agent has seen no order of a job {job_id}; give a job file"
@@ -129,7 +130,7 @@ def _said(state: State, rules: Rules, order: Order, from_file: bool) -> Iterator
 
 
 def _suspended(state: State, order: Order) -> Said:
-    dispute = state.witnessed.dispute(f"{state.node}/{order.account}")
+    dispute = state.disputes.on(f"{state.node}/{order.account}")
     if dispute is None:
         return Said("ledgers agree", "allows")
     text = f"entry {dispute.seq} of the coordinator's ledger is disputed: {dispute.text}"

@@ -17,10 +17,10 @@ from typing import Final
 from cryptography import x509
 
 from certs.tokens import JoinToken
-from node_agent.agent import locked, read_folder
 from node_agent.config import Folder
 from node_agent.enrol import JoinResult, join
 from node_agent.identity import BUNDLE, CHAIN, KEY, LEDGER_KEY, NEXT_KEY, Identity
+from node_agent.installation import locked, read_folder
 from node_agent.ledger_files import heads, kept_ledger
 from node_agent.state import State, ledger_missing
 from protos.content import sync_directory, write_durable
@@ -71,7 +71,7 @@ def plan(path: Path, *, forget_ledger: bool = False) -> Leaving:
     unfinished = 0
     if folder.state_db.exists():
         with _state(folder, identity) as state:
-            unfinished = len(state.live())
+            unfinished = len(state.attempts.live())
     elif not forget_ledger:
         raise ledger_missing(folder)
     removed, kept = (given + ledger, stays) if forget_ledger else (given, ledger + stays)
@@ -91,7 +91,7 @@ def leave(path: Path, *, forget_ledger: bool = False) -> Leaving:
     Raises:
         NotFound: NOT_JOINED, LEDGER_MISSING.
         Conflict: AGENT_RUNNING.
-        WrongPhase: ACCOUNT_LEFT_OUT, see `Witnessed.require_counted`.
+        WrongPhase: ACCOUNT_LEFT_OUT, see `Disputes.require_counted`.
     """
     folder = Folder(path.absolute())
     with locked(folder):
@@ -116,7 +116,7 @@ def move(token: str, path: Path) -> JoinResult:
     Raises:
         NotFound: NOT_JOINED, LEDGER_MISSING.
         Conflict: AGENT_RUNNING; SAME_COORDINATOR.
-        WrongPhase: ACCOUNT_LEFT_OUT, see `Witnessed.require_counted`.
+        WrongPhase: ACCOUNT_LEFT_OUT, see `Disputes.require_counted`.
         Malformed: TOKEN_INVALID; STATE_OF_ANOTHER_NODE, the token is for another name.
         Unauthenticated, Unavailable: as `enrol.join`.
     """
@@ -156,7 +156,7 @@ def _let_go(folder: Folder, identity: Identity) -> Path:
     """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     with _state(folder, identity) as state:
-        state.witnessed.require_counted()
+        state.disputes.require_counted()
     seen = heads(folder.root)
     path = folder.root / f"heads-{stamp}.json"
     write_durable(path, json.dumps(seen, indent=2).encode())

@@ -11,12 +11,13 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from certs.enrolment import load_ledger_key, public_bytes_of
-from node_agent.agent import locked, read_folder
 from node_agent.config import Folder
+from node_agent.disputes import Dispute
 from node_agent.identity import CHAIN, LEDGER_KEY, Identity
+from node_agent.installation import locked, read_folder
+from node_agent.notes import RESTORED_NOTE, ROLLED_BACK_NOTE
 from node_agent.own_ledger import KeptAccount
-from node_agent.state import RESTORED_NOTE, ROLLED_BACK_NOTE, State, ledger_missing
-from node_agent.witnessed import Dispute
+from node_agent.state import State, ledger_missing
 from privacy.heads import LimitInForce, Terms
 from privacy.ledger import Verification, verify
 from protos.content import beside_of, sync_directory
@@ -94,7 +95,7 @@ def heads(path: Path) -> dict[str, Any]:
             ],
             "disputes": [
                 {"account": one.account, "seq": one.seq, "text": one.text, "at_s": one.at_s}
-                for one in state.witnessed.disputes()
+                for one in state.disputes.all()
             ],
         }
 
@@ -153,8 +154,8 @@ def restore(path: Path, source: Path) -> int:
             _require_own(beside, identity, source)
             with _state(beside, identity) as copied:
                 count = _sound(copied, identity, source)
-                copied.set_note(RESTORED_NOTE, "yes")
-                copied.set_note(ROLLED_BACK_NOTE, "")
+                copied.notes.keep(RESTORED_NOTE, "yes")
+                copied.notes.keep(ROLLED_BACK_NOTE, "")
                 if folder.state_db.exists():
                     _require_newer(copied, folder, identity, source)
             for suffix in ("-wal", "-shm"):

@@ -10,12 +10,14 @@ from typing import Any, Final, Literal
 from google.protobuf.json_format import MessageToDict
 
 from node_agent.admission import Admission
-from node_agent.agent import read_folder
 from node_agent.config import Folder
+from node_agent.installation import read_folder
+from node_agent.kept_attempts import AttemptRow
+from node_agent.notes import LEFT_NOTE, MOVED_NOTE
 from node_agent.own_ledger import KeptAccount
 from node_agent.payers import require_kept
 from node_agent.session.greeting import hello
-from node_agent.state import LEFT_NOTE, MOVED_NOTE, AttemptRow, State, ledger_missing
+from node_agent.state import State, ledger_missing
 from node_agent.steward import Rules, Steward
 from node_agent.tasks.registry import installed
 from protos.errors import FeddpError
@@ -113,8 +115,8 @@ def outbox(path: Path, job_id: str = "") -> dict[str, Any]:
         for entry in state.ledger.entries():
             attempt_id = getattr(entry.statement, "attempt_id", "")
             booked[attempt_id] = entry.statement.kind
-        rows = state.attempts()
-        live = [row.order.attempt_id for row in state.live()]
+        rows = state.attempts.all()
+        live = [row.order.attempt_id for row in state.attempts.live()]
         published = _published(folder, state, live)
     finally:
         state.close()
@@ -226,13 +228,13 @@ def _published(folder: Folder, state: State, open_attempts: Sequence[str]) -> di
     except FeddpError as error:
         fault = error.reason
     suspended = Admission(state.node, state, steward, installed, 0).suspensions()
-    came = state.note(MOVED_NOTE) or state.note(LEFT_NOTE)
+    came = state.notes.read(MOVED_NOTE) or state.notes.read(LEFT_NOTE)
     said = hello(
         rules,
         installed(),
         state.fixed_filter,
         open_attempts,
-        state.share_units,
+        state.attempts.share_units,
         state.ledger.unseen_raises(),
         lambda name: suspended.reason(f"{state.node}/{name}"),
         state.payers.moved,

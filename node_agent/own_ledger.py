@@ -8,7 +8,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from node_agent.judgement import FixedFilter
+from node_agent.account_filters import FixedFilter
 from node_agent.payers import Payers, Payment
 from privacy.filters import Filter, make_filter
 from privacy.ledger import Entry, LimitChange, Statement, append, from_json, sign, to_json

@@ -15,14 +15,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from certs.enrolment import load_ledger_key, new_ledger_key, public_bytes_of, save_private_key
 from node_agent import proposals
-from node_agent.agent import read_folder
+from node_agent.account_filters import filter_of
 from node_agent.config import Folder, parse, read_yaml
 from node_agent.datasets import load_data_sets
-from node_agent.judgement import filter_of
+from node_agent.installation import read_folder
+from node_agent.notes import RESTORED_NOTE, ROLLED_BACK_NOTE
 from node_agent.own_ledger import KeptAccount
 from node_agent.policy import STEWARD_NAME, AccountPolicy, Policy, StewardPolicy
 from node_agent.proposals import Proposal
-from node_agent.state import RESTORED_NOTE, ROLLED_BACK_NOTE, State, ledger_missing
+from node_agent.state import State, ledger_missing
 from node_agent.steward import Rules, Steward, require_accounts
 from node_agent.vouching import Vouched, sign_vouched
 from privacy.filters import Filter
@@ -187,7 +188,7 @@ def record(path: Path, file: Path, *, dry_run: bool = False) -> Outlook:
         if not dry_run:
             ledger.fix(change.account, here.filter)
             ledger.record(change)
-            here.state.forget_coordinator_limit(change.account)
+            here.state.coordinator_limits.forget(change.account)
         return here.outlook(proposal)
 
 
@@ -225,7 +226,7 @@ class _Here:
             epsilon_guarantee=max(highest, terms.epsilon_limit_new),
             delta=terms.delta,
             epsilon_spent=spent,
-            pending=self.state.pending_on(terms.account),
+            pending=bool(self.state.attempts.pending_on(terms.account)),
             reason=terms.reason,
             asked_by=terms.asked_by,
             agreed_by=proposal.agreed_by,
@@ -282,25 +283,25 @@ def _here(state: State, steward: Steward, node: str, account: str) -> _Here:
         raise NotFound("ACCOUNT_UNKNOWN", f"policy.yaml has no account {account}; it has: {known}")
     _require_stewards(rules.policy)
     full = f"{node}/{account}"
-    if state.note(ROLLED_BACK_NOTE):
+    if state.notes.read(ROLLED_BACK_NOTE):
         raise NotAllowed(
             "LEDGER_ROLLED_BACK",
             "this node's ledger lacks what the node has signed; stop the agent and run `feddp "
             "agent ledger import` first",
         )
-    if state.note(RESTORED_NOTE):
+    if state.notes.read(RESTORED_NOTE):
         raise NotAllowed(
             "LEDGER_CATCHING_UP",
             "this node's ledger was restored from a copy and is still reading what was recorded "
             "since; let the agent connect first",
         )
-    if state.witnessed.dispute(full) is not None:
+    if state.disputes.on(full) is not None:
         raise NotAllowed(
             "LEDGER_DISPUTED",
             f"this node's ledger and the coordinator's disagree about account {account}; settle "
             "that first: `feddp agent status`",
         )
-    kept, there = state.ledger.account(full), state.coordinator_limit(full)
+    kept, there = state.ledger.account(full), state.coordinator_limits.of(full)
     limits = [one for one in (kept.epsilon_limit if kept else None, there) if one is not None]
     if not limits or (kept is None and (there or 0.0) >= policy.epsilon_limit):
         raise WrongPhase(

@@ -13,7 +13,8 @@ coordinator that keeps silent about it. docs/privacy.md says what that leaves.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from node_agent.state import RESTORED_NOTE, ROLLED_BACK_NOTE, State
+from node_agent.notes import RESTORED_NOTE, ROLLED_BACK_NOTE
+from node_agent.state import State
 from privacy.entries import Entry
 from privacy.heads import Head, signed_by
 from privacy.ledger import Statement, signature_ok
@@ -59,13 +60,13 @@ def look(state: State, node: str, public_key: bytes, signed: Sequence[Signed]) -
     Args:
         public_key: the node's raw ledger key.
     """
-    noted = state.note(ROLLED_BACK_NOTE)
-    if noted or state.note(RESTORED_NOTE):
+    noted = state.notes.read(ROLLED_BACK_NOTE)
+    if noted or state.notes.read(RESTORED_NOTE):
         return noted
     for one in signed:
         text = _lacks(state, node, public_key, one)
         if text:
-            state.set_note(ROLLED_BACK_NOTE, text)
+            state.notes.keep(ROLLED_BACK_NOTE, text)
             return text
     return ""
 
@@ -76,7 +77,7 @@ def _lacks(state: State, node: str, public_key: bytes, signed: Signed) -> str:
         head, signature = signed.head
         if not head.account.startswith(f"{node}/") or not signed_by(public_key, head, signature):
             return ""
-        if witnessed.dispute(head.account) is not None or witnessed.is_settled(head.account):
+        if state.disputes.on(head.account) is not None or witnessed.is_settled(head.account):
             return ""
         seen = witnessed.head(head.account)
         if seen.seq < head.seq:
@@ -90,7 +91,7 @@ def _lacks(state: State, node: str, public_key: bytes, signed: Signed) -> str:
             continue
         if not signature_ok(public_key, said, entry.node_signature):
             continue
-        if witnessed.dispute(said.account) is not None or witnessed.is_settled(said.account):
+        if state.disputes.on(said.account) is not None or witnessed.is_settled(said.account):
             continue
         if "post" not in {own.kind for own in state.ledger.statements_of(said.attempt_id)}:
             return (

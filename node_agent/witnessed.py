@@ -8,13 +8,13 @@ data steward settles it. SQLite is used by the caller's thread, within its trans
 
 import sqlite3
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from node_agent.disputes import EVERY_ACCOUNT, Dispute, Disputes
 from node_agent.own_ledger import OwnLedger
-from node_agent.payers import FROM_CHAIN
+from node_agent.reconciliation import Reconciliation
 from privacy.filters import Filter
 from privacy.heads import (
     Checkpoint,
@@ -25,9 +25,7 @@ from privacy.heads import (
     head_of,
     root_of,
 )
-from privacy.ledger import Entry, LimitChange, Statement, signature_ok
-from privacy.limits import fault_of
-from protos.errors import NotFound, WrongPhase, invariant
+from privacy.ledger import Entry, LimitChange
 
 SCHEMA: Final = """
 CREATE TABLE seen_heads (
@@ -37,59 +35,10 @@ CREATE TABLE seen_attempts (attempt_id TEXT PRIMARY KEY, kind TEXT NOT NULL) STR
 CREATE TABLE seen_checkpoints (
     number INTEGER PRIMARY KEY, prev_hash TEXT NOT NULL, root TEXT NOT NULL, signature BLOB NOT NULL
 ) STRICT;
-CREATE TABLE disputes (
-    account TEXT PRIMARY KEY, seq INTEGER NOT NULL, text TEXT NOT NULL, at_s REAL NOT NULL
-) STRICT;
 CREATE TABLE settled (account TEXT PRIMARY KEY) STRICT;
 """
 
-EVERY_ACCOUNT: Final = "*"
-"""The account of a dispute that concerns the coordinator's ledger as a whole."""
-
 _COORDINATOR_KEY: Final = "coordinator_ledger_key"
-
-
-@dataclass(frozen=True, slots=True)
-class Dispute:
-    """Where the coordinator's ledger is not what this node has seen or knows.
-
-    Attributes:
-        account: "NODE/NAME", or EVERY_ACCOUNT.
-        seq: of the entry in the coordinator's chain, or the number of the checkpoint.
-    """
-
-    account: str
-    seq: int
-    text: str
-    at_s: float
-
-    @property
-    def is_left_out(self) -> bool:
-        """Whether it ends by itself once the policy has the account again."""
-        return self.text == left_out(self.account)
-
-    @property
-    def advice(self) -> str:
-        """What the data steward does about it."""
-        if self.is_left_out:
-            return (
-                f"put account {self.account.partition('/')[2]} back in policy.yaml; the dispute "
-                "ends by itself at the agent's next session"
-            )
-        return (
-            "compare both ledgers with the coordinator's operator, stop the agent, then "
-            f"`feddp agent ledger settle {self.account}`"
-        )
-
-
-def left_out(account: str) -> str:
-    """What is said of "NODE/NAME" whose entries cannot be booked for want of a policy for it."""
-    name = account.partition("/")[2]
-    return (
-        f"this node has signed entries of account {name} that its ledger does not hold, and "
-        "policy.yaml does not have the account, or it cannot be used: what was spent cannot be "
-        f"counted. Put account {name} back in policy.yaml"
-    )
 
 
 class Witnessed:
@@ -101,12 +50,13 @@ class Witnessed:
         node: str,
         ledger: OwnLedger,
         key: Ed25519PrivateKey,
+        disputes: Disputes,
     ) -> None:
         self._connection = connection
-        self._node = node
-        self._ledger = ledger
+        self._disputes = disputes
         self._key = key
         self._public_key = key.public_key().public_bytes_raw()
+        self._own = Reconciliation(node, ledger, self._public_key)
 
     # Reading
 
@@ -148,17 +98,6 @@ class Witnessed:
         ).fetchone()
         return bytes.fromhex(row[0]) if row else b""
 
-    def disputes(self) -> list[Dispute]:
-        """What is not settled, by account."""
-        query = "SELECT account, seq, text, at_s FROM disputes ORDER BY account"
-        return [Dispute(*row) for row in self._connection.execute(query)]
-
-    def dispute(self, account: str) -> Dispute | None:
-        """What is not settled and concerns an account."""
-        return next(
-            (one for one in self.disputes() if one.account in (account, EVERY_ACCOUNT)), None
-        )
-
     def sign(self, what: Signed) -> bytes:
         """The node's signature, the same each time."""
         return self._key.sign(what.canonical())
@@ -178,16 +117,16 @@ class Witnessed:
             filter_: how the account counts by today's policy; None if it is not in it. What the
                 account's own entries have fixed comes first.
         """
-        head, settled = self.head(account), self._is_settled(account)
+        head, settled = self.head(account), self.is_settled(account)
         for entry in entries:
             text = fault_after(head, entry)
             if settled:
-                text = text or self._adopt_signed(entry, filter_)
+                text = text or self._own.adopt_signed(entry, filter_)
             else:
-                text = text or self._differs(entry) or self._adopt(entry, filter_)
+                text = text or self._own.differs(entry) or self._own.adopt(entry, filter_)
             if text:
                 self._move(head)
-                return self._raise(Dispute(account, entry.seq, text, now_s))
+                return self._disputes.add(Dispute(account, entry.seq, text, now_s))
             head = head_of(entry)
             said = entry.statement
             name = said.digest() if isinstance(said, LimitChange) else said.attempt_id
@@ -197,10 +136,7 @@ class Witnessed:
                 (name, said.kind),
             )
         self._move(head)
-        self._connection.execute(
-            "DELETE FROM disputes WHERE account = ? AND text = ? AND seq <= ?",
-            (account, left_out(account), head.seq),
-        )
+        self._disputes.end_left_out(account, head.seq)
         return None
 
     def unseen(self) -> frozenset[str]:
@@ -224,19 +160,19 @@ class Witnessed:
                 f"the coordinator's chain has {announced.seq} entries, and this node has seen "
                 f"{seen.seq} of them"
             )
-            return self._raise(Dispute(announced.account, announced.seq + 1, text, now_s))
+            return self._disputes.add(Dispute(announced.account, announced.seq + 1, text, now_s))
         if announced.seq > seen.seq:
             text = f"the coordinator announces {announced.seq} entries and gives {seen.seq}"
-            return self._raise(Dispute(announced.account, seen.seq + 1, text, now_s))
-        if self._is_settled(announced.account):
+            return self._disputes.add(Dispute(announced.account, seen.seq + 1, text, now_s))
+        if self.is_settled(announced.account):
             self._take_as_it_is(announced.account)
         if announced.hash != seen.hash:
             text = f"entry {seen.seq} is another one than this node has seen there"
-            return self._raise(Dispute(announced.account, seen.seq, text, now_s))
+            return self._disputes.add(Dispute(announced.account, seen.seq, text, now_s))
         lost = self._lost(announced.account, expected)
         if lost:
             text = f"attempt {lost} is over and posted here, and not in the coordinator's chain"
-            return self._raise(Dispute(announced.account, seen.seq, text, now_s))
+            return self._disputes.add(Dispute(announced.account, seen.seq, text, now_s))
         return None
 
     def follow_checkpoints(
@@ -250,12 +186,12 @@ class Witnessed:
         known = self.coordinator_key()
         if known and known != key:
             text = "the coordinator signs its checkpoints with another key than before"
-            return self._raise(Dispute(EVERY_ACCOUNT, 0, text, now_s))
+            return self._disputes.add(Dispute(EVERY_ACCOUNT, 0, text, now_s))
         before = self.newest_checkpoint()
         for one in new:
             text = checkpoint_fault(before, one, key)
             if text:
-                return self._raise(Dispute(EVERY_ACCOUNT, one.number, text, now_s))
+                return self._disputes.add(Dispute(EVERY_ACCOUNT, one.number, text, now_s))
             self._connection.execute(
                 "INSERT INTO seen_checkpoints VALUES (?, ?, ?, ?)",
                 (one.number, one.prev_hash, one.root, one.signature),
@@ -267,14 +203,14 @@ class Witnessed:
             )
         if new and leaves and root_of(leaves) != new[-1].root:
             text = f"checkpoint {new[-1].number} is not over the heads that came with it"
-            return self._raise(Dispute(EVERY_ACCOUNT, new[-1].number, text, now_s))
+            return self._disputes.add(Dispute(EVERY_ACCOUNT, new[-1].number, text, now_s))
         return None
 
     def check_leaf(self, announced: Head, leaves: Sequence[str], now_s: float) -> Dispute | None:
         """Whether the newest checkpoint holds the head that we were told."""
         if leaves and announced.leaf() not in leaves:
             text = "the newest checkpoint was made over another head of this account"
-            return self._raise(Dispute(announced.account, announced.seq, text, now_s))
+            return self._disputes.add(Dispute(announced.account, announced.seq, text, now_s))
         return None
 
     def settle(self, account: str) -> Dispute:
@@ -289,24 +225,9 @@ class Witnessed:
             NotFound: DISPUTE_UNKNOWN.
             WrongPhase: ACCOUNT_LEFT_OUT, the dispute ends when the policy has the account again.
         """
-        disputes = self.disputes()
-        named = (account, f"{self._node}/{account}")
-        found = next((one for one in disputes if one.account in named), None)
-        if found is None:
-            there = ", ".join(f"{one.account} (entry {one.seq})" for one in disputes)
-            raise NotFound(
-                "DISPUTE_UNKNOWN",
-                f"nothing is disputed about account {account}; disputed: {there or 'nothing'}",
-            )
-        if found.is_left_out:
-            raise WrongPhase(
-                "ACCOUNT_LEFT_OUT",
-                f"the dispute about account {found.account} is not settled, since settling it would"
-                f" forget what its patients have spent: {found.advice}",
-            )
+        found = self._disputes.settle(account)
         account = found.account
         execute = self._connection.execute
-        execute("DELETE FROM disputes WHERE account = ?", (account,))
         execute("DELETE FROM seen_heads WHERE account = ?", (account,))
         execute("INSERT OR REPLACE INTO settled VALUES (?)", (account,))
         if account == EVERY_ACCOUNT:
@@ -314,27 +235,13 @@ class Witnessed:
             execute("DELETE FROM meta WHERE key = ?", (_COORDINATOR_KEY,))
         return found
 
-    def require_counted(self) -> None:
-        """Refuse to leave a coordinator whose ledger alone holds what this node has signed and
-        could not book: another coordinator's will never tell it.
-
-        Raises:
-            WrongPhase: ACCOUNT_LEFT_OUT.
-        """
-        found = next((one for one in self.disputes() if one.is_left_out), None)
-        if found is not None:
-            raise WrongPhase(
-                "ACCOUNT_LEFT_OUT",
-                "the node does not leave yet: what its patients have spent from account "
-                f"{found.account} stands in this coordinator's ledger alone; {found.advice}",
-            )
-
     def begin_anew(self) -> None:
         """Another coordinator: its chains begin empty, and nothing of before is looked for in
         them. Our own ledger does not change."""
         execute = self._connection.execute
-        for table in ("seen_heads", "seen_checkpoints", "disputes", "settled"):
+        for table in ("seen_heads", "seen_checkpoints", "settled"):
             execute(f"DELETE FROM {table}")  # noqa: S608 - names of our own
+        self._disputes.forget()
         execute("DELETE FROM meta WHERE key = ?", (_COORDINATOR_KEY,))
         execute(
             "INSERT OR REPLACE INTO seen_attempts SELECT attempt_id, 'post' FROM attempts"
@@ -344,7 +251,8 @@ class Witnessed:
 
     def is_settled(self, account: str) -> bool:
         """Whether a settled chain is still to be read."""
-        return self._is_settled(account)
+        query = "SELECT 1 FROM settled WHERE account = ?"
+        return self._connection.execute(query, (account,)).fetchone() is not None
 
     # Inside
 
@@ -356,10 +264,6 @@ class Witnessed:
                 (head.account, head.seq, head.hash),
             )
 
-    def _is_settled(self, account: str) -> bool:
-        query = "SELECT 1 FROM settled WHERE account = ?"
-        return self._connection.execute(query, (account,)).fetchone() is not None
-
     def _take_as_it_is(self, account: str) -> None:
         """What our ledger holds and the settled chain does not is asked for no more."""
         self._connection.execute(
@@ -368,93 +272,6 @@ class Witnessed:
             (account,),
         )
         self._connection.execute("DELETE FROM settled WHERE account = ?", (account,))
-
-    def _raise(self, dispute: Dispute) -> Dispute:
-        self._connection.execute(
-            "INSERT OR REPLACE INTO disputes VALUES (?, ?, ?, ?)",
-            (dispute.account, dispute.seq, dispute.text, dispute.at_s),
-        )
-        return dispute
-
-    def _differs(self, entry: Entry) -> str:
-        """Where an entry of the coordinator's contradicts our own ledger; empty where it does not.
-
-        A post of an attempt that we never heard of, or that we know to be unopened, is a charge
-        too many and no lie: nobody could prove otherwise when it was made.
-        """
-        statement = entry.statement
-        if statement.node != self._node:
-            return f"entry {entry.seq} names node {statement.node}"
-        if isinstance(statement, LimitChange):
-            return self._raise_differs(entry, statement)
-        attempt_id = statement.attempt_id
-        if entry.node_signature and not signature_ok(
-            self._public_key, statement, entry.node_signature
-        ):
-            return f"the signature of entry {entry.seq} is not this node's"
-        own = {one.kind: one for one in self._ledger.statements_of(attempt_id)}
-        for one in own.values():
-            if one.digest() != statement.digest():
-                return f"attempt {attempt_id} is booked here with other terms"
-        if statement.kind == "void":
-            if not entry.node_signature:
-                return f"attempt {attempt_id} is void without this node's signature"
-            if "post" in own:
-                return f"attempt {attempt_id} is void there and posted here"
-        return ""
-
-    def _raise_differs(self, entry: Entry, change: LimitChange) -> str:
-        """A raise there must be one of ours; nobody else can sign it."""
-        if not signature_ok(self._public_key, change, entry.node_signature):
-            return f"entry {entry.seq} raises the limit, and this node has not signed that"
-        known, number = self._ledger.raises(change.account), change.terms.number
-        if number <= len(known) and known[number - 1] != change:
-            return f"raise {number} is recorded here with other terms"
-        return ""
-
-    def _adopt_raise(self, change: LimitChange) -> str:
-        known = self._ledger.raises(change.account)
-        if change.terms.number <= len(known):
-            return ""
-        self._ledger.fix(change.account, change.terms.filter_of(change.terms.epsilon_limit_old))
-        kept = self._ledger.account(change.account)
-        invariant(kept is not None, "an account that was fixed is in the ledger")
-        text = fault_of(change, self._ledger.shown(kept), len(known)) if kept else ""
-        if not text:
-            self._ledger.record(change)
-        return text
-
-    def _adopt(self, entry: Entry, filter_: Filter | None) -> str:
-        """Book a post or a raise that we have signed and lost; why that is impossible, or empty."""
-        statement = entry.statement
-        if isinstance(statement, LimitChange):
-            return self._adopt_raise(statement)
-        own = {one.kind for one in self._ledger.statements_of(statement.attempt_id)}
-        if statement.kind != "post" or not entry.node_signature or "post" in own:
-            return ""
-        kept = self._ledger.account(statement.account)
-        if kept is not None:  # what its entries have fixed counts, whatever the policy says now
-            filter_ = kept.filter(kept.epsilon_limit_highest)
-        if filter_ is None:
-            return left_out(statement.account)
-        self._ledger.fix(statement.account, filter_)
-        if "reserve" not in own:
-            self._ledger.append(statement.resolved("reserve"), source=FROM_CHAIN)
-        self._ledger.append(statement, posted_units=filter_.cost_units(statement.release))
-        return ""
-
-    def _adopt_signed(self, entry: Entry, filter_: Filter | None) -> str:
-        """As `_adopt`, for a chain that is taken as it is: a post that we have signed is ours,
-        whatever stands beside it. Nothing is booked against what our own ledger says."""
-        statement = entry.statement
-        if not isinstance(statement, Statement) or statement.node != self._node:
-            return ""
-        if not signature_ok(self._public_key, statement, entry.node_signature):
-            return ""
-        own = self._ledger.statements_of(statement.attempt_id)
-        if any(one.kind == "void" or one.digest() != statement.digest() for one in own):
-            return ""
-        return self._adopt(entry, filter_)
 
     def _lost(self, account: str, expected: Collection[str]) -> str:
         """The first of `expected` that the account's chain, as far as it was seen, does not hold;

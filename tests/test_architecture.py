@@ -42,6 +42,7 @@ def test_the_cores_are_pure() -> None:
     """No clock, randomness, logging, SQL or await in what decides."""
     cores = [
         *(ROOT / "coordinator/rounds").glob("*.py"),
+        ROOT / "node_agent/account_filters.py",
         ROOT / "node_agent/judgement.py",
         ROOT / "node_agent/session/machine.py",
         ROOT / "privacy/filters.py",

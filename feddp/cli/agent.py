@@ -126,7 +126,7 @@ def status(folder: Folder, as_json: Json = False) -> None:
     Exit code 1 while the steward's files, a data set's, or this node's own ledger are not in order
     or its ledger is missing, while it disputes the coordinator's, and while the coordinator refuses
     this node."""
-    from node_agent.agent import status as agent_status
+    from node_agent.status import status as agent_status
 
     found = agent_status(folder)
     if as_json:

@@ -26,8 +26,8 @@ def check(folder: Folder, as_json: Json = False) -> None:
     """Whether policy.yaml and datasets.yaml hold, key by key and name by name; exit code 2 if not.
 
     What is wrong with a data set's own files is a warning, and leaves the exit code at 0."""
+    from node_agent.account_filters import account_fault
     from node_agent.header_watch import faults_of
-    from node_agent.judgement import account_fault
     from node_agent.steward import require_known_names
     from protos.errors import Malformed
 
@@ -200,7 +200,7 @@ STEPS = 20
 
 def _noise(rules: "Rules", account_name: str, target: float, steps: int) -> float:
     """The noise that a target needs on an account, for all steps in one release."""
-    from node_agent.judgement import filter_of
+    from node_agent.account_filters import filter_of
     from privacy.calibration import noise_multiplier_for
     from privacy.filters import make_filter
 

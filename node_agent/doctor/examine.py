@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final
 
 from certs.tokens import JoinToken
-from node_agent.agent import read_folder
 from node_agent.config import AgentConfig, Folder
 from node_agent.doctor import files, machine
 from node_agent.doctor.coordinator import ASKED, check_coordinator, clock_check
@@ -20,6 +19,7 @@ from node_agent.doctor.stream import check_stream
 from node_agent.doctor.tls import NAMES as TLS_NAMES
 from node_agent.doctor.tls import check_tls, clock_by_certificate
 from node_agent.identity import Identity
+from node_agent.installation import read_folder
 from node_agent.proxy import ProxyConfig, Route, route_to
 
 HOLD_S_DEFAULT: Final = 20.0

@@ -4,15 +4,16 @@ import sqlite3
 from datetime import UTC, datetime
 from typing import Final
 
-from node_agent.agent import is_locked
+from node_agent.account_filters import account_fault
 from node_agent.config import Folder
 from node_agent.datasets import DataSetSpec
 from node_agent.doctor.report import Check, span
 from node_agent.headers import WrongHeader, check_header
 from node_agent.identity import Identity
-from node_agent.judgement import account_fault
+from node_agent.installation import is_locked
+from node_agent.notes import ROLLED_BACK_NOTE
 from node_agent.payers import require_kept
-from node_agent.state import ROLLED_BACK_NOTE, SCHEMA_VERSION
+from node_agent.state_schema import SCHEMA_VERSION
 from node_agent.steward import Rules, Steward, in_force, unknown_names
 from node_agent.tasks.registry import installed
 from protos.errors import FeddpError

@@ -12,22 +12,25 @@ import grpc
 import structlog
 
 from node_agent import bandwidth, rollback
-from node_agent.admission import Admission, Decision, Refused, Reserved, Suspensions
+from node_agent.admission import Admission, Decision, Refused, Reserved
 from node_agent.failures import Failures
 from node_agent.launchers.base import Limits, StartWorker
+from node_agent.notes import CONNECTED_NOTE, REFUSED_NOTE
 from node_agent.orders import Order
-from node_agent.payers import require_kept
 from node_agent.session import commands as c
 from node_agent.session import events as e
 from node_agent.session.attempts import Agent, Phase
-from node_agent.session.greeting import hello, warn_of_limits
+from node_agent.session.delivery import Delivery
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.link import Link
 from node_agent.session.machine import step
+from node_agent.session.messages import message_of
+from node_agent.session.publication import Publication
+from node_agent.session.recovery import recover
 from node_agent.session.training import Training
 from node_agent.session.witness import Witness
 from node_agent.spool import Spool
-from node_agent.state import LEFT_NOTE, MOVED_NOTE, REFUSED_NOTE, AttemptRow, Fate, State
+from node_agent.state import State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import TaskInfo
 from node_agent.transfer import Transfers
@@ -36,8 +39,6 @@ from protos.failures import told
 from protos.feddp.v1 import federation_pb2 as pb
 
 log = structlog.get_logger(__name__)
-
-CONNECTED_NOTE = "connected_since_s"
 
 
 def steady_clock() -> Callable[[], float]:
@@ -113,19 +114,23 @@ class Driver:
             self._clock,
             self._looked,
         )
+        self._publication = Publication(
+            parts.state, parts.steward, parts.admission, parts.tasks, parts.unavailable
+        )
+        self._delivery = Delivery(
+            self._transfers,
+            parts.state,
+            parts.ledger,
+            parts.admission,
+            parts.spool,
+            dispatch=self._dispatch,
+            find=lambda attempt_id: self._agent.find(attempt_id),
+        )
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
         self._of_attempt: dict[str, set[asyncio.Task[None]]] = {}
-        self._handing_in: set[str] = set()
-        self._fates: dict[str, Fate] = {}
         self._recent_models: dict[str, list[str]] = {}
-        self._published: tuple[object, ...] = ()
         self._applied: tuple[object, ...] = parts.steward.stamp()
-        self._raised: dict[str, int] = {}
-        self._barred: frozenset[str] = frozenset()
-        self._suspended = Suspensions()
-        self._unavailable: Mapping[str, str] = {}
-        self._said: pb.Hello | None = None
 
     def renewed(self, channel: grpc.aio.Channel) -> None:
         """A newer certificate: every call from now on, and the session, go over this connection."""
@@ -135,7 +140,8 @@ class Driver:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set. Whatever cannot be written ends the agent: it fails closed."""
-        resumed = await self._parts.ledger.run(self._recover)
+        state, spool = self._parts.state, self._parts.spool
+        resumed = await self._parts.ledger.run(recover, state, spool, self._failures)
         try:
             async with self._group:
                 self._dispatch(e.Restarted(resumed))
@@ -150,7 +156,7 @@ class Driver:
         finally:
             self._training.stop_all()
             await self._training.ended()
-            await self._parts.ledger.run(self._parts.state.set_note, CONNECTED_NOTE, "")
+            await self._parts.ledger.run(self._parts.state.notes.keep, CONNECTED_NOTE, "")
 
     # Events in
 
@@ -160,7 +166,7 @@ class Driver:
             case e.WelcomeReceived(limits=limits, highest=highest, signed=signed):
                 # Before anything that follows: the ledger's thread takes things in turn.
                 self._spawn(self._look_back(signed))
-                keep = self._parts.state.keep_coordinator_limits
+                keep = self._parts.state.coordinator_limits.keep
                 self._spawn(self._parts.ledger.run(keep, dict(limits), dict(highest)))
                 log.info("connected", coordinator=self._parts.address)
                 self._note_connected(f"{self._clock():.3f}")
@@ -196,7 +202,7 @@ class Driver:
         self._note(REFUSED_NOTE, json.dumps(said))
 
     def _note(self, key: str, value: str) -> None:
-        self._spawn(self._parts.ledger.run(self._parts.state.set_note, key, value))
+        self._spawn(self._parts.ledger.run(self._parts.state.notes.keep, key, value))
 
     async def _beat(self) -> None:
         while True:
@@ -213,34 +219,21 @@ class Driver:
     async def _looked(self) -> None:
         """The coordinator's ledger was read: what it tells of who paid before may keep a data set
         from being published, and then no round may be planned on it."""
-        await self._greet_if_changed(await self._parts.ledger.run(self._barred_now))
+        await self._greet_if_changed(await self._parts.ledger.run(self._publication.barred_now))
 
     async def _greet_if_changed(self, barred: frozenset[str] | None = None) -> None:
         """Say Hello again when the steward's files have changed, a data set can be used or cannot
         any more, a limit was raised, or a dispute began or ended.
 
         Args:
-            barred: what `_barred_now` says; None where nothing can have changed in it.
+            barred: see `Publication.is_outdated`.
         """
         stamp = await asyncio.to_thread(self._parts.steward.stamp)
         if stamp != self._applied:
             await self._apply_rules(stamp)
-        raised, suspended = await self._parts.ledger.run(self._standing)
-        if not self._agent.welcomed:
-            return
-        if raised != self._raised:
-            log.info("limit_raised")
-        elif suspended != self._suspended:
-            log.info("suspensions_changed")
-        elif barred not in (None, self._barred):
-            log.info("payers_changed")
-        elif stamp != self._published:
-            log.info("policy_changed")
-        elif self._parts.unavailable() != self._unavailable:
-            log.info("data_sets_changed")
-        else:
-            return
-        self._dispatch(e.PolicyChanged())
+        now = await self._parts.ledger.run(self._publication.circumstances)
+        if self._agent.welcomed and self._publication.is_outdated(stamp, now, barred):
+            self._dispatch(e.PolicyChanged())
 
     async def _apply_rules(self, stamp: tuple[object, ...]) -> None:
         """The steward's files have changed: what they no longer allow ends, whatever it is at. It
@@ -260,34 +253,14 @@ class Driver:
             if attempt.phase in (Phase.PREPARING, Phase.TRAINING):
                 self._training.stop(order.job_id)
             if attempt.digest:
-                await self._remove_update(order.attempt_id, attempt.digest)
-
-    async def _remove_update(self, attempt_id: str, digest: str) -> None:
-        """Its data set was withdrawn before it left."""
-        self._fates[attempt_id] = "UPDATE_WITHDRAWN"
-        await self._parts.ledger.run(self._parts.state.note_withdrawn, attempt_id)
-        await self._parts.ledger.run(self._parts.spool.drop_update, digest)
-
-    def _standing(self) -> tuple[dict[str, int], Suspensions]:
-        return self._parts.state.ledger.raise_counts(), self._parts.admission.suspensions()
-
-    def _barred_now(self) -> frozenset[str]:
-        """Data sets that are not published for what was paid before; with the fault that keeps all
-        of them back."""
-        state = self._parts.state
-        try:
-            rules = self._parts.steward.rules()
-            require_kept(rules.policy, state.accounts_kept())
-        except FeddpError as error:
-            return frozenset({error.reason})
-        return frozenset(one.name for one in rules.data_sets if state.payers.moved(one))
+                await self._delivery.withdraw(order.attempt_id, attempt.digest)
 
     # Commands out
 
     def _carry_out(self, command: c.Command) -> None:
         match command:
             case c.SendHeartbeat() | c.SendAccepted() | c.SendRefused() | c.SendNoUpdate():
-                self._link.send(_message(command))
+                self._link.send(message_of(command))
             case c.SendHello(open_attempts):
                 self._spawn(self._say_hello(open_attempts))
             case c.Reconnect():
@@ -306,15 +279,14 @@ class Driver:
             case c.ScheduleOutcome(attempt_id, at_s):
                 self._at(at_s, e.TickReached(attempt_id))
             case c.UploadAndSubmit(attempt_id):
-                if attempt_id not in self._handing_in:
-                    self._handing_in.add(attempt_id)
-                    self._spawn(self._hand_in(command), attempt_id)
+                if self._delivery.begins(attempt_id):
+                    self._spawn(self._delivery.hand_in(command), attempt_id)
             case c.Abandon(attempt_id):
                 for task in self._of_attempt.pop(attempt_id, set()):
                     if task is not asyncio.current_task():
                         task.cancel()
             case c.CloseAttempt(attempt_id, outcome):
-                self._spawn(self._close(attempt_id, outcome))
+                self._spawn(self._delivery.close(attempt_id, outcome))
             case c.StopWorker(job_id):
                 self._training.stop(job_id)
             case c.ForgetModels():
@@ -338,50 +310,9 @@ class Driver:
 
     async def _say_hello(self, open_attempts: tuple[str, ...]) -> None:
         outbox = self._link.newest
-        message = await self._parts.ledger.run(self._hello, open_attempts)
+        message = await self._parts.ledger.run(self._publication.hello, open_attempts)
         if outbox is not None:
             outbox.put_nowait(pb.AgentMessage(hello=message))
-
-    def _hello(self, open_attempts: tuple[str, ...]) -> pb.Hello:
-        steward, state = self._parts.steward, self._parts.state
-        self._published = steward.stamp()
-        raised, suspended = self._raised, self._suspended = self._standing()
-        self._barred = self._barred_now()
-        fault, rules = "", None
-        try:
-            rules = steward.rules()
-            require_kept(rules.policy, state.accounts_kept())
-        except FeddpError as error:
-            log.error("rules_unreadable", reason=error.reason, detail=error.message)
-            fault = error.reason
-        unseen, used = state.ledger.unseen_raises(), state.share_units
-        tasks = self._parts.tasks()
-        node = self._parts.admission.node
-
-        def refuses(name: str) -> str:
-            return suspended.reason(f"{node}/{name}")
-
-        unavailable = self._unavailable = dict(self._parts.unavailable())
-        came = state.note(MOVED_NOTE) or state.note(LEFT_NOTE)
-        said = hello(
-            rules,
-            tasks,
-            state.fixed_filter,
-            open_attempts,
-            used,
-            unseen,
-            refuses,
-            state.payers.moved,
-            unavailable,
-            state.account_units if came else None,
-            fault,
-            self._said,
-        )
-        self._said = said
-        for account in said.accounts:  # the coordinator keeps a lower limit for good, and so do we
-            state.lower(account.name, account.epsilon_limit, raised)
-        warn_of_limits(state.ledger.accounts(), state.epsilon_guarantee)
-        return said
 
     async def _judge(self, order: Order) -> None:
         decision: Decision = await self._parts.ledger.run(self._parts.admission.decide, order)
@@ -436,55 +367,6 @@ class Driver:
     async def _bring(self, event: e.Event) -> None:
         self._dispatch(event)
 
-    async def _hand_in(self, command: c.UploadAndSubmit) -> None:
-        attempt_id = command.attempt_id
-        attempt = self._agent.find(attempt_id)
-        try:
-            # It may be of while the agent was away, or of since the last look at the files.
-            withdrawn = attempt is not None and await self._parts.ledger.run(
-                self._parts.admission.is_withdrawn, attempt.order
-            )
-            if withdrawn:
-                await self._remove_update(attempt_id, command.digest)
-            await self._transfers.hand_in(
-                attempt_id, command.digest, command.signature, command.accepted
-            )
-        except FileNotFoundError:
-            # After a restart only the row tells that it was the policy that removed it.
-            row = await self._parts.ledger.run(self._parts.state.attempt, attempt_id)
-            if row is not None and row.reason == "UPDATE_WITHDRAWN":
-                log.info("update_withdrawn", attempt_id=attempt_id)
-            else:
-                log.error("update_vanished", attempt_id=attempt_id)
-                self._fates[attempt_id] = "UPDATE_VANISHED"
-            self._dispatch(e.UpdateVanished(attempt_id))
-        except FeddpError as error:
-            log.error(
-                "update_rejected", attempt_id=attempt_id, reason=error.reason, detail=error.message
-            )
-            self._fates[attempt_id] = "UPDATE_REJECTED"
-            self._dispatch(e.UpdateRejected(attempt_id))
-        else:
-            log.info("update_submitted", attempt_id=attempt_id)
-            self._fates[attempt_id] = "UPDATE_ACKNOWLEDGED"
-            self._dispatch(e.UpdateAcknowledged(attempt_id))
-        finally:
-            self._handing_in.discard(attempt_id)
-
-    async def _close(self, attempt_id: str, outcome: e.Outcome) -> None:
-        row = await self._parts.ledger.soon(self._close_now, attempt_id, outcome)
-        if row is None:
-            log.warning("closed_attempt_unknown", attempt_id=attempt_id)
-        elif row.state == "opened" and outcome == "void":
-            log.error("void_of_opened_attempt", attempt_id=attempt_id)
-
-    def _close_now(self, attempt_id: str, outcome: e.Outcome) -> AttemptRow | None:
-        fate = self._fates.pop(attempt_id, None)
-        row = self._parts.state.close_attempt(attempt_id, outcome, fate)
-        if row is not None and row.update_digest:
-            self._parts.spool.drop_update(row.update_digest)
-        return row
-
     def _forget_models(self) -> None:
         jobs = {one.order.job_id for one in self._agent.attempts} | {*self._agent.workers}
         self._recent_models = {
@@ -496,60 +378,6 @@ class Driver:
         needed = {one.order.base_model_digest for one in self._agent.attempts}
         needed.update(*self._recent_models.values())
         await self._parts.ledger.soon(self._parts.spool.keep_models, needed)
-
-    def _recover(self) -> tuple[e.Resumed, ...]:
-        state = self._parts.state
-        for attempt_id in state.recover():
-            log.warning("attempt_lost", attempt_id=attempt_id)
-            row = state.attempt(attempt_id)
-            if row is not None:
-                self._failures.after_opening(row.order, "AGENT_RESTARTED")
-        rows = state.live()
-        self._parts.spool.keep_only(
-            {row.order.base_model_digest for row in rows}, {row.update_digest for row in rows}
-        )
-        return tuple(_resumed(row, state) for row in rows)
-
-
-def _resumed(row: AttemptRow, state: State) -> e.Resumed:
-    reserved = row.state == "reserved"
-    return e.Resumed(
-        order=row.order,
-        state="reserved" if reserved else "spooled" if row.update_digest else "no_update",
-        opened_at_s=row.opened_at_s,
-        tick_s=row.tick_s,
-        digest=row.update_digest,
-        accepted=state.signature(row.order, "reserve"),
-        signature=b"" if reserved else state.signature(row.order, "post"),
-    )
-
-
-def _message(
-    command: c.SendHeartbeat | c.SendAccepted | c.SendRefused | c.SendNoUpdate,
-) -> pb.AgentMessage:
-    match command:
-        case c.SendHeartbeat():
-            return pb.AgentMessage(heartbeat=pb.Heartbeat())
-        case c.SendAccepted(attempt_id, signature):
-            accepted = pb.OrderAccepted(attempt_id=attempt_id, reserve_signature=signature)
-            return pb.AgentMessage(order_accepted=accepted)
-        case c.SendRefused(attempt_id, reason, message, signature, steps_possible):
-            refused = pb.OrderRefused(
-                attempt_id=attempt_id,
-                reason=reason,
-                message=message,
-                void_signature=signature,
-                steps_possible=steps_possible,
-            )
-            return pb.AgentMessage(order_refused=refused)
-        case c.SendNoUpdate(attempt_id, signature, accepted, failure_class):
-            empty = pb.NoUpdate(
-                attempt_id=attempt_id,
-                post_signature=signature,
-                reserve_signature=accepted,
-                failure_class=failure_class,
-            )
-            return pb.AgentMessage(no_update=empty)
 
 
 def _fields(order: Order) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import structlog
 
+from node_agent.account_filters import FixedFilter, filter_of, not_raised
 from node_agent.datasets import DataSetSpec, schema_json
-from node_agent.judgement import FixedFilter, filter_of, not_raised
 from node_agent.own_ledger import KeptAccount
 from node_agent.payers import REASON as MOVED
 from node_agent.policy import Policy, ShareKind, above_limit

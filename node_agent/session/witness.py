@@ -7,9 +7,10 @@ from typing import Final
 import grpc
 import structlog
 
+from node_agent.disputes import Dispute
+from node_agent.notes import LEFT_NOTE, RESTORED_NOTE
 from node_agent.session.ledger_thread import LedgerThread
-from node_agent.state import LEFT_NOTE, RESTORED_NOTE, State
-from node_agent.witnessed import Dispute
+from node_agent.state import State
 from privacy.filters import Filter
 from privacy.heads import Checkpoint, Head
 from privacy.ledger import Entry
@@ -90,7 +91,7 @@ class Witness:
             grpc.RpcError: the coordinator does not answer.
             Malformed: what it answered is no ledger.
         """
-        if await self._ledger.run(self._state.note, LEFT_NOTE):
+        if await self._ledger.run(self._state.notes.read, LEFT_NOTE):
             await self._arrive()
         expected = await self._ledger.run(self._state.witnessed.unseen)
         heads = await self._follow_checkpoints()
@@ -98,7 +99,7 @@ class Witness:
             await self._follow(head)
         disputes = await self._ledger.run(self._state.compare, heads, expected, self._clock())
         self._report(disputes)
-        await self._ledger.run(self._state.set_note, RESTORED_NOTE, "")
+        await self._ledger.run(self._state.notes.keep, RESTORED_NOTE, "")
         signed = await self._ledger.run(self._signed, heads)
         if signed:
             await self._stub.Countersign(
@@ -158,13 +159,13 @@ class Witness:
 
     def _signed(self, heads: Sequence[Head]) -> list[pb.LedgerHead]:
         """Heads that hold, with the node's signature."""
-        witnessed = self._state.witnessed
+        witnessed, disputes = self._state.witnessed, self._state.disputes
         return [
             head_to_wire(one, witnessed.sign(one))
             for one in heads
             if one.seq > 0
             and witnessed.head(one.account) == one
-            and witnessed.dispute(one.account) is None
+            and disputes.on(one.account) is None
         ]
 
     def _report(self, disputes: Sequence[Dispute]) -> None:

@@ -25,6 +25,7 @@ from coordinator.store.database import Database
 from feddp.client import CALL_TIMEOUT_S, Client
 from feddp.jobfile import facts_of
 from feddp.signing import Caps, Work, load_key, mandate_for
+from feddp.submission import publishers
 from feddp.transfer import upload
 from node_agent.enrol import join
 from node_agent.identity import load_identity
@@ -61,9 +62,9 @@ def submit(federation: WatchedFederation, what: bytes) -> str:
     )
 
     def call(client: Client) -> str:
-        request.initial_model_digest = upload(client._transfer, model, client._again)
+        request.initial_model_digest = upload(client._transfer, model, client._connection.again)
         if not request.HasField("mandate"):
-            key, nodes = load_key(client.profile.folder), client._publishers(what)
+            key, nodes = load_key(client.profile.folder), publishers(client.nodes(), what)
             assert key is not None
             task_hash, digest = request.task_hash, request.initial_model_digest
             work = Work(what, facts_of(what), task_hash, digest, nodes)

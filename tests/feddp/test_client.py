@@ -22,8 +22,8 @@ AWAY = Unavailable("DRAINING", "the coordinator restarts")
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("feddp.client._PAUSE_S_MIN", 0.0)
-    monkeypatch.setattr("feddp.client._PAUSE_S_MAX", 0.0)
+    monkeypatch.setattr("feddp.connection._PAUSE_S_MIN", 0.0)
+    monkeypatch.setattr("feddp.connection._PAUSE_S_MAX", 0.0)
 
 
 def test_submit_uploads_the_initial_model_and_sends_the_file_as_it_is(
@@ -96,7 +96,7 @@ def test_an_upload_goes_on_at_the_byte_that_is_durable(
     data = bytes(range(256)) * 70_000
     coordinator.state.accepted_per_upload = 7 << 20
     coordinator.state.faults["Upload"] = [AWAY, AWAY]
-    digest = transfer.upload(client._transfer, data, client._again)
+    digest = transfer.upload(client._transfer, data, client._connection.again)
     assert coordinator.state.blobs[digest] == data
     # Ranges of 1 and 4 MiB, then as much as the receiver takes.
     assert coordinator.state.called("Upload") == 2 + 4
@@ -107,7 +107,7 @@ def test_an_upload_that_is_there_already_sends_no_bytes(
 ) -> None:
     """Blobs are named by their content."""
     coordinator.state.blobs[digest_of(b"model")] = b"model"
-    transfer.upload(client._transfer, b"model", client._again)
+    transfer.upload(client._transfer, b"model", client._connection.again)
     assert coordinator.state.called("Upload") == 0
 
 
@@ -116,7 +116,7 @@ def test_an_upload_whose_bytes_are_all_there_unchecked_is_finished(
 ) -> None:
     """A coordinator that died between the last byte and its check is asked to check now."""
     coordinator.state.partial[digest_of(b"model")] = b"model"
-    digest = transfer.upload(client._transfer, b"model", client._again)
+    digest = transfer.upload(client._transfer, b"model", client._connection.again)
     assert coordinator.state.blobs[digest] == b"model"
 
 
@@ -124,7 +124,7 @@ def test_an_upload_of_which_nothing_is_kept_ends(coordinator: Coordinator, clien
     """A receiver that keeps nothing is reported, not asked for ever."""
     coordinator.state.accepted_per_upload = 0
     with pytest.raises(Malformed, match="took none"):
-        transfer.upload(client._transfer, b"model", client._again)
+        transfer.upload(client._transfer, b"model", client._connection.again)
 
 
 def test_watch_goes_on_after_the_coordinator_was_away(

@@ -267,7 +267,7 @@ def test_what_was_under_way_is_settled_when_the_node_leaves(
     cli_json("agent", "leave", "--dir", str(folder), "--yes")
     state = State(folder / "state.db", "alpha", identity.ledger_key)
     kinds = [(one.statement.attempt_id, one.statement.kind) for one in state.ledger.entries()]  # type: ignore[union-attr]
-    assert state.live() == []
+    assert state.attempts.live() == []
     state.close()
     assert sorted(kinds) == [
         ("opened", "post"),

@@ -154,7 +154,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bench.book(ENTRIES // 2)
     with pytest.MonkeyPatch.context() as patch:
         bench.look(patch)
-    assert bench.state.witnessed.disputes() == []
+    assert bench.state.disputes.all() == []
     assert bench.state.witnessed.head(ACCOUNT).seq == ENTRIES
     kept = bench.database.read_now(checkpoints.countersigned)
     assert [one.head.seq for one in kept] == [ENTRIES]
@@ -194,7 +194,7 @@ def test_a_fork_at_any_entry_raises_the_alarm_at_the_next_session(
     if longer:
         bench.book(1, first=ENTRIES)
     bench.look(monkeypatch)
-    found = bench.state.witnessed.disputes()
+    found = bench.state.disputes.all()
     assert [one.account for one in found] == [ACCOUNT]
     assert bench.state.witnessed.head(ACCOUNT).seq == ENTRIES
     kept = bench.database.read_now(checkpoints.countersigned)
@@ -208,7 +208,7 @@ def test_a_chain_that_was_cut_raises_the_alarm(
     """What is left is a valid chain."""
     bench.write(bench.chain()[:k])
     bench.look(monkeypatch)
-    assert "has seen 20" in bench.state.witnessed.disputes()[0].text
+    assert "has seen 20" in bench.state.disputes.all()[0].text
 
 
 def test_an_honest_chain_that_grows_raises_none(
@@ -219,7 +219,7 @@ def test_an_honest_chain_that_grows_raises_none(
         bench.book(1, first=ENTRIES + number)
         bench.look(monkeypatch)
         bench.look(monkeypatch)
-    assert bench.state.witnessed.disputes() == []
+    assert bench.state.disputes.all() == []
     assert bench.state.witnessed.head(ACCOUNT).seq == ENTRIES + 10
     assert len(bench.state.witnessed.checkpoints()) == 6
 
@@ -232,7 +232,7 @@ def test_what_was_posted_here_and_is_missing_there_raises_the_alarm(
     bench.book(1, first=ENTRIES)
     bench.write(before)
     bench.look(monkeypatch)
-    assert f"attempt a{ENTRIES} is over and posted here" in bench.state.witnessed.disputes()[0].text
+    assert f"attempt a{ENTRIES} is over and posted here" in bench.state.disputes.all()[0].text
 
 
 def test_other_terms_than_ours_raise_the_alarm(
@@ -243,7 +243,7 @@ def test_other_terms_than_ours_raise_the_alarm(
     cheaper = forged(bench.chain(), ENTRIES + 2, lambda one: replace(one, noise_multiplier=1000.0))
     bench.write(cheaper)
     bench.look(monkeypatch)
-    assert "with other terms" in bench.state.witnessed.disputes()[0].text
+    assert "with other terms" in bench.state.disputes.all()[0].text
 
 
 def test_two_histories_are_two_checkpoints_of_one_number(
@@ -256,7 +256,7 @@ def test_two_histories_are_two_checkpoints_of_one_number(
     for one, number in ((bench, ENTRIES), (other, ENTRIES + 1)):
         one.book(1, first=number)
         one.look(monkeypatch)
-        assert one.state.witnessed.disputes() == []
+        assert one.state.disputes.all() == []
     nodes = [seen_by(one.state) for one in (bench, other)]
     assert {len(one.checkpoints) for one in nodes} == {2}
     public = {NODE: LEDGER_KEY.public_key().public_bytes_raw()}
@@ -268,7 +268,7 @@ def test_two_histories_are_two_checkpoints_of_one_number(
     bench.database.close()
     bench.database = other.database
     bench.look(monkeypatch)
-    assert {one.account for one in bench.state.witnessed.disputes()} >= {ACCOUNT}
+    assert {one.account for one in bench.state.disputes.all()} >= {ACCOUNT}
     other.state.close()
 
 
@@ -344,7 +344,7 @@ def test_an_older_copy_of_our_ledger_catches_up_with_what_we_signed(
     restored = bench.state.ledger.account(ACCOUNT)
     assert restored is not None
     assert spent.posted_units < restored.posted_units == after.posted_units
-    assert bench.state.witnessed.disputes() == []
+    assert bench.state.disputes.all() == []
 
 
 def test_a_raise_that_this_node_did_not_make_raises_the_alarm(
@@ -357,7 +357,7 @@ def test_a_raise_that_this_node_did_not_make_raises_the_alarm(
         before = bench.chain()
         bench.write([*before, entry])
         bench.look(monkeypatch)
-        (found,) = bench.state.witnessed.disputes()
+        (found,) = bench.state.disputes.all()
         assert (found.account, found.seq) == (ACCOUNT, ENTRIES + 1), number
         assert "this node has not signed that" in found.text
         kept = bench.state.ledger.account(ACCOUNT)
@@ -366,7 +366,7 @@ def test_a_raise_that_this_node_did_not_make_raises_the_alarm(
         bench.write(before)
         bench.state.settle(ACCOUNT)
         bench.look(monkeypatch)
-        assert bench.state.witnessed.disputes() == []
+        assert bench.state.disputes.all() == []
 
 
 def test_our_own_raise_is_followed_and_not_brought_again(
@@ -380,7 +380,7 @@ def test_our_own_raise_is_followed_and_not_brought_again(
     assert bench.state.ledger.unseen_raises() == [(change, signature)]
     bench.database.write_now(lambda c: limits.record(c, NODE, PUBLIC, change, signature))
     bench.look(monkeypatch)
-    assert bench.state.witnessed.disputes() == []
+    assert bench.state.disputes.all() == []
     assert bench.state.ledger.unseen_raises() == []
     assert bench.state.witnessed.head(ACCOUNT).seq == ENTRIES + 1
 
@@ -396,7 +396,7 @@ def test_another_raise_of_the_same_number_raises_the_alarm(
     chain = bench.chain()
     bench.write([*chain, append(other, chain[-1], sign(LEDGER_KEY, other))])
     bench.look(monkeypatch)
-    assert "with other terms" in bench.state.witnessed.disputes()[0].text
+    assert "with other terms" in bench.state.disputes.all()[0].text
 
 
 def test_an_older_copy_of_our_ledger_catches_up_with_a_raise(
@@ -412,7 +412,7 @@ def test_an_older_copy_of_our_ledger_catches_up_with_a_raise(
     bench.state.close()
     bench.state = State(tmp_path / "copy.db", NODE, LEDGER_KEY)
     bench.look(monkeypatch)
-    assert bench.state.witnessed.disputes() == []
+    assert bench.state.disputes.all() == []
     kept = bench.state.ledger.account(ACCOUNT)
     assert kept is not None
     assert kept.epsilon_limit == 20.0
@@ -451,15 +451,15 @@ def test_what_is_settled_is_taken_as_it_is(bench: Bench, monkeypatch: pytest.Mon
     bench.look(monkeypatch)
     assert bench.state.settle(ACCOUNT).account == ACCOUNT
     bench.look(monkeypatch)
-    assert bench.state.witnessed.disputes() == []
+    assert bench.state.disputes.all() == []
     assert bench.state.witnessed.head(ACCOUNT).seq == ENTRIES
     kept = bench.chain()
     bench.book(1, first=ENTRIES + 1)
     bench.look(monkeypatch)
-    assert bench.state.witnessed.disputes() == []
+    assert bench.state.disputes.all() == []
     bench.write(kept)
     bench.look(monkeypatch)
-    assert len(bench.state.witnessed.disputes()) == 1
+    assert len(bench.state.disputes.all()) == 1
 
 
 # Real processes

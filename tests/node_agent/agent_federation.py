@@ -15,9 +15,10 @@ from certs.authority import NODE_LIFETIME, Authority
 from certs.credentials import server_credentials
 from certs.enrolment import load_ledger_key, new_key, new_ledger_key, private_pem, save_private_key
 from certs.spiffe import SpiffeId
-from node_agent.agent import locked, serve
+from node_agent.agent import serve
 from node_agent.config import Folder, load_config
 from node_agent.identity import load_identity
+from node_agent.installation import locked
 from node_agent.launchers.base import Limits, WorkerDied
 from node_agent.launchers.local import LocalWorker
 from node_agent.state import State

@@ -18,13 +18,15 @@ from typer.testing import CliRunner
 from certs.authority import Authority
 from certs.enrolment import new_ledger_key, save_private_key
 from feddp.cli.app import app
-from node_agent.agent import locked, run, status
+from node_agent.account_filters import FixedFilter
+from node_agent.agent import run
 from node_agent.config import Folder, load_config
 from node_agent.identity import load_identity
-from node_agent.judgement import FixedFilter
+from node_agent.installation import locked
 from node_agent.ledger_files import export, restore
 from node_agent.session.greeting import hello, warn_of_limits
 from node_agent.state import State
+from node_agent.status import status
 from node_agent.steward import Steward
 from node_agent.tasks.registry import installed
 from privacy.filters import make_filter
@@ -171,7 +173,7 @@ def test_limits_within_an_account_are_announced_with_what_the_own_ledger_counts(
     }
     state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
     rules = replace(Steward(folder).rules(), policy=policy(**limits))
-    said = hello(rules, installed(), state.fixed_filter, [], state.share_units)
+    said = hello(rules, installed(), state.fixed_filter, [], state.attempts.share_units)
     spent = state.ledger.accounts()[0].posted_units
     assert spent > 0
     assert [
@@ -182,7 +184,7 @@ def test_limits_within_an_account_are_announced_with_what_the_own_ledger_counts(
         ("project", "other", 0.6, 0),
     ]
     unlimited = replace(rules, policy=policy())
-    (account,) = hello(unlimited, {}, state.fixed_filter, [], state.share_units).accounts
+    (account,) = hello(unlimited, {}, state.fixed_filter, [], state.attempts.share_units).accounts
     assert not account.shares
     state.close()
 

@@ -63,15 +63,15 @@ def test_each_step_survives_a_crash_right_after_it(reopen: Reopen) -> None:
     signature = state.reserve(order(), FILTER)
     assert signature_ok(PUBLIC, order().statement(NODE, "reserve"), signature)
     state = reopen()
-    assert (state.counts(), kinds(state)) == ({"reserved": 1}, ["reserve"])
+    assert (state.attempts.counts(), kinds(state)) == ({"reserved": 1}, ["reserve"])
     assert state.standing(order("other")).pending[0].units == COST
     assert state.open("a1", 100.0, 0.5)
     state = reopen()
-    assert (state.counts(), kinds(state)) == ({"opened": 1}, ["reserve"])
+    assert (state.attempts.counts(), kinds(state)) == ({"opened": 1}, ["reserve"])
     signature = state.spool("a1", "d" * 64) or b""
     assert signature_ok(PUBLIC, order().statement(NODE, "post"), signature)
     state = reopen()
-    assert (state.counts(), kinds(state)) == ({"spooled": 1}, ["reserve", "post"])
+    assert (state.attempts.counts(), kinds(state)) == ({"spooled": 1}, ["reserve", "post"])
     assert state.standing(order("other")) == Standing(
         fixed=state.fixed_filter("patients"),
         posted_units=COST,
@@ -82,8 +82,8 @@ def test_each_step_survives_a_crash_right_after_it(reopen: Reopen) -> None:
     )
     state.close_attempt("a1", "post")
     state = reopen()
-    assert (state.counts(), kinds(state)) == ({"closed": 1}, ["reserve", "post"])
-    assert state.live() == []
+    assert (state.attempts.counts(), kinds(state)) == ({"closed": 1}, ["reserve", "post"])
+    assert state.attempts.live() == []
     assert verified(state)
 
 
@@ -102,7 +102,7 @@ def test_a_step_that_fails_in_the_middle_leaves_nothing(
     with pytest.raises(OSError, match="disk full"):
         state.spool("a1", "d" * 64)
     monkeypatch.undo()
-    assert (reopen().counts(), kinds(reopen())) == ({"opened": 1}, ["reserve"])
+    assert (reopen().attempts.counts(), kinds(reopen())) == ({"opened": 1}, ["reserve"])
 
 
 def test_an_opened_attempt_that_was_lost_is_posted_whole_and_never_trained_again(
@@ -114,7 +114,7 @@ def test_an_opened_attempt_that_was_lost_is_posted_whole_and_never_trained_again
     state.open("a1", 100.0, 0.5)
     state = reopen()
     assert state.recover() == ["a1"]
-    assert (state.counts(), kinds(state)) == ({"no_update": 1}, ["reserve", "post"])
+    assert (state.attempts.counts(), kinds(state)) == ({"no_update": 1}, ["reserve", "post"])
     assert not state.open("a1", 200.0, 0.5)
     assert reopen().recover() == []
     assert state.ledger.accounts()[0].posted_units == COST
@@ -125,7 +125,7 @@ def test_a_reserved_attempt_goes_on_after_a_crash(reopen: Reopen) -> None:
     reopen().reserve(order(), FILTER)
     state = reopen()
     assert state.recover() == []
-    assert [row.order for row in state.live()] == [order()]
+    assert [row.order for row in state.attempts.live()] == [order()]
     assert state.open("a1", 100.0, 0.5)
 
 
@@ -179,7 +179,7 @@ def test_a_database_of_0_1_0_is_taken_over(reopen: Reopen, tmp_path: Path) -> No
     state = reopen()
     assert state.standing(order("other", project="one")).project_units == COST
     assert state.standing(order("other", project="two")).project_units == 0
-    assert state.witnessed.disputes() == []
+    assert state.disputes.all() == []
     assert verified(state)
 
 

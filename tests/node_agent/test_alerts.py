@@ -17,11 +17,12 @@ from certs.authority import Authority
 from node_agent.alert_sinks import sinks
 from node_agent.alert_watch import DAY_S, DIGEST_NOTE, AlertWatch
 from node_agent.alerts import Alert, AlertsConfig
-from node_agent.conditions import CONNECTED_NOTE, conditions
+from node_agent.conditions import conditions
 from node_agent.config import Folder
 from node_agent.identity import Identity, load_identity
+from node_agent.notes import CONNECTED_NOTE, ROLLED_BACK_NOTE
 from node_agent.session.ledger_thread import LedgerThread
-from node_agent.state import ROLLED_BACK_NOTE, State
+from node_agent.state import State
 from node_agent.steward import Steward
 from privacy.filters import make_filter
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
@@ -40,7 +41,7 @@ class Agent:
         )
         self.identity: Identity = load_identity(self.folder.identity)
         self.state = State(self.folder.state_db, NODE, self.identity.ledger_key)
-        self.state.set_note(CONNECTED_NOTE, "1.0")
+        self.state.notes.keep(CONNECTED_NOTE, "1.0")
         self.steward = Steward(self.folder)
 
     def found(self, config: AlertsConfig = CONFIG, now: datetime | None = None) -> list[Alert]:
@@ -80,13 +81,13 @@ def test_a_session_that_is_gone_is_told_after_the_time_that_was_set(agent: Agent
     """A reconnect in between begins anew."""
     start = datetime.now(UTC)
     later = [start + timedelta(minutes=minutes) for minutes in (30, 61, 62, 63, 124)]
-    agent.state.set_note(CONNECTED_NOTE, "")
+    agent.state.notes.keep(CONNECTED_NOTE, "")
     assert agent.events(now=start) == []
     assert agent.events(now=later[0]) == []
     assert agent.events(now=later[1]) == ["DISCONNECTED"]
-    agent.state.set_note(CONNECTED_NOTE, "1.0")
+    agent.state.notes.keep(CONNECTED_NOTE, "1.0")
     assert agent.events(now=later[2]) == []
-    agent.state.set_note(CONNECTED_NOTE, "")
+    agent.state.notes.keep(CONNECTED_NOTE, "")
     assert agent.events(now=later[3]) == []
     assert agent.events(now=later[4]) == ["DISCONNECTED"]
 
@@ -119,7 +120,7 @@ def test_a_budget_is_told_at_its_share_and_a_ledger_that_went_back(agent: Agent)
     assert agent.events(above) == []
     (told,) = agent.found(below)
     assert (told.event, told.subject) == ("BUDGET", f"{NODE}/patients")
-    agent.state.set_note(ROLLED_BACK_NOTE, "it lacks attempt a2")
+    agent.state.notes.keep(ROLLED_BACK_NOTE, "it lacks attempt a2")
     assert agent.events(above) == ["LEDGER_ROLLED_BACK"]
 
 
@@ -314,8 +315,8 @@ def test_the_watch_tells_once_and_again_when_it_is_over(agent: Agent, tmp_path: 
         await watch.look()
         assert ["over: DATA_SET_UNAVAILABLE" in one for one in lines()] == [True]
         assert json.loads(status.read_text())["count"] == 0
-        due = float(agent.state.note(DIGEST_NOTE)) - 8 * DAY_S
-        agent.state.set_note(DIGEST_NOTE, f"{due:.3f}")
+        due = float(agent.state.notes.read(DIGEST_NOTE)) - 8 * DAY_S
+        agent.state.notes.keep(DIGEST_NOTE, f"{due:.3f}")
         await watch.look()
         assert any("digest: Nothing was released." in one for one in lines())
         assert "Nothing was released." in (tmp_path / "feddp.digest.txt").read_text()

@@ -11,11 +11,12 @@ import pytest
 
 from certs.authority import Authority
 from node_agent.admission import Suspensions
-from node_agent.agent import locked
 from node_agent.backup import backup, restore
 from node_agent.config import Folder
 from node_agent.identity import load_identity
-from node_agent.state import RESTORED_NOTE, State
+from node_agent.installation import locked
+from node_agent.notes import RESTORED_NOTE
+from node_agent.state import State
 from privacy.filters import make_filter
 from protos.errors import Conflict, FeddpError, Malformed, NotFound
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
@@ -57,7 +58,7 @@ def test_what_is_restored_is_the_same_agent_that_reads_up_first(
         assert stat.S_IMODE((new.root / name).stat().st_mode) == 0o600
     old, made = opened(agent), opened(new)
     assert made.ledger.entries() == old.ledger.entries()
-    assert made.note(RESTORED_NOTE) == "yes"
+    assert made.notes.read(RESTORED_NOTE) == "yes"
     assert Suspensions(catching_up=True).reason(f"{NODE}/patients") == "LEDGER_CATCHING_UP"
     for one in (old, made):
         one.close()

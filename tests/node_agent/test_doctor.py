@@ -33,8 +33,9 @@ from node_agent.doctor.firewall import request_for
 from node_agent.doctor.probe import Probe, Stopped
 from node_agent.doctor.report import Check, is_in_order
 from node_agent.identity import load_identity
+from node_agent.notes import ROLLED_BACK_NOTE
 from node_agent.proxy import ProxyConfig, Route
-from node_agent.state import ROLLED_BACK_NOTE, State
+from node_agent.state import State
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
 from tests.node_agent.proxies import ConnectProxy, Middlebox, Mute, closed_port
 from tests.node_agent.samples import NODE
@@ -386,7 +387,7 @@ def test_what_keeps_a_sound_node_from_work_is_named(site: Site) -> None:
     """A ledger that went back, a withdrawn data set, hours that are over."""
     key = load_ledger_key(site.folder.identity / "ledger.key")
     with contextlib.closing(State(site.folder.state_db, NODE, key)) as state:
-        state.set_note(ROLLED_BACK_NOTE, "entry 3 is missing")
+        state.notes.keep(ROLLED_BACK_NOTE, "entry 3 is missing")
     check = check_ledger(site.folder)
     assert (check.result, "LEDGER_ROLLED_BACK: entry 3" in check.found) == ("failed", True)
     identity = load_identity(site.folder.identity)
@@ -526,7 +527,7 @@ def test_the_ledger_is_only_read(site: Site) -> None:
         folder.state_db.read_bytes(),
     )
     state = State(folder.state_db, NODE, load_ledger_key(folder.identity / "ledger.key"))
-    state.set_note("one", "two")
+    state.notes.keep("one", "two")
     try:
         assert site.examined()["ledger"].result == "ok"
     finally:

@@ -16,9 +16,9 @@ import structlog
 
 from certs.authority import Authority
 from node_agent import header_watch
-from node_agent.agent import status
 from node_agent.config import Folder
 from node_agent.header_watch import HeaderWatch
+from node_agent.status import status
 from node_agent.steward import Steward
 from tests.node_agent.agent_federation import (
     TRUST_DOMAIN,

@@ -12,12 +12,13 @@ from certs.authority import Authority
 from certs.tokens import JoinToken, new_secret
 from feddp.cli.app import app
 from node_agent import leaving
-from node_agent.agent import status
 from node_agent.config import Folder
 from node_agent.identity import load_identity
 from node_agent.leaving import leave, move
 from node_agent.ledger_files import export, heads
-from node_agent.state import LEFT_NOTE, MOVED_NOTE, State
+from node_agent.notes import LEFT_NOTE, MOVED_NOTE
+from node_agent.state import State
+from node_agent.status import status
 from privacy.filters import make_filter
 from protos.errors import FeddpError, Unauthenticated, Unavailable
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
@@ -146,11 +147,11 @@ def test_another_coordinator_is_followed_from_its_beginning_and_the_same_goes_on
     state = opened(agent)
     for key, is_other in ((b"k" * 32, True), (b"k" * 32, False)):
         state.leave()
-        assert state.note(LEFT_NOTE) == "yes"
+        assert state.notes.read(LEFT_NOTE) == "yes"
         assert state.arrive(key) is is_other
-        assert state.note(LEFT_NOTE) == ""
-        state.set_note("coordinator_ledger_key", key.hex())
-        assert state.note(MOVED_NOTE) == "yes"
+        assert state.notes.read(LEFT_NOTE) == ""
+        state.notes.keep("coordinator_ledger_key", key.hex())
+        assert state.notes.read(MOVED_NOTE) == "yes"
     assert state.witnessed.unseen() == frozenset()
     assert state.account_units("patients") == state.ledger.accounts()[0].posted_units > 0
     state.close()

@@ -18,11 +18,11 @@ from certs.enrolment import key_digest, new_key, public_key_of_csr
 from certs.registry import superseded
 from certs.spiffe import SpiffeId
 from feddp.cli.app import app
-from node_agent.agent import status
 from node_agent.backoff import SLOW_S
 from node_agent.config import Folder
 from node_agent.identity import load_identity
 from node_agent.session import link
+from node_agent.status import status
 from protos.errors import FeddpError, NotAllowed, Unavailable
 from protos.feddp.v1 import federation_pb2 as pb
 from protos.feddp.v1 import renewal_pb2, renewal_pb2_grpc

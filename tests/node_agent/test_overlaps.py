@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 from certs.authority import Authority
 from feddp.cli.app import app
 from node_agent import overlaps as module
-from node_agent.agent import status
 from node_agent.config import Folder
 from node_agent.datasets import DataSetSpec
 from node_agent.overlap_watch import watch_overlaps
 from node_agent.overlaps import overlaps
+from node_agent.status import status
 from node_agent.steward import Steward
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
 from tests.node_agent.samples import DATA_SET, POLICY, data_set, write_rules

@@ -16,15 +16,17 @@ from typer.testing import CliRunner
 from certs.authority import Authority
 from feddp.cli.app import app
 from node_agent.admission import Admission, Refused, Reserved
-from node_agent.agent import locked, run, status
+from node_agent.agent import run
 from node_agent.config import Folder
 from node_agent.doctor.files import check_policy
 from node_agent.identity import load_identity
+from node_agent.installation import locked
 from node_agent.launchers.base import Limits
 from node_agent.launchers.local import environment
 from node_agent.policy import load_policy
 from node_agent.session.greeting import hello
 from node_agent.state import State
+from node_agent.status import status
 from node_agent.steward import Steward
 from node_agent.templates import POLICY_YAML
 from node_agent.worker import _wrong_header

@@ -15,17 +15,19 @@ from typer.testing import CliRunner
 from certs.authority import Authority
 from feddp.cli.app import app
 from node_agent import raising
+from node_agent.account_filters import FixedFilter, filter_of
 from node_agent.admission import Admission, Refused, Reserved
-from node_agent.agent import status
 from node_agent.config import Folder
 from node_agent.identity import load_identity
-from node_agent.judgement import FixedFilter, filter_of, judge_spending
+from node_agent.judgement import judge_spending
 from node_agent.ledger_files import export, heads, restore
+from node_agent.notes import RESTORED_NOTE
 from node_agent.policy import Policy, load_policy
 from node_agent.proposals import load
 from node_agent.raising import Outlook, approve, make_key, propose, record, vouch
 from node_agent.session.greeting import hello
-from node_agent.state import RESTORED_NOTE, State
+from node_agent.state import State
+from node_agent.status import status
 from node_agent.steward import Steward
 from privacy.filters import make_filter
 from privacy.heads import LimitInForce, signed_by
@@ -381,7 +383,7 @@ def test_a_raise_goes_on_from_what_the_coordinator_holds_where_that_is_less(
     hospital: Hospital,
 ) -> None:
     """An older agent followed its policy upwards; the coordinator never did."""
-    hospital.look(lambda state: state.keep_coordinator_limits({"patients": 4.0}))
+    hospital.look(lambda state: state.coordinator_limits.keep({"patients": 4.0}))
     hospital.write(20.0)
     assert hospital.propose().epsilon_limit_old == 4.0
     hospital.approve()
@@ -400,7 +402,7 @@ def test_an_account_with_entries_at_the_coordinator_alone_is_raised_too(
     with sqlite3.connect(hospital.folder.state_db) as database:
         for table in ("accounts", "entries"):
             database.execute(f"DELETE FROM {table}")  # noqa: S608
-    hospital.look(lambda state: state.keep_coordinator_limits({"patients": 4.0}))
+    hospital.look(lambda state: state.coordinator_limits.keep({"patients": 4.0}))
     hospital.raise_to(20.0)
     assert hospital.limit() == 20.0
     found = status(hospital.folder.root)["ledger"]
@@ -415,7 +417,7 @@ def test_the_first_entry_begins_no_higher_than_the_coordinators_chain(hospital: 
             database.execute(f"DELETE FROM {table}")  # noqa: S608
 
     def decide(state: State) -> Any:
-        state.keep_coordinator_limits({"patients": 4.0})
+        state.coordinator_limits.keep({"patients": 4.0})
         steward = Steward(hospital.folder)
         return Admission(NODE, state, steward, lambda: TASKS, 1 << 20).decide(order("b1"))
 
@@ -430,9 +432,9 @@ def test_a_raise_goes_on_from_no_more_than_was_last_announced(hospital: Hospital
     with sqlite3.connect(hospital.folder.state_db) as database:
         for table in ("accounts", "entries"):
             database.execute(f"DELETE FROM {table}")  # noqa: S608
-    hospital.look(lambda state: state.keep_coordinator_limits({"patients": 4.0}))
+    hospital.look(lambda state: state.coordinator_limits.keep({"patients": 4.0}))
     hospital.look(lambda state: state.lower("patients", 8.0, {}))
-    assert hospital.look(lambda state: state.coordinator_limit(ACCOUNT)) == 4.0
+    assert hospital.look(lambda state: state.coordinator_limits.of(ACCOUNT)) == 4.0
     hospital.look(lambda state: state.lower("patients", 2.0, {}))
     hospital.write(20.0)
     assert hospital.propose().epsilon_limit_old == 2.0
@@ -441,9 +443,9 @@ def test_a_raise_goes_on_from_no_more_than_was_last_announced(hospital: Hospital
 def test_nothing_is_raised_while_the_ledger_is_in_doubt(hospital: Hospital) -> None:
     """Restored and not caught up, or disputed."""
     hospital.write(20.0)
-    hospital.look(lambda state: state.set_note(RESTORED_NOTE, "yes"))
+    hospital.look(lambda state: state.notes.keep(RESTORED_NOTE, "yes"))
     assert refused(hospital.propose) == "LEDGER_CATCHING_UP"
-    hospital.look(lambda state: state.set_note(RESTORED_NOTE, ""))
+    hospital.look(lambda state: state.notes.keep(RESTORED_NOTE, ""))
     with sqlite3.connect(hospital.folder.state_db) as database:
         database.execute("INSERT INTO disputes VALUES (?, 1, 'x', 1.0)", (ACCOUNT,))
     assert refused(hospital.propose) == "LEDGER_DISPUTED"

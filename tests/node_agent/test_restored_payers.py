@@ -14,18 +14,19 @@ from certs.authority import Authority
 from certs.enrolment import new_ledger_key
 from feddp.cli.app import app
 from node_agent.admission import Reserved
-from node_agent.agent import status
 from node_agent.alerts import AlertsConfig
 from node_agent.conditions import _ledger as ledger_alerts
 from node_agent.config import Folder
+from node_agent.disputes import Dispute, left_out
 from node_agent.doctor.files import check_policy
 from node_agent.identity import load_identity
 from node_agent.leaving import leave
 from node_agent.ledger_files import export, restore, settle
+from node_agent.notes import RESTORED_NOTE
 from node_agent.own_ledger import KeptAccount
 from node_agent.payers import FROM_CHAIN, Payment
-from node_agent.state import RESTORED_NOTE, State
-from node_agent.witnessed import Dispute, left_out
+from node_agent.state import State
+from node_agent.status import status
 from privacy.entries import KINDS, Entry, append, sign
 from privacy.filters import make_filter
 from privacy.heads import head_of
@@ -124,7 +125,7 @@ def test_the_account_put_back_is_counted_and_the_dispute_ends(node: Node) -> Non
     assert read(node, "patients", entries) is not None
     declare(node.folder, HEART, CLINIC)
     assert read(node, "patients", entries) is None
-    assert node.state.witnessed.disputes() == []
+    assert node.state.disputes.all() == []
     order_units = FILTER.cost_units(order().release)
     assert posted(node).posted_units == 2 * order_units
     own = node.state.ledger.entries()
@@ -150,7 +151,7 @@ def test_a_dispute_for_want_of_the_account_is_not_settled_away(node: Node) -> No
     with pytest.raises(WrongPhase, match="put account patients back in policy") as caught:
         node.state.settle("patients")
     assert caught.value.reason == "ACCOUNT_LEFT_OUT"
-    assert [one.account for one in node.state.witnessed.disputes()] == [PATIENTS]
+    assert [one.account for one in node.state.disputes.all()] == [PATIENTS]
     assert node.refusal("heart", "others")[0] == "ACCOUNT_LEFT_OUT"
 
 
@@ -339,7 +340,7 @@ def test_the_agent_greets_again_at_once_when_a_data_set_turns_out_to_have_moved(
         assert isinstance(coordinator, WitnessingCoordinator)
         declare(folder.root, {**HEART, **OTHERS}, {**DATA_SET, **OTHERS, "name": "new"})
         state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
-        state.set_note(RESTORED_NOTE, "yes" if imported else "")
+        state.notes.keep(RESTORED_NOTE, "yes" if imported else "")
         coordinator.chain = chain(key=load_identity(folder.identity).ledger_key)
         with structlog.testing.capture_logs() as logs:
             async with RunningAgent(folder, worker):
@@ -350,7 +351,7 @@ def test_the_agent_greets_again_at_once_when_a_data_set_turns_out_to_have_moved(
                 assert said == [("heart", "DATA_SET_MOVED"), ("new", "")]
         moved = [one for one in logs if one["event"] == "data_set_moved"]
         assert [one["data_set"] for one in moved] == ["heart"]
-        assert state.note(RESTORED_NOTE) == ""
+        assert state.notes.read(RESTORED_NOTE) == ""
         state.close()
 
     play(tmp_path, scene, WitnessingCoordinator)
@@ -374,7 +375,7 @@ def test_the_agent_reads_who_paid_behind_a_dispute_and_on_when_the_account_is_ba
                 assert [one.data_set for one in state.payers.payments()] == ["heart", "clinic"]
                 await until(lambda: "ledger_disputed" in {one["event"] for one in logs})
                 declare(folder.root, HEART, CLINIC)
-                await until(lambda: not state.witnessed.disputes())
+                await until(lambda: not state.disputes.all())
                 await until(lambda: state.witnessed.head(PATIENTS).seq == 6)
         disputed = [one for one in logs if one["event"] == "ledger_disputed"]
         assert "put account patients back in policy.yaml" in disputed[0]["do"]

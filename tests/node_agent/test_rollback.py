@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from node_agent.notes import RESTORED_NOTE, ROLLED_BACK_NOTE
 from node_agent.rollback import Signed, from_wire, look
-from node_agent.state import RESTORED_NOTE, ROLLED_BACK_NOTE, State
+from node_agent.state import State
 from privacy.entries import append
 from privacy.filters import make_filter
 from privacy.heads import Head
@@ -49,7 +50,7 @@ def test_a_ledger_that_holds_what_it_signed_is_sound(state: State) -> None:
     """As after every session."""
     posted = release(state, "a2")
     assert look(state, NODE, PUBLIC, [Signed(None, (posted,))]) == ""
-    assert state.note(ROLLED_BACK_NOTE) == ""
+    assert state.notes.read(ROLLED_BACK_NOTE) == ""
 
 
 def test_a_post_that_is_missing_is_found(state: State, tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_what_this_node_has_not_signed_says_nothing(state: State, tmp_path: Path
 def test_a_copy_that_was_imported_is_not_asked(state: State, tmp_path: Path) -> None:
     """It reads what it lacks, and refuses orders until it has."""
     old, posted = older(state, tmp_path)
-    old.set_note(RESTORED_NOTE, "yes")
+    old.notes.keep(RESTORED_NOTE, "yes")
     assert look(old, NODE, PUBLIC, [Signed(None, (posted,))]) == ""
 
 

@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 
 from certs.authority import Authority
 from feddp.cli.app import app
-from node_agent.agent import status
 from node_agent.config import Folder
 from node_agent.identity import load_identity
 from node_agent.launchers.local import LocalWorker
 from node_agent.orders import Order
 from node_agent.session.training import outcome_after_s
 from node_agent.state import State
+from node_agent.status import status
 from node_agent.tasks.registry import initial_model, installed
 from privacy.heads import Head
 from privacy.ledger import signature_ok
@@ -366,7 +366,9 @@ def test_a_lower_limit_is_announced_and_kept_for_good(tmp_path: Path) -> None:
             await coordinator.heard("heartbeat")
         state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
         assert state.ledger.accounts()[0].epsilon_limit == 6.0
-        said = [state.coordinator_limit(f"{NODE}/{x}") for x in ("patients", "others", "x" * 64)]
+        said = [
+            state.coordinator_limits.of(f"{NODE}/{x}") for x in ("patients", "others", "x" * 64)
+        ]
         assert said == [8.0, None, None]
         state.close()
         (account,) = status(folder.root)["accounts"]

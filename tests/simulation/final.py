@@ -98,7 +98,7 @@ def _node_ledger(world: "World", checker: "Checker", node: "Node") -> None:
 
 def _nothing_held(checker: "Checker", node: "Node", ends: dict[str, str]) -> None:
     """A node that is there holds nothing of a job that has ended."""
-    for row in node.disk_.state.live():
+    for row in node.disk_.state.attempts.live():
         if isinstance(checker.shadows[row.order.job_id], Ended):
             attempt_id = row.order.attempt_id
             raise Broken("ledgers-agree", f"{node.name} still holds {attempt_id}: {row.state}")

@@ -114,7 +114,7 @@ class Checker:
     def data_opened(self, node: "Node", order: Order) -> None:
         """A worker reads the data now."""
         attempt_id, truth = order.attempt_id, self.truth
-        row = node.disk_.state.attempt(attempt_id)
+        row = node.disk_.state.attempts.find(attempt_id)
         chain = {(x.attempt_id, x.kind) for x in node.disk_.statements()}
         if row is None or (attempt_id, "reserve") not in chain:
             self.broken("reserved-first", f"{attempt_id} is opened and not reserved at its node")
@@ -133,7 +133,7 @@ class Checker:
 
     def bytes_leave(self, node: "Node", attempt_id: str, digest: str) -> None:
         """The first of an update's bytes go out, or go out again."""
-        row = node.disk_.state.attempt(attempt_id)
+        row = node.disk_.state.attempts.find(attempt_id)
         if row is None or row.outcome != "post":
             self.broken("booked-first", f"{attempt_id} leaves and is not posted at its node")
         if self.truth.attempt_of(digest) != attempt_id:
@@ -145,7 +145,7 @@ class Checker:
 
     def vanished(self, node: "Node", attempt_id: str, digest: str) -> None:
         """A node misses an update's bytes: only somebody else may have removed them."""
-        row = node.disk_.state.attempt(attempt_id)
+        row = node.disk_.state.attempts.find(attempt_id)
         if digest not in self.truth.spool_lost and row is not None and row.state == "spooled":
             self.broken("kept-until-acknowledged", f"{attempt_id} was dropped by its own node")
 
@@ -213,7 +213,7 @@ class Checker:
             if one.phase is NodePhase.JUDGING or self._seen_phases.get(key) is one.phase:
                 continue
             self._seen_phases[key] = one.phase
-            row = node.disk_.state.attempt(one.attempt_id)
+            row = node.disk_.state.attempts.find(one.attempt_id)
             if row is None:
                 self.broken("reserved-first", f"{one.attempt_id} is worked at and not reserved")
             if row.state not in _DISK_STATES[one.phase]:

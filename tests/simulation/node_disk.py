@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from node_agent.kept_attempts import AttemptRow
 from node_agent.orders import Order
 from node_agent.session import events as e
-from node_agent.state import AttemptRow, State
+from node_agent.session.recovery import resumed
+from node_agent.state import State
 from node_agent.tasks.registry import Purpose
 from privacy.filters import Filter
 from privacy.ledger import Statement
@@ -23,12 +25,13 @@ class NodeDisk:
         self._world, self.node = world, node
         self.state = State(Path(":memory:"), node, key)
         self.spool_files: dict[str, str] = {}
-        self.attempt, self.standing = self.state.attempt, self.state.standing
+        self.attempts, self.standing = self.state.attempts, self.state.standing
         self.signature, self.fixed_filter = self.state.signature, self.state.fixed_filter
-        self.note, self.witnessed = self.state.note, self.state.witnessed
+        self.notes, self.disputes = self.state.notes, self.state.disputes
+        self.witnessed = self.state.witnessed
         self.mandates, self.approvals = self.state.mandates, self.state.approvals
         self.accounts_kept, self.payers = self.state.accounts_kept, self.state.payers
-        self.limit_there = self.state.limit_there
+        self.coordinator_limits = self.state.coordinator_limits
 
     def reserve(
         self, order: Order, filter_: Filter, purpose: Purpose = "training", source: str = ""
@@ -67,26 +70,14 @@ class NodeDisk:
 
     def opened(self) -> list[str]:
         """Attempts that a crash left open."""
-        return [row.order.attempt_id for row in self.state.live() if row.state == "opened"]
+        return [row.order.attempt_id for row in self.state.attempts.live() if row.state == "opened"]
 
     def resumed(self) -> tuple[e.Resumed, ...]:
         """What the agent goes on with; the spool keeps nothing else."""
-        rows = self.state.live()
+        rows = self.state.attempts.live()
         kept = {row.update_digest for row in rows}
         self.spool_files = {k: v for k, v in self.spool_files.items() if k in kept}
-        return tuple(self._resumed(row) for row in rows)
-
-    def _resumed(self, row: AttemptRow) -> e.Resumed:
-        reserved = row.state == "reserved"
-        return e.Resumed(
-            order=row.order,
-            state="reserved" if reserved else "spooled" if row.update_digest else "no_update",
-            opened_at_s=row.opened_at_s,
-            tick_s=row.tick_s,
-            digest=row.update_digest,
-            accepted=self.state.signature(row.order, "reserve"),
-            signature=b"" if reserved else self.state.signature(row.order, "post"),
-        )
+        return tuple(resumed(row, self.state) for row in rows)
 
     def keep_update(self, attempt_id: str, digest: str) -> None:
         """An update's bytes are in the spool."""

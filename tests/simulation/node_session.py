@@ -1,10 +1,8 @@
 """What a node says first in a session, and how it follows the coordinator's ledger."""
 
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from node_agent.admission import Suspensions
-from node_agent.session.driver import Driver
+from node_agent.session.publication import Publication
 from privacy.ledger import LimitChange
 from privacy.wire import limit_to_wire
 from protos.errors import FeddpError
@@ -19,28 +17,19 @@ if TYPE_CHECKING:
 LOOK_AFTER_S = 1.0
 
 
-class Greeting(Driver):
-    """The driver's own greeting, and nothing of what is around it. People may act at any of its
-    steps: each reads the policy, or the ledger, anew."""
+class Greeting(Publication):
+    """The agent's own, whose steps people may act between: each reads the policy, or the ledger,
+    anew."""
 
     def __init__(self, node: "Node") -> None:
         self._node = node
-        self._parts: Any = SimpleNamespace(
-            state=node.disk_.state,
-            steward=self,
-            admission=node.admission,
-            tasks=self.installed,
-            unavailable=dict,
-        )
-        self._published: tuple[object, ...] = ()
-        self._raised: dict[str, int] = {}
-        self._suspended = Suspensions()
-        self._said: pb.Hello | None = None
+        steward: Any = self
+        super().__init__(node.disk_.state, steward, node.admission, self.installed, dict)
 
     def say(self, open_attempts: tuple[str, ...]) -> tuple[pb.Hello, dict[str, int]]:
         """The Hello, and the raises that the ledger had when it was begun."""
         disk = self._node.disk_
-        message, raises = self._hello(open_attempts), self._raised
+        message, raises = self.hello(open_attempts), self._raised
         self._node.world.checker.limits.announced(disk, message, raises)
         if raises and self._node.strike("raise_sent_again"):
             del message.limits[:]
@@ -51,11 +40,9 @@ class Greeting(Driver):
             )
         return message, raises
 
-    def is_outdated(self) -> bool:
+    def has_changed(self) -> bool:
         """Whether it is to be said again."""
-        if self._node.steward.stamp() != self._published:
-            return True
-        return self._standing() != (self._raised, self._suspended)
+        return self.is_outdated(self._node.steward.stamp(), self.circumstances(), None)
 
     # The steward's files
 

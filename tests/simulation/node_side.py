@@ -15,7 +15,7 @@ from node_agent.session import commands as c
 from node_agent.session import events as e
 from node_agent.session import link, machine
 from node_agent.session.attempts import Agent
-from node_agent.session.driver import _message
+from node_agent.session.messages import message_of
 from protos.errors import FeddpError
 from protos.feddp.v1 import federation_pb2 as pb
 from tests.simulation.hospital import TASKS, Steward
@@ -111,7 +111,7 @@ class Node(Process):
         while True:
             yield self.sleep(HEARTBEAT_S)
             self.dispatch(e.HeartbeatDue())
-            if self.agent.welcomed and self.greeting.is_outdated():
+            if self.agent.welcomed and self.greeting.has_changed():
                 self.dispatch(e.PolicyChanged())
 
     # Events in
@@ -169,7 +169,7 @@ class Node(Process):
         """Begin one command."""
         match command:
             case c.SendHeartbeat() | c.SendAccepted() | c.SendRefused() | c.SendNoUpdate():
-                self.say(_message(command))
+                self.say(message_of(command))
             case c.SendHello(open_attempts):
                 self.spawn(self._say_hello(open_attempts))
             case c.Reconnect():
@@ -221,7 +221,7 @@ class Node(Process):
 
     def _keep(self, limits: tuple[tuple[str, float], ...]) -> Work:
         """What the coordinator holds this node's accounts to."""
-        yield self.disk(lambda: self.disk_.state.keep_coordinator_limits(dict(limits)))
+        yield self.disk(lambda: self.disk_.state.coordinator_limits.keep(dict(limits)))
 
     def _judge(self, order: Order) -> Work:
         decision = yield self.disk(lambda: self.admission.decide(order))

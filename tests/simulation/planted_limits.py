@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from coordinator.rpc import greeting
-from node_agent import admission, judgement, raising
+from node_agent import account_filters, admission, judgement, raising
 from node_agent.own_ledger import OwnLedger
 from node_agent.session import greeting as said
 from privacy import limits
@@ -118,7 +118,7 @@ def restart_forgets_to_tell(node: Node) -> None:
 def counts_by_the_policy(world: World) -> None:
     """The number in the policy is enough for the node."""
 
-    made = judgement.filter_of
+    made = account_filters.filter_of
     for module in (admission, judgement):
         world.swap(
             module, "filter_of", lambda account, data_sets, *_: made(account, data_sets, None)
@@ -140,7 +140,7 @@ def _by_the_policy(world: World, *modules: Any) -> None:
     def bad(account: Any, data_sets: Any, *_: Any) -> Any:
         return made(account, data_sets, None)
 
-    made = judgement.filter_of
+    made = account_filters.filter_of
     for module in modules:
         world.swap(module, "filter_of", bad)
 

@@ -103,7 +103,7 @@ def sends_before_booking(node: Node) -> None:
     """The update leaves while its post is not on disk."""
 
     def bad(attempt_id: str, digest: str) -> bytes | None:
-        row = node.disk_.attempt(attempt_id)
+        row = node.disk_.attempts.find(attempt_id)
         return None if row is None else node.disk_.signature(row.order, "post")
 
     node.disk_.spool = bad  # type: ignore[method-assign]

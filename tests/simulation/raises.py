@@ -11,8 +11,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from node_agent import proposals, raising
+from node_agent.coordinator_limits import CoordinatorLimits
 from node_agent.proposals import Proposal
-from node_agent.state import State
 from protos.errors import FeddpError
 from tests.simulation.hospital import PEOPLE
 from tests.simulation.stores import Seam
@@ -56,7 +56,7 @@ class Desk:
             (raising, "Steward", lambda folder: self._world.nodes[folder.root.name].steward),
             (raising, "load_ledger_key", lambda file: PEOPLE[file.name]),
             (raising, "proposals", files),
-            (State, "forget_coordinator_limit", self._last_step(State.forget_coordinator_limit)),
+            (CoordinatorLimits, "forget", self._last_step(CoordinatorLimits.forget)),
         ]
 
     @contextlib.contextmanager
@@ -64,11 +64,13 @@ class Desk:
         node = self._world.nodes[path.name]
         yield raising._here(node.disk_.state, node.steward, node.name, account)
 
-    def _last_step(self, forget: Callable[[State, str], None]) -> Callable[[State, str], None]:
+    def _last_step(
+        self, forget: Callable[[CoordinatorLimits, str], None]
+    ) -> Callable[[CoordinatorLimits, str], None]:
         """The command may be killed in the middle of its transaction, with the raise written."""
 
-        def last_step(state: State, account: str) -> None:
-            forget(state, account)
+        def last_step(limits: CoordinatorLimits, account: str) -> None:
+            forget(limits, account)
             if self._world.nodes[account.partition("/")[0]].strike("raise_interrupted"):
                 raise Interrupted("before the commit")
 

@@ -14,7 +14,7 @@ from coordinator.rounds.live import job_to_json
 from coordinator.rounds.phases import Ended
 from coordinator.rpc import greeting as coordinator_greeting
 from coordinator.store.jobs import RUNNING, JobRecord
-from node_agent.session import driver, greeting
+from node_agent.session import greeting, publication
 from protos.content import digest_of
 from tests.simulation.coordinator_side import Coordinator
 from tests.simulation.coordinator_work import Model
@@ -112,7 +112,7 @@ class World:
             for seams in (coordinator.store.seams(), coordinator.seams(), self.desk.seams()):
                 for owner, name, new in seams:
                     self.swap(owner, name, new)
-            for module in (greeting, driver, coordinator_greeting):
+            for module in (greeting, publication, coordinator_greeting):
                 self.swap(module, "log", SILENT)
             if self._plant is not None:
                 self._plant(self)

@@ -1,0 +1,73 @@
+"""The folder of an agent that has joined: configuration and identity, and who works on it."""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from node_agent.config import AgentConfig, Folder, load_config
+from node_agent.identity import Identity, load_identity
+from protos.errors import Conflict, Malformed
+
+LOCK_TRIES: Final = 10
+LOCK_WAIT_S: Final = 0.1
+
+
+def read_folder(folder: Folder) -> tuple[AgentConfig, Identity]:
+    """Configuration and identity, which belong together.
+
+    Raises:
+        NotFound: NOT_JOINED.
+        Malformed: CONFIG_INVALID, IDENTITY_INVALID, IDENTITY_MISMATCH.
+    """
+    config, identity = load_config(folder), load_identity(folder.identity)
+    if (config.node, config.trust_domain) != (identity.node, identity.spiffe_id.trust_domain):
+        raise Malformed(
+            "IDENTITY_MISMATCH",
+            f"{folder.agent_yaml} is for node {config.node} of {config.trust_domain} and the "
+            f"certificate for {identity.spiffe_id}; restore the one that does not belong here",
+        )
+    return config, identity
+
+
+@contextlib.contextmanager
+def locked(folder: Folder) -> Iterator[None]:
+    """Hold the folder; the kernel lets go of it when the process ends, however it ends.
+
+    Raises:
+        Conflict: AGENT_RUNNING.
+    """
+    descriptor = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        for left in reversed(range(LOCK_TRIES)):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if left == 0:
+                    raise Conflict(
+                        "AGENT_RUNNING",
+                        f"an agent runs on {folder.root} already; stop it first, or use it",
+                    ) from None
+                # Someone may only be looking, as `status` does.
+                time.sleep(LOCK_WAIT_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(folder: Folder) -> bool:
+    """Whether an agent runs on the folder."""
+    try:
+        descriptor = os.open(folder.lock, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

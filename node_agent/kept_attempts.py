@@ -1,0 +1,213 @@
+"""Every attempt that ever came to this node, in `state.db`, and how far it is.
+
+It goes `reserved -> opened -> spooled | no_update -> closed`, or to `refused`, which is final: the
+node has signed that it never opened the data. `state.py` takes the steps, each with its ledger
+entry; here are the rows.
+"""
+
+import sqlite3
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, Literal
+
+from node_agent.orders import Order
+from node_agent.policy import ShareKind
+from protos.errors import invariant
+from protos.feddp.v1 import federation_pb2 as pb
+
+SCHEMA: Final = """
+CREATE TABLE attempts (
+    attempt_id TEXT PRIMARY KEY,
+    job_id TEXT NOT NULL,
+    account TEXT NOT NULL,
+    round INTEGER NOT NULL,
+    state TEXT NOT NULL
+        CHECK (state IN ('reserved', 'opened', 'spooled', 'no_update', 'closed', 'refused')),
+    wire BLOB NOT NULL,
+    units INTEGER NOT NULL,
+    project TEXT NOT NULL DEFAULT '',
+    purpose TEXT NOT NULL DEFAULT 'training',
+    opened_at_s REAL NOT NULL DEFAULT 0,
+    tick_s REAL NOT NULL DEFAULT 0,
+    update_digest TEXT NOT NULL DEFAULT '',
+    outcome TEXT NOT NULL DEFAULT '' CHECK (outcome IN ('', 'post', 'void')),
+    reason TEXT NOT NULL DEFAULT '',
+    message TEXT NOT NULL DEFAULT ''
+) STRICT;
+CREATE INDEX attempts_by_job ON attempts (job_id);
+CREATE INDEX attempts_by_state ON attempts (state);
+"""
+
+SHARES_ADDED: Final = """
+ALTER TABLE attempts ADD COLUMN project TEXT NOT NULL DEFAULT '';
+ALTER TABLE attempts ADD COLUMN purpose TEXT NOT NULL DEFAULT 'training';
+"""
+"""For a table that was made before limits of a purpose and a project."""
+
+_UNITS: Final = (
+    "SELECT coalesce(sum(units), 0) FROM attempts WHERE outcome != 'void' AND account = ?"
+)
+
+AttemptState = Literal["reserved", "opened", "spooled", "no_update", "closed", "refused"]
+
+LIVE: Final = ("reserved", "opened", "spooled", "no_update")
+
+Fate = Literal["UPDATE_ACKNOWLEDGED", "UPDATE_REJECTED", "UPDATE_WITHDRAWN", "UPDATE_VANISHED"]
+"""What became of a booked update: the coordinator said that it has it, or took none; or it was
+removed here, or its file was gone, before that."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """One attempt, as it stands.
+
+    Attributes:
+        opened_at_s: by the agent's clock; 0 before the data was opened.
+        tick_s: outcomes leave at multiples of it from the opening; 0 for at once.
+        update_digest: of the spooled update; empty for none.
+        outcome: how the node's ledger has booked it; empty while it is reserved or opened.
+        reason: why it was refused; of an attempt with an update what became of that, a `Fate`, or
+            empty where it is not known.
+    """
+
+    order: Order
+    state: AttemptState
+    units: int
+    opened_at_s: float
+    tick_s: float
+    update_digest: str
+    outcome: Literal["", "post", "void"]
+    reason: str
+    message: str
+
+
+class KeptAttempts:
+    """Within the caller's transaction, if there is one."""
+
+    def __init__(self, connection: sqlite3.Connection, node: str) -> None:
+        self._connection = connection
+        self._node = node
+
+    # Reading
+
+    def find(self, attempt_id: str) -> AttemptRow | None:
+        """One attempt; None if this node never heard of it."""
+        rows = self._rows("WHERE attempt_id = ?", attempt_id)
+        return rows[0] if rows else None
+
+    def orders_of(self, job_id: str) -> list[Order]:
+        """Every order of a job that came here, in the order of arrival."""
+        return [row.order for row in self._rows("WHERE job_id = ?", job_id)]
+
+    def all(self) -> list[AttemptRow]:
+        """Every attempt, in the order of arrival."""
+        return self._rows("")
+
+    def live(self) -> list[AttemptRow]:
+        """Attempts that the coordinator has not closed yet, in the order of arrival."""
+        return self._rows("WHERE state IN (?, ?, ?, ?)", *LIVE)
+
+    def opened(self) -> list[AttemptRow]:
+        """Attempts that have opened the data and have no outcome yet."""
+        return self._rows("WHERE state = 'opened'")
+
+    def pending_on(self, account: str) -> list[AttemptRow]:
+        """Attempts on "NODE/NAME" that are reserved or under way."""
+        return self._rows("WHERE state IN ('reserved', 'opened') AND account = ?", account)
+
+    def counts(self) -> dict[str, int]:
+        """Attempts by state."""
+        query = "SELECT state, count(*) FROM attempts GROUP BY state ORDER BY state"
+        return dict(self._connection.execute(query).fetchall())
+
+    def unresolved(self) -> int:
+        """How many attempts of all jobs are reserved or under way."""
+        return self._number("SELECT count(*) FROM attempts WHERE state IN ('reserved', 'opened')")
+
+    def others_unresolved(self, order: Order) -> int:
+        """How many other attempts of the order's job at its round are reserved or under way."""
+        return self._number(
+            "SELECT count(*) FROM attempts WHERE state IN ('reserved', 'opened')"
+            " AND job_id = ? AND round = ? AND attempt_id != ?",
+            order.job_id,
+            order.round,
+            order.attempt_id,
+        )
+
+    def round_of(self, job_id: str) -> int:
+        """The highest round that a job has worked at here; 0 for none."""
+        return self._number(
+            "SELECT coalesce(max(round), 0) FROM attempts WHERE job_id = ? AND outcome != 'void'",
+            job_id,
+        )
+
+    def job_units(self, job_id: str, account: str) -> int:
+        """Filter units, posted and reserved, of a job on "NODE/NAME"."""
+        return self._number(f"{_UNITS} AND job_id = ?", account, job_id)
+
+    def share_units(self, account: str, kind: ShareKind, name: str) -> int:
+        """Filter units, posted and reserved, of all jobs of a purpose or of a project.
+
+        Args:
+            account: without the node's name.
+        """
+        return self._number(f"{_UNITS} AND {kind} = ?", f"{self._node}/{account}", name)
+
+    # Writing
+
+    def add(self, order: Order, state: AttemptState, units: int, **more: str) -> None:
+        """A new attempt.
+
+        Args:
+            more: further columns.
+        """
+        values = {
+            "attempt_id": order.attempt_id,
+            "job_id": order.job_id,
+            "project": order.project,
+            "account": f"{self._node}/{order.account}",
+            "round": order.round,
+            "state": state,
+            "wire": order.wire,
+            "units": units,
+            **more,
+        }
+        columns, marks = ", ".join(values), ", ".join("?" * len(values))
+        query = f"INSERT INTO attempts ({columns}) VALUES ({marks})"  # noqa: S608
+        self._connection.execute(query, tuple(values.values()))
+
+    def change(self, attempt_id: str, **values: str | float) -> None:
+        """Set columns of an attempt that is there."""
+        columns = ", ".join(f"{name} = ?" for name in values)
+        query = f"UPDATE attempts SET {columns} WHERE attempt_id = ?"  # noqa: S608
+        changed = self._connection.execute(query, (*values.values(), attempt_id)).rowcount
+        invariant(changed == 1, f"attempt {attempt_id} is not in the state database")
+
+    def note_opening(self, attempt_id: str, opened_at_s: float, tick_s: float) -> bool:
+        """From reserved to opened; False if it is not reserved."""
+        query = (
+            "UPDATE attempts SET state = 'opened', opened_at_s = ?, tick_s = ?"
+            " WHERE attempt_id = ? AND state = 'reserved'"
+        )
+        return self._connection.execute(query, (opened_at_s, tick_s, attempt_id)).rowcount == 1
+
+    # Inside
+
+    def _number(self, query: str, *values: str | int) -> int:
+        return int(self._connection.execute(query, values).fetchone()[0])
+
+    def _rows(self, where: str, *values: str) -> list[AttemptRow]:
+        query = (
+            "SELECT wire, state, units, opened_at_s, tick_s, update_digest, outcome, reason,"  # noqa: S608
+            f" message FROM attempts {where} ORDER BY rowid"
+        )
+        return [
+            AttemptRow(_order(wire), *rest)
+            for wire, *rest in self._connection.execute(query, values)
+        ]
+
+
+@lru_cache(maxsize=64)
+def _order(wire: bytes) -> Order:
+    """A kept order; an attempt is read some times while it lasts."""
+    return Order.from_wire(pb.WorkOrder.FromString(wire))

@@ -1,0 +1,112 @@
+"""Takes a finished attempt's update to the coordinator, and keeps what became of it."""
+
+from collections.abc import Callable
+
+import structlog
+
+from node_agent.admission import Admission
+from node_agent.kept_attempts import AttemptRow, Fate
+from node_agent.session import commands as c
+from node_agent.session import events as e
+from node_agent.session.attempts import Attempt
+from node_agent.session.ledger_thread import LedgerThread
+from node_agent.spool import Spool
+from node_agent.state import State
+from node_agent.transfer import Transfers
+from protos.errors import FeddpError
+
+log = structlog.get_logger(__name__)
+
+
+class Delivery:
+    """Each update is on its way once at a time.
+
+    Args:
+        dispatch: takes the events that answer `UploadAndSubmit`.
+        find: an attempt that the coordinator has not closed.
+    """
+
+    def __init__(
+        self,
+        transfers: Transfers,
+        state: State,
+        ledger: LedgerThread,
+        admission: Admission,
+        spool: Spool,
+        *,
+        dispatch: Callable[[e.Event], None],
+        find: Callable[[str], Attempt | None],
+    ) -> None:
+        self._transfers = transfers
+        self._state = state
+        self._ledger = ledger
+        self._admission = admission
+        self._spool = spool
+        self._dispatch = dispatch
+        self._find = find
+        self._handing_in: set[str] = set()
+        self._fates: dict[str, Fate] = {}
+
+    def begins(self, attempt_id: str) -> bool:
+        """Whether an update is to be handed in now; False while it is on its way."""
+        if attempt_id in self._handing_in:
+            return False
+        self._handing_in.add(attempt_id)
+        return True
+
+    async def hand_in(self, command: c.UploadAndSubmit) -> None:
+        """Upload and submit an update for which `begins` was true."""
+        attempt_id = command.attempt_id
+        attempt = self._find(attempt_id)
+        try:
+            # It may be of while the agent was away, or of since the last look at the files.
+            withdrawn = attempt is not None and await self._ledger.run(
+                self._admission.is_withdrawn, attempt.order
+            )
+            if withdrawn:
+                await self.withdraw(attempt_id, command.digest)
+            await self._transfers.hand_in(
+                attempt_id, command.digest, command.signature, command.accepted
+            )
+        except FileNotFoundError:
+            # After a restart only the row tells that it was the policy that removed it.
+            row = await self._ledger.run(self._state.attempts.find, attempt_id)
+            if row is not None and row.reason == "UPDATE_WITHDRAWN":
+                log.info("update_withdrawn", attempt_id=attempt_id)
+            else:
+                log.error("update_vanished", attempt_id=attempt_id)
+                self._fates[attempt_id] = "UPDATE_VANISHED"
+            self._dispatch(e.UpdateVanished(attempt_id))
+        except FeddpError as error:
+            log.error(
+                "update_rejected", attempt_id=attempt_id, reason=error.reason, detail=error.message
+            )
+            self._fates[attempt_id] = "UPDATE_REJECTED"
+            self._dispatch(e.UpdateRejected(attempt_id))
+        else:
+            log.info("update_submitted", attempt_id=attempt_id)
+            self._fates[attempt_id] = "UPDATE_ACKNOWLEDGED"
+            self._dispatch(e.UpdateAcknowledged(attempt_id))
+        finally:
+            self._handing_in.discard(attempt_id)
+
+    async def withdraw(self, attempt_id: str, digest: str) -> None:
+        """Remove an update whose data set was withdrawn before it left."""
+        self._fates[attempt_id] = "UPDATE_WITHDRAWN"
+        await self._ledger.run(self._state.note_withdrawn, attempt_id)
+        await self._ledger.run(self._spool.drop_update, digest)
+
+    async def close(self, attempt_id: str, outcome: e.Outcome) -> None:
+        """Book what the coordinator booked, with what became of the update, which may go now."""
+        row = await self._ledger.soon(self._close_now, attempt_id, outcome)
+        if row is None:
+            log.warning("closed_attempt_unknown", attempt_id=attempt_id)
+        elif row.state == "opened" and outcome == "void":
+            log.error("void_of_opened_attempt", attempt_id=attempt_id)
+
+    def _close_now(self, attempt_id: str, outcome: e.Outcome) -> AttemptRow | None:
+        fate = self._fates.pop(attempt_id, None)
+        row = self._state.close_attempt(attempt_id, outcome, fate)
+        if row is not None and row.update_digest:
+            self._spool.drop_update(row.update_digest)
+        return row

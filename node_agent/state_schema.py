@@ -1,0 +1,65 @@
+"""All tables of `state.db`, each written beside its class, and what brings an older one to them."""
+
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from node_agent.approvals import SCHEMA as APPROVALS_SCHEMA
+from node_agent.disputes import SCHEMA as DISPUTES_SCHEMA
+from node_agent.job_mandates import SCHEMA as MANDATES_SCHEMA
+from node_agent.kept_attempts import SCHEMA as ATTEMPTS_SCHEMA
+from node_agent.kept_attempts import SHARES_ADDED, KeptAttempts
+from node_agent.notes import SCHEMA as NOTES_SCHEMA
+from node_agent.notes import Notes
+from node_agent.own_ledger import RAISES_SCHEMA
+from node_agent.own_ledger import SCHEMA as LEDGER_SCHEMA
+from node_agent.payers import SCHEMA as PAYERS_SCHEMA
+from node_agent.payers import TAKEN_OVER
+from node_agent.witnessed import SCHEMA as WITNESS_SCHEMA
+from protos.errors import Malformed
+
+SCHEMA_VERSION: Final = 5
+"""2 since the coordinator's ledger is followed, 3 since a limit is raised by an entry, 4 since it
+is kept which account each data set has paid from, 5 since orders are signed."""
+
+_FOLLOWED: Final = f"{WITNESS_SCHEMA}{DISPUTES_SCHEMA}"
+_ASKED: Final = f"{MANDATES_SCHEMA}{APPROVALS_SCHEMA}"
+
+_STEPS: Final = {
+    0: f"{NOTES_SCHEMA}{ATTEMPTS_SCHEMA}{LEDGER_SCHEMA}{_FOLLOWED}{RAISES_SCHEMA}{PAYERS_SCHEMA}"
+    f"{_ASKED}",
+    1: f"{SHARES_ADDED}{_FOLLOWED}{RAISES_SCHEMA}{PAYERS_SCHEMA}{TAKEN_OVER}{_ASKED}",
+    2: f"{RAISES_SCHEMA}{PAYERS_SCHEMA}{TAKEN_OVER}{_ASKED}",
+    3: f"{PAYERS_SCHEMA}{TAKEN_OVER}{_ASKED}",
+    4: _ASKED,
+}
+"""What brings a database of each older version to this one."""
+
+
+def prepare(connection: sqlite3.Connection, path: Path, node: str) -> None:
+    """Bring a database to this version, an empty one too.
+
+    Raises:
+        Malformed: STATE_NEWER, STATE_OF_ANOTHER_NODE.
+    """
+    notes, attempts = Notes(connection), KeptAttempts(connection, node)
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        raise Malformed(
+            "STATE_NEWER",
+            f"{path} was written by a newer agent (schema {version}); upgrade this one",
+        )
+    if version < SCHEMA_VERSION:
+        script = f"{_STEPS[version]}PRAGMA user_version = {SCHEMA_VERSION};"
+        connection.executescript(f"BEGIN IMMEDIATE;{script}COMMIT;")
+    if version == 1:
+        for row in attempts.all():
+            attempts.change(row.order.attempt_id, project=row.order.project)
+    if version == 0:
+        notes.keep("node", node)
+    if notes.read("node") != node:
+        raise Malformed(
+            "STATE_OF_ANOTHER_NODE",
+            f"{path} is the ledger of node {notes.read('node')}, not of {node}; "
+            "restore the folder from its own backup",
+        )

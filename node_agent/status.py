@@ -1,0 +1,248 @@
+"""How the agent of a folder stands: told from its files, whether it runs or not."""
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from node_agent.account_filters import filter_of, not_raised
+from node_agent.config import Folder
+from node_agent.datasets import DataSetSpec
+from node_agent.headers import WrongHeader, check_header
+from node_agent.identity import Identity
+from node_agent.installation import is_locked, read_folder
+from node_agent.notes import CONNECTED_NOTE, REFUSED_NOTE, ROLLED_BACK_NOTE
+from node_agent.overlaps import overlaps
+from node_agent.own_ledger import KeptAccount
+from node_agent.payers import require_kept
+from node_agent.policy import AccountPolicy, above_limit
+from node_agent.share_balances import balances_within
+from node_agent.state import State, ledger_missing
+from node_agent.steward import Rules, Steward, in_force, unknown_names
+from node_agent.tasks.registry import installed
+from privacy.ledger import verify
+from privacy.stages import stage_of
+from protos.errors import FeddpError
+
+
+def status(path: Path) -> dict[str, Any]:
+    """How the agent of a folder stands, whether it runs or not; JSON-ready.
+
+    Raises:
+        NotFound: NOT_JOINED.
+        Malformed: CONFIG_INVALID, IDENTITY_INVALID.
+    """
+    folder = Folder(path.absolute())
+    config, identity = read_folder(folder)
+    running = is_locked(folder)
+    answer: dict[str, Any] = {
+        "node": identity.node,
+        "node_class": config.node_class,
+        "coordinator": config.coordinator,
+        "enrollment": config.enrollment,
+        "certificate_expires_at": identity.expires_at.timestamp(),
+        "certificate_renews_at": identity.renews_at.timestamp(),
+        "running": running,
+        "connected": False,
+        "connected_since": None,
+        "refused": None,
+        "rules": {"ok": True, "message": ""},
+        "installed_tasks": sorted(f"{i.name}@{i.content_hash}" for i in installed().values()),
+        "data_sets": [],
+        "shares_failure_class": False,
+        "overlaps": [],
+        "accounts": [],
+        "attempts": {},
+        "ledger": {
+            "verified": True,
+            "entries": 0,
+            "problems": [],
+            "disputes": [],
+            "rolled_back": "",
+            "missing": "",
+        },
+    }
+    rules = None
+    try:
+        rules = Steward(folder).rules()
+        answer["data_sets"] = [_data_set(spec, rules) for spec in rules.data_sets]
+        answer["shares_failure_class"] = rules.policy.share_failure_class
+        answer["overlaps"] = [
+            {"data_sets": list(one.data_sets), "warning": one.is_warning, "message": one.said()}
+            for one in overlaps(rules.data_sets)
+        ]
+        if slip := unknown_names(rules):
+            answer["rules"] = {"ok": False, "message": f"{slip}. The rest is in force"}
+    except FeddpError as error:
+        message = f"{error.message}. {in_force(folder, running=running)}"
+        answer["rules"] = {"ok": False, "message": message}
+    kept: list[KeptAccount] = []
+    raises: dict[str, tuple[int, int]] = {}
+    guarantees: dict[str, float] = {}
+    shares: dict[str, list[dict[str, Any]]] = {}
+    if folder.state_db.exists():
+        state = State(folder.state_db, identity.node, identity.ledger_key)
+        try:
+            kept = state.ledger.accounts()
+            answer["rules"] = _kept(rules, state) or answer["rules"]
+            for spec, one in zip(
+                rules.data_sets if rules else (), answer["data_sets"], strict=True
+            ):
+                one["message"] = state.payers.moved(spec) or one["message"]
+            raises = _raises(state)
+            guarantees = {one.account: state.epsilon_guarantee(one) for one in kept}
+            shares = balances_within(state, rules, kept)
+            since = state.notes.read(CONNECTED_NOTE)
+            refused = state.notes.read(REFUSED_NOTE)
+            answer["refused"] = json.loads(refused) if refused else None
+            answer["attempts"] = state.attempts.counts()
+            answer["ledger"] = _verified(state, kept, identity)
+            answer["ledger"]["rolled_back"] = state.notes.read(ROLLED_BACK_NOTE)
+            if running and since:
+                answer |= {"connected": True, "connected_since": float(since)}
+        except sqlite3.DatabaseError:
+            answer["ledger"] = {
+                "verified": False,
+                "entries": 0,
+                "problems": [f"{folder.state_db} cannot be read"],
+                "disputes": [],
+                "rolled_back": "",
+            }
+        finally:
+            state.close()
+        answer["ledger"]["missing"] = ""
+    else:
+        answer["ledger"] |= {"verified": False, "missing": ledger_missing(folder).message}
+    answer["accounts"] = [
+        one | {"shares": shares.get(one["name"], [])}
+        for one in _accounts(identity.node, rules, kept, raises, guarantees)
+    ]
+    answer["files_in_order"] = answer["rules"]["ok"] and not any(
+        one["message"] for one in answer["data_sets"] + answer["accounts"]
+    )
+    ledger = answer["ledger"]
+    sound = ledger["verified"] and not ledger["disputes"] and not ledger["rolled_back"]
+    answer["in_order"] = answer["files_in_order"] and sound and answer["refused"] is None
+    return answer
+
+
+def _kept(rules: Rules | None, state: State) -> dict[str, Any] | None:
+    """What is wrong with a policy that leaves an account out."""
+    try:
+        if rules is not None:
+            require_kept(rules.policy, state.accounts_kept())
+    except FeddpError as error:
+        return {"ok": False, "message": error.message}
+    return None
+
+
+def _data_set(spec: DataSetSpec, rules: Rules) -> dict[str, Any]:
+    message = ""
+    try:
+        check_header(spec)
+    except WrongHeader as error:
+        message = str(error)
+    return {
+        "name": spec.name,
+        "account": spec.account,
+        "declared_n": spec.declared_n,
+        "version": spec.version,
+        "tasks": sorted(rules.policy.tasks_on(spec.name)),
+        "withdrawn": spec.name in rules.policy.withdrawn,
+        "message": message,
+    }
+
+
+def _verified(state: State, kept: list[KeptAccount], identity: Identity) -> dict[str, Any]:
+    entries = state.ledger.entries()
+    filters = {one.account: one.filter(one.epsilon_limit_highest) for one in kept}
+    found = verify(entries, filters, {identity.node: identity.ledger_public_key})
+    problems = [f"{one.account} entry {one.seq}: {one.text}" for one in found.problems]
+    for one in kept:
+        balance = found.balances.get(one.account)
+        if found.ok and balance is not None and balance.posted_units != one.posted_units:
+            problems.append(f"{one.account}: the balance kept is not what its entries add up to")
+    heads = {name: {"seq": seq, "hash": digest} for name, (seq, digest) in found.heads.items()}
+    return {
+        "verified": not problems,
+        "entries": len(entries),
+        "problems": problems,
+        "heads": heads,
+        "disputes": [{**asdict(one), "do": one.advice} for one in state.disputes.all()],
+    }
+
+
+def _raises(state: State) -> dict[str, tuple[int, int]]:
+    """account -> how many raises it has, and how many of them the coordinator's chain lacks."""
+    unseen = Counter(change.account for change, _ in state.ledger.unseen_raises())
+    return {name: (count, unseen[name]) for name, count in state.ledger.raise_counts().items()}
+
+
+def _accounts(
+    node: str,
+    rules: Rules | None,
+    kept: list[KeptAccount],
+    raises: Mapping[str, tuple[int, int]],
+    guarantees: Mapping[str, float],
+) -> list[dict[str, Any]]:
+    """Accounts of the policy and of the ledger; figures at the limit that is in force."""
+    by_name = {one.account.removeprefix(f"{node}/"): one for one in kept}
+    policies = {one.name: one for one in rules.policy.accounts} if rules else {}
+    return [
+        _account(
+            name, policies.get(name), by_name.get(name), rules, guarantees.get(f"{node}/{name}")
+        )
+        | dict(zip(("raises", "raises_unseen"), raises.get(f"{node}/{name}", (0, 0)), strict=True))
+        for name in sorted({*by_name, *policies})
+    ]
+
+
+def _account(
+    name: str,
+    policy: AccountPolicy | None,
+    kept: KeptAccount | None,
+    rules: Rules | None,
+    highest: float | None,
+) -> dict[str, Any]:
+    """One account.
+
+    Args:
+        highest: the highest limit that was ever in force; None for an account without entries.
+    """
+    answer: dict[str, Any] = {"name": name, "message": "", "not_raised": ""}
+    if policy is not None and kept is not None:
+        answer["not_raised"] = not_raised(policy, kept.fixed)
+    try:
+        if policy is not None and rules is not None:
+            filter_ = filter_of(policy, rules.data_sets, kept.fixed if kept else None)
+        elif kept is not None:
+            filter_ = kept.filter(kept.epsilon_limit)
+        else:
+            return answer
+    except FeddpError as error:
+        answer["message"] = error.message
+        if kept is None:
+            return answer
+        filter_ = kept.filter(kept.epsilon_limit)
+    posted = kept.posted_units if kept else 0
+    guarantee = kept.guarantee if kept else True
+    spent = filter_.epsilon_of(posted)
+    limit, units = filter_.epsilon_limit, filter_.limit_units
+    return answer | {
+        "shares_above": above_limit(policy, limit) if policy is not None else "",
+        "filter": filter_.kind,
+        "rdp_order": filter_.order,
+        "delta": filter_.delta,
+        "epsilon_limit": filter_.epsilon_limit,
+        "epsilon_start": filter_.epsilon_start,
+        "epsilon_spent": spent if guarantee else None,
+        "epsilon_remaining": max(0.0, filter_.epsilon_limit - spent) if guarantee else None,
+        "epsilon_guarantee": max(limit, highest or limit) if guarantee else None,
+        "guarantee": guarantee,
+        "stage": stage_of(posted, posted, units, spent if guarantee else None, limit),
+        "posted_units": posted,
+        "limit_units": filter_.limit_units,
+    }

@@ -39,6 +39,7 @@ class Identities:
         self._quarantined: dict[str, str] = {}
         self._revoked: set[str] = set()
         self._reloading = asyncio.Lock()
+        self._used_at_s: dict[str, float] = {}
         self.known = 0
 
     async def reload(self) -> None:
@@ -100,7 +101,13 @@ class Identities:
         user = self._users.get(identity.name)
         if identity.kind != "user" or user is None:
             raise NotAllowed("USER_UNKNOWN", f"{identity} has no role at this coordinator")
+        self._used_at_s[user.name] = time.time()
         return Caller(user.name, user.roles, project=user.project)
+
+    def take_used(self) -> dict[str, float]:
+        """When each person called last who has called since this was asked last."""
+        used, self._used_at_s = self._used_at_s, {}
+        return used
 
     def generation(self, peer: Peer) -> int:
         """Which of its identity's certificates this is; 0 for one that is not registered."""

@@ -3,13 +3,14 @@
 import ipaddress
 import os
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
 
-from certs.authority import Authority
+from certs.authority import PERSON_LIFETIME, Authority
 from certs.enrolment import key_digest, new_key, private_pem, save_private_key
+from certs.profile_folder import NEXT_KEY, adopt, describe, waiting_key
 from certs.spiffe import SpiffeId, check_trust_domain
 from coordinator import server_certificate
 from coordinator.config_sections import postgresql_url
@@ -21,7 +22,6 @@ from protos.errors import Conflict, Malformed, NotFound
 CONFIG_FILE = "coordinator.yaml"
 OPERATOR = "operator"
 OPERATOR_ROLES = frozenset({"operator", "engineer", "privacy-officer"})
-PERSON_LIFETIME = timedelta(days=365)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,16 +175,14 @@ def reissue_operator(folder: Path) -> Path:
     finally:
         database.close()
     # As in a renewal: a reader finds a pair that works.
-    write_durable(profile / "next.pem", private_pem(key))
-    write_durable(profile / "bundle.pem", authority.trust_bundle)
-    write_durable(profile / "chain.pem", issued.chain_pem)
-    (profile / "next.pem").replace(profile / "key.pem")
+    write_durable(profile / NEXT_KEY, private_pem(key))
+    adopt(profile, issued.chain_pem, authority.trust_bundle)
     return profile
 
 
 def _issue_operator(folder: Path, authority: Authority, database: Database, address: str) -> Path:
     folder.mkdir(mode=0o700)
-    key = new_key()
+    key = waiting_key(folder)
     issued = authority.issue(
         key.public_key(),
         SpiffeId(authority.trust_domain, "user", OPERATOR),
@@ -195,9 +193,6 @@ def _issue_operator(folder: Path, authority: Authority, database: Database, addr
     database.write_now(lambda connection: certificates.add(connection, issued, digest))
     user = people.User(OPERATOR, OPERATOR_ROLES, "default")
     database.write_now(lambda connection: people.add_user(connection, user))
-    write_durable(folder / "key.pem", private_pem(key))
-    write_durable(folder / "chain.pem", issued.chain_pem)
-    write_durable(folder / "bundle.pem", authority.trust_bundle)
-    described = yaml.safe_dump({"address": address, "name": OPERATOR})
-    write_durable(folder / "profile.yaml", described.encode())
+    describe(folder, address, OPERATOR)
+    adopt(folder, issued.chain_pem, authority.trust_bundle)
     return folder

@@ -13,7 +13,7 @@ with Client(Profile.load(Path("installation/operator"))) as client:
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -27,7 +27,7 @@ from feddp.profile import Profile
 from feddp.signing import Caps, Work, load_key, mandate_for, mandate_to_resume
 from feddp.transfer import download, upload
 from protos.errors import Malformed, NotFound, Unavailable
-from protos.feddp.v1 import budgets_pb2, jobs_pb2, models_pb2, nodes_pb2
+from protos.feddp.v1 import budgets_pb2, jobs_pb2, models_pb2, nodes_pb2, users_pb2
 from protos.feddp.v1.budgets_pb2 import BudgetAccount
 from protos.feddp.v1.budgets_pb2_grpc import BudgetsStub
 from protos.feddp.v1.jobs_pb2 import Job
@@ -38,6 +38,8 @@ from protos.feddp.v1.models_pb2_grpc import ModelsStub
 from protos.feddp.v1.nodes_pb2 import CreateTokenResponse, Node
 from protos.feddp.v1.nodes_pb2_grpc import NodesStub
 from protos.feddp.v1.transfer_pb2_grpc import TransferStub
+from protos.feddp.v1.users_pb2 import InviteUserResponse, User
+from protos.feddp.v1.users_pb2_grpc import UsersStub
 from protos.status import from_rpc
 
 ENDED = frozenset({"converged", "completed", "budget_exhausted", "failed", "cancelled"})
@@ -107,6 +109,7 @@ class Client:
         self._channel = grpc.secure_channel(profile.address, credentials, options=_OPTIONS)
         self._jobs = JobsStub(self._channel)
         self._nodes = NodesStub(self._channel)
+        self._users = UsersStub(self._channel)
         self._models = ModelsStub(self._channel)
         self._budgets = BudgetsStub(self._channel)
         self._transfer = TransferStub(self._channel)
@@ -373,6 +376,32 @@ class Client:
             request = nodes_pb2.RevokeNodeRequest(node=name)
             node: Node = self._nodes.RevokeNode(request, timeout=CALL_TIMEOUT_S).node
         return node
+
+    def invite_user(
+        self, user: str, roles: Iterable[str], ttl_s: int = 86400
+    ) -> InviteUserResponse:
+        """A token with which one person joins; an earlier unused one of theirs is void from now on.
+
+        Args:
+            roles: of "operator", "engineer" and "privacy-officer", at least one.
+        """
+        request = users_pb2.InviteUserRequest(user=user, roles=roles, ttl_s=ttl_s)
+        with self._errors():
+            answer: InviteUserResponse = self._users.InviteUser(request, timeout=CALL_TIMEOUT_S)
+        return answer
+
+    def users(self) -> list[User]:
+        """Everybody who was ever invited, or came with the installation, by name."""
+        with self._errors():
+            answer = self._users.ListUsers(users_pb2.ListUsersRequest(), timeout=CALL_TIMEOUT_S)
+        return list(answer.users)
+
+    def revoke_user(self, user: str) -> User:
+        """Revoke every certificate of a person for good, and their invitation."""
+        with self._errors():
+            request = users_pb2.RevokeUserRequest(user=user)
+            revoked: User = self._users.RevokeUser(request, timeout=CALL_TIMEOUT_S).user
+        return revoked
 
     def models(self, job_id: str = "") -> list[Model]:
         """Every model, or those of one job."""

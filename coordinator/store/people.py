@@ -5,8 +5,16 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, false, func, select, update
 
+from certs.tokens import of_other_kind
 from coordinator.store.engines import insert
-from coordinator.store.schema import certificates, nodes, quarantines, tokens, users
+from coordinator.store.schema import (
+    certificates,
+    invitations,
+    nodes,
+    quarantines,
+    tokens,
+    users,
+)
 from protos.errors import Conflict, NotAllowed, NotFound, Unauthenticated
 from protos.feddp.v1 import federation_pb2 as federation
 
@@ -163,6 +171,7 @@ def redeem(connection: Connection, secret_hash: str, key_digest: str, now_s: flo
     Raises:
         Unauthenticated: TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED.
         NotAllowed: NODE_DISABLED, JOIN_REJECTED.
+        Malformed: TOKEN_FOR_PERSON.
     """
     won = connection.execute(
         update(tokens)
@@ -187,6 +196,9 @@ def redeem(connection: Connection, secret_hash: str, key_digest: str, now_s: flo
     ).one_or_none()
     again = "ask the coordinator's operator for a new one: `feddp node token NAME`"
     if row is None:
+        of_a_person = select(invitations.c.name).where(invitations.c.secret_hash == secret_hash)
+        if connection.execute(of_a_person).one_or_none() is not None:
+            raise of_other_kind("user")
         raise Unauthenticated("TOKEN_INVALID", f"the coordinator does not know this token; {again}")
     if row.status == "disabled":
         raise NotAllowed("NODE_DISABLED", f"node {row.node} is disabled at the coordinator")
@@ -284,8 +296,7 @@ def add_user(connection: Connection, user: User) -> None:
 
 
 def all_users(connection: Connection) -> dict[str, User]:
-    """Every user, by name."""
-    return {
-        row.name: User(row.name, frozenset(row.roles.split(",")), row.project)
-        for row in connection.execute(select(users))
-    }
+    """Everybody who has joined, by name, those whose certificates were revoked included."""
+    # These columns, so that a database can be looked into before it is upgraded.
+    found = connection.execute(select(users.c.name, users.c.roles, users.c.project))
+    return {row.name: User(row.name, frozenset(row.roles.split(",")), row.project) for row in found}

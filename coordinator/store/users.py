@@ -109,7 +109,6 @@ def redeem(connection: Connection, secret_hash: str, key_digest: str, now_s: flo
         .where(
             invitations.c.secret_hash == secret_hash,
             invitations.c.redeemed_by == "",
-            invitations.c.withdrawn.is_(False),
             invitations.c.expires_at > now_s,
         )
         .values(redeemed_by=key_digest, redeemed_at=now_s)

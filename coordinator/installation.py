@@ -14,7 +14,7 @@ from certs.profile_folder import NEXT_KEY, adopt, describe, waiting_key
 from certs.spiffe import SpiffeId, check_trust_domain
 from coordinator import server_certificate
 from coordinator.config_sections import postgresql_url
-from coordinator.store import certificates, people
+from coordinator.store import certificates, users
 from coordinator.store.database import Database
 from protos.content import write_durable
 from protos.errors import Conflict, Malformed, NotFound
@@ -119,7 +119,7 @@ def _empty_database(url: str) -> Database:
     except ValueError as error:
         raise Malformed("DATABASE_URL_INVALID", f"the database's address: {error}") from None
     database.migrate()
-    if database.read_now(people.all_users):
+    if database.read_now(users.all_users):
         database.close()
         raise Conflict(
             "ALREADY_INITIALISED",
@@ -162,7 +162,7 @@ def reissue_operator(folder: Path) -> Path:
     )
     profile, key = folder / "operator", new_key()
     try:
-        if OPERATOR not in database.read_now(people.all_users):
+        if OPERATOR not in database.read_now(users.all_users):
             raise NotFound("USER_UNKNOWN", f"there is no user {OPERATOR} in {folder}'s database")
         issued = authority.issue(
             key.public_key(),
@@ -191,8 +191,8 @@ def _issue_operator(folder: Path, authority: Authority, database: Database, addr
     )
     digest = key_digest(key.public_key())
     database.write_now(lambda connection: certificates.add(connection, issued, digest))
-    user = people.User(OPERATOR, OPERATOR_ROLES, "default")
-    database.write_now(lambda connection: people.add_user(connection, user))
+    user = users.User(OPERATOR, OPERATOR_ROLES, "default")
+    database.write_now(lambda connection: users.add_user(connection, user))
     describe(folder, address, OPERATOR)
     adopt(folder, issued.chain_pem, authority.trust_bundle)
     return folder

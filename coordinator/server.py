@@ -240,7 +240,7 @@ class Coordinator:
 
     def _database_answers(self) -> bool:
         try:
-            self.database.read_now(people.all_users)
+            self.database.read_now(users.all_users)
         except Exception:  # noqa: BLE001 - whatever it is, the answer is no
             return False
         return True

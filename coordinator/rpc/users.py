@@ -22,7 +22,7 @@ from coordinator.keys import nearest
 from coordinator.rpc.gate import Context, caller
 from coordinator.store import certificates, users
 from coordinator.store.database import Database
-from coordinator.store.people import User
+from coordinator.store.users import User
 from protos.errors import Malformed
 from protos.feddp.v1 import users_pb2 as pb
 from protos.feddp.v1 import users_pb2_grpc as pb_grpc

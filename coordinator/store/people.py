@@ -1,4 +1,4 @@
-"""Nodes, users and tokens."""
+"""Nodes and their tokens; people are in `users`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,6 @@ from coordinator.store.schema import (
     nodes,
     quarantines,
     tokens,
-    users,
 )
 from protos.errors import Conflict, NotAllowed, NotFound, Unauthenticated
 from protos.feddp.v1 import federation_pb2 as federation
@@ -40,15 +39,6 @@ class NodeRecord:
     ledger_public_key: bytes
     last_seen_at: float
     hello: federation.Hello
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """A person or program that calls for people's rpcs."""
-
-    name: str
-    roles: frozenset[str]
-    project: str
 
 
 def _node(row: Row[Any]) -> NodeRecord:
@@ -284,19 +274,3 @@ def keep_seen(connection: Connection, seen_at_s: dict[str, float]) -> None:
 _SEEN = (
     update(nodes).where(nodes.c.name == bindparam("node")).values(last_seen_at=bindparam("at_s"))
 )
-
-
-def add_user(connection: Connection, user: User) -> None:
-    """Register a user."""
-    connection.execute(
-        users.insert().values(
-            name=user.name, roles=",".join(sorted(user.roles)), project=user.project
-        )
-    )
-
-
-def all_users(connection: Connection) -> dict[str, User]:
-    """Everybody who has joined, by name, those whose certificates were revoked included."""
-    # These columns, so that a database can be looked into before it is upgraded.
-    found = connection.execute(select(users.c.name, users.c.roles, users.c.project))
-    return {row.name: User(row.name, frozenset(row.roles.split(",")), row.project) for row in found}

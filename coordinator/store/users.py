@@ -11,7 +11,7 @@ from certs.tokens import of_other_kind
 from coordinator.keys import nearest
 from coordinator.store import certificates
 from coordinator.store.engines import insert
-from coordinator.store.people import REPLY_LOST_S, User
+from coordinator.store.people import REPLY_LOST_S
 from coordinator.store.schema import invitations, tokens, users
 from protos.errors import Conflict, NotFound, Unauthenticated, WrongPhase
 
@@ -20,6 +20,29 @@ OPERATOR = "operator"
 Status = Literal["invited", "joined", "revoked"]
 
 _AGAIN = "ask the coordinator's operator for a new invitation: `feddp user invite NAME`"
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A person or program that calls for people's rpcs."""
+
+    name: str
+    roles: frozenset[str]
+    project: str
+
+
+def add_user(connection: Connection, user: User) -> None:
+    """Register a user."""
+    connection.execute(
+        users.insert().values(name=user.name, roles=_joined(user.roles), project=user.project)
+    )
+
+
+def all_users(connection: Connection) -> dict[str, User]:
+    """Everybody who has joined, by name, those whose certificates were revoked included."""
+    # These columns, so that a database can be looked into before it is upgraded.
+    found = connection.execute(select(users.c.name, users.c.roles, users.c.project))
+    return {row.name: User(row.name, _split(row.roles), row.project) for row in found}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,9 @@ from certs.spiffe import SpiffeId
 from coordinator.rpc.users import Joined, join_user
 from coordinator.store import certificates, people, users
 from coordinator.store.database import Database
-from coordinator.store.people import REPLY_LOST_S, User
+from coordinator.store.people import REPLY_LOST_S
 from coordinator.store.upgrade import alembic_config
+from coordinator.store.users import User
 from protos.errors import FeddpError
 from tests.coordinator.store_conformance.samples import NODE, PUBLIC
 
@@ -119,7 +120,7 @@ def test_a_hundred_redemptions_at_once_give_exactly_one_certificate(office: Offi
         found = Counter(pool.map(lambda csr: reason(lambda: office.redeem("secret", csr)), csrs))
     assert found == {"": 1, "TOKEN_USED": 99}
     assert office.certificates_of("ana") == [False]
-    ana = office.database.read_now(people.all_users)["ana"]
+    ana = office.database.read_now(users.all_users)["ana"]
     assert ana == User("ana", frozenset({"engineer", "privacy-officer"}), "default")
 
 
@@ -164,7 +165,7 @@ def test_tokens_that_let_nobody_in_are_told_apart(
     )
     assert reason(lambda: office.redeem(secret, after_s=after_s)) == told
     assert office.certificates_of("ana") == []
-    assert "ana" not in office.database.read_now(people.all_users)
+    assert "ana" not in office.database.read_now(users.all_users)
 
 
 def test_a_persons_token_lets_no_node_in(office: Office) -> None:
@@ -244,7 +245,7 @@ def test_whose_certificate_has_ended_is_invited_again(office: Office) -> None:
     assert office.standing("ana", after_s).status == "joined"
     office.invite("ana", "t", "operator", after_s=after_s)
     assert office.standing("ana", after_s).status == "invited"
-    assert office.database.read_now(people.all_users)["ana"].roles == {"engineer"}
+    assert office.database.read_now(users.all_users)["ana"].roles == {"engineer"}
     office.redeem("t", after_s=after_s)
     assert office.standing("ana", after_s).is_operator(NOW_S + after_s)
 
@@ -306,7 +307,7 @@ def test_the_last_operator_who_can_connect_is_not_revoked(office: Office) -> Non
     )
     office.database.write_now(lambda c: certificates.add(c, ended))
     office.database.write_now(
-        lambda c: people.add_user(c, User("old", frozenset({"operator"}), "default"))
+        lambda c: users.add_user(c, User("old", frozenset({"operator"}), "default"))
     )
     assert reason(lambda: office.revoke("boss")) == "LAST_OPERATOR"
     assert office.certificates_of("boss") == [False]
@@ -407,7 +408,7 @@ def test_a_database_of_before_is_upgraded_with_its_people(office: Office) -> Non
         )
 
     office.database.write_now(older)
-    assert set(office.database.read_now(people.all_users)) == {"operator"}, "before the upgrade"
+    assert set(office.database.read_now(users.all_users)) == {"operator"}, "before the upgrade"
     office.database.migrate()
     before = office.standing("operator")
     assert (before.status, before.invited_by, before.last_used_at_s) == ("joined", "", 0.0)
@@ -415,7 +416,7 @@ def test_a_database_of_before_is_upgraded_with_its_people(office: Office) -> Non
     office.joins("ana")
     office.invite("ben", "t")
     office.database.write_now(lambda c: command.downgrade(alembic_config(c), "0008"))
-    assert set(office.database.read_now(people.all_users)) == {"operator", "ana"}
+    assert set(office.database.read_now(users.all_users)) == {"operator", "ana"}
     office.database.migrate()
     assert office.standing("operator") == before
     assert office.standing("ana").status == "joined"

@@ -348,6 +348,22 @@ def test_the_last_operator_cannot_be_revoked(coordinator: Federation) -> None:
     assert refusal("user", "revoke", "nobody", "--yes", *mine) == (3, "USER_UNKNOWN")
 
 
+def test_the_coordinators_machine_brings_its_operator_back(coordinator: Federation) -> None:
+    """After a revocation, with a certificate of their own; the one that was revoked stays out."""
+    boss = person(coordinator, "boss", "operator")
+    former = Profile.load(coordinator.installation.profile)
+    with Client(Profile.load(boss)) as client:
+        assert client.revoke_user("operator").status == "revoked"
+        assert run_cli("coordinator", "reissue", "--dir", root(coordinator))[0] == 0
+        wait_for(
+            "it is let in", lambda: run_cli("node", "list", "--dir", root(coordinator))[0] == 0, 20
+        )
+        assert {user.name: user.status for user in client.users()}["operator"] == "joined"
+    with pytest.raises(Unauthenticated) as caught, Client(former) as client:
+        client.nodes()
+    assert caught.value.reason == "CERTIFICATE_REVOKED"
+
+
 def test_nothing_is_revoked_without_a_word(coordinator: Federation) -> None:
     """Without a terminal and without --yes it is only shown, and says so by its exit code."""
     folder = person(coordinator, "ana")

@@ -26,6 +26,7 @@ from protos.content import sync_directory
 from protos.errors import Conflict, Malformed, NotFound, WrongPhase, invariant
 
 NODE_LIFETIME = timedelta(hours=168)
+PERSON_LIFETIME = timedelta(days=365)
 CLOCK_SKEW = timedelta(hours=1)
 """How far notBefore lies back: a machine whose clock is behind must accept a new certificate."""
 

@@ -136,9 +136,7 @@ def check_ledger_key(public: bytes, csr: bytes, proof: bytes) -> None:
 
 
 def _csr_invalid(what: str) -> Malformed:
-    return Malformed(
-        "CSR_INVALID", f"the certificate request {what}; run `feddp agent join` to make a new one"
-    )
+    return Malformed("CSR_INVALID", f"the certificate request {what}; join again to make a new one")
 
 
 def _ledger_key_invalid(what: str) -> Malformed:

@@ -58,11 +58,7 @@ def admit(peer: Peer, record: CertificateRecord | None, now: datetime) -> None:
             "again with a new token",
         )
     if record.revoked:
-        raise Unauthenticated(
-            "CERTIFICATE_REVOKED",
-            f"the certificate of {peer.spiffe_id} was revoked; ask the operator, then enrol again "
-            "with a new token",
-        )
+        raise revoked(peer.spiffe_id)
     if record.superseded:
         raise superseded(peer.spiffe_id)
     if now < record.not_before:
@@ -78,6 +74,15 @@ def admit(peer: Peer, record: CertificateRecord | None, now: datetime) -> None:
             f"the certificate of {peer.spiffe_id} ended at {last:%Y-%m-%d %H:%M} UTC; "
             "check the clocks of both machines, or enrol again with a new token",
         )
+
+
+def revoked(identity: SpiffeId) -> Unauthenticated:
+    """How a certificate is refused that an operator has revoked."""
+    return Unauthenticated(
+        "CERTIFICATE_REVOKED",
+        f"the certificate of {identity} was revoked; ask the operator, then enrol again with a new "
+        "token",
+    )
 
 
 def superseded(identity: SpiffeId) -> Unauthenticated:

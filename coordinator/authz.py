@@ -1,13 +1,16 @@
 """Who may call what: one table, and whatever is not in it is refused."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from protos.errors import NotAllowed
 
 Role = Literal["operator", "engineer", "privacy-officer", "node"]
 
-_PEOPLE: frozenset[str] = frozenset({"operator", "engineer", "privacy-officer"})
+PEOPLES_ROLES: Final = ("operator", "engineer", "privacy-officer")
+"""What a person may be; a node is nothing else."""
+
+_PEOPLE: frozenset[str] = frozenset(PEOPLES_ROLES)
 _TRAINING: frozenset[str] = frozenset({"engineer", "node"})
 
 RULES: dict[str, frozenset[str]] = {
@@ -31,6 +34,9 @@ RULES: dict[str, frozenset[str]] = {
     "Nodes/RejectJoin": frozenset({"operator"}),
     "Nodes/ReleaseNode": frozenset({"operator"}),
     "Nodes/RevokeNode": frozenset({"operator"}),
+    "Users/InviteUser": frozenset({"operator"}),
+    "Users/ListUsers": frozenset({"operator"}),
+    "Users/RevokeUser": frozenset({"operator"}),
     "Jobs/SubmitJob": frozenset({"engineer"}),
     "Jobs/ListJobs": _PEOPLE,
     "Jobs/GetJob": _PEOPLE,
@@ -46,7 +52,9 @@ RULES: dict[str, frozenset[str]] = {
 }
 """`Service/Method` -> roles that may call it. The enrolment port serves Enrollment alone."""
 
-WITHOUT_CERTIFICATE = frozenset({"Enrollment/Join", "Enrollment/Challenge", "Enrollment/Recover"})
+WITHOUT_CERTIFICATE = frozenset(
+    f"Enrollment/{method}" for method in ("Join", "JoinUser", "Challenge", "Recover")
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from certs.authority import Authority
 from certs.credentials import server_credentials
 from coordinator.config import CoordinatorConfig, effects, load_config
 from coordinator.server_certificate import read_pair
-from coordinator.store import people
+from coordinator.store import people, users
 from coordinator.store.database import Database, newest_revision
 from coordinator.store.diagnosis import fault
 from protos.errors import FeddpError
@@ -91,10 +91,10 @@ def _database(config: CoordinatorConfig) -> Iterator[Finding]:
                 "an older version made these tables; serving upgrades them for good, so back "
                 "them up first",
             )
-        users = database.read_now(people.all_users)
+        known = database.read_now(users.all_users)
         nodes = database.read_now(people.all_nodes)
         yield Finding(
-            "ok", "storage.database_url", f"readable; {len(nodes)} nodes, {len(users)} users"
+            "ok", "storage.database_url", f"readable; {len(nodes)} nodes, {len(known)} users"
         )
     except SQLAlchemyError as error:
         yield Finding(

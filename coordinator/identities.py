@@ -10,7 +10,7 @@ from certs.registry import CertificateRecord, admit
 from certs.spiffe import SpiffeId
 from coordinator.authz import Caller
 from coordinator.gateway import Metadata, forwarded_fingerprint
-from coordinator.store import certificates, people
+from coordinator.store import certificates, people, users
 from coordinator.store.database import Database
 from protos.errors import NotAllowed, Unauthenticated
 
@@ -34,11 +34,12 @@ class Identities:
         self._database = database
         self._trust_domain = trust_domain
         self._certificates: dict[str, CertificateRecord] = {}
-        self._users: dict[str, people.User] = {}
+        self._users: dict[str, users.User] = {}
         self._disabled: set[str] = set()
         self._quarantined: dict[str, str] = {}
         self._revoked: set[str] = set()
         self._reloading = asyncio.Lock()
+        self._used_at_s: dict[str, float] = {}
         self.known = 0
 
     async def reload(self) -> None:
@@ -50,7 +51,7 @@ class Identities:
         since_s = time.time() - ENDED_KEPT_S
         self.known = await self._database.read(certificates.count)
         self._certificates = await self._database.read(lambda c: certificates.records(c, since_s))
-        self._users = await self._database.read(people.all_users)
+        self._users = await self._database.read(users.all_users)
         nodes = await self._database.read(people.all_nodes)
         self._disabled = {node.name for node in nodes if node.status == "disabled"}
         self._quarantined = await self._database.read(people.all_quarantines)
@@ -100,7 +101,13 @@ class Identities:
         user = self._users.get(identity.name)
         if identity.kind != "user" or user is None:
             raise NotAllowed("USER_UNKNOWN", f"{identity} has no role at this coordinator")
+        self._used_at_s[user.name] = time.time()
         return Caller(user.name, user.roles, project=user.project)
+
+    def take_used(self) -> dict[str, float]:
+        """When each person called last who has called since this was asked last."""
+        used, self._used_at_s = self._used_at_s, {}
+        return used
 
     def generation(self, peer: Peer) -> int:
         """Which of its identity's certificates this is; 0 for one that is not registered."""

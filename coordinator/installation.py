@@ -3,17 +3,18 @@
 import ipaddress
 import os
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
 
-from certs.authority import Authority
+from certs.authority import PERSON_LIFETIME, Authority
 from certs.enrolment import key_digest, new_key, private_pem, save_private_key
+from certs.profile_folder import NEXT_KEY, adopt, describe, waiting_key
 from certs.spiffe import SpiffeId, check_trust_domain
 from coordinator import server_certificate
 from coordinator.config_sections import postgresql_url
-from coordinator.store import certificates, people
+from coordinator.store import certificates, users
 from coordinator.store.database import Database
 from protos.content import write_durable
 from protos.errors import Conflict, Malformed, NotFound
@@ -21,7 +22,6 @@ from protos.errors import Conflict, Malformed, NotFound
 CONFIG_FILE = "coordinator.yaml"
 OPERATOR = "operator"
 OPERATOR_ROLES = frozenset({"operator", "engineer", "privacy-officer"})
-PERSON_LIFETIME = timedelta(days=365)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def _empty_database(url: str) -> Database:
     except ValueError as error:
         raise Malformed("DATABASE_URL_INVALID", f"the database's address: {error}") from None
     database.migrate()
-    if database.read_now(people.all_users):
+    if database.read_now(users.all_users):
         database.close()
         raise Conflict(
             "ALREADY_INITIALISED",
@@ -162,7 +162,7 @@ def reissue_operator(folder: Path) -> Path:
     )
     profile, key = folder / "operator", new_key()
     try:
-        if OPERATOR not in database.read_now(people.all_users):
+        if OPERATOR not in database.read_now(users.all_users):
             raise NotFound("USER_UNKNOWN", f"there is no user {OPERATOR} in {folder}'s database")
         issued = authority.issue(
             key.public_key(),
@@ -175,16 +175,14 @@ def reissue_operator(folder: Path) -> Path:
     finally:
         database.close()
     # As in a renewal: a reader finds a pair that works.
-    write_durable(profile / "next.pem", private_pem(key))
-    write_durable(profile / "bundle.pem", authority.trust_bundle)
-    write_durable(profile / "chain.pem", issued.chain_pem)
-    (profile / "next.pem").replace(profile / "key.pem")
+    write_durable(profile / NEXT_KEY, private_pem(key))
+    adopt(profile, issued.chain_pem, authority.trust_bundle)
     return profile
 
 
 def _issue_operator(folder: Path, authority: Authority, database: Database, address: str) -> Path:
     folder.mkdir(mode=0o700)
-    key = new_key()
+    key = waiting_key(folder)
     issued = authority.issue(
         key.public_key(),
         SpiffeId(authority.trust_domain, "user", OPERATOR),
@@ -193,11 +191,8 @@ def _issue_operator(folder: Path, authority: Authority, database: Database, addr
     )
     digest = key_digest(key.public_key())
     database.write_now(lambda connection: certificates.add(connection, issued, digest))
-    user = people.User(OPERATOR, OPERATOR_ROLES, "default")
-    database.write_now(lambda connection: people.add_user(connection, user))
-    write_durable(folder / "key.pem", private_pem(key))
-    write_durable(folder / "chain.pem", issued.chain_pem)
-    write_durable(folder / "bundle.pem", authority.trust_bundle)
-    described = yaml.safe_dump({"address": address, "name": OPERATOR})
-    write_durable(folder / "profile.yaml", described.encode())
+    user = users.User(OPERATOR, OPERATOR_ROLES, "default")
+    database.write_now(lambda connection: users.add_user(connection, user))
+    describe(folder, address, OPERATOR)
+    adopt(folder, issued.chain_pem, authority.trust_bundle)
     return folder

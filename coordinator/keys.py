@@ -1,7 +1,7 @@
 """Keys of the files that people write: what a key means, and what to say when one is wrong."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Literal, get_args, get_origin
 
 import annotated_types
@@ -109,9 +109,9 @@ def _number(limit: Any) -> str:
     return str(int(limit)) if limit == int(limit) else f"{limit:g}"
 
 
-def nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, known: Collection[str]) -> str:
     """A question that names the known key closest to `name`; empty when none is close."""
-    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else ""
 
 

@@ -15,6 +15,7 @@ from protos.feddp.v1 import (
     nodes_pb2,
     renewal_pb2,
     transfer_pb2,
+    users_pb2,
     witness_pb2,
 )
 
@@ -34,6 +35,7 @@ _FILES: Final[tuple[FileDescriptor, ...]] = (
     nodes_pb2.DESCRIPTOR,
     renewal_pb2.DESCRIPTOR,
     transfer_pb2.DESCRIPTOR,
+    users_pb2.DESCRIPTOR,
     witness_pb2.DESCRIPTOR,
 )
 METHODS: Final = frozenset(

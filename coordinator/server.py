@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc
 import structlog
+from sqlalchemy import Connection
 
 from certs.authority import Authority
 from certs.enrolment import public_bytes_of
@@ -32,10 +33,11 @@ from coordinator.rpc.jobs import JobsService
 from coordinator.rpc.people import BudgetsService, ModelsService, NodesService
 from coordinator.rpc.renewal import RenewalService
 from coordinator.rpc.transfer import TransferService
+from coordinator.rpc.users import UsersService
 from coordinator.rpc.witness import WitnessService
 from coordinator.server_certificate import ServerCertificate
 from coordinator.sessions import Sessions
-from coordinator.store import certificates, ledger, people
+from coordinator.store import certificates, ledger, people, users
 from coordinator.store import jobs as job_store
 from coordinator.store.database import Database
 from protos.allocation import keep_freed
@@ -49,6 +51,7 @@ from protos.feddp.v1 import (
     models_pb2_grpc,
     nodes_pb2_grpc,
     renewal_pb2_grpc,
+    users_pb2_grpc,
     witness_pb2_grpc,
 )
 from protos.frames import add_transfer
@@ -122,17 +125,18 @@ class Coordinator:
             self._quarantine,
         )
         self._renewing = RenewalService(self.database, self.authority, self.identities, lifetime)
+        enrolment = _join(
+            server.public_enrollment_host or server.public_host, server.public_enrollment_port
+        )
         self._nodes = NodesService(
             self.database,
             self.authority,
             self.identities,
             self.sessions,
-            _join(
-                server.public_enrollment_host or server.public_host,
-                server.public_enrollment_port,
-            ),
+            enrolment,
             config.security.approve_joins,
         )
+        self._users = UsersService(self.database, self.authority, self.identities, enrolment)
         self._servers: list[grpc.aio.Server] = []
         self._is_ready = False
 
@@ -216,6 +220,7 @@ class Coordinator:
             server,
         )
         nodes_pb2_grpc.add_NodesServicer_to_server(self._nodes, server)
+        users_pb2_grpc.add_UsersServicer_to_server(self._users, server)
         renewal_pb2_grpc.add_RenewalServicer_to_server(self._renewing, server)
         jobs_pb2_grpc.add_JobsServicer_to_server(
             JobsService(self.database, self.blobs, self.rounds, self.config), server
@@ -235,7 +240,7 @@ class Coordinator:
 
     def _database_answers(self) -> bool:
         try:
-            self.database.read_now(people.all_users)
+            self.database.read_now(users.all_users)
         except Exception:  # noqa: BLE001 - whatever it is, the answer is no
             return False
         return True
@@ -244,7 +249,7 @@ class Coordinator:
         """Another authority issues, or another is trusted, from now on."""
         self.authority = authority
         self._enrolling.authority = self._renewing.authority = authority
-        self._nodes.authority = authority
+        self._nodes.authority = self._users.authority = authority
 
     async def _keep_certificate(self) -> None:
         """Reload and renew what the ports show and trust."""
@@ -269,7 +274,13 @@ class Coordinator:
 
     async def _observe_once(self) -> None:
         connected = {n: time.time() for n in self.sessions.nodes() if self.sessions.connected(n)}
-        await self.database.write(lambda connection: people.keep_seen(connection, connected))
+        used = self.identities.take_used()
+
+        def keep(connection: Connection) -> None:
+            people.keep_seen(connection, connected)
+            users.keep_used(connection, used)
+
+        await self.database.write(keep)
         for status, number in (await self.database.read(job_store.counts)).items():
             self.metrics.jobs(status, number)
         known = {a.account: a for a in await self.database.read(ledger.all_accounts)}

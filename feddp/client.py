@@ -12,7 +12,7 @@ with Client(Profile.load(Path("installation/operator"))) as client:
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -25,7 +25,7 @@ from feddp.signing import Caps, Work, load_key, mandate_for, mandate_to_resume
 from feddp.submission import checked, publishers
 from feddp.transfer import download, upload
 from protos.errors import NotFound, Unavailable
-from protos.feddp.v1 import budgets_pb2, jobs_pb2, models_pb2, nodes_pb2
+from protos.feddp.v1 import budgets_pb2, jobs_pb2, models_pb2, nodes_pb2, users_pb2
 from protos.feddp.v1.budgets_pb2 import BudgetAccount
 from protos.feddp.v1.budgets_pb2_grpc import BudgetsStub
 from protos.feddp.v1.jobs_pb2 import Job
@@ -36,6 +36,8 @@ from protos.feddp.v1.models_pb2_grpc import ModelsStub
 from protos.feddp.v1.nodes_pb2 import CreateTokenResponse, Node
 from protos.feddp.v1.nodes_pb2_grpc import NodesStub
 from protos.feddp.v1.transfer_pb2_grpc import TransferStub
+from protos.feddp.v1.users_pb2 import InviteUserResponse, User
+from protos.feddp.v1.users_pb2_grpc import UsersStub
 
 ENDED = frozenset({"converged", "completed", "budget_exhausted", "failed", "cancelled"})
 """Statuses in which a job does nothing more."""
@@ -75,6 +77,7 @@ class Client:
         channel = self._connection.channel
         self._jobs = JobsStub(channel)
         self._nodes = NodesStub(channel)
+        self._users = UsersStub(channel)
         self._models = ModelsStub(channel)
         self._budgets = BudgetsStub(channel)
         self._transfer = TransferStub(channel)
@@ -306,6 +309,32 @@ class Client:
             request = nodes_pb2.RevokeNodeRequest(node=name)
             node: Node = self._nodes.RevokeNode(request, timeout=CALL_TIMEOUT_S).node
         return node
+
+    def invite_user(
+        self, user: str, roles: Iterable[str], ttl_s: int = 86400
+    ) -> InviteUserResponse:
+        """A token with which one person joins; an earlier unused one of theirs is void from now on.
+
+        Args:
+            roles: of "operator", "engineer" and "privacy-officer", at least one.
+        """
+        request = users_pb2.InviteUserRequest(user=user, roles=roles, ttl_s=ttl_s)
+        with self._connection.errors():
+            answer: InviteUserResponse = self._users.InviteUser(request, timeout=CALL_TIMEOUT_S)
+        return answer
+
+    def users(self) -> list[User]:
+        """Everybody who was ever invited, or came with the installation, by name."""
+        with self._connection.errors():
+            answer = self._users.ListUsers(users_pb2.ListUsersRequest(), timeout=CALL_TIMEOUT_S)
+        return list(answer.users)
+
+    def revoke_user(self, user: str) -> User:
+        """Revoke every certificate of a person for good, and their invitation."""
+        with self._connection.errors():
+            request = users_pb2.RevokeUserRequest(user=user)
+            revoked: User = self._users.RevokeUser(request, timeout=CALL_TIMEOUT_S).user
+        return revoked
 
     def models(self, job_id: str = "") -> list[Model]:
         """Every model, or those of one job."""

@@ -7,14 +7,12 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from certs.profile_folder import BUNDLE, CHAIN, DESCRIPTION, KEY, NEXT_KEY
 from protos.errors import Malformed, NotFound
 
 PROFILE_VARIABLE = "FEDDP_PROFILE"
 DIR_VARIABLE = "FEDDP_DIR"
 CONFIG_NAME = "coordinator.yaml"
-KEY, CHAIN, BUNDLE = "key.pem", "chain.pem", "bundle.pem"
-NEXT_KEY = "next.pem"
-"""The key of a renewal under way; becomes `key.pem`. See `feddp.renewing`."""
 
 
 class _ProfileFile(BaseModel):
@@ -55,7 +53,7 @@ class Profile:
             Malformed: PROFILE_INVALID, when one cannot be read.
         """
         try:
-            text = (folder / "profile.yaml").read_text(encoding="utf-8")
+            text = (folder / DESCRIPTION).read_text(encoding="utf-8")
             key, chain, bundle = ((folder / name).read_bytes() for name in (KEY, CHAIN, BUNDLE))
             if (folder / NEXT_KEY).exists():
                 key = _key_of(folder, chain, key)
@@ -63,7 +61,8 @@ class Profile:
             raise NotFound(
                 "PROFILE_MISSING",
                 f"{error.filename} is missing; a profile folder holds profile.yaml, key.pem, "
-                "chain.pem and bundle.pem, as `feddp coordinator init` writes them to operator/",
+                "chain.pem and bundle.pem, as `feddp coordinator init` writes them to operator/ "
+                "and `feddp profile join` for whom an operator has invited",
             ) from None
         except (OSError, UnicodeDecodeError):
             raise Malformed(

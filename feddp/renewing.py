@@ -10,10 +10,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from certs.credentials import channel_credentials
-from certs.enrolment import load_certificate_key, make_csr, new_key, private_pem
-from feddp.profile import BUNDLE, CHAIN, KEY, NEXT_KEY, Profile
-from protos.content import sync_directory, write_durable
-from protos.errors import FeddpError, Malformed, NotFound
+from certs.enrolment import make_csr
+from certs.profile_folder import NEXT_KEY, adopt, waiting_key
+from feddp.profile import Profile
+from protos.errors import FeddpError, Malformed
 from protos.feddp.v1 import renewal_pb2, renewal_pb2_grpc
 from protos.status import from_rpc
 
@@ -41,8 +41,9 @@ class Standing:
         left = self.expires_at - (now or datetime.now(UTC))
         if left.total_seconds() <= 0:
             return (
-                f"this profile's certificate ended on {self.expires_at:%Y-%m-%d}; ask the operator "
-                "for another: on the coordinator's machine, `feddp coordinator reissue`"
+                f"this profile's certificate ended on {self.expires_at:%Y-%m-%d}; ask an operator "
+                "for a new invitation (`feddp user invite NAME`), and join in another folder; that "
+                "of the installation itself: `feddp coordinator reissue` on its machine"
             )
         if left.days < WARN_DAYS:
             return (
@@ -85,11 +86,7 @@ def renew(profile: Profile) -> Profile:
         Malformed: RENEWAL_ANSWER_INVALID.
     """
     folder = profile.folder
-    try:
-        key = load_certificate_key(folder / NEXT_KEY)
-    except (NotFound, Malformed):
-        key = new_key()
-        write_durable(folder / NEXT_KEY, private_pem(key))
+    key = waiting_key(folder)
     try:
         answer = _ask(profile, make_csr(key))
     except FeddpError as error:
@@ -99,11 +96,7 @@ def renew(profile: Profile) -> Profile:
     leaf = x509.load_pem_x509_certificates(answer.certificate_chain)[0]
     if leaf.public_key() != key.public_key():
         raise Malformed("RENEWAL_ANSWER_INVALID", "the coordinator certified another key")
-    if answer.trust_bundle:
-        write_durable(folder / BUNDLE, answer.trust_bundle)
-    write_durable(folder / CHAIN, answer.certificate_chain)
-    (folder / NEXT_KEY).replace(folder / KEY)
-    sync_directory(folder)
+    adopt(folder, answer.certificate_chain, answer.trust_bundle)
     renewed = Profile.load(folder)
     with _channel(renewed) as channel:
         request = renewal_pb2.ConfirmRequest()

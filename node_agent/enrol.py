@@ -15,7 +15,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from pydantic import BaseModel, ValidationError
 
-from certs.credentials import channel_credentials
 from certs.enrolment import (
     load_certificate_key,
     load_ledger_key,
@@ -28,6 +27,15 @@ from certs.enrolment import (
 )
 from certs.keyfiles import key_in, stored_pem
 from certs.proofs import prove_rejoin
+from certs.redeeming import (
+    CONNECT_TIMEOUT_S,
+    JOIN_TIMEOUT_S,
+    answer_invalid,
+    answer_lost,
+    check_answer,
+    enrolment_channel,
+    is_refusal,
+)
 from certs.spiffe import SpiffeId
 from certs.tokens import JoinToken
 from node_agent.config import AgentConfig, Folder, load_config
@@ -38,8 +46,6 @@ from node_agent.identity import (
     LEDGER_KEY,
     NEXT_KEY,
     Identity,
-    check_bundle,
-    check_issued,
     load_identity,
     settle,
 )
@@ -48,25 +54,13 @@ from node_agent.renewal import pending_key
 from node_agent.state import State, ledger_missing
 from node_agent.templates import DATASETS_YAML, POLICY_YAML
 from protos.content import write_durable
-from protos.errors import Conflict, FeddpError, Malformed, Unavailable
+from protos.errors import Conflict, FeddpError, Unavailable
 from protos.feddp.v1 import enrollment_pb2 as pb
 from protos.feddp.v1 import enrollment_pb2_grpc as pb_grpc
 from protos.status import from_rpc
 
-CONNECT_TIMEOUT_S: Final = 10.0
-JOIN_TIMEOUT_S: Final = 30.0
 PENDING_S: Final = 2.0
 """Between two questions of a machine that waits to be let in."""
-
-_REFUSALS: Final = (
-    "UNAUTHENTICATED",
-    "PERMISSION_DENIED",
-    "INVALID_ARGUMENT",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "FAILED_PRECONDITION",
-)
-"""Answers that say that the token was not redeemed for this key."""
 
 _ANSWERED: Final = frozenset({"coordinator", "enrollment", "trust_domain", "node", "node_class"})
 """Keys of agent.yaml that the coordinator's answer sets."""
@@ -173,9 +167,15 @@ def _joined(
             request.former_key_proof = prove_rejoin(key_in(former.key), csr)
         answer = ask(request, undo)
         undo.pop_all()
-    spiffe_id, leaf = _check(parsed, key, answer)
+    spiffe_id, leaf = check_answer(
+        parsed,
+        key.public_key(),
+        answer.certificate_chain,
+        answer.trust_bundle,
+        (answer.node, answer.spiffe_id),
+    )
     if former is not None and former.node != spiffe_id.name:
-        raise _answer_invalid(f"it is for node {spiffe_id.name} and this folder is {former.node}'s")
+        raise answer_invalid(f"it is for node {spiffe_id.name} and this folder is {former.node}'s")
     return _write(folder, parsed, answer, spiffe_id, leaf, ledger_key, settings)
 
 
@@ -259,45 +259,49 @@ def _ask(
     pending: Callable[[FeddpError], bool],
 ) -> pb.JoinResponse:
     """Call Join over TLS that trusts the token's root and no other, until a person has decided."""
-    credentials = channel_credentials(token.root_pem)
-    with grpc.secure_channel(token.address, credentials, route.options()) as channel:
+    try:
+        with enrolment_channel(token, timeout_s, route.options()) as channel:
+            return _answered(token, pb_grpc.EnrollmentStub(channel), request, undo, pending)
+    except grpc.FutureTimeoutError:
+        way = f" --proxy http://{route.proxy}" if route.source == OPTION else ""
+        way += " --proxy-credentials-file FILE" if way and route.credentials else ""
+        raise Unavailable(
+            "UNREACHABLE",
+            f"no trusted connection to {token.address} within {timeout_s:g} s, "
+            f"{route.said()}{_blocked(route)}: `feddp agent doctor --token TOKEN{way}` says "
+            "whether it is the name, the firewall, the proxy, this machine's clock, a TLS "
+            "inspection or the coordinator; then join again with the same token",
+        ) from None
+
+
+def _answered(
+    token: JoinToken,
+    stub: Any,
+    request: pb.JoinRequest,
+    undo: contextlib.ExitStack,
+    pending: Callable[[FeddpError], bool],
+) -> pb.JoinResponse:
+    waited = False
+    while True:
         try:
-            grpc.channel_ready_future(channel).result(timeout=timeout_s)
-        except grpc.FutureTimeoutError:
-            way = f" --proxy http://{route.proxy}" if route.source == OPTION else ""
-            way += " --proxy-credentials-file FILE" if way and route.credentials else ""
-            raise Unavailable(
-                "UNREACHABLE",
-                f"no trusted connection to {token.address} within {timeout_s:g} s, "
-                f"{route.said()}{_blocked(route)}: `feddp agent doctor --token TOKEN{way}` says "
-                "whether it is the name, the firewall, the proxy, this machine's clock, a TLS "
-                "inspection or the coordinator; then join again with the same token",
-            ) from None
-        stub = pb_grpc.EnrollmentStub(channel)
-        waited = False
-        while True:
-            try:
-                return stub.Join(request, timeout=JOIN_TIMEOUT_S)
-            except grpc.RpcError as error:
-                found = from_rpc(error)
-            if found.reason == "JOIN_PENDING":
-                # The token is this key's from now on, whatever becomes of this process.
-                waited = True
-                undo.pop_all()
-                if not pending(found):
-                    raise found
-                time.sleep(found.retry_after_s or PENDING_S)
-            elif waited and found.retryable:
-                time.sleep(PENDING_S)
-            elif found.code in _REFUSALS:
+            answer: pb.JoinResponse = stub.Join(request, timeout=JOIN_TIMEOUT_S)
+            return answer
+        except grpc.RpcError as error:
+            found = from_rpc(error)
+        if found.reason == "JOIN_PENDING":
+            # The token is this key's from now on, whatever becomes of this process.
+            waited = True
+            undo.pop_all()
+            if not pending(found):
                 raise found
-            else:
-                undo.pop_all()
-                raise Unavailable(
-                    "UNREACHABLE",
-                    f"the answer of {token.address} was lost ({found.reason}); join again with the "
-                    f"same token and folder within 15 minutes",
-                )
+            time.sleep(found.retry_after_s or PENDING_S)
+        elif waited and found.retryable:
+            time.sleep(PENDING_S)
+        elif is_refusal(found):
+            raise found
+        else:
+            undo.pop_all()
+            raise answer_lost(token, found)
 
 
 def _blocked(route: Route) -> str:
@@ -311,22 +315,6 @@ def _blocked(route: Route) -> str:
     except Blocked as blocked:
         return f". {blocked.check.found}: {blocked.check.do}. Else"
     return ""
-
-
-def _check(
-    token: JoinToken, key: ec.EllipticCurvePrivateKey, answer: pb.JoinResponse
-) -> tuple[SpiffeId, x509.Certificate]:
-    """The certificate is ours, names a node, and chains to roots of which the token pins one."""
-    try:
-        roots = check_bundle(answer.trust_bundle, token.root_pem)
-        spiffe_id, leaf = check_issued(answer.certificate_chain, roots, key.public_key())
-    except Malformed as error:
-        raise _answer_invalid(error.message) from None
-    if (answer.node, answer.spiffe_id) != (spiffe_id.name, str(spiffe_id)):
-        raise _answer_invalid("its certificate names another node")
-    if leaf.not_valid_after_utc <= datetime.now(UTC):
-        raise _answer_invalid("its certificate has ended; check the clocks of both machines")
-    return spiffe_id, leaf
 
 
 def _write(
@@ -350,7 +338,7 @@ def _write(
     try:
         AgentConfig.model_validate(config)
     except ValidationError:
-        raise _answer_invalid("its address or node class cannot be used") from None
+        raise answer_invalid("its address or node class cannot be used") from None
     for part in (folder.spool, folder.logs):
         part.mkdir(mode=0o700, exist_ok=True)
     policy_written = not folder.policy_yaml.exists()
@@ -380,10 +368,3 @@ def _write(
 def _plain(value: Any) -> Any:
     """As YAML writes it, without what was not given."""
     return value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
-
-
-def _answer_invalid(what: str) -> Malformed:
-    return Malformed(
-        "JOIN_ANSWER_INVALID",
-        f"the coordinator's answer cannot be trusted: {what}; ask its operator for a new token",
-    )

@@ -1,6 +1,5 @@
 """Who this node is: the keys and certificates in DIR/identity."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -8,13 +7,12 @@ from typing import Final
 
 import grpc
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from certs.credentials import channel_credentials
 from certs.enrolment import load_certificate_key, load_ledger_key, private_pem, public_bytes_of
-from certs.rollover import bundle_roots
+from certs.issued import identity_of
 from certs.rotation import renewal_due_at
 from certs.spiffe import SpiffeId
 from protos.content import sync_directory
@@ -23,9 +21,6 @@ from protos.errors import FeddpError, Malformed, NotFound
 KEY, CHAIN, BUNDLE, LEDGER_KEY = "node.key", "node.crt", "bundle.pem", "ledger.key"
 NEXT_KEY: Final = "next.key"
 """The key of a renewal under way; becomes `node.key`. See `node_agent.renewal`."""
-
-ROOTS_MAX: Final = 4
-"""In a bundle: the present one and the next, with room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +78,7 @@ def load_identity(folder: Path) -> Identity:
         ) from None
     try:
         leaf = x509.load_pem_x509_certificates(chain)[0]
-        spiffe_id = node_id_of(leaf)
+        spiffe_id = identity_of(leaf, "node")
         channel_credentials(bundle, key, chain)
         ledger_key = load_ledger_key(folder / LEDGER_KEY)
     except (ValueError, FeddpError) as error:
@@ -133,76 +128,3 @@ def settle(folder: Path) -> None:
     if (folder / NEXT_KEY).exists() and _key_for(folder / NEXT_KEY, (folder / CHAIN).read_bytes()):
         (folder / NEXT_KEY).replace(folder / KEY)
         sync_directory(folder)
-
-
-def check_issued(
-    chain: bytes, roots: Sequence[x509.Certificate], key: ec.EllipticCurvePublicKey
-) -> tuple[SpiffeId, x509.Certificate]:
-    """The node that a coordinator's answer is for, and its certificate, if that holds.
-
-    Args:
-        roots: any of which may have signed the issuing authority.
-
-    Raises:
-        Malformed: CERTIFICATE_INVALID; the message is a clause that says what is wrong.
-    """
-    try:
-        leaf, issuing = x509.load_pem_x509_certificates(chain)
-        leaf.verify_directly_issued_by(issuing)
-        authority = issuing.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
-        raise _invalid("its certificate does not chain to the trusted root") from None
-    if not any(_signed(root, issuing) for root in roots):
-        raise _invalid("its certificate does not chain to the trusted root")
-    if not authority:
-        raise _invalid("its certificate was issued by one that may not issue any")
-    if leaf.public_key() != key:
-        raise _invalid("its certificate is for another key")
-    return node_id_of(leaf), leaf
-
-
-def check_bundle(bundle: bytes, trusted: bytes) -> list[x509.Certificate]:
-    """The roots of a new bundle, if it may take the place of the trusted one.
-
-    It holds one that is trusted already: who controls that one could have issued anything anyway,
-    and an answer that got mixed up locks nobody out.
-
-    Raises:
-        Malformed: CERTIFICATE_INVALID; the message is a clause.
-    """
-    try:
-        roots, known = bundle_roots(bundle), bundle_roots(trusted)
-    except Malformed:
-        raise _invalid("its trust bundle is not readable PEM") from None
-    if not 1 <= len(roots) <= ROOTS_MAX or not any(root in known for root in roots):
-        raise _invalid("its trust bundle holds no root that this node trusts")
-    return roots
-
-
-def _signed(root: x509.Certificate, issuing: x509.Certificate) -> bool:
-    try:
-        issuing.verify_directly_issued_by(root)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
-
-
-def _invalid(what: str) -> Malformed:
-    return Malformed("CERTIFICATE_INVALID", what)
-
-
-def node_id_of(leaf: x509.Certificate) -> SpiffeId:
-    """The node that a certificate names.
-
-    Raises:
-        Malformed: IDENTITY_INVALID, SPIFFE_INVALID.
-    """
-    try:
-        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (x509.ExtensionNotFound, ValueError):
-        raise Malformed("IDENTITY_INVALID", "the certificate does not name one identity") from None
-    spiffe_id = SpiffeId.parse(uri)
-    if spiffe_id.kind != "node":
-        raise Malformed("IDENTITY_INVALID", f"the certificate is for {spiffe_id}, not for a node")
-    return spiffe_id

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs.credentials import channel_credentials
 from certs.enrolment import load_certificate_key, make_csr, new_key
+from certs.issued import check_bundle, check_issued
 from certs.keyfiles import is_encrypted, key_in, stored_pem
 from certs.proofs import prove_recovery
 from node_agent.backoff import Backoff, is_shut_out
@@ -36,8 +37,6 @@ from node_agent.identity import (
     KEY,
     NEXT_KEY,
     Identity,
-    check_bundle,
-    check_issued,
     load_identity,
     settle,
 )

@@ -19,6 +19,7 @@ from coordinator.identities import Identities
 from coordinator.quarantine import Quarantine, quarantined
 from coordinator.rpc.gate import Context
 from coordinator.rpc.renewal import Next, next_certificate
+from coordinator.rpc.users import Joined, join_user
 from coordinator.store import certificates, joins, people
 from coordinator.store.database import Database
 from protos.errors import NotAllowed, Unauthenticated, WrongPhase
@@ -135,6 +136,31 @@ class EnrollmentService(pb_grpc.EnrollmentServicer):
             spiffe_id=f"spiffe://{self.authority.trust_domain}/node/{won.node}",
             node=won.node,
             node_class=won.node_class,
+            coordinator_address=self._address,
+        )
+
+    async def JoinUser(self, request: pb.JoinUserRequest, context: Context) -> pb.JoinUserResponse:
+        """See enrollment.proto."""
+        key = public_key_of_csr(request.csr)
+        secret_hash, now = hash_secret(request.secret), datetime.now(UTC)
+
+        def redeem(connection: Connection) -> Joined:
+            return join_user(connection, self.authority, secret_hash, request.csr, key, now)
+
+        joined = await self._database.write(redeem)
+        await self._identities.reload()
+        log.warning(
+            "user_joined",
+            user=joined.user.name,
+            roles=sorted(joined.user.roles),
+            key=spoken(key_digest(key)),
+        )
+        return pb.JoinUserResponse(
+            certificate_chain=joined.chain,
+            trust_bundle=self.authority.trust_bundle,
+            spiffe_id=str(joined.identity),
+            user=joined.user.name,
+            roles=sorted(joined.user.roles),
             coordinator_address=self._address,
         )
 

@@ -16,6 +16,7 @@ from certs.tokens import JoinToken, new_secret
 from coordinator import views
 from coordinator.identities import Identities
 from coordinator.rpc.gate import Context, caller
+from coordinator.rpc.users import check_ttl
 from coordinator.sessions import Sessions
 from coordinator.store import certificates, joins, ledger, people
 from coordinator.store import jobs as job_store
@@ -34,7 +35,6 @@ from protos.feddp.v1 import (
 log = structlog.get_logger(__name__)
 
 NODE_CLASSES = ("edge", "hpc", "cloud")
-TTL_S_MIN, TTL_S_MAX = 60, 7 * 86400
 
 
 @dataclass(slots=True)
@@ -55,10 +55,7 @@ class NodesService(nodes_pb2_grpc.NodesServicer):
         check_name(request.node)
         if request.node_class not in NODE_CLASSES:
             raise Malformed("CLASS_INVALID", f"a node's class is one of {', '.join(NODE_CLASSES)}")
-        if not TTL_S_MIN <= request.ttl_s <= TTL_S_MAX:
-            raise Malformed(
-                "TTL_INVALID", f"a token lives {TTL_S_MIN} to {TTL_S_MAX} s, not {request.ttl_s}"
-            )
+        check_ttl(request.ttl_s)
         token = JoinToken(self.enrollment_address, new_secret(), self.authority.root_der)
         now_s = time.time()
         expires_at_s = now_s + request.ttl_s

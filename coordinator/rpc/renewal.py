@@ -7,7 +7,7 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import Connection
 
-from certs.authority import Authority
+from certs.authority import PERSON_LIFETIME, Authority
 from certs.enrolment import key_digest, public_key_of_csr
 from certs.rotation import check_names
 from certs.spiffe import SpiffeId
@@ -20,9 +20,6 @@ from protos.feddp.v1 import renewal_pb2 as pb
 from protos.feddp.v1 import renewal_pb2_grpc as pb_grpc
 
 log = structlog.get_logger(__name__)
-
-
-PERSON_LIFETIME = timedelta(days=365)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Row, exists, false, func, select, true, updat
 
 from certs.authority import IssuedCertificate
 from certs.registry import CertificateRecord, superseded
+from certs.registry import revoked as was_revoked
 from certs.spiffe import SpiffeId
 from coordinator.store.schema import certificates, nodes
 from protos.errors import Conflict
@@ -198,6 +199,18 @@ def revoke(connection: Connection, identity: SpiffeId) -> int:
     ).rowcount
 
 
+def ends(connection: Connection, identity: SpiffeId | None = None) -> dict[str, float]:
+    """SPIFFE ID -> end, in seconds since the epoch, of the last certificate that is neither revoked
+    nor superseded; of everybody, or of one identity."""
+    wanted = [] if identity is None else [certificates.c.spiffe_id == str(identity)]
+    rows = connection.execute(
+        select(certificates.c.spiffe_id, func.max(certificates.c.not_after).label("last"))
+        .where(certificates.c.revoked == false(), certificates.c.superseded == false(), *wanted)
+        .group_by(certificates.c.spiffe_id)
+    )
+    return {row.spiffe_id: row.last for row in rows}
+
+
 def revoked_identities(connection: Connection) -> set[str]:
     """SPIFFE IDs of those who had certificates, every one of which was revoked."""
     standing = certificates.alias()
@@ -256,17 +269,20 @@ def in_use(connection: Connection, now_s: float, recovery_s: float = 0.0) -> lis
 
 
 def _current(connection: Connection, fingerprint: str, identity: SpiffeId) -> int:
-    """The generation of a certificate that is not superseded. Locks its node, so that of two
-    that are put in use at once the second sees the first."""
+    """The generation of a certificate that is neither superseded nor revoked, which it may be since
+    its call was let in. Locks its node, so that of two that are put in use at once the second sees
+    the first."""
     connection.execute(
         select(nodes.c.name).where(nodes.c.name == identity.name).with_for_update()
     ).one_or_none()
     row = connection.execute(
-        select(certificates.c.generation, certificates.c.superseded).where(
+        select(certificates.c.generation, certificates.c.superseded, certificates.c.revoked).where(
             certificates.c.fingerprint == fingerprint
         )
     ).one_or_none()
     # One that is gone was never used, and another took its place.
     if row is None or row.superseded:
         raise superseded(identity)
+    if row.revoked:
+        raise was_revoked(identity)
     return int(row.generation)

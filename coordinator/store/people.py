@@ -1,12 +1,19 @@
-"""Nodes, users and tokens."""
+"""Nodes and their tokens; people are in `users`."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, false, func, select, update
 
+from certs.tokens import of_other_kind
 from coordinator.store.engines import insert
-from coordinator.store.schema import certificates, nodes, quarantines, tokens, users
+from coordinator.store.schema import (
+    certificates,
+    invitations,
+    nodes,
+    quarantines,
+    tokens,
+)
 from protos.errors import Conflict, NotAllowed, NotFound, Unauthenticated
 from protos.feddp.v1 import federation_pb2 as federation
 
@@ -32,15 +39,6 @@ class NodeRecord:
     ledger_public_key: bytes
     last_seen_at: float
     hello: federation.Hello
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """A person or program that calls for people's rpcs."""
-
-    name: str
-    roles: frozenset[str]
-    project: str
 
 
 def _node(row: Row[Any]) -> NodeRecord:
@@ -163,6 +161,7 @@ def redeem(connection: Connection, secret_hash: str, key_digest: str, now_s: flo
     Raises:
         Unauthenticated: TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED.
         NotAllowed: NODE_DISABLED, JOIN_REJECTED.
+        Malformed: TOKEN_FOR_PERSON.
     """
     won = connection.execute(
         update(tokens)
@@ -187,6 +186,9 @@ def redeem(connection: Connection, secret_hash: str, key_digest: str, now_s: flo
     ).one_or_none()
     again = "ask the coordinator's operator for a new one: `feddp node token NAME`"
     if row is None:
+        of_a_person = select(invitations.c.name).where(invitations.c.secret_hash == secret_hash)
+        if connection.execute(of_a_person).one_or_none() is not None:
+            raise of_other_kind("user")
         raise Unauthenticated("TOKEN_INVALID", f"the coordinator does not know this token; {again}")
     if row.status == "disabled":
         raise NotAllowed("NODE_DISABLED", f"node {row.node} is disabled at the coordinator")
@@ -272,20 +274,3 @@ def keep_seen(connection: Connection, seen_at_s: dict[str, float]) -> None:
 _SEEN = (
     update(nodes).where(nodes.c.name == bindparam("node")).values(last_seen_at=bindparam("at_s"))
 )
-
-
-def add_user(connection: Connection, user: User) -> None:
-    """Register a user."""
-    connection.execute(
-        users.insert().values(
-            name=user.name, roles=",".join(sorted(user.roles)), project=user.project
-        )
-    )
-
-
-def all_users(connection: Connection) -> dict[str, User]:
-    """Every user, by name."""
-    return {
-        row.name: User(row.name, frozenset(row.roles.split(",")), row.project)
-        for row in connection.execute(select(users))
-    }

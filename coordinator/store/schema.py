@@ -71,6 +71,23 @@ users = Table(
     Column("name", String(63), primary_key=True),
     Column("roles", String(255), nullable=False),  # comma-separated
     Column("project", String(63), nullable=False),
+    Column("last_used_at", Float, nullable=False, server_default="0"),
+)
+
+invitations = Table(  # the newest of each person, also after it was redeemed
+    "invitations",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("secret_hash", String(64), nullable=False, unique=True),
+    Column("roles", String(255), nullable=False),  # comma-separated
+    Column("project", String(63), nullable=False),
+    Column("invited_by", String(63), nullable=False),
+    Column("invited_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("withdrawn", Boolean, nullable=False),  # whom it invites was revoked
+    Column("redeemed_by", String(64), nullable=False),  # digest of the public key, or empty
+    Column("redeemed_at", Float, nullable=False),
+    Column("chain", LargeBinary, nullable=False),  # what was answered, for a lost reply
 )
 
 certificates = Table(

@@ -1,24 +1,25 @@
-"""What `feddp agent join` says to people while it asks."""
+"""What `feddp agent join` and `profile join` say to people while they ask."""
 
 import json
 import sys
 from collections.abc import Callable
 
-from certs.tokens import JoinToken
+from certs.tokens import JoinToken, Kind
 from feddp.cli import output
 from protos.errors import FeddpError
 
 
-def announce(token: str, as_json: bool) -> None:
+def announce(token: str, as_json: bool, kind: Kind = "node") -> None:
     """Whom this machine is about to trust, for people to compare.
 
     Args:
         as_json: a program finds it in the answer.
+        kind: of the token.
 
     Raises:
         Malformed: TOKEN_INVALID.
     """
-    parsed = JoinToken.parse(token)
+    parsed = JoinToken.parse(token, kind)
     if as_json:
         return
     output.note(f"coordinator {parsed.address}, root certificate SHA-256 {parsed.fingerprint}")

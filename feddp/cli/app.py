@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from feddp.cli import agent, budget, coordinator, demo, job, model, node, profile
+from feddp.cli import agent, budget, coordinator, demo, job, model, node, profile, user
 from feddp.cli.failures import exit_code_of, tell
 from feddp.cli.options import json_wanted
 from feddp.process import LONG_LIVED, become_long_lived
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.add_typer(coordinator.app, name="coordinator")
 app.add_typer(node.app, name="node")
+app.add_typer(user.app, name="user")
 app.add_typer(profile.app, name="profile")
 app.add_typer(agent.app, name="agent")
 app.add_typer(job.app, name="job")

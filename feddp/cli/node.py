@@ -1,13 +1,12 @@
 """`feddp node`: invite, look at, let in and shut out nodes."""
 
-import re
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from feddp.cli import output
-from feddp.cli.options import Dir, Json, ProfileFolder, connect
+from feddp.cli.options import Dir, Json, ProfileFolder, connect, life_of_token
 
 if TYPE_CHECKING:
     from protos.feddp.v1.nodes_pb2 import Node
@@ -21,8 +20,6 @@ _SHUT_OUT = {
     "revoked": "an operator has revoked its certificates for good: its calls are refused "
     "(CERTIFICATE_REVOKED)",
 }
-
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "": 1}
 
 
 @app.command()
@@ -51,7 +48,7 @@ def token(
 
     if node_class not in ("edge", "hpc", "cloud"):
         raise Malformed("CLASS_INVALID", f"--class is edge, hpc or cloud, not {node_class!a}")
-    ttl_s = _seconds(ttl)
+    ttl_s = life_of_token(ttl, "--ttl")
     with connect(folder, profile) as client:
         made = client.create_token(name, node_class, ttl_s, approval=approval, rejoin=rejoin)
     if as_json:
@@ -259,15 +256,3 @@ def _waits(node: "Node") -> str:
         f"key {key}; it does not prove to be the same machine: its steward reads the key out to "
         f"you, then feddp node approve {node.name} --key KEY --steward WHO"
     )
-
-
-def _seconds(text: str) -> int:
-    from protos.errors import Malformed
-
-    found = re.fullmatch(r"(\d{1,7})([smhd]?)", text)
-    if found is None:
-        raise Malformed("TTL_INVALID", f"--ttl {text[:20]!a} is no time; write 30m, 24h or 7d")
-    seconds = int(found[1]) * _UNITS_S[found[2]]
-    if seconds > 7 * 86400:
-        raise Malformed("TTL_INVALID", f"--ttl {text} is too long: a token lives 7 days at most")
-    return seconds

@@ -1,8 +1,9 @@
 """Options that several commands share."""
 
+import re
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -56,3 +57,23 @@ def connect(folder: Path | None, profile: Path | None) -> "Client":
         if warning := standing(selected).warning():
             note(f"warning: {warning}")
     return client
+
+
+_UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "": 1}
+
+
+def life_of_token(text: str, option: str) -> int:
+    """For how many seconds a token may be redeemed.
+
+    Raises:
+        Malformed: TTL_INVALID.
+    """
+    from protos.errors import Malformed
+
+    found = re.fullmatch(r"(\d{1,7})([smhd]?)", text)
+    if found is None:
+        raise Malformed("TTL_INVALID", f"{option} {text[:20]!a} is no time; write 30m, 24h or 7d")
+    seconds = int(found[1]) * _UNITS_S[found[2]]
+    if seconds > 7 * 86400:
+        raise Malformed("TTL_INVALID", f"{option} {text} is too long: a token lives 7 days at most")
+    return seconds

@@ -1,6 +1,9 @@
-"""`feddp profile`: who you are at a coordinator, and another certificate in time."""
+"""`feddp profile`: who you are at a coordinator, how you became that, and another certificate in
+time."""
 
-from typing import TYPE_CHECKING
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,9 +11,67 @@ from feddp.cli import output
 from feddp.cli.options import Dir, Json, ProfileFolder
 
 if TYPE_CHECKING:
+    from feddp.joining import Joined
     from feddp.profile import Selection
 
-app = typer.Typer(help="Look at and renew the certificate of a person.", no_args_is_help=True)
+app = typer.Typer(
+    help="Join as a person; look at and renew their certificate.", no_args_is_help=True
+)
+
+_NEXT = {
+    "engineer": (
+        "feddp job key new",
+        "makes the key that signs your jobs; hospitals pin its public half",
+    ),
+    "privacy-officer": ("feddp budget show", "what each hospital has spent"),
+    "operator": ("feddp node list", "every hospital, and whether it is connected"),
+}
+"""Role -> the command to begin with, and what it is for."""
+
+
+@app.command()
+def join(
+    token: Annotated[
+        str, typer.Argument(metavar="TOKEN", help="Of `feddp user invite`; works once.")
+    ],
+    profile: Annotated[
+        Path, typer.Option("--profile", metavar="DIR", help="A new folder, for you alone.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Redeem an invitation: makes your key here and brings your certificate."""
+    from feddp.cli.agent_join import announce
+    from feddp.joining import join as join_coordinator
+
+    announce(token, as_json, "user")
+    made = join_coordinator(token, profile)
+    if as_json:
+        output.print_json(
+            {
+                "name": made.name,
+                "roles": list(made.roles),
+                "identity": made.identity,
+                "address": made.address,
+                "folder": str(made.folder),
+                "certificate_expires_at": made.expires_at.timestamp(),
+                "root_fingerprint": made.root_fingerprint,
+            }
+        )
+        return
+    _joined(made)
+
+
+def _joined(made: "Joined") -> None:
+    output.line(f"joined as {made.name} ({', '.join(made.roles)}); coordinator {made.address}")
+    output.line(
+        f"certificate until {output.moment(made.expires_at.timestamp())}; every command warns in "
+        "its last 30 days, and `feddp profile renew` gets the next one"
+    )
+    where = shlex.quote(str(made.folder))
+    output.line(f"your key stays in {made.folder}; next, here:")
+    output.line(f"  export FEDDP_PROFILE={where}    # or give --profile with each command")
+    for command, purpose in (_NEXT[role] for role in made.roles if role in _NEXT):
+        output.line(f"  {command:<21} # {purpose}")
 
 
 @app.command()

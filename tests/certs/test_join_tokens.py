@@ -148,3 +148,34 @@ def test_fingerprint_is_for_people_to_compare(token: JoinToken) -> None:
     """The fingerprint is what `openssl x509 -fingerprint -sha256` prints."""
     digest = hashlib.sha256(token.root_der).hexdigest().upper()
     assert token.fingerprint == ":".join(digest[i : i + 2] for i in range(0, 64, 2))
+
+
+def test_a_persons_token_is_told_from_a_nodes(authority: Authority) -> None:
+    """Each is refused where the other is wanted, with a reason of its own and what to do with it;
+    neither can be made of the other, as the checksum covers what it is for."""
+    secret = new_secret()
+    node = JoinToken(ADDRESS, secret, authority.root_der)
+    person = JoinToken(ADDRESS, secret, authority.root_der, "user")
+    assert JoinToken.parse(person.encode(), "user") == person
+    assert re.fullmatch(r"feddp1u\.[A-Za-z0-9_-]+", person.encode())
+    for text, wanted, reason, command in (
+        (node.encode(), "user", "TOKEN_FOR_NODE", "feddp agent join"),
+        (person.encode(), "node", "TOKEN_FOR_PERSON", "feddp profile join"),
+    ):
+        with pytest.raises(Malformed, match=command) as caught:
+            JoinToken.parse(text, wanted)
+        assert caught.value.reason == reason
+        assert secret not in str(caught.value)
+    refused(person.encode().replace("feddp1u.", "feddp1."))
+    with pytest.raises(Malformed, match="feddp user invite") as changed:
+        JoinToken.parse(node.encode().replace("feddp1.", "feddp1u."), "user")
+    assert changed.value.reason == "TOKEN_INVALID"
+
+
+def test_a_persons_token_that_is_cut_off_is_refused_at_every_length(authority: Authority) -> None:
+    """And says where to get another."""
+    text = JoinToken(ADDRESS, new_secret(), authority.root_der, "user").encode()
+    for length in range(len(text)):
+        with pytest.raises(Malformed, match="feddp user invite") as caught:
+            JoinToken.parse(text[:length], "user")
+        assert caught.value.reason in ("TOKEN_INVALID", "TOKEN_FOR_NODE")

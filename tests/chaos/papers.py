@@ -20,6 +20,7 @@ from certs.proofs import prove_recovery
 from coordinator import server_certificate
 from feddp import renewing
 from feddp.client import Client
+from feddp.joining import join as become
 from feddp.profile import Profile
 from node_agent.enrol import join
 from node_agent.identity import Identity, load_identity
@@ -107,6 +108,34 @@ def person(federation: WatchedFederation) -> Jobs:
     folder = federation.installation.profile
     federation.again(lambda _: renewing.renew(Profile.load(folder)))
     federation.again(lambda client: client.nodes())  # with it; and what came before is over
+    return {}
+
+
+def colleague(federation: WatchedFederation) -> Jobs:
+    """Somebody is invited, joins and looks around; they are shut out, and invited again."""
+    name = f"colleague-{uuid.uuid4().hex[:6]}"
+    folder = federation.folder / name
+    for _ in range(2):
+        made = federation.again(lambda client: client.invite_user(name, ["engineer"]))
+        deadline_s = time.monotonic() + RESUME_S_MAX
+        while True:
+            try:
+                become(made.token, folder)
+                break
+            except FeddpError as error:
+                if error.reason != "UNREACHABLE" or time.monotonic() > deadline_s:
+                    raise
+                time.sleep(0.05)
+
+        def looks(_: Client) -> None:
+            with Client(Profile.load(folder)) as own:
+                own.jobs()
+
+        federation.again(looks)
+        users = federation.again(lambda client: client.users())
+        assert {one.name: one.status for one in users}[name] == "joined"
+        assert federation.again(lambda client: client.revoke_user(name)).status == "revoked"
+        shutil.rmtree(folder)
     return {}
 
 

@@ -22,6 +22,7 @@ SCENARIOS: Final[dict[str, acts.Scenario]] = {
         papers.quarantine,
         papers.recovery,
         papers.person,
+        papers.colleague,
         papers.authority,
         mishaps.refuse,
         mishaps.withdraw,

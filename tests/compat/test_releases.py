@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
+from feddp.client import Client
 from feddp.demo.processes import choose_ports
+from feddp.joining import join
+from feddp.profile import Profile
 from feddp.signing import make_key
 from tests.integration.federation import (
     Federation,
@@ -236,6 +239,19 @@ def test_an_upgrade_keeps_every_entry_and_the_chains_verify(upgraded: Upgraded) 
             assert _by_account(after)[account][: len(entries)] == entries
     found = cli_json("budget", "verify", "--dir", str(upgraded.federation.installation.folder))
     assert found["verified"]
+
+
+def test_the_releases_operator_lets_others_in_after_the_upgrade(upgraded: Upgraded) -> None:
+    """Nobody else could be in before; the profile that the release wrote invites, and revokes."""
+    federation = upgraded.federation
+    with federation.client() as client:
+        (operator,) = client.users()
+        assert (operator.name, operator.status) == ("operator", "joined")
+        assert operator.certificate_expires_at > 0
+        join(client.invite_user("ana", ["engineer"]).token, federation.folder / "ana")
+        with Client(Profile.load(federation.folder / "ana")) as ana:
+            assert len(ana.jobs()) == len(upgraded.jobs)
+        assert client.revoke_user("ana").status == "revoked"
 
 
 def _by_account(ledger: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

@@ -3,8 +3,10 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -96,6 +98,73 @@ class JoinResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JoinResponse: _TypeAlias = JoinResponse  # noqa: Y015
+
+@_typing.final
+class JoinUserRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRET_FIELD_NUMBER: _builtins.int
+    CSR_FIELD_NUMBER: _builtins.int
+    secret: _builtins.str
+    """The token's single-use secret, as text."""
+    csr: _builtins.bytes
+    """PKCS#10 request, DER, signed by a new P-256 key. It names nobody, or exactly whom the token
+    invites: the authority writes every name itself.
+    """
+    def __init__(
+        self,
+        *,
+        secret: _builtins.str = ...,
+        csr: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr", "secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinUserRequest: _TypeAlias = JoinUserRequest  # noqa: Y015
+
+@_typing.final
+class JoinUserResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_CHAIN_FIELD_NUMBER: _builtins.int
+    TRUST_BUNDLE_FIELD_NUMBER: _builtins.int
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    COORDINATOR_ADDRESS_FIELD_NUMBER: _builtins.int
+    certificate_chain: _builtins.bytes
+    """The person's certificate and the issuing authority's, PEM, leaf first."""
+    trust_bundle: _builtins.bytes
+    """The roots to trust, PEM: one, or two while the authority is replaced."""
+    spiffe_id: _builtins.str
+    """spiffe://TRUST_DOMAIN/user/NAME."""
+    user: _builtins.str
+    coordinator_address: _builtins.str
+    """"host:port" of the coordinator's mTLS port."""
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What they may do."""
+
+    def __init__(
+        self,
+        *,
+        certificate_chain: _builtins.bytes = ...,
+        trust_bundle: _builtins.bytes = ...,
+        spiffe_id: _builtins.str = ...,
+        user: _builtins.str = ...,
+        roles: _abc.Iterable[_builtins.str] | None = ...,
+        coordinator_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_chain", b"certificate_chain", "coordinator_address", b"coordinator_address", "roles", b"roles", "spiffe_id", b"spiffe_id", "trust_bundle", b"trust_bundle", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinUserResponse: _TypeAlias = JoinUserResponse  # noqa: Y015
 
 @_typing.final
 class ChallengeRequest(_message.Message):

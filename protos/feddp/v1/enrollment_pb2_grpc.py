@@ -41,6 +41,11 @@ class EnrollmentStub(object):
                 request_serializer=protos_dot_feddp_dot_v1_dot_enrollment__pb2.JoinRequest.SerializeToString,
                 response_deserializer=protos_dot_feddp_dot_v1_dot_enrollment__pb2.JoinResponse.FromString,
                 _registered_method=True)
+        self.JoinUser = channel.unary_unary(
+                '/feddp.v1.Enrollment/JoinUser',
+                request_serializer=protos_dot_feddp_dot_v1_dot_enrollment__pb2.JoinUserRequest.SerializeToString,
+                response_deserializer=protos_dot_feddp_dot_v1_dot_enrollment__pb2.JoinUserResponse.FromString,
+                _registered_method=True)
         self.Challenge = channel.unary_unary(
                 '/feddp.v1.Enrollment/Challenge',
                 request_serializer=protos_dot_feddp_dot_v1_dot_enrollment__pb2.ChallengeRequest.SerializeToString,
@@ -67,7 +72,19 @@ class EnrollmentServicer(object):
         Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED),
         INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES, LEDGER_KEY_INVALID), PERMISSION_DENIED
         (NODE_DISABLED, JOIN_REJECTED, LEDGER_KEY_CHANGED: a node that joins again must hold the ledger
-        key that it had).
+        key that it had). INVALID_ARGUMENT (TOKEN_FOR_PERSON: see JoinUser).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def JoinUser(self, request, context):
+        """Redeems a person's invitation for a certificate. Called by anyone who holds its token.
+        Safe to retry: the same key gets the same certificate again for 15 minutes.
+        Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED, TOKEN_WITHDRAWN: an operator
+        has revoked whom it invites), INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES, TOKEN_FOR_NODE: see
+        Join), ALREADY_EXISTS (USER_EXISTS: they have another valid certificate meanwhile),
+        FAILED_PRECONDITION (AUTHORITY_EXPIRED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,6 +118,11 @@ def add_EnrollmentServicer_to_server(servicer, server):
                     servicer.Join,
                     request_deserializer=protos_dot_feddp_dot_v1_dot_enrollment__pb2.JoinRequest.FromString,
                     response_serializer=protos_dot_feddp_dot_v1_dot_enrollment__pb2.JoinResponse.SerializeToString,
+            ),
+            'JoinUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.JoinUser,
+                    request_deserializer=protos_dot_feddp_dot_v1_dot_enrollment__pb2.JoinUserRequest.FromString,
+                    response_serializer=protos_dot_feddp_dot_v1_dot_enrollment__pb2.JoinUserResponse.SerializeToString,
             ),
             'Challenge': grpc.unary_unary_rpc_method_handler(
                     servicer.Challenge,
@@ -142,6 +164,33 @@ class Enrollment(object):
             '/feddp.v1.Enrollment/Join',
             protos_dot_feddp_dot_v1_dot_enrollment__pb2.JoinRequest.SerializeToString,
             protos_dot_feddp_dot_v1_dot_enrollment__pb2.JoinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def JoinUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feddp.v1.Enrollment/JoinUser',
+            protos_dot_feddp_dot_v1_dot_enrollment__pb2.JoinUserRequest.SerializeToString,
+            protos_dot_feddp_dot_v1_dot_enrollment__pb2.JoinUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,7 +44,15 @@ class EnrollmentStub:
     Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED),
     INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES, LEDGER_KEY_INVALID), PERMISSION_DENIED
     (NODE_DISABLED, JOIN_REJECTED, LEDGER_KEY_CHANGED: a node that joins again must hold the ledger
-    key that it had).
+    key that it had). INVALID_ARGUMENT (TOKEN_FOR_PERSON: see JoinUser).
+    """
+    JoinUser: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.JoinUserRequest, _enrollment_pb2.JoinUserResponse]
+    """Redeems a person's invitation for a certificate. Called by anyone who holds its token.
+    Safe to retry: the same key gets the same certificate again for 15 minutes.
+    Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED, TOKEN_WITHDRAWN: an operator
+    has revoked whom it invites), INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES, TOKEN_FOR_NODE: see
+    Join), ALREADY_EXISTS (USER_EXISTS: they have another valid certificate meanwhile),
+    FAILED_PRECONDITION (AUTHORITY_EXPIRED).
     """
     Challenge: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ChallengeRequest, _enrollment_pb2.ChallengeResponse]
     """A nonce for Recover, good for two minutes. Called by anyone; nothing is kept for it. Safe to
@@ -76,7 +84,15 @@ class EnrollmentAsyncStub(EnrollmentStub):
     Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED),
     INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES, LEDGER_KEY_INVALID), PERMISSION_DENIED
     (NODE_DISABLED, JOIN_REJECTED, LEDGER_KEY_CHANGED: a node that joins again must hold the ledger
-    key that it had).
+    key that it had). INVALID_ARGUMENT (TOKEN_FOR_PERSON: see JoinUser).
+    """
+    JoinUser: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.JoinUserRequest, _enrollment_pb2.JoinUserResponse]  # type: ignore[assignment]
+    """Redeems a person's invitation for a certificate. Called by anyone who holds its token.
+    Safe to retry: the same key gets the same certificate again for 15 minutes.
+    Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED, TOKEN_WITHDRAWN: an operator
+    has revoked whom it invites), INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES, TOKEN_FOR_NODE: see
+    Join), ALREADY_EXISTS (USER_EXISTS: they have another valid certificate meanwhile),
+    FAILED_PRECONDITION (AUTHORITY_EXPIRED).
     """
     Challenge: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ChallengeRequest, _enrollment_pb2.ChallengeResponse]  # type: ignore[assignment]
     """A nonce for Recover, good for two minutes. Called by anyone; nothing is kept for it. Safe to
@@ -111,7 +127,21 @@ class EnrollmentServicer(metaclass=_abc_1.ABCMeta):
         Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED),
         INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES, LEDGER_KEY_INVALID), PERMISSION_DENIED
         (NODE_DISABLED, JOIN_REJECTED, LEDGER_KEY_CHANGED: a node that joins again must hold the ledger
-        key that it had).
+        key that it had). INVALID_ARGUMENT (TOKEN_FOR_PERSON: see JoinUser).
+        """
+
+    @_abc_1.abstractmethod
+    def JoinUser(
+        self,
+        request: _enrollment_pb2.JoinUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.JoinUserResponse, _abc.Awaitable[_enrollment_pb2.JoinUserResponse]]:
+        """Redeems a person's invitation for a certificate. Called by anyone who holds its token.
+        Safe to retry: the same key gets the same certificate again for 15 minutes.
+        Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED, TOKEN_WITHDRAWN: an operator
+        has revoked whom it invites), INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES, TOKEN_FOR_NODE: see
+        Join), ALREADY_EXISTS (USER_EXISTS: they have another valid certificate meanwhile),
+        FAILED_PRECONDITION (AUTHORITY_EXPIRED).
         """
 
     @_abc_1.abstractmethod

@@ -53,7 +53,7 @@ def _closed(schema: dict[str, Any], *, is_root: bool = False) -> dict[str, Any]:
     if "properties" in schema:
         closed["properties"] = {name: _closed(one) for name, one in schema["properties"].items()}
         if is_root:
-            names = dict.fromkeys(("apiVersion", "kind"), {"type": "string"})
+            names = {key: {"type": "string"} for key in ("apiVersion", "kind")}
             closed["properties"] |= names | {"metadata": {"type": "object"}}
         open_ = schema.get("x-kubernetes-preserve-unknown-fields") is True
         if "additionalProperties" not in schema and not open_:

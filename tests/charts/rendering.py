@@ -129,9 +129,17 @@ MATRIX: Final[dict[str, Values]] = {
 
 def render(values: Values, chart: Path = CHART) -> dict[str, str]:
     """Template's path within the chart -> what Helm makes of it."""
-    with helm_python.Chart.load(chart) as loaded:
-        made = loaded.render(values=values, name=RELEASE, namespace=NAMESPACE)
+    if chart == CHART:
+        made = _shipped().render(values=values, name=RELEASE, namespace=NAMESPACE)
+    else:
+        with helm_python.Chart.load(chart) as loaded:
+            made = loaded.render(values=values, name=RELEASE, namespace=NAMESPACE)
     return {name.partition("/")[2]: text for name, text in made.items()}
+
+
+@functools.cache
+def _shipped() -> helm_python.Chart:
+    return helm_python.Chart.load(CHART)
 
 
 def objects(values: Values, chart: Path = CHART) -> list[Object]:

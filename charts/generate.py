@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from coordinator.config_sections import CoordinatorConfig  # noqa: E402
+from coordinator.config_sections import CoordinatorConfig, Storage  # noqa: E402
 from coordinator.keys import bounds, extra  # noqa: E402
 
 VALUES: Final = ROOT / "charts/feddp/values.yaml"
@@ -76,7 +76,7 @@ def config_schema() -> dict[str, Any]:
         for name, field in CoordinatorConfig.model_fields.items()
         if name not in CHARTS_OWN
     }
-    limit = CoordinatorConfig.model_fields["storage"].annotation.model_fields["model_bytes_max"]
+    limit = Storage.model_fields["model_bytes_max"]
     sections["storage"] = _closed({"model_bytes_max": _form(limit)})
     return _closed(sections)
 

@@ -23,7 +23,8 @@ GROUPS: Final = (
 
 def is_custom(one: Object) -> bool:
     """Whether Kubernetes itself does not know the kind."""
-    return one["apiVersion"].partition("/")[0].endswith(GROUPS)
+    group: str = one["apiVersion"].partition("/")[0]
+    return group.endswith(GROUPS)
 
 
 def faults(one: Object) -> list[str]:

@@ -29,7 +29,6 @@ TERMINATE: Final[Values] = {
         "mode": "terminate",
         "gateway": {"credentialName": "feddp-gateway"},
         "allowedSources": ["192.0.2.0/24", "2001:db8::/32"],
-        "sidecar": True,
     }
 }
 CLIENTS: Final[Values] = {"networkPolicy": {"clients": [{"cidr": "192.0.2.0/24"}]}}

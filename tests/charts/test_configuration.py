@@ -33,7 +33,7 @@ def loaded(found: list[dict[str, Any]], folder: Path) -> CoordinatorConfig:
     (container,) = named(found, "StatefulSet", "fed-feddp-coordinator")["spec"]["template"]["spec"][
         "containers"
     ]
-    environment = {one["name"]: one["value"] if "value" in one else URL for one in container["env"]}
+    environment = {one["name"]: one.get("value", URL) for one in container["env"]}
     return load_config(folder / "coordinator.yaml", environment)
 
 

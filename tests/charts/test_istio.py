@@ -44,9 +44,8 @@ def chains(mode: str) -> dict[str, dict[str, Any]]:
 
 def cluster(mode: str, name: str) -> dict[str, Any]:
     """A tested cluster."""
-    (found,) = [
-        one for one in deployed(mode)["static_resources"]["clusters"] if one["name"] == name
-    ]
+    clusters: list[dict[str, Any]] = deployed(mode)["static_resources"]["clusters"]
+    (found,) = [one for one in clusters if one["name"] == name]
     return found
 
 
@@ -355,8 +354,12 @@ def test_a_sidecar_leaves_the_coordinators_own_tls_alone() -> None:
     pod = named(found, "StatefulSet")["spec"]["template"]["metadata"]
     assert spec["selector"]["matchLabels"].items() <= pod["labels"].items()
     assert pod["labels"]["sidecar.istio.io/inject"] == "true"
+    (control,) = named(found, "NetworkPolicy", COORDINATOR)["spec"]["egress"]
+    assert control["ports"] == [{"protocol": "TCP", "port": 15012}]
+    assert "istio-system" in yaml.safe_dump(control["to"])
     without = of("ten-lines")
     assert not [one for one in without if one["kind"] == "PeerAuthentication"]
+    assert "egress" not in named(without, "NetworkPolicy", COORDINATOR)["spec"]
     labels = named(without, "StatefulSet")["spec"]["template"]["metadata"]["labels"]
     assert labels["sidecar.istio.io/inject"] == "false"
 

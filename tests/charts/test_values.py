@@ -281,6 +281,10 @@ CLASHES: dict[str, tuple[Values, str]] = {
         merged(GOOD, {"istio": {"gateway": {"credentialName": "a"}}}),
         "holds no key",
     ),
+    "sidecar-and-terminate": (
+        merged(COORDINATOR, TERMINATE, {"istio": {"sidecar": True}}),
+        "for plain HTTP/2",
+    ),
     "past-the-gateway": (
         merged(GOOD, {"coordinator": {"service": {"type": "LoadBalancer"}}}),
         "would go past the gateway",

@@ -72,6 +72,9 @@
   {{- if and (eq $i.mode "passthrough") $i.gateway.credentialName -}}
   {{- fail "istio.gateway.credentialName is for istio.mode terminate: a gateway that passes connections through holds no key." -}}
   {{- end -}}
+  {{- if and $i.sidecar (eq $i.mode "terminate") -}}
+  {{- fail "istio.sidecar goes with istio.mode passthrough: where the gateway ends TLS, port 8443 is HTTP/2 to Istio, and a sidecar would take the TLS that the gateway speaks there for plain HTTP/2." -}}
+  {{- end -}}
   {{- if ne $c.service.type "ClusterIP" -}}
   {{- fail "coordinator.service.type must be ClusterIP with istio.enabled: another way in would go past the gateway." -}}
   {{- end -}}

@@ -17,12 +17,23 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.postgresql import PostgreSql
 from coordinator.server import DRAIN_S
 from feddp.client import Client
 from feddp.demo.processes import choose_ports
 from feddp.profile import Profile
 from node_agent.templates import DATASETS_YAML, POLICY_YAML
-from tests.charts.rendering import AGENT, COORDINATOR, ISTIO, ROOT, merged, named, objects
+from tests.charts.rendering import (
+    AGENT,
+    COORDINATOR,
+    ISTIO,
+    POSTGRESQL,
+    ROOT,
+    Object,
+    merged,
+    named,
+    objects,
+)
 from tests.integration.federation import wait_for
 from tests.node_agent.proxies import ConnectProxy
 
@@ -38,13 +49,21 @@ class Pod:
     Args:
         folder: stands for the root of the pod's file system.
         name: of the StatefulSet.
-        environment: over the containers' own: what differs here.
+        environment: over the containers' own: what differs here, and what Secrets hold.
+        found: what was rendered.
     """
 
-    def __init__(self, folder: Path, name: str, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        environment: dict[str, str],
+        found: list[Object] = FOUND,
+    ) -> None:
         self.folder = folder
         self._environment = environment
-        spec = named(FOUND, "StatefulSet", name)["spec"]["template"]["spec"]
+        self._found = found
+        spec = named(found, "StatefulSet", name)["spec"]["template"]["spec"]
         self.spec: dict[str, Any] = spec
         self._containers = {
             one["name"]: one for one in [*spec["initContainers"], *spec["containers"]]
@@ -79,6 +98,16 @@ class Pod:
             text=True,
         )
 
+    def mount_configuration(self) -> Path:
+        """The ConfigMap's file over the one that was installed, as the pod mounts it."""
+        text = named(self._found, "ConfigMap", NAME)["data"]["coordinator.yaml"]
+        for container in [self.spec["initContainers"][1], *self.spec["containers"]]:
+            (mount,) = [one for one in container["volumeMounts"] if one["name"] == "config"]
+            assert mount["subPath"] == "coordinator.yaml"
+        path = Path(self.here(mount["mountPath"]))
+        path.write_text(self.here(text))
+        return path
+
     def run(self, name: str) -> tuple[int, str]:
         """A container that ends: its exit code and what it printed."""
         process = self.start(name)
@@ -102,22 +131,11 @@ def pod(tmp_path: Path, ports: tuple[int, ...]) -> Pod:
     return Pod(tmp_path, NAME, environment | {"FEDDP_SERVER__HOST": "127.0.0.1"})
 
 
-def mount_configuration(pod: Pod) -> Path:
-    """The ConfigMap's file over the one that was installed, as the pod mounts it."""
-    text = named(FOUND, "ConfigMap", NAME)["data"]["coordinator.yaml"]
-    for container in [pod.spec["initContainers"][1], *pod.spec["containers"]]:
-        (mount,) = [one for one in container["volumeMounts"] if one["name"] == "config"]
-        assert mount["subPath"] == "coordinator.yaml"
-    path = Path(pod.here(mount["mountPath"]))
-    path.write_text(pod.here(text))
-    return path
-
-
 @pytest.fixture
 def serving(pod: Pod, ports: tuple[int, ...]) -> Iterator[subprocess.Popen[str]]:
     """The coordinator after its init containers."""
     assert pod.run("install")[0] == 0
-    mount_configuration(pod)
+    pod.mount_configuration()
     process = pod.start("coordinator")
     try:
         wait_for("/ready says yes", lambda: ready(ports[2]), 60)
@@ -156,13 +174,34 @@ def test_the_first_start_installs_and_the_next_leave_it_alone(pod: Pod) -> None:
 def test_the_check_before_the_start_says_what_is_missing(pod: Pod) -> None:
     """An error of `feddp coordinator check` keeps the coordinator's container from starting."""
     assert pod.run("install")[0] == 0
-    config = mount_configuration(pod)
+    config = pod.mount_configuration()
     code, said = pod.run("check")
     assert (code, "the check found no error" in said) == (0, True), said
     (config.parent / "coordinator.db").unlink()
     code, said = pod.run("check")
     assert code == 1
     assert "storage.database_url" in said
+
+
+def test_an_installation_on_postgresql_keeps_no_password(
+    tmp_path: Path, postgresql_server: PostgreSql
+) -> None:
+    """The URL comes from the Secret at every start; the next start finds what the first made."""
+    own = {"serverCertificate": {"secretName": "", "certManager": {"enabled": False}}}
+    found = objects(merged(COORDINATOR, ISTIO, POSTGRESQL, {"coordinator": own}))
+    url = postgresql_server.new_database()
+    pod = Pod(tmp_path, NAME, {"FEDDP_STORAGE__DATABASE_URL": url}, found)
+    code, said = pod.run("install")
+    assert code == 0, said
+    pod.mount_configuration()
+    assert pod.run("install") == (0, "")
+    code, said = pod.run("check")
+    assert code == 0, said
+    assert "storage.database_url: readable; 0 nodes, 1 users" in said
+    files = [path for path in (tmp_path / "var").rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        assert postgresql_server.password.encode() not in path.read_bytes(), path
 
 
 def test_helm_test_passes_on_a_coordinator_that_serves_and_on_no_other(

@@ -105,7 +105,7 @@ BAD: dict[str, list[Any]] = {
     "istio.gateway.port": [0, "443"],
     "istio.allowedSources": ["192.0.2.0/24", ["hospital.example"], ["192.0.2.1"], ["::/129"]],
     "networkPolicy.scrapers": [[{"namespace": "Monitoring"}]],
-    "networkPolicy.dns.podLabels": [{"k8s-app": True}],
+    "networkPolicy.dns": [[], [{"namespace": "kube-system", "podLabels": {"k8s-app": True}}]],
     "monitoring.serviceMonitor.interval": ["30", "half"],
     "monitoring.prometheusRule.latencySeconds": [0, -1, "1s"],
     "monitoring.prometheusRule.budgetRemaining": [0, "10%"],

@@ -25,11 +25,12 @@ demo: $(READY) ## four hospitals train one model; ARGS="--json out.json --seed 1
 test: $(READY) ## run every test, JOBS=2 files at a time; ARGS="-k name" passes on
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-lint: $(READY) ## ruff, mypy strict, hadolint, and whether the generated code is current
+lint: $(READY) ## ruff, mypy strict, hadolint, and whether what is generated is current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy certs coordinator feddp node_agent privacy protos benchmarks
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/python charts/generate.py --check
 	$(BIN)/hadolint deploy/Dockerfile
 
 protos: $(READY) ## generate the wire code from protos/feddp/v1
@@ -53,10 +54,11 @@ bench-models: $(READY) ## accuracy, AUC and Brier score by epsilon on the demo's
 wheel: $(READY) ## build dist/feddp-*.whl
 	$(BIN)/python -m build --wheel
 
-wheelhouse: $(READY) ## wheels of feddp[agent] and all that it needs, for a site without an index, in build/wheelhouse
+wheelhouse: EXTRA := agent
+wheelhouse: $(READY) ## wheels of feddp[agent] (EXTRA=postgres: of a coordinator) and all that it needs, for a site without an index, in build/wheelhouse
 	rm -rf build/wheelhouse build/lib
-	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir build/wheelhouse torch==2.13.0 '.[agent]'
-	@echo "install: pip install --no-index --find-links build/wheelhouse 'feddp[agent]'"
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir build/wheelhouse $(if $(filter agent,$(EXTRA)),torch==2.13.0) '.[$(EXTRA)]'
+	@echo "install: pip install --no-index --find-links build/wheelhouse 'feddp[$(EXTRA)]'"
 
 wheelhouse-check: ## install from build/wheelhouse alone, in a fresh environment, and start what was installed
 	rm -rf build/wheelhouse-check

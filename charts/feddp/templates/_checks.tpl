@@ -1,0 +1,82 @@
+{{/* What a form cannot say: values that do not go together, each with the reason and what to do. */}}
+{{- define "feddp.checks" -}}
+{{- $c := .Values.coordinator -}}
+{{- $a := .Values.nodeAgent -}}
+{{- $i := .Values.istio -}}
+{{- if not (or $c.enabled $a.enabled) -}}
+{{- fail "coordinator.enabled and nodeAgent.enabled are both false, so there is nothing to install; set one of them." -}}
+{{- end -}}
+{{- if $c.enabled -}}
+  {{- if gt (int $c.replicas) 1 -}}
+    {{- if eq $c.database.kind "sqlite" -}}
+    {{- fail "coordinator.replicas must be 1: SQLite is one file on one volume, and one coordinator writes it. PostgreSQL would not change that yet: a second coordinator waits for the first one's lease without opening a port." -}}
+    {{- else -}}
+    {{- fail "coordinator.replicas must be 1: one coordinator writes at a time, also on PostgreSQL; a second one waits for its lease without opening a port, so that Kubernetes would take it for dead, and models lie on one coordinator's volume. Kubernetes restarts the one that there is, and jobs go on." -}}
+    {{- end -}}
+  {{- end -}}
+  {{- if or (not $c.image.repository) (not $c.image.digest) -}}
+  {{- fail "coordinator.image.repository and coordinator.image.digest are both needed: no image is published, and one that is named by tag could be replaced. Build one (docs/helm.md) and give its digest." -}}
+  {{- end -}}
+  {{- if not $c.hosts.coordinator -}}
+  {{- fail "coordinator.hosts.coordinator is needed: the DNS name that nodes dial goes into the server's certificate at the first start." -}}
+  {{- end -}}
+  {{- if eq $c.database.kind "postgresql" -}}
+    {{- if not $c.database.urlSecret.name -}}
+    {{- fail "coordinator.database.urlSecret.name is needed for postgresql: the Secret that holds the URL, which contains a password and is never given as a value." -}}
+    {{- end -}}
+  {{- else if or $c.database.urlSecret.name $c.database.externalSecret.enabled -}}
+  {{- fail "coordinator.database.urlSecret and externalSecret are for coordinator.database.kind postgresql; set it, or leave them out." -}}
+  {{- end -}}
+  {{- if and $c.database.externalSecret.enabled (not (and $c.database.externalSecret.store.name $c.database.externalSecret.remoteKey)) -}}
+  {{- fail "coordinator.database.externalSecret needs store.name and remoteKey: where External Secrets finds the URL." -}}
+  {{- end -}}
+  {{- if $c.serverCertificate.certManager.enabled -}}
+    {{- if not (and $c.serverCertificate.secretName $c.serverCertificate.certManager.issuer.name) -}}
+    {{- fail "coordinator.serverCertificate.certManager needs serverCertificate.secretName, the Secret that it makes, and certManager.issuer.name." -}}
+    {{- end -}}
+  {{- end -}}
+  {{- if lt (int $c.shutdown.graceSeconds) (add (int $c.shutdown.preStopSeconds) 20 | int) -}}
+  {{- fail "coordinator.shutdown.graceSeconds must be at least preStopSeconds and 20 more: the coordinator lets its sessions go for 5 s and then ends what it is writing; killed before that, it starts by repeating it." -}}
+  {{- end -}}
+{{- end -}}
+{{- if and $c.enabled .Values.networkPolicy.enabled (not $i.enabled) (not .Values.networkPolicy.clients) -}}
+{{- fail "networkPolicy.clients is needed where Istio's gateway does not bring nodes in (istio.enabled): with nobody in it the default deny keeps every node from the coordinator." -}}
+{{- end -}}
+{{- if $a.enabled -}}
+  {{- if or (not $a.image.repository) (not $a.image.digest) -}}
+  {{- fail "nodeAgent.image.repository and nodeAgent.image.digest are both needed: no image is published, and one that is named by tag could be replaced. deploy/Dockerfile makes one." -}}
+  {{- end -}}
+  {{- if not $a.joinToken.secretName -}}
+  {{- fail "nodeAgent.joinToken.secretName is needed: the Secret that holds what the coordinator's operator sent (`feddp node token`)." -}}
+  {{- end -}}
+  {{- if not $a.stewardConfigMap -}}
+  {{- fail "nodeAgent.stewardConfigMap is needed: the ConfigMap with the data steward's policy.yaml and datasets.yaml, without which nothing is allowed." -}}
+  {{- end -}}
+  {{- if and $a.proxy.credentialsSecret (not $a.proxy.url) -}}
+  {{- fail "nodeAgent.proxy.credentialsSecret goes with nodeAgent.proxy.url, the proxy that they are for." -}}
+  {{- end -}}
+{{- end -}}
+{{- if $i.enabled -}}
+  {{- if not $c.enabled -}}
+  {{- fail "istio.enabled needs coordinator.enabled: an agent opens connections and accepts none, so no gateway leads to it." -}}
+  {{- end -}}
+  {{- if not $c.hosts.enrolment -}}
+  {{- fail "coordinator.hosts.enrolment is needed with istio.enabled: the gateway has one port for everything and tells the two apart by the name." -}}
+  {{- end -}}
+  {{- if eq $c.hosts.enrolment $c.hosts.coordinator -}}
+  {{- fail "coordinator.hosts.enrolment must be another name than coordinator.hosts.coordinator: the gateway tells the two apart by it." -}}
+  {{- end -}}
+  {{- if and (eq $i.mode "terminate") (not $i.gateway.credentialName) -}}
+  {{- fail "istio.gateway.credentialName is needed with istio.mode terminate: the Secret with the gateway's certificate, which `feddp coordinator gateway` issues." -}}
+  {{- end -}}
+  {{- if and (eq $i.mode "passthrough") $i.gateway.credentialName -}}
+  {{- fail "istio.gateway.credentialName is for istio.mode terminate: a gateway that passes connections through holds no key." -}}
+  {{- end -}}
+  {{- if and $i.sidecar (eq $i.mode "terminate") -}}
+  {{- fail "istio.sidecar goes with istio.mode passthrough: where the gateway ends TLS, port 8443 is HTTP/2 to Istio, and a sidecar would take the TLS that the gateway speaks there for plain HTTP/2." -}}
+  {{- end -}}
+  {{- if ne $c.service.type "ClusterIP" -}}
+  {{- fail "coordinator.service.type must be ClusterIP with istio.enabled: another way in would go past the gateway." -}}
+  {{- end -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,173 @@
+"""Write what the chart says twice: descriptions in its schema, and the table in docs/helm.md.
+
+    python charts/generate.py            write both
+    python charts/generate.py --check    exit code 1 if one is not current
+
+The comments in values.yaml are the text, values.schema.json holds the forms, and the sections of
+`coordinator.config` are those of the coordinator's own configuration class.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, Literal, get_args, get_origin
+
+import annotated_types
+import yaml
+from pydantic.fields import FieldInfo
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from coordinator.config_sections import CoordinatorConfig, Storage  # noqa: E402
+from coordinator.keys import bounds, extra  # noqa: E402
+
+VALUES: Final = ROOT / "charts/feddp/values.yaml"
+SCHEMA: Final = ROOT / "charts/feddp/values.schema.json"
+DOCUMENT: Final = ROOT / "docs/helm.md"
+BEGIN, END = "<!-- values: made by charts/generate.py -->\n", "<!-- end of values -->\n"
+
+CHARTS_OWN: Final = frozenset({"server", "storage"})
+"""Sections that the chart writes itself, from what it mounts and opens."""
+
+_KEY: Final = re.compile(r"( *)([A-Za-z0-9]+):(.*)")
+
+
+def comments(text: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(path, comment above it) of every key that has a comment, in the file's order."""
+    path: list[str] = []
+    said: list[str] = []
+    for line in text.splitlines():
+        stripped = line.strip()
+        if stripped.startswith("#"):
+            said.append(stripped.removeprefix("#").strip())
+            continue
+        match = _KEY.fullmatch(line)
+        if match is None:
+            said = []
+            continue
+        depth = len(match[1]) // 2
+        path = [*path[:depth], match[2]]
+        if said:
+            yield tuple(path), " ".join(said)
+        said = []
+
+
+def at(tree: dict[str, Any], path: tuple[str, ...]) -> Any:
+    """The value under a path."""
+    for part in path:
+        tree = tree[part]
+    return tree
+
+
+def schema_at(schema: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """The schema of the value under a path."""
+    for part in path:
+        schema = schema["properties"][part]
+    return schema
+
+
+def config_schema() -> dict[str, Any]:
+    """What `coordinator.config` may hold: the keys of coordinator.yaml, with their bounds."""
+    sections = {
+        name: _section(field.annotation)
+        for name, field in CoordinatorConfig.model_fields.items()
+        if name not in CHARTS_OWN
+    }
+    limit = Storage.model_fields["model_bytes_max"]
+    sections["storage"] = _closed({"model_bytes_max": _form(limit)})
+    return _closed(sections)
+
+
+def _closed(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _section(model: Any) -> dict[str, Any]:
+    return _closed(
+        {name: _form(field) for name, field in model.model_fields.items() if not _is_folder(field)}
+    )
+
+
+def _is_folder(field: FieldInfo) -> bool:
+    """Where files lie in the pod is the chart's."""
+    return "Path" in str(field.annotation)
+
+
+def _form(field: FieldInfo) -> dict[str, Any]:
+    form: dict[str, Any] = {}
+    kind = field.annotation
+    if get_origin(kind) is Literal:
+        form["enum"] = list(get_args(kind))
+    elif kind == tuple[str, ...]:
+        form |= {"type": "array", "items": {"type": "string"}}
+    else:
+        names: dict[Any, str] = {bool: "boolean", int: "integer", float: "number", str: "string"}
+        form["type"] = names[kind]
+    for limit in field.metadata:
+        if isinstance(limit, annotated_types.Ge):
+            form["minimum"] = limit.ge
+        elif isinstance(limit, annotated_types.Gt):
+            form["exclusiveMinimum"] = limit.gt
+        elif isinstance(limit, annotated_types.Le):
+            form["maximum"] = limit.le
+        elif pattern := getattr(limit, "pattern", None):
+            form["pattern"] = pattern
+    if bounds(field) == "true":
+        form = {"const": True}
+    said = [str(field.description)]
+    if unit := extra(field, "unit"):
+        said.append(f"Unit: {unit}.")
+    if words := bounds(field):
+        said.append(f"Allowed: {words}.")
+    form["description"] = " ".join(said)
+    return form
+
+
+def schema_text() -> str:
+    """values.schema.json with the comments of values.yaml as its descriptions."""
+    schema = json.loads(SCHEMA.read_text())
+    schema["properties"]["coordinator"]["properties"]["config"] = config_schema()
+    for path, said in comments(VALUES.read_text()):
+        schema_at(schema, path)["description"] = said
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+def table() -> str:
+    """The values as rows of a table."""
+    text = VALUES.read_text()
+    values = yaml.safe_load(text)
+    rows = ["| Value | Default | Meaning |", "|---|---|---|"]
+    for path, said in comments(text):
+        default = json.dumps(at(values, path))
+        rows.append(f"| `{'.'.join(path)}` | `{default}` | {said.replace('|', ' or ')} |")
+    return "\n".join(rows) + "\n"
+
+
+def document_text() -> str:
+    """docs/helm.md with the table in its place."""
+    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + BEGIN + table() + END + after
+
+
+def main() -> int:
+    """Write, or compare."""
+    stale = [
+        path
+        for path, text in ((SCHEMA, schema_text()), (DOCUMENT, document_text()))
+        if path.read_text() != text
+    ]
+    if "--check" in sys.argv[1:]:
+        for path in stale:
+            sys.stderr.write(f"{path.relative_to(ROOT)} is not current: run charts/generate.py\n")
+        return 1 if stale else 0
+    SCHEMA.write_text(schema_text())
+    DOCUMENT.write_text(document_text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

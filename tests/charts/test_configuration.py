@@ -1,0 +1,158 @@
+"""The coordinator.yaml that the chart writes, as the coordinator itself reads it."""
+
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import pytest
+import yaml
+
+from coordinator.config import CoordinatorConfig, load_config
+from coordinator.server import DRAIN_S
+from tests.charts.rendering import (
+    COORDINATOR,
+    ISTIO,
+    MATRIX,
+    ROOT,
+    Values,
+    merged,
+    named,
+    objects,
+    of,
+)
+
+FOLDER = Path("/var/lib/feddp/installation")
+URL = "postgresql+psycopg://feddp:word@database.example:5432/feddp"
+WITH_COORDINATOR = [case for case in MATRIX if not case.endswith("agent")]
+
+
+def loaded(found: list[dict[str, Any]], folder: Path) -> CoordinatorConfig:
+    """The configuration of a rendered chart, with the environment of its container."""
+    text = named(found, "ConfigMap", "fed-feddp-coordinator")["data"]["coordinator.yaml"]
+    (folder / "coordinator.yaml").write_text(text)
+    (container,) = named(found, "StatefulSet", "fed-feddp-coordinator")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    environment = {one["name"]: one.get("value", URL) for one in container["env"]}
+    return load_config(folder / "coordinator.yaml", environment)
+
+
+def of_values(config: Values, folder: Path) -> CoordinatorConfig:
+    """The configuration with some sections of one's own."""
+    values = merged(COORDINATOR, ISTIO, {"coordinator": {"config": config}})
+    return loaded(objects(values), folder)
+
+
+@pytest.mark.parametrize("case", WITH_COORDINATOR)
+def test_the_coordinator_takes_what_the_chart_writes(case: str, tmp_path: Path) -> None:
+    """It listens where the pod's ports and probes are, and keeps everything on its volume."""
+    found = of(case)
+    config = loaded(found, tmp_path)
+    stateful = named(found, "StatefulSet", "fed-feddp-coordinator")
+    (container,) = stateful["spec"]["template"]["spec"]["containers"]
+    ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+    server, storage = config.server, config.storage
+    assert ports == {
+        "nodes": server.port,
+        "enrolment": server.enrollment_port,
+        "health": server.health_port,
+    }
+    assert (server.host, server.health_host) == ("0.0.0.0", "0.0.0.0")  # noqa: S104
+    assert (storage.blob_dir, storage.pki_dir) == (FOLDER / "blobs", FOLDER / "pki")
+    (data,) = [one for one in container["volumeMounts"] if one["name"] == "data"]
+    assert FOLDER.is_relative_to(data["mountPath"])
+
+
+@pytest.mark.parametrize(
+    ("case", "ports"),
+    [("ten-lines", (443, 443)), ("terminate", (443, 443)), ("without-istio", (8443, 8444))],
+)
+def test_tokens_name_what_nodes_dial(case: str, ports: tuple[int, int], tmp_path: Path) -> None:
+    """The gateway's port under two names, or the coordinator's own two ports."""
+    server = loaded(of(case), tmp_path).server
+    assert (server.public_host, server.public_enrollment_host) == (
+        "feddp.example",
+        "join.feddp.example",
+    )
+    assert (server.public_port, server.public_enrollment_port) == ports
+
+
+def test_sqlite_lies_on_the_volume_and_postgresql_comes_from_the_secret(tmp_path: Path) -> None:
+    """The URL with its password stands in no ConfigMap."""
+    assert loaded(of("ten-lines"), tmp_path).storage.database_url == (
+        f"sqlite:///{FOLDER}/coordinator.db"
+    )
+    found = of("postgresql")
+    assert loaded(found, tmp_path).storage.database_url == URL
+    text = yaml.safe_dump(named(found, "ConfigMap"))
+    assert "postgresql+" not in text
+    assert "sqlite" not in text
+
+
+def test_a_certificate_of_ones_own_is_shown(tmp_path: Path) -> None:
+    """From the files that the Secret is mounted as."""
+    found = of("postgresql")
+    server = loaded(found, tmp_path).server
+    stateful = named(found, "StatefulSet", "fed-feddp-coordinator")["spec"]["template"]["spec"]
+    (mount,) = [
+        one for one in stateful["containers"][0]["volumeMounts"] if "certificate" in one["name"]
+    ]
+    folder = Path(mount["mountPath"])
+    assert (server.ssl_cert, server.ssl_key) == (folder / "tls.crt", folder / "tls.key")
+    assert loaded(of("ten-lines"), tmp_path).server.ssl_cert is None
+
+
+def test_numbers_come_through_as_they_were_written(tmp_path: Path) -> None:
+    """Helm keeps numbers as floats: a small delta and a size in bytes must survive that."""
+    config = of_values(
+        {
+            "privacy": {"delta": 1e-6, "max_grad_norm": 0.25},
+            "storage": {"model_bytes_max": 1 << 40},
+            "federation": {"min_participants": 5, "deadline_s": 604800, "grace_factor": 0},
+            "security": {"approve_joins": True, "node_certificate_life_s": 31_536_000},
+            "compliance": {"frameworks": ["hipaa", "gdpr"]},
+            "monitoring": {"log_level": "DEBUG"},
+        },
+        tmp_path,
+    )
+    assert (config.privacy.delta, config.privacy.max_grad_norm) == (1e-6, 0.25)
+    assert config.storage.model_bytes_max == 1 << 40
+    assert (config.federation.min_participants, config.federation.deadline_s) == (5, 604800)
+    assert config.security.node_certificate_life_s == 31_536_000
+    assert config.security.approve_joins
+    assert config.compliance.frameworks == ("hipaa", "gdpr")
+    assert config.monitoring.log_level == "DEBUG"
+
+
+def test_the_guides_production_file_is_taken_as_values(tmp_path: Path) -> None:
+    """Each of its sections, but for what says where the pod listens and keeps its files."""
+    path = ROOT / "config/production.yaml"
+    written = helm_python.values_from_yaml(path.read_text())
+    del written["server"], written["federation"]["model_registry"]
+    config, original = of_values(written, tmp_path), load_config(path, {})
+    for section in ("privacy", "routing", "security", "compliance", "monitoring"):
+        assert getattr(config, section) == getattr(original, section), section
+    assert config.federation == original.federation.model_copy(update={"model_registry": None})
+
+
+def test_a_change_of_the_configuration_restarts_the_coordinator() -> None:
+    """It reads the file once, at its start."""
+
+    def checksum(config: Values) -> str:
+        found = objects(merged(COORDINATOR, ISTIO, {"coordinator": {"config": config}}))
+        template = named(found, "StatefulSet")["spec"]["template"]
+        return str(template["metadata"]["annotations"]["checksum/config"])
+
+    assert checksum({}) != checksum({"federation": {"min_participants": 5}})
+    assert checksum({}) == checksum({})
+
+
+@pytest.mark.parametrize("case", WITH_COORDINATOR)
+def test_the_coordinator_has_time_to_drain(case: str) -> None:
+    """The grace counts from the preStop on; what is left must hold the drain and what is written
+    after it."""
+    spec = named(of(case), "StatefulSet", "fed-feddp-coordinator")["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    before_s = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert spec["terminationGracePeriodSeconds"] >= before_s + DRAIN_S + 15
+    assert DRAIN_S == 5.0, "the chart's comment and check say so"

@@ -1,0 +1,136 @@
+"""docs/helm.md and the notes after an installation: what they show works as it stands there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import helm_python
+import pytest
+import yaml
+
+from tests.charts.rendering import (
+    CHART,
+    COORDINATOR,
+    ISTIO,
+    MATRIX,
+    NAMESPACE,
+    ROOT,
+    Values,
+    merged,
+    named,
+    objects,
+    of,
+    render,
+)
+
+TEXT = (ROOT / "docs/helm.md").read_text()
+EXAMPLES: list[str] = re.findall(r"^```yaml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> set[tuple[str, ...]]:
+    """Every `feddp ...` command in a text, without its options' values."""
+    found = set()
+    for line in re.findall(r"(?:^| |`)feddp ((?:coordinator|node|agent|budget|job) [^`\n]*)", text):
+        words = shlex.split(line)
+        noun = []
+        for word in words:
+            if not re.fullmatch(r"[a-z][a-z-]*", word):
+                break
+            noun.append(word)
+        options = [word for word in words if word.startswith("--")]
+        found.add((*noun, *options))
+    return found
+
+
+def test_each_example_of_the_document_is_taken() -> None:
+    """The first is a whole file; the others are over it, or a release of their own."""
+    first, *others = [yaml.safe_load(one) for one in EXAMPLES]
+    assert len(others) == 2
+    assert len(EXAMPLES[0].splitlines()) == 9
+    base: Values = merged(first)
+    for values in (base, *(merged(base, one) for one in others if "nodeAgent" not in one)):
+        assert objects(values)
+    (agent,) = [one for one in others if "nodeAgent" in one]
+    kinds = [one["kind"] for one in objects(agent)]
+    assert kinds.count("StatefulSet") == 1
+
+
+@pytest.mark.parametrize("case", [*MATRIX, "document"])
+def test_each_feddp_command_that_is_shown_exists(case: str) -> None:
+    """With the options that are shown, by the command's own help."""
+    text = TEXT if case == "document" else render(MATRIX[case])["templates/NOTES.txt"]
+    shown = commands(text)
+    assert shown
+    for command in shown:
+        words = [word for word in command if not word.startswith("--")]
+        said = subprocess.run(
+            [sys.executable, "-m", "feddp", *words, "--help"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert said.returncode == 0, words
+        assert f"feddp {' '.join(words)} " in said.stdout
+        for option in command[len(words) :]:
+            assert option in said.stdout, command
+
+
+def test_the_notes_name_what_is_there() -> None:
+    """Pods, containers and Secrets of the release, and the port that nodes dial."""
+    notes = render(MATRIX["terminate"])["templates/NOTES.txt"]
+    stateful = named(of("terminate"), "StatefulSet")
+    pod = stateful["spec"]["template"]["spec"]
+    containers = {one["name"] for one in [*pod["initContainers"], *pod["containers"]]}
+    assert set(re.findall(r" -c ([a-z]+)", notes)) <= containers
+    assert set(re.findall(r"(\S+)-0 ", notes)) == {stateful["metadata"]["name"]}
+    assert set(re.findall(r"kubectl -n (\S+)", notes)) == {NAMESPACE, "istio-ingress"}
+    assert "feddp.example:443" in notes
+    assert "create secret generic feddp-gateway" in notes
+    assert "feddp-gateway" not in render(MATRIX["ten-lines"])["templates/NOTES.txt"]
+    assert "feddp.example:8443" in render(MATRIX["without-istio"])["templates/NOTES.txt"]
+
+
+def test_what_the_notes_make_is_what_the_gateways_secret_needs(tmp_path: Path) -> None:
+    """`feddp coordinator gateway` writes the three files that the notes put into it."""
+    from coordinator import gateway_certificate
+    from coordinator.installation import init
+
+    init(tmp_path / "c", "test.example", host="feddp.example")
+    gateway_certificate.issue(tmp_path / "c", ["feddp.example"], tmp_path / "gateway")
+    notes = render(MATRIX["terminate"])["templates/NOTES.txt"]
+    files = dict(re.findall(r"--from-file=(\S+)=(\S+)", notes))
+    assert files.keys() == {"tls.crt", "tls.key", "ca.crt"}
+    for path in files.values():
+        assert (tmp_path / path).is_file(), path
+
+
+def test_a_labels_default_is_dropped_by_null() -> None:
+    """As the document says of the gateway's labels, which Helm merges."""
+    selector = {"istio": None, "app": "gateway"}
+    found = objects(merged(COORDINATOR, ISTIO, {"istio": {"gateway": {"selector": selector}}}))
+    assert named(found, "Gateway")["spec"]["selector"] == {"app": "gateway"}
+
+
+def test_the_alerts_of_the_document_are_those_of_the_chart() -> None:
+    """Each alert has a row that says what to do."""
+    (group,) = named(of("passthrough"), "PrometheusRule")["spec"]["groups"]
+    rows = re.findall(r"^\| `([A-Z][A-Za-z]+)` \|", TEXT, re.MULTILINE)
+    assert rows == [one["alert"] for one in group["rules"]]
+
+
+def test_the_chart_is_whole_without_a_network(tmp_path: Path) -> None:
+    """Packed, it has no dependency, names no registry of images, and renders the same."""
+    archive = helm_python.package(CHART, destination=tmp_path)
+    with helm_python.Chart.load(archive) as packed:
+        assert packed.dependencies == []
+        assert "dependencies" not in packed.metadata
+        made = packed.render(values=MATRIX["everything"], name="fed", namespace=NAMESPACE)
+    assert {name.partition("/")[2]: text for name, text in made.items()} == render(
+        MATRIX["everything"]
+    )
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert values["coordinator"]["image"]["repository"] == ""
+    assert values["nodeAgent"]["image"]["repository"] == ""

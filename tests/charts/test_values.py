@@ -1,0 +1,325 @@
+"""Wrong values are refused before anything is made: by their form, or because of each other."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import helm_python
+import pytest
+import yaml
+
+from charts.generate import VALUES, at, comments, main, schema_at
+from tests.charts.rendering import (
+    AGENT,
+    CHART,
+    CLIENTS,
+    COORDINATOR,
+    ISTIO,
+    MATRIX,
+    POSTGRESQL,
+    TERMINATE,
+    Values,
+    merged,
+    objects,
+    render,
+)
+
+SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
+GOOD = merged(COORDINATOR, ISTIO)
+
+BAD: dict[str, list[Any]] = {
+    "clusterDomain": ["cluster.local.", "Cluster", ""],
+    "imagePullSecrets": ["registry", ["UPPER"], [{"name": "registry"}]],
+    "coordinator.enabled": ["yes", 1],
+    "coordinator.replicas": [0, 1.5, "1"],
+    "coordinator.image.repository": ["registry.example/feddp:latest", "r/f@sha256:00", "R/f", "/f"],
+    "coordinator.image.digest": [
+        "latest",
+        "sha256:12",
+        "sha256:" + "A1" * 32,
+        "sha512:" + "a" * 64,
+    ],
+    "coordinator.image.pullPolicy": ["always", ""],
+    "coordinator.trustDomain": ["", "Hospitals.example", "spiffe://a", "-a"],
+    "coordinator.hosts.coordinator": ["*.example", "https://feddp.example", "feddp.example:443"],
+    "coordinator.hosts.enrolment": ["join_.example", "feddp.example."],
+    "coordinator.database.kind": ["mysql", "PostgreSQL"],
+    "coordinator.database.urlSecret.name": ["postgresql+psycopg://u:p@h/d", "Secret"],
+    "coordinator.database.urlSecret.key": ["", "a/b"],
+    "coordinator.database.externalSecret.store.kind": ["Vault"],
+    "coordinator.database.externalSecret.refreshInterval": ["60", "0h", "1 h"],
+    "coordinator.database.peers": [
+        ["10.0.0.0/8"],
+        [{}],
+        [{"cidr": "10.0.0.0"}],
+        [{"cidr": "10.0.0.0/33"}],
+        [{"cidr": "10.0.0.0/8", "namespace": "a"}],
+        [{"podLabels": {"a": "b"}}],
+        [{"namespace": "a", "labels": {}}],
+    ],
+    "coordinator.database.port": [0, 65536, "5432"],
+    "coordinator.serverCertificate.certManager.issuer.kind": ["issuer"],
+    "coordinator.serverCertificate.certManager.duration": ["90d", "0h", 2160],
+    "coordinator.storage.size": ["20", "20G", "0Gi", 20],
+    "coordinator.storage.storageClass": ["Fast"],
+    "coordinator.service.type": ["ExternalName", "clusterip"],
+    "coordinator.service.annotations": [{"a": True}, {"a b": "c"}, ["a"]],
+    "coordinator.shutdown.preStopSeconds": [0, 301, "5s"],
+    "coordinator.shutdown.graceSeconds": [20, 3601],
+    "coordinator.podDisruptionBudget.maxUnavailable": [2, "50%", -1],
+    "coordinator.resources.requests.cpu": [0, "half", "1.5m"],
+    "coordinator.resources.limits.memory": ["4G", "0Gi", 4, ""],
+    "coordinator.runAsUser": [0, -1, "feddp"],
+    "coordinator.nodeSelector": [{"a": "b c"}, {"a": 1}],
+    "coordinator.tolerations": [[{"key": "a"}], [{"operator": "In"}], {"operator": "Exists"}],
+    "coordinator.config": [
+        {"server": {"port": 1}},
+        {"storage": {"database_url": "sqlite:///other.db"}},
+        {"storage": {"blob_dir": "/srv"}},
+        {"federation": {"model_registry": "/models"}},
+        {"federation": {"min_participants": 1}},
+        {"federation": {"min_participants": "3"}},
+        {"federation": {"min_particpants": 3}},
+        {"privacy": {"mechanism": "zcdp"}},
+        {"privacy": {"max_grad_norm": 0}},
+        {"security": {"enable_mtls": False}},
+        {"monitoring": {"log_level": "LOUD"}},
+        {"federaton": {}},
+    ],
+    "nodeAgent.records": [
+        [{"claim": "records"}],
+        [{"claim": "records", "path": "srv/records"}],
+        [{"claim": "records", "path": "/srv/../etc/shadow/"}],
+        [{"claim": "records", "path": "/var/lib/feddp/agent"}],
+        [{"claim": "records", "path": "/etc/feddp/steward"}],
+        [{"claim": "records", "path": "/srv/records", "readOnly": False}],
+    ],
+    "nodeAgent.logLevel": ["info"],
+    "nodeAgent.proxy.url": ["https://proxy.example:3128", "http://u:p@proxy:1", "proxy:3128"],
+    "nodeAgent.egress.ports": [[], [0], ["443"], 443],
+    "nodeAgent.shutdown.graceSeconds": [29],
+    "istio.mode": ["simple", "TERMINATE"],
+    "istio.gateway.namespace": ["istio.ingress", ""],
+    "istio.gateway.selector": [{"istio": "in gress"}, {"istio": None}],
+    "istio.gateway.port": [0, "443"],
+    "istio.allowedSources": ["192.0.2.0/24", ["hospital.example"], ["192.0.2.1"], ["::/129"]],
+    "networkPolicy.scrapers": [[{"namespace": "Monitoring"}]],
+    "networkPolicy.dns": [[], [{"namespace": "kube-system", "podLabels": {"k8s-app": True}}]],
+    "monitoring.serviceMonitor.interval": ["30", "half"],
+    "monitoring.prometheusRule.latencySeconds": [0, -1, "1s"],
+    "monitoring.prometheusRule.budgetRemaining": [0, "10%"],
+    "tests.enabled": ["true"],
+}
+
+
+def put(path: str, value: Any) -> Values:
+    """Good values but for one."""
+    for part in reversed(path.split(".")):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return merged(GOOD, value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [(path, value) for path, values in BAD.items() for value in values]
+)
+def test_a_wrong_value_is_refused_and_named(path: str, value: Any) -> None:
+    """Helm names where it stands; the schema says there in a sentence what is allowed."""
+    with pytest.raises(helm_python.HelmValuesError) as refused:
+        render(put(path, value))
+    assert f"at '/{path.replace('.', '/')}" in str(refused.value)
+    assert _is_sentence(schema_at(SCHEMA, tuple(path.split(".")))["description"])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ".".join((*one, "unknown"))
+        for one in [(), *(path for path, _ in comments(VALUES.read_text()))]
+        for one in [one[:-1] if one else one]
+    ],
+)
+def test_an_unknown_key_is_refused_wherever_it_stands(path: str) -> None:
+    """A misspelt value would silently keep its default."""
+    with pytest.raises(helm_python.HelmValuesError, match="'unknown' not allowed"):
+        render(put(path, "x"))
+
+
+def _objects(schema: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(schema, dict):
+        if schema.get("type") == "object":
+            yield schema
+        for one in schema.values():
+            yield from _objects(one)
+    elif isinstance(schema, list):
+        for one in schema:
+            yield from _objects(one)
+
+
+def test_every_mapping_of_the_schema_is_closed() -> None:
+    """But for `global`, which Helm adds to every chart and this one does not read."""
+    free = [one for one in _objects(SCHEMA) if one.get("additionalProperties") is not False]
+    assert free == [SCHEMA["properties"]["global"]]
+    assert SCHEMA["additionalProperties"] is False
+
+
+def _is_sentence(text: str) -> bool:
+    return text[:1].isalnum() and len(text.split()) > 3 and text.endswith(".")
+
+
+def test_every_form_is_said_in_a_sentence() -> None:
+    """Each definition that values share, and each value, says in words what its pattern says."""
+    for name, one in SCHEMA["$defs"].items():
+        assert _is_sentence(one["description"]), name
+    for path, said in comments(VALUES.read_text()):
+        assert schema_at(SCHEMA, path)["description"] == said
+        assert _is_sentence(said), path
+
+
+def _leaves(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if isinstance(values, dict) and values:
+        for name, one in values.items():
+            yield from _leaves(one, (*path, name))
+    else:
+        yield path
+
+
+def test_every_value_has_a_comment_a_form_and_a_row() -> None:
+    """Nothing can be set that the table of docs/helm.md does not show with its default."""
+    values = yaml.safe_load(VALUES.read_text())
+    said = {path for path, _ in comments(VALUES.read_text())}
+    for path in _leaves(values):
+        assert any(path[: len(one)] == one for one in said), path
+        for one in said:
+            if path[: len(one)] == one:
+                assert at(values, one) is not None
+    assert all(schema_at(SCHEMA, path) for path in said)
+
+
+def test_schema_and_table_are_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python charts/generate.py` has been run after the last change of a comment or a default."""
+    monkeypatch.setattr("sys.argv", ["generate.py", "--check"])
+    assert main() == 0
+
+
+CLASHES: dict[str, tuple[Values, str]] = {
+    "nothing": ({"coordinator": {"enabled": False}}, "nothing to install"),
+    "replicas-sqlite": (
+        merged(GOOD, {"coordinator": {"replicas": 3}}),
+        "SQLite is one file on one volume",
+    ),
+    "replicas-postgresql": (
+        merged(GOOD, POSTGRESQL, {"coordinator": {"replicas": 2}}),
+        "one coordinator writes at a time, also on PostgreSQL",
+    ),
+    "no-digest": (merged(GOOD, {"coordinator": {"image": {"digest": ""}}}), "give its digest"),
+    "no-repository": (
+        merged(GOOD, {"coordinator": {"image": {"repository": ""}}}),
+        "no image is published",
+    ),
+    "no-host": (
+        merged(GOOD, {"coordinator": {"hosts": {"coordinator": ""}}}),
+        "goes into the server's certificate",
+    ),
+    "url-secret": (
+        merged(GOOD, {"coordinator": {"database": {"kind": "postgresql"}}}),
+        "never given as a value",
+    ),
+    "url-secret-for-sqlite": (
+        merged(GOOD, {"coordinator": {"database": {"urlSecret": {"name": "a"}}}}),
+        "are for coordinator.database.kind postgresql",
+    ),
+    "external-secret": (
+        merged(
+            GOOD, POSTGRESQL, {"coordinator": {"database": {"externalSecret": {"remoteKey": ""}}}}
+        ),
+        "needs store.name and remoteKey",
+    ),
+    "cert-manager": (
+        merged(GOOD, {"coordinator": {"serverCertificate": {"certManager": {"enabled": True}}}}),
+        "needs serverCertificate.secretName",
+    ),
+    "grace": (
+        merged(GOOD, {"coordinator": {"shutdown": {"preStopSeconds": 45}}}),
+        "at least preStopSeconds and 20 more",
+    ),
+    "no-clients": (COORDINATOR, "keeps every node from the coordinator"),
+    "agent-image": (
+        merged(GOOD, AGENT, {"nodeAgent": {"image": {"digest": ""}}}),
+        "nodeAgent.image.digest are both needed",
+    ),
+    "agent-token": (
+        merged(GOOD, AGENT, {"nodeAgent": {"joinToken": {"secretName": ""}}}),
+        "what the coordinator's operator sent",
+    ),
+    "agent-steward": (
+        merged(GOOD, AGENT, {"nodeAgent": {"stewardConfigMap": ""}}),
+        "without which nothing is allowed",
+    ),
+    "agent-proxy": (
+        merged(GOOD, AGENT, {"nodeAgent": {"proxy": {"credentialsSecret": "a"}}}),
+        "the proxy that they are for",
+    ),
+    "istio-alone": (
+        merged(ISTIO, AGENT, {"coordinator": {"enabled": False}}),
+        "no gateway leads to it",
+    ),
+    "one-name": (
+        merged(GOOD, {"coordinator": {"hosts": {"enrolment": ""}}}),
+        "one port for everything",
+    ),
+    "same-name": (
+        merged(GOOD, {"coordinator": {"hosts": {"enrolment": "feddp.example"}}}),
+        "must be another name",
+    ),
+    "terminate-without-key": (
+        merged(COORDINATOR, TERMINATE, {"istio": {"gateway": {"credentialName": ""}}}),
+        "which `feddp coordinator gateway` issues",
+    ),
+    "passthrough-with-key": (
+        merged(GOOD, {"istio": {"gateway": {"credentialName": "a"}}}),
+        "holds no key",
+    ),
+    "sidecar-and-terminate": (
+        merged(COORDINATOR, TERMINATE, {"istio": {"sidecar": True}}),
+        "for plain HTTP/2",
+    ),
+    "past-the-gateway": (
+        merged(GOOD, {"coordinator": {"service": {"type": "LoadBalancer"}}}),
+        "would go past the gateway",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CLASHES)
+def test_values_that_do_not_go_together_are_refused_with_the_reason(case: str) -> None:
+    """Each has the form that the schema asks for; the chart says in a sentence why not."""
+    values, reason = CLASHES[case]
+    with pytest.raises(helm_python.HelmRenderError) as refused:
+        render(values)
+    text = str(refused.value)
+    assert reason in text
+    assert text.rstrip().endswith(".")
+
+
+def test_every_reason_of_the_chart_is_reached_by_a_case() -> None:
+    """Sentences in the checks' template that no case above provokes would be untested."""
+    template = (CHART / "templates/_checks.tpl").read_text()
+    said = re.findall(r'fail "([^"]+)"', template)
+    reached = {one for one in said for _, reason in CLASHES.values() if reason in one}
+    assert set(said) == reached
+
+
+def test_a_coordinator_behind_istio_needs_ten_lines() -> None:
+    """What a platform engineer writes at least."""
+    text = yaml.safe_dump(MATRIX["ten-lines"], sort_keys=False)
+    assert len(text.splitlines()) <= 10
+    kinds = {one["kind"] for one in objects(yaml.safe_load(text))}
+    assert {"StatefulSet", "Gateway", "VirtualService", "NetworkPolicy"} <= kinds
+
+
+def test_without_a_client_a_chart_without_network_policy_is_taken() -> None:
+    """The check about clients is for the policy that would keep them out."""
+    assert objects(merged(COORDINATOR, {"networkPolicy": {"enabled": False}}))
+    assert objects(merged(COORDINATOR, CLIENTS))

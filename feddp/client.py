@@ -106,7 +106,7 @@ class Client:
             Malformed: JOB_INVALID, TASK_CONFIG_INVALID, MODEL_MISMATCH, EPSILON_MAX_MISSING.
             NotFound: FILE_MISSING, TASK_UNKNOWN, DATA_SET_UNKNOWN, MODEL_UNKNOWN.
         """
-        data, task_hash, model = checked(self, spec, seed)
+        data, task_hash, model = checked(spec, seed, self.nodes, self.download)
         digest = upload(self._transfer, model, self._connection.again)
         request = jobs_pb2.SubmitJobRequest(
             spec=data,
@@ -130,7 +130,7 @@ class Client:
         Raises:
             FeddpError: as `submit`.
         """
-        data, task_hash, model = checked(self, spec, seed=0)
+        data, task_hash, model = checked(spec, 0, self.nodes, self.download)
         return self._quote(data, task_hash, len(model))
 
     def _quote(self, spec: bytes, task_hash: str, size: int) -> jobs_pb2.QuoteJobResponse:

@@ -7,19 +7,19 @@ errors here are those of that noise alone; that the records are a sample is not 
 import math
 import struct
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from protos.errors import Malformed
 from protos.feddp.v1.jobs_pb2 import Job
 from protos.tensors import NotTensors, parse_header, read_header
 
-if TYPE_CHECKING:
-    from feddp.client import Client
-
 TASK: Final = "tabular-evaluation"
+
+Download = Callable[[str, Path], object]
+"""Writes the model with this id or digest to a file, as `feddp.client.Client.download` does."""
 
 DENOMINATOR_ERRORS_MIN: Final = 4.0
 """A share is told if what it is a share of is known to be above 0 by so many standard errors."""
@@ -62,7 +62,7 @@ class Evaluation:
         }
 
 
-def first_model(client: "Client", task_config: Mapping[str, Any]) -> bytes:
+def first_model(download: Download, task_config: Mapping[str, Any]) -> bytes:
     """What an evaluation job starts from: the model that its task_config names.
 
     Raises:
@@ -78,11 +78,11 @@ def first_model(client: "Client", task_config: Mapping[str, Any]) -> bytes:
         raise TypeError(EVALUATION)
     with tempfile.TemporaryDirectory(prefix="feddp-model-") as folder:
         path = Path(folder) / "model.safetensors"
-        client.download(config.evaluates, path)
+        download(config.evaluates, path)
         return evaluation_config.first_model(config, path.read_bytes())
 
 
-def evaluation_of(client: "Client", job: Job, spec: bytes) -> Evaluation | None:
+def evaluation_of(download: Download, job: Job, spec: bytes) -> Evaluation | None:
     """What an ended evaluation job found; None for any other job.
 
     Args:
@@ -94,7 +94,7 @@ def evaluation_of(client: "Client", job: Job, spec: bytes) -> Evaluation | None:
 
     with tempfile.TemporaryDirectory(prefix="feddp-model-") as folder:
         path = Path(folder) / "model.safetensors"
-        client.download(job.model_digest, path)
+        download(job.model_digest, path)
         rates = read_rates(path)
     _, task_config = task_of(spec)
     return evaluation(job, str(task_config.get("evaluates", "")), rates)

@@ -1,24 +1,25 @@
 """A job before it is handed in: checked on this machine, with the model that it begins with."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from feddp.evaluation import first_model
+from feddp.evaluation import Download, first_model
 from feddp.jobfile import data_set_of, read_spec, task_of
 from protos.errors import Malformed
 from protos.feddp.v1.nodes_pb2 import Node
 
-if TYPE_CHECKING:
-    from feddp.client import Client
 
-
-def checked(client: "Client", spec: Path | bytes, seed: int) -> tuple[bytes, str, bytes]:
+def checked(
+    spec: Path | bytes, seed: int, nodes: Callable[[], Iterable[Node]], download: Download
+) -> tuple[bytes, str, bytes]:
     """(the job file, its task's content hash, the model that it begins with).
 
     Args:
         spec: the file, or its bytes.
         seed: fixes the initial weights only.
+        nodes: asks the coordinator for those that there are.
+        download: of a model that is to be evaluated.
 
     Raises:
         Malformed: JOB_INVALID, TASK_CONFIG_INVALID, MODEL_MISMATCH.
@@ -29,10 +30,10 @@ def checked(client: "Client", spec: Path | bytes, seed: int) -> tuple[bytes, str
     data = read_spec(spec)
     task, task_config = task_of(data)
     if task == EVALUATION:
-        model = first_model(client, task_config)
+        model = first_model(download, task_config)
     else:
         model = initial_model(task, task_config, seed)
-    _check_columns(client.nodes(), data, task, task_config)
+    _check_columns(nodes(), data, task, task_config)
     return data, installed()[task].content_hash, model
 
 

@@ -70,7 +70,7 @@ def write_report(
     try:
         whole, spec = client.job_and_spec(job.job_id)
         accounts = client.accounts(job.data_set)
-        found = evaluation_of(client, whole, spec)
+        found = evaluation_of(client.download, whole, spec)
         text = render(whole, metrics=metrics, accounts=accounts, spec=spec, evaluation=found)
         write_durable(path, text.encode(), mode=0o644)
     except (FeddpError, OSError) as error:

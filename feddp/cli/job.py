@@ -145,7 +145,7 @@ def show(
 
     with connect(folder, profile) as client:
         job, spec = client.job_and_spec(job_id)
-        found = evaluation_of(client, job, spec)
+        found = evaluation_of(client.download, job, spec)
     if as_json:
         text = spec.decode("utf-8", errors="replace")
         evaluation = {"evaluation": asdict(found)} if found else {}
@@ -217,7 +217,7 @@ def _follow(client: "Client", job_id: str, report: Path | None, how: str) -> Non
         from feddp.cli.job_text import evaluation_facts
         from feddp.evaluation import evaluation_of
 
-        found = evaluation_of(client, *client.job_and_spec(job_id))
+        found = evaluation_of(client.download, *client.job_and_spec(job_id))
         if found:
             output.facts(evaluation_facts(found))
     path = report or Path(f"feddp-report-{job_id}.html")

@@ -12,6 +12,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from certs.authority_state import read_state
 from certs.keyfiles import load_certificate_key, private_pem, write_new
 from certs.profiles import (
     SERVER_KINDS,
@@ -20,7 +21,6 @@ from certs.profiles import (
     host_names,
     leaf_certificate,
 )
-from certs.rollover import read_state
 from certs.spiffe import SpiffeId, check_trust_domain
 from protos.content import sync_directory
 from protos.errors import Conflict, Malformed, NotFound, WrongPhase, invariant

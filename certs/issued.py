@@ -7,12 +7,23 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs.rollover import bundle_roots
 from certs.spiffe import Kind, SpiffeId
 from protos.errors import Malformed
 
 ROOTS_MAX: Final = 4
 """In a bundle: the present one and the next, with room."""
+
+
+def bundle_roots(bundle: bytes) -> list[x509.Certificate]:
+    """The roots in a bundle.
+
+    Raises:
+        Malformed: BUNDLE_INVALID.
+    """
+    try:
+        return x509.load_pem_x509_certificates(bundle)
+    except (ValueError, x509.InvalidVersion):
+        raise Malformed("BUNDLE_INVALID", "the trust bundle is not readable PEM") from None
 
 
 def check_issued(

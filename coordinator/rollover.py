@@ -8,7 +8,7 @@ from pathlib import Path
 
 from certs import rollover
 from certs.authority import Authority
-from certs.rollover import Phase
+from certs.authority_state import Phase, read_state
 from coordinator.config import CoordinatorConfig, load_config
 from coordinator.installation import CONFIG_FILE
 from coordinator.store import certificates
@@ -44,7 +44,7 @@ def status(folder: Path) -> Rollover:
     recovery_s = config.security.recovery_days * 86_400.0
     now_s = time.time()
     try:
-        authority, phase = Authority.load(pki), rollover.read_state(pki).phase
+        authority, phase = Authority.load(pki), read_state(pki).phase
         users = database.read_now(lambda c: certificates.in_use(c, now_s, recovery_s))
     finally:
         database.close()

@@ -8,8 +8,9 @@ from cryptography import x509
 
 from certs import rollover
 from certs.authority import Authority
+from certs.authority_state import STATE_FILE, read_state
 from certs.enrolment import new_key
-from certs.rollover import STATE_FILE, bundle_roots
+from certs.issued import bundle_roots
 from certs.spiffe import SpiffeId
 from protos.errors import Malformed, WrongPhase
 from tests.certs.conftest import TRUST_DOMAIN
@@ -41,7 +42,7 @@ def test_both_are_trusted_from_begin_to_finish_and_one_issues(tmp_path: Path) ->
         assert len(roots(pki)) == 2
         leaf(begun).verify_directly_issued_by(first.issuing)
         assert begun.bundle_digest != alone
-        former = pki / rollover.read_state(pki).current
+        former = pki / read_state(pki).current
         rollover.switch(pki)
         switched = Authority.load(pki)
         assert switched.root != first.root
@@ -65,12 +66,12 @@ def test_no_step_is_taken_out_of_turn(tmp_path: Path) -> None:
         "finish": lambda: rollover.finish(pki),
     }
     for wanted in ("begin", "switch", "finish"):
-        before = rollover.read_state(pki)
+        before = read_state(pki)
         for name, step in steps.items():
             if name != wanted:
                 with pytest.raises(WrongPhase):
                     step()
-                assert rollover.read_state(pki) == before
+                assert read_state(pki) == before
         steps[wanted]()
 
 

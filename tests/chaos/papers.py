@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import yaml
 
-from certs import rollover
+from certs import authority_state, rollover
 from certs.authority import Authority
 from certs.credentials import channel_credentials
 from certs.enrolment import make_csr, new_key
@@ -144,10 +144,12 @@ def authority(federation: WatchedFederation) -> Jobs:
     one less; a node learns it."""
     pki = federation.installation.folder / "pki"
     federation.send_away("coordinator")
-    if rollover.read_state(pki).phase == "settled":
+    if authority_state.read_state(pki).phase == "settled":
         rollover.begin(pki, "test.example")
     else:
-        (pki / rollover.STATE_FILE).unlink()  # nobody shows a certificate of the next one yet
+        (
+            pki / authority_state.STATE_FILE
+        ).unlink()  # nobody shows a certificate of the next one yet
     long_ago, hosts = datetime.now(UTC) - timedelta(days=300), (["localhost"], ["127.0.0.1"])
     made = server_certificate.issue(Authority.load(pki), *hosts, long_ago)
     server_certificate.replace(pki, *made)

@@ -18,9 +18,9 @@ from cryptography import x509
 from certs.authority import NODE_LIFETIME, Authority
 from certs.credentials import channel_credentials
 from certs.enrolment import key_digest, make_csr, new_key, private_pem
+from certs.issued import bundle_roots
 from certs.keyfiles import key_in
 from certs.proofs import prove_recovery
-from certs.rollover import bundle_roots
 from certs.spiffe import SpiffeId
 from coordinator import server_certificate
 from coordinator.config import load_config

@@ -18,9 +18,10 @@ from sqlalchemy import true
 
 from certs import rollover
 from certs.authority import NODE_LIFETIME, Authority
+from certs.authority_state import read_state
 from certs.enrolment import key_digest, new_key, new_ledger_key, save_private_key
+from certs.issued import bundle_roots
 from certs.peer import Peer
-from certs.rollover import bundle_roots
 from certs.spiffe import SpiffeId
 from coordinator.identities import Identities
 from coordinator.rpc import gate
@@ -119,7 +120,7 @@ class World:
             "begun": lambda: rollover.switch(self.pki),
             "switched": lambda: rollover.finish(self.pki),
         }
-        step[rollover.read_state(self.pki).phase]()
+        step[read_state(self.pki).phase]()
         self.authority = self._service.authority = Authority.load(self.pki)
 
     def forget_superseded(self) -> None:

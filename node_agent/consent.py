@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from node_agent.datasets import DataSetSpec
-from node_agent.sources.base import Cells
 from node_agent.sources.problems import DataProblem, WrongHeader
+from node_agent.sources.source import Cells
 
 OPT_OUT_BYTES_MAX: Final = 256 << 20
 

@@ -6,9 +6,10 @@ opened, when the reservation is still void-able: found later it would cost a rel
 
 from node_agent.consent import check_opt_out
 from node_agent.datasets import DataSetSpec
-from node_agent.sources.base import column_fault, source_of
+from node_agent.sources.choice import source_of
 from node_agent.sources.csv_file import HEADER_BYTES
 from node_agent.sources.problems import WrongHeader
+from node_agent.sources.source import column_fault
 
 __all__ = ["HEADER_BYTES", "WrongHeader", "check_header"]
 

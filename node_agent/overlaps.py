@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 
 from node_agent.config import Folder
 from node_agent.datasets import DataSetSpec
-from node_agent.sources.base import source_of
+from node_agent.sources.choice import source_of
 from node_agent.sources.problems import DataProblem
 from node_agent.steward import Steward
 from protos.errors import FeddpError

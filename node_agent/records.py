@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from node_agent.consent import opted_out_of, refused
 from node_agent.datasets import CategoryColumn, DataSetSpec
-from node_agent.sources.base import Cells, source_of
+from node_agent.sources.choice import source_of
 from node_agent.sources.problems import DataProblem
+from node_agent.sources.source import Cells
 from node_agent.tasks.tabular_config import FEATURE_LIMIT, Feature
 
 __all__ = ["DataProblem", "Records", "feature_matrix", "read_records"]

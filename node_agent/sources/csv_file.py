@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from node_agent.sources.base import Cells, column_fault
 from node_agent.sources.problems import DataProblem, WrongHeader
+from node_agent.sources.source import Cells, column_fault
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,7 +20,7 @@ HEADER_BYTES_MAX: Final = 4 << 20
 
 
 class CsvFile:
-    """See `node_agent.sources.base.Source`. The header is read without pyarrow."""
+    """See `node_agent.sources.source.Source`. The header is read without pyarrow."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

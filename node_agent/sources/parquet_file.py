@@ -4,12 +4,12 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from node_agent.sources.base import Cells, column_fault
 from node_agent.sources.problems import DataProblem, WrongHeader
+from node_agent.sources.source import Cells, column_fault
 
 
 class ParquetFile:
-    """See `node_agent.sources.base.Source`."""
+    """See `node_agent.sources.source.Source`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from node_agent.sources.base import Cells, column_fault
 from node_agent.sources.database import CREDENTIAL_BYTES_MAX, DRIVERS, Database
 from node_agent.sources.problems import DataProblem, WrongHeader
+from node_agent.sources.source import Cells, column_fault
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -41,7 +41,7 @@ UNREACHED: Final = ("08", "28", "3D", "53", "57")
 
 
 class SqlQuery:
-    """See `node_agent.sources.base.Source`.
+    """See `node_agent.sources.source.Source`.
 
     Args:
         name: of the data set, for sentences.

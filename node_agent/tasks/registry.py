@@ -45,11 +45,12 @@ _READING = (
     "node_agent/datasets.py",
     "node_agent/headers.py",
     "node_agent/records.py",
-    "node_agent/sources/base.py",
+    "node_agent/sources/choice.py",
     "node_agent/sources/csv_file.py",
     "node_agent/sources/database.py",
     "node_agent/sources/parquet_file.py",
     "node_agent/sources/problems.py",
+    "node_agent/sources/source.py",
     "node_agent/sources/sql_query.py",
 )
 

@@ -15,7 +15,7 @@ from node_agent.datasets import DataSetSpec, load_data_sets, schema_json
 from node_agent.headers import WrongHeader, check_header
 from node_agent.overlaps import overlaps
 from node_agent.records import DataProblem, read_records
-from node_agent.sources.base import source_of
+from node_agent.sources.choice import source_of
 from node_agent.sources.database import Database
 from node_agent.tasks.tabular_config import Feature
 from protos.errors import Malformed

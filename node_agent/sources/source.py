@@ -1,13 +1,8 @@
-"""What a source of records answers: its columns, their cells, and one column a piece at a time.
-
-Nothing here loads what reading takes, so that an idle agent may import it.
-"""
+"""What a source of records answers: its columns, their cells, and one column a piece at a time."""
 
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
-
-from node_agent.datasets import DataSetSpec
 
 Cells = Sequence[Any]
 
@@ -38,21 +33,6 @@ class Source(Protocol):
             DataProblem: it cannot be read.
         """
         ...
-
-
-def source_of(spec: DataSetSpec) -> Source:
-    """Where a data set's records are; opens nothing."""
-    if spec.database is not None:
-        from node_agent.sources.sql_query import SqlQuery
-
-        return SqlQuery(spec.name, spec.source, spec.database)
-    if spec.source.suffix == ".parquet":
-        from node_agent.sources.parquet_file import ParquetFile
-
-        return ParquetFile(spec.source)
-    from node_agent.sources.csv_file import CsvFile
-
-    return CsvFile(spec.source)
 
 
 def column_fault(place: Path | str, names: list[str], declared: Collection[str]) -> str:

@@ -30,7 +30,11 @@ def test_a_job_that_the_budget_refused_runs_once_two_people_have_raised_the_limi
         coordinator.start(name)
     coordinator.wait_for_nodes(*NAMES)
     assert coordinator.wait_for_end(coordinator.submit(job_file(**JOB))).status == "completed"
-    second = coordinator.wait_for_end(coordinator.submit(job_file(**JOB)))
+    with coordinator.client() as client:
+        submitted = client.submit(job_file(**JOB))
+    assert submitted.status == "budget_exhausted", "and not that it waits"
+    assert not [one for one in submitted.warnings if "waits" in one]
+    second = coordinator.wait_for_end(submitted.job_id)
     assert (second.status, second.rounds_done) == ("budget_exhausted", 0)
 
     for name in NAMES:

@@ -126,7 +126,7 @@ def raise_limit(federation: Federation, name: str, keys: Path) -> None:
     path.write_text(yaml.safe_dump({**policy, "stewards": stewards}))
     code, out, err = run("propose", *asking)
     assert code == 0, err
-    assert "0.6 -> 2 at 1e-05" in out
+    assert "0.6 -> 2 at delta 1e-05" in out
     code, _, err = run("apply", file)
     assert (code, "nobody has agreed yet" in err) == (1, True)
     code, _, err = run("approve", file, *signing("anna"))

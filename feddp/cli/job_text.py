@@ -47,7 +47,10 @@ def evaluation_facts(found: "Evaluation") -> list[tuple[str, str]]:
     """Names and values of what an evaluation job found."""
     facts = [
         ("evaluates", found.evaluates),
-        ("declared n", f"{found.declared_n} patients of {found.hospitals} hospitals"),
+        (
+            "declared n",
+            f"{counted(found.declared_n, 'patient')} of {counted(found.hospitals, 'hospital')}",
+        ),
     ]
     return facts + [(name, figure_text(figure)) for name, figure in found.figures().items()]
 

@@ -173,7 +173,7 @@ def check_exports(federation: Federation, folder: Path) -> None:
     assert verify(whole, folder) == (0, [])
     assert "limit raised 1 time, from 0.6" in run_cli("budget", "show", "--dir", root)[1]
     table = run_cli("budget", "ledger", "--dir", root)[1]
-    assert "epsilon 0.6 -> 2, anna and bert: the second study" in table
+    assert "epsilon 0.6 -> 2 at delta 1e-05, anna and bert: the second study" in table
     for changes in (
         {"epsilon_limit_new": 3.0},
         {"agreed_by": "anna"},

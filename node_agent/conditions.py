@@ -99,7 +99,7 @@ def _ledger(state: State, config: AlertsConfig) -> list[Alert]:
         units = kept.filter(kept.epsilon_limit).limit_units
         share = kept.posted_units / units if units else 1.0
         if share >= config.budget_share:
-            text = f"{share:.0%} of what the limit allows is booked"
+            text = f"{share:.0%} of what the limit allows is used"
             if share > 1:
                 text = "the limit is below what was booked, and nothing more is admitted"
             remedy = "the steward decides: let it end, or raise the limit with a second person"

@@ -28,6 +28,7 @@ from node_agent.session.greeting import hello, warn_of_limits
 from node_agent.state import State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import installed
+from privacy.accounting import epsilon_spent
 from privacy.filters import make_filter
 from privacy.heads import Head
 from protos.errors import Conflict, Malformed, NotFound
@@ -323,6 +324,10 @@ def test_the_conversion_cost_was_taken_once_something_was_released(folder: Folde
     assert "of which its first release takes 3.0879" in CliRunner().invoke(app, asked).stdout
     spend(folder, kind="rdp", rdp_order=4)
     assert "of which its first release took 3.0879" in CliRunner().invoke(app, asked).stdout
+    (account,) = status(folder.root)["accounts"]
+    running = epsilon_spent([order().release], 1e-5)
+    assert running is not None
+    assert account["epsilon_booked"] > 1.01 * running, "the booked figure is another one"
 
 
 @pytest.mark.parametrize("fault", ["policy", "account", "column"])

@@ -119,7 +119,7 @@ def test_a_budget_is_told_at_its_share_and_a_ledger_that_went_back(agent: Agent)
     assert agent.events(above) == []
     (told,) = agent.found(below)
     assert (told.event, told.subject) == ("BUDGET", f"{NODE}/patients")
-    assert f"{share:.0%} of what the limit allows is booked: booked epsilon" in told.text
+    assert f"{share:.0%} of what the limit allows is used: booked epsilon" in told.text
     assert told.text.endswith(
         " of limit 10 at delta 1e-05; the guarantee is 10, its highest limit ever"
     )

@@ -62,8 +62,9 @@ class Metrics:
         )
         self._budget = Gauge(
             "privacy_budget_remaining",
-            "Epsilon left of a data set's account: its lifetime limit minus the running epsilon of"
-            " what was posted, both at the account's delta. 0 once the account has no guarantee.",
+            "Epsilon left of a data set's account: the limit in force minus the booked epsilon, the"
+            " filter's figure of what was posted, both at the account's delta. 0 once the account"
+            " has no guarantee.",
             ("node", "dataset"),
             registry=self.registry,
         )
@@ -113,10 +114,10 @@ class Metrics:
         self._requests.labels(name if name in METHODS else OTHER, code).observe(duration_s)
 
     def budget(
-        self, node: str, dataset: str, epsilon_limit: float, epsilon_spent: float | None
+        self, node: str, dataset: str, epsilon_limit: float, epsilon_booked: float | None
     ) -> None:
-        """Show what is left; `epsilon_spent` None means that the account has no guarantee."""
-        left = 0.0 if epsilon_spent is None else max(0.0, epsilon_limit - epsilon_spent)
+        """Show what is left; `epsilon_booked` None means that the account has no guarantee."""
+        left = 0.0 if epsilon_booked is None else max(0.0, epsilon_limit - epsilon_booked)
         self._budget.labels(node, dataset).set(left)
 
     def node_health(self, node: str, healthy: bool) -> None:

@@ -299,8 +299,8 @@ class Coordinator:
             if account is None:
                 continue
             filter_, balance = account.filter, account.balance
-            spent = filter_.epsilon_of(balance.posted_units) if balance.guarantee else None
-            self.metrics.budget(node.name, data_set.name, filter_.epsilon_limit, spent)
+            booked = filter_.epsilon_of(balance.posted_units) if balance.guarantee else None
+            self.metrics.budget(node.name, data_set.name, filter_.epsilon_limit, booked)
 
 
 def _bind(

@@ -77,9 +77,9 @@ def unavailable(job: Job, nodes: Sequence[people.NodeRecord]) -> list[str]:
     return said
 
 
-def waited_for(job: Job, task_hash: str, nodes: Sequence[NodeFacts]) -> list[str]:
-    """A sentence for each hospital that cannot take part now because of its own files or ledger;
-    where too few can, for each that cannot, and that the job waits for them.
+def waited_for(job: Job, task_hash: str, nodes: Sequence[NodeFacts]) -> tuple[list[str], str]:
+    """A sentence for each hospital that cannot take part now because of its own files or ledger or,
+    where too few can, for each that cannot; and how many can, where that is too few, else "".
 
     Args:
         nodes: every node that publishes the job's data set.
@@ -95,9 +95,8 @@ def waited_for(job: Job, task_hash: str, nodes: Sequence[NodeFacts]) -> list[str
         for one in absent
         if waits or one.reason not in _NOT_OF_ITS_FILES
     ]
-    if waits:
-        said.append(f"the job waits: {able} of at least {job.min_participants} can take part now")
-    return said
+    few = f"{able} of at least {job.min_participants} can take part now" if waits else ""
+    return said, few
 
 
 _NOT_OF_ITS_FILES: Final = frozenset({"DISABLED", "OFFLINE", "BUDGET", "TASK_NOT_ALLOWED"})

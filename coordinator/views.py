@@ -19,7 +19,7 @@ from coordinator.rounds.phases import (
     Training,
 )
 from coordinator.store import checkpoints as checkpoint_store
-from coordinator.store import ledger, people, shares
+from coordinator.store import ledger, limits, people, shares
 from coordinator.store.jobs import ModelRecord
 from coordinator.store.joins import WaitingJoin
 from privacy.accounting import epsilon_spent
@@ -90,10 +90,12 @@ def model(record: ModelRecord) -> models_pb2.Model:
 
 
 def accounts(connection: Connection, data_set: str) -> list[budgets_pb2.BudgetAccount]:
-    """Accounts, or those that pay for one data set, with their running epsilon."""
+    """Accounts, or those that pay for one data set, with their guarantee and running epsilon."""
     nodes = {record.name: record for record in people.all_nodes(connection)}
     found = []
-    for account in ledger.all_accounts(connection):
+    known = ledger.all_accounts(connection)
+    guarantees = limits.guarantees(connection, known)
+    for account in known:
         owner = nodes[account.node]
         published = [
             d.name
@@ -136,6 +138,7 @@ def accounts(connection: Connection, data_set: str) -> list[budgets_pb2.BudgetAc
                 booked_to_naive=figures.booked_to_naive if figures else None,
                 epsilon_start=filter_.epsilon_start,
                 shares=_shares(connection, account, owner),
+                epsilon_guarantee=guarantees[account.account],
             )
         )
     return found
@@ -206,26 +209,28 @@ class JobFacts:
 
     Attributes:
         posted: each node's releases with the round that they belong to, in chain order.
-        limits: each node's account limit and delta.
+        limits: each node's account limit now, and its guarantee; see `limits.guarantees`.
         classes: each node's class.
     """
 
     posted: dict[str, list[tuple[int, Release]]]
-    limits: dict[str, tuple[float, float]]
+    limits: dict[str, tuple[float, float | None]]
     classes: dict[str, str]
 
 
 def job_facts(connection: Connection, live: LiveJob) -> JobFacts:
     """Read a job's postings and its nodes' accounts."""
     posted: dict[str, list[tuple[int, Release]]] = defaultdict(list)
-    limits: dict[str, tuple[float, float]] = {}
+    of_nodes: dict[str, tuple[float, float | None]] = {}
     names = {a.offer.account for one in live.attempted() for a in one.attempts}
-    for account in ledger.named_accounts(connection, sorted(names)):
-        limits[account.node] = (account.filter.epsilon_limit, account.filter.delta)
+    known = ledger.named_accounts(connection, sorted(names))
+    guarantees = limits.guarantees(connection, known)
+    for account in known:
+        of_nodes[account.node] = (account.filter.epsilon_limit, guarantees[account.account])
     for statement in ledger.posted_by(connection, live.job_id):
         posted[statement.node].append((statement.round, statement.release))
     classes = {record.name: record.node_class for record in people.all_nodes(connection)}
-    return JobFacts(dict(posted), limits, classes)
+    return JobFacts(dict(posted), of_nodes, classes)
 
 
 def job(live: LiveJob, facts: JobFacts) -> jobs_pb2.Job:
@@ -283,7 +288,7 @@ def _waiting(live: LiveJob) -> list[jobs_pb2.Waiting]:
 
 
 def _node(live: LiveJob, facts: JobFacts, name: str) -> jobs_pb2.JobNode:
-    limit, _ = facts.limits[name]
+    limit, guarantee = facts.limits[name]
     delta = live.job.delta
     releases = tuple(release for _, release in facts.posted.get(name, []))
     return jobs_pb2.JobNode(
@@ -295,6 +300,8 @@ def _node(live: LiveJob, facts: JobFacts, name: str) -> jobs_pb2.JobNode:
         rounds_participated=sum(
             any(a.node == name for a in one.received) for one in live.phase.course.done
         ),
+        account_epsilon_limit=limit,
+        epsilon_guarantee=guarantee,
     )
 
 

@@ -363,7 +363,11 @@ class Client:
         return model
 
     def accounts(self, data_set: str = "") -> list[BudgetAccount]:
-        """Privacy accounts, or those that pay for one data set."""
+        """Privacy accounts, or those that pay for one data set.
+
+        `epsilon_spent` is an account's running epsilon and `epsilon_booked` what counts against its
+        `epsilon_limit` of now; the guarantee is `epsilon_guarantee`, all at `delta`.
+        """
         with self._connection.errors():
             request = budgets_pb2.ListAccountsRequest(data_set=data_set)
             return list(self._budgets.ListAccounts(request, timeout=CALL_TIMEOUT_S).accounts)

@@ -13,6 +13,8 @@ from protos.errors import Malformed, NotFound
 PROFILE_VARIABLE = "FEDDP_PROFILE"
 DIR_VARIABLE = "FEDDP_DIR"
 CONFIG_NAME = "coordinator.yaml"
+DEMO_RESULT = "result.json"
+"""What stays of a demo's folder."""
 
 
 class _ProfileFile(BaseModel):
@@ -93,6 +95,12 @@ def installation_in(folder: Path) -> Path:
     for candidate in (folder, folder / "coordinator"):
         if (candidate / CONFIG_NAME).is_file():
             return candidate
+    if (folder / DEMO_RESULT).is_file():
+        raise NotFound(
+            "INSTALLATION_MISSING",
+            f"{folder} is a demo's without its ledger: it was run without --keep, which leaves the "
+            "results alone; run `feddp demo` with --keep and a new --dir, and give that",
+        )
     raise NotFound(
         "INSTALLATION_MISSING",
         f"there is no {CONFIG_NAME} in {folder} or {folder / 'coordinator'}; give the folder that "

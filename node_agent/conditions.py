@@ -3,10 +3,12 @@
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 from node_agent.alerts import Alert, AlertsConfig
+from node_agent.booked import booked, said
 from node_agent.config import Folder
 from node_agent.identity import Identity
 from node_agent.notes import CONNECTED_NOTE, ROLLED_BACK_NOTE
@@ -97,8 +99,11 @@ def _ledger(state: State, config: AlertsConfig) -> list[Alert]:
         units = kept.filter(kept.epsilon_limit).limit_units
         share = kept.posted_units / units if units else 1.0
         if share >= config.budget_share:
-            text = f"{min(share, 1.0):.0%} of the budget is spent"
+            text = f"{share:.0%} of what the limit allows is used"
+            if share > 1:
+                text = "the limit is below what was booked, and nothing more is admitted"
             remedy = "the steward decides: let it end, or raise the limit with a second person"
+            text = f"{text}: {said(asdict(booked(state, kept)))}"
             found.append(Alert("BUDGET", kept.account, text, remedy))
     return found
 

@@ -1,6 +1,7 @@
 """What an agent's folder holds, and `agent.yaml` in it."""
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -10,10 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from certs.spiffe import check_name, check_trust_domain
 from node_agent.alerts import AlertsConfig
-from node_agent.known_keys import advice
+from node_agent.known_keys import advice, missing, one_of
 from node_agent.launchers.settings import LauncherSettings, LocalSettings
 from node_agent.proxy import ProxyConfig
 from protos.errors import FeddpError, Malformed, NotFound
+
+KEY_MARK: Final = "[key]"
+"""What pydantic puts where a mapping's key is wrong, and not its value."""
 
 VALUE_CHARS_MAX: Final = 64
 """Of a value in a fault."""
@@ -169,12 +173,19 @@ def read_yaml(path: Path, reason: str) -> dict[str, Any]:
 
 
 def parse(
-    model: type[Model], value: dict[str, Any], path: Path, reason: str, *, tell_value: bool = False
+    model: type[Model],
+    value: dict[str, Any],
+    path: Path,
+    reason: str,
+    *,
+    tell_value: bool = False,
+    template: str = "",
 ) -> Model:
     """`value` as `model`.
 
     Args:
         tell_value: a fault says the value as well; for files that hold no secret.
+        template: shows each key of such a file; what is missing is told by it.
 
     Raises:
         Malformed: `reason`; the message names an unknown key or else the first wrong one.
@@ -185,16 +196,27 @@ def parse(
         # A mistyped key is also missing under its own name; it says more of what is wrong.
         faults = error.errors(include_url=False)
         fault = next((one for one in faults if one["type"] == "extra_forbidden"), faults[0])
-        key = ".".join(str(part) for part in fault["loc"])
+        names = [str(part) for part in fault["loc"] if part != KEY_MARK]
+        key = ".".join(names)
+        is_key = KEY_MARK in fault["loc"]  # a mapping's key is wrong, and not what stands under it
         text = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             text = advice(model, fault["loc"])
+        elif fault["type"] == "missing":
+            text = missing(names[-1], template)
+        elif fault["type"] == "literal_error" and is_key:
+            text = one_of(names[-1], re.findall("'([^']*)'", fault["ctx"]["expected"]))
         elif fault["type"] == "float_type" and _is_number_text(fault["input"]):
             text += "; YAML reads 1e-5 as text: write 1.0e-5"
         if key:
             key += _name_at(value, fault["loc"])
             wrong = fault["input"]
-            if tell_value and fault["type"] != "extra_forbidden" and _is_scalar(wrong):
+            if (
+                tell_value
+                and not is_key
+                and fault["type"] != "extra_forbidden"
+                and _is_scalar(wrong)
+            ):
                 text += f"; it says {ascii(wrong)[:VALUE_CHARS_MAX]}"
         raise Malformed(
             reason, f"{path}: key {key}: {text}" if key else f"{path}: {text}"

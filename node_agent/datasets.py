@@ -17,8 +17,9 @@ from pydantic import (
 )
 
 from node_agent.config import read_yaml
-from node_agent.known_keys import advice
+from node_agent.known_keys import advice, missing
 from node_agent.sources.database import Database
+from node_agent.templates import DATASETS_YAML
 from protos.errors import Malformed
 
 FILE_NAME: Final = "datasets.yaml"
@@ -220,6 +221,8 @@ def _first(model: type[BaseModel], error: ValidationError) -> str:
     text = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
         text = advice(model, fault["loc"])
+    if fault["type"] == "missing":
+        text = missing(str(fault["loc"][-1]), DATASETS_YAML)
     if fault["loc"] == ("patient",) and fault["type"] == "string_type":
         text = (
             "exactly one column names the patient: write its name, as text; where several make the "

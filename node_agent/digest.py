@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from node_agent import booked
 from node_agent.alerts import AlertsConfig
 from node_agent.conditions import conditions
 from node_agent.config import Folder, load_config
@@ -97,19 +98,7 @@ def digest_of(
         "restored": len(restored),
         "refused": dict(sorted(refused.items())),
         "failed_after_opening": dict(sorted(failed.items())),
-        "accounts": [
-            {
-                "account": one.account,
-                "epsilon_spent": (
-                    one.filter(one.epsilon_limit).epsilon_of(one.posted_units)
-                    if one.guarantee
-                    else None
-                ),
-                "epsilon_limit": one.epsilon_limit,
-                "delta": one.fixed.delta,
-            }
-            for one in state.ledger.accounts()
-        ],
+        "accounts": [asdict(booked.booked(state, one)) for one in state.ledger.accounts()],
         "certificate_expires_at": identity.expires_at.timestamp(),
         "alerts": [asdict(one) for one in conditions(folder, identity, state, steward, config)],
     }
@@ -136,14 +125,7 @@ def said(found: dict[str, Any]) -> str:
         lines.append(f"Refused before data was opened, {reason}: {count}.")
     for reason, count in found["failed_after_opening"].items():
         lines.append(f"Failed after data was opened, {reason}: {count} (`feddp agent logs JOB`).")
-    for one in found["accounts"]:
-        if one["epsilon_spent"] is None:
-            lines.append(f"Account {one['account']}: NO GUARANTEE.")
-        else:
-            lines.append(
-                f"Account {one['account']}: running epsilon {one['epsilon_spent']:.4f} of "
-                f"{one['epsilon_limit']:g} at delta {one['delta']:g}."
-            )
+    lines += [f"Account {one['account']}: {booked.said(one)}." for one in found["accounts"]]
     lines.append(f"Certificate until {_moment(found['certificate_expires_at'])}.")
     for one in found["alerts"]:
         subject = f" {one['subject']}" if one["subject"] else ""

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from google.protobuf.json_format import MessageToDict
 
 from node_agent.admission import Admission
+from node_agent.booked import booked as booked_of
 from node_agent.config import Folder
 from node_agent.installation import read_folder
 from node_agent.kept_attempts import AttemptRow
@@ -111,6 +112,7 @@ def outbox(path: Path, job_id: str = "") -> dict[str, Any]:
     state = State(folder.state_db, identity.node, identity.ledger_key)
     try:
         kept = {one.account: one for one in state.ledger.accounts()}
+        spent = {name: asdict(booked_of(state, one)) for name, one in kept.items()}
         booked = {}
         for entry in state.ledger.entries():
             attempt_id = getattr(entry.statement, "attempt_id", "")
@@ -133,17 +135,10 @@ def outbox(path: Path, job_id: str = "") -> dict[str, Any]:
         "restored": sum(1 for one in booked if one and one not in known and not job_id),
         "accounts": [
             {
-                "account": one.account,
                 "posted_units": one.posted_units,
                 "limit_units": one.filter(one.epsilon_limit).limit_units,
-                "epsilon_spent": (
-                    one.filter(one.epsilon_limit).epsilon_of(one.posted_units)
-                    if one.guarantee
-                    else None
-                ),
-                "epsilon_limit": one.epsilon_limit,
-                "delta": one.fixed.delta,
             }
+            | spent[one.account]
             for one in kept.values()
         ],
     }

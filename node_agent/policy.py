@@ -12,6 +12,7 @@ from node_agent.asking import AskingPolicy
 from node_agent.bandwidth import TransferPolicy
 from node_agent.config import parse, read_yaml
 from node_agent.tasks.registry import Purpose
+from node_agent.templates import POLICY_YAML
 from node_agent.vouching import is_vouched
 from node_agent.working import WorkPolicy
 
@@ -25,7 +26,7 @@ _TASK = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[0-9a-f]{64}$"
 ShareKind = Literal["purpose", "project"]
 """What all jobs have in common that a limit within an account is for."""
 
-SharePurpose = Purpose | Literal["queries"]
+SharePurpose = Literal[Purpose, "queries"]
 """Nothing spends from the limit for queries: no task has that purpose. It is there so that a policy
 can say it before the part of feddp that answers queries does."""
 
@@ -211,7 +212,7 @@ def load_policy(path: Path) -> Policy:
         Malformed: POLICY_INVALID; the message names the key.
     """
     content = read_yaml(path, "POLICY_INVALID")
-    return parse(Policy, content, path, "POLICY_INVALID", tell_value=True)
+    return parse(Policy, content, path, "POLICY_INVALID", tell_value=True, template=POLICY_YAML)
 
 
 def above_limit(account: AccountPolicy, epsilon_limit: float) -> str:

@@ -47,7 +47,8 @@ class Outlook:
     Attributes:
         epsilon_guarantee: what the account's patients can rely on with it: the highest limit that
             was ever in force, where that is above the new one.
-        epsilon_spent: booked by the account's filter so far; None without a guarantee.
+        epsilon_booked: what the account's filter has booked so far; None without a guarantee.
+        epsilon_spent: the same, under its name in 0.1.0.
         pending: whether attempts are under way that the old limit admitted.
     """
 
@@ -57,6 +58,7 @@ class Outlook:
     epsilon_limit_new: float
     epsilon_guarantee: float
     delta: float
+    epsilon_booked: float | None
     epsilon_spent: float | None
     pending: bool
     reason: str
@@ -225,6 +227,7 @@ class _Here:
             epsilon_limit_new=terms.epsilon_limit_new,
             epsilon_guarantee=max(highest, terms.epsilon_limit_new),
             delta=terms.delta,
+            epsilon_booked=spent,
             epsilon_spent=spent,
             pending=bool(self.state.attempts.pending_on(terms.account)),
             reason=terms.reason,

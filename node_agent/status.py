@@ -238,7 +238,8 @@ def _account(
         "delta": filter_.delta,
         "epsilon_limit": filter_.epsilon_limit,
         "epsilon_start": filter_.epsilon_start,
-        "epsilon_spent": spent if guarantee else None,
+        "epsilon_booked": spent if guarantee else None,
+        "epsilon_spent": spent if guarantee else None,  # the same, as 0.1.0 called it
         "epsilon_remaining": max(0.0, filter_.epsilon_limit - spent) if guarantee else None,
         "epsilon_guarantee": max(limit, highest or limit) if guarantee else None,
         "guarantee": guarantee,

@@ -2,7 +2,8 @@
 dp-accounting's privacy loss distributions.
 
 Releases are composed as if their parameters had been fixed in advance. A plan is; a running
-account is not, and there the figure is "running": the guarantee is the account's filter.
+account is not, and there the figure is "running": what is booked is the account's filter's, and the
+guarantee the highest limit that it ever had.
 """
 
 import math

@@ -15,10 +15,11 @@ from protos.errors import invariant
 class Figures:
     """Epsilon of the same releases at the account's one delta, each rounded up.
 
-    None of them is the guarantee, which is the account's limit.
+    None of them is the guarantee, which is the highest limit that was ever in force.
 
     Attributes:
         running: what dp-accounting says of them, as if all had been fixed in advance; to 5 digits.
+            "Running epsilon" is this figure wherever it is shown.
         booked: what the account's filter has booked for them. It holds for jobs that are chosen
             after seeing the results of earlier ones, and it is what the limit is compared with.
         naive: the sum of each release's own epsilon at the account's delta. A guarantee with

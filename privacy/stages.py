@@ -15,14 +15,15 @@ that: it says what the dearest release costs, and a cheaper one may still fit.""
 def stage_of(
     used_units: int, posted_units: int, limit_units: int, running: float | None, limit: float
 ) -> Stage:
-    """The stage of an account by the larger of its units' and its running epsilon's share.
+    """The stage of an account by the larger of its units' and its epsilon's share.
 
     Units add up and grow with the square of epsilon in `gdp`, so that the two shares differ: who
     looks at epsilon is warned by epsilon.
 
     Args:
         used_units: posted and reserved.
-        running: epsilon of what is posted; None where there is no guarantee.
+        running: epsilon of what is posted, the running or the booked one; None where there is no
+            guarantee.
         limit: epsilon, in force now.
     """
     if posted_units > limit_units:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from coordinator.rounds.node_facts import NodeFacts
 from coordinator.store.ledger import Account
 from coordinator.store.shares import Share
+from privacy.accounting import round_up
 from privacy.calibration import units_for
 from protos.errors import FeddpError, Malformed
 from protos.feddp.v1 import federation_pb2 as federation
@@ -52,15 +53,15 @@ def _allowances(
     facts: NodeFacts, account: Account, steward: federation.Account
 ) -> Iterator[Allowance]:
     filter_, balance = account.filter, account.balance
-    spent = filter_.epsilon_of(balance.posted_units)
+    booked = filter_.epsilon_of(balance.posted_units)
     free_units = filter_.limit_units - balance.posted_units
     yield Allowance(
         "account",
         filter_.epsilon_limit,
         free_units - balance.pending_units,
         free_units,
-        f"account {account.account} has spent epsilon {spent:.4g} of {filter_.epsilon_limit:g} at "
-        f"delta {filter_.delta:g}",
+        f"account {account.account} has booked epsilon {round_up(booked, 4):g} of "
+        f"{filter_.epsilon_limit:g} at delta {filter_.delta:g}",
     )
     per_job = steward.epsilon_per_job_max
     try:

@@ -17,7 +17,7 @@ from coordinator.rounds.driver import Rounds
 from coordinator.rounds.live import LiveJob, job_to_json
 from coordinator.rpc.gate import Context, caller
 from coordinator.store import jobs as job_store
-from coordinator.store import people
+from coordinator.store import ledger, limits, people
 from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord
 from coordinator.submissions import check_published, unavailable, waited_for
@@ -27,6 +27,8 @@ from protos.feddp.v1 import jobs_pb2_grpc as pb_grpc
 
 WATCH_REPEAT_S = 5.0
 WATCH_REST_S = 0.3
+FIRST_TURN_S_MAX = 2.0
+"""How long the answer to a submission waits for the job's first turn, which takes milliseconds."""
 EARLIER_MAX = 5
 """Jobs that a quote looks at for how long rounds take."""
 
@@ -57,12 +59,15 @@ class JobsService(pb_grpc.JobsServicer):
         await asyncio.to_thread(aggregation.check_model, initial)
         record = self._record(job, request.spec, request.task_hash, request.request_id)
         facts = await self.rounds.prospect(record, job)
-        warnings += await asyncio.to_thread(waited_for, job, request.task_hash, facts)
+        absent, few = await asyncio.to_thread(waited_for, job, request.task_hash, facts)
         if request.HasField("mandate"):
             record = await self._signed(record, job, request)
         live = await self.rounds.submit(record, job, request.initial_model_digest)
+        if few:
+            await _first_turn(live)
         view = await self._view(live)
-        view.warnings.extend(dict.fromkeys(warnings))
+        waits = [f"the job waits: {few}"] if few and view.phase != "ended" else []
+        view.warnings.extend(dict.fromkeys([*warnings, *absent, *waits]))
         return pb.SubmitJobResponse(job=view)
 
     async def _signed(self, record: JobRecord, job: Job, request: pb.SubmitJobRequest) -> JobRecord:
@@ -95,6 +100,10 @@ class JobsService(pb_grpc.JobsServicer):
         answer = await asyncio.to_thread(
             quoting.quote, job, request.task_hash, facts, request.model_bytes
         )
+        guarantees = await self.database.read(lambda inside: _guarantees(inside, answer))
+        for one in answer.nodes:
+            if (guarantee := guarantees.get(one.account)) is not None:
+                one.epsilon_guarantee = guarantee
         expected_s = quoting.expected_s(job, await self._earlier(job))
         if expected_s is not None:
             answer.seconds_expected = expected_s
@@ -239,6 +248,21 @@ class JobsService(pb_grpc.JobsServicer):
         """Of the model that the job works at."""
         digest = live.phase.course.model
         return self.blobs.model(digest).stat().st_size if self.blobs.has_model(digest) else 0
+
+
+def _guarantees(connection: Connection, quote: pb.QuoteJobResponse) -> dict[str, float | None]:
+    names = sorted({one.account for one in quote.nodes if one.account})
+    return limits.guarantees(connection, ledger.named_accounts(connection, names))
+
+
+async def _first_turn(live: LiveJob) -> None:
+    """Whether a job waits for hospitals, or has ended as their budgets can never pay for it, is
+    known once they were looked at."""
+    changed = live.changed
+    if live.steps == 1:  # its submission
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_TURN_S_MAX):
+                await changed.wait()
 
 
 def _check_request_id(request_id: str) -> None:

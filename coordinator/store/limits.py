@@ -4,12 +4,13 @@ Runs inside the caller's transaction.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Final
 
 from sqlalchemy import Connection, select, update
 
-from coordinator.store.ledger import entry_of, read_account
+from coordinator.store.ledger import Account, entry_of, read_account
 from coordinator.store.schema import accounts, entries
 from privacy.filters import Filter
 from privacy.ledger import Entry, LimitChange, append, signature_ok
@@ -83,6 +84,38 @@ def raises(connection: Connection, account: str) -> list[LimitChange]:
     )
     found = [entry_of(row).statement for row in rows]
     return [one for one in found if isinstance(one, LimitChange)]
+
+
+def guarantees(connection: Connection, of: Sequence[Account]) -> dict[str, float | None]:
+    """Account -> the highest limit that was ever in force, at its delta: its guarantee, whatever
+    the policy has lowered it to. None where there is none any more, or a raise cannot be read.
+
+    One look at an index, however long the chains are: of all entries only a raise is of no job.
+    """
+    highest: dict[str, float | None] = {
+        one.account: max(one.epsilon_limit_highest, one.filter.epsilon_limit)
+        if one.balance.guarantee
+        else None
+        for one in of
+    }
+    query = select(entries.c.account, entries.c.limit_change).where(
+        entries.c.job_id == "", entries.c.kind == LimitChange.kind
+    )
+    for account, text in connection.execute(query):
+        known = highest.get(account)
+        if known is not None:
+            raised = _raised_to(text)
+            highest[account] = None if raised is None else max(known, raised)
+    return highest
+
+
+def _raised_to(text: str | None) -> float | None:
+    """The limit that a raise's row gives; None where it was damaged."""
+    try:
+        value = json.loads(text or "")["epsilon_limit_new"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return float(value) if type(value) in (int, float) and math.isfinite(value) else None
 
 
 def _shown(connection: Connection, account: str, known: Sequence[LimitChange]) -> Filter:

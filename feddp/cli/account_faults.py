@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from feddp.cli.derived import SHOWN_ONLY
+from feddp.cli.derived import GUARANTEE_FIELD, SHOWN_ONLY
 from feddp.cli.output import quoted
 from feddp.cli.witnesses import Fault, Witnesses
 from privacy.canonical import PUBLIC_KEY_BYTES, is_hex
@@ -12,7 +12,9 @@ from privacy.filters import Filter, make_filter
 from protos.errors import FeddpError, Malformed
 from protos.feddp.v1 import budgets_pb2
 
-KNOWN_FIELDS: Final = frozenset(field.name for field in budgets_pb2.BudgetAccount.DESCRIPTOR.fields)
+KNOWN_FIELDS: Final = frozenset(
+    field.name for field in budgets_pb2.BudgetAccount.DESCRIPTOR.fields
+) - {GUARANTEE_FIELD}
 
 
 def ledger_key(account: Mapping[str, Any]) -> bytes | None:

@@ -238,7 +238,8 @@ def _account(one: dict[str, Any]) -> str:
     limit = f"limit {output.epsilon(one['epsilon_limit'])}{now} at delta {one['delta']:g}"
     if one["epsilon_start"] > 0:
         start = output.epsilon(one["epsilon_start"])
-        limit += f", of which its first release takes {start} (rdp order {one['rdp_order']})"
+        takes = "took" if one["posted_units"] else "takes"
+        limit += f", of which its first release {takes} {start} (rdp order {one['rdp_order']})"
     if one["raises"]:
         limit += f", raised {output.counted(one['raises'], 'time')}"
         limit += ", not yet in the coordinator's ledger" if one["raises_unseen"] else ""
@@ -246,8 +247,8 @@ def _account(one: dict[str, Any]) -> str:
     said = ". ".join(["", *(text.removesuffix(".") for text in further if text)])
     if not one["guarantee"]:
         return f"NO GUARANTEE: something was released without accounting; {limit}{said}"
-    running = f"running epsilon {output.epsilon(one['epsilon_spent'])}"
+    booked = f"booked epsilon {output.epsilon(one['epsilon_booked'])}"
     if not lowered:
-        return f"{limit}; {running}, on the way to the limit, which is the guarantee{said}"
+        return f"{limit}; {booked}, on the way to the limit, which is the guarantee{said}"
     guarantee = output.epsilon(one["epsilon_guarantee"])
-    return f"{limit}; {running}; the guarantee is {guarantee}, its highest limit ever{said}"
+    return f"{limit}; {booked}; the guarantee is {guarantee}, its highest limit ever{said}"

@@ -132,16 +132,19 @@ def _tell(found: "Outlook", as_json: bool, *, applied: bool = False) -> None:
     if as_json:
         output.print_json({**asdict(found), "applied": applied})
         return
-    new = output.epsilon(found.epsilon_limit_new)
+    old, new = (output.epsilon(one) for one in (found.epsilon_limit_old, found.epsilon_limit_new))
     spent = "no guarantee: something was released without accounting"
-    if found.epsilon_spent is not None:
-        spent = f"epsilon {output.epsilon(found.epsilon_spent)} booked"
+    if found.epsilon_booked is not None:
+        spent = f"epsilon {output.epsilon(found.epsilon_booked)}"
         spent += ", more is under way" if found.pending else ""
     output.facts(
         [
             ("account", f"{found.account}, raise {found.number}"),
-            ("limit", f"{output.epsilon(found.epsilon_limit_old)} -> {new} at {found.delta:g}"),
-            ("spent", spent),
+            (
+                "limit",
+                f"{old} -> {new} at delta {found.delta:g}",
+            ),
+            ("booked", spent),
             ("asked by", found.asked_by),
             ("agreed by", found.agreed_by or "nobody yet"),
             ("reason", found.reason),

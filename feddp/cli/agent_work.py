@@ -70,6 +70,7 @@ def outbox(
     as_json: Json = False,
 ) -> None:
     """What left this hospital, what will leave, and what each cost, by the node's own ledger."""
+    from node_agent.booked import said
     from node_agent.outbox import outbox as read_outbox
 
     found = read_outbox(folder, job)
@@ -94,12 +95,9 @@ def outbox(
             "in the ledger"
         )
     for one in found["accounts"]:
-        spent = output.epsilon(one["epsilon_spent"])
-        output.line(
-            f"account {one['account']}: running epsilon {spent} of "
-            f"{output.epsilon(one['epsilon_limit'])} at delta {one['delta']:g}; together the "
-            "releases cost less than the sum of what each costs alone"
-        )
+        output.line(f"account {one['account']}: {said(one)}")
+    if found["accounts"]:
+        output.line("together the releases cost less than the sum of what each costs alone")
 
 
 def _published(told: dict[str, Any]) -> Iterator[str]:

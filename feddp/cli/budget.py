@@ -202,7 +202,8 @@ def _entry_row(entry: "Entry") -> list[str]:
         old, new = (
             output.epsilon(limit) for limit in (terms.epsilon_limit_old, terms.epsilon_limit_new)
         )
-        said = f"epsilon {old} -> {new}, {terms.asked_by} and {one.agreed_by}: {terms.reason}"
+        who = f"{terms.asked_by} and {one.agreed_by}"
+        said = f"epsilon {old} -> {new} at delta {terms.delta:g}, {who}: {terms.reason}"
         return [*first, said, "", "", "", "", "", "", signed]
     noise = "" if one.noise_multiplier is None else f"{one.noise_multiplier:.6g}"
     return [

@@ -20,6 +20,10 @@ SHOWN_ONLY: Final = frozenset({"shares", "data_sets"})
 """What an account shows and no entry proves: the node's limits within it, and what it publishes.
 It is left out of exports, and passed over in older ones."""
 
+GUARANTEE_FIELD: Final = "epsilon_guarantee"
+"""What a coordinator says of an account's guarantee. No export has it and no check takes it: it is
+made anew from the entries wherever they are read."""
+
 _UNITS: Final = ("pending_units", "limit_units")
 _EPSILONS: Final = (
     "epsilon_spent",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from feddp.cli.failures import BUDGET, FAILED
+from feddp.cli.guarantees import GUARANTEE, RUNNING
 from feddp.cli.job_text import Changes, drift_text, node_rows, target_text, waiting_text
 from feddp.cli.output import as_dict, clean, line, note, print_json, rich_table
 from protos.errors import FeddpError, Internal
@@ -153,6 +154,7 @@ def _screen(job: Job) -> Any:
     if drift := drift_text(job):
         parts.append(Text(f"drift of the global model: {drift}", style="dim"))
     parts.append(rich_table(*node_rows(job), frame=box.SIMPLE_HEAD))
+    parts.append(Text(f"{RUNNING} {GUARANTEE}", style="dim"))
     parts += [
         Text(clean(f"waiting for {waiting_text(one)}"), style="yellow") for one in job.waiting
     ]

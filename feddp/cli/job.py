@@ -57,7 +57,8 @@ def submit(
     profile: ProfileFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Start a job. With --watch the exit code is the job's: 0 done, 1 failed, 4 out of budget.
+    """Start a job. With --watch, and where it has ended at once because no budget can pay for it,
+    the exit code is the job's: 0 done, 1 failed, 4 out of budget.
 
     A profile with a key (`feddp job key new`) signs it: nodes then take orders of this job as it
     was signed, until the signature ends, and nothing else in its name.
@@ -76,8 +77,15 @@ def submit(
             return
     if as_json:
         output.print_json(output.as_dict(job))
-        return
-    output.line(f"follow it: feddp job watch {job.job_id}")
+    elif job.phase == "ended":
+        why = f": {job.message}" if job.message else ""
+        output.line(f"job {job.job_id} has ended: {job.status}{why}")
+    else:
+        output.line(f"follow it: feddp job watch {job.job_id}")
+    if job.phase == "ended":
+        from feddp.cli.following import code_of
+
+        raise typer.Exit(code_of(job))
 
 
 def _signature(job: "Job") -> str:
@@ -151,12 +159,14 @@ def show(
         evaluation = {"evaluation": asdict(found)} if found else {}
         output.print_json({**output.as_dict(job), **evaluation, "spec": text})
         return
-    from feddp.cli.job_text import GUARANTEE, evaluation_facts, job_facts, node_rows
+    from feddp.cli.guarantees import GUARANTEE, RUNNING
+    from feddp.cli.job_text import evaluation_facts, job_facts, node_rows
 
     output.facts([*job_facts(job), *(evaluation_facts(found) if found else ())])
     if job.nodes:
         output.line("")
         output.table(*node_rows(job))
+        output.line(RUNNING)
         output.line(GUARANTEE)
 
 

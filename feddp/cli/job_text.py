@@ -3,18 +3,15 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from feddp.cli.output import epsilon, moment
-from protos.feddp.v1.jobs_pb2 import Job, Round, Waiting
+from feddp.cli import guarantees
+from feddp.cli.output import counted, epsilon, moment
+from protos.feddp.v1.jobs_pb2 import Job, JobNode, Round, Waiting
 
 if TYPE_CHECKING:
     from feddp.evaluation import Evaluation, Figure
 
 RUNNING_EPSILON = "RUNNING EPSILON"
-"""A running figure is labelled as one wherever it is shown; the guarantee is the limit."""
-GUARANTEE = (
-    "The guarantee is the limit of each hospital's account at its one delta, which the hospital "
-    "enforces; the running epsilon is a figure on the way."
-)
+"""A running figure is labelled as one wherever it is shown; see `guarantees` for what is none."""
 
 
 def job_facts(job: Job) -> list[tuple[str, str]]:
@@ -50,7 +47,10 @@ def evaluation_facts(found: "Evaluation") -> list[tuple[str, str]]:
     """Names and values of what an evaluation job found."""
     facts = [
         ("evaluates", found.evaluates),
-        ("declared n", f"{found.declared_n} patients of {found.hospitals} hospitals"),
+        (
+            "declared n",
+            f"{counted(found.declared_n, 'patient')} of {counted(found.hospitals, 'hospital')}",
+        ),
     ]
     return facts + [(name, figure_text(figure)) for name, figure in found.figures().items()]
 
@@ -84,7 +84,9 @@ def node_rows(job: Job) -> tuple[Sequence[str], list[Sequence[str]]]:
         "STATE",
         "ROUNDS",
         RUNNING_EPSILON,
-        "TARGET" if job.target_epsilon else "LIMIT",
+        *(["TARGET"] if job.target_epsilon else []),
+        "LIMIT",
+        "GUARANTEE",
         "DELTA",
     )
     states = node_states(job)
@@ -95,12 +97,21 @@ def node_rows(job: Job) -> tuple[Sequence[str], list[Sequence[str]]]:
             states.get(node.name, ""),
             str(node.rounds_participated),
             epsilon(node.epsilon_spent) if node.HasField("epsilon_spent") else "no guarantee",
-            epsilon(node.epsilon_limit),
+            *([epsilon(job.target_epsilon)] if job.target_epsilon else []),
+            _limit(node, job),
+            guarantees.of_node(node),
             f"{node.delta:g}",
         )
         for node in job.nodes
     ]
     return headers, rows
+
+
+def _limit(node: JobNode, job: Job) -> str:
+    """Of its account, now."""
+    if node.account_epsilon_limit:
+        return epsilon(node.account_epsilon_limit)
+    return guarantees.NOT_TOLD if job.target_epsilon else epsilon(node.epsilon_limit)
 
 
 def node_states(job: Job) -> dict[str, str]:
@@ -145,6 +156,7 @@ class Changes:
         self._waiting: tuple[str, ...] = ()
         self._warned: set[str] = set()
         self._status = ""
+        self._guarantees: tuple[str, ...] = ()
 
     def of(self, job: Job) -> Iterator[str]:
         """Lines about what changed; none when nothing did."""
@@ -152,6 +164,7 @@ class Changes:
             if found.ended_at and found.number not in self._done:
                 self._done.add(found.number)
                 yield _round_line(found, job)
+                yield from self._beside(found, job)
         if job.round > self._round and job.phase != "ended":
             self._round = job.round
             yield f"round {job.round} of {job.rounds_planned} began"
@@ -168,9 +181,25 @@ class Changes:
         if job.status != self._status:
             self._status = job.status
             if job.phase == "ended":
-                yield f"{job.status} after {job.rounds_done} rounds" + (
+                yield f"{job.status} after {counted(job.rounds_done, 'round')}" + (
                     f": {job.message}" if job.message else ""
                 )
+
+    def _beside(self, found: Round, job: Job) -> Iterator[str]:
+        """Once, and when they have changed: the guarantees that a running epsilon is none of."""
+        said = tuple(guarantees.lines(job)) if _running(found) else self._guarantees
+        if said != self._guarantees:
+            self._guarantees = said
+            yield from said
+
+
+def _running(found: Round) -> list[float]:
+    """The job's running epsilon at each hospital whose update is in the round."""
+    return [
+        part.epsilon_after
+        for part in found.participation
+        if part.outcome == "update" and part.HasField("epsilon_after")
+    ]
 
 
 def _round_line(found: Round, job: Job) -> str:
@@ -185,8 +214,7 @@ def _round_line(found: Round, job: Job) -> str:
         f"{len(updates)} update{'' if len(updates) == 1 else 's'}",
     ]
     parts += others
-    running = [part.epsilon_after for part in updates if part.HasField("epsilon_after")]
-    if running:
+    if running := _running(found):
         parts.append(f"running epsilon at most {epsilon(max(running))}")
     if found.HasField("drift"):
         parts.append(f"drift {_drift(found)}")

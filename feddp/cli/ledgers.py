@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from feddp.cli.account_faults import account_fault, first_filter, ledger_key, row_faults
-from feddp.cli.derived import exported, figure_fault, filter_said
+from feddp.cli.derived import GUARANTEE_FIELD, exported, figure_fault, filter_said
 from feddp.cli.history import PaidTwice, Passing, faults, here, paid_twice
 from feddp.cli.node_files import Behind, NodeFile, backing, file_faults
 from feddp.cli.output import as_dict, counted
@@ -82,7 +82,7 @@ def read(selection: "Selection", data_set: str) -> Ledger:
         for number, value in enumerate(stored_entries(installation), start=1):
             entry_of(value, number)
         raise
-    accounts = [as_dict(account) for account in view.accounts]
+    accounts = [_row_of(account) for account in view.accounts]
     entries = list(view.entries)
     witnesses = _witnesses(view.witnesses, accounts, entries, data_set)
     return Ledger(entries, len(entries), accounts, view.filters, view.public_keys, witnesses)
@@ -96,7 +96,7 @@ def from_client(client: "Client", data_set: str) -> Ledger:
     """
     # First, so that no checkpoint is over what is booked after the accounts were read.
     kept = client.checkpoints()
-    accounts = [as_dict(account) for account in client.accounts(data_set)]
+    accounts = [_row_of(account) for account in client.accounts(data_set)]
     values = [entry_fields(entry) for entry in client.ledger(data_set)]
     before = {account["account"]: account["entries"] for account in accounts}
     grown = {
@@ -109,6 +109,11 @@ def from_client(client: "Client", data_set: str) -> Ledger:
     entries = [entry_of(value, number) for number, value in enumerate(then, start=1)]
     witnesses = _witnesses(kept, accounts, entries, data_set)
     return ledger_of(entries, len(entries), accounts, witnesses)
+
+
+def _row_of(account: "budgets_pb2.BudgetAccount") -> dict[str, Any]:
+    """An account as JSON has it, but for its guarantee: that is taken from its entries alone."""
+    return {name: value for name, value in as_dict(account).items() if name != GUARANTEE_FIELD}
 
 
 def _witnesses(

@@ -234,7 +234,8 @@ def _show(node: "Node", as_json: bool) -> None:
             *(
                 (
                     f"data set {data_set.name}",
-                    f"{data_set.declared_n} patients declared, paid by {data_set.account}"
+                    f"{output.counted(data_set.declared_n, 'patient')} declared, paid by "
+                    f"{data_set.account}"
                     + (f", UNAVAILABLE: {data_set.unavailable}" if data_set.unavailable else ""),
                 )
                 for data_set in node.data_sets

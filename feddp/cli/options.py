@@ -20,8 +20,8 @@ Dir = Annotated[
     typer.Option(
         "--dir",
         metavar="DIR",
-        help="Installation on this machine: the folder of `coordinator init`, or a demo's. "
-        "Default: $FEDDP_DIR.",
+        help="Installation on this machine: the folder of `coordinator init`, or of a demo with "
+        "--keep. Default: $FEDDP_DIR.",
     ),
 ]
 ProfileFolder = Annotated[

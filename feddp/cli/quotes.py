@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from feddp.cli import guarantees
 from feddp.cli.failures import BUDGET, FAILED
-from feddp.cli.output import epsilon
+from feddp.cli.output import counted, epsilon
 from protos.feddp.v1.jobs_pb2 import QuotedNode, QuoteJobResponse
 
 
@@ -13,10 +14,12 @@ def rows(found: QuoteJobResponse) -> tuple[Sequence[str], list[Sequence[str]]]:
     headers = (
         "NODE",
         "EPSILON OF THE JOB",
-        "ACCOUNT BEFORE",
+        "BOOKED BEFORE",
         "AFTER",
         *(["STARTS AT"] if starts else []),
         "LIMIT",
+        "GUARANTEE",
+        "DELTA",
         "ROUNDS FIT",
         "TIGHTEST LIMIT",
         "NOISE",
@@ -26,10 +29,12 @@ def rows(found: QuoteJobResponse) -> tuple[Sequence[str], list[Sequence[str]]]:
 
 def _row(one: QuotedNode, starts: bool) -> Sequence[str]:
     start = [epsilon(one.epsilon_start)] if starts else []
+    terms = ("", "", "")
+    if one.epsilon_limit:
+        terms = (epsilon(one.epsilon_limit), guarantees.of_quoted(one), f"{one.delta:g}")
     if one.reason:
-        limit = epsilon(one.epsilon_limit) if one.epsilon_limit else ""
         before = _figure(one, "epsilon_before")
-        return (one.node, f"cannot: {one.reason}", before, "", *start, limit, "", "", "")
+        return (one.node, f"cannot: {one.reason}", before, "", *start, *terms, "", "", "")
     noise = f"{one.noise_multiplier:.6g}" if one.HasField("noise_multiplier") else "none"
     fit = str(one.rounds_fit) if one.HasField("rounds_fit") else "no bound"
     return (
@@ -38,7 +43,7 @@ def _row(one: QuotedNode, starts: bool) -> Sequence[str]:
         _figure(one, "epsilon_before"),
         _figure(one, "epsilon_after"),
         *start,
-        epsilon(one.epsilon_limit),
+        *terms,
         fit,
         f"{one.tightest}: {epsilon(one.tightest_epsilon)}" if one.tightest else "",
         noise,
@@ -65,33 +70,35 @@ def lines(found: QuoteJobResponse) -> list[str]:
         for share in one.shares_nearly_spent
     ]
     said.append(
-        f"{len(able)} of at least {found.min_participants} hospitals can take part; "
-        f"{found.rounds_planned} rounds"
+        f"{len(able)} of at least {counted(found.min_participants, 'hospital')} can take part; "
+        f"{counted(found.rounds_planned, 'round')}"
     )
     if len(found.nodes) < found.min_participants:
-        said.append(
-            f"only {len(found.nodes)} hospitals publish this data set: the job would wait for more"
-        )
+        publish = f"{counted(len(found.nodes), 'hospital')} publish{'es' * (len(found.nodes) == 1)}"
+        said.append(f"only {publish} this data set: the job would wait for more")
     elif len(able) < found.min_participants:
         said.append("the job cannot start now: too few hospitals can take part")
     elif found.rounds_possible < found.rounds_planned:
         said.append(
-            f"the job would do {found.rounds_possible} of {found.rounds_planned} rounds: then "
-            f"fewer than {found.min_participants} hospitals can pay. EPSILON OF THE JOB and AFTER "
+            f"the job would do {found.rounds_possible} of {counted(found.rounds_planned, 'round')}"
+            f": then fewer than {counted(found.min_participants, 'hospital')} can pay. EPSILON OF "
+            "THE JOB and AFTER "
             "are what is spent by then"
         )
     if able:
         down, up = max(o.download_bytes for o in able), max(o.upload_bytes for o in able)
         said.append(f"each moves at most {_size(down)} in and {_size(up)} out")
     said.append(_time(found))
+    said.append(guarantees.GUARANTEE)
     said.append(
-        "The guarantee is each account's limit at its delta; BEFORE and AFTER are running figures "
-        "of its filter, with what is reserved now."
+        "BOOKED BEFORE and AFTER are what the account's filter holds against LIMIT, with what is "
+        "reserved now; EPSILON OF THE JOB is the running epsilon of this job alone."
     )
     if any(one.epsilon_start for one in found.nodes):
         said.append(
             "STARTS AT is the conversion cost of an rdp account, there from its first release on: "
-            "it is in BEFORE (once anything is spent) and in AFTER, and not in EPSILON OF THE JOB."
+            "it is in BOOKED BEFORE (once anything is spent) and in AFTER, and not in EPSILON OF "
+            "THE JOB."
         )
     return said
 
@@ -106,9 +113,9 @@ def _falls_short(one: QuotedNode, found: QuoteJobResponse) -> bool:
 
 def _short(one: QuotedNode, planned: int) -> str:
     return (
-        f"{one.node}: {one.rounds_fit} of {planned} rounds fit its limit ({one.tightest}: "
-        f"{epsilon(one.tightest_epsilon)}); it would take part in {one.rounds}, for epsilon "
-        f"{_figure(one, 'epsilon_job')}"
+        f"{one.node}: {one.rounds_fit} of {counted(planned, 'round')} fit its limit "
+        f"({one.tightest}: {epsilon(one.tightest_epsilon)}); it would take part in {one.rounds}, "
+        f"for epsilon {_figure(one, 'epsilon_job')}"
     )
 
 

@@ -38,7 +38,8 @@ def said(shares: list[dict[str, Any]]) -> str:
     parts = []
     for one in shares:
         stage = STAGES[one["stage"]]
-        text = f"{one['kind']} {one['name']}: epsilon {output.epsilon(one['epsilon_used'])} of "
+        used = output.epsilon(one["epsilon_used"])
+        text = f"{one['kind']} {one['name']}: booked epsilon {used} of "
         parts.append(f"{text}{output.epsilon(one['epsilon_limit'])}{f', {stage}' if stage else ''}")
     return "; ".join(parts)
 

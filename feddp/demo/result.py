@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feddp.cli import output
+from feddp.cli.guarantees import GUARANTEE, RUNNING
 
 if TYPE_CHECKING:
     from feddp.cli.ledgers import Check
     from protos.feddp.v1.budgets_pb2 import BudgetAccount
-    from protos.feddp.v1.jobs_pb2 import Job
+    from protos.feddp.v1.jobs_pb2 import Job, JobNode
 
 
 def result_of(
@@ -23,7 +24,7 @@ def result_of(
     """The demo's result in its fixed form.
 
     Args:
-        accounts: whose limits are the guarantee; one for each node.
+        accounts: with their limits and guarantees; one for each node.
         model: where the job's answer was written; None if it has none.
         metrics: of `heart.evaluate`; None without a model.
         ledger: its check, and the number of its entries.
@@ -42,6 +43,7 @@ def result_of(
                 "class": node.node_class,
                 "epsilon_spent": node.epsilon_spent if node.HasField("epsilon_spent") else None,
                 "epsilon_limit": (limits.get(node.name) or node).epsilon_limit,
+                "epsilon_guarantee": _guarantee(limits.get(node.name) or node),
                 "delta": (limits.get(node.name) or node).delta,
                 "rounds_participated": node.rounds_participated,
             }
@@ -51,6 +53,10 @@ def result_of(
         "ledger": {"verified": check.ok, "entries": entries},
         "seconds": round(seconds, 1),
     }
+
+
+def _guarantee(of: "BudgetAccount | JobNode") -> float | None:
+    return of.epsilon_guarantee if of.HasField("epsilon_guarantee") else None
 
 
 def print_summary(result: Mapping[str, Any], message: str) -> None:
@@ -68,18 +74,24 @@ def print_summary(result: Mapping[str, Any], message: str) -> None:
                 str(node["rounds_participated"]),
                 "no guarantee" if spent is None else output.epsilon(spent),
                 output.epsilon(node["epsilon_limit"]),
+                output.epsilon(node["epsilon_guarantee"]),
                 f"{node['delta']:g}",
                 _score(own.get("accuracy")),
                 _score(own.get("auc")),
             )
         )
     output.table(
-        ("HOSPITAL", "CLASS", "ROUNDS", "RUNNING EPSILON", "LIMIT", "DELTA", "ACCURACY", "AUC"),
+        (
+            *("HOSPITAL", "CLASS", "ROUNDS", "RUNNING EPSILON", "LIMIT", "GUARANTEE", "DELTA"),
+            *("ACCURACY", "AUC"),
+        ),
         rows,
     )
+    output.line(RUNNING)
+    output.line(GUARANTEE)
     output.line("")
     pairs = [
-        ("status", f"{result['status']} after {result['rounds']} rounds"),
+        ("status", f"{result['status']} after {output.counted(result['rounds'], 'round')}"),
         ("held-out rows", _pooled(metrics)),
         ("ledger", _ledger(result["ledger"])),
         ("seconds", f"{result['seconds']}"),

@@ -22,7 +22,7 @@ from feddp.demo.hospital import write_hospital
 from feddp.demo.job import TASK, job_file
 from feddp.demo.processes import DemoFailed, Processes, choose_ports, is_listening
 from feddp.demo.result import print_summary, result_of
-from feddp.profile import Profile
+from feddp.profile import DEMO_RESULT, Profile
 from feddp.signing import make_key
 from protos.content import write_durable
 from protos.errors import Conflict, FeddpError, Malformed
@@ -229,11 +229,11 @@ def _conclude(
     seconds = time.monotonic() - started_s
     result = result_of(job, accounts, model, metrics, (checked, checked.entries), seconds)
     text = f"{json.dumps(result, indent=2, allow_nan=False)}\n".encode()
-    for path in filter(None, (folder / "result.json", settings.json_file)):
+    for path in filter(None, (folder / DEMO_RESULT, settings.json_file)):
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         write_durable(path.absolute(), text, mode=0o644)
     print_summary(result, job.message)
-    output.line(f"result         {folder / 'result.json'}")
+    output.line(f"result         {folder / DEMO_RESULT}")
     if write_report(client, job, folder / "report.html", metrics):
         output.line(f"report         {folder / 'report.html'}")
     for account, seq, what in checked.problems:

@@ -17,9 +17,17 @@ PROTECTED = (
     " there or not (add or remove) changes the probability of anything that left the hospital by"
     " a factor of at most exp(epsilon), but for a chance of delta. This holds against everyone"
     " who sees what leaves the hospital: the coordinator, the other hospitals, and whoever gets"
-    " the model. The guarantee is the lifetime limit of the hospital's account, which the"
-    " hospital's own ledger enforces; the running epsilon below sums up what this job has"
-    " released so far and is a figure to watch, not the guarantee."
+    " the model. The guarantee is the highest lifetime limit that was ever in force for the"
+    " hospital's account, at its delta; the hospital's own ledger enforces the limit of now. A"
+    " running epsilon sums up what has been released so far and is a figure to watch, not the"
+    " guarantee."
+)
+FIGURES = (
+    "Over all jobs so far. The guarantee is the highest limit that was ever in force, at delta: a"
+    " lower limit admits less from then on and takes nothing back. Booked is what counts against"
+    " the limit; efficiency is what the same releases would have come to, had all been fixed in"
+    " advance, over that; the naive sum adds up each release's own epsilon, and of naive is what is"
+    " booked over it."
 )
 UNPROTECTED = (
     "what the data shows about patients in general: a model may rightly predict a risk for people"

@@ -121,9 +121,7 @@ def _privacy(
         + (f"<p>Not protected:</p><ul>{caveats}</ul>" if caveats else "")
         + (tables.hospitals(job) if job.nodes and kind != "no_data" else "")
         + (
-            "<h3>Accounts</h3><p class=small>Over all jobs so far. The limit is the guarantee."
-            " Booked is what counts against it; efficiency is what the same releases would have"
-            " come to, had all been fixed in advance, over that.</p>" + tables.accounts(accounts)
+            f"<h3>Accounts</h3><p class=small>{claim.FIGURES}</p>" + tables.accounts(accounts)
             if accounts
             else ""
         )

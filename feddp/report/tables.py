@@ -6,7 +6,7 @@ from typing import Any
 
 from feddp.evaluation import Evaluation
 from protos.feddp.v1.budgets_pb2 import BudgetAccount
-from protos.feddp.v1.jobs_pb2 import Job, Participation
+from protos.feddp.v1.jobs_pb2 import Job, JobNode, Participation
 
 OUTCOMES = {
     "update": ("✓", "update received"),
@@ -48,14 +48,16 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -
 
 
 def hospitals(job: Job) -> str:
-    """Epsilon of each hospital beside its limit."""
-    limit = "Target of this job" if job.target_epsilon else "Lifetime limit"
-    heads = ["Hospital", "Class", "Running epsilon", limit, "Delta", "Rounds"]
-    return table(heads, (_hospital(node) for node in job.nodes), "numbers")
+    """The job's epsilon at each hospital beside its account's limit and guarantee."""
+    target = ["Target of this job"] if job.target_epsilon else []
+    terms = ["Limit now", "Guarantee", "Delta"]
+    heads = ["Hospital", "Class", "Running epsilon", *target, *terms, "Rounds"]
+    return table(heads, (_hospital(node, job) for node in job.nodes), "numbers")
 
 
-def _hospital(node: Any) -> list[str]:
+def _hospital(node: JobNode, job: Job) -> list[str]:
     known = node.HasField("epsilon_spent") or not node.rounds_participated
+    limit = node.account_epsilon_limit or (0.0 if job.target_epsilon else node.epsilon_limit)
     spent = epsilon(node.epsilon_spent) if known else "none: no guarantee"
     if known and node.epsilon_limit:
         share = min(1.0, node.epsilon_spent / node.epsilon_limit)
@@ -64,10 +66,19 @@ def _hospital(node: Any) -> list[str]:
         escape(node.name),
         escape(node.node_class),
         spent,
-        f"{node.epsilon_limit:g}" if node.epsilon_limit else "–",
+        *([epsilon(job.target_epsilon)] if job.target_epsilon else []),
+        epsilon(limit) if limit else "–",
+        _guarantee(node, told=bool(node.account_epsilon_limit)),
         small(node.delta) if node.delta and known else "–",
         str(node.rounds_participated),
     ]
+
+
+def _guarantee(of: JobNode | BudgetAccount, *, told: bool) -> str:
+    """The highest limit ever; a coordinator of 0.1.0 does not tell it."""
+    if of.HasField("epsilon_guarantee"):
+        return epsilon(of.epsilon_guarantee)
+    return "<strong>none, for ever</strong>" if told else "–"
 
 
 def accounts(given: Sequence[BudgetAccount]) -> str:
@@ -79,10 +90,12 @@ def accounts(given: Sequence[BudgetAccount]) -> str:
             escape(account.filter) + (f" {account.rdp_order}" if account.rdp_order else ""),
             epsilon(account.epsilon_spent) if account.HasField("epsilon_spent") else "none",
             epsilon(account.epsilon_booked) if account.HasField("epsilon_booked") else "–",
+            epsilon(account.epsilon_naive) if account.HasField("epsilon_naive") else "–",
             f"{account.efficiency:.3f}" if account.HasField("efficiency") else "–",
-            f"{account.epsilon_limit:g}",
+            f"{account.booked_to_naive:.3f}" if account.HasField("booked_to_naive") else "–",
+            epsilon(account.epsilon_limit),
+            _guarantee(account, told=not account.guarantee),
             small(account.delta),
-            "yes" if account.guarantee else "<strong>no, for ever</strong>",
         ]
         for account in given
     )
@@ -92,10 +105,12 @@ def accounts(given: Sequence[BudgetAccount]) -> str:
         "Filter",
         "Running epsilon, all jobs",
         "Booked",
+        "Naive sum",
         "Efficiency",
-        "Lifetime limit",
-        "Delta",
+        "Of naive",
+        "Limit now",
         "Guarantee",
+        "Delta",
     ]
     return table(heads, rows, "numbers")
 

@@ -133,11 +133,14 @@ def warn_of_limits(
     for one in accounts:
         filter_ = one.filter(one.epsilon_limit)
         if one.posted_units > filter_.limit_units:
+            booked = filter_.epsilon_of(one.posted_units) if one.guarantee else None
             log.warning(
                 "limit_below_spent",
                 account=one.account,
                 epsilon_limit=one.epsilon_limit,
-                epsilon_spent=filter_.epsilon_of(one.posted_units) if one.guarantee else None,
+                delta=filter_.delta,
+                epsilon_booked=booked,
+                epsilon_spent=booked,  # its name in 0.1.0
                 epsilon_guarantee=guarantee(one) if one.guarantee else None,
                 do=SPENT_STAYS,
             )

@@ -189,6 +189,8 @@ def _faults(error: ValidationError) -> str:
     for fault in error.errors(include_url=False, include_input=False):
         key = ".".join(str(part) for part in fault["loc"])
         text = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "missing":
+            text = "it is missing: write it"
         said.append(f"{key}: {text}" if key else text)
     return "; ".join(said)
 

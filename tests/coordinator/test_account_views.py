@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from coordinator import views
 from coordinator.config import CoordinatorConfig
 from coordinator.jobspec import Job, parse_job
 from coordinator.store import ledger, people
 from coordinator.store.database import Database
-from coordinator.store.schema import entries
+from coordinator.store.schema import accounts, entries
 from coordinator.submissions import check_delta
 from privacy.accounting import epsilon_spent
 from privacy.entries import GENESIS
@@ -84,6 +85,20 @@ def test_an_accounts_figures_are_those_of_its_posts(database: Database) -> None:
     )
     assert account.booked_to_naive == pytest.approx(account.epsilon_booked / account.epsilon_naive)
     assert shown(database, "kidneys") == []
+
+
+def test_a_lowered_limit_is_shown_beside_the_guarantee_that_it_does_not_lower(
+    database: Database,
+) -> None:
+    """The account promised 5 before; with a release that is not accounted for it has none."""
+    post(database, [Release("gaussian", 20.0, 1.0, 5)])
+    database.write_now(lambda c: c.execute(update(accounts).values(entries=2)))
+    database.write_now(lambda c: ledger.open_account(c, ACCOUNT, "a", "gdp", 0, 1.5, 1e-5))
+    (account,) = shown(database)
+    assert (account.epsilon_limit, account.epsilon_guarantee) == (1.5, 5.0)
+    database.write_now(lambda c: c.execute(update(accounts).values(guarantee=False)))
+    (account,) = shown(database)
+    assert not account.HasField("epsilon_guarantee")
 
 
 def test_an_account_without_guarantee_has_no_figures(database: Database) -> None:

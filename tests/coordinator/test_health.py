@@ -88,6 +88,9 @@ def test_metrics_are_prometheus_text(server, metrics):
     assert 'privacy_budget_remaining{dataset="heart",node="va"} 7.5' in text
     assert 'privacy_budget_remaining{dataset="heart",node="cleveland"} 0.0' in text
     assert 'federated_node_health{node="va"} 0.0' in text
+    (said,) = [line for line in text.splitlines() if "HELP privacy_budget_remaining" in line]
+    assert "minus the booked epsilon" in said
+    assert "running" not in said, "that is another figure"
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/metrics/", "/../etc/passwd"])

@@ -83,7 +83,7 @@ def test_an_account_that_cannot_pay_is_left_out_with_its_figures() -> None:
     spent = Balance(filter_, posted_units=filter_.limit_units - 10)
     answer = absent(consider(job(), HASH, facts(balance=spent), 4))
     assert (answer.reason, answer.for_good) == ("BUDGET", True)
-    assert "of 5 at delta 1e-05" in answer.message
+    assert "has booked epsilon 5 of 5 at delta 1e-05" in answer.message
 
 
 def test_a_pending_reservation_of_another_job_is_not_for_good() -> None:

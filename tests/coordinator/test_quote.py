@@ -208,6 +208,35 @@ def test_a_quote_shows_at_what_an_rdp_account_starts() -> None:
     assert "STARTS AT" not in headers
 
 
+def test_a_quote_tells_the_guarantee_beside_the_limit_and_never_the_limit_as_it() -> None:
+    """A lowered limit is none; what a coordinator of before does not tell is not made up."""
+    found = quote(job(), HASH, hospitals(None, None, None), 100)
+    found.nodes[0].epsilon_guarantee = 20.0
+    found.nodes[2].ClearField("epsilon_before")  # its account has released without noise
+    headers, told = rows(found)
+    shown = [[row[headers.index(name)] for name in ("LIMIT", "GUARANTEE", "DELTA")] for row in told]
+    limit = f"{found.nodes[0].epsilon_limit:g}"
+    assert shown == [
+        [limit, "20", "1e-05"],
+        [limit, "not told", "1e-05"],
+        [limit, "none", "1e-05"],
+    ]
+    text = "\n".join(lines(found))
+    assert "GUARANTEE is the highest limit that was ever in force" in text
+    assert "BOOKED BEFORE and AFTER are what the account's filter holds" in text
+    assert "running figures" not in text
+
+
+def test_one_hospital_publishes_and_one_round_is_done() -> None:
+    """Numbers and words agree."""
+    one = quote(replace(job(), rounds_planned=1), HASH, hospitals(None), 100)
+    text = "\n".join(lines(one))
+    assert "only 1 hospital publishes this data set" in text
+    assert "; 1 round\n" in text
+    two = "\n".join(lines(quote(job(), HASH, hospitals(None, None), 100)))
+    assert "only 2 hospitals publish this data set" in two
+
+
 def test_a_hospital_that_refuses_orders_is_not_counted() -> None:
     """While a node disputes the ledger it refuses every order, and has said so."""
     nodes = hospitals(None, None, None)

@@ -45,6 +45,7 @@ class State:
         watches: one script for each WatchJob call, in order; an error ends that stream.
             Without a script the coordinator is away.
         calls: names of the rpcs that were called, with the name in the caller's certificate.
+        ended_at_once: the status with which a submitted job has ended already; empty for none.
         accepted_per_upload: most bytes that one Upload call makes durable.
         faults: rpc name -> errors that its next calls answer with.
     """
@@ -56,6 +57,7 @@ class State:
     nodes: dict[str, nodes_pb2.Node] = field(default_factory=dict)
     models: list[models_pb2.Model] = field(default_factory=list)
     submission_warnings: list[str] = field(default_factory=list)
+    ended_at_once: str = ""
     blobs: dict[str, bytes] = field(default_factory=dict)
     partial: dict[str, bytes] = field(default_factory=dict)
     accounts: list[budgets_pb2.BudgetAccount] = field(default_factory=list)
@@ -101,6 +103,8 @@ class Fake(
         self._enter("SubmitJob", context)
         self.state.requests.append(request)
         job = jobs_pb2.Job(job_id="j1", name="heart", status="running", phase="selecting")
+        if ended := self.state.ended_at_once:
+            job.status, job.phase, job.message = ended, "ended", "no budget is left"
         self.state.jobs.setdefault("j1", job)
         self.state.specs["j1"] = request.spec
         answer = jobs_pb2.SubmitJobResponse(job=job)

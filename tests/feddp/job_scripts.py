@@ -32,6 +32,7 @@ def job_in(status: str, rounds_done: int = 0, *, waiting: str = "") -> Job:
     node = JobNode(name="a", node_class="edge", epsilon_limit=2.0, delta=1e-5)
     node.rounds_participated = rounds_done
     node.epsilon_spent = 0.70001 * rounds_done
+    node.account_epsilon_limit = node.epsilon_guarantee = 10.0
     job.nodes.append(node)
     for number in range(1, rounds_done + 1):
         part = Participation(node="a", outcome="update", epsilon_after=0.70001 * number)

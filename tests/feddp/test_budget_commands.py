@@ -530,6 +530,15 @@ def test_a_limit_within_an_account_that_is_nearly_spent_says_so(
     assert (left.split()[-1], stage.strip()) == (str((10000 - per_10000) // 100), said)
 
 
+def test_a_demo_that_was_not_kept_says_how_to_keep_one(run: Run, tmp_path: Path) -> None:
+    """Its folder holds results alone; it is no installation that somebody forgot to make."""
+    (tmp_path / "result.json").write_text("{}")
+    ran = run("budget", "show", "--dir", tmp_path)
+    assert ran.code == 3
+    assert "run without --keep" in ran.err
+    assert "coordinator init" not in ran.err
+
+
 def test_a_lowered_limit_is_no_guarantee(booked: Coordinator, run: Run) -> None:
     """Limit 2 lowered to 0.1 with 0.4 spent: the guarantee stays 2, and the row warns."""
     account = booked.state.accounts[0]

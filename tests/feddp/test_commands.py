@@ -191,10 +191,78 @@ def test_watch_in_a_pipe_says_what_changes(coordinator: Coordinator, run: Run) -
         "waiting for b: OFFLINE: it is not connected",
         "no longer waiting",
         "round 1 of 2 done, 1 update, running epsilon at most 0.7001",
+        "guarantee at a: epsilon 10 at delta 1e-05, over all jobs (limit now 10)",
+        "a guarantee is the highest limit that an account ever had; a running epsilon is a figure "
+        "of this job on the way",
         "round 2 of 2 began",
         "round 2 of 2 done, 1 update, running epsilon at most 1.4001",
         "completed after 2 rounds",
     ]
+
+
+def test_a_job_tells_the_highest_limit_as_the_guarantee_and_not_the_lowered_one(
+    coordinator: Coordinator, run: Run
+) -> None:
+    """Limit 10 lowered to 1.5 after a release: the guarantee stays 10; whoever lost it has none."""
+    job = job_in("completed", 2)
+    job.nodes[0].account_epsilon_limit = 1.5
+    lost = job.nodes.add(name="b", account_epsilon_limit=10.0, epsilon_limit=2.0, delta=1e-5)
+    old = job.nodes.add(name="c", epsilon_limit=2.0, epsilon_spent=1.0, delta=1e-5)
+    assert not lost.HasField("epsilon_guarantee")
+    coordinator.state.jobs["j1"], coordinator.state.specs["j1"] = job, SPEC
+    where = ("--profile", coordinator.profile)
+    text = run("job", "show", "j1", *where).out
+    (header,) = [line for line in text.splitlines() if line.startswith("NODE")]
+    for node, guarantee in (("a", "10 "), ("b", "none "), (old.name, "not told ")):
+        (row,) = [line for line in text.splitlines() if line.startswith(f"{node} ")]
+        assert row[header.index("GUARANTEE") :].startswith(guarantee)
+    (row,) = [line for line in text.splitlines() if line.startswith("a ")]
+    assert row[header.index("LIMIT") :].startswith("1.5 ")
+    assert "highest limit that was ever in force" in text
+    assert "The guarantee is the limit" not in text
+    changes = list(Changes().of(job))
+    assert changes.count("guarantee at a: epsilon 10 at delta 1e-05, over all jobs (limit now 1.5)")
+    assert changes.count("guarantee at b: none, something was released without accounting") == 1
+    assert changes.count("guarantee at c: `feddp budget show` tells it") == 1
+
+
+def test_guarantees_are_said_once_and_again_when_a_limit_has_changed() -> None:
+    """A watch of a hundred rounds says them once, and hospitals of the same terms together."""
+    changes, job = Changes(), job_in("running", 1)
+    job.nodes.add().CopyFrom(job.nodes[0])
+    job.nodes[1].name = "b"
+    assert [line for line in changes.of(job) if line.startswith("guarantee at a, b: epsilon 10")]
+    later = job_in("running", 2)
+    del later.nodes[:]
+    later.nodes.extend(job.nodes)
+    assert not [line for line in changes.of(later) if "guarantee" in line]
+    ended = job_in("completed", 2)
+    ended.rounds.add(number=3, ended_at=1.7e9).participation.extend(job.rounds[0].participation)
+    ended.nodes[0].account_epsilon_limit = 1.5
+    said = list(changes.of(ended))
+    assert "guarantee at a: epsilon 10 at delta 1e-05, over all jobs (limit now 1.5)" in said
+
+
+def test_one_round_is_one_round() -> None:
+    """In the last line of a watch."""
+    assert list(Changes().of(job_in("completed", 1)))[-1] == "completed after 1 round"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_submission_that_has_ended_already_says_so_with_its_exit_code(
+    coordinator: Coordinator, run: Run, tmp_path: Path, as_json: bool
+) -> None:
+    """No budget can pay for it: exit code 4 as `quote` and `watch` give, and nothing to follow."""
+    (tmp_path / "job.yaml").write_bytes(SPEC)
+    coordinator.state.ended_at_once = "budget_exhausted"
+    words = ("job", "submit", "job.yaml", *(["--json"] if as_json else []))
+    ran = run(*words, "--profile", coordinator.profile)
+    assert ran.code == 4
+    if as_json:
+        assert ran.json["status"] == "budget_exhausted"
+        return
+    assert "job j1 has ended: budget_exhausted: no budget is left" in ran.out
+    assert "follow it" not in ran.out
 
 
 def test_ctrl_c_stops_watching_and_not_the_job(
@@ -224,8 +292,8 @@ def test_a_job_is_listed_shown_and_cancelled(coordinator: Coordinator, run: Run)
     assert "TARGET" in text
     coordinator.state.jobs["j1"].target_epsilon = 0.0
     shown = run("job", "show", "j1", *where).out
+    assert "TARGET" not in shown
     assert "LIMIT" in shown
-    assert "The guarantee is the limit of each hospital's account at its one delta" in shown
     assert "b: OFFLINE: it is not connected" in text
     assert "RUNNING EPSILON" in text
     assert run("job", "show", "j2", *where).code == 3

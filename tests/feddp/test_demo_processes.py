@@ -149,11 +149,11 @@ def test_a_demo_that_is_killed_leaves_no_process(tmp_path: Path, run: Run) -> No
 
 
 def test_the_result_has_the_fixed_form(capsys: pytest.CaptureFixture[str]) -> None:
-    """The guarantee in it is the account's limit; without noise the spent epsilon is null."""
+    """The guarantee is the highest limit ever; without noise the spent epsilon is null."""
     job = job_in("completed", 2)
     job.model_digest = "d" * 64
     job.nodes[0].ClearField("epsilon_spent")
-    account = BudgetAccount(node="a", epsilon_limit=3.0, delta=1e-6)
+    account = BudgetAccount(node="a", epsilon_limit=3.0, delta=1e-6, epsilon_guarantee=4.0)
     metrics = {
         "accuracy": 0.8,
         "auc": 0.9,
@@ -173,6 +173,7 @@ def test_the_result_has_the_fixed_form(capsys: pytest.CaptureFixture[str]) -> No
                 "class": "edge",
                 "epsilon_spent": None,
                 "epsilon_limit": 3.0,
+                "epsilon_guarantee": 4.0,
                 "delta": 1e-6,
                 "rounds_participated": 2,
             }
@@ -185,6 +186,7 @@ def test_the_result_has_the_fixed_form(capsys: pytest.CaptureFixture[str]) -> No
     text = capsys.readouterr().out
     assert "no guarantee" in text
     assert "RUNNING EPSILON" in text
+    assert "GUARANTEE is the highest limit that was ever in force" in text
 
 
 def test_a_job_without_a_model_has_a_result_all_the_same(

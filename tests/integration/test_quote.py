@@ -37,10 +37,12 @@ def test_what_is_quoted_is_what_is_spent(three: Federation, tmp_path: Path) -> N
     job = three.wait_for_end(three.submit(job_file()))
     assert job.status == "completed", job.message
     spent = {one.name: one.epsilon_spent for one in job.nodes}
+    assert [(n.account_epsilon_limit, n.epsilon_guarantee) for n in job.nodes] == [(2.0, 2.0)] * 3
     for one in quoted["nodes"]:
         assert not one["reason"], one["message"]
         assert one["epsilon_job"] == pytest.approx(spent[one["node"]], rel=1e-9)
         assert one["epsilon_before"] == 0.0
+        assert (one["epsilon_limit"], one["epsilon_guarantee"]) == (2.0, 2.0)
         # Rounded up to five digits, and the filter's figure to the last.
         assert one["epsilon_job"] <= 1.0001 * one["epsilon_after"]
         assert one["epsilon_after"] <= one["epsilon_limit"]

@@ -30,7 +30,11 @@ def test_a_job_that_the_budget_refused_runs_once_two_people_have_raised_the_limi
         coordinator.start(name)
     coordinator.wait_for_nodes(*NAMES)
     assert coordinator.wait_for_end(coordinator.submit(job_file(**JOB))).status == "completed"
-    second = coordinator.wait_for_end(coordinator.submit(job_file(**JOB)))
+    with coordinator.client() as client:
+        submitted = client.submit(job_file(**JOB))
+    assert submitted.status == "budget_exhausted", "and not that it waits"
+    assert not [one for one in submitted.warnings if "waits" in one]
+    second = coordinator.wait_for_end(submitted.job_id)
     assert (second.status, second.rounds_done) == ("budget_exhausted", 0)
 
     for name in NAMES:
@@ -122,7 +126,7 @@ def raise_limit(federation: Federation, name: str, keys: Path) -> None:
     path.write_text(yaml.safe_dump({**policy, "stewards": stewards}))
     code, out, err = run("propose", *asking)
     assert code == 0, err
-    assert "0.6 -> 2 at 1e-05" in out
+    assert "0.6 -> 2 at delta 1e-05" in out
     code, _, err = run("apply", file)
     assert (code, "nobody has agreed yet" in err) == (1, True)
     code, _, err = run("approve", file, *signing("anna"))
@@ -169,7 +173,7 @@ def check_exports(federation: Federation, folder: Path) -> None:
     assert verify(whole, folder) == (0, [])
     assert "limit raised 1 time, from 0.6" in run_cli("budget", "show", "--dir", root)[1]
     table = run_cli("budget", "ledger", "--dir", root)[1]
-    assert "epsilon 0.6 -> 2, anna and bert: the second study" in table
+    assert "epsilon 0.6 -> 2 at delta 1e-05, anna and bert: the second study" in table
     for changes in (
         {"epsilon_limit_new": 3.0},
         {"agreed_by": "anna"},

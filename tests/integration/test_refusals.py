@@ -326,7 +326,7 @@ def test_a_node_over_its_budget_is_left_out_and_the_ledger_says_so(
     assert job.status == "completed", job.message
     left_out = {p.node: p for p in job.rounds[0].participation if p.outcome == "left_out"}
     assert left_out["delta"].reason == "BUDGET"
-    assert "has spent epsilon 0 of 0.05" in left_out["delta"].message
+    assert "has booked epsilon 0 of 0.05" in left_out["delta"].message
     assert {e.statement.node for e in coordinator.entries()} == set(THREE)
     code, out, _ = run_cli("budget", "show", "--dir", root(coordinator))
     assert (code, "0.05" in out) == (0, True)

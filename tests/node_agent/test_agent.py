@@ -5,6 +5,7 @@ import os
 import re
 import select
 import signal
+import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
@@ -29,6 +30,7 @@ from node_agent.state import State
 from node_agent.status import status
 from node_agent.steward import Steward
 from node_agent.tasks.registry import installed
+from privacy.accounting import epsilon_spent
 from privacy.filters import make_filter
 from privacy.heads import Head
 from protos.errors import Conflict, Malformed, NotFound
@@ -45,10 +47,10 @@ def folder(tmp_path: Path) -> Folder:
     return make_agent(tmp_path / "agent", Authority.create(tmp_path / "ca", TRUST_DOMAIN), 9)
 
 
-def spend(folder: Folder, limit: float = 10.0) -> None:
+def spend(folder: Folder, limit: float = 10.0, *, kind: str = "gdp", rdp_order: int = 0) -> None:
     """One posted attempt in the agent's database."""
     state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
-    state.reserve(order(), make_filter("gdp", 0, limit, 1.0e-5))
+    state.reserve(order(), make_filter(kind, rdp_order, limit, 1.0e-5))
     state.open("a1", 1.0, 0.5)
     state.lose("a1")
     state.close()
@@ -210,8 +212,8 @@ def test_status_shows_what_is_spent_of_limits_within_an_account(folder: Folder) 
     told = CliRunner().invoke(app, ["agent", "status", "--dir", str(folder.root)])
     assert told.exit_code == 0
     (line,) = [one for one in told.stdout.splitlines() if one.startswith("limits in patients")]
-    assert re.search(r"purpose training: epsilon [\d.]+ of [\d.]+, 80 % spent or more", line)
-    assert "purpose queries: epsilon 0 of 1" in line
+    assert re.search(r"purpose training: booked epsilon [\d.]+ of [\d.]+, 80 % spent or more", line)
+    assert "purpose queries: booked epsilon 0 of 1" in line
 
 
 @pytest.mark.parametrize(
@@ -277,7 +279,7 @@ def test_a_limit_below_what_was_spent_is_a_warning_and_not_the_guarantee(folder:
     assert (account["epsilon_guarantee"], account["stage"]) == (10.0, "over_limit")
     said = CliRunner().invoke(app, ["agent", "status", "--dir", str(folder.root)]).stdout
     assert "the guarantee is 10, its highest limit ever" in said
-    assert "limit 0.1 now at delta 1e-05; running" in said
+    assert "limit 0.1 now at delta 1e-05; booked epsilon" in said
     assert "LIMIT BELOW WHAT IS SPENT" in said
     state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
     for limit, lines in ((10.0, 0), (0.1, 1)):
@@ -286,7 +288,48 @@ def test_a_limit_below_what_was_spent_is_a_warning_and_not_the_guarantee(folder:
             warn_of_limits(state.ledger.accounts(), state.ledger.epsilon_guarantee)
         assert [one["event"] for one in logs] == ["limit_below_spent"] * lines
     assert (logs[0]["epsilon_limit"], logs[0]["epsilon_guarantee"]) == (0.1, 10.0)
+    assert logs[0]["delta"] == 1e-5
+    assert logs[0]["epsilon_booked"] == logs[0]["epsilon_spent"] > 0.1
     state.close()
+
+
+def test_a_hospitals_own_commands_call_their_figure_booked_beside_the_guarantee(
+    folder: Folder,
+) -> None:
+    """The running epsilon is another figure, which the coordinator tells; `epsilon_spent` stays as
+    0.1.0 called it. A lowered limit is told apart from what stays promised."""
+    spend(folder)
+    state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
+    state.lower("patients", 0.1, {})
+    state.close()
+    for command in ("status", "outbox", "digest"):
+        asked = ["agent", command, "--dir", str(folder.root)]
+        said = CliRunner().invoke(app, asked).stdout
+        assert "booked epsilon" in said, command
+        assert "running epsilon" not in said
+        assert "at delta 1e-05; " in said
+        assert "the guarantee is 10, its highest limit ever" in said
+        (one,) = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)["accounts"]
+        assert one["epsilon_booked"] == one["epsilon_spent"] > 0.1
+        assert one["epsilon_guarantee"] == 10.0
+    with sqlite3.connect(folder.state_db) as database:
+        database.execute("UPDATE accounts SET guarantee = 0")
+    for command in ("status", "outbox", "digest"):
+        said = CliRunner().invoke(app, ["agent", command, "--dir", str(folder.root)]).stdout
+        assert "NO GUARANTEE: something was released without accounting" in said
+
+
+def test_the_conversion_cost_was_taken_once_something_was_released(folder: Folder) -> None:
+    """Before the first release it is what that takes; after it, what it took."""
+    write_rules(folder.root, _with_account(filter="rdp", rdp_order=4))
+    asked = ["agent", "status", "--dir", str(folder.root)]
+    assert "of which its first release takes 3.0879" in CliRunner().invoke(app, asked).stdout
+    spend(folder, kind="rdp", rdp_order=4)
+    assert "of which its first release took 3.0879" in CliRunner().invoke(app, asked).stdout
+    (account,) = status(folder.root)["accounts"]
+    running = epsilon_spent([order().release], 1e-5)
+    assert running is not None
+    assert account["epsilon_booked"] > 1.01 * running, "the booked figure is another one"
 
 
 @pytest.mark.parametrize("fault", ["policy", "account", "column"])

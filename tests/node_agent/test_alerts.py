@@ -120,8 +120,18 @@ def test_a_budget_is_told_at_its_share_and_a_ledger_that_went_back(agent: Agent)
     assert agent.events(above) == []
     (told,) = agent.found(below)
     assert (told.event, told.subject) == ("BUDGET", f"{NODE}/patients")
+    assert f"{share:.0%} of what the limit allows is used: booked epsilon" in told.text
+    assert told.text.endswith(
+        " of limit 10 at delta 1e-05; the guarantee is 10, its highest limit ever"
+    )
+    agent.state.lower("patients", 0.1, {})
+    (told,) = agent.found()
+    assert told.text.startswith("the limit is below what was booked, and nothing more is admitted")
+    assert told.text.endswith(
+        "of limit 0.1 at delta 1e-05; the guarantee is 10, its highest limit ever"
+    )
     agent.state.notes.keep(ROLLED_BACK_NOTE, "it lacks attempt a2")
-    assert agent.events(above) == ["LEDGER_ROLLED_BACK"]
+    assert agent.events(above) == ["LEDGER_ROLLED_BACK", "BUDGET"]
 
 
 def test_a_project_whose_first_job_waits_is_told_until_somebody_has_looked(agent: Agent) -> None:

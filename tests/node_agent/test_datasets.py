@@ -39,6 +39,27 @@ def test_declaration_loads_without_the_data(tmp_path: Path) -> None:
     assert type(spec).model_validate(spec.model_dump(mode="json")) == spec
 
 
+@pytest.mark.parametrize("key", [key for key in GOOD if key != "columns"])
+def test_a_key_that_is_missing_is_told_with_what_to_write(tmp_path: Path, key: str) -> None:
+    """By the example that the file came with; the library's own words say nothing to do."""
+    with pytest.raises(Malformed) as caught:
+        load_data_sets(write(tmp_path, {name: GOOD[name] for name in GOOD if name != key}))
+    said = caught.value.message
+    assert f"key {key}: it is missing: write it, for instance `{key}: " in said
+    assert "required" not in said
+    with pytest.raises(Malformed, match=r"key columns.sex.category: it is missing: write it, for"):
+        load_data_sets(write(tmp_path, {**GOOD, "columns": {"sex": {}}}))
+
+
+def test_the_patient_column_is_explained_where_it_is_missing(tmp_path: Path) -> None:
+    """It decides what is protected."""
+    with pytest.raises(Malformed) as caught:
+        load_data_sets(write(tmp_path, {name: GOOD[name] for name in GOOD if name != "patient"}))
+    assert caught.value.message.endswith(
+        "`patient: patient_id` (the column that says whose record a row is)"
+    )
+
+
 def test_absolute_source_stays(tmp_path: Path) -> None:
     """A source that is absolute is taken as it is."""
     [spec] = load_data_sets(write(tmp_path, {**GOOD, "source": "/srv/records.parquet"}))

@@ -11,19 +11,22 @@ from typing import Any
 import pytest
 import structlog
 import yaml
+from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from certs.authority import Authority
 from feddp.cli.app import app
 from node_agent.admission import Admission, Refused, Reserved
 from node_agent.agent import run
+from node_agent.asking import EngineerPolicy
 from node_agent.config import Folder
 from node_agent.doctor.files import check_policy
 from node_agent.identity import load_identity
 from node_agent.installation import locked
+from node_agent.known_keys import missing
 from node_agent.launchers.base import Limits
 from node_agent.launchers.local import environment
-from node_agent.policy import load_policy
+from node_agent.policy import AccountPolicy, Allowance, StewardPolicy, load_policy
 from node_agent.session.greeting import hello
 from node_agent.state import State
 from node_agent.status import status
@@ -80,6 +83,58 @@ def test_a_key_like_no_other_gets_the_known_ones(tmp_path: Path) -> None:
     path.write_text("work: {xyzzy: 1}")
     with pytest.raises(Malformed, match="known here: approve_first_job, gpus_max, hours"):
         load_policy(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "accounts: [{name: patients, epsilon_per_purpose: {trainig: 8.0}}]",
+            "key accounts.0.epsilon_per_purpose.trainig (patients): there is no such key; did you "
+            "mean training? known here: training, evaluation, queries",
+        ),
+        (
+            "accounts: [{name: patients, epsilon_per_purpose: {xyzzy: 8.0}}]",
+            "(patients): there is no such key; known here: training, evaluation, queries",
+        ),
+        (
+            "accounts: [{name: patients, epsilon_per_project: {'a b': 8.0}}]",
+            "key accounts.0.epsilon_per_project.a b (patients): String should match pattern",
+        ),
+        (
+            "accounts: [{name: patients, delta: 1.0e-5}]",
+            "key accounts.0.epsilon_limit (patients): it is missing: write it, for instance "
+            "`epsilon_limit: 10.0` (the most that may ever be spent, at delta)",
+        ),
+        (
+            "who_may_ask: {engineers: [{name: anna}]}",
+            "key who_may_ask.engineers.0.public_key (anna): it is missing: write it, for instance "
+            '`public_key: "64 hexadecimal digits"`',
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_key_says_what_to_write(tmp_path: Path, text: str, said: str) -> None:
+    """In the file's own words: nothing of the library that reads it."""
+    base = yaml.safe_load(text)
+    if "accounts" in base and "delta" not in text:
+        base["accounts"] = [{**POLICY["accounts"][0], **base["accounts"][0]}]
+    path = tmp_path / "policy.yaml"
+    path.write_text(yaml.safe_dump(base))
+    with pytest.raises(Malformed) as caught:
+        load_policy(path)
+    message = caught.value.message
+    assert said in message
+    assert "[key]" not in message
+    assert "literal" not in message
+    assert "it says" not in message
+
+
+@pytest.mark.parametrize("model", [AccountPolicy, Allowance, StewardPolicy, EngineerPolicy])
+def test_every_key_that_must_be_there_is_shown_by_the_template(model: type[BaseModel]) -> None:
+    """So that whoever leaves it out is told what to write."""
+    for name, field in model.model_fields.items():
+        if field.is_required():
+            assert "for instance" in missing(name, POLICY_YAML), name
 
 
 def test_a_broken_file_keeps_the_rules_of_before_and_says_so(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Raising a limit at the node: two stewards, their keys, and what the policy alone cannot do."""
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -491,7 +492,8 @@ def test_the_commands_say_what_a_raise_means(hospital: Hospital) -> None:
         app, ["agent", "limit", *words, "--reason", "a second study", "--out", file, *at]
     )
     assert proposed.exit_code == 0, proposed.output
-    assert "10 -> 20 at 1e-05" in proposed.stdout
+    assert "10 -> 20 at delta 1e-05" in proposed.stdout
+    assert re.search(r"^booked +epsilon [\d.]+$", proposed.stdout, re.MULTILINE)
     assert "The guarantee becomes epsilon 20, for every patient" in proposed.stdout
     words = ["approve", file, "--by", "bert", "--key", str(hospital.keys / "bert.key")]
     assert runner.invoke(app, ["agent", "limit", *words, *at]).exit_code == 0

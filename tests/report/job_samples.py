@@ -53,8 +53,10 @@ def job(name: str = "heart-disease", rounds: int = 4, *, dp: bool = True) -> Job
             epsilon_limit=2.0,
             delta=1e-5,
             rounds_participated=took,
+            account_epsilon_limit=10.0,
         )
         if dp:
+            entry.epsilon_guarantee = 10.0
             entry.epsilon_spent = 2.0 * (took / rounds) ** 0.5 - 1e-6
         sample.nodes.append(entry)
     return sample
@@ -98,7 +100,12 @@ def accounts(guarantee: bool = True) -> list[BudgetAccount]:
             epsilon_limit=10.0,
             delta=1e-5,
             epsilon_spent=2.0,
+            epsilon_booked=2.0,
+            epsilon_naive=3.96,
+            efficiency=1.0,
+            booked_to_naive=0.505,
             guarantee=guarantee,
+            epsilon_guarantee=10.0 if guarantee else None,
         )
         for node, _ in NODES
     ]

@@ -137,6 +137,42 @@ def test_an_account_that_lost_its_guarantee_is_told_above_the_claim():
     assert "No guarantee for" not in Page(full()).words
 
 
+def cells(text: str, start: str) -> dict[str, str]:
+    """The row of a table that begins with `start`, by its heads."""
+    table = next(one for one in text.split("<table")[1:] if f"<td>{start}</td>" in one)
+    heads = re.findall("<th scope=col>(.*?)</th>", table)
+    row = table.split(f"<td>{start}</td>")[1].split("</tr>")[0]
+    return dict(zip(heads[1:], re.findall("<td>(.*?)</td>", row), strict=True))
+
+
+def test_the_guarantee_stays_the_highest_limit_when_the_policy_lowers_it():
+    """Limit 10 lowered to 1.5 with 2 spent: what was released under 10 stays released."""
+    sample, known = job(), accounts()
+    known[2].epsilon_limit = 1.5
+    sample.nodes[2].account_epsilon_limit = 1.5
+    text = full(job=sample, accounts=known)
+    for row in (cells(text, known[2].account), cells(text, sample.nodes[2].name)):
+        assert (row["Limit now"], row["Guarantee"], row["Delta"]) == ("1.5", "10", "1e-5")
+    assert cells(text, sample.nodes[2].name)["Target of this job"] == "2"
+    words = Page(text).words
+    assert "The guarantee is the highest limit that was ever in force" in words
+    assert "The limit is the guarantee" not in words
+    none = full(accounts=accounts(guarantee=False))
+    assert "none, for ever" in cells(none, known[0].account)["Guarantee"]
+
+
+def test_a_report_has_the_naive_sum_and_both_efficiencies_beside_what_is_booked():
+    """As `budget show` has them; an account of a coordinator that does not tell has dashes."""
+    row = cells(full(), "cleveland/patients")
+    names = ("Running epsilon, all jobs", "Booked", "Naive sum", "Efficiency", "Of naive")
+    assert [row[name] for name in names] == ["2", "2", "3.96", "1.000", "0.505"]
+    old = accounts()
+    for name in ("epsilon_booked", "epsilon_naive", "booked_to_naive", "epsilon_guarantee"):
+        old[0].ClearField(name)
+    row = cells(full(accounts=old), "cleveland/patients")
+    assert [row[name] for name in ("Booked", "Naive sum", "Of naive", "Guarantee")] == ["–"] * 4
+
+
 def test_who_was_left_out_is_told_with_the_reason():
     """Nobody is dropped silently."""
     words = Page(full()).words

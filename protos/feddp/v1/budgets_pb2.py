@@ -26,7 +26,7 @@ from protos.feddp.v1 import ledger_pb2 as protos_dot_feddp_dot_v1_dot_ledger__pb
 from protos.feddp.v1 import witness_pb2 as protos_dot_feddp_dot_v1_dot_witness__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/feddp/v1/budgets.proto\x12\x08\x66\x65\x64\x64p.v1\x1a\x1cprotos/feddp/v1/ledger.proto\x1a\x1dprotos/feddp/v1/witness.proto\"\'\n\x13ListAccountsRequest\x12\x10\n\x08\x64\x61ta_set\x18\x01 \x01(\t\"A\n\x14ListAccountsResponse\x12)\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x17.feddp.v1.BudgetAccount\"\xe2\x04\n\rBudgetAccount\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x11\n\tdata_sets\x18\x03 \x03(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\x12\x11\n\trdp_order\x18\x05 \x01(\r\x12\x15\n\repsilon_limit\x18\x06 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x07 \x01(\x01\x12\x1a\n\repsilon_spent\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rpending_units\x18\t \x01(\x04\x12\x14\n\x0cposted_units\x18\n \x01(\x04\x12\x13\n\x0blimit_units\x18\x0b \x01(\x04\x12\x11\n\tguarantee\x18\x0c \x01(\x08\x12\x0f\n\x07\x65ntries\x18\r \x01(\x04\x12\x11\n\thead_hash\x18\x0e \x01(\t\x12\x19\n\x11ledger_public_key\x18\x0f \x01(\x0c\x12\x1d\n\x15\x65psilon_limit_highest\x18\x10 \x01(\x01\x12\x1b\n\x0e\x65psilon_booked\x18\x11 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\repsilon_naive\x18\x12 \x01(\x01H\x02\x88\x01\x01\x12\x17\n\nefficiency\x18\x13 \x01(\x01H\x03\x88\x01\x01\x12\x1c\n\x0f\x62ooked_to_naive\x18\x14 \x01(\x01H\x04\x88\x01\x01\x12\x15\n\repsilon_start\x18\x15 \x01(\x01\x12&\n\x06shares\x18\x16 \x03(\x0b\x32\x16.feddp.v1.AccountShareB\x10\n\x0e_epsilon_spentB\x11\n\x0f_epsilon_bookedB\x10\n\x0e_epsilon_naiveB\r\n\x0b_efficiencyB\x12\n\x10_booked_to_naive\"j\n\x0c\x41\x63\x63ountShare\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\repsilon_limit\x18\x03 \x01(\x01\x12\x12\n\nused_units\x18\x04 \x01(\x04\x12\x13\n\x0blimit_units\x18\x05 \x01(\x04\"\x18\n\x16ListCheckpointsRequest\"\xc3\x01\n\x17ListCheckpointsResponse\x12/\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1a.feddp.v1.LedgerCheckpoint\x12+\n\rcountersigned\x18\x02 \x03(\x0b\x32\x14.feddp.v1.LedgerHead\x12\x1e\n\x16\x63oordinator_ledger_key\x18\x03 \x01(\x0c\x12*\n\x06leaves\x18\x04 \x03(\x0b\x32\x1a.feddp.v1.CheckpointLeaves\"!\n\x10\x43heckpointLeaves\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x03(\x0c\"&\n\x12ListEntriesRequest\x12\x10\n\x08\x64\x61ta_set\x18\x01 \x01(\t\";\n\x13ListEntriesResponse\x12$\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x15.feddp.v1.LedgerEntry2\xfe\x01\n\x07\x42udgets\x12M\n\x0cListAccounts\x12\x1d.feddp.v1.ListAccountsRequest\x1a\x1e.feddp.v1.ListAccountsResponse\x12L\n\x0bListEntries\x12\x1c.feddp.v1.ListEntriesRequest\x1a\x1d.feddp.v1.ListEntriesResponse0\x01\x12V\n\x0fListCheckpoints\x12 .feddp.v1.ListCheckpointsRequest\x1a!.feddp.v1.ListCheckpointsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/feddp/v1/budgets.proto\x12\x08\x66\x65\x64\x64p.v1\x1a\x1cprotos/feddp/v1/ledger.proto\x1a\x1dprotos/feddp/v1/witness.proto\"\'\n\x13ListAccountsRequest\x12\x10\n\x08\x64\x61ta_set\x18\x01 \x01(\t\"A\n\x14ListAccountsResponse\x12)\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x17.feddp.v1.BudgetAccount\"\x98\x05\n\rBudgetAccount\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x11\n\tdata_sets\x18\x03 \x03(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\x12\x11\n\trdp_order\x18\x05 \x01(\r\x12\x15\n\repsilon_limit\x18\x06 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x07 \x01(\x01\x12\x1a\n\repsilon_spent\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rpending_units\x18\t \x01(\x04\x12\x14\n\x0cposted_units\x18\n \x01(\x04\x12\x13\n\x0blimit_units\x18\x0b \x01(\x04\x12\x11\n\tguarantee\x18\x0c \x01(\x08\x12\x0f\n\x07\x65ntries\x18\r \x01(\x04\x12\x11\n\thead_hash\x18\x0e \x01(\t\x12\x19\n\x11ledger_public_key\x18\x0f \x01(\x0c\x12\x1d\n\x15\x65psilon_limit_highest\x18\x10 \x01(\x01\x12\x1b\n\x0e\x65psilon_booked\x18\x11 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\repsilon_naive\x18\x12 \x01(\x01H\x02\x88\x01\x01\x12\x17\n\nefficiency\x18\x13 \x01(\x01H\x03\x88\x01\x01\x12\x1c\n\x0f\x62ooked_to_naive\x18\x14 \x01(\x01H\x04\x88\x01\x01\x12\x15\n\repsilon_start\x18\x15 \x01(\x01\x12&\n\x06shares\x18\x16 \x03(\x0b\x32\x16.feddp.v1.AccountShare\x12\x1e\n\x11\x65psilon_guarantee\x18\x17 \x01(\x01H\x05\x88\x01\x01\x42\x10\n\x0e_epsilon_spentB\x11\n\x0f_epsilon_bookedB\x10\n\x0e_epsilon_naiveB\r\n\x0b_efficiencyB\x12\n\x10_booked_to_naiveB\x14\n\x12_epsilon_guarantee\"j\n\x0c\x41\x63\x63ountShare\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\repsilon_limit\x18\x03 \x01(\x01\x12\x12\n\nused_units\x18\x04 \x01(\x04\x12\x13\n\x0blimit_units\x18\x05 \x01(\x04\"\x18\n\x16ListCheckpointsRequest\"\xc3\x01\n\x17ListCheckpointsResponse\x12/\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1a.feddp.v1.LedgerCheckpoint\x12+\n\rcountersigned\x18\x02 \x03(\x0b\x32\x14.feddp.v1.LedgerHead\x12\x1e\n\x16\x63oordinator_ledger_key\x18\x03 \x01(\x0c\x12*\n\x06leaves\x18\x04 \x03(\x0b\x32\x1a.feddp.v1.CheckpointLeaves\"!\n\x10\x43heckpointLeaves\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x03(\x0c\"&\n\x12ListEntriesRequest\x12\x10\n\x08\x64\x61ta_set\x18\x01 \x01(\t\";\n\x13ListEntriesResponse\x12$\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x15.feddp.v1.LedgerEntry2\xfe\x01\n\x07\x42udgets\x12M\n\x0cListAccounts\x12\x1d.feddp.v1.ListAccountsRequest\x1a\x1e.feddp.v1.ListAccountsResponse\x12L\n\x0bListEntries\x12\x1c.feddp.v1.ListEntriesRequest\x1a\x1d.feddp.v1.ListEntriesResponse0\x01\x12V\n\x0fListCheckpoints\x12 .feddp.v1.ListCheckpointsRequest\x1a!.feddp.v1.ListCheckpointsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,19 +38,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTACCOUNTSRESPONSE']._serialized_start=145
   _globals['_LISTACCOUNTSRESPONSE']._serialized_end=210
   _globals['_BUDGETACCOUNT']._serialized_start=213
-  _globals['_BUDGETACCOUNT']._serialized_end=823
-  _globals['_ACCOUNTSHARE']._serialized_start=825
-  _globals['_ACCOUNTSHARE']._serialized_end=931
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=933
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=957
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=960
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=1155
-  _globals['_CHECKPOINTLEAVES']._serialized_start=1157
-  _globals['_CHECKPOINTLEAVES']._serialized_end=1190
-  _globals['_LISTENTRIESREQUEST']._serialized_start=1192
-  _globals['_LISTENTRIESREQUEST']._serialized_end=1230
-  _globals['_LISTENTRIESRESPONSE']._serialized_start=1232
-  _globals['_LISTENTRIESRESPONSE']._serialized_end=1291
-  _globals['_BUDGETS']._serialized_start=1294
-  _globals['_BUDGETS']._serialized_end=1548
+  _globals['_BUDGETACCOUNT']._serialized_end=877
+  _globals['_ACCOUNTSHARE']._serialized_start=879
+  _globals['_ACCOUNTSHARE']._serialized_end=985
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=987
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=1011
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=1014
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=1209
+  _globals['_CHECKPOINTLEAVES']._serialized_start=1211
+  _globals['_CHECKPOINTLEAVES']._serialized_end=1244
+  _globals['_LISTENTRIESREQUEST']._serialized_start=1246
+  _globals['_LISTENTRIESREQUEST']._serialized_end=1284
+  _globals['_LISTENTRIESRESPONSE']._serialized_start=1286
+  _globals['_LISTENTRIESRESPONSE']._serialized_end=1345
+  _globals['_BUDGETS']._serialized_start=1348
+  _globals['_BUDGETS']._serialized_end=1602
 # @@protoc_insertion_point(module_scope)

@@ -86,17 +86,21 @@ class BudgetAccount(_message.Message):
     BOOKED_TO_NAIVE_FIELD_NUMBER: _builtins.int
     EPSILON_START_FIELD_NUMBER: _builtins.int
     SHARES_FIELD_NUMBER: _builtins.int
+    EPSILON_GUARANTEE_FIELD_NUMBER: _builtins.int
     account: _builtins.str
     """"NODE/NAME"."""
     node: _builtins.str
     filter: _builtins.str
     rdp_order: _builtins.int
     epsilon_limit: _builtins.float
-    """The guarantee: the most that may ever be spent, at `delta`."""
+    """The limit in force now, at `delta`: no further release passes it. Not the guarantee, see
+    `epsilon_guarantee`.
+    """
     delta: _builtins.float
     epsilon_spent: _builtins.float
-    """A running figure, rounded up: of everything posted, as if it had been fixed in advance. Unset,
-    like the figures from 17 on, when the account has no guarantee.
+    """The running epsilon, rounded up: of everything posted, as if it had been fixed in advance (by
+    privacy loss distributions). Unset, like the figures from 17 on, when the account has no
+    guarantee.
     """
     pending_units: _builtins.int
     """Reserved by attempts that are not resolved yet, in filter units."""
@@ -126,6 +130,10 @@ class BudgetAccount(_message.Message):
     epsilon_start: _builtins.float
     """The epsilon at which the account starts with its first release: rdp's conversion cost at its
     order, never below 0; 0 for gdp.
+    """
+    epsilon_guarantee: _builtins.float
+    """The guarantee, at `delta`: the highest limit that was ever in force, because what was released
+    under it stays released. Unset where there is none any more, or a raise cannot be read.
     """
     @_builtins.property
     def data_sets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
@@ -158,10 +166,11 @@ class BudgetAccount(_message.Message):
         booked_to_naive: _builtins.float | None = ...,
         epsilon_start: _builtins.float = ...,
         shares: _abc.Iterable[Global___AccountShare] | None = ...,
+        epsilon_guarantee: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_booked_to_naive", b"_booked_to_naive", "_efficiency", b"_efficiency", "_epsilon_booked", b"_epsilon_booked", "_epsilon_naive", b"_epsilon_naive", "_epsilon_spent", b"_epsilon_spent", "booked_to_naive", b"booked_to_naive", "efficiency", b"efficiency", "epsilon_booked", b"epsilon_booked", "epsilon_naive", b"epsilon_naive", "epsilon_spent", b"epsilon_spent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_booked_to_naive", b"_booked_to_naive", "_efficiency", b"_efficiency", "_epsilon_booked", b"_epsilon_booked", "_epsilon_guarantee", b"_epsilon_guarantee", "_epsilon_naive", b"_epsilon_naive", "_epsilon_spent", b"_epsilon_spent", "booked_to_naive", b"booked_to_naive", "efficiency", b"efficiency", "epsilon_booked", b"epsilon_booked", "epsilon_guarantee", b"epsilon_guarantee", "epsilon_naive", b"epsilon_naive", "epsilon_spent", b"epsilon_spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_booked_to_naive", b"_booked_to_naive", "_efficiency", b"_efficiency", "_epsilon_booked", b"_epsilon_booked", "_epsilon_naive", b"_epsilon_naive", "_epsilon_spent", b"_epsilon_spent", "account", b"account", "booked_to_naive", b"booked_to_naive", "data_sets", b"data_sets", "delta", b"delta", "efficiency", b"efficiency", "entries", b"entries", "epsilon_booked", b"epsilon_booked", "epsilon_limit", b"epsilon_limit", "epsilon_limit_highest", b"epsilon_limit_highest", "epsilon_naive", b"epsilon_naive", "epsilon_spent", b"epsilon_spent", "epsilon_start", b"epsilon_start", "filter", b"filter", "guarantee", b"guarantee", "head_hash", b"head_hash", "ledger_public_key", b"ledger_public_key", "limit_units", b"limit_units", "node", b"node", "pending_units", b"pending_units", "posted_units", b"posted_units", "rdp_order", b"rdp_order", "shares", b"shares"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_booked_to_naive", b"_booked_to_naive", "_efficiency", b"_efficiency", "_epsilon_booked", b"_epsilon_booked", "_epsilon_guarantee", b"_epsilon_guarantee", "_epsilon_naive", b"_epsilon_naive", "_epsilon_spent", b"_epsilon_spent", "account", b"account", "booked_to_naive", b"booked_to_naive", "data_sets", b"data_sets", "delta", b"delta", "efficiency", b"efficiency", "entries", b"entries", "epsilon_booked", b"epsilon_booked", "epsilon_guarantee", b"epsilon_guarantee", "epsilon_limit", b"epsilon_limit", "epsilon_limit_highest", b"epsilon_limit_highest", "epsilon_naive", b"epsilon_naive", "epsilon_spent", b"epsilon_spent", "epsilon_start", b"epsilon_start", "filter", b"filter", "guarantee", b"guarantee", "head_hash", b"head_hash", "ledger_public_key", b"ledger_public_key", "limit_units", b"limit_units", "node", b"node", "pending_units", b"pending_units", "posted_units", b"posted_units", "rdp_order", b"rdp_order", "shares", b"shares"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__booked_to_naive: _TypeAlias = _typing.Literal["booked_to_naive"]  # noqa: Y015
     _WhichOneofArgType__booked_to_naive: _TypeAlias = _typing.Literal["_booked_to_naive", b"_booked_to_naive"]  # noqa: Y015
@@ -169,6 +178,8 @@ class BudgetAccount(_message.Message):
     _WhichOneofArgType__efficiency: _TypeAlias = _typing.Literal["_efficiency", b"_efficiency"]  # noqa: Y015
     _WhichOneofReturnType__epsilon_booked: _TypeAlias = _typing.Literal["epsilon_booked"]  # noqa: Y015
     _WhichOneofArgType__epsilon_booked: _TypeAlias = _typing.Literal["_epsilon_booked", b"_epsilon_booked"]  # noqa: Y015
+    _WhichOneofReturnType__epsilon_guarantee: _TypeAlias = _typing.Literal["epsilon_guarantee"]  # noqa: Y015
+    _WhichOneofArgType__epsilon_guarantee: _TypeAlias = _typing.Literal["_epsilon_guarantee", b"_epsilon_guarantee"]  # noqa: Y015
     _WhichOneofReturnType__epsilon_naive: _TypeAlias = _typing.Literal["epsilon_naive"]  # noqa: Y015
     _WhichOneofArgType__epsilon_naive: _TypeAlias = _typing.Literal["_epsilon_naive", b"_epsilon_naive"]  # noqa: Y015
     _WhichOneofReturnType__epsilon_spent: _TypeAlias = _typing.Literal["epsilon_spent"]  # noqa: Y015
@@ -179,6 +190,8 @@ class BudgetAccount(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__efficiency) -> _WhichOneofReturnType__efficiency | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon_booked) -> _WhichOneofReturnType__epsilon_booked | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon_guarantee) -> _WhichOneofReturnType__epsilon_guarantee | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon_naive) -> _WhichOneofReturnType__epsilon_naive | None: ...
     @_typing.overload

@@ -120,6 +120,7 @@ class QuotedNode(_message.Message):
     ROUNDS_FIELD_NUMBER: _builtins.int
     EPSILON_START_FIELD_NUMBER: _builtins.int
     SHARES_NEARLY_SPENT_FIELD_NUMBER: _builtins.int
+    EPSILON_GUARANTEE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     reason: _builtins.str
     """Why it cannot take part, as in Waiting; empty if it can."""
@@ -135,12 +136,12 @@ class QuotedNode(_message.Message):
     epsilon_job: _builtins.float
     """Of `rounds` of the job by themselves, rounded up; unset where nothing is accounted for."""
     epsilon_before: _builtins.float
-    """Running figures of the account by its filter, before and after `rounds` of the job, rounded up;
-    never above the limit.
+    """Booked epsilon of the account, by its filter and with what is reserved now, before and after
+    `rounds` of the job, rounded up; the second is never above the limit.
     """
     epsilon_after: _builtins.float
     epsilon_limit: _builtins.float
-    """The account's guarantee."""
+    """The account's limit now; see `epsilon_guarantee`."""
     delta: _builtins.float
     rounds_fit: _builtins.int
     """Rounds like the first that its account and its policy's limit for one job still allow; unset
@@ -165,6 +166,8 @@ class QuotedNode(_message.Message):
     """What an rdp account starts at with its first release, its order's conversion cost; within
     epsilon_before (if anything is spent) and epsilon_after, and not in epsilon_job. 0 for gdp.
     """
+    epsilon_guarantee: _builtins.float
+    """The account's guarantee at `delta`, as BudgetAccount has it."""
     @_builtins.property
     def shares_nearly_spent(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Limits of the node's policy, "purpose NAME" or "project NAME", of which the same holds after
@@ -196,15 +199,18 @@ class QuotedNode(_message.Message):
         rounds: _builtins.int = ...,
         epsilon_start: _builtins.float = ...,
         shares_nearly_spent: _abc.Iterable[_builtins.str] | None = ...,
+        epsilon_guarantee: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "_epsilon_before", b"_epsilon_before", "_epsilon_job", b"_epsilon_job", "_noise_multiplier", b"_noise_multiplier", "_rounds_fit", b"_rounds_fit", "epsilon_after", b"epsilon_after", "epsilon_before", b"epsilon_before", "epsilon_job", b"epsilon_job", "noise_multiplier", b"noise_multiplier", "rounds_fit", b"rounds_fit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "_epsilon_before", b"_epsilon_before", "_epsilon_guarantee", b"_epsilon_guarantee", "_epsilon_job", b"_epsilon_job", "_noise_multiplier", b"_noise_multiplier", "_rounds_fit", b"_rounds_fit", "epsilon_after", b"epsilon_after", "epsilon_before", b"epsilon_before", "epsilon_guarantee", b"epsilon_guarantee", "epsilon_job", b"epsilon_job", "noise_multiplier", b"noise_multiplier", "rounds_fit", b"rounds_fit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "_epsilon_before", b"_epsilon_before", "_epsilon_job", b"_epsilon_job", "_noise_multiplier", b"_noise_multiplier", "_rounds_fit", b"_rounds_fit", "account", b"account", "delta", b"delta", "download_bytes", b"download_bytes", "epsilon_after", b"epsilon_after", "epsilon_before", b"epsilon_before", "epsilon_job", b"epsilon_job", "epsilon_limit", b"epsilon_limit", "epsilon_start", b"epsilon_start", "mechanism", b"mechanism", "message", b"message", "nearly_spent", b"nearly_spent", "node", b"node", "noise_multiplier", b"noise_multiplier", "reason", b"reason", "rounds", b"rounds", "rounds_fit", b"rounds_fit", "sample_rate", b"sample_rate", "shares_nearly_spent", b"shares_nearly_spent", "steps", b"steps", "tightest", b"tightest", "tightest_epsilon", b"tightest_epsilon", "upload_bytes", b"upload_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "_epsilon_before", b"_epsilon_before", "_epsilon_guarantee", b"_epsilon_guarantee", "_epsilon_job", b"_epsilon_job", "_noise_multiplier", b"_noise_multiplier", "_rounds_fit", b"_rounds_fit", "account", b"account", "delta", b"delta", "download_bytes", b"download_bytes", "epsilon_after", b"epsilon_after", "epsilon_before", b"epsilon_before", "epsilon_guarantee", b"epsilon_guarantee", "epsilon_job", b"epsilon_job", "epsilon_limit", b"epsilon_limit", "epsilon_start", b"epsilon_start", "mechanism", b"mechanism", "message", b"message", "nearly_spent", b"nearly_spent", "node", b"node", "noise_multiplier", b"noise_multiplier", "reason", b"reason", "rounds", b"rounds", "rounds_fit", b"rounds_fit", "sample_rate", b"sample_rate", "shares_nearly_spent", b"shares_nearly_spent", "steps", b"steps", "tightest", b"tightest", "tightest_epsilon", b"tightest_epsilon", "upload_bytes", b"upload_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__epsilon_after: _TypeAlias = _typing.Literal["epsilon_after"]  # noqa: Y015
     _WhichOneofArgType__epsilon_after: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after"]  # noqa: Y015
     _WhichOneofReturnType__epsilon_before: _TypeAlias = _typing.Literal["epsilon_before"]  # noqa: Y015
     _WhichOneofArgType__epsilon_before: _TypeAlias = _typing.Literal["_epsilon_before", b"_epsilon_before"]  # noqa: Y015
+    _WhichOneofReturnType__epsilon_guarantee: _TypeAlias = _typing.Literal["epsilon_guarantee"]  # noqa: Y015
+    _WhichOneofArgType__epsilon_guarantee: _TypeAlias = _typing.Literal["_epsilon_guarantee", b"_epsilon_guarantee"]  # noqa: Y015
     _WhichOneofReturnType__epsilon_job: _TypeAlias = _typing.Literal["epsilon_job"]  # noqa: Y015
     _WhichOneofArgType__epsilon_job: _TypeAlias = _typing.Literal["_epsilon_job", b"_epsilon_job"]  # noqa: Y015
     _WhichOneofReturnType__noise_multiplier: _TypeAlias = _typing.Literal["noise_multiplier"]  # noqa: Y015
@@ -215,6 +221,8 @@ class QuotedNode(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon_after) -> _WhichOneofReturnType__epsilon_after | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon_before) -> _WhichOneofReturnType__epsilon_before | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon_guarantee) -> _WhichOneofReturnType__epsilon_guarantee | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon_job) -> _WhichOneofReturnType__epsilon_job | None: ...
     @_typing.overload
@@ -651,14 +659,22 @@ class JobNode(_message.Message):
     EPSILON_LIMIT_FIELD_NUMBER: _builtins.int
     DELTA_FIELD_NUMBER: _builtins.int
     ROUNDS_PARTICIPATED_FIELD_NUMBER: _builtins.int
+    ACCOUNT_EPSILON_LIMIT_FIELD_NUMBER: _builtins.int
+    EPSILON_GUARANTEE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     node_class: _builtins.str
     epsilon_spent: _builtins.float
-    """What this job's posted releases cost at `delta`; unset when one of them had no noise."""
+    """The job's running epsilon: what its posted releases cost at `delta`, had all been fixed in
+    advance; unset when one of them had no noise.
+    """
     epsilon_limit: _builtins.float
     """The job's target, or the account's limit when the job has none."""
     delta: _builtins.float
     rounds_participated: _builtins.int
+    account_epsilon_limit: _builtins.float
+    """The limit of its account now, over all jobs; 0 from a coordinator of 0.1.0, which does not tell."""
+    epsilon_guarantee: _builtins.float
+    """The account's guarantee, as BudgetAccount has it."""
     def __init__(
         self,
         *,
@@ -668,13 +684,20 @@ class JobNode(_message.Message):
         epsilon_limit: _builtins.float = ...,
         delta: _builtins.float = ...,
         rounds_participated: _builtins.int = ...,
+        account_epsilon_limit: _builtins.float = ...,
+        epsilon_guarantee: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_epsilon_spent", b"_epsilon_spent", "epsilon_spent", b"epsilon_spent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_epsilon_guarantee", b"_epsilon_guarantee", "_epsilon_spent", b"_epsilon_spent", "epsilon_guarantee", b"epsilon_guarantee", "epsilon_spent", b"epsilon_spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon_spent", b"_epsilon_spent", "delta", b"delta", "epsilon_limit", b"epsilon_limit", "epsilon_spent", b"epsilon_spent", "name", b"name", "node_class", b"node_class", "rounds_participated", b"rounds_participated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon_guarantee", b"_epsilon_guarantee", "_epsilon_spent", b"_epsilon_spent", "account_epsilon_limit", b"account_epsilon_limit", "delta", b"delta", "epsilon_guarantee", b"epsilon_guarantee", "epsilon_limit", b"epsilon_limit", "epsilon_spent", b"epsilon_spent", "name", b"name", "node_class", b"node_class", "rounds_participated", b"rounds_participated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__epsilon_guarantee: _TypeAlias = _typing.Literal["epsilon_guarantee"]  # noqa: Y015
+    _WhichOneofArgType__epsilon_guarantee: _TypeAlias = _typing.Literal["_epsilon_guarantee", b"_epsilon_guarantee"]  # noqa: Y015
     _WhichOneofReturnType__epsilon_spent: _TypeAlias = _typing.Literal["epsilon_spent"]  # noqa: Y015
     _WhichOneofArgType__epsilon_spent: _TypeAlias = _typing.Literal["_epsilon_spent", b"_epsilon_spent"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon_guarantee) -> _WhichOneofReturnType__epsilon_guarantee | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon_spent) -> _WhichOneofReturnType__epsilon_spent | None: ...
 
 Global___JobNode: _TypeAlias = JobNode  # noqa: Y015

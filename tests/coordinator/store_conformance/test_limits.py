@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from alembic import command
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import DBAPIError
 
 from coordinator.store import booking, ledger, limits
 from coordinator.store.database import Database
 from coordinator.store.engines import is_sqlite
+from coordinator.store.schema import entries
 from coordinator.store.upgrade import alembic_config
 from privacy.ledger import LimitChange, sign, verify
 from privacy.limits import LimitTerms, sign_terms
@@ -66,6 +67,11 @@ def record(one: LimitChange, signature: bytes | None = None) -> Callable[[Connec
 
 def limit(database: Database) -> float:
     return database.read_now(lambda c: ledger.read_account(c, ACCOUNT)).filter.epsilon_limit
+
+
+def told(database: Database) -> dict[str, float | None]:
+    """Each account's guarantee, as people see it."""
+    return database.read_now(lambda c: limits.guarantees(c, ledger.all_accounts(c)))
 
 
 def verifies(database: Database) -> bool:
@@ -159,6 +165,32 @@ def test_a_raise_that_does_not_hold_is_refused_and_writes_nothing(
     assert caught.value.reason == reason
     assert kinds(database) == []
     assert limit(database) == 1.0
+
+
+def test_the_guarantee_is_the_highest_limit_that_was_ever_in_force(database: Database) -> None:
+    """By the announcement or by a raise, and no lower one takes it back; each account has its
+    own."""
+    open_account(database, "a/others", 3.0)
+    assert told(database) == {ACCOUNT: 1.0, "a/others": 3.0}
+    database.write_now(lambda c: booking.book(c, statement("a0")))
+    open_account(database, ACCOUNT, 0.5)
+    assert (limit(database), told(database)[ACCOUNT]) == (0.5, 1.0)
+    assert database.write_now(record(change(1.0, 2.0)))
+    open_account(database, ACCOUNT, 0.7)
+    assert (limit(database), told(database)) == (0.7, {ACCOUNT: 2.0, "a/others": 3.0})
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[]", "{}", '{"epsilon_limit_new": "2"}', None])
+def test_a_raise_that_cannot_be_read_leaves_the_guarantee_untold(
+    database: Database, damaged: str | None
+) -> None:
+    """Never a lower one than was promised; the check of the ledger names the entry."""
+    database.write_now(record(change()))
+    assert told(database) == {ACCOUNT: 2.0}
+    row = database.read_now(lambda c: c.execute(select(entries)).one())
+    changed = {**row._mapping, "seq": 2, "attempt_id": "x", "limit_change": damaged}
+    database.write_now(lambda c: c.execute(entries.insert().values(changed)))
+    assert told(database) == {ACCOUNT: None}
 
 
 def test_another_raise_of_the_same_number_is_a_conflict(database: Database) -> None:

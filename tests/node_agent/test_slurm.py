@@ -90,7 +90,7 @@ def test_a_worker_trains_in_an_allocation_and_leaves_none(tmp_path: Path, slurm:
         assert (await worker.request({**train, "attempt_id": "a2"}))["op"] == "trained"
         await worker.stop()
         await worker.stop()
-        assert slurm.jobs() == []
+        await asyncio.to_thread(until, lambda: not slurm.jobs())
         with pytest.raises(WorkerDied):
             await worker.request(train)
 
@@ -113,7 +113,7 @@ def test_an_allocation_that_slurm_ends_is_a_worker_that_died(
         await asyncio.to_thread(slurm.run, "scancel", worker.job)
         with pytest.raises(WorkerDied, match="the scheduler says"):
             await asyncio.wait_for(training, 30)
-        assert slurm.jobs() == []
+        await asyncio.to_thread(until, lambda: not slurm.jobs())
 
     asyncio.run(scenario())
     assert not (tmp_path / "out.safetensors").exists()
@@ -133,7 +133,7 @@ def test_a_job_that_waits_in_the_queue_is_cancelled_when_nobody_waits_for_it(
         assert slurm.jobs() == [worker.job]
         with capture_logs() as logs, pytest.raises(TimeoutError):
             await asyncio.wait_for(worker.request(prepare), 3.0 if slurm.is_real else 0.01)
-        assert slurm.jobs() == []
+        await asyncio.to_thread(until, lambda: not slurm.jobs())
         if slurm.is_real:
             waits = [one["scheduler_says"] for one in logs if one["event"] == "worker_waits"]
             assert waits[-1].startswith("PENDING (Partition")
@@ -240,7 +240,7 @@ def test_a_worker_whose_allocation_would_end_in_mid_attempt_is_given_up_before(
         worker._up_since_s -= 250.0
         with pytest.raises(WorkerDied, match="ends too soon"):
             await worker.request(check)
-        assert slurm.jobs() == []
+        await asyncio.to_thread(until, lambda: not slurm.jobs())
 
     asyncio.run(scenario())
 

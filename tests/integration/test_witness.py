@@ -23,13 +23,16 @@ from coordinator.store.booking import Books
 from coordinator.store.database import Database
 from feddp.cli.history import Passing, faults
 from feddp.cli.witnesses import Witnesses, from_json, from_message
+from node_agent.session.countersigning import denied
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.witness import Witness
 from node_agent.state import State
 from privacy.entries import Entry, Statement, append, entry_hash, sign
 from privacy.filters import make_filter
+from privacy.heads import head_of
 from privacy.ledger import LimitChange, verify
 from privacy.limits import LimitTerms, sign_terms
+from protos.errors import WrongPhase
 from protos.feddp.v1 import jobs_pb2, witness_pb2_grpc
 from tests.integration.federation import Federation, null_job, run_cli, wait_for
 from tests.node_agent.samples import LEDGER_KEY, NODE, order
@@ -65,7 +68,7 @@ class Bench:
         self.key = ledger_key(folder)
         self.public_key = self.key.public_key().public_bytes_raw()
 
-    def book(self, attempts: int, first: int = 0) -> None:
+    def book(self, attempts: int, first: int = 0, account: str = "patients") -> None:
         """Attempts that both sides have reserved, posted and closed."""
 
         def central(connection: Any) -> None:
@@ -76,7 +79,7 @@ class Bench:
 
         statements = []
         for number in range(first, first + attempts):
-            wanted = order(attempt_id=f"a{number}", job_id=f"job-{number}")
+            wanted = order(f"a{number}", job_id=f"job-{number}", account=account)
             self.state.reserve(wanted, FILTER)
             self.state.open(wanted.attempt_id, 1.0, 1.0)
             self.state.lose(wanted.attempt_id)
@@ -88,12 +91,16 @@ class Bench:
         """The central chain."""
         return self.database.read_now(lambda c: list(ledger.chain(c, ACCOUNT)))
 
-    def write(self, chain: list[Entry]) -> None:
-        """Put another chain in the place of the central one, as whoever may write there can."""
+    def write(self, chain: list[Entry], head: str = "") -> None:
+        """Put another chain in the place of the central one, as whoever may write there can.
+
+        Args:
+            head: the account's head; that of the chain where it is empty.
+        """
 
         def work(connection: Any) -> None:
             execute = connection.exec_driver_sql
-            execute("DELETE FROM entries")
+            execute("DELETE FROM entries WHERE account = ?", (ACCOUNT,))
             for one in chain:
                 values = row_of(one)
                 names, marks = ", ".join(values), ", ".join("?" * len(values))
@@ -101,11 +108,18 @@ class Bench:
                     f"INSERT INTO entries ({names}) VALUES ({marks})",  # noqa: S608
                     tuple(values.values()),
                 )
-            execute("UPDATE accounts SET entries = ?, head_hash = ?", (len(chain), chain[-1].hash))
+            execute(
+                "UPDATE accounts SET entries = ?, head_hash = ? WHERE account = ?",
+                (len(chain), head or chain[-1].hash, ACCOUNT),
+            )
 
         self.database.write_now(work)
 
-    def look(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        coordinator: type[witness_rpc.WitnessService] = witness_rpc.WitnessService,
+    ) -> None:
         """What the node does at its next session, over real gRPC."""
 
         class Caller:
@@ -115,7 +129,7 @@ class Bench:
 
         async def run() -> None:
             server = grpc.aio.server(interceptors=[OpenGate(None, Metrics())])
-            service = witness_rpc.WitnessService(self.database, self.key)
+            service = coordinator(self.database, self.key)
             witness_pb2_grpc.add_WitnessServicer_to_server(service, server)
             port = server.add_insecure_port("127.0.0.1:0")
             await server.start()
@@ -183,22 +197,127 @@ def forged(chain: list[Entry], k: int, change: Callable[[Statement], Statement])
     return made
 
 
-@pytest.mark.parametrize("longer", [False, True])
+@pytest.mark.parametrize("longer", [False, True], ids=["as long", "longer"])
+@pytest.mark.parametrize("kept", [False, True], ids=["head changed", "head kept"])
 @pytest.mark.parametrize("k", range(1, ENTRIES + 1))
 def test_a_fork_at_any_entry_raises_the_alarm_at_the_next_session(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, k: int, longer: bool
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, k: int, kept: bool, longer: bool
 ) -> None:
-    """The rewritten chain is valid in itself, and as long as what was seen or longer."""
-    chain = forged(bench.chain(), k, lambda one: replace(one, project="another"))
-    bench.write(chain)
-    if longer:
+    """The rewritten chain is valid in itself, and as long as what was seen or longer; the account's
+    own row says the new head, or the one that the node has seen, and goes on from that."""
+    before = bench.chain()
+    chain = forged(before, k, lambda one: replace(one, project="another"))
+    if kept and longer:
         bench.book(1, first=ENTRIES)
+        chain += bench.chain()[ENTRIES:]
+        bench.write(chain)
+    elif kept:
+        bench.write(chain, head=before[-1].hash)
+    else:
+        bench.write(chain)
+        if longer:
+            bench.book(1, first=ENTRIES)
     bench.look(monkeypatch)
     found = bench.state.witnessed.disputes()
     assert [one.account for one in found] == [ACCOUNT]
-    assert bench.state.witnessed.head(ACCOUNT).seq == ENTRIES
-    kept = bench.database.read_now(checkpoints.countersigned)
-    assert [one.head.seq for one in kept] == [ENTRIES], "a disputed head was countersigned"
+    if kept:
+        assert found[0].text == f"entry {ENTRIES} is another one than this node has seen there"
+    # Where it goes on from the head that was seen, the node has followed it before it looked back.
+    followed = ENTRIES + 2 if kept and longer else ENTRIES
+    assert bench.state.witnessed.head(ACCOUNT).seq == followed
+    signed = bench.database.read_now(checkpoints.countersigned)
+    assert [one.head.seq for one in signed] == [ENTRIES], "a disputed head was countersigned"
+
+
+class Busy(witness_rpc.WitnessService):
+    """A coordinator at which something happens just before it takes countersignatures."""
+
+    happens: Callable[[], None]
+
+    async def Countersign(self, request: Any, context: Any) -> Any:
+        type(self).happens()
+        return await super().Countersign(request, context)
+
+
+def busy(happens: Callable[[], None]) -> type[Busy]:
+    """Such a coordinator; it happens once."""
+    waiting = [happens]
+    return type("BusyOnce", (Busy,), {"happens": lambda: waiting.pop()() if waiting else None})
+
+
+def test_a_head_that_moves_on_while_it_is_signed_raises_none(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another job's entries come between what is announced and the signature; the next look signs
+    them too."""
+    bench.book(1, first=ENTRIES)
+    bench.look(monkeypatch, busy(lambda: bench.book(1, first=ENTRIES + 1)))
+    assert bench.state.witnessed.disputes() == []
+    bench.look(monkeypatch)
+    assert bench.state.witnessed.disputes() == []
+    signed = bench.database.read_now(checkpoints.countersigned)
+    assert [one.head.seq for one in signed] == [ENTRIES, ENTRIES + 2, ENTRIES + 4]
+
+
+def test_a_chain_that_is_changed_while_its_head_is_signed_raises_the_alarm(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was announced a moment ago is a promise."""
+    bench.book(1, first=ENTRIES)
+    chain = forged(bench.chain(), ENTRIES + 1, lambda one: replace(one, project="another"))
+    bench.look(monkeypatch, busy(lambda: bench.write(chain)))
+    (found,) = bench.state.witnessed.disputes()
+    assert (found.account, found.seq) == (ACCOUNT, ENTRIES + 2)
+
+
+def test_one_accounts_fork_keeps_no_other_ones_head_from_being_signed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are handed in together."""
+    other = f"{NODE}/others"
+    bench.database.write_now(lambda c: ledger.open_account(c, other, NODE, "gdp", 0, 10.0, 1.0e-5))
+    before = bench.chain()
+    chain = forged(before, 3, lambda one: replace(one, project="another"))
+    bench.write(chain, head=before[-1].hash)
+    bench.book(1, first=ENTRIES, account="others")
+    bench.look(monkeypatch)
+    assert [one.account for one in bench.state.witnessed.disputes()] == [ACCOUNT]
+    signed = bench.database.read_now(checkpoints.countersigned)
+    assert [(one.head.account, one.head.seq) for one in signed] == [(other, 2), (ACCOUNT, ENTRIES)]
+
+
+def test_an_account_that_is_gone_raises_the_alarm(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its entries and its row: nothing of it is announced any more."""
+
+    def remove(connection: Any) -> None:
+        for table in ("countersignatures", "entries", "accounts"):
+            connection.exec_driver_sql(f"DELETE FROM {table}")  # noqa: S608
+
+    bench.database.write_now(remove)
+    bench.look(monkeypatch)
+    (found,) = bench.state.witnessed.disputes()
+    assert found.account == ACCOUNT
+    assert found.text == f"entry {ENTRIES}, which this node has seen there, is gone"
+
+
+def test_only_another_entry_in_its_place_disputes_a_head_that_is_not_known(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator that does not take a head and shows the very entry holds it after all."""
+    *_, before, last = bench.chain()
+    head = head_of(last)
+    assert denied(head, last) == ""
+    assert "is gone" in denied(head, None)
+    assert "is gone" in denied(head, before)
+    assert "is another one" in denied(head, replace(last, hash="0" * 64))
+
+    def refuse() -> None:
+        raise WrongPhase("HEAD_UNKNOWN", "it is not the newest")
+
+    bench.look(monkeypatch, type("Stubborn", (Busy,), {"happens": refuse}))
+    assert bench.state.witnessed.disputes() == []
 
 
 @pytest.mark.parametrize("k", [1, ENTRIES // 2, ENTRIES - 1])

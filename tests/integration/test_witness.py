@@ -34,6 +34,7 @@ from privacy.ledger import LimitChange, verify
 from privacy.limits import LimitTerms, sign_terms
 from protos.errors import WrongPhase
 from protos.feddp.v1 import jobs_pb2, witness_pb2_grpc
+from tests.attackers import drop_guards
 from tests.integration.federation import Federation, null_job, run_cli, wait_for
 from tests.node_agent.samples import LEDGER_KEY, NODE, order
 
@@ -100,6 +101,7 @@ class Bench:
 
         def work(connection: Any) -> None:
             execute = connection.exec_driver_sql
+            drop_guards(connection.connection.cursor())
             execute("DELETE FROM entries WHERE account = ?", (ACCOUNT,))
             for one in chain:
                 values = row_of(one)
@@ -234,7 +236,7 @@ class Busy(witness_rpc.WitnessService):
 
     happens: Callable[[], None]
 
-    async def Countersign(self, request: Any, context: Any) -> Any:
+    async def Countersign(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         type(self).happens()
         return await super().Countersign(request, context)
 
@@ -292,6 +294,7 @@ def test_an_account_that_is_gone_raises_the_alarm(
     """With its entries and its row: nothing of it is announced any more."""
 
     def remove(connection: Any) -> None:
+        drop_guards(connection.connection.cursor())
         for table in ("countersignatures", "entries", "accounts"):
             connection.exec_driver_sql(f"DELETE FROM {table}")  # noqa: S608
 
@@ -706,6 +709,7 @@ def cut_last_attempt(federation: Federation, account: str) -> None:
         (count,) = database.execute(
             "SELECT entries FROM accounts WHERE account = ?", (account,)
         ).fetchone()
+        drop_guards(database)
         database.execute("DELETE FROM entries WHERE account = ? AND seq > ?", (account, count - 2))
         database.execute(
             "DELETE FROM countersignatures WHERE account = ? AND seq > ?", (account, count - 2)
@@ -730,6 +734,7 @@ def run(federation: Federation, *arguments: object) -> tuple[int, str, str]:
 def rewrite(federation: Federation, account: str) -> None:
     """Change an account's second entry, and make every hash fit."""
     with federation.database() as database:
+        drop_guards(database)
         database.row_factory = sqlite3.Row
         rows = database.execute(
             "SELECT * FROM entries WHERE account = ? ORDER BY seq", (account,)

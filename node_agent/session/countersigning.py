@@ -20,7 +20,7 @@ HEADS_MAX: Final = 256
 
 
 async def countersign(
-    stub: pb_grpc.WitnessStub, signed: Sequence[pb.LedgerHead], timeout_s: float
+    stub: "pb_grpc.WitnessAsyncStub", signed: Sequence[pb.LedgerHead], timeout_s: float
 ) -> list[tuple[Head, str]]:
     """Hand in signed heads of the coordinator's chains that this node has seen there.
 
@@ -66,7 +66,7 @@ def denied(head: Head, there: Entry | None) -> str:
 
 
 async def _is_known(
-    stub: pb_grpc.WitnessStub, signed: Sequence[pb.LedgerHead], timeout_s: float
+    stub: "pb_grpc.WitnessAsyncStub", signed: Sequence[pb.LedgerHead], timeout_s: float
 ) -> bool:
     try:
         await stub.Countersign(pb.CountersignRequest(heads=signed), timeout=timeout_s)
@@ -77,7 +77,7 @@ async def _is_known(
     return True
 
 
-async def _entry(stub: pb_grpc.WitnessStub, head: Head, timeout_s: float) -> Entry | None:
+async def _entry(stub: "pb_grpc.WitnessAsyncStub", head: Head, timeout_s: float) -> Entry | None:
     """The entry in a head's place, as the coordinator gives it now."""
     request = pb.ReadEntriesRequest(account=head.account, after_seq=head.seq - 1)
     try:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import sqlite3
+import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -600,14 +601,7 @@ def test_the_nodes_notice_and_refuse_until_their_steward_settles(
     assert job.status == "completed"
 
     def signed(account: str) -> bool:
-        """Whether the node has countersigned the account's last entry."""
-        query = (
-            "SELECT (SELECT max(seq) FROM countersignatures WHERE account = :a)"
-            " = (SELECT max(seq) FROM entries WHERE account = :a)"
-        )
-        with coordinator.database() as database:
-            (found,) = database.execute(query, {"a": account}).fetchone()
-        return bool(found)
+        return is_signed(coordinator, account)
 
     for name in names:
         account = f"{name}/patients"
@@ -647,6 +641,59 @@ def test_the_nodes_notice_and_refuse_until_their_steward_settles(
     assert coordinator.wait_for_end(second).status == "completed"
     wait_for("its head is countersigned anew", lambda: signed("alpha/patients"))
     assert coordinator.log("alpha").count("ledger_disputed") == 1
+
+
+def is_signed(federation: Federation, account: str) -> bool:
+    """Whether the node has countersigned the account's last entry."""
+    query = (
+        "SELECT (SELECT max(seq) FROM countersignatures WHERE account = :a)"
+        " = (SELECT max(seq) FROM entries WHERE account = :a)"
+    )
+    with federation.database() as database:
+        (found,) = database.execute(query, {"a": account}).fetchone()
+    return bool(found)
+
+
+def test_a_changed_account_whose_head_was_kept_is_found_and_stops_nobody_else(
+    coordinator: Federation,
+) -> None:
+    """Its node is alarmed and left out with the reason; jobs, sessions and probes go on."""
+    names = ("alpha", "beta", "gamma", "delta")
+    for name in names:
+        coordinator.add_node(name)
+        coordinator.start(name)
+    coordinator.wait_for_nodes(*names)
+    assert coordinator.wait_for_end(coordinator.submit(null_job(2))).status == "completed"
+    wait_for("its head is countersigned", lambda: is_signed(coordinator, "alpha/patients"))
+    coordinator.kill("coordinator")
+    rewrite(coordinator, "alpha/patients", head_kept=True)
+    coordinator.start("coordinator")
+    coordinator.wait_for_nodes(*names)
+    wait_for("alpha is alarmed", lambda: "ledger_disputed" in coordinator.log("alpha"))
+    status = run(coordinator, "agent", "status", "--dir", coordinator.agent("alpha"))
+    assert status[0] == 1
+    assert "another one than this node has seen there" in status[1]
+    done = coordinator.wait_for_end(coordinator.submit(null_job(1)))
+    assert done.status == "completed"
+    parts = {one.node: (one.outcome, one.reason) for one in done.rounds[0].participation}
+    assert parts == dict.fromkeys(names, ("update", "")) | {"alpha": ("left_out", "LEDGER_DAMAGED")}
+    coordinator.kill("beta")
+    waiting = coordinator.submit(null_job(1))
+    missing = {("alpha", "LEDGER_DAMAGED"), ("beta", "OFFLINE")}
+    wait_for("it waits", lambda: refusals(coordinator.job(waiting)) >= missing)
+    shown = run(coordinator, "job", "show", waiting)[1]
+    assert "ledger of account alpha/patients is damaged" in " ".join(shown.split())
+    assert "feddp budget verify" in shown
+    coordinator.start("beta")
+    assert coordinator.wait_for_end(waiting).status == "completed"
+    with urllib.request.urlopen(coordinator.health + "/ready", timeout=10) as answer:  # noqa: S310
+        assert json.loads(answer.read())["ready"] is True
+    with urllib.request.urlopen(coordinator.health + "/metrics", timeout=10) as answer:  # noqa: S310
+        assert b"feddp_ledger_damaged_accounts 1.0" in answer.read()
+    log = coordinator.log("coordinator")
+    assert log.count("account_damaged") == 1
+    for trouble in ("command_failed", "rpc_failed", "tick_failed", "event_not_taken"):
+        assert trouble not in log
 
 
 def refusals(job: jobs_pb2.Job) -> set[tuple[str, str]]:
@@ -731,8 +778,9 @@ def run(federation: Federation, *arguments: object) -> tuple[int, str, str]:
     return run_cli(*words)
 
 
-def rewrite(federation: Federation, account: str) -> None:
-    """Change an account's second entry, and make every hash fit."""
+def rewrite(federation: Federation, account: str, *, head_kept: bool = False) -> None:
+    """Change an account's second entry, and make every hash fit, the head's own where it is not
+    kept as it was."""
     with federation.database() as database:
         drop_guards(database)
         database.row_factory = sqlite3.Row
@@ -751,7 +799,9 @@ def rewrite(federation: Federation, account: str) -> None:
                 " WHERE account = ? AND seq = ?",
                 (project, prev_hash, before, signature, account, row["seq"]),
             )
-        database.execute("UPDATE accounts SET head_hash = ? WHERE account = ?", (before, account))
+        if not head_kept:
+            change = "UPDATE accounts SET head_hash = ? WHERE account = ?"
+            database.execute(change, (before, account))
         database.commit()
 
 

@@ -42,7 +42,7 @@ SEEDS = range(25)
 def test_a_cheap_check_raises_no_false_alarm_with_any_of_many_seeds(
     check: Callable[..., None],
 ) -> None:
-    """Other initial weights, noise and samples each time; all five: `make audit ARGS="--seeds 25"`."""
+    """Other initial weights and samples each time; `make audit` does so for all five."""
     for seed in SEEDS:
         with memory_folder() as folder, capture_logs():
             check(folder, seed)

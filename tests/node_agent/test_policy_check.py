@@ -15,8 +15,8 @@ from feddp.cli.app import app
 from node_agent.agent import locked, status
 from node_agent.config import Folder
 from node_agent.state import State
-from node_agent.witnessed import Dispute
 from privacy.filters import make_filter
+from privacy.heads import Head
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
 from tests.node_agent.samples import DATA_SET, NODE, POLICY, order
 
@@ -113,8 +113,7 @@ def test_a_limit_that_nobody_has_raised_is_a_warning(spent: Folder) -> None:
 def test_a_dispute_and_an_old_copy_are_refused(spent: Folder) -> None:
     """As every order is."""
     state = opened(spent)
-    with state._transaction():
-        state.witnessed._raise(Dispute(f"{NODE}/patients", 3, "it is another one", 1.0))
+    state.deny(Head(f"{NODE}/patients", 3, "0" * 64), "it is another one", 1.0)
     state.set_note("rolled_back", "the ledger went back")
     state.close()
     code, answer, _ = check(spent)

@@ -39,7 +39,7 @@ protos: $(READY) ## generate the wire code from protos/feddp/v1
 sim: $(READY) ## simulated jobs with seeded faults; SEED=7 for one, with ARGS=--trace all of it; SEEDS=500 FIRST_SEED=1 for many
 	$(BIN)/python -m tests.simulation $(if $(SEED),--first-seed $(SEED) --seeds 1,--seeds $(or $(SEEDS),500) --first-seed $(or $(FIRST_SEED),1)) $(ARGS)
 
-audit: $(READY) ## attack and check the real training path; writes build/audit.json and audit-checks.json; ARGS="--plant no-noise" plants a bug
+audit: $(READY) ## attack and check the real training path; writes build/audit.json and audit-checks.json; ARGS="--plant no-noise" plants a bug, "--seeds 25" repeats the checks
 	$(BIN)/python -m tests.audit $(ARGS)
 
 bench: $(READY) ## rounds beside bare gRPC floors, ~10 min; ARGS="--quick" or "--case NAME"; writes build/bench.json

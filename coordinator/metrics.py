@@ -96,6 +96,12 @@ class Metrics:
             ("kind",),
             registry=self.registry,
         )
+        self._damaged = Gauge(
+            "feddp_ledger_damaged_accounts",
+            "Accounts whose row and chain do not belong together; nothing is booked on them, and"
+            " the log names them.",
+            registry=self.registry,
+        )
         self._jobs = Gauge(
             "feddp_jobs",
             "Jobs by status; a job that waits counts as running.",
@@ -144,6 +150,10 @@ class Metrics:
     def ledger_entries(self, kind: EntryKind, number: int) -> None:
         """Count entries that are in the ledger."""
         self._entries.labels(kind).inc(number)
+
+    def damaged_accounts(self, number: int) -> None:
+        """Show how many accounts are damaged."""
+        self._damaged.set(number)
 
     def jobs(self, status: str, count: int) -> None:
         """Show how many jobs have `status`."""

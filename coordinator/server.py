@@ -17,6 +17,7 @@ from certs.authority import Authority
 from certs.enrolment import public_bytes_of
 from coordinator.blobs import BlobStore
 from coordinator.config import CoordinatorConfig, load_config
+from coordinator.damage_watch import DamageWatch
 from coordinator.health import HealthServer
 from coordinator.identities import Identities
 from coordinator.keyring import ledger_key
@@ -39,6 +40,7 @@ from coordinator.server_certificate import ServerCertificate
 from coordinator.sessions import Sessions
 from coordinator.store import certificates, ledger, people, users
 from coordinator.store import jobs as job_store
+from coordinator.store.damage import damaged
 from coordinator.store.database import Database
 from protos.allocation import keep_freed
 from protos.errors import Conflict, Malformed
@@ -138,6 +140,7 @@ class Coordinator:
         )
         self._users = UsersService(self.database, self.authority, self.identities, enrolment)
         self._servers: list[grpc.aio.Server] = []
+        self._damage = DamageWatch(self.metrics)
         self._is_ready = False
 
     async def run(self) -> None:
@@ -283,6 +286,7 @@ class Coordinator:
         await self.database.write(keep)
         for status, number in (await self.database.read(job_store.counts)).items():
             self.metrics.jobs(status, number)
+        self._damage.found(await self.database.read(damaged))
         known = {a.account: a for a in await self.database.read(ledger.all_accounts)}
         for record in await self.database.read(people.all_nodes):
             if record.status != "enrolled":

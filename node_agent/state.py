@@ -251,6 +251,11 @@ class State:
             found = [self.witnessed.compare(one, expected, now_s) for one in new]
             return [one for one in found if one is not None]
 
+    def deny(self, head: Head, text: str, now_s: float) -> Dispute:
+        """See `Witnessed.deny`."""
+        with self._transaction():
+            return self.witnessed.deny(head, text, now_s)
+
     def follow_checkpoints(
         self,
         key: bytes,

@@ -70,10 +70,7 @@ def status(path: Path) -> dict[str, Any]:
         rules = Steward(folder).rules()
         answer["data_sets"] = [_data_set(spec, rules) for spec in rules.data_sets]
         answer["shares_failure_class"] = rules.policy.share_failure_class
-        answer["overlaps"] = [
-            {"data_sets": list(one.data_sets), "warning": one.is_warning, "message": one.said()}
-            for one in overlaps(rules.data_sets)
-        ]
+        answer["overlaps"] = _overlaps(rules)
         if slip := unknown_names(rules):
             answer["rules"] = {"ok": False, "message": f"{slip}. The rest is in force"}
     except FeddpError as error:
@@ -91,7 +88,8 @@ def status(path: Path) -> dict[str, Any]:
             for spec, one in zip(
                 rules.data_sets if rules else (), answer["data_sets"], strict=True
             ):
-                one["message"] = state.payers.moved(spec) or one["message"]
+                one["moved"] = state.payers.moved(spec)
+                one["message"] = one["moved"] or one["message"]
             raises = _raises(state)
             guarantees = {one.account: state.epsilon_guarantee(one) for one in kept}
             shares = balances_within(state, rules, kept)
@@ -129,6 +127,25 @@ def status(path: Path) -> dict[str, Any]:
     return answer
 
 
+def files_alone(rules: Rules) -> dict[str, Any]:
+    """What `status` says of the steward's files, of a folder that has not joined and so has no
+    ledger, which is None here."""
+    return {
+        "rules": {"ok": True, "message": ""},
+        "data_sets": [_data_set(one, rules) for one in rules.data_sets],
+        "overlaps": _overlaps(rules),
+        "accounts": _accounts("", rules, [], {}, {}),
+        "ledger": None,
+    }
+
+
+def _overlaps(rules: Rules) -> list[dict[str, Any]]:
+    return [
+        {"data_sets": list(one.data_sets), "warning": one.is_warning, "message": one.said()}
+        for one in overlaps(rules.data_sets)
+    ]
+
+
 def _kept(rules: Rules | None, state: State) -> dict[str, Any] | None:
     """What is wrong with a policy that leaves an account out."""
     try:
@@ -152,6 +169,7 @@ def _data_set(spec: DataSetSpec, rules: Rules) -> dict[str, Any]:
         "version": spec.version,
         "tasks": sorted(rules.policy.tasks_on(spec.name)),
         "withdrawn": spec.name in rules.policy.withdrawn,
+        "moved": "",
         "message": message,
     }
 

@@ -175,6 +175,10 @@ class Witnessed:
             return self._disputes.add(Dispute(announced.account, seen.seq, text, now_s))
         return None
 
+    def deny(self, head: Head, text: str, now_s: float) -> Dispute:
+        """The coordinator's chain no longer holds a head that this node has seen there."""
+        return self._disputes.add(Dispute(head.account, head.seq, text, now_s))
+
     def follow_checkpoints(
         self, key: bytes, new: Sequence[Checkpoint], leaves: Sequence[str], now_s: float
     ) -> Dispute | None:

@@ -17,7 +17,7 @@ from coordinator.rounds.live import LiveJob
 from coordinator.rounds.node_facts import NodeFacts
 from coordinator.rounds.phases import Publishing, Reserving, Training
 from coordinator.sessions import Sessions
-from coordinator.store import ledger, people, shares
+from coordinator.store import damage, ledger, people, shares
 from coordinator.store.booking import Books
 from protos.errors import BudgetRefused, FeddpError
 from protos.feddp.v1 import federation_pb2 as federation
@@ -59,6 +59,7 @@ class Answers:
                 found.append((node, data_set, f"{node.name}/{data_set.account}"))
         names = [name for _, _, name in found]
         known = {a.account: a for a in ledger.named_accounts(connection, names)}
+        damaged = damage.damaged(connection, names)
         facts = []
         for node, data_set, name in found:
             account = known.get(name)  # missing if its policy was refused; the planner says so
@@ -79,6 +80,7 @@ class Answers:
                     steps_possible=live.steps_possible(node.name),
                     shares=_shares(connection, live, node.hello, account, steward),
                     barred=_barred(live, node.name, time.time()),
+                    damaged=name in damaged,
                 )
             )
         return facts

@@ -29,7 +29,7 @@ from coordinator.store import ledger
 from coordinator.store.booking import Books
 from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord
-from protos.errors import FeddpError, NotFound, TooLate, Unavailable, WrongPhase
+from protos.errors import FeddpError, InvariantBroken, NotFound, TooLate, Unavailable, WrongPhase
 
 log = structlog.get_logger(__name__)
 
@@ -196,6 +196,14 @@ class Rounds:
     def _commit(self, live: LiveJob, turn: Turn) -> None:
         for kind, number in turn.booked.items():
             self._metrics.ledger_entries(kind, number)
+        for attempt_id in turn.unbooked:
+            log.error(
+                "charge_not_booked",
+                job_id=live.job_id,
+                attempt_id=attempt_id,
+                do="the ledger of its account is damaged, and the charge stays reserved there; run "
+                "`feddp budget verify` and restore the database from a backup",
+            )
         self._tell(live, turn)
         for record in live.rounds()[-1:]:
             self._index(live, record.attempts)
@@ -342,7 +350,10 @@ class Rounds:
 
     async def _tell_running(self, event: e.Event) -> None:
         for live in self.running():
-            await self.apply(live, event)
+            try:
+                await self.apply(live, event)
+            except InvariantBroken:  # this job's matter alone, and no fault of the node
+                log.exception("event_not_taken", job_id=live.job_id)
 
     # Time
 

@@ -25,6 +25,7 @@ class NodeFacts:
         steps_possible: local steps that fit into its deadline, as it said; 0 for no bound.
         shares: limits of its policy, within the account's, that this job counts against.
         barred: what was signed of the job keeps it from this node.
+        damaged: the account's chain here is not what was kept of it.
     """
 
     node: str
@@ -40,6 +41,7 @@ class NodeFacts:
     steps_possible: int = 0
     shares: tuple[Share, ...] = ()
     barred: Absence | None = None
+    damaged: bool = False
 
     def local_steps(self, job: Job) -> int:
         """Steps of a round there."""

@@ -8,6 +8,7 @@ from coordinator.jobspec import Job
 from coordinator.rounds.allowances import allowances, tightest
 from coordinator.rounds.events import Absence, Offer
 from coordinator.rounds.node_facts import NodeFacts
+from coordinator.store import damage
 from coordinator.store.ledger import Account
 from privacy.accounting import round_up
 from privacy.calibration import REPORT_SLACK_UNITS, noise_multiplier_for
@@ -105,6 +106,8 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
     account, steward = facts.account, facts.steward
     if account is None or steward is None:
         return _absent(facts, "ACCOUNT_UNKNOWN", "its policy has no valid account for the data set")
+    if facts.damaged:
+        return _absent(facts, damage.REASON, damage.said(account.account))
     if steward.refuses:
         return _absent(facts, steward.refuses, _REFUSES.get(steward.refuses, _REFUSES[""]))
     if job.mechanism == "none" and not steward.unaccounted_allowed:

@@ -15,10 +15,11 @@ from coordinator.rounds import events as e
 from coordinator.rounds import machine
 from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import Ended, Phase
+from coordinator.store import damage
 from coordinator.store import jobs as job_store
 from coordinator.store.booking import Books
 from privacy.ledger import EntryKind
-from protos.errors import InvariantBroken
+from protos.errors import InvariantBroken, NotFound, WrongPhase
 
 ANSWERS_MAX = 8
 """Commands that one turn answers itself; what is asked beyond them is carried out after it, so
@@ -53,6 +54,8 @@ class Turn:
         steps: steps of the job's journal after it.
         booked: new ledger entries by kind.
         faults: inputs, by their place, that the machine does not know in their phase.
+        unbooked: attempts that ended and stay reserved, as the ledger of their accounts is
+            damaged. What their nodes did counts as ever, so that the round goes on.
     """
 
     phase: Phase
@@ -60,6 +63,7 @@ class Turn:
     booked: Counter[EntryKind] = field(default_factory=Counter)
     taken: list[Taken] = field(default_factory=list)
     faults: dict[int, InvariantBroken] = field(default_factory=dict)
+    unbooked: list[str] = field(default_factory=list)
 
 
 def take_turn(
@@ -93,7 +97,7 @@ def take_turn(
             inside = [a for a in asked if isinstance(a, c.InsideCommand)][:answers_left]
             answers_left -= len(inside)
             waiting += inside
-            _book(books, asked)
+            turn.unbooked += _book(books, asked)
             left = [a for a in asked if not isinstance(a, c.LedgerCommand) and a not in inside]
             turn.taken.append(Taken(event, draft.phase, phase, tuple(left)))
             draft.phase = phase
@@ -121,17 +125,25 @@ def _event(
     return given(connection, draft)
 
 
-def _book(books: Books, asked: Sequence[c.Command]) -> None:
+def _book(books: Books, asked: Sequence[c.Command]) -> list[str]:
+    """Book what was asked; the attempts for which a damaged account makes that impossible."""
+    unbooked = []
     charges = [a.attempt_id for a in asked if isinstance(a, c.PostCharge | c.VoidCharge)]
     books.expect(attempt_ids=charges)
     for command in asked:
         match command:
             case c.KeepSignature(attempt_id, signature):
                 books.keep_signature(attempt_id, signature)
-            case c.PostCharge(attempt_id, signature):
-                books.resolve(attempt_id, "post", signature)
-            case c.VoidCharge(attempt_id, signature):
-                books.resolve(attempt_id, "void", signature)
+            case c.PostCharge(attempt_id, signature) | c.VoidCharge(attempt_id, signature):
+                kind = "post" if isinstance(command, c.PostCharge) else "void"
+                try:
+                    books.resolve(attempt_id, kind, signature)
+                except (WrongPhase, NotFound) as error:
+                    # The machine knows reserved attempts only: without its entry one is damaged.
+                    if error.reason not in (damage.REASON, "ATTEMPT_UNKNOWN"):
+                        raise
+                    unbooked.append(attempt_id)
+    return unbooked
 
 
 def _set_status(connection: Connection, live: LiveJob, phase: Phase) -> None:

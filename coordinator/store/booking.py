@@ -9,8 +9,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, bindparam, func, select, update
+from sqlalchemy import Connection, Select, bindparam, func, select, update
 
+from coordinator.store.damage import damaged, refusal
 from coordinator.store.ledger import account_of, statement_of
 from coordinator.store.schema import accounts, entries, reservations
 from privacy.ledger import Balance, Entry, EntryKind, Pending, Statement, entry_hash
@@ -58,6 +59,7 @@ class Books:
     _held: dict[str, tuple[str, Statement, Pending]] = field(default_factory=dict)
     _released: set[str] = field(default_factory=set)
     _signatures: list[dict[str, object]] = field(default_factory=list)
+    _damaged: set[str] = field(default_factory=set)
 
     def expect(
         self, *, account_names: Collection[str] = (), attempt_ids: Collection[str] = ()
@@ -83,8 +85,7 @@ class Books:
     def _read_accounts(self, names: list[str]) -> None:
         kept = self.connection.execute(_LOCKED, {"names": names}).all()
         held = {row.account: row.units for row in self.connection.execute(_HELD, {"names": names})}
-        for last in self.connection.execute(_LAST, {"names": names}):
-            invariant(last.head_hash == last.hash, "the chain's head is not its last entry")
+        self._damaged |= damaged(self.connection, names)
         for row in kept:
             account = account_of(row, _others(int(held.get(row.account, 0))))
             self._kept[row.account] = _Kept(account.balance, account.entries, account.head_hash)
@@ -100,7 +101,9 @@ class Books:
         if not any(kinds == {"reserve"} for kinds in found.values()):
             return
         for row in self.connection.execute(_OPEN, {"attempts": unknown}):
-            kept = self._kept[row.account]
+            kept = self._kept.get(row.account)
+            if kept is None:
+                continue  # its reserve entry is gone, so that nothing can be booked for it
             one = Pending(row.attempt_id, row.units, row.digest, row.accounted)
             others, *named = kept.balance.pending
             pending = (*_others(others.units - one.units), *named, one)
@@ -111,12 +114,15 @@ class Books:
 
         Raises:
             BudgetRefused, Conflict, NotFound: as `privacy.ledger.Balance`; nothing was booked.
+            WrongPhase: LEDGER_DAMAGED, nor is anything booked on this account until it is mended.
         """
         attempt_id = statement.attempt_id
         self.expect(account_names=[statement.account], attempt_ids=[attempt_id])
         kept = self._kept.get(statement.account)
         if kept is None:
             raise NotFound("ACCOUNT_UNKNOWN", f"there is no account {statement.account}")
+        if statement.account in self._damaged:
+            raise refusal(statement.account)
         kinds = self._kinds[attempt_id]
         before = replace(
             kept.balance,
@@ -146,6 +152,7 @@ class Books:
 
         Raises:
             NotFound: ATTEMPT_UNKNOWN.
+            WrongPhase: LEDGER_DAMAGED, the attempt stays reserved.
         """
         invariant(kind in ("post", "void"), "an attempt ends in post or void")
         self.expect(attempt_ids=[attempt_id])
@@ -217,13 +224,6 @@ _HELD = (
     select(reservations.c.account, func.sum(reservations.c.units).label("units"))
     .where(reservations.c.account.in_(bindparam("names", expanding=True)))
     .group_by(reservations.c.account)
-)
-_LAST = (
-    select(accounts.c.head_hash, entries.c.hash)
-    .join(
-        entries, and_(entries.c.account == accounts.c.account, entries.c.seq == accounts.c.entries)
-    )
-    .where(accounts.c.account.in_(bindparam("names", expanding=True)))
 )
 _ENTRY = entries.insert()
 _RESERVATION = reservations.insert()

@@ -11,7 +11,12 @@ from protos.errors import Malformed
 WAIT_S: Final = 10
 """How long a transaction waits for another's lock, and a connection for the server."""
 
-_SQLITE_PRAGMAS: Final = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+_SQLITE_PRAGMAS: Final = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    "recursive_triggers=ON",  # so that REPLACE, which deletes, is refused where a DELETE is
+)
 
 POSTGRES_SETTINGS: Final = (
     # A server whose default is "off" would acknowledge what a power cut still takes away.

@@ -10,12 +10,13 @@ from typing import Final
 
 from sqlalchemy import Connection, select, update
 
+from coordinator.store.damage import damaged, refusal
 from coordinator.store.ledger import Account, entry_of, read_account
 from coordinator.store.schema import accounts, entries
 from privacy.filters import Filter
 from privacy.ledger import Entry, LimitChange, append, signature_ok
 from privacy.limits import fault_of
-from protos.errors import Conflict, Malformed, NotFound, invariant
+from protos.errors import Conflict, Malformed, NotFound
 
 OUTER: Final = ("kind", "account", "node")
 """Fields of a raise that have columns of their own."""
@@ -37,6 +38,7 @@ def record(
         NotFound: ACCOUNT_UNKNOWN, also for another node's account.
         Malformed: SIGNATURE_INVALID, LIMIT_INVALID.
         Conflict: LIMIT_CONFLICT, another raise of this number is recorded.
+        WrongPhase: LEDGER_DAMAGED.
     """
     # Locked before anything is decided, as for every booking.
     row = connection.execute(
@@ -58,11 +60,9 @@ def record(
     text = fault_of(change, _shown(connection, change.account, known), len(known))
     if text:
         raise Malformed("LIMIT_INVALID", f"{change.account}: {text}")
+    if damaged(connection, [change.account]):
+        raise refusal(change.account)
     last = _last(connection, change.account)
-    invariant(
-        (last.seq, last.hash) == (row.entries, row.head_hash) if last else row.entries == 0,
-        "the chain's head is not its last entry",
-    )
     entry = append(change, last, signature)
     connection.execute(entries.insert().values(_row(entry, change)))
     connection.execute(

@@ -10,6 +10,7 @@ import typer
 from feddp.cli import output
 from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
+from feddp.cli.policy_faults import starts_said, verdict_of
 
 if TYPE_CHECKING:
     from node_agent.explaining import Said
@@ -23,29 +24,45 @@ Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's 
 
 @app.command()
 def check(folder: Folder, as_json: Json = False) -> None:
-    """Whether policy.yaml and datasets.yaml hold, key by key and name by name; exit code 2 if not.
+    """Whether policy.yaml and datasets.yaml hold, by themselves and by this node's own ledger.
 
-    What is wrong with a data set's own files is a warning, and leaves the exit code at 0."""
+    Exit code 2 if a file is wrong, key by key and name by name; 1 if the agent refuses orders for
+    what the files say and its ledger knows. The agent may run. What is wrong with a data set's own
+    files is a warning, and leaves the exit code at 0."""
     from node_agent.account_filters import account_fault
-    from node_agent.header_watch import faults_of
+    from node_agent.status import files_alone, status
     from node_agent.steward import require_known_names
-    from protos.errors import Malformed
+    from protos.errors import Malformed, NotFound
 
     rules = _rules(folder)
     require_known_names(rules)
     if fault := account_fault(rules.policy, rules.data_sets):
         raise Malformed("POLICY_INVALID", f"policy.yaml: {fault}")
-    found = {"accounts": len(rules.policy.accounts), "data_sets": len(rules.data_sets)}
-    warnings = [
-        f"data set {name}: {fault.text}" for name, fault in faults_of(rules.data_sets).items()
-    ]
+    try:
+        found = status(folder)
+    except NotFound as error:
+        if error.reason != "NOT_JOINED":
+            raise
+        found = files_alone(rules)
+    said = verdict_of(found)
+    starts = [text for text in map(starts_said, found["accounts"]) if text]
+    counts = {"accounts": len(rules.policy.accounts), "data_sets": len(rules.data_sets)}
+    ok = not said.refused
     if as_json:
-        output.print_json({"ok": True, **found, "warnings": warnings})
-        return
-    for text in warnings:
-        output.line(f"WARNING: {text}; attempts on it are refused, and cost nothing")
-    accounts = output.counted(found["accounts"], "account")
-    output.line(f"in order: {accounts}, {output.counted(found['data_sets'], 'data set')}")
+        output.print_json({"ok": ok, **counts, **asdict(said), "starts": starts})
+    else:
+        for text in starts:
+            output.line(text)
+        for word, texts in (
+            ("note", said.notes),
+            ("WARNING", said.warnings),
+            ("REFUSED", said.refused),
+        ):
+            for text in texts:
+                output.line(f"{word}: {text}")
+        output.line(f"{'in order' if ok else 'NOT in order'}: {_counted(counts)}")
+    if not ok:
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -141,6 +158,11 @@ def _rules(folder: Path) -> "Rules":
     from node_agent.steward import Steward
 
     return Steward(AgentFolder(folder.absolute())).rules()
+
+
+def _counted(counts: dict[str, int]) -> str:
+    accounts = output.counted(counts["accounts"], "account")
+    return f"{accounts}, {output.counted(counts['data_sets'], 'data set')}"
 
 
 def _row(one: "Said") -> tuple[str, str, str]:

@@ -9,6 +9,7 @@ import structlog
 
 from node_agent.disputes import Dispute
 from node_agent.notes import LEFT_NOTE, RESTORED_NOTE
+from node_agent.session.countersigning import countersign
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.state import State
 from privacy.filters import Filter
@@ -94,17 +95,18 @@ class Witness:
         if await self._ledger.run(self._state.notes.read, LEFT_NOTE):
             await self._arrive()
         expected = await self._ledger.run(self._state.witnessed.unseen)
+        before = await self._ledger.run(self._state.witnessed.heads)
         heads = await self._follow_checkpoints()
         for head in heads:
             await self._follow(head)
         disputes = await self._ledger.run(self._state.compare, heads, expected, self._clock())
         self._report(disputes)
         await self._ledger.run(self._state.notes.keep, RESTORED_NOTE, "")
-        signed = await self._ledger.run(self._signed, heads)
-        if signed:
-            await self._stub.Countersign(
-                pb.CountersignRequest(heads=signed), timeout=CALL_TIMEOUT_S
-            )
+        # Those seen before as well: what lies below a head is not read again, and a chain that was
+        # changed there and goes on from what we have seen shows in this alone.
+        signed = await self._ledger.run(self._signed, before, heads)
+        for head, text in await countersign(self._stub, signed, CALL_TIMEOUT_S):
+            self._report([await self._ledger.run(self._state.deny, head, text, self._clock())])
 
     async def _arrive(self) -> None:
         """The node left a coordinator: is this another one?"""
@@ -157,15 +159,14 @@ class Witness:
     def _take(self, account: str, entries: Sequence[Entry]) -> Dispute | None:
         return self._state.follow(account, entries, self._filter_of_account(account), self._clock())
 
-    def _signed(self, heads: Sequence[Head]) -> list[pb.LedgerHead]:
-        """Heads that hold, with the node's signature."""
+    def _signed(self, before: Sequence[Head], heads: Sequence[Head]) -> list[pb.LedgerHead]:
+        """Heads that hold, those seen before among them, with the node's signature."""
         witnessed, disputes = self._state.witnessed, self._state.disputes
+        hold = (one for one in heads if one.seq > 0 and witnessed.head(one.account) == one)
         return [
             head_to_wire(one, witnessed.sign(one))
-            for one in heads
-            if one.seq > 0
-            and witnessed.head(one.account) == one
-            and disputes.on(one.account) is None
+            for one in dict.fromkeys([*before, *hold])
+            if disputes.on(one.account) is None
         ]
 
     def _report(self, disputes: Sequence[Dispute]) -> None:

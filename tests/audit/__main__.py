@@ -31,6 +31,13 @@ def main(words: Sequence[str] | None = None) -> int:
         choices=sorted(BUGS),
         help="with this bug in the path: what the audit makes of it",
     )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run each check with initial weights of so many seeds, and new noise",
+    )
     options = parser.parse_args(words)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="Full backward hook")
@@ -47,30 +54,35 @@ def main(words: Sequence[str] | None = None) -> int:
                 f" {one['epsilon_lower_bound']:.2f} ({one['confidence']:.0%}), claimed"
                 f" {one['epsilon_claimed']:.2f}, {one['seconds']:.1f} s"
             )
-        checks = [{**_checked(check), "planted": options.plant} for check in CHECKS]
+        checks = [
+            {**_checked(check, seed), "planted": options.plant}
+            for seed in range(options.seeds)
+            for check in CHECKS
+        ]
+    _say(f"{len(checks)} checks, {sum(one['alarm'] is not None for one in checks)} alarms")
     beside = options.out.with_name(f"{options.out.stem}-checks.json")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for path, content in ((options.out, found), (beside, checks)):
         path.write_text(json.dumps(content, indent=2) + "\n")
         _say(f"written to {path}")
     refuted = [one["case"] for one in found if one["epsilon_lower_bound"] > one["epsilon_claimed"]]
-    refuted += [str(one["check"]) for one in checks if one["alarm"]]
+    refuted += dict.fromkeys(str(one["check"]) for one in checks if one["alarm"])
     if refuted:
         _say(f"the claim is refuted: {', '.join(refuted)}")
     return 1 if refuted else 0
 
 
-def _checked(check: Callable[[Path], None]) -> dict[str, Any]:
-    """Run one check; what it found, None for nothing."""
+def _checked(check: Callable[..., None], seed: int) -> dict[str, Any]:
+    """Run one check with one seed; what it found, None for nothing."""
     name, began_s, alarm = check.__name__.removeprefix("check_"), time.perf_counter(), None
     with memory_folder() as folder, capture_logs():
         try:
-            check(folder)
+            check(folder, seed)
         except Alarm as error:
             alarm = str(error)
     seconds = time.perf_counter() - began_s
-    _say(f"{name}: {f'ALARM, {alarm}' if alarm else 'no alarm'}, {seconds:.1f} s")
-    return {"check": name, "alarm": alarm, "seconds": round(seconds, 2)}
+    _say(f"{name}, seed {seed}: {f'ALARM, {alarm}' if alarm else 'no alarm'}, {seconds:.1f} s")
+    return {"check": name, "seed": seed, "alarm": alarm, "seconds": round(seconds, 2)}
 
 
 def _say(line: str) -> None:

@@ -2,7 +2,8 @@
 
 A check looks at spooled bytes only, so that a fault anywhere before them shows. Those that draw
 noise draw it from the operating system, as a hospital does, and raise a false alarm with a
-probability below `FALSE_ALARM` for each statistic.
+probability below `FALSE_ALARM` for each statistic. A check's seed is that of the initial weights,
+where a model has any; its noise and samples are new each time.
 """
 
 import math
@@ -44,7 +45,7 @@ def _crowd(features: int) -> list[Row]:
     return [*rows, Row("contrary", 0, {0: 3.0}), Row("small", 1, {2: 0.001})]
 
 
-def check_sensitivity(folder: Path) -> None:
+def check_sensitivity(folder: Path, seed: int = 0) -> None:
     """Removing any one patient moves a step by at most lr * C / declared n; sigma is 0."""
     features, patients = 4, 14
     rows = _crowd(features)
@@ -57,6 +58,7 @@ def check_sensitivity(folder: Path) -> None:
                 features=features,
                 declared_n=patients,
                 hidden=hidden,
+                seed=seed,
             ).attempt(_bare(1))
             for left_out in (None, "p0", "p3", "contrary", "small")
         )
@@ -70,18 +72,18 @@ def _neutral(patients: int) -> list[Row]:
     return [Row(f"p{n}", label, {n: 1.0}) for n in range(patients) for label in (0, 1)]
 
 
-def _unit_noise(folder: Path, release: Release, attempts: int) -> NDArray[np.float64]:
+def _unit_noise(folder: Path, release: Release, attempts: int, seed: int) -> NDArray[np.float64]:
     """(attempts, D) spooled updates of neutral patients over the deviation that is booked."""
-    hospital = Hospital(folder, _neutral(20), features=60, declared_n=20)
+    hospital = Hospital(folder, _neutral(20), features=60, declared_n=20, seed=seed)
     std = LEARNING_RATE * CLIP * (release.noise_multiplier or 0.0) / (release.sample_rate * 20)
     return np.stack([hospital.attempt(release) for _ in range(attempts)]) / std
 
 
-def check_noise_law(folder: Path) -> None:
+def check_noise_law(folder: Path, seed: int = 0) -> None:
     """Spooled noise is normal, of the booked deviation, and new in each attempt and hospital."""
     for release in (Release("gaussian", 1.3, 1.0, 1), Release("poisson_gaussian", 0.8, 0.3, 1)):
         one, two = (
-            _unit_noise(folder / f"{release.mechanism}-{side}", release, 60) for side in "ab"
+            _unit_noise(folder / f"{release.mechanism}-{side}", release, 60, seed) for side in "ab"
         )
         for unit in (one, two):
             tail = float(stats.chi2(unit.size).cdf(float(np.sum(unit**2))))
@@ -98,11 +100,11 @@ def _uncorrelated(a: NDArray[np.float64], b: NDArray[np.float64], what: str) -> 
     _alarm_if(abs(float(np.mean(a * b))) > 1.1 * limit, f"the noise of {what} is correlated")
 
 
-def check_sampling_law(folder: Path) -> None:
+def check_sampling_law(folder: Path, seed: int = 0) -> None:
     """Each patient is in each step by itself with the booked probability."""
     patients, rate, attempts = 40, 0.3, 150
     rows = [Row(f"p{n}", n % 2, {n: 3.0}) for n in range(patients)]
-    hospital = Hospital(folder, rows, features=patients, declared_n=patients)
+    hospital = Hospital(folder, rows, features=patients, declared_n=patients, seed=seed)
     release = Release("poisson_gaussian", 0.005, rate, 2)
     # Each patient alone moves its own weight by this for each step that it was in.
     step = LEARNING_RATE * CLIP * 3 / math.sqrt(10) / (rate * patients)
@@ -122,10 +124,10 @@ def check_sampling_law(folder: Path) -> None:
     _alarm_if(both < FALSE_ALARM, "who is in one step depends on who was in the other")
 
 
-def check_proximal(folder: Path) -> None:
+def check_proximal(folder: Path, seed: int = 0) -> None:
     """The second step differs by exactly lr * mu * (w1 - w0), beyond clipping."""
     rows, mu = _crowd(4), 0.7
-    hospital = Hospital(folder, rows, features=4, declared_n=14)
+    hospital = Hospital(folder, rows, features=4, declared_n=14, seed=seed)
     first, plain = hospital.attempt(_bare(1)), hospital.attempt(_bare(2))
     found = plain - hospital.attempt(_bare(2), mu)
     wanted = LEARNING_RATE * mu * first
@@ -133,7 +135,7 @@ def check_proximal(folder: Path) -> None:
     _alarm_if(off > SINGLE_PRECISION, f"the proximal term is off by {off:.2g}")
 
 
-def check_two_worlds(folder: Path) -> None:
+def check_two_worlds(folder: Path, seed: int = 0) -> None:
     """With one patient and without: told apart no better than the booked noise allows."""
     runs, steps, mu = 300, 2, 1.0
     release = Release("gaussian", math.sqrt(steps) / mu, 1.0, steps)
@@ -142,7 +144,7 @@ def check_two_worlds(folder: Path) -> None:
     # The direction that the canary pulls to, and half of what it can move along it.
     direction = np.array([0, 0, 0, 0, 0, -3, 3, 0, -1]) / math.sqrt(19)
     worlds = [
-        Hospital(folder / name, world, features=8, declared_n=15)
+        Hospital(folder / name, world, features=8, declared_n=15, seed=seed)
         for name, world in (("without", rows), ("with", [*rows, canary]))
     ]
     quiet = [float(world.attempt(_bare(steps)) @ direction) for world in worlds]
@@ -154,6 +156,9 @@ def check_two_worlds(folder: Path) -> None:
     found = two_world_mu(said[0], said[1], 1 - FALSE_ALARM)
     _alarm_if(found > mu, f"the worlds are told apart as if mu were {found:.2f}, booked is {mu}")
 
+
+CHEAP: Final = (check_sensitivity, check_sampling_law, check_proximal)
+"""Some 0.3 s for all three; the others take 0.4 and 1 s."""
 
 CHECKS: Final = (
     check_sensitivity,

@@ -53,6 +53,7 @@ class Hospital:
         features: int,
         declared_n: int,
         hidden: Sequence[int] = (),
+        seed: int = 0,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.declared_n = declared_n
@@ -67,7 +68,7 @@ class Hospital:
             "learning_rate": LEARNING_RATE,
             "features": [{"column": name, "center": 0.0, "scale": 1.0} for name in columns],
         }
-        self._base.write_bytes(registry.initial_model(registry.TABULAR, config, 0))
+        self._base.write_bytes(registry.initial_model(registry.TABULAR, config, seed))
         source = folder / "train.csv"
         with source.open("w", newline="") as file:
             writer = csv.writer(file)

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from tests.audit import __main__ as command
 from tests.audit import checks
-from tests.audit.checks import CHECKS, Alarm
+from tests.audit.checks import CHEAP, CHECKS, Alarm
 from tests.audit.hospital import memory_folder
 from tests.audit.planted import BUGS
 
@@ -33,6 +33,19 @@ def _one_thread() -> None:
 def test_the_training_path_raises_no_alarm(check: Callable[[Path], None], folder: Path) -> None:
     """From the file to the spooled bytes, with noise from the operating system."""
     check(folder)
+
+
+SEEDS = range(25)
+
+
+@pytest.mark.parametrize("check", CHEAP, ids=lambda check: check.__name__)
+def test_a_cheap_check_raises_no_false_alarm_with_any_of_many_seeds(
+    check: Callable[..., None],
+) -> None:
+    """Other initial weights and samples each time; `make audit` does so for all five."""
+    for seed in SEEDS:
+        with memory_folder() as folder, capture_logs():
+            check(folder, seed)
 
 
 CASES = [(name, check) for name, bug in BUGS.items() for check in (bug.caught_by, bug.also_by)]
@@ -65,11 +78,12 @@ def test_the_audit_ends_with_exit_1_and_names_the_check_that_raised_an_alarm(
     monkeypatch.setattr(command, "CASES", ())
     monkeypatch.setattr(command, "CHECKS", (checks.check_sensitivity, checks.check_proximal))
     out = tmp_path / "audit.json"
-    asked = ["--out", str(out), *(["--plant", planted] if planted else [])]
+    asked = ["--out", str(out), "--seeds", "2", *(["--plant", planted] if planted else [])]
     assert command.main(asked) == (1 if planted else 0)
     found = json.loads((tmp_path / "audit-checks.json").read_text())
     alarms = [one["check"] for one in found if one["alarm"]]
     expected = {None: [], "proximal-clipped": ["proximal"], "rows-clipped-apart": ["sensitivity"]}
-    assert alarms == expected[planted]
+    assert alarms == 2 * expected[planted]
     assert {one["planted"] for one in found} == {planted}
+    assert [one["seed"] for one in found] == [0, 0, 1, 1]
     assert json.loads(out.read_text()) == []

@@ -197,6 +197,16 @@ def test_what_stops_a_job_other_than_budgets_has_its_own_exit_code() -> None:
     assert exit_code(quote(job(), HASH, broke, 100)) == 4
 
 
+def test_a_hospital_whose_account_is_damaged_is_named_by_that_first() -> None:
+    """It may dispute the ledger for the same reason, which its steward cannot settle."""
+    nodes = hospitals(None, None, None)
+    assert nodes[0].steward is not None
+    nodes[0].steward.refuses = "LEDGER_DISPUTED"
+    found = quote(job(), HASH, [replace(nodes[0], damaged=True), *nodes[1:]], 100)
+    assert of(found, "a").reason == "LEDGER_DAMAGED"
+    assert "feddp budget verify" in of(found, "a").message
+
+
 def test_a_quote_shows_at_what_an_rdp_account_starts() -> None:
     """So that AFTER less BEFORE and the job's epsilon add up for who reads the table."""
     nodes = hospitals(None, None, None, limit=30.0, per_job=30.0, kind="rdp", order=6)

@@ -21,10 +21,12 @@ from coordinator.rounds.turn_taker import TurnTaker
 from coordinator.rounds.turns import Turn, take_turn
 from coordinator.sessions import Sessions
 from coordinator.store import jobs, ledger, people
+from coordinator.store.booking import Books
 from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord
 from protos.errors import InvariantBroken, NotFound
 from protos.feddp.v1 import federation_pb2 as federation
+from tests.attackers import drop_guards
 
 NODES = ("a", "b", "c", "d")
 HASH = "f" * 64
@@ -242,6 +244,74 @@ def test_one_input_that_the_ledger_refuses_fails_alone(world: World) -> None:
     assert isinstance(second, NotFound)
     phase: Any = world.live.phase
     assert len(phase.round.received) == 2
+    assert world.reload() == (world.live.phase, world.live.steps)
+
+
+def damage(world: World, node: str) -> None:
+    """Change an account's head, as a broken disk or somebody with the file does."""
+    change = "UPDATE accounts SET head_hash = 'x' WHERE node = ?"
+    world.database.write_now(lambda x: x.exec_driver_sql(change, (node,)))
+
+
+def test_a_damaged_account_leaves_its_node_out_and_no_other(world: World) -> None:
+    """Known before anything is ordered; the reason says whose account and what to do."""
+    damage(world, "b")
+    world.turn(c.Survey())
+    phase: Any = world.live.phase
+    assert sorted(one.node for one in phase.round.attempts) == ["a", "c", "d"]
+    (left_out,) = phase.round.left_out
+    assert (left_out.node, left_out.reason, left_out.for_good) == ("b", "LEDGER_DAMAGED", False)
+    assert "b/patients" in left_out.message
+    assert "feddp budget verify" in left_out.message
+
+
+def test_an_account_that_is_damaged_after_the_survey_is_refused_at_the_reservation(
+    world: World,
+) -> None:
+    """The others are reserved for in the same transaction."""
+
+    def late(books: Books, live: LiveJob, command: c.InsideCommand) -> e.Event | None:
+        if isinstance(command, c.ReserveBudgets):
+            change = "UPDATE accounts SET head_hash = 'x' WHERE node = 'b'"
+            books.connection.exec_driver_sql(change)
+        return world.answers(books, live, command)
+
+    turn = world.database.write_now(lambda x: take_turn(x, world.live, [c.Survey()], late, 5.0))
+    phase: Any = turn.phase
+    assert sorted(one.node for one in phase.round.attempts) == ["a", "c", "d"]
+    assert [(one.node, one.reason) for one in phase.round.left_out] == [("b", "LEDGER_DAMAGED")]
+
+
+def test_a_job_that_lacks_nodes_for_damaged_accounts_waits_and_says_so(world: World) -> None:
+    """It does not end: the database may be restored."""
+    damage(world, "b")
+    damage(world, "d")
+    world.turn(c.Survey())
+    phase = world.live.phase
+    assert isinstance(phase, Selecting)
+    waiting = {one.node: one.reason for one in phase.waiting}
+    assert waiting == {"b": "LEDGER_DAMAGED", "d": "LEDGER_DAMAGED"}
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_round_under_way_goes_on_where_an_account_is_damaged(world: World, gone: bool) -> None:
+    """What its node did counts; its charge stays reserved, and is named for the log."""
+    world.turn(c.Survey())
+    ids = world.attempts()
+    phase: Any = world.live.phase
+    lost = next(one.attempt_id for one in phase.round.attempts if one.node == "b")
+    damage(world, "b")
+    if gone:
+        drop = "DELETE FROM entries WHERE node = 'b'"
+        world.database.write_now(lambda x: drop_guards(x.connection.cursor()))
+        world.database.write_now(lambda x: x.exec_driver_sql(drop))
+    turn = world.turn(*(update(one) for one in ids))
+    assert isinstance(world.live.phase, Aggregating)
+    assert turn.faults == {}
+    assert turn.booked == {"post": 3}
+    assert turn.unbooked == [lost]
+    account = world.database.read_now(lambda x: ledger.read_account(x, "b/patients"))
+    assert [one.attempt_id for one in account.balance.pending] == [lost]
     assert world.reload() == (world.live.phase, world.live.steps)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from privacy.ledger import LimitChange
+from tests.attackers import drop_guards
 from tests.integration.federation import (
     NODES,
     Federation,
@@ -85,6 +86,7 @@ def check_database(federation: Federation) -> None:
     root = str(federation.installation.folder)
     for change in ("replace(limit_change, '2.0', '3.0')", "'no JSON'", "NULL"):
         with federation.database() as database:
+            drop_guards(database)
             database.execute(
                 f"UPDATE entries SET limit_change = {change}"  # noqa: S608
                 " WHERE kind = 'limit' AND node = 'alpha'"

@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import sqlite3
+import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,14 +24,18 @@ from coordinator.store.booking import Books
 from coordinator.store.database import Database
 from feddp.cli.history import Passing, faults
 from feddp.cli.witnesses import Witnesses, from_json, from_message
+from node_agent.session.countersigning import denied
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.witness import Witness
 from node_agent.state import State
 from privacy.entries import Entry, Statement, append, entry_hash, sign
 from privacy.filters import make_filter
+from privacy.heads import head_of
 from privacy.ledger import LimitChange, verify
 from privacy.limits import LimitTerms, sign_terms
+from protos.errors import WrongPhase
 from protos.feddp.v1 import jobs_pb2, witness_pb2_grpc
+from tests.attackers import drop_guards
 from tests.integration.federation import Federation, null_job, run_cli, wait_for
 from tests.node_agent.samples import LEDGER_KEY, NODE, order
 
@@ -65,7 +70,7 @@ class Bench:
         self.key = ledger_key(folder)
         self.public_key = self.key.public_key().public_bytes_raw()
 
-    def book(self, attempts: int, first: int = 0) -> None:
+    def book(self, attempts: int, first: int = 0, account: str = "patients") -> None:
         """Attempts that both sides have reserved, posted and closed."""
 
         def central(connection: Any) -> None:
@@ -76,7 +81,7 @@ class Bench:
 
         statements = []
         for number in range(first, first + attempts):
-            wanted = order(attempt_id=f"a{number}", job_id=f"job-{number}")
+            wanted = order(f"a{number}", job_id=f"job-{number}", account=account)
             self.state.reserve(wanted, FILTER)
             self.state.open(wanted.attempt_id, 1.0, 1.0)
             self.state.lose(wanted.attempt_id)
@@ -88,12 +93,17 @@ class Bench:
         """The central chain."""
         return self.database.read_now(lambda c: list(ledger.chain(c, ACCOUNT)))
 
-    def write(self, chain: list[Entry]) -> None:
-        """Put another chain in the place of the central one, as whoever may write there can."""
+    def write(self, chain: list[Entry], head: str = "") -> None:
+        """Put another chain in the place of the central one, as whoever may write there can.
+
+        Args:
+            head: the account's head; that of the chain where it is empty.
+        """
 
         def work(connection: Any) -> None:
             execute = connection.exec_driver_sql
-            execute("DELETE FROM entries")
+            drop_guards(connection.connection.cursor())
+            execute("DELETE FROM entries WHERE account = ?", (ACCOUNT,))
             for one in chain:
                 values = row_of(one)
                 names, marks = ", ".join(values), ", ".join("?" * len(values))
@@ -101,11 +111,18 @@ class Bench:
                     f"INSERT INTO entries ({names}) VALUES ({marks})",  # noqa: S608
                     tuple(values.values()),
                 )
-            execute("UPDATE accounts SET entries = ?, head_hash = ?", (len(chain), chain[-1].hash))
+            execute(
+                "UPDATE accounts SET entries = ?, head_hash = ? WHERE account = ?",
+                (len(chain), head or chain[-1].hash, ACCOUNT),
+            )
 
         self.database.write_now(work)
 
-    def look(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        coordinator: type[witness_rpc.WitnessService] = witness_rpc.WitnessService,
+    ) -> None:
         """What the node does at its next session, over real gRPC."""
 
         class Caller:
@@ -115,7 +132,7 @@ class Bench:
 
         async def run() -> None:
             server = grpc.aio.server(interceptors=[OpenGate(None, Metrics())])
-            service = witness_rpc.WitnessService(self.database, self.key)
+            service = coordinator(self.database, self.key)
             witness_pb2_grpc.add_WitnessServicer_to_server(service, server)
             port = server.add_insecure_port("127.0.0.1:0")
             await server.start()
@@ -183,22 +200,128 @@ def forged(chain: list[Entry], k: int, change: Callable[[Statement], Statement])
     return made
 
 
-@pytest.mark.parametrize("longer", [False, True])
+@pytest.mark.parametrize("longer", [False, True], ids=["as long", "longer"])
+@pytest.mark.parametrize("kept", [False, True], ids=["head changed", "head kept"])
 @pytest.mark.parametrize("k", range(1, ENTRIES + 1))
 def test_a_fork_at_any_entry_raises_the_alarm_at_the_next_session(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, k: int, longer: bool
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, k: int, kept: bool, longer: bool
 ) -> None:
-    """The rewritten chain is valid in itself, and as long as what was seen or longer."""
-    chain = forged(bench.chain(), k, lambda one: replace(one, project="another"))
-    bench.write(chain)
-    if longer:
+    """The rewritten chain is valid in itself, and as long as what was seen or longer; the account's
+    own row says the new head, or the one that the node has seen, and goes on from that."""
+    before = bench.chain()
+    chain = forged(before, k, lambda one: replace(one, project="another"))
+    if kept and longer:
         bench.book(1, first=ENTRIES)
+        chain += bench.chain()[ENTRIES:]
+        bench.write(chain)
+    elif kept:
+        bench.write(chain, head=before[-1].hash)
+    else:
+        bench.write(chain)
+        if longer:
+            bench.book(1, first=ENTRIES)
     bench.look(monkeypatch)
     found = bench.state.disputes.all()
     assert [one.account for one in found] == [ACCOUNT]
-    assert bench.state.witnessed.head(ACCOUNT).seq == ENTRIES
-    kept = bench.database.read_now(checkpoints.countersigned)
-    assert [one.head.seq for one in kept] == [ENTRIES], "a disputed head was countersigned"
+    if kept:
+        assert found[0].text == f"entry {ENTRIES} is another one than this node has seen there"
+    # Where it goes on from the head that was seen, the node has followed it before it looked back.
+    followed = ENTRIES + 2 if kept and longer else ENTRIES
+    assert bench.state.witnessed.head(ACCOUNT).seq == followed
+    signed = bench.database.read_now(checkpoints.countersigned)
+    assert [one.head.seq for one in signed] == [ENTRIES], "a disputed head was countersigned"
+
+
+class Busy(witness_rpc.WitnessService):
+    """A coordinator at which something happens just before it takes countersignatures."""
+
+    happens: Callable[[], None]
+
+    async def Countersign(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        type(self).happens()
+        return await super().Countersign(request, context)
+
+
+def busy(happens: Callable[[], None]) -> type[Busy]:
+    """Such a coordinator; it happens once."""
+    waiting = [happens]
+    return type("BusyOnce", (Busy,), {"happens": lambda: waiting.pop()() if waiting else None})
+
+
+def test_a_head_that_moves_on_while_it_is_signed_raises_none(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another job's entries come between what is announced and the signature; the next look signs
+    them too."""
+    bench.book(1, first=ENTRIES)
+    bench.look(monkeypatch, busy(lambda: bench.book(1, first=ENTRIES + 1)))
+    assert bench.state.witnessed.disputes() == []
+    bench.look(monkeypatch)
+    assert bench.state.witnessed.disputes() == []
+    signed = bench.database.read_now(checkpoints.countersigned)
+    assert [one.head.seq for one in signed] == [ENTRIES, ENTRIES + 2, ENTRIES + 4]
+
+
+def test_a_chain_that_is_changed_while_its_head_is_signed_raises_the_alarm(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was announced a moment ago is a promise."""
+    bench.book(1, first=ENTRIES)
+    chain = forged(bench.chain(), ENTRIES + 1, lambda one: replace(one, project="another"))
+    bench.look(monkeypatch, busy(lambda: bench.write(chain)))
+    (found,) = bench.state.witnessed.disputes()
+    assert (found.account, found.seq) == (ACCOUNT, ENTRIES + 2)
+
+
+def test_one_accounts_fork_keeps_no_other_ones_head_from_being_signed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are handed in together."""
+    other = f"{NODE}/others"
+    bench.database.write_now(lambda c: ledger.open_account(c, other, NODE, "gdp", 0, 10.0, 1.0e-5))
+    before = bench.chain()
+    chain = forged(before, 3, lambda one: replace(one, project="another"))
+    bench.write(chain, head=before[-1].hash)
+    bench.book(1, first=ENTRIES, account="others")
+    bench.look(monkeypatch)
+    assert [one.account for one in bench.state.witnessed.disputes()] == [ACCOUNT]
+    signed = bench.database.read_now(checkpoints.countersigned)
+    assert [(one.head.account, one.head.seq) for one in signed] == [(other, 2), (ACCOUNT, ENTRIES)]
+
+
+def test_an_account_that_is_gone_raises_the_alarm(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its entries and its row: nothing of it is announced any more."""
+
+    def remove(connection: Any) -> None:
+        drop_guards(connection.connection.cursor())
+        for table in ("countersignatures", "entries", "accounts"):
+            connection.exec_driver_sql(f"DELETE FROM {table}")  # noqa: S608
+
+    bench.database.write_now(remove)
+    bench.look(monkeypatch)
+    (found,) = bench.state.witnessed.disputes()
+    assert found.account == ACCOUNT
+    assert found.text == f"entry {ENTRIES}, which this node has seen there, is gone"
+
+
+def test_only_another_entry_in_its_place_disputes_a_head_that_is_not_known(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator that does not take a head and shows the very entry holds it after all."""
+    *_, before, last = bench.chain()
+    head = head_of(last)
+    assert denied(head, last) == ""
+    assert "is gone" in denied(head, None)
+    assert "is gone" in denied(head, before)
+    assert "is another one" in denied(head, replace(last, hash="0" * 64))
+
+    def refuse() -> None:
+        raise WrongPhase("HEAD_UNKNOWN", "it is not the newest")
+
+    bench.look(monkeypatch, type("Stubborn", (Busy,), {"happens": refuse}))
+    assert bench.state.witnessed.disputes() == []
 
 
 @pytest.mark.parametrize("k", [1, ENTRIES // 2, ENTRIES - 1])
@@ -478,14 +601,7 @@ def test_the_nodes_notice_and_refuse_until_their_steward_settles(
     assert job.status == "completed"
 
     def signed(account: str) -> bool:
-        """Whether the node has countersigned the account's last entry."""
-        query = (
-            "SELECT (SELECT max(seq) FROM countersignatures WHERE account = :a)"
-            " = (SELECT max(seq) FROM entries WHERE account = :a)"
-        )
-        with coordinator.database() as database:
-            (found,) = database.execute(query, {"a": account}).fetchone()
-        return bool(found)
+        return is_signed(coordinator, account)
 
     for name in names:
         account = f"{name}/patients"
@@ -525,6 +641,59 @@ def test_the_nodes_notice_and_refuse_until_their_steward_settles(
     assert coordinator.wait_for_end(second).status == "completed"
     wait_for("its head is countersigned anew", lambda: signed("alpha/patients"))
     assert coordinator.log("alpha").count("ledger_disputed") == 1
+
+
+def is_signed(federation: Federation, account: str) -> bool:
+    """Whether the node has countersigned the account's last entry."""
+    query = (
+        "SELECT (SELECT max(seq) FROM countersignatures WHERE account = :a)"
+        " = (SELECT max(seq) FROM entries WHERE account = :a)"
+    )
+    with federation.database() as database:
+        (found,) = database.execute(query, {"a": account}).fetchone()
+    return bool(found)
+
+
+def test_a_changed_account_whose_head_was_kept_is_found_and_stops_nobody_else(
+    coordinator: Federation,
+) -> None:
+    """Its node is alarmed and left out with the reason; jobs, sessions and probes go on."""
+    names = ("alpha", "beta", "gamma", "delta")
+    for name in names:
+        coordinator.add_node(name)
+        coordinator.start(name)
+    coordinator.wait_for_nodes(*names)
+    assert coordinator.wait_for_end(coordinator.submit(null_job(2))).status == "completed"
+    wait_for("its head is countersigned", lambda: is_signed(coordinator, "alpha/patients"))
+    coordinator.kill("coordinator")
+    rewrite(coordinator, "alpha/patients", head_kept=True)
+    coordinator.start("coordinator")
+    coordinator.wait_for_nodes(*names)
+    wait_for("alpha is alarmed", lambda: "ledger_disputed" in coordinator.log("alpha"))
+    status = run(coordinator, "agent", "status", "--dir", coordinator.agent("alpha"))
+    assert status[0] == 1
+    assert "another one than this node has seen there" in status[1]
+    done = coordinator.wait_for_end(coordinator.submit(null_job(1)))
+    assert done.status == "completed"
+    parts = {one.node: (one.outcome, one.reason) for one in done.rounds[0].participation}
+    assert parts == dict.fromkeys(names, ("update", "")) | {"alpha": ("left_out", "LEDGER_DAMAGED")}
+    coordinator.kill("beta")
+    waiting = coordinator.submit(null_job(1))
+    missing = {("alpha", "LEDGER_DAMAGED"), ("beta", "OFFLINE")}
+    wait_for("it waits", lambda: refusals(coordinator.job(waiting)) >= missing)
+    shown = run(coordinator, "job", "show", waiting)[1]
+    assert "ledger of account alpha/patients is damaged" in " ".join(shown.split())
+    assert "feddp budget verify" in shown
+    coordinator.start("beta")
+    assert coordinator.wait_for_end(waiting).status == "completed"
+    with urllib.request.urlopen(coordinator.health + "/ready", timeout=10) as answer:  # noqa: S310
+        assert json.loads(answer.read())["ready"] is True
+    with urllib.request.urlopen(coordinator.health + "/metrics", timeout=10) as answer:  # noqa: S310
+        assert b"feddp_ledger_damaged_accounts 1.0" in answer.read()
+    log = coordinator.log("coordinator")
+    assert log.count("account_damaged") == 1
+    for trouble in ("command_failed", "rpc_failed", "tick_failed", "event_not_taken"):
+        assert trouble not in log
 
 
 def refusals(job: jobs_pb2.Job) -> set[tuple[str, str]]:
@@ -587,6 +756,7 @@ def cut_last_attempt(federation: Federation, account: str) -> None:
         (count,) = database.execute(
             "SELECT entries FROM accounts WHERE account = ?", (account,)
         ).fetchone()
+        drop_guards(database)
         database.execute("DELETE FROM entries WHERE account = ? AND seq > ?", (account, count - 2))
         database.execute(
             "DELETE FROM countersignatures WHERE account = ? AND seq > ?", (account, count - 2)
@@ -608,9 +778,11 @@ def run(federation: Federation, *arguments: object) -> tuple[int, str, str]:
     return run_cli(*words)
 
 
-def rewrite(federation: Federation, account: str) -> None:
-    """Change an account's second entry, and make every hash fit."""
+def rewrite(federation: Federation, account: str, *, head_kept: bool = False) -> None:
+    """Change an account's second entry, and make every hash fit, the head's own where it is not
+    kept as it was."""
     with federation.database() as database:
+        drop_guards(database)
         database.row_factory = sqlite3.Row
         rows = database.execute(
             "SELECT * FROM entries WHERE account = ? ORDER BY seq", (account,)
@@ -627,7 +799,9 @@ def rewrite(federation: Federation, account: str) -> None:
                 " WHERE account = ? AND seq = ?",
                 (project, prev_hash, before, signature, account, row["seq"]),
             )
-        database.execute("UPDATE accounts SET head_hash = ? WHERE account = ?", (before, account))
+        if not head_kept:
+            change = "UPDATE accounts SET head_hash = ? WHERE account = ?"
+            database.execute(change, (before, account))
         database.commit()
 
 

@@ -346,6 +346,7 @@ def test_check_and_show_tell_the_policy_as_it_is_understood(folder: Folder) -> N
     assert shown["who_may_ask"] == {"unsigned": "allow", "engineers": [], "days_max": 31.0}
     (folder.root / "train.csv").write_text("patient_id,disease,age\n")
     assert cli("agent", "policy", "check", "--dir", str(folder.root)).stdout == (
+        "note: this node's ledger has no entry yet, so that nothing binds the accounts\n"
         "in order: 1 account, 1 data set\n"
     )
     changed(folder, werk={})

@@ -30,6 +30,7 @@ from tests.simulation.coordinator_work import (
 from tests.simulation.network import TO_NODE
 from tests.simulation.process import Process
 from tests.simulation.stores import Seam
+from tests.simulation.truth import Broken
 
 if TYPE_CHECKING:
     from tests.simulation.network import Stream
@@ -182,6 +183,8 @@ class Driver(Process):
                     raise Unavailable("DATABASE", "the disk is full")
         except Unavailable as error:
             return error
+        if turn.unbooked:  # no ledger is damaged here
+            raise Broken("ledgers-agree", f"nothing is booked of {turn.unbooked}")
         for one in turn.taken:
             self.world.note(f"{live.job_id} {told(one.event)} -> {type(one.phase).__name__}")
         self.world.checker.central_changed()

@@ -66,6 +66,7 @@ class MemoryStore:
             record=MemoryStore.record_raise,
             raises=MemoryStore.raises,
             signed_last=MemoryStore.signed_last,
+            damaged=MemoryStore.damaged,
         )
         return [
             (turns, "Books", MemoryBooks),
@@ -73,6 +74,7 @@ class MemoryStore:
             (effects, "job_store", tables),
             (answers, "people", tables),
             (answers, "ledger", tables),
+            (answers, "damage", tables),
             (greeting, "ledger", tables),
             (greeting, "people", tables),
             (greeting, "limits", tables),
@@ -198,6 +200,14 @@ class MemoryStore:
         """As `coordinator.store.ledger.named_accounts`."""
         return [self._accounts[name] for name in sorted(set(names)) if name in self._accounts]
 
+    def damaged(self, names: Sequence[str]) -> frozenset[str]:
+        """As `coordinator.store.damage.damaged`."""
+        return frozenset(
+            one.account
+            for one in self.named_accounts(names)
+            if (one.entries, one.head_hash) != _last(self._chains.get(one.account, []))
+        )
+
     def kinds(self, attempt_id: str) -> frozenset[str]:
         """What is booked of an attempt."""
         at = self._at
@@ -295,6 +305,11 @@ class MemoryStore:
     def models(self) -> list[ModelRecord]:
         """Every model that can be listed."""
         return self._models
+
+
+def _last(chain: Sequence[Entry]) -> tuple[int, str]:
+    """Number and hash of a chain's newest entry."""
+    return (chain[-1].seq, chain[-1].hash) if chain else (0, GENESIS)
 
 
 class MemoryBooks(Books):

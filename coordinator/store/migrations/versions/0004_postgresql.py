@@ -37,7 +37,7 @@ def _is_postgresql() -> bool:
 
 
 def upgrade() -> None:
-    """Apply; SQLite needs neither: its integers are wide, and its file is its own writer's."""
+    """Apply; SQLite's integers are wide anyway, and 0010 gives it its own triggers."""
     if not _is_postgresql():
         return
     for table, column in COUNTS:

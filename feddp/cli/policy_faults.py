@@ -1,0 +1,85 @@
+"""What `feddp agent policy check` makes of an agent's status: for what orders are refused, and what
+else a steward should know. It finds nothing itself, so that both commands say the same."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from feddp.cli import output
+from feddp.cli.budget import STAGES
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Sentences without their full stop.
+
+    Attributes:
+        refused: for what the agent refuses orders, by the steward's files or by its own ledger.
+        warnings: what holds for less than it says, or of one data set's own files.
+        notes: for information.
+    """
+
+    refused: Sequence[str]
+    warnings: Sequence[str]
+    notes: Sequence[str]
+
+
+def verdict_of(found: Mapping[str, Any]) -> Verdict:
+    """Of an agent's status, as `node_agent` gives it; its ledger is None where it has none yet."""
+    accounts, data_sets, ledger = found["accounts"], found["data_sets"], found["ledger"]
+    refused: list[str] = []
+    warnings: list[str] = []
+    notes: list[str] = []
+    if not found["rules"]["ok"]:
+        refused.append(found["rules"]["message"])
+    for one in data_sets:
+        if one["moved"]:
+            refused.append(f"data set {one['name']}: {one['moved']}")
+        elif one["message"]:
+            text = f"data set {one['name']}: {one['message']}"
+            warnings.append(f"{text}; attempts on it are refused, and cost nothing")
+    for one in accounts:
+        if one["message"]:
+            refused.append(f"account {one['name']}: {one['message']}")
+        if stage := one.get("stage"):
+            told = refused if stage == "over_limit" else warnings
+            told.append(f"account {one['name']}: {STAGES[stage]}")
+        warnings += [text for text in (one["not_raised"], one.get("shares_above")) if text]
+    for one in found["overlaps"]:
+        (warnings if one["warning"] else notes).append(one["message"])
+    if ledger is None:
+        notes.append(
+            "there is no ledger yet, as this folder has not joined: what was spent is not known"
+        )
+    else:
+        refused += _of_the_ledger(ledger)
+    if ledger is not None and not ledger["missing"] and not ledger["entries"]:
+        notes.append("this node's ledger has no entry yet, so that nothing binds the accounts")
+    return Verdict(*(_plain(one) for one in (refused, warnings, notes)))
+
+
+def _plain(said: Sequence[str]) -> list[str]:
+    return [one.removesuffix(".") for one in said]
+
+
+def _of_the_ledger(ledger: Mapping[str, Any]) -> list[str]:
+    return [
+        *(text for text in (ledger["missing"], ledger["rolled_back"]) if text),
+        *ledger["problems"],
+        *(
+            f"{one['account']}, coordinator's entry {one['seq']}: {one['text']}. To do: {one['do']}"
+            for one in ledger["disputes"]
+        ),
+    ]
+
+
+def starts_said(account: Mapping[str, Any]) -> str:
+    """What an account's first release takes whatever it is; empty where that is nothing."""
+    start = account.get("epsilon_start", 0.0)
+    if not start:
+        return ""
+    return (
+        f"account {account['name']} counts by rdp of order {account['rdp_order']}: at delta "
+        f"{account['delta']:g} it starts at epsilon {output.epsilon(start)}, its conversion cost, "
+        f"of its limit {output.epsilon(account['epsilon_limit'])}"
+    )

@@ -255,9 +255,9 @@ def test_a_head_that_moves_on_while_it_is_signed_raises_none(
     them too."""
     bench.book(1, first=ENTRIES)
     bench.look(monkeypatch, busy(lambda: bench.book(1, first=ENTRIES + 1)))
-    assert bench.state.witnessed.disputes() == []
+    assert bench.state.disputes.all() == []
     bench.look(monkeypatch)
-    assert bench.state.witnessed.disputes() == []
+    assert bench.state.disputes.all() == []
     signed = bench.database.read_now(checkpoints.countersigned)
     assert [one.head.seq for one in signed] == [ENTRIES, ENTRIES + 2, ENTRIES + 4]
 
@@ -269,7 +269,7 @@ def test_a_chain_that_is_changed_while_its_head_is_signed_raises_the_alarm(
     bench.book(1, first=ENTRIES)
     chain = forged(bench.chain(), ENTRIES + 1, lambda one: replace(one, project="another"))
     bench.look(monkeypatch, busy(lambda: bench.write(chain)))
-    (found,) = bench.state.witnessed.disputes()
+    (found,) = bench.state.disputes.all()
     assert (found.account, found.seq) == (ACCOUNT, ENTRIES + 2)
 
 
@@ -284,7 +284,7 @@ def test_one_accounts_fork_keeps_no_other_ones_head_from_being_signed(
     bench.write(chain, head=before[-1].hash)
     bench.book(1, first=ENTRIES, account="others")
     bench.look(monkeypatch)
-    assert [one.account for one in bench.state.witnessed.disputes()] == [ACCOUNT]
+    assert [one.account for one in bench.state.disputes.all()] == [ACCOUNT]
     signed = bench.database.read_now(checkpoints.countersigned)
     assert [(one.head.account, one.head.seq) for one in signed] == [(other, 2), (ACCOUNT, ENTRIES)]
 
@@ -301,7 +301,7 @@ def test_an_account_that_is_gone_raises_the_alarm(
 
     bench.database.write_now(remove)
     bench.look(monkeypatch)
-    (found,) = bench.state.witnessed.disputes()
+    (found,) = bench.state.disputes.all()
     assert found.account == ACCOUNT
     assert found.text == f"entry {ENTRIES}, which this node has seen there, is gone"
 
@@ -321,7 +321,7 @@ def test_only_another_entry_in_its_place_disputes_a_head_that_is_not_known(
         raise WrongPhase("HEAD_UNKNOWN", "it is not the newest")
 
     bench.look(monkeypatch, type("Stubborn", (Busy,), {"happens": refuse}))
-    assert bench.state.witnessed.disputes() == []
+    assert bench.state.disputes.all() == []
 
 
 @pytest.mark.parametrize("k", [1, ENTRIES // 2, ENTRIES - 1])

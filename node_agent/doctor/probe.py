@@ -1,6 +1,7 @@
 """One stream of echoes, over the agent's own gRPC options and on a connection of its own."""
 
 import asyncio
+import time
 from typing import Any
 
 import grpc
@@ -34,6 +35,7 @@ class Probe:
             route.address, identity.credentials(), options=(*OPTIONS, *route.options())
         )
         self._call: Any = pb_grpc.DiagnosisStub(self._channel).Probe()
+        self._heard_s = time.monotonic()
 
     async def __aenter__(self) -> "Probe":
         return self
@@ -72,7 +74,12 @@ class Probe:
             raise Stopped(None) from None  # the other side ended it with CANCELLED
         if answer is grpc.aio.EOF:
             raise Stopped(None)
+        self._heard_s = time.monotonic()
         return answer  # type: ignore[no-any-return]
+
+    def silent_s(self) -> float:
+        """Seconds since the last answer."""
+        return time.monotonic() - self._heard_s
 
     async def echo(self, data_bytes: int = 0, answer_bytes: int = 0) -> pb.ProbeResponse:
         """Say, and hear."""

@@ -15,6 +15,7 @@ import pytest
 from node_agent.doctor import coordinator as asking
 from node_agent.doctor import machine, stream
 from node_agent.doctor.examine import examine, joined
+from node_agent.doctor.probe import Stopped
 from node_agent.doctor.report import Check
 from node_agent.identity import Identity, load_identity
 from node_agent.proxy import Route
@@ -105,6 +106,50 @@ def test_a_way_that_swallows_long_messages_is_named(
     assert answers
     assert [found[name].result for name in asking.ASKED] == ["ok"] * 4 + ["failed"]
     assert "MTU" in found["bandwidth"].do
+
+
+def test_a_healthy_way_is_measured_each_time(
+    coordinator: Federation, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that is here before the write of its question is done ends no measurement."""
+    monkeypatch.setattr(asking, "ECHOES", 1)
+    monkeypatch.setattr(asking, "STEPS_BYTES", (64 << 10,) * 6)
+
+    async def measured(times: int) -> list[Check]:
+        way = route(coordinator)
+        return [(await asking.check_coordinator(way, identity))[0][-1] for _ in range(times)]
+
+    found = asyncio.run(measured(150))
+    assert [one for one in found if (one.name, one.result) != ("bandwidth", "ok")] == []
+
+
+def test_a_stream_that_somebody_ends_is_no_matter_of_mtu(
+    coordinator: Federation, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator that restarts ends it as a box does: at once, not by silence."""
+    monkeypatch.setattr(asking, "STEPS_BYTES", (1 << 20,) * 12)
+    monkeypatch.setattr(asking, "STEP_S_ENOUGH", 30.0)
+    say_all = asking._say_all
+
+    async def killed_between(*arguments: object, **options: object) -> None:
+        await say_all(*arguments, **options)  # type: ignore[arg-type]
+        coordinator.kill("coordinator")
+
+    monkeypatch.setattr(asking, "_say_all", killed_between)
+    checks, _ = asyncio.run(asking.check_coordinator(route(coordinator), identity))
+    found = {one.name: one for one in checks}
+    assert found["latency"].result == "ok"
+    assert found["bandwidth"].result == "failed"
+    assert "ended during the measurement" in found["bandwidth"].found
+    assert "MTU" not in found["bandwidth"].do
+
+
+def test_a_connection_given_up_after_silence_is_a_matter_of_mtu() -> None:
+    """gRPC ends one whose bytes nobody acknowledges, before the time of the test is over."""
+    silence = asking._ended("bandwidth", Stopped(None), asking.SWALLOWED_S_MIN)
+    assert "MTU" in silence.do
+    assert "MTU" not in asking._ended("bandwidth", Stopped(None), 1.0).do
+    assert "MTU" not in asking._ended("latency", Stopped(None), 15.0).do
 
 
 def test_quiet_streams_that_live_long_enough_are_only_warned_of() -> None:

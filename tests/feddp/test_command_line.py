@@ -196,7 +196,6 @@ def test_python_m_feddp_is_the_same_command() -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        OSError(errno.ENOSPC, "No space left on device"),
         PermissionError(errno.EACCES, "Permission denied", "/f"),
         OSError("a library's own words"),
         sqlite3.DatabaseError("file is not a database"),

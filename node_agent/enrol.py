@@ -30,6 +30,7 @@ from certs.keyfiles import key_in, stored_pem
 from certs.proofs import prove_rejoin
 from certs.spiffe import SpiffeId
 from certs.tokens import JoinToken
+from node_agent.clock import off_by_issue
 from node_agent.config import AgentConfig, Folder, load_config
 from node_agent.identity import (
     BUNDLE,
@@ -81,6 +82,7 @@ class JoinResult:
         expires_at: last moment of the certificate, UTC.
         policy_written: whether a policy file was made that allows nothing yet.
         root_fingerprint: SHA-256 of the root that the token pins, for people to compare.
+        clock_off: what the new certificate says of this machine's clock; empty for nothing.
     """
 
     node: str
@@ -91,6 +93,7 @@ class JoinResult:
     path: Path
     policy_written: bool
     root_fingerprint: str
+    clock_off: str = ""
 
 
 def join(
@@ -269,8 +272,8 @@ def _ask(
             raise Unavailable(
                 "UNREACHABLE",
                 f"no trusted connection to {token.address} within {timeout_s:g} s, "
-                f"{route.said()}{_blocked(route)}: `feddp agent doctor --token TOKEN{way}` says "
-                "whether it is the name, the firewall, the proxy, this machine's clock, a TLS "
+                f"{route.said()}{_found(token, route)}: `feddp agent doctor --token TOKEN{way}` "
+                "says whether it is the name, the firewall, the proxy, this machine's clock, a TLS "
                 "inspection or the coordinator; then join again with the same token",
             ) from None
         stub = pb_grpc.EnrollmentStub(channel)
@@ -300,17 +303,30 @@ def _ask(
                 )
 
 
-def _blocked(route: Route) -> str:
-    """What the proxy itself answers, if it lets nothing through; empty without a proxy."""
-    if not route.proxy:
-        return ""
+def _found(token: JoinToken, route: Route) -> str:
+    """What a look at the way shows: where it ends, whose certificate came, by whose clock it holds;
+    empty for nothing."""
     from node_agent.doctor.network import Blocked, connect
+    from node_agent.doctor.tls import check_tls, clock_by_certificate
 
     try:
         connect(route).close()
     except Blocked as blocked:
-        return f". {blocked.check.found}: {blocked.check.do}. Else"
-    return ""
+        # Before there is an agent.yaml, only the proxy's own answer says what to do here.
+        do = f": {blocked.check.do}" if blocked.check.name == "proxy" else ""
+        return f". {blocked.check.found}{do}. Else"
+    checks, shown = check_tls(route, token.root_pem)
+    if shown is not None and not shown.own:
+        return (
+            f". {checks[0].found}. It does not chain to the root that the token names (SHA-256 "
+            f"{token.fingerprint}): either the token is another coordinator's, then ask for a new "
+            f"one, or a TLS inspection opens the connection, then ask to exempt {route.address} "
+            "from it. Nothing was sent. Else"
+        )
+    if shown is not None and (clock := clock_by_certificate(shown, datetime.now(UTC))):
+        return f". {clock.found}: {clock.do}. Else"
+    failed = [one.found for one in checks if one.result == "failed"]
+    return f". {failed[0]}. Else" if failed else ""
 
 
 def _check(
@@ -374,6 +390,7 @@ def _write(
         path=folder.root,
         policy_written=policy_written,
         root_fingerprint=token.fingerprint,
+        clock_off=off_by_issue(leaf, datetime.now(UTC)),
     )
 
 

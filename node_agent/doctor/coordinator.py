@@ -6,9 +6,9 @@ import time
 from importlib.metadata import version
 from typing import Final
 
+from node_agent.clock import SET_CLOCK
 from node_agent.doctor.probe import Probe, Stopped
 from node_agent.doctor.report import Check, size, skipped, span
-from node_agent.doctor.tls import SET_CLOCK
 from node_agent.identity import Identity
 from node_agent.proxy import Route
 from node_agent.session.greeting import PROTOCOL_VERSION

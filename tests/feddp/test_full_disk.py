@@ -46,7 +46,7 @@ def agent(tmp_path: Path) -> Folder:
 def test_a_full_disk_is_said_and_no_backup_is_asked_for(
     agent: Folder, tmp_path: Path, command: str
 ) -> None:
-    """The folder is named, the exit code is 1, and once there is room the ledger opens as before."""
+    """The folder is named, the exit code is 1, and with room the ledger opens as before."""
     said = on_small_disk(
         tmp_path,
         f'cp -r {agent.root} "$DISK/agent" && {FILLED}\n'

@@ -22,7 +22,7 @@ from node_agent.proxy import Route
 from protos.feddp.v1 import diagnosis_pb2 as pb
 from protos.feddp.v1 import diagnosis_pb2_grpc as pb_grpc
 from protos.status import from_rpc
-from tests.integration.federation import Federation
+from tests.integration.federation import Federation, run_cli
 from tests.node_agent.proxies import ConnectProxy
 
 HEARTBEAT_S = 0.4
@@ -213,15 +213,25 @@ def test_a_held_probe_of_a_disabled_node_is_cut(
     prober.channel.close()
 
 
+def moved_clock(moved: str) -> dict[str, str]:
+    """An environment in which a process sees a moved clock."""
+    package = importlib.util.find_spec("libfaketime")
+    assert package is not None
+    assert package.origin is not None
+    library = Path(package.origin).parent / "vendor/libfaketime/src/libfaketime.so.1"
+    return {
+        **os.environ,
+        "LD_PRELOAD": str(library),
+        "FAKETIME": moved,
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+
+
 @pytest.mark.parametrize(("moved", "found"), [("-2d", "2 days behind"), ("+2d", "2 days ahead of")])
 def test_a_machine_whose_clock_is_two_days_off_is_told(
     coordinator: Federation, identity: Identity, moved: str, found: str
 ) -> None:
     """A real process under a moved clock, against a coordinator whose clock is right."""
-    package = importlib.util.find_spec("libfaketime")
-    assert package is not None
-    assert package.origin is not None
-    library = Path(package.origin).parent / "vendor/libfaketime/src/libfaketime.so.1"
     code = (
         "import sys; from pathlib import Path\n"
         "from node_agent.doctor.examine import joined, _outside\n"
@@ -232,12 +242,7 @@ def test_a_machine_whose_clock_is_two_days_off_is_told(
         capture_output=True,
         text=True,
         check=True,
-        env={
-            **os.environ,
-            "LD_PRELOAD": str(library),
-            "FAKETIME": moved,
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        },
+        env=moved_clock(moved),
     )
     (clock,) = (line for line in ran.stdout.splitlines() if "name='clock'" in line)
     assert "result='failed'" in clock
@@ -247,3 +252,56 @@ def test_a_machine_whose_clock_is_two_days_off_is_told(
     else:
         # The coordinator is younger than that, and its certificate has not begun by this clock.
         assert "before the coordinator's certificate begins" in clock
+
+
+@pytest.mark.parametrize(("moved", "found"), [("-2d", "2 days behind"), ("+2d", "2 days ahead of")])
+def test_an_agent_whose_clock_is_two_days_off_logs_it(
+    coordinator: Federation, identity: Identity, moved: str, found: str
+) -> None:
+    """A real agent: two days ahead it works, two days behind it has no session."""
+    words = ["agent", "run", "--dir", str(coordinator.agent("alpha"))]
+    agent = subprocess.Popen(
+        [sys.executable, "-m", "feddp", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=moved_clock(moved),
+    )
+    ending = threading.Timer(60.0, agent.kill)
+    ending.start()
+    wanted = {"clock_off"} if moved == "+2d" else {"clock_off", "coordinator_unreachable"}
+    said: dict[str, str] = {}
+    try:
+        assert agent.stdout is not None
+        for line in agent.stdout:
+            said |= {event: line for event in wanted if f'"{event}"' in line or event in line}
+            if said.keys() == wanted:
+                break
+    finally:
+        ending.cancel()
+        agent.kill()
+        agent.wait()
+    assert said.keys() == wanted, said
+    assert f"{found} the coordinator's" in said["clock_off"]
+    assert all("chrony" in line for line in said.values())
+
+
+def test_a_join_with_a_clock_that_is_off_says_so(coordinator: Federation) -> None:
+    """Two days ahead it joins and warns; two days behind it cannot, and the clock is the cause."""
+    for moved, code in (("-2d", 5), ("+2d", 0)):
+        token = run_cli("node", "token", "alpha", "--dir", str(coordinator.installation.folder))[1]
+        folder = coordinator.agent("alpha")
+        words = ["agent", "join", token.split()[-1], "--dir", str(folder)]
+        ran = subprocess.run(
+            [sys.executable, "-m", "feddp", *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=moved_clock(moved),
+        )
+        assert ran.returncode == code, ran.stderr
+        if moved == "-2d":
+            assert "before the coordinator's certificate begins" in ran.stderr
+        else:
+            assert "WARNING: this machine's clock is 2 days ahead of the coordinator" in ran.stdout

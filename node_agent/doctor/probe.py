@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
@@ -14,6 +14,9 @@ from protos.feddp.v1 import diagnosis_pb2 as pb
 from protos.feddp.v1 import diagnosis_pb2_grpc as pb_grpc
 from protos.status import from_rpc
 
+_STATUS_LOST: Final = "Internal error from Core"
+"""gRPC's words where it was writing when the stream ended: what the other side said is lost."""
+
 
 class Stopped(Exception):
     """The stream ended before it was asked to."""
@@ -21,6 +24,11 @@ class Stopped(Exception):
     def __init__(self, error: FeddpError | None) -> None:
         super().__init__("the stream ended")
         self.error = error
+
+    @property
+    def is_status_lost(self) -> bool:
+        """Whether why it ended is not known, though the other side may have said it."""
+        return self.error is not None and self.error.message == _STATUS_LOST
 
     def why(self) -> str:
         """In words."""

@@ -144,6 +144,18 @@ def test_a_healthy_site_is_in_order_with_an_older_coordinator(site: Site) -> Non
     )
 
 
+def test_what_a_coordinator_says_at_once_is_heard_each_time(site: Site) -> None:
+    """A refusal that comes while the first message is being written does not get lost."""
+    way = Route(f"127.0.0.1:{site.coordinator.port}")
+    identity = load_identity(site.folder.identity)
+
+    async def asked(times: int) -> set[str]:
+        found = [await asking.check_coordinator(way, identity) for _ in range(times)]
+        return {checks[0].found for checks, _ in found}
+
+    assert asyncio.run(asked(150)) == {"it answers, and is too old for the tests that follow"}
+
+
 def test_the_document_lists_every_check(site: Site) -> None:
     """And none that is not made; its proxy settings are such."""
     write_records(site.folder, "patient_id,disease,age\np,1,40\n")

@@ -267,14 +267,23 @@ def _ask(
         try:
             grpc.channel_ready_future(channel).result(timeout=timeout_s)
         except grpc.FutureTimeoutError:
+            from node_agent.doctor.unreached import found_on_the_way  # most joins need none of it
+
             way = f" --proxy http://{route.proxy}" if route.source == OPTION else ""
             way += " --proxy-credentials-file FILE" if way and route.credentials else ""
+            doctor = f"`feddp agent doctor --token TOKEN{way}`"
+            if cause := found_on_the_way(token, route):
+                then = f"{cause}. Then join again; {doctor} looks at all of the way"
+            else:
+                then = (
+                    f"{doctor} says whether it is the name, the firewall, the proxy, this "
+                    "machine's clock, a TLS inspection or the coordinator; then join again with "
+                    "the same token"
+                )
             raise Unavailable(
                 "UNREACHABLE",
                 f"no trusted connection to {token.address} within {timeout_s:g} s, "
-                f"{route.said()}{_found(token, route)}: `feddp agent doctor --token TOKEN{way}` "
-                "says whether it is the name, the firewall, the proxy, this machine's clock, a TLS "
-                "inspection or the coordinator; then join again with the same token",
+                f"{route.said()}: {then}",
             ) from None
         stub = pb_grpc.EnrollmentStub(channel)
         waited = False
@@ -301,32 +310,6 @@ def _ask(
                     f"the answer of {token.address} was lost ({found.reason}); join again with the "
                     f"same token and folder within 15 minutes",
                 )
-
-
-def _found(token: JoinToken, route: Route) -> str:
-    """What a look at the way shows: where it ends, whose certificate came, by whose clock it holds;
-    empty for nothing."""
-    from node_agent.doctor.network import Blocked, connect
-    from node_agent.doctor.tls import check_tls, clock_by_certificate
-
-    try:
-        connect(route).close()
-    except Blocked as blocked:
-        # Before there is an agent.yaml, only the proxy's own answer says what to do here.
-        do = f": {blocked.check.do}" if blocked.check.name == "proxy" else ""
-        return f". {blocked.check.found}{do}. Else"
-    checks, shown = check_tls(route, token.root_pem)
-    if shown is not None and not shown.own:
-        return (
-            f". {checks[0].found}. It does not chain to the root that the token names (SHA-256 "
-            f"{token.fingerprint}): either the token is another coordinator's, then ask for a new "
-            f"one, or a TLS inspection opens the connection, then ask to exempt {route.address} "
-            "from it. Nothing was sent. Else"
-        )
-    if shown is not None and (clock := clock_by_certificate(shown, datetime.now(UTC))):
-        return f". {clock.found}: {clock.do}. Else"
-    failed = [one.found for one in checks if one.result == "failed"]
-    return f". {failed[0]}. Else" if failed else ""
 
 
 def _check(

@@ -228,6 +228,8 @@ def test_a_port_where_nothing_listens_is_said_when_joining(tmp_path: Path) -> No
         with pytest.raises(Unavailable) as caught:
             join(token, tmp_path / "agent", connect_timeout_s=0.3)
     assert "refuses: nothing listens there" in caught.value.message
+    assert "--firewall-request" in caught.value.message
+    assert "agent.yaml" not in caught.value.message
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from node_agent.doctor.network import Blocked, connect
 from node_agent.doctor.tls import check_tls, clock_by_certificate
 from node_agent.proxy import Route
 
-
 _TCP: Final = {
     False: "ask the coordinator's operator whether it runs; for the firewall, `feddp agent doctor "
     "--token TOKEN --firewall-request` prints what to ask for; where this network goes out by a "

@@ -14,6 +14,7 @@ import structlog
 
 from node_agent.admission import Admission
 from node_agent.channels import Channels
+from node_agent.clock import watch_clock
 from node_agent.config import AgentConfig, Folder
 from node_agent.failures import keep_short
 from node_agent.footprint import keep_small
@@ -119,6 +120,7 @@ async def serve(
         asyncio.create_task(headers.run()),
         asyncio.create_task(watch_overlaps(folder, steward)),
         asyncio.create_task(keep_short(folder.logs)),
+        asyncio.create_task(watch_clock(identity.chain, lambda: channels.current)),
     ]
     if config.alerts.is_used:
         from node_agent.alert_watch import AlertWatch  # most agents need none of it in memory

@@ -16,14 +16,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from node_agent.alerts import Alert, AlertsConfig, FileSink, MailSink, SyslogSink
+from node_agent.alerts import (
+    Alert,
+    AlertsConfig,
+    FileSink,
+    MailSink,
+    SyslogSink,
+    sentence,
+)
 from protos.content import write_durable
 
 MAIL_TIMEOUT_S: Final = 60.0
 
 
 class Sink(Protocol):
-    """Takes what changed."""
+    """Takes what changed.
+
+    Attributes:
+        remedy: what to do where it cannot be told.
+    """
+
+    remedy: str
 
     async def tell(
         self, node: str, began: Sequence[Alert], ended: Sequence[Alert], now: Sequence[Alert]
@@ -50,6 +63,8 @@ class _Raising(logging.handlers.SysLogHandler):
 class Syslog:
     """One line each, facility daemon."""
 
+    remedy = "check `alerts.syslog.address` in agent.yaml; `feddp agent doctor` looks at it"
+
     def __init__(self, config: SyslogSink) -> None:
         self._config = config
 
@@ -59,6 +74,7 @@ class Syslog:
         facility = logging.handlers.SysLogHandler.LOG_DAEMON
         handler = _Raising(address, facility=facility)
         handler.ident = "feddp-agent: "
+        handler.append_nul = False  # collectors show it as a blank
         try:
             for level, text in lines:
                 handler.emit(logging.LogRecord("feddp", level, "", 0, text, None, None))
@@ -69,7 +85,10 @@ class Syslog:
         self, node: str, began: Sequence[Alert], ended: Sequence[Alert], now: Sequence[Alert]
     ) -> None:
         """See `Sink`."""
-        lines = [(logging.ERROR, f"{node} {_line(one)} What to do: {one.remedy}") for one in began]
+        lines = [
+            (logging.ERROR, f"{node} {_line(one)} What to do: {sentence(one.remedy)}")
+            for one in began
+        ]
         lines += [(logging.INFO, f"{node} over: {_line(one)}") for one in ended]
         await asyncio.to_thread(self._lines, lines)
 
@@ -84,6 +103,11 @@ class Mail:
     """One message for all that changed; sent by a process of its own, as the agent loads no second
     TLS library."""
 
+    remedy = (
+        "check `alerts.mail` in agent.yaml: server, port, tls, user and password; `feddp agent "
+        "doctor` looks at the server"
+    )
+
     def __init__(self, config: MailSink) -> None:
         self._config = config
 
@@ -91,7 +115,7 @@ class Mail:
         self, node: str, began: Sequence[Alert], ended: Sequence[Alert], now: Sequence[Alert]
     ) -> None:
         """See `Sink`."""
-        lines = [f"{_line(one)}\n  What to do: {one.remedy}" for one in began]
+        lines = [f"{_line(one)}\n  What to do: {sentence(one.remedy)}" for one in began]
         lines += [f"Over: {_line(one)}" for one in ended]
         first = began[0].event if began else f"over: {ended[0].event}"
         await self._send(f"feddp node {node}: {first}", "\n\n".join(lines))
@@ -123,6 +147,11 @@ class Mail:
 class File:
     """What is wrong now, and when that was looked at: an agent that has stopped leaves an old
     `at_s`, for which Zabbix has `nodata` and `fuzzytime`."""
+
+    remedy = (
+        "make the folder of `alerts.file.path`, writable by the agent's user (RuntimeDirectory= in "
+        "a drop-in of the unit does), or name another path in agent.yaml"
+    )
 
     def __init__(self, config: FileSink) -> None:
         self._config = config
@@ -160,9 +189,13 @@ def sinks(config: AlertsConfig) -> list[Sink]:
 
 
 def _write(path: Path, text: str, mode: int) -> None:
-    write_durable(path, f"{text}\n".encode(), mode)
-    path.chmod(mode)  # whatever the umask
+    try:
+        write_durable(path, f"{text}\n".encode(), mode)
+        path.chmod(mode)  # whatever the umask
+    except OSError as error:
+        # Not the name of the file that was to be renamed over it, which nobody has written down.
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _line(one: Alert) -> str:
-    return f"{one.event}{f' {one.subject}' if one.subject else ''}: {one.text}"
+    return f"{one.event}{f' {one.subject}' if one.subject else ''}: {sentence(one.text)}"

@@ -85,7 +85,7 @@ class AlertWatch:
         try:
             await sink.tell(self._identity.node, began, ended, list(now.values()))
         except OSError as error:
-            log.warning("alert_not_told", sink=type(sink).__name__.lower(), detail=str(error))
+            log.warning("alert_not_told", **_said(sink, error))
         else:
             self._told[number] = now
 
@@ -113,4 +113,9 @@ class AlertWatch:
             try:
                 await sink.digest(self._identity.node, text)
             except OSError as error:
-                log.warning("digest_not_sent", sink=type(sink).__name__.lower(), detail=str(error))
+                log.warning("digest_not_sent", **_said(sink, error))
+
+
+def _said(sink: Sink, error: OSError) -> dict[str, str]:
+    """Which one, what happened and what to do, for the log."""
+    return {"sink": type(sink).__name__.lower(), "detail": str(error), "do": sink.remedy}

@@ -102,3 +102,8 @@ class Alert:
     def key(self) -> tuple[str, str]:
         """What makes it the same one as before."""
         return self.event, self.subject
+
+
+def sentence(text: str) -> str:
+    """With its full stop, unless it ends in one or in a question."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."

@@ -10,6 +10,7 @@ from typing import Final
 from node_agent.alerts import Alert, AlertsConfig
 from node_agent.booked import booked, said
 from node_agent.config import Folder
+from node_agent.doctor.report import span
 from node_agent.identity import Identity
 from node_agent.notes import CONNECTED_NOTE, ROLLED_BACK_NOTE
 from node_agent.state import State
@@ -74,7 +75,7 @@ def _connection(state: State, config: AlertsConfig, now_s: float) -> list[Alert]
     away_s = now_s - float(since)
     if away_s < config.disconnected_after_s:
         return []
-    text = f"no session with the coordinator for {away_s / 60:.0f} minutes"
+    text = f"no session with the coordinator for {span(away_s)}"
     remedy = "`feddp agent doctor` names what is between the two"
     return [Alert("DISCONNECTED", "", text, remedy)]
 

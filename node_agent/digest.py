@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from node_agent import booked
-from node_agent.alerts import AlertsConfig
+from node_agent.alerts import AlertsConfig, sentence
 from node_agent.conditions import conditions
 from node_agent.config import Folder, load_config
 from node_agent.failures import kept as kept_failures
@@ -129,7 +129,8 @@ def said(found: dict[str, Any]) -> str:
     lines.append(f"Certificate until {_moment(found['certificate_expires_at'])}.")
     for one in found["alerts"]:
         subject = f" {one['subject']}" if one["subject"] else ""
-        lines.append(f"{one['event']}{subject}: {one['text']}. What to do: {one['remedy']}.")
+        text, remedy = sentence(one["text"]), sentence(one["remedy"])
+        lines.append(f"{one['event']}{subject}: {text} What to do: {remedy}")
     return "\n".join(lines)
 
 

@@ -38,6 +38,7 @@ from certs.redeeming import (
 )
 from certs.spiffe import SpiffeId
 from certs.tokens import JoinToken
+from node_agent.clock import off_by_issue
 from node_agent.config import AgentConfig, Folder, load_config
 from node_agent.identity import (
     BUNDLE,
@@ -75,6 +76,7 @@ class JoinResult:
         expires_at: last moment of the certificate, UTC.
         policy_written: whether a policy file was made that allows nothing yet.
         root_fingerprint: SHA-256 of the root that the token pins, for people to compare.
+        clock_off: what the new certificate says of this machine's clock; empty for nothing.
     """
 
     node: str
@@ -85,6 +87,7 @@ class JoinResult:
     path: Path
     policy_written: bool
     root_fingerprint: str
+    clock_off: str = ""
 
 
 def join(
@@ -263,14 +266,23 @@ def _ask(
         with enrolment_channel(token, timeout_s, route.options()) as channel:
             return _answered(token, pb_grpc.EnrollmentStub(channel), request, undo, pending)
     except grpc.FutureTimeoutError:
+        from node_agent.doctor.unreached import found_on_the_way  # most joins need none of it
+
         way = f" --proxy http://{route.proxy}" if route.source == OPTION else ""
         way += " --proxy-credentials-file FILE" if way and route.credentials else ""
+        doctor = f"`feddp agent doctor --token TOKEN{way}`"
+        if cause := found_on_the_way(token, route):
+            then = f"{cause}. Then join again; {doctor} looks at all of the way"
+        else:
+            then = (
+                f"{doctor} says whether it is the name, the firewall, the proxy, this "
+                "machine's clock, a TLS inspection or the coordinator; then join again with "
+                "the same token"
+            )
         raise Unavailable(
             "UNREACHABLE",
             f"no trusted connection to {token.address} within {timeout_s:g} s, "
-            f"{route.said()}{_blocked(route)}: `feddp agent doctor --token TOKEN{way}` says "
-            "whether it is the name, the firewall, the proxy, this machine's clock, a TLS "
-            "inspection or the coordinator; then join again with the same token",
+            f"{route.said()}: {then}",
         ) from None
 
 
@@ -302,19 +314,6 @@ def _answered(
         else:
             undo.pop_all()
             raise answer_lost(token, found)
-
-
-def _blocked(route: Route) -> str:
-    """What the proxy itself answers, if it lets nothing through; empty without a proxy."""
-    if not route.proxy:
-        return ""
-    from node_agent.doctor.network import Blocked, connect
-
-    try:
-        connect(route).close()
-    except Blocked as blocked:
-        return f". {blocked.check.found}: {blocked.check.do}. Else"
-    return ""
 
 
 def _write(
@@ -362,6 +361,7 @@ def _write(
         path=folder.root,
         policy_written=policy_written,
         root_fingerprint=token.fingerprint,
+        clock_off=off_by_issue(leaf, datetime.now(UTC)),
     )
 
 

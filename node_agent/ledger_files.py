@@ -21,6 +21,7 @@ from node_agent.state import State, ledger_missing
 from privacy.heads import LimitInForce, Terms
 from privacy.ledger import Verification, verify
 from protos.content import beside_of, sync_directory
+from protos.disks import disk_trouble
 from protos.errors import Conflict, FeddpError, Limited, Malformed, NotFound
 
 
@@ -208,8 +209,7 @@ def _state(path: Path, identity: Identity | Kept) -> Iterator[State]:
 
 def _unusable(error: sqlite3.DatabaseError, source: Path, out: Path) -> FeddpError:
     """What a database's error means: a disk that takes no more is no damaged ledger."""
-    name = getattr(error, "sqlite_errorname", "")
-    if name == "SQLITE_FULL" or name.startswith("SQLITE_IOERR"):
+    if disk_trouble(error):
         return Limited(
             "DISK_FULL",
             f"{out} cannot be written: its disk is full or does not answer; free room there, or "

@@ -14,7 +14,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from coordinator.store.engines import is_sqlite, reader_engine, was_rolled_back, writer_engine
-from protos.errors import Malformed, Unavailable
+from protos.disks import disk_trouble
+from protos.errors import Limited, Malformed, Unavailable
 
 T = TypeVar("T")
 
@@ -74,6 +75,7 @@ class Database:
 
         Raises:
             Malformed: DATABASE_UNUSABLE, the database cannot be opened or upgraded.
+            Limited: DISK_FULL.
             Unavailable: DATABASE_UNREACHABLE.
         """
         database = make_url(self._url).database
@@ -93,6 +95,13 @@ class Database:
         except SQLAlchemyError as error:
             if not begun and not is_sqlite(self._url):
                 raise self._unreached(error) from None
+            if disk_trouble(error) == "full":
+                where = database if is_sqlite(self._url) else "the database's server"
+                raise Limited(
+                    "DISK_FULL",
+                    f"disk full: free room on the disk of {where} (or raise the quota), and run "
+                    "the same again. This is no sign of damage: nothing has to be put back",
+                ) from None
             raise Malformed(
                 "DATABASE_UNUSABLE",
                 f"the database cannot be opened or upgraded ({type(error).__name__}); check "

@@ -20,7 +20,7 @@ from feddp.cli import (
 )
 from feddp.cli.budget import STAGES
 from feddp.cli.failures import FAILED
-from feddp.cli.options import Json
+from feddp.cli.options import Json, RootFingerprint, RootIsRight
 from feddp.process import loading
 
 app = typer.Typer(help="Join a federation and run the node agent.", no_args_is_help=True)
@@ -66,13 +66,15 @@ def join(
     ] = True,
     proxy: agent_doctor.Proxy = "",
     proxy_credentials_file: agent_doctor.CredentialsFile = None,
+    fingerprint: RootFingerprint = "",
+    yes: RootIsRight = False,
     as_json: Json = False,
 ) -> None:
     """Redeem a join token: makes the node's keys here and brings its certificate."""
     from feddp.cli.agent_join import announce, waiting
     from node_agent.enrol import join as join_federation
 
-    announce(token, as_json)
+    announce(token, as_json, fingerprint=fingerprint, yes=yes)
     made = join_federation(
         token,
         folder,
@@ -91,11 +93,16 @@ def join(
                 "dir": str(made.path),
                 "certificate_expires_at": made.expires_at.timestamp(),
                 "root_fingerprint": made.root_fingerprint,
+                "clock_off": made.clock_off,
             }
         )
         return
     output.line(f"joined as {made.node} ({made.node_class}); coordinator {made.coordinator}")
     output.line(f"certificate until {output.moment(made.expires_at.timestamp())}")
+    if made.clock_off:
+        from node_agent.clock import SET_CLOCK
+
+        output.line(f"WARNING: {made.clock_off}: {SET_CLOCK}")
     if made.policy_written:
         output.line(f"{folder / 'policy.yaml'} allows nothing yet: the data steward edits it and")
         output.line(f"declares the data in {folder / 'datasets.yaml'}")

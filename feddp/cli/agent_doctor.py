@@ -23,6 +23,14 @@ Proxy = Annotated[
         "Default: https_proxy and no_proxy.",
     ),
 ]
+ProxyTried = Annotated[
+    str,
+    typer.Option(
+        metavar="URL",
+        help="With --token: http://HOST:PORT of the proxy to try, or `direct`; nothing is written. "
+        "Default: https_proxy and no_proxy. After joining, agent.yaml says it.",
+    ),
+]
 CredentialsFile = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Holds USER:PASSWORD for the proxy, in one line."),
@@ -75,7 +83,7 @@ def doctor(
     firewall_request: Annotated[
         bool, typer.Option("--firewall-request", help="Print the rules to ask the firewall for.")
     ] = False,
-    proxy: Proxy = "",
+    proxy: ProxyTried = "",
     proxy_credentials_file: CredentialsFile = None,
     as_json: Json = False,
 ) -> None:

@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +13,7 @@ import typer
 
 from feddp.cli.output import note
 from protos import errors
+from protos.disks import Trouble, disk_trouble
 
 FAILED: Final = 1
 USAGE: Final = 2
@@ -53,6 +55,8 @@ def exit_code_of(error: BaseException) -> int:
         return _CODES.get(type(error), FAILED)
     if isinstance(error, ModuleNotFoundError) and _extra(error, []):
         return USAGE
+    if disk_trouble(error):
+        return FAILED
     return USAGE if isinstance(error, OSError) or _is_database_error(error) else FAILED
 
 
@@ -62,8 +66,17 @@ def _is_database_error(error: BaseException) -> bool:
 
 
 def _is_busy(error: BaseException) -> bool:
+    return _sqlite_name(error).startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+
+
+def _is_closed(error: BaseException) -> bool:
+    """To this user, or for want of an inode."""
+    return _sqlite_name(error).startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM"))
+
+
+def _sqlite_name(error: BaseException) -> str:
     cause = getattr(error, "orig", None) or error  # SQLAlchemy wraps the driver's error
-    return str(getattr(cause, "sqlite_errorname", "")).startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+    return str(getattr(cause, "sqlite_errorname", ""))
 
 
 def tell(error: BaseException, words: list[str]) -> None:
@@ -90,6 +103,8 @@ def _described(error: BaseException, words: list[str]) -> tuple[str, str]:
             f"this command needs the package {error.name}, which is not installed; run: "
             f"pip install 'feddp[{extra}]'",
         )
+    if (trouble := disk_trouble(error)) is not None:
+        return _on_disk(error, trouble, words)
     if isinstance(error, OSError):
         # A foreign library's own words may hold more than a path.
         what = error.strerror or "the system refused to read or write"
@@ -97,6 +112,13 @@ def _described(error: BaseException, words: list[str]) -> tuple[str, str]:
         return "FILE_UNUSABLE", f"{where}{what}; check the path, its owner and the disk"
     if _is_database_error(error) and _is_busy(error):
         return "DATABASE_BUSY", "another process holds the database; try again in a moment"
+    if _is_database_error(error) and _is_closed(error):
+        return (
+            "DATABASE_UNUSABLE",
+            "a database of feddp cannot be opened or written (coordinator.db or an agent's "
+            "state.db): check that it is there, that this user may write it and its folder, and "
+            "that the disk has inodes left (`df -i`)",
+        )
     if _is_database_error(error):
         return (
             "DATABASE_UNUSABLE",
@@ -109,6 +131,30 @@ def _described(error: BaseException, words: list[str]) -> tuple[str, str]:
         "INTERNAL",
         f"something went wrong inside feddp ({type(error).__name__}, incident {incident}); "
         f"the places that it passed are in {place}",
+    )
+
+
+def _on_disk(error: BaseException, trouble: Trouble, words: list[str]) -> tuple[str, str]:
+    """A disk that takes no more is no damaged database: nothing is to be put back."""
+    file = getattr(error, "filename", None)
+    folder = next((then for one, then in pairwise(words) if one == "--dir"), "")
+    folder = next((one[6:] for one in words if one.startswith("--dir=")), folder)
+    if file:
+        place = f"the disk of {file}"
+    elif folder:
+        place = f"the disk of {folder}"
+    else:
+        place = "the disk that holds coordinator.db or the agent's state.db"
+    if trouble == "full":
+        return (
+            "DISK_FULL",
+            f"disk full: free room on {place} (or raise the quota), and run the same again. "
+            "This is no sign of damage: nothing has to be put back",
+        )
+    return (
+        "DISK_FAILING",
+        f"{place} does not read or write as it should; look at its free room and at the system's "
+        "log (`dmesg`) first: a database is put back from a backup only if the disk has lost it",
     )
 
 

@@ -59,6 +59,19 @@ def connect(folder: Path | None, profile: Path | None) -> "Client":
     return client
 
 
+RootFingerprint = Annotated[
+    str,
+    typer.Option(
+        "--fingerprint",
+        metavar="HEX",
+        help="SHA-256 of the coordinator's root, as its operator told it by another way: "
+        "joins that one only, and does not ask.",
+    ),
+]
+RootIsRight = Annotated[
+    bool, typer.Option("--yes", help="Do not ask at a terminal whether the root is the one.")
+]
+
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "": 1}
 
 

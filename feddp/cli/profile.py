@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from feddp.cli import output
-from feddp.cli.options import Dir, Json, ProfileFolder
+from feddp.cli.options import Dir, Json, ProfileFolder, RootFingerprint, RootIsRight
 
 if TYPE_CHECKING:
     from feddp.joining import Joined
@@ -37,13 +37,15 @@ def join(
     profile: Annotated[
         Path, typer.Option("--profile", metavar="DIR", help="A new folder, for you alone.")
     ],
+    fingerprint: RootFingerprint = "",
+    yes: RootIsRight = False,
     as_json: Json = False,
 ) -> None:
     """Redeem an invitation: makes your key here and brings your certificate."""
     from feddp.cli.agent_join import announce
     from feddp.joining import join as join_coordinator
 
-    announce(token, as_json, "user")
+    announce(token, as_json, "user", fingerprint=fingerprint, yes=yes)
     made = join_coordinator(token, profile)
     if as_json:
         output.print_json(

@@ -6,22 +6,31 @@ import time
 from importlib.metadata import version
 from typing import Final
 
+from node_agent.clock import SET_CLOCK
 from node_agent.doctor.probe import Probe, Stopped
 from node_agent.doctor.report import Check, size, skipped, span
-from node_agent.doctor.tls import SET_CLOCK
 from node_agent.identity import Identity
 from node_agent.proxy import Route
 from node_agent.session.greeting import PROTOCOL_VERSION
 from protos.feddp.v1 import diagnosis_pb2 as pb
 
 FIRST_S_MAX: Final = 20.0
+TRIES_MAX: Final = 8
+"""A tenth of them loses what a coordinator says that refuses at once, on a busy machine."""
+
 ECHOES: Final = 5
 MESSAGE_BYTES: Final = 256 << 10
 STEPS_BYTES: Final = (64 << 10, 512 << 10, 4 << 20)
 """Moved one after the other while they take less than `STEP_S_ENOUGH`: 4.6 MiB at most."""
 
 STEP_S_ENOUGH: Final = 0.5
-STEP_S_MAX: Final = 30.0
+STEP_S_MAX: Final = 25.0
+"""Before the connection's own keepalive gives up, which takes 30 s."""
+
+SWALLOWED_S_MIN: Final = 8.0
+"""gRPC gives up a connection whose bytes nobody acknowledges after 10 s (TCP_USER_TIMEOUT). What
+ends sooner was ended by somebody."""
+
 SLOW_BYTES_PER_S: Final = 125_000.0
 LATENCY_S_HIGH: Final = 0.5
 SKEW_S_WARNED: Final = 60.0
@@ -33,6 +42,21 @@ ASKED: Final = ("coordinator", "clock", "version", "latency", "bandwidth")
 
 async def check_coordinator(route: Route, identity: Identity) -> tuple[list[Check], bool]:
     """(the checks `ASKED`, whether the coordinator can hold a stream for a test)."""
+    for _ in range(TRIES_MAX - 1):
+        try:
+            return await _asked(route, identity, may_lose=False)
+        except Stopped:
+            # A refusal comes at once, often while the first message is being written.
+            continue
+    return await _asked(route, identity, may_lose=True)
+
+
+async def _asked(route: Route, identity: Identity, *, may_lose: bool) -> tuple[list[Check], bool]:
+    """See `check_coordinator`.
+
+    Raises:
+        Stopped: the first answer's status was lost, and `may_lose` is not said.
+    """
     async with Probe(route, identity) as probe:
         try:
             async with asyncio.timeout(FIRST_S_MAX):
@@ -42,6 +66,8 @@ async def check_coordinator(route: Route, identity: Identity) -> tuple[list[Chec
         except TimeoutError:
             return _unheard(f"no answer within {FIRST_S_MAX:.0f} s over HTTP/2"), False
         except Stopped as stopped:
+            if stopped.is_status_lost and not may_lose:
+                raise
             return _refused(stopped), False
         checks = [
             Check("coordinator", "ok", f"it takes this node's certificate as {identity.node}"),
@@ -51,8 +77,10 @@ async def check_coordinator(route: Route, identity: Identity) -> tuple[list[Chec
         try:
             checks.append(await _latency(probe))
             checks.append(await _bandwidth(probe))
-        except (Stopped, TimeoutError):
-            checks.append(_stuck(len(checks)))
+        except TimeoutError:
+            checks.append(_swallowed(ASKED[len(checks)]))
+        except Stopped as stopped:
+            checks.append(_ended(ASKED[len(checks)], stopped, probe.silent_s()))
         missing = ASKED[len(checks) :]
         return [*checks, *skipped("the measurement ended before", *missing)], True
 
@@ -146,6 +174,9 @@ async def _speed(probe: Probe, *, up: bool) -> float:
             async with asyncio.timeout(STEP_S_MAX):
                 for _ in range(messages):
                     await probe.hear()
+                # The answer may be here before gRPC has told that the last message is gone: to
+                # cancel a write that is under way is to cancel the whole call.
+                await saying
         finally:
             saying.cancel()
             await asyncio.gather(saying, return_exceptions=True)
@@ -161,11 +192,29 @@ async def _say_all(probe: Probe, messages: int, each: int, *, up: bool) -> None:
         await probe.say(each if up else 0, 0 if up else each)
 
 
-def _stuck(done: int) -> Check:
+def _swallowed(name: str) -> Check:
+    """Nothing came back in time, and nobody ended the stream."""
+    if name != "bandwidth":
+        found = "the coordinator answered at first, and then nothing came any more"
+        return Check(name, "failed", found, _AGAIN)
     return Check(
-        ASKED[done],
+        name,
         "failed",
         "short messages come through and longer ones do not",
         "often a VPN or tunnel with a smaller MTU whose firewall drops ICMP: allow ICMP "
         '"fragmentation needed", or lower the MTU of this machine\'s interface',
     )
+
+
+def _ended(name: str, stopped: Stopped, silent_s: float) -> Check:
+    """The stream ended during a measurement, `silent_s` after the last answer."""
+    if silent_s >= SWALLOWED_S_MIN:
+        return _swallowed(name)
+    found = f"the stream was ended during the measurement: {stopped.why()}"
+    return Check(name, "failed", found, _AGAIN)
+
+
+_AGAIN: Final = (
+    "run it again: the coordinator may have been restarted; if it stays so, a box between ends "
+    "the stream, or the operator's gateway: show this line to both"
+)

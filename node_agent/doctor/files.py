@@ -16,6 +16,7 @@ from node_agent.payers import require_kept
 from node_agent.state_schema import SCHEMA_VERSION
 from node_agent.steward import Rules, Steward, in_force, unknown_names
 from node_agent.tasks.registry import installed
+from protos.disks import disk_trouble
 from protos.errors import FeddpError
 
 BUSY_S: Final = 5.0
@@ -56,7 +57,15 @@ def check_ledger(folder: Folder) -> Check:
     """Whether the node's own ledger is there and can be read, also while the agent runs."""
     try:
         version, entries, _ = _ledger(folder)
-    except sqlite3.Error:
+    except sqlite3.Error as error:
+        if disk_trouble(error):
+            return Check(
+                "ledger",
+                "failed",
+                f"{folder.state_db} cannot be opened: its disk is full or does not answer",
+                f"free room on the disk of {folder.root} (or raise the quota) and run this again: "
+                "nothing says that the ledger is damaged",
+            )
         return Check(
             "ledger",
             "failed",

@@ -1,7 +1,8 @@
 """One stream of echoes, over the agent's own gRPC options and on a connection of its own."""
 
 import asyncio
-from typing import Any
+import time
+from typing import Any, Final
 
 import grpc
 
@@ -13,6 +14,9 @@ from protos.feddp.v1 import diagnosis_pb2 as pb
 from protos.feddp.v1 import diagnosis_pb2_grpc as pb_grpc
 from protos.status import from_rpc
 
+_STATUS_LOST: Final = "Internal error from Core"
+"""gRPC's words where it was writing when the stream ended: what the other side said is lost."""
+
 
 class Stopped(Exception):
     """The stream ended before it was asked to."""
@@ -20,6 +24,11 @@ class Stopped(Exception):
     def __init__(self, error: FeddpError | None) -> None:
         super().__init__("the stream ended")
         self.error = error
+
+    @property
+    def is_status_lost(self) -> bool:
+        """Whether why it ended is not known, though the other side may have said it."""
+        return self.error is not None and self.error.message == _STATUS_LOST
 
     def why(self) -> str:
         """In words."""
@@ -34,6 +43,7 @@ class Probe:
             route.address, identity.credentials(), options=(*OPTIONS, *route.options())
         )
         self._call: Any = pb_grpc.DiagnosisStub(self._channel).Probe()
+        self._heard_s = time.monotonic()
 
     async def __aenter__(self) -> "Probe":
         return self
@@ -72,7 +82,12 @@ class Probe:
             raise Stopped(None) from None  # the other side ended it with CANCELLED
         if answer is grpc.aio.EOF:
             raise Stopped(None)
+        self._heard_s = time.monotonic()
         return answer  # type: ignore[no-any-return]
+
+    def silent_s(self) -> float:
+        """Seconds since the last answer."""
+        return time.monotonic() - self._heard_s
 
     async def echo(self, data_bytes: int = 0, answer_bytes: int = 0) -> pb.ProbeResponse:
         """Say, and hear."""

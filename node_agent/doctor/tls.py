@@ -9,6 +9,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from node_agent.clock import SET_CLOCK
 from node_agent.doctor.network import REQUEST, Blocked, connect
 from node_agent.doctor.report import Check, skipped, span
 from node_agent.proxy import Route, split_address
@@ -79,9 +80,6 @@ def clock_by_certificate(shown: Shown, now: datetime) -> Check | None:
             f"{SET_CLOCK}; if it is right, tell the coordinator's operator",
         )
     return None
-
-
-SET_CLOCK: Final = "set the clock, and keep it set (chrony, or `timedatectl set-ntp true`)"
 
 
 def _shake_hands(route: Route, bundle: bytes) -> Shown:

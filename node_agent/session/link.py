@@ -10,6 +10,7 @@ import grpc
 import structlog
 
 from node_agent.backoff import SLOW_S, Backoff, is_shut_out
+from node_agent.clock import SET_CLOCK
 from node_agent.orders import Order
 from node_agent.rollback import from_wire as signed_from_wire
 from node_agent.session import events as e
@@ -258,19 +259,42 @@ class Link:
             coordinator=self._address,
             reason=error.reason,
             detail=error.message,
-            do=_ADVICE[event],
+            do=_advice(event, error),
         )
 
 
 _ADVICE: Final = {
     "coordinator_unreachable": "the agent goes on trying; `feddp agent doctor` says whether it "
-    "is the name, the firewall, the proxy, a TLS inspection or the coordinator",
+    "is the name, the firewall, the proxy, this machine's clock, a TLS inspection or the "
+    "coordinator",
     "node_shut_out": "the agent goes on trying; ask the coordinator's operator, or join again "
     "with a new token",
     "identity_in_use": "the agent goes on trying; if another machine has a copy of this folder, "
     "stop one of the two",
     "session_refused": "the agent goes on trying; compare the versions of agent and coordinator",
 }
+
+
+_PLAIN: Final = {
+    "proxy returned response code 407": "the proxy wants credentials, or does not take those that "
+    "it is shown: USER:PASSWORD in the file of `proxy.credentials_file` in agent.yaml, then "
+    "restart the agent; `feddp agent doctor` says which of the two",
+    "proxy returned response code": "the proxy does not let it through: ask those who run it to "
+    "allow CONNECT to the coordinator; `feddp agent doctor` says what it answers",
+    "certificate is not yet valid": f"by this machine's clock the coordinator's certificate has "
+    f"not begun: {SET_CLOCK}; `feddp agent doctor` compares",
+    "certificate has expired": f"by this machine's clock the coordinator's certificate has ended: "
+    f"{SET_CLOCK}; if it is right, tell the coordinator's operator",
+}
+"""gRPC's own words that leave one cause, the narrower ones first -> what to do."""
+
+
+def _advice(event: str, error: FeddpError) -> str:
+    """What gRPC says outright comes before the list of all that it could be."""
+    plain = (do for words, do in _PLAIN.items() if words in error.message)
+    if event == "coordinator_unreachable" and (do := next(plain, "")):
+        return f"the agent goes on trying; {do}"
+    return _ADVICE[event]
 
 
 async def _first(*waits: Awaitable[Any]) -> None:

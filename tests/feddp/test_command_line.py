@@ -197,7 +197,6 @@ def test_python_m_feddp_is_the_same_command() -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        OSError(errno.ENOSPC, "No space left on device"),
         PermissionError(errno.EACCES, "Permission denied", "/f"),
         OSError("a library's own words"),
         sqlite3.DatabaseError("file is not a database"),
@@ -216,6 +215,35 @@ def test_a_file_or_database_that_cannot_be_used_is_one_sentence(
     assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)
     assert "something went wrong inside" not in ran.err
     assert "own words" not in ran.err
+
+
+def test_a_database_that_may_not_be_opened_is_not_called_damaged(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever puts a backup in its place loses what was spent since."""
+    monkeypatch.setattr(
+        "feddp.profile.Selection.of", lambda *_: sqlite3.connect(tmp_path / "nowhere" / "state.db")
+    )
+    ran = run("node", "list")
+    assert (ran.code, "cannot be opened or written" in ran.err) == (2, True)
+    assert "damaged" not in ran.err
+    assert "backup" not in ran.err
+
+
+def test_a_disk_that_fails_is_told_from_a_full_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's log is looked at before anything is put back."""
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorname = "SQLITE_IOERR_FSYNC"
+
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("feddp.profile.Selection.of", broken)
+    ran = run("node", "list", "--json")
+    assert (ran.code, ran.error["reason"]) == (1, "DISK_FAILING")
+    assert "dmesg" in ran.error["message"]
 
 
 def test_what_a_command_writes_is_its_owners_only(tmp_path: Path) -> None:

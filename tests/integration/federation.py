@@ -289,6 +289,7 @@ def run_cli(*arguments: str, **environment: str) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of `feddp`."""
     done = subprocess.run(
         [sys.executable, "-m", "feddp", *arguments],
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=120,

@@ -15,13 +15,14 @@ import pytest
 from node_agent.doctor import coordinator as asking
 from node_agent.doctor import machine, stream
 from node_agent.doctor.examine import examine, joined
+from node_agent.doctor.probe import Stopped
 from node_agent.doctor.report import Check
 from node_agent.identity import Identity, load_identity
 from node_agent.proxy import Route
 from protos.feddp.v1 import diagnosis_pb2 as pb
 from protos.feddp.v1 import diagnosis_pb2_grpc as pb_grpc
 from protos.status import from_rpc
-from tests.integration.federation import Federation
+from tests.integration.federation import Federation, run_cli
 from tests.node_agent.proxies import ConnectProxy
 
 HEARTBEAT_S = 0.4
@@ -107,6 +108,50 @@ def test_a_way_that_swallows_long_messages_is_named(
     assert "MTU" in found["bandwidth"].do
 
 
+def test_a_healthy_way_is_measured_each_time(
+    coordinator: Federation, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that is here before the write of its question is done ends no measurement."""
+    monkeypatch.setattr(asking, "ECHOES", 1)
+    monkeypatch.setattr(asking, "STEPS_BYTES", (64 << 10,) * 6)
+
+    async def measured(times: int) -> list[Check]:
+        way = route(coordinator)
+        return [(await asking.check_coordinator(way, identity))[0][-1] for _ in range(times)]
+
+    found = asyncio.run(measured(150))
+    assert [one for one in found if (one.name, one.result) != ("bandwidth", "ok")] == []
+
+
+def test_a_stream_that_somebody_ends_is_no_matter_of_mtu(
+    coordinator: Federation, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator that restarts ends it as a box does: at once, not by silence."""
+    monkeypatch.setattr(asking, "STEPS_BYTES", (1 << 20,) * 12)
+    monkeypatch.setattr(asking, "STEP_S_ENOUGH", 30.0)
+    say_all = asking._say_all
+
+    async def killed_between(*arguments: object, **options: object) -> None:
+        await say_all(*arguments, **options)  # type: ignore[arg-type]
+        coordinator.kill("coordinator")
+
+    monkeypatch.setattr(asking, "_say_all", killed_between)
+    checks, _ = asyncio.run(asking.check_coordinator(route(coordinator), identity))
+    found = {one.name: one for one in checks}
+    assert found["latency"].result == "ok"
+    assert found["bandwidth"].result == "failed"
+    assert "ended during the measurement" in found["bandwidth"].found
+    assert "MTU" not in found["bandwidth"].do
+
+
+def test_a_connection_given_up_after_silence_is_a_matter_of_mtu() -> None:
+    """gRPC ends one whose bytes nobody acknowledges, before the time of the test is over."""
+    silence = asking._ended("bandwidth", Stopped(None), asking.SWALLOWED_S_MIN)
+    assert "MTU" in silence.do
+    assert "MTU" not in asking._ended("bandwidth", Stopped(None), 1.0).do
+    assert "MTU" not in asking._ended("latency", Stopped(None), 15.0).do
+
+
 def test_quiet_streams_that_live_long_enough_are_only_warned_of() -> None:
     """The agent speaks every five seconds."""
     assert stream._stream_check(60, (60, ""), (30, "-")).result == "warning"
@@ -168,15 +213,25 @@ def test_a_held_probe_of_a_disabled_node_is_cut(
     prober.channel.close()
 
 
+def moved_clock(moved: str) -> dict[str, str]:
+    """An environment in which a process sees a moved clock."""
+    package = importlib.util.find_spec("libfaketime")
+    assert package is not None
+    assert package.origin is not None
+    library = Path(package.origin).parent / "vendor/libfaketime/src/libfaketime.so.1"
+    return {
+        **os.environ,
+        "LD_PRELOAD": str(library),
+        "FAKETIME": moved,
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+
+
 @pytest.mark.parametrize(("moved", "found"), [("-2d", "2 days behind"), ("+2d", "2 days ahead of")])
 def test_a_machine_whose_clock_is_two_days_off_is_told(
     coordinator: Federation, identity: Identity, moved: str, found: str
 ) -> None:
     """A real process under a moved clock, against a coordinator whose clock is right."""
-    package = importlib.util.find_spec("libfaketime")
-    assert package is not None
-    assert package.origin is not None
-    library = Path(package.origin).parent / "vendor/libfaketime/src/libfaketime.so.1"
     code = (
         "import sys; from pathlib import Path\n"
         "from node_agent.doctor.examine import joined, _outside\n"
@@ -187,12 +242,7 @@ def test_a_machine_whose_clock_is_two_days_off_is_told(
         capture_output=True,
         text=True,
         check=True,
-        env={
-            **os.environ,
-            "LD_PRELOAD": str(library),
-            "FAKETIME": moved,
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        },
+        env=moved_clock(moved),
     )
     (clock,) = (line for line in ran.stdout.splitlines() if "name='clock'" in line)
     assert "result='failed'" in clock
@@ -202,3 +252,56 @@ def test_a_machine_whose_clock_is_two_days_off_is_told(
     else:
         # The coordinator is younger than that, and its certificate has not begun by this clock.
         assert "before the coordinator's certificate begins" in clock
+
+
+@pytest.mark.parametrize(("moved", "found"), [("-2d", "2 days behind"), ("+2d", "2 days ahead of")])
+def test_an_agent_whose_clock_is_two_days_off_logs_it(
+    coordinator: Federation, identity: Identity, moved: str, found: str
+) -> None:
+    """A real agent: two days ahead it works, two days behind it has no session."""
+    words = ["agent", "run", "--dir", str(coordinator.agent("alpha"))]
+    agent = subprocess.Popen(
+        [sys.executable, "-m", "feddp", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=moved_clock(moved),
+    )
+    ending = threading.Timer(60.0, agent.kill)
+    ending.start()
+    wanted = {"clock_off"} if moved == "+2d" else {"clock_off", "coordinator_unreachable"}
+    said: dict[str, str] = {}
+    try:
+        assert agent.stdout is not None
+        for line in agent.stdout:
+            said |= {event: line for event in wanted if f'"{event}"' in line or event in line}
+            if said.keys() == wanted:
+                break
+    finally:
+        ending.cancel()
+        agent.kill()
+        agent.wait()
+    assert said.keys() == wanted, said
+    assert f"{found} the coordinator's" in said["clock_off"]
+    assert all("chrony" in line for line in said.values())
+
+
+def test_a_join_with_a_clock_that_is_off_says_so(coordinator: Federation) -> None:
+    """Two days ahead it joins and warns; two days behind it cannot, and the clock is the cause."""
+    for moved, code in (("-2d", 5), ("+2d", 0)):
+        token = run_cli("node", "token", "alpha", "--dir", str(coordinator.installation.folder))[1]
+        folder = coordinator.agent("alpha")
+        words = ["agent", "join", token.split()[-1], "--dir", str(folder)]
+        ran = subprocess.run(
+            [sys.executable, "-m", "feddp", *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=moved_clock(moved),
+        )
+        assert ran.returncode == code, ran.stderr
+        if moved == "-2d":
+            assert "before the coordinator's certificate begins" in ran.stderr
+        else:
+            assert "WARNING: this machine's clock is 2 days ahead of the coordinator" in ran.stdout

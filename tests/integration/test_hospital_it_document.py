@@ -111,6 +111,7 @@ class Site:
                 "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
                 "FEDDP_DIR": str(target.installation.folder),
             },
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=180,

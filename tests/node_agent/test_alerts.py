@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from certs.authority import Authority
 from node_agent.alert_sinks import sinks
@@ -29,6 +30,7 @@ from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
 from tests.node_agent.samples import NODE, order
 
 CONFIG = AlertsConfig(disk_free_bytes_min=0)
+NO_DISK = {"disk_free_bytes_min": 0}
 ONE = Alert("DISK_LOW", "", "0.50 GiB are free on the disk", "free room there")
 
 
@@ -84,7 +86,11 @@ def test_a_session_that_is_gone_is_told_after_the_time_that_was_set(agent: Agent
     agent.state.notes.keep(CONNECTED_NOTE, "")
     assert agent.events(now=start) == []
     assert agent.events(now=later[0]) == []
-    assert agent.events(now=later[1]) == ["DISCONNECTED"]
+    (away,) = agent.found(now=later[1])
+    assert (away.event, away.text.endswith(" for 61 minutes")) == ("DISCONNECTED", True)
+    briefly = AlertsConfig(disk_free_bytes_min=0, disconnected_after_s=1)
+    (soon,) = agent.found(briefly, now=start + timedelta(seconds=60))
+    assert soon.text.endswith(" for 60 seconds")
     agent.state.notes.keep(CONNECTED_NOTE, "1.0")
     assert agent.events(now=later[2]) == []
     agent.state.notes.keep(CONNECTED_NOTE, "")
@@ -173,8 +179,20 @@ def test_syslog_gets_a_line_for_each(tmp_path: Path, kind: str) -> None:
         tell(AlertsConfig.model_validate({"syslog": {"address": address}}), [ONE], [ONE])
         first, second = server.recv(4096).decode(), server.recv(4096).decode()
     assert first.startswith("<27>feddp-agent: alpha DISK_LOW: 0.50 GiB")  # daemon.err
-    assert "What to do: free room there" in first
+    assert first.endswith("are free on the disk. What to do: free room there.")
     assert second.startswith("<30>feddp-agent: alpha over: DISK_LOW")  # daemon.info
+
+
+def test_a_question_stays_one_before_what_to_do(tmp_path: Path) -> None:
+    """In the line of a collector, and in the digest."""
+    asked = Alert("POLICY_UNREADABLE", "", "key alow: did you mean allow?", "mend the file")
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    server.settimeout(10)
+    with server:
+        server.bind(f"{tmp_path}/log")
+        config = AlertsConfig.model_validate({"syslog": {"address": f"{tmp_path}/log"}})
+        tell(config, [asked], [])
+        assert server.recv(4096).endswith(b"mean allow? What to do: mend the file.")
 
 
 def test_the_file_is_whole_json_that_another_user_may_read(tmp_path: Path) -> None:
@@ -279,6 +297,35 @@ def test_a_password_does_not_belong_in_agent_yaml() -> None:
 
 
 # The watch
+
+
+def test_a_sink_that_takes_nothing_is_logged_with_what_to_do(agent: Agent, tmp_path: Path) -> None:
+    """And with the path that stands in agent.yaml, not the name of a file beside it."""
+    path = tmp_path / "nowhere" / "a.json"
+    config = AlertsConfig.model_validate(
+        {"file": {"path": str(path)}, "syslog": {"address": f"{tmp_path}/log"}, **NO_DISK}
+    )
+
+    async def work() -> None:
+        ledger = LedgerThread()
+        watch = AlertWatch(
+            agent.folder,
+            agent.identity,
+            config,
+            agent.state,
+            ledger,
+            agent.steward,
+            lambda: {"heart": "column age is missing"},
+        )
+        await watch.look()
+        ledger.close()
+
+    with capture_logs() as logs:
+        asyncio.run(work())
+    said = {one["sink"]: one for one in logs if one["event"] == "alert_not_told"}
+    assert said["file"]["detail"].endswith(f"'{path}'")
+    assert "alerts.file.path" in said["file"]["do"]
+    assert "alerts.syslog.address" in said["syslog"]["do"]
 
 
 def test_the_watch_tells_once_and_again_when_it_is_over(agent: Agent, tmp_path: Path) -> None:

@@ -134,6 +134,8 @@ def test_a_full_disk_is_no_damaged_ledger_and_is_named(
     assert str(full / "copy") in ran.stderr
     assert "no ledger" not in ran.stderr
     assert "disk" in ran.stderr
+    assert "free room" in ran.stderr
+    assert "check the path, its owner" not in ran.stderr
 
 
 def test_a_refused_backup_leaves_no_folder_and_no_lock(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from certs.tokens import JoinToken, new_secret
 from node_agent.config import Folder
 from node_agent.doctor import coordinator as asking
 from node_agent.doctor import machine, network
-from node_agent.doctor.examine import examine, joined
+from node_agent.doctor.examine import examine, joined, joining
 from node_agent.doctor.files import check_ledger, check_policy
 from node_agent.doctor.firewall import request_for
 from node_agent.doctor.probe import Probe, Stopped
@@ -143,6 +143,18 @@ def test_a_healthy_site_is_in_order_with_an_older_coordinator(site: Site) -> Non
     assert (
         results(checks, "disk", "certificate", "ledger", "policy", "data set heart") == ["ok"] * 5
     )
+
+
+def test_what_a_coordinator_says_at_once_is_heard_each_time(site: Site) -> None:
+    """A refusal that comes while the first message is being written does not get lost."""
+    way = Route(f"127.0.0.1:{site.coordinator.port}")
+    identity = load_identity(site.folder.identity)
+
+    async def asked(times: int) -> set[str]:
+        found = [await asking.check_coordinator(way, identity) for _ in range(times)]
+        return {checks[0].found for checks, _ in found}
+
+    assert asyncio.run(asked(150)) == {"it answers, and is too old for the tests that follow"}
 
 
 def test_the_document_lists_every_check(site: Site) -> None:
@@ -449,6 +461,49 @@ def test_a_full_disk_is_named(site: Site) -> None:
     assert not list(site.folder.root.glob("**/.doctor*"))
 
 
+def test_places_that_alerts_cannot_reach_are_named_beforehand(site: Site) -> None:
+    """Each by its own; a typo shows before the first alert is lost. Nothing is sent."""
+    assert site.examined()["alerts"].result == "skipped"
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    mail = {"sender": "a@b.example", "to": ["c@d.example"]}
+    with listening, socket.create_server(("127.0.0.1", 0)) as server, closed_port() as closed:
+        listening.bind(f"{site.path}/log")
+        here = f"127.0.0.1:{server.getsockname()[1]}"
+        good = {
+            "syslog": {"address": f"{site.path}/log"},
+            "mail": {"server": here, **mail},
+            "file": {"path": f"{site.path}/alerts.json"},
+        }
+        site.write(alerts=good)
+        assert site.examined()["alerts"].result == "ok", site.examined()["alerts"]
+        wrong = {
+            "syslog": {"address": f"{site.path}/lgo"},
+            "mail": {
+                "server": f"127.0.0.1:{closed}",
+                "password_file": f"{site.path}/no",
+                **mail,
+            },
+            "file": {"path": f"{site.path}/nowhere/alerts.json"},
+        }
+        site.write(alerts=wrong)
+        check = site.examined()["alerts"]
+    assert (check.result, "agent.yaml" in check.do) == ("failed", True)
+    for text in (f"{site.path}/lgo", f"127.0.0.1:{closed} cannot", "/no cannot", "/nowhere is not"):
+        assert text in check.found
+    listening.close()
+    assert not (site.path / "alerts.json").exists()
+
+
+def test_a_token_alone_does_not_vouch_for_the_clock(site: Site) -> None:
+    """The coordinator's certificate lives for days: to lie within it is not to be right."""
+    address = f"127.0.0.1:{site.coordinator.port}"
+    token = JoinToken(address, new_secret(), site.authority.root_der).encode()
+    checks = {one.name: one for one in examine(joining(token, None), hold_s=0)}
+    assert checks["tls"].result == "ok"
+    assert checks["clock"].result == "skipped"
+    assert "says no more" in checks["clock"].found
+
+
 def test_too_little_memory_for_a_worker_is_named(site: Site) -> None:
     """The limit of agent.yaml counts as much as the machine's."""
     site.write(worker={"memory_bytes_max": 100 << 20})
@@ -509,7 +564,7 @@ def test_a_certificate_that_can_be_replaced_says_that_the_agent_does_it(tmp_path
         checks = site.examined(hold_s=1.0)
         assert checks["certificate"].result == "failed"
         assert results(checks, "coordinator", "version", "stream") == ["skipped"] * 3
-        assert checks["clock"].result == "ok"
+        assert checks["clock"].result == "skipped"
         assert checks["certificate"].do.startswith("let the agent run, and reach 127.0.0.1:18444")
         site.write(enrollment="")
         assert "ask the operator for a token" in site.examined()["certificate"].do
@@ -634,6 +689,25 @@ def test_the_command_tells_by_its_exit_code(site: Site) -> None:
     assert out.splitlines()[-1].endswith("checks: 1 failed, 0 warnings")
     code, out, _ = command("--dir", root, "--firewall-request")
     assert (code, out.startswith("Please allow OUTBOUND TCP")) == (0, True)
+
+
+def test_the_help_promises_nothing_that_joining_alone_does() -> None:
+    """The doctor writes no agent.yaml; the option's text is its own."""
+    shown = {
+        name: " ".join(
+            subprocess.run(
+                [sys.executable, "-m", "feddp", "agent", name, "--help"],
+                capture_output=True,
+                text=True,
+                check=True,
+                env={**os.environ, "COLUMNS": "400", "TERM": "dumb"},
+            ).stdout.split()
+        )
+        for name in ("doctor", "join")
+    }
+    assert "goes into agent.yaml" in shown["join"]
+    assert "goes into agent.yaml" not in shown["doctor"]
+    assert "nothing is written" in shown["doctor"]
 
 
 def test_the_command_wants_a_folder_or_a_token(site: Site) -> None:

@@ -5,7 +5,7 @@ import socket
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from protos.feddp.v1 import enrollment_pb2 as pb
 from protos.feddp.v1 import enrollment_pb2_grpc
 from protos.status import DETAILS_KEY, details
 from tests.node_agent.agent_federation import TRUST_DOMAIN, machine_certificate
-from tests.node_agent.proxies import ConnectProxy
+from tests.node_agent.proxies import ConnectProxy, closed_port
 from tests.node_agent.samples import NODE
 
 
@@ -43,6 +43,7 @@ class FakeEnrolment(enrollment_pb2_grpc.EnrollmentServicer):
     Attributes:
         signs: the authority that certifies; not always the one that the token names.
         lose_answers: so many answers get lost.
+        ahead: of this machine's clock, the coordinator's.
         changes: fields of the answer that are told wrongly.
     """
 
@@ -52,6 +53,7 @@ class FakeEnrolment(enrollment_pb2_grpc.EnrollmentServicer):
         self.kind: Any = "node"
         self.refusal: FeddpError | None = None
         self.lose_answers = 0
+        self.ahead = timedelta(0)
         self.swap_key = False
         self.changes: dict[str, Any] = {}
         self.csrs: list[bytes] = []
@@ -82,7 +84,8 @@ class FakeEnrolment(enrollment_pb2_grpc.EnrollmentServicer):
             context.abort(grpc.StatusCode.UNAVAILABLE, "the answer got lost")
         key = new_key().public_key() if self.swap_key else public_key_of_csr(request.csr)
         name = SpiffeId(TRUST_DOMAIN, self.kind, NODE)
-        issued = self.signs.issue(key, name, now=datetime.now(UTC), lifetime=NODE_LIFETIME)
+        now = datetime.now(UTC) + self.ahead
+        issued = self.signs.issue(key, name, now=now, lifetime=NODE_LIFETIME)
         fields = {
             "certificate_chain": issued.chain_pem,
             "trust_bundle": self.authority.trust_bundle,
@@ -207,9 +210,46 @@ def test_a_coordinator_of_another_root_never_sees_the_secret(
     """The token pins the root: someone else at that address is not spoken to."""
     other = Authority.create(tmp_path / "other", TRUST_DOMAIN)
     token = JoinToken(f"127.0.0.1:{enrolment.port}", new_secret(), other.root_der).encode()
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable) as caught:
         join(token, tmp_path / "agent", connect_timeout_s=0.5)
     assert enrolment.csrs == []
+    # What came is known to be another's: it is said, and not left to a second command.
+    text = caught.value.message
+    assert "another's certificate came instead of the coordinator's" in text
+    assert JoinToken.parse(token).fingerprint in text
+    assert "the token is another coordinator's" in text
+
+
+def test_a_port_where_nothing_listens_is_said_when_joining(tmp_path: Path) -> None:
+    """Where the way ends is looked at, not only that it does."""
+    root = Authority.create(tmp_path / "ca", TRUST_DOMAIN).root_der
+    with closed_port() as port:
+        token = JoinToken(f"127.0.0.1:{port}", new_secret(), root).encode()
+        with pytest.raises(Unavailable) as caught:
+            join(token, tmp_path / "agent", connect_timeout_s=0.3)
+    assert "refuses: nothing listens there" in caught.value.message
+    assert "--firewall-request" in caught.value.message
+    assert "agent.yaml" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("ahead", "found"),
+    [
+        (timedelta(days=-2), "this machine's clock is 2 days ahead of the coordinator's"),
+        (timedelta(days=2), "this machine's clock is 2 days behind the coordinator's"),
+        (timedelta(minutes=3), "this machine's clock is 3 minutes behind the coordinator's"),
+        (timedelta(minutes=-15), ""),  # the answer to a join that is repeated
+        (timedelta(0), ""),
+    ],
+)
+def test_the_certificate_that_a_join_brings_tells_of_the_clock(
+    enrolment: FakeEnrolment, tmp_path: Path, ahead: timedelta, found: str
+) -> None:
+    """It begins an hour before the coordinator's clock at its issue."""
+    enrolment.ahead = ahead
+    said = join(enrolment.token(), tmp_path / "agent").clock_off
+    assert said.startswith(found)
+    assert bool(said) is bool(found)
 
 
 @pytest.mark.parametrize("fault", ["root", "key", "kind", "name", "class", "chain"])

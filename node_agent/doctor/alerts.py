@@ -1,0 +1,74 @@
+"""Whether those who are to be told of alerts could be: a look at each sink, and nothing is sent."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Final
+
+from node_agent.alerts import AlertsConfig, FileSink, MailSink, SyslogSink
+from node_agent.doctor.report import Check
+
+CONNECT_S_MAX: Final = 5.0
+_RUN: Final = Path("/run")
+
+
+def check_alerts(config: AlertsConfig) -> Check:
+    """What each configured sink lacks; a UDP collector does not tell whether it listens."""
+    if not config.is_used:
+        found = "nobody is told of what goes wrong: agent.yaml has no `alerts`"
+        return Check("alerts", "skipped", found)
+    faults: list[str] = []
+    named: list[str] = []
+    if config.syslog is not None:
+        named.append(f"syslog {config.syslog.address}")
+        faults += _syslog(config.syslog)
+    if config.mail is not None:
+        named.append(f"mail by {config.mail.server}")
+        faults += _mail(config.mail)
+    if config.file is not None:
+        named.append(f"file {config.file.path}")
+        faults += _file(config.file)
+    if faults:
+        do = "correct `alerts` in agent.yaml and restart the agent, or put right what it names"
+        return Check("alerts", "failed", "; ".join(faults), do)
+    return Check("alerts", "ok", f"{', '.join(named)}; nothing was sent")
+
+
+def _syslog(sink: SyslogSink) -> list[str]:
+    host, _, port = sink.address.rpartition(":")
+    try:
+        if host:
+            socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)
+            return []
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+            connection.connect(sink.address)
+    except (OSError, OverflowError, UnicodeError) as error:
+        return [f"syslog: {sink.address} takes nothing ({_why(error)})"]
+    return []
+
+
+def _mail(sink: MailSink) -> list[str]:
+    faults = []
+    host, _, port = sink.server.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S_MAX).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        faults.append(f"mail: {sink.server} cannot be reached ({_why(error)})")
+    if sink.password_file and not os.access(sink.password_file, os.R_OK):
+        faults.append(f"mail: the password file {sink.password_file} cannot be read here")
+    return faults
+
+
+def _file(sink: FileSink) -> list[str]:
+    folder = Path(sink.path).parent
+    if not folder.is_dir():
+        # systemd makes it with the service, and takes it away with it.
+        hint = " (RuntimeDirectory= in a drop-in of the unit)" if _RUN in folder.parents else ""
+        return [f"file: the folder {folder} is not there{hint}"]
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return [f"file: this user may not write in {folder}"]
+    return []
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or "no such host and port"

@@ -13,6 +13,7 @@ from node_agent.alerts import AlertsConfig
 from node_agent.known_keys import advice
 from node_agent.launchers.settings import LauncherSettings, LocalSettings
 from node_agent.proxy import ProxyConfig
+from node_agent.whose import require_access, unreadable
 from protos.errors import FeddpError, Malformed, NotFound
 
 VALUE_CHARS_MAX: Final = 64
@@ -123,9 +124,11 @@ def load_config(folder: Folder) -> AgentConfig:
     """Read `agent.yaml`.
 
     Raises:
+        NotAllowed: OTHER_USER, the agent's files are another user's.
         NotFound: NOT_JOINED, there is none.
         Malformed: CONFIG_INVALID; the message names the key.
     """
+    require_access(folder.root)
     if not folder.agent_yaml.exists():
         kept = (
             f". The ledger that it keeps: `feddp agent ledger export FILE --dir {folder.root}`, "
@@ -153,6 +156,8 @@ def read_yaml(path: Path, reason: str) -> dict[str, Any]:
         text = data.decode()
         _refuse_repeated(yaml.compose(text, Loader=yaml.SafeLoader), path, reason)
         value = yaml.safe_load(text)
+    except PermissionError:
+        raise Malformed(reason, unreadable(path)) from None
     except (OSError, UnicodeDecodeError):
         raise Malformed(
             reason, f"{path} cannot be read; write it, or restore it from a backup"

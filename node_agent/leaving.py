@@ -23,6 +23,7 @@ from node_agent.enrol import JoinResult, join
 from node_agent.identity import BUNDLE, CHAIN, KEY, LEDGER_KEY, NEXT_KEY, Identity
 from node_agent.ledger_files import heads, kept_ledger
 from node_agent.state import State, ledger_missing
+from node_agent.whose import require_access
 from protos.content import sync_directory, write_durable
 from protos.errors import Conflict, FeddpError, Malformed, Unavailable
 
@@ -94,6 +95,7 @@ def leave(path: Path, *, forget_ledger: bool = False) -> Leaving:
         WrongPhase: ACCOUNT_LEFT_OUT, see `Witnessed.require_counted`.
     """
     folder = Folder(path.absolute())
+    require_access(folder.root)
     with locked(folder):
         done = plan(path, forget_ledger=forget_ledger)
         if not forget_ledger:
@@ -121,6 +123,7 @@ def move(token: str, path: Path) -> JoinResult:
         Unauthenticated, Unavailable: as `enrol.join`.
     """
     folder = Folder(path.absolute())
+    require_access(folder.root)
     root = JoinToken.parse(token).root_pem
     with locked(folder):
         _put_back(folder)

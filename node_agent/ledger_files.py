@@ -16,6 +16,7 @@ from node_agent.config import Folder
 from node_agent.identity import CHAIN, LEDGER_KEY, Identity
 from node_agent.own_ledger import KeptAccount
 from node_agent.state import RESTORED_NOTE, ROLLED_BACK_NOTE, State, ledger_missing
+from node_agent.whose import require_access
 from node_agent.witnessed import Dispute
 from privacy.heads import LimitInForce, Terms
 from privacy.ledger import Verification, verify
@@ -40,8 +41,10 @@ def kept_ledger(folder: Folder) -> Kept | None:
     """Of a folder that has left; None where it has not, or keeps no ledger.
 
     Raises:
+        NotAllowed: OTHER_USER.
         Malformed: LEDGER_INVALID; the key's, as `load_ledger_key`.
     """
+    require_access(folder.root)
     key = folder.identity / LEDGER_KEY
     left = not folder.agent_yaml.exists() and not (folder.identity / CHAIN).exists()
     if not left or not folder.state_db.exists() or not key.exists():

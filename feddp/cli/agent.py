@@ -44,7 +44,9 @@ SHARED = (
     "patient's record, and no epsilon covers it"
 )
 
-Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's folder.")]
+Folder = Annotated[
+    Path, typer.Option("--dir", metavar="DIR", readable=False, help="The agent's folder.")
+]
 
 
 @app.command()

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Check, show and explain the data steward's policy.", no_args_is_help=True)
 
-Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's folder.")]
+Folder = Annotated[
+    Path, typer.Option("--dir", metavar="DIR", readable=False, help="The agent's folder.")
+]
 
 
 @app.command()
@@ -29,6 +31,7 @@ def check(folder: Folder, as_json: Json = False) -> None:
     from node_agent.header_watch import faults_of
     from node_agent.judgement import account_fault
     from node_agent.steward import require_known_names
+    from node_agent.whose import seen_as_another
     from protos.errors import Malformed
 
     rules = _rules(folder)
@@ -42,8 +45,9 @@ def check(folder: Folder, as_json: Json = False) -> None:
     if as_json:
         output.print_json({"ok": True, **found, "warnings": warnings})
         return
+    follows = seen_as_another(folder) or "attempts on it are refused, and cost nothing"
     for text in warnings:
-        output.line(f"WARNING: {text}; attempts on it are refused, and cost nothing")
+        output.line(f"WARNING: {text}; {follows}")
     accounts = output.counted(found["accounts"], "account")
     output.line(f"in order: {accounts}, {output.counted(found['data_sets'], 'data set')}")
 

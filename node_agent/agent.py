@@ -20,6 +20,7 @@ import grpc
 import structlog
 
 from node_agent.admission import Admission
+from node_agent.allowed import dead_entries, usable_tasks
 from node_agent.channels import Channels
 from node_agent.config import AgentConfig, Folder, load_config
 from node_agent.datasets import DataSetSpec
@@ -373,7 +374,10 @@ def _data_set(spec: DataSetSpec, rules: Rules) -> dict[str, Any]:
         "account": spec.account,
         "declared_n": spec.declared_n,
         "version": spec.version,
-        "tasks": sorted(rules.policy.tasks_on(spec.name)),
+        "tasks": usable_tasks(rules, installed())[spec.name],
+        "not_installed": [
+            str(one) for one in dead_entries(rules, installed()) if one.data_set == spec.name
+        ],
         "withdrawn": spec.name in rules.policy.withdrawn,
         "message": message,
     }

@@ -27,10 +27,13 @@ Folder = Annotated[
 def check(folder: Folder, as_json: Json = False) -> None:
     """Whether policy.yaml and datasets.yaml hold, key by key and name by name; exit code 2 if not.
 
-    What is wrong with a data set's own files is a warning, and leaves the exit code at 0."""
+    What is wrong with a data set's own files, and a task in `allow` that is not installed, are
+    warnings, and leave the exit code at 0."""
+    from node_agent.allowed import DO, dead_entries
     from node_agent.header_watch import faults_of
     from node_agent.judgement import account_fault
     from node_agent.steward import require_known_names
+    from node_agent.tasks.registry import installed
     from node_agent.whose import seen_as_another
     from protos.errors import Malformed
 
@@ -42,12 +45,15 @@ def check(folder: Folder, as_json: Json = False) -> None:
     warnings = [
         f"data set {name}: {fault.text}" for name, fault in faults_of(rules.data_sets).items()
     ]
+    dead = [str(one) for one in dead_entries(rules, installed())]
     if as_json:
-        output.print_json({"ok": True, **found, "warnings": warnings})
+        output.print_json({"ok": True, **found, "warnings": warnings + dead})
         return
     follows = seen_as_another(folder) or "attempts on it are refused, and cost nothing"
     for text in warnings:
         output.line(f"WARNING: {text}; {follows}")
+    for text in dead:
+        output.line(f"WARNING: {text}; {DO}")
     accounts = output.counted(found["accounts"], "account")
     output.line(f"in order: {accounts}, {output.counted(found['data_sets'], 'data set')}")
 

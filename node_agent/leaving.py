@@ -119,7 +119,7 @@ def move(token: str, path: Path) -> JoinResult:
         NotFound: NOT_JOINED, LEDGER_MISSING.
         Conflict: AGENT_RUNNING; SAME_COORDINATOR.
         WrongPhase: ACCOUNT_LEFT_OUT, see `Witnessed.require_counted`.
-        Malformed: TOKEN_INVALID; STATE_OF_ANOTHER_NODE, the token is for another name.
+        Malformed: TOKEN_INVALID; TOKEN_FOR_ANOTHER_NODE.
         Unauthenticated, Unavailable: as `enrol.join`.
     """
     folder = Folder(path.absolute())
@@ -144,11 +144,22 @@ def move(token: str, path: Path) -> JoinResult:
             if not (isinstance(error, Unavailable) and (folder.identity / KEY).exists()):
                 _put_back(folder)
                 seen.unlink()
+            if error.reason == "STATE_OF_ANOTHER_NODE":
+                raise _for_another(folder, identity.node) from None
             raise
         shutil.rmtree(folder.root / FORMER)
         _remove(folder.spool)
         folder.spool.mkdir(mode=0o700)
     return made
+
+
+def _for_another(folder: Folder, node: str) -> Malformed:
+    return Malformed(
+        "TOKEN_FOR_ANOTHER_NODE",
+        f"the token is for another node than {node}, and the accounts in {folder.root} are {node}'s: "
+        f"ask the other coordinator's operator for a token for {node} (`feddp node token {node}`); "
+        "the folder is as it was",
+    )
 
 
 def _let_go(folder: Folder, identity: Identity) -> Path:

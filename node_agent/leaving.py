@@ -156,7 +156,7 @@ def move(token: str, path: Path) -> JoinResult:
 def _for_another(folder: Folder, node: str) -> Malformed:
     return Malformed(
         "TOKEN_FOR_ANOTHER_NODE",
-        f"the token is for another node than {node}, and the accounts in {folder.root} are {node}'s: "
+        f"the token is for another node, and the accounts in {folder.root} are node {node}'s: "
         f"ask the other coordinator's operator for a token for {node} (`feddp node token {node}`); "
         "the folder is as it was",
     )

@@ -3,16 +3,17 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from certs.spiffe import check_name, check_trust_domain
 from node_agent.alerts import AlertsConfig
-from node_agent.known_keys import advice
+from node_agent.faults import first_of, place_of, sentence
 from node_agent.launchers.settings import LauncherSettings, LocalSettings
 from node_agent.proxy import ProxyConfig
+from node_agent.shapes import shaped
 from node_agent.whose import require_access, unreadable
 from protos.errors import FeddpError, Malformed, NotFound
 
@@ -23,7 +24,8 @@ FILE_BYTES_MAX: Final = 1 << 20
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_ADDRESS = r"^(?:[^\s:\[\]]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"
+_ADDRESS: Final = r"(?:[^\s:\[\]]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}"
+_HOST_PORT: Final = "host:port, as `feddp agent join` wrote it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +100,11 @@ class AgentConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    coordinator: Annotated[str, Field(pattern=_ADDRESS)]
-    enrollment: Annotated[str, Field(pattern=_ADDRESS)] | Literal[""] = ""
-    trust_domain: str
-    node: str
-    node_class: Annotated[str, Field(pattern="^(edge|hpc|cloud)$")]
+    coordinator: Annotated[str, shaped(_ADDRESS, _HOST_PORT, "feddp.example:8443")]
+    enrollment: Annotated[str, shaped(f"({_ADDRESS})?", _HOST_PORT, "feddp.example:8444")] = ""
+    trust_domain: str = Field(examples=["hospitals.example"])
+    node: str = Field(examples=["alpha"])
+    node_class: Annotated[str, shaped("edge|hpc|cloud", "one of edge, hpc, cloud", "edge")]
     model_bytes_max: int = Field(default=8 << 30, ge=1)
     worker: WorkerLimits = WorkerLimits()
     alerts: AlertsConfig = AlertsConfig()
@@ -187,14 +189,9 @@ def parse(
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        # A mistyped key is also missing under its own name; it says more of what is wrong.
-        faults = error.errors(include_url=False)
-        fault = next((one for one in faults if one["type"] == "extra_forbidden"), faults[0])
-        key = ".".join(str(part) for part in fault["loc"])
-        text = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
-            text = advice(model, fault["loc"])
-        elif fault["type"] == "float_type" and _is_number_text(fault["input"]):
+        fault = first_of(error.errors(include_url=False))
+        key, text = place_of(model, fault["loc"]).key, sentence(model, fault)
+        if fault["type"] == "float_type" and _is_number_text(fault["input"]):
             text += "; YAML reads 1e-5 as text: write 1.0e-5"
         if key:
             key += _name_at(value, fault["loc"])

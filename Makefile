@@ -54,17 +54,17 @@ bench-models: $(READY) ## accuracy, AUC and Brier score by epsilon on the demo's
 wheel: $(READY) ## build dist/feddp-*.whl
 	$(BIN)/python -m build --wheel
 
-wheelhouse: EXTRA := agent
-wheelhouse: $(READY) ## wheels of feddp[agent] (EXTRA=postgres: of a coordinator) and all that it needs, for a site without an index, in build/wheelhouse
+wheelhouse: EXTRA := agent,sql
+wheelhouse: $(READY) ## wheels of feddp[agent,sql] (EXTRA=postgres: of a coordinator) and all that it needs, for a site without an index, in build/wheelhouse
 	rm -rf build/wheelhouse build/lib
-	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir build/wheelhouse $(if $(filter agent,$(EXTRA)),torch==2.13.0) '.[$(EXTRA)]'
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir build/wheelhouse $(if $(findstring agent,$(EXTRA)),torch==2.13.0) '.[$(EXTRA)]'
 	@echo "install: pip install --no-index --find-links build/wheelhouse 'feddp[$(EXTRA)]'"
 
 wheelhouse-check: ## install from build/wheelhouse alone, in a fresh environment, and start what was installed
 	rm -rf build/wheelhouse-check
 	python3 -m venv build/wheelhouse-check
-	PIP_CONFIG_FILE=/dev/null build/wheelhouse-check/bin/pip install --quiet --disable-pip-version-check --no-index --find-links build/wheelhouse 'feddp[agent]'
-	cd build && ./wheelhouse-check/bin/feddp agent --help > /dev/null && ./wheelhouse-check/bin/python -c 'import torch, opacus, node_agent.worker'
+	PIP_CONFIG_FILE=/dev/null build/wheelhouse-check/bin/pip install --quiet --disable-pip-version-check --no-index --find-links build/wheelhouse 'feddp[agent,sql]'
+	cd build && ./wheelhouse-check/bin/feddp agent --help > /dev/null && ./wheelhouse-check/bin/python -c 'import torch, opacus, psycopg, sqlalchemy, node_agent.worker, node_agent.sources.sql_query'
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) build dist *.egg-info

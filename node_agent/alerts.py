@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from node_agent.shapes import shaped
+
 Event = Literal[
     "CERTIFICATE",
     "DISK_LOW",
@@ -18,6 +20,9 @@ Event = Literal[
 ]
 
 
+MailAddress = Annotated[str, shaped(r"[^\s@]+@[^\s@]+", "a mail address", "it@hospital.example")]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -25,7 +30,14 @@ class _Section(BaseModel):
 class SyslogSink(_Section):
     """`/dev/log`, or "host:port" of a collector (UDP)."""
 
-    address: Annotated[str, Field(pattern=r"^(/\S+|\S+:[0-9]{1,5})$")] = "/dev/log"
+    address: Annotated[
+        str,
+        shaped(
+            r"/\S+|\S+:[0-9]{1,5}",
+            "the path of a socket, such as /dev/log, or host:port of a collector",
+            "collector.example:514",
+        ),
+    ] = "/dev/log"
 
 
 class MailSink(_Section):
@@ -38,9 +50,12 @@ class MailSink(_Section):
             before it. Never in agent.yaml.
     """
 
-    server: Annotated[str, Field(pattern=r"^[^\s:]+:[0-9]{1,5}$")]
-    sender: Annotated[str, Field(pattern=r"^[^\s@]+@[^\s@]+$")]
-    to: Annotated[list[Annotated[str, Field(pattern=r"^[^\s@]+@[^\s@]+$")]], Field(min_length=1)]
+    server: Annotated[
+        str,
+        shaped(r"[^\s:]+:[0-9]{1,5}", "host:port of a mail server", "mail.example:587"),
+    ]
+    sender: MailAddress
+    to: Annotated[list[MailAddress], Field(min_length=1)]
     tls: Literal["starttls", "tls", "none"] = "starttls"
     user: str = ""
     password_file: str = ""
@@ -53,7 +68,9 @@ class FileSink(_Section):
         path: absolute; its folder must be there, and outside the agent's, which others cannot read.
     """
 
-    path: Annotated[str, Field(pattern="^/")]
+    path: Annotated[
+        str, shaped(r"(?s)/.*", "an absolute path, from / on", "/run/feddp/alerts.json")
+    ]
     group_only: bool = False
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from certs.mandates import Mandate, Signed, config_digest, is_genuine, parse
 from node_agent.orders import Order
+from node_agent.shapes import PUBLIC_KEY, name_like
 from privacy.calibration import units_for
 from privacy.filters import Filter
 from protos.content import digest_of
@@ -21,8 +22,6 @@ DAY_S: Final = 86_400
 RELEASES_PER_ROUND_MAX: Final = 4
 """Releases of one signed job in one round, and as many again each time that it is resumed: what a
 coordinator that keeps to its rules asks for where tries come to nothing."""
-
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
 
 class EngineerPolicy(BaseModel):
@@ -35,9 +34,9 @@ class EngineerPolicy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    name: Annotated[str, Field(pattern=_NAME)]
-    public_key: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    projects: Annotated[list[Annotated[str, Field(pattern=_NAME)]], Field(min_length=1)]
+    name: Annotated[str, name_like("anna")]
+    public_key: Annotated[str, PUBLIC_KEY]
+    projects: Annotated[list[Annotated[str, name_like("default")]], Field(min_length=1)]
 
 
 class AskingPolicy(BaseModel):

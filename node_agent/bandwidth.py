@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Annotated, Final
+from typing import Final
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -20,6 +20,9 @@ log = structlog.get_logger(__name__)
 
 LOOK_AGAIN_S: Final = 30.0
 """While nothing may move; the policy or the clock may have changed meanwhile."""
+
+SPAN_CHARS_MAX: Final = 32
+"""Of one that is shown."""
 
 DAY_MIN: Final = 24 * 60
 
@@ -39,7 +42,7 @@ class TransferPolicy(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     megabits_per_second_max: float | None = Field(default=None, ge=0.1, le=1e6, allow_inf_nan=False)
-    hours: list[Annotated[str, Field(max_length=11)]] = []
+    hours: list[str] = Field(default=[], examples=[["20:00-06:00"]])
 
     @field_validator("hours")
     @classmethod
@@ -69,7 +72,9 @@ def _minutes(span: str) -> tuple[int, int]:
     """(begin, end) of "HH:MM-HH:MM" in minutes of the day."""
     found = _HOURS.fullmatch(span)
     if found is None:
-        raise ValueError(f'{span!r} is not a time window; write it as "20:00-06:00"')
+        raise ValueError(
+            f'{span[:SPAN_CHARS_MAX]!r} is not a time window; write it as "20:00-06:00"'
+        )
     hours = [int(part) for part in found.groups()]
     return hours[0] * 60 + hours[1], hours[2] * 60 + hours[3]
 

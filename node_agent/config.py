@@ -1,23 +1,21 @@
 """What an agent's folder holds, and `agent.yaml` in it."""
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from certs.spiffe import check_name, check_trust_domain
 from node_agent.alerts import AlertsConfig
-from node_agent.known_keys import advice, missing, one_of
+from node_agent.faults import first_of, place_of, sentence
 from node_agent.launchers.settings import LauncherSettings, LocalSettings
 from node_agent.proxy import ProxyConfig
+from node_agent.shapes import shaped
+from node_agent.whose import require_access, unreadable
 from protos.errors import FeddpError, Malformed, NotFound
-
-KEY_MARK: Final = "[key]"
-"""What pydantic puts where a mapping's key is wrong, and not its value."""
 
 VALUE_CHARS_MAX: Final = 64
 """Of a value in a fault."""
@@ -26,7 +24,8 @@ FILE_BYTES_MAX: Final = 1 << 20
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_ADDRESS = r"^(?:[^\s:\[\]]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"
+_ADDRESS: Final = r"(?:[^\s:\[\]]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}"
+_HOST_PORT: Final = "host:port, as `feddp agent join` wrote it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +100,11 @@ class AgentConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    coordinator: Annotated[str, Field(pattern=_ADDRESS)]
-    enrollment: Annotated[str, Field(pattern=_ADDRESS)] | Literal[""] = ""
-    trust_domain: str
-    node: str
-    node_class: Annotated[str, Field(pattern="^(edge|hpc|cloud)$")]
+    coordinator: Annotated[str, shaped(_ADDRESS, _HOST_PORT, "feddp.example:8443")]
+    enrollment: Annotated[str, shaped(f"({_ADDRESS})?", _HOST_PORT, "feddp.example:8444")] = ""
+    trust_domain: str = Field(examples=["hospitals.example"])
+    node: str = Field(examples=["alpha"])
+    node_class: Annotated[str, shaped("edge|hpc|cloud", "one of edge, hpc, cloud", "edge")]
     model_bytes_max: int = Field(default=8 << 30, ge=1)
     worker: WorkerLimits = WorkerLimits()
     alerts: AlertsConfig = AlertsConfig()
@@ -127,9 +126,11 @@ def load_config(folder: Folder) -> AgentConfig:
     """Read `agent.yaml`.
 
     Raises:
+        NotAllowed: OTHER_USER, the agent's files are another user's.
         NotFound: NOT_JOINED, there is none.
         Malformed: CONFIG_INVALID; the message names the key.
     """
+    require_access(folder.root)
     if not folder.agent_yaml.exists():
         kept = (
             f". The ledger that it keeps: `feddp agent ledger export FILE --dir {folder.root}`, "
@@ -157,6 +158,8 @@ def read_yaml(path: Path, reason: str) -> dict[str, Any]:
         text = data.decode()
         _refuse_repeated(yaml.compose(text, Loader=yaml.SafeLoader), path, reason)
         value = yaml.safe_load(text)
+    except PermissionError:
+        raise Malformed(reason, unreadable(path)) from None
     except (OSError, UnicodeDecodeError):
         raise Malformed(
             reason, f"{path} cannot be read; write it, or restore it from a backup"
@@ -173,19 +176,12 @@ def read_yaml(path: Path, reason: str) -> dict[str, Any]:
 
 
 def parse(
-    model: type[Model],
-    value: dict[str, Any],
-    path: Path,
-    reason: str,
-    *,
-    tell_value: bool = False,
-    template: str = "",
+    model: type[Model], value: dict[str, Any], path: Path, reason: str, *, tell_value: bool = False
 ) -> Model:
     """`value` as `model`.
 
     Args:
         tell_value: a fault says the value as well; for files that hold no secret.
-        template: shows each key of such a file; what is missing is told by it.
 
     Raises:
         Malformed: `reason`; the message names an unknown key or else the first wrong one.
@@ -193,30 +189,14 @@ def parse(
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        # A mistyped key is also missing under its own name; it says more of what is wrong.
-        faults = error.errors(include_url=False)
-        fault = next((one for one in faults if one["type"] == "extra_forbidden"), faults[0])
-        names = [str(part) for part in fault["loc"] if part != KEY_MARK]
-        key = ".".join(names)
-        is_key = KEY_MARK in fault["loc"]  # a mapping's key is wrong, and not what stands under it
-        text = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
-            text = advice(model, fault["loc"])
-        elif fault["type"] == "missing":
-            text = missing(names[-1], template)
-        elif fault["type"] == "literal_error" and is_key:
-            text = one_of(names[-1], re.findall("'([^']*)'", fault["ctx"]["expected"]))
-        elif fault["type"] == "float_type" and _is_number_text(fault["input"]):
+        fault = first_of(error.errors(include_url=False))
+        key, text = place_of(model, fault["loc"]).key, sentence(model, fault)
+        if fault["type"] == "float_type" and _is_number_text(fault["input"]):
             text += "; YAML reads 1e-5 as text: write 1.0e-5"
         if key:
             key += _name_at(value, fault["loc"])
             wrong = fault["input"]
-            if (
-                tell_value
-                and not is_key
-                and fault["type"] != "extra_forbidden"
-                and _is_scalar(wrong)
-            ):
+            if tell_value and fault["type"] != "extra_forbidden" and _is_scalar(wrong):
                 text += f"; it says {ascii(wrong)[:VALUE_CHARS_MAX]}"
         raise Malformed(
             reason, f"{path}: key {key}: {text}" if key else f"{path}: {text}"

@@ -17,18 +17,19 @@ from pydantic import (
 )
 
 from node_agent.config import read_yaml
-from node_agent.known_keys import advice, missing
+from node_agent.faults import first_of, place_of, sentence
+from node_agent.shapes import name_like
 from node_agent.sources.database import Database
-from node_agent.templates import DATASETS_YAML
 from protos.errors import Malformed
 
 FILE_NAME: Final = "datasets.yaml"
+NAME_CHARS_SHOWN_MAX: Final = 64
 CATEGORIES_MAX: Final = 1000
 COLUMNS_MAX: Final = 10_000
 DECLARED_N_MAX: Final = 2**53
 ROWS_PER_PATIENT_MAX: Final = 1_000_000
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Name = Annotated[str, name_like("heart")]
 ColumnName = Annotated[StrictStr, Field(min_length=1, max_length=256)]
 
 
@@ -37,7 +38,9 @@ class CategoryColumn(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    category: list[ColumnName] = Field(min_length=1, max_length=CATEGORIES_MAX)
+    category: list[ColumnName] = Field(
+        min_length=1, max_length=CATEGORIES_MAX, examples=[["female", "male"]]
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> "CategoryColumn":
@@ -62,8 +65,8 @@ class Consent(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    column: ColumnName
-    values: list[ColumnName] = Field(min_length=1, max_length=CATEGORIES_MAX)
+    column: ColumnName = Field(examples=["research_consent"])
+    values: list[ColumnName] = Field(min_length=1, max_length=CATEGORIES_MAX, examples=[["yes"]])
 
 
 class DataSetSpec(BaseModel):
@@ -87,17 +90,21 @@ class DataSetSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Name
-    source: Path
-    patient: ColumnName
-    label: ColumnName
-    declared_n: int = Field(ge=1, le=DECLARED_N_MAX, strict=True)
+    source: Path = Field(examples=["records.csv"])
+    patient: ColumnName = Field(examples=["patient_id"])
+    label: ColumnName = Field(examples=["disease"])
+    declared_n: int = Field(ge=1, le=DECLARED_N_MAX, strict=True, examples=[200])
     version: int = Field(ge=1, lt=2**63, strict=True)
     account: Name = "patients"
     rows_per_patient_max: int = Field(default=1000, ge=1, le=ROWS_PER_PATIENT_MAX, strict=True)
-    columns: dict[ColumnName, ColumnType] = Field(min_length=1, max_length=COLUMNS_MAX)
+    columns: dict[ColumnName, ColumnType] = Field(
+        min_length=1,
+        max_length=COLUMNS_MAX,
+        examples=[{"age": "number", "sex": {"category": ["female", "male"]}}],
+    )
     database: Database | None = None
     consent: Consent | None = None
-    opt_out: Path | None = None
+    opt_out: Path | None = Field(default=None, examples=["opt-out.txt"])
 
     @property
     def declared_columns(self) -> frozenset[str]:
@@ -138,7 +145,9 @@ class DataSetSpec(BaseModel):
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    data_sets: list[dict[str, Any]]
+    data_sets: list[dict[str, Any]] = Field(
+        examples=[[{"name": "heart", "source": "records.csv", "patient": "patient_id"}]]
+    )
 
 
 def load_data_sets(folder: Path) -> list[DataSetSpec]:
@@ -192,7 +201,9 @@ def schema_json(spec: DataSetSpec) -> str:
 
 def _spec(path: Path, number: int, entry: dict[str, Any]) -> DataSetSpec:
     name = entry.get("name")
-    title = f"data set {name!r}" if isinstance(name, str) else f"data set number {number}"
+    title = f"data set number {number}"
+    if isinstance(name, str) and len(name) <= NAME_CHARS_SHOWN_MAX:
+        title = f"data set {name!r}"
     try:
         spec = DataSetSpec.model_validate(entry)
     except ValidationError as error:
@@ -215,18 +226,12 @@ def _first(model: type[BaseModel], error: ValidationError) -> str:
     """An unknown key or else the first fault, and what is wrong; the steward mends one and runs
     again."""
     faults = error.errors(include_url=False)
-    # A mistyped key is also missing under its own name; it says more of what is wrong.
-    fault = next((one for one in faults if one["type"] == "extra_forbidden"), faults[0])
-    key = ".".join(str(part) for part in fault["loc"] if part not in ("<number>", "<category>"))
-    text = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "extra_forbidden":
-        text = advice(model, fault["loc"])
-    if fault["type"] == "missing":
-        text = missing(str(fault["loc"][-1]), DATASETS_YAML)
+    fault = first_of(faults)
+    key, text = place_of(model, fault["loc"]).key, sentence(model, fault)
     if fault["loc"] == ("patient",) and fault["type"] == "string_type":
         text = (
-            "exactly one column names the patient: write its name, as text; where several make the "
-            "id, join them into one column of the file"
+            "exactly one column names the patient: write its name, as text, for instance `patient: "
+            "patient_id`; where several make the id, join them into one column of the file"
         )
     if "category" in fault["loc"] and fault["type"] == "string_type":
         text += " (YAML reads TRUE, No and 1 as other than text: quote them)"

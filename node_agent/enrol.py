@@ -54,6 +54,7 @@ from node_agent.proxy import OPTION, ProxyConfig, Route, route_to
 from node_agent.renewal import pending_key
 from node_agent.state import State, ledger_missing
 from node_agent.templates import DATASETS_YAML, POLICY_YAML
+from node_agent.whose import require_access
 from protos.content import write_durable
 from protos.errors import Conflict, FeddpError, Unavailable
 from protos.feddp.v1 import enrollment_pb2 as pb
@@ -119,7 +120,7 @@ def join(
         Malformed: TOKEN_INVALID, PROXY_INVALID; JOIN_ANSWER_INVALID, the coordinator's answer does
             not hold; PASSPHRASE_MISSING, PASSPHRASE_SHORT, PASSPHRASE_WRONG.
         Conflict: ALREADY_JOINED, AGENT_RUNNING.
-        NotAllowed: JOIN_REJECTED, LEDGER_KEY_CHANGED, NODE_DISABLED.
+        NotAllowed: JOIN_REJECTED, LEDGER_KEY_CHANGED, NODE_DISABLED; OTHER_USER.
         WrongPhase: JOIN_PENDING.
         Unauthenticated: TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED.
         Unavailable: UNREACHABLE.
@@ -128,6 +129,7 @@ def join(
     if encrypt_keys:
         stored_pem(new_key(), encrypted=True)  # says what is wrong before anything is made
     folder = Folder(path.absolute())
+    require_access(folder.root)
     former = _former(folder, again)
     settings = _settings(folder, proxy)
     route = route_to(

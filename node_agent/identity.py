@@ -15,8 +15,9 @@ from certs.enrolment import load_certificate_key, load_ledger_key, private_pem, 
 from certs.issued import identity_of
 from certs.rotation import renewal_due_at
 from certs.spiffe import SpiffeId
+from node_agent.whose import denied
 from protos.content import sync_directory
-from protos.errors import FeddpError, Malformed, NotFound
+from protos.errors import FeddpError, Malformed, NotAllowed, NotFound
 
 KEY, CHAIN, BUNDLE, LEDGER_KEY = "node.key", "node.crt", "bundle.pem", "ledger.key"
 NEXT_KEY: Final = "next.key"
@@ -62,6 +63,7 @@ def load_identity(folder: Path) -> Identity:
     """Read DIR/identity, also while a renewal switches over or after one was cut short.
 
     Raises:
+        NotAllowed: OTHER_USER, it is another user's.
         NotFound: NOT_JOINED.
         Malformed: IDENTITY_INVALID, PASSPHRASE_MISSING, PASSPHRASE_WRONG.
     """
@@ -71,6 +73,8 @@ def load_identity(folder: Path) -> Identity:
             key = _key_of(folder, chain)
             if (folder / CHAIN).read_bytes() == chain:
                 break
+    except PermissionError:
+        raise NotAllowed("OTHER_USER", denied(folder)) from None
     except OSError:
         raise NotFound(
             "NOT_JOINED",

@@ -1,7 +1,6 @@
-"""What somebody who mistyped a key of a YAML file, or left one out, may have meant."""
+"""What somebody who mistyped a key of a YAML file may have meant."""
 
 import difflib
-import re
 from collections.abc import Sequence
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -20,28 +19,6 @@ def advice(model: type[BaseModel], place: Sequence[str | int]) -> str:
     if near:
         return f"there is no such key; did you mean {near[0]}?"
     return f"there is no such key; known here: {', '.join(sorted(known))}"
-
-
-def one_of(name: object, known: Sequence[str]) -> str:
-    """The same of a mapping that takes the names in `known` and no others."""
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    meant = f"; did you mean {near[0]}?" if near else ";"
-    return f"there is no such key{meant} known here: {', '.join(known)}"
-
-
-def missing(key: str, template: str) -> str:
-    """What to write for a key that must be there and is not.
-
-    Args:
-        template: a file with comments that shows each key once, as `templates` has them.
-    """
-    found = re.search(
-        rf"\b{re.escape(key)}: (?P<value>\[[^\]]*\]|[^,}}#\n]+)(?:# (?P<why>[^;\n]+))?", template
-    )
-    if found is None:
-        return "it is missing: write it"
-    why = f" ({found['why'].rstrip(', ')})" if found["why"] else ""
-    return f"it is missing: write it, for instance `{key}: {found['value'].strip()}`{why}"
 
 
 def _model_at(model: type[BaseModel], place: Sequence[str | int]) -> type[BaseModel]:

@@ -23,6 +23,7 @@ from node_agent.identity import BUNDLE, CHAIN, KEY, LEDGER_KEY, NEXT_KEY, Identi
 from node_agent.installation import locked, read_folder
 from node_agent.ledger_files import heads, kept_ledger
 from node_agent.state import State, ledger_missing
+from node_agent.whose import require_access
 from protos.content import sync_directory, write_durable
 from protos.errors import Conflict, FeddpError, Malformed, Unavailable
 
@@ -94,6 +95,7 @@ def leave(path: Path, *, forget_ledger: bool = False) -> Leaving:
         WrongPhase: ACCOUNT_LEFT_OUT, see `Disputes.require_counted`.
     """
     folder = Folder(path.absolute())
+    require_access(folder.root)
     with locked(folder):
         done = plan(path, forget_ledger=forget_ledger)
         if not forget_ledger:
@@ -117,10 +119,11 @@ def move(token: str, path: Path) -> JoinResult:
         NotFound: NOT_JOINED, LEDGER_MISSING.
         Conflict: AGENT_RUNNING; SAME_COORDINATOR.
         WrongPhase: ACCOUNT_LEFT_OUT, see `Disputes.require_counted`.
-        Malformed: TOKEN_INVALID; STATE_OF_ANOTHER_NODE, the token is for another name.
+        Malformed: TOKEN_INVALID; TOKEN_FOR_ANOTHER_NODE.
         Unauthenticated, Unavailable: as `enrol.join`.
     """
     folder = Folder(path.absolute())
+    require_access(folder.root)
     root = JoinToken.parse(token).root_pem
     with locked(folder):
         _put_back(folder)
@@ -141,11 +144,22 @@ def move(token: str, path: Path) -> JoinResult:
             if not (isinstance(error, Unavailable) and (folder.identity / KEY).exists()):
                 _put_back(folder)
                 seen.unlink()
+            if error.reason == "STATE_OF_ANOTHER_NODE":
+                raise _for_another(folder, identity.node) from None
             raise
         shutil.rmtree(folder.root / FORMER)
         _remove(folder.spool)
         folder.spool.mkdir(mode=0o700)
     return made
+
+
+def _for_another(folder: Folder, node: str) -> Malformed:
+    return Malformed(
+        "TOKEN_FOR_ANOTHER_NODE",
+        f"the token is for another node, and the accounts in {folder.root} are node {node}'s: "
+        f"ask the other coordinator's operator for a token for {node} (`feddp node token {node}`); "
+        "the folder is as it was",
+    )
 
 
 def _let_go(folder: Folder, identity: Identity) -> Path:

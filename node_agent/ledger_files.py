@@ -18,6 +18,7 @@ from node_agent.installation import locked, read_folder
 from node_agent.notes import RESTORED_NOTE, ROLLED_BACK_NOTE
 from node_agent.own_ledger import KeptAccount
 from node_agent.state import State, ledger_missing
+from node_agent.whose import require_access
 from privacy.heads import LimitInForce, Terms
 from privacy.ledger import Verification, verify
 from protos.content import beside_of, sync_directory
@@ -42,8 +43,10 @@ def kept_ledger(folder: Folder) -> Kept | None:
     """Of a folder that has left; None where it has not, or keeps no ledger.
 
     Raises:
+        NotAllowed: OTHER_USER.
         Malformed: LEDGER_INVALID; the key's, as `load_ledger_key`.
     """
+    require_access(folder.root)
     key = folder.identity / LEDGER_KEY
     left = not folder.agent_yaml.exists() and not (folder.identity / CHAIN).exists()
     if not left or not folder.state_db.exists() or not key.exists():

@@ -11,16 +11,26 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from node_agent.asking import AskingPolicy
 from node_agent.bandwidth import TransferPolicy
 from node_agent.config import parse, read_yaml
+from node_agent.shapes import NAME_PATTERN, PUBLIC_KEY, name_like, shaped
 from node_agent.tasks.registry import Purpose
-from node_agent.templates import POLICY_YAML
 from node_agent.vouching import is_vouched
 from node_agent.working import WorkPolicy
 
 RDP_ORDER_MIN: Final = 2
 
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
-STEWARD_NAME: Final = _NAME
-_TASK = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[0-9a-f]{64}$"
+STEWARD_NAME: Final = rf"^{NAME_PATTERN}$"
+
+AccountName = Annotated[str, name_like("patients")]
+DataSetName = Annotated[str, name_like("heart")]
+PersonName = Annotated[str, name_like("anna")]
+Task = Annotated[
+    str,
+    shaped(
+        rf"{NAME_PATTERN}@[0-9a-f]{{64}}",
+        "NAME@HASH with all 64 digits, as `feddp agent status` lists the installed tasks",
+        f"tabular-classifier@{'0123456789abcdef' * 4}",
+    ),
+]
 
 
 ShareKind = Literal["purpose", "project"]
@@ -49,16 +59,16 @@ class AccountPolicy(_Model):
             `epsilon_limit`; what is not named has no limit of its own.
     """
 
-    name: Annotated[str, Field(pattern=_NAME)]
-    epsilon_limit: float = Field(gt=0, le=1e4, allow_inf_nan=False)
-    delta: float = Field(gt=0, le=0.5, allow_inf_nan=False)
+    name: AccountName
+    epsilon_limit: float = Field(gt=0, le=1e4, allow_inf_nan=False, examples=[10.0])
+    delta: float = Field(gt=0, le=0.5, allow_inf_nan=False, examples=[1.0e-5])
     filter: Literal["auto", "gdp", "rdp"] = "auto"
     rdp_order: int = Field(default=0, ge=0, le=256)
-    epsilon_per_job_max: float = Field(gt=0, le=1e4, allow_inf_nan=False)
-    noise_multiplier_min: float = Field(gt=0, le=1e6, allow_inf_nan=False)
+    epsilon_per_job_max: float = Field(gt=0, le=1e4, allow_inf_nan=False, examples=[2.0])
+    noise_multiplier_min: float = Field(gt=0, le=1e6, allow_inf_nan=False, examples=[0.3])
     unaccounted: Literal["refuse", "allow"] = "refuse"
     epsilon_per_purpose: dict[SharePurpose, Limit] = {}
-    epsilon_per_project: dict[Annotated[str, Field(pattern=_NAME)], Limit] = {}
+    epsilon_per_project: dict[Annotated[str, name_like("default")], Limit] = {}
 
     @model_validator(mode="after")
     def _order_with_rdp_only(self) -> "AccountPolicy":
@@ -81,8 +91,8 @@ class AccountPolicy(_Model):
 class Allowance(_Model):
     """Tasks, as NAME@HASH, that may run on one data set."""
 
-    data_set: Annotated[str, Field(pattern=_NAME)]
-    tasks: list[Annotated[str, Field(pattern=_TASK)]]
+    data_set: DataSetName
+    tasks: list[Task]
 
 
 class StewardPolicy(_Model):
@@ -92,8 +102,8 @@ class StewardPolicy(_Model):
         public_key: raw Ed25519, 64 lower-case hexadecimal digits.
     """
 
-    name: Annotated[str, Field(pattern=_NAME)]
-    public_key: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    name: PersonName
+    public_key: Annotated[str, PUBLIC_KEY]
 
 
 class Policy(_Model):
@@ -125,11 +135,18 @@ class Policy(_Model):
     share_failure_class: bool = False
     who_may_ask: AskingPolicy = AskingPolicy()
     work: WorkPolicy = WorkPolicy()
-    withdrawn: list[Annotated[str, Field(pattern=_NAME)]] = []
+    withdrawn: list[DataSetName] = []
     disjoint_patients: Annotated[str, Field(max_length=500)] = ""
-    disjoint_data_sets: dict[Annotated[str, Field(pattern=_NAME)], list[str]] = {}
+    disjoint_data_sets: dict[AccountName, list[str]] = {}
     disjoint_signed_by: str = ""
-    disjoint_signature: Annotated[str, Field(pattern="^([0-9a-f]{128})?$")] = ""
+    disjoint_signature: Annotated[
+        str,
+        shaped(
+            "([0-9a-f]{128})?",
+            "128 of the digits 0-9 and a-f, in quotes, as `feddp agent vouch` prints them",
+            "0123456789abcdef" * 8,
+        ),
+    ] = ""
 
     @model_validator(mode="after")
     def _each_once(self) -> "Policy":
@@ -212,7 +229,7 @@ def load_policy(path: Path) -> Policy:
         Malformed: POLICY_INVALID; the message names the key.
     """
     content = read_yaml(path, "POLICY_INVALID")
-    return parse(Policy, content, path, "POLICY_INVALID", tell_value=True, template=POLICY_YAML)
+    return parse(Policy, content, path, "POLICY_INVALID", tell_value=True)
 
 
 def above_limit(account: AccountPolicy, epsilon_limit: float) -> str:

@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from node_agent.shapes import shaped
 from protos.errors import Malformed
 
 PROXY_VARIABLES: Final = ("grpc_proxy", "https_proxy", "HTTPS_PROXY", "http_proxy")
@@ -24,7 +25,7 @@ CREDENTIALS_BYTES_MAX: Final = 4096
 PORT_DEFAULT: Final = 80
 DIRECT: Final = "direct"
 
-_URL: Final = r"^(direct|(http://)?([^\s:/@\[\]]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}/?)?$"
+_URL: Final = r"(direct|(http://)?([^\s:/@\[\]]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}/?)?"
 
 
 class ProxyConfig(BaseModel):
@@ -39,9 +40,21 @@ class ProxyConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    url: Annotated[str, Field(pattern=_URL)] = ""
-    credentials_file: Annotated[str, Field(max_length=4096)] = ""
-    credentials_env: Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")] = ""
+    url: Annotated[
+        str,
+        shaped(
+            _URL,
+            "http://HOST:PORT of the proxy, without a user and a password, or direct",
+            "http://proxy.example:3128",
+        ),
+    ] = ""
+    credentials_file: str = Field(default="", max_length=4096, examples=["proxy.credentials"])
+    credentials_env: Annotated[
+        str,
+        shaped(
+            r"([A-Za-z_][A-Za-z0-9_]*)?", "the name of a variable of the agent", "PROXY_CREDENTIALS"
+        ),
+    ] = ""
 
     @model_validator(mode="after")
     def _one_source(self) -> "ProxyConfig":
@@ -49,7 +62,7 @@ class ProxyConfig(BaseModel):
         if all(given):
             raise ValueError("give credentials_file or credentials_env, not both")
         if any(given) and self.url in ("", DIRECT):
-            raise ValueError("credentials go with the url of a proxy")
+            raise ValueError("credentials_file and credentials_env go with the url of a proxy")
         return self
 
 

@@ -4,21 +4,22 @@ import grp
 import os
 import pwd
 import stat
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from node_agent import access_list
 from node_agent.config import Folder
-from node_agent.datasets import load_data_sets
+from node_agent.whose import groups_of, may
 from protos.content import write_durable
-from protos.errors import FeddpError, Malformed, NotAllowed, NotFound
+from protos.errors import Malformed, NotAllowed, NotFound
 
 UNIT_FOLDER: Final = Path("/etc/systemd/system")
 
-FOLDER_MODE: Final = 0o1770
+FOLDER_MODE: Final = 0o3770
 """The service's group may make files in the folder, and nobody may remove another one's: so the
-agent cannot put a policy of its own in the place of the steward's."""
+agent cannot put a policy of its own in the place of the steward's. What an editor of the steward's
+makes anew there gets the service's group, so that the agent can read it."""
 
 STEWARD_MODE: Final = 0o640
 HOMES: Final = ("/home", "/root", "/run/user")
@@ -134,16 +135,22 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who a path is given to, and its mode; `mode` 0 leaves that as it is."""
+    """Who a path is given to, and its mode; `mode` 0 leaves that as it is.
+
+    Attributes:
+        guest: a user who may make files there too, by the folder's access list; empty for nobody.
+    """
 
     path: Path
     user: str
     group: str
     mode: int
+    guest: str = ""
 
     def __str__(self) -> str:
         mode = f"{self.mode:04o}" if self.mode else "mode as it is"
-        return f"{self.user}:{self.group} {mode} {self.path}"
+        guest = f", and {self.guest} may make files there (access list)" if self.guest else ""
+        return f"{self.user}:{self.group} {mode} {self.path}{guest}"
 
 
 def owners(service: Service, steward: str) -> list[Owner]:
@@ -151,11 +158,13 @@ def owners(service: Service, steward: str) -> list[Owner]:
 
     The steward owns the two files that say what is allowed, root the folder, and the service's user
     the rest: IT acts as that user (`sudo -u feddp feddp agent ...`), so that no command leaves a
-    file there that the agent cannot write.
+    file there that the agent cannot write. The steward gets into the folder by its access list and
+    not by the service's group, which may be given the records to read.
     """
     folder, user, group = Folder(service.folder), service.user, service.group
+    guest = "" if steward == "root" else steward
     found = [
-        Owner(folder.root, "root", group, FOLDER_MODE),
+        Owner(folder.root, "root", group, FOLDER_MODE, guest),
         Owner(folder.agent_yaml, user, group, STEWARD_MODE),
         Owner(folder.policy_yaml, steward, group, STEWARD_MODE),
         Owner(folder.datasets_yaml, steward, group, STEWARD_MODE),
@@ -189,30 +198,6 @@ def require_fit(service: Service, steward: str) -> None:
         )
 
 
-def advice(service: Service) -> list[str]:
-    """What would keep the service from working, as far as it can be seen; a sentence each."""
-    found = []
-    if any(service.folder.is_relative_to(one) for one in ("/tmp", "/var/tmp")):  # noqa: S108
-        found.append(
-            f"{service.folder} lies below a folder for temporary files, and the service has one of "
-            "its own: it will not find its files; move DIR, to /var/lib for instance"
-        )
-    try:
-        uid = pwd.getpwnam(service.user).pw_uid
-        data_sets = load_data_sets(service.folder)
-    except (KeyError, OSError, FeddpError):
-        return found
-    groups = _groups_of(uid)
-    for spec in data_sets:
-        for path in (spec.source, spec.opt_out):
-            if path is not None and path.exists() and not _may_read(path.stat(), uid, groups):
-                found.append(
-                    f"{path} of data set {spec.name} cannot be read by {service.user}: `chgrp "
-                    f"{service.group} {path}` and `chmod g+r {path}`, its folders too"
-                )
-    return found
-
-
 def install(service: Service, steward: str, unit_folder: Path = UNIT_FOLDER) -> Path:
     """Write the unit and hand the folder's files to their owners; the unit's path.
 
@@ -235,6 +220,8 @@ def install(service: Service, steward: str, unit_folder: Path = UNIT_FOLDER) -> 
         os.chown(one.path, uid, gid, follow_symlinks=False)
         if one.mode and not one.path.is_symlink():
             one.path.chmod(one.mode)
+    if access_list.is_offered(service.folder):  # else `advice` says what to do
+        access_list.let_in(service.folder, _uid(steward))
     path = unit_folder / service.name
     write_durable(path, text.encode(), 0o644)
     return path
@@ -248,50 +235,26 @@ def weaknesses(folder: Folder, uid: int | None = None) -> list[str]:
     """
     if uid is None:
         uid = folder.state_db.stat().st_uid if folder.state_db.exists() else os.geteuid()
-    groups = set(os.getgroups()) | {os.getegid()} if uid == os.geteuid() else _groups_of(uid)
+    groups = set(os.getgroups()) | {os.getegid()} if uid == os.geteuid() else groups_of(uid)
     found = []
     for path in (folder.policy_yaml, folder.datasets_yaml):
         try:
             file, parent = path.stat(), path.parent.stat()
         except OSError:
             continue
-        if file.st_uid == uid or _may_write(file, uid, groups):
+        if file.st_uid == uid or may(file, uid, groups, stat.S_IWOTH):
             found.append(
                 f"{path} can be changed by the user that the agent runs as; give it to the data "
                 "steward: `feddp agent install-service --steward NAME` does"
             )
-        elif _may_write(parent, uid, groups) and (
+        elif may(parent, uid, groups, stat.S_IWOTH) and (
             not parent.st_mode & stat.S_ISVTX or parent.st_uid == uid
         ):
             found.append(
                 f"{path} can be replaced by the user that the agent runs as, who may rename files "
-                f"in {path.parent}; give the folder to root with the sticky bit (mode 1770)"
+                f"in {path.parent}; give the folder to root with the sticky bit (mode 3770)"
             )
     return found
-
-
-def _may_read(found: os.stat_result, uid: int, groups: Iterable[int]) -> bool:
-    if found.st_uid == uid:
-        return bool(found.st_mode & stat.S_IRUSR)
-    if found.st_gid in groups:
-        return bool(found.st_mode & stat.S_IRGRP)
-    return bool(found.st_mode & stat.S_IROTH)
-
-
-def _may_write(found: os.stat_result, uid: int, groups: Iterable[int]) -> bool:
-    if found.st_uid == uid:
-        return bool(found.st_mode & stat.S_IWUSR)
-    if found.st_gid in groups:
-        return bool(found.st_mode & stat.S_IWGRP)
-    return bool(found.st_mode & stat.S_IWOTH)
-
-
-def _groups_of(uid: int) -> set[int]:
-    try:
-        one = pwd.getpwuid(uid)
-    except KeyError:
-        return set()
-    return {one.pw_gid, *(g.gr_gid for g in grp.getgrall() if one.pw_name in g.gr_mem)}
 
 
 def _under_home(*paths: Path) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from node_agent.account_filters import filter_of, not_raised
+from node_agent.allowed import dead_entries, usable_tasks
 from node_agent.config import Folder
 from node_agent.datasets import DataSetSpec
 from node_agent.headers import WrongHeader, check_header
@@ -167,7 +168,10 @@ def _data_set(spec: DataSetSpec, rules: Rules) -> dict[str, Any]:
         "account": spec.account,
         "declared_n": spec.declared_n,
         "version": spec.version,
-        "tasks": sorted(rules.policy.tasks_on(spec.name)),
+        "tasks": usable_tasks(rules, installed())[spec.name],
+        "not_installed": [
+            str(one) for one in dead_entries(rules, installed()) if one.data_set == spec.name
+        ],
         "withdrawn": spec.name in rules.policy.withdrawn,
         "moved": "",
         "message": message,

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from datetime import datetime
-from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -23,7 +22,7 @@ class WorkPolicy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    hours: list[Annotated[str, Field(max_length=11)]] = []
+    hours: list[str] = Field(default=[], examples=[["20:00-06:00"]])
     threads_max: int | None = Field(default=None, ge=1, le=1024)
     memory_bytes_max: int | None = Field(default=None, ge=WORKER_BYTES_MIN)
     gpus_max: int = Field(default=0, ge=0, le=64)

@@ -44,7 +44,9 @@ SHARED = (
     "patient's record, and no epsilon covers it"
 )
 
-Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's folder.")]
+Folder = Annotated[
+    Path, typer.Option("--dir", metavar="DIR", readable=False, help="The agent's folder.")
+]
 
 
 @app.command()
@@ -145,6 +147,8 @@ def status(folder: Folder, as_json: Json = False) -> None:
 
 
 def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    from node_agent.allowed import DO
+
     ledger = found["ledger"]
     said = "verifies" if ledger["verified"] else "does NOT verify"
     return [
@@ -164,6 +168,11 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
                 f"{one['account']}, {_allowed(one)}" + _wrong(one["message"]),
             )
             for one in found["data_sets"]
+        ),
+        *(
+            ("WARNING", f"{text}; {DO}")
+            for one in found["data_sets"]
+            for text in one["not_installed"]
         ),
         *(("note", SHARED) for _ in [1] if found["shares_failure_class"]),
         *(("WARNING" if one["warning"] else "note", one["message"]) for one in found["overlaps"]),

@@ -8,7 +8,9 @@ import typer
 from feddp.cli import output
 from feddp.cli.options import Json
 
-Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's folder.")]
+Folder = Annotated[
+    Path, typer.Option("--dir", metavar="DIR", readable=False, help="The agent's folder.")
+]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="One file, its owner's alone.")]
 
 

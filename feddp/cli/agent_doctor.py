@@ -64,7 +64,8 @@ def proxy_of(url: str, credentials_file: Path | None) -> "ProxyConfig | None":
 
 def doctor(
     folder: Annotated[
-        Path | None, typer.Option("--dir", metavar="DIR", help="The agent's folder.")
+        Path | None,
+        typer.Option("--dir", metavar="DIR", readable=False, help="The agent's folder."),
     ] = None,
     token: Annotated[
         str, typer.Option(metavar="TOKEN", help="Before joining: check the way that it would take.")

@@ -12,7 +12,9 @@ app = typer.Typer(
     help="The node's own ledger: heads for officers, copies, disputes.", no_args_is_help=True
 )
 
-Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's folder.")]
+Folder = Annotated[
+    Path, typer.Option("--dir", metavar="DIR", readable=False, help="The agent's folder.")
+]
 
 
 @app.command()

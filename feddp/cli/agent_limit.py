@@ -18,7 +18,9 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's folder.")]
+Folder = Annotated[
+    Path, typer.Option("--dir", metavar="DIR", readable=False, help="The agent's folder.")
+]
 By = Annotated[
     str, typer.Option("--by", metavar="NAME", help="Your name under `stewards:` in policy.yaml.")
 ]

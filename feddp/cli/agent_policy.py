@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Check, show and explain the data steward's policy.", no_args_is_help=True)
 
-Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's folder.")]
+Folder = Annotated[
+    Path, typer.Option("--dir", metavar="DIR", readable=False, help="The agent's folder.")
+]
 
 
 @app.command()
@@ -28,23 +30,30 @@ def check(folder: Folder, as_json: Json = False) -> None:
 
     Exit code 2 if a file is wrong, key by key and name by name; 1 if the agent refuses orders for
     what the files say and its ledger knows. The agent may run. What is wrong with a data set's own
-    files is a warning, and leaves the exit code at 0."""
+    files, and a task in `allow` that is not installed, are warnings, and leave the exit code at 0.
+    """
     from node_agent.account_filters import account_fault
     from node_agent.status import files_alone, status
     from node_agent.steward import require_known_names
-    from protos.errors import Malformed, NotFound
+    from node_agent.whose import seen_as_another
+    from protos.errors import Malformed, NotAllowed, NotFound
 
     rules = _rules(folder)
     require_known_names(rules)
     if fault := account_fault(rules.policy, rules.data_sets):
         raise Malformed("POLICY_INVALID", f"policy.yaml: {fault}")
+    unread = ""
     try:
         found = status(folder)
     except NotFound as error:
         if error.reason != "NOT_JOINED":
             raise
         found = files_alone(rules)
-    said = verdict_of(found)
+    except NotAllowed as error:
+        if error.reason != "OTHER_USER":
+            raise
+        found, unread = files_alone(rules), error.message
+    said = verdict_of(found, unread, seen_as_another(folder))
     starts = [text for text in map(starts_said, found["accounts"]) if text]
     counts = {"accounts": len(rules.policy.accounts), "data_sets": len(rules.data_sets)}
     ok = not said.refused

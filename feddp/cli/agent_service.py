@@ -9,7 +9,9 @@ import typer
 
 from feddp.cli import output
 
-Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The agent's folder.")]
+Folder = Annotated[
+    Path, typer.Option("--dir", metavar="DIR", readable=False, help="The agent's folder.")
+]
 
 
 def install_service(
@@ -30,10 +32,13 @@ def install_service(
 ) -> None:
     """Write the systemd unit of this folder's agent, and give its files to their owners.
 
-    The data steward owns policy.yaml and datasets.yaml, root the folder, the service's user the
-    rest: run commands on it as that user. Starting it stays with you, as the last line says.
+    The data steward owns policy.yaml and datasets.yaml and gets into the folder by its access list,
+    at once and without the service's group; root owns the folder, the service's user the rest: run
+    commands on it as that user. Run it again for another --steward. Starting it stays with you, as
+    the last line says.
     """
-    from node_agent.service import Service, advice, install, owners, require_fit
+    from node_agent.service import Service, install, owners, require_fit
+    from node_agent.service_advice import advice
 
     service = Service(folder.absolute(), user, group or user, _command(), gpu)
     if dry_run:
@@ -43,12 +48,14 @@ def install_service(
         sys.stdout.write(text)
         for one in owners(service, steward):
             output.note(f"would be given: {one}")
-        for sentence in advice(service):
+        for sentence in advice(service, steward):
             output.note(f"WARNING: {sentence}")
         return
     path = install(service, steward, unit_folder)
-    output.line(f"wrote {path}; policy.yaml and datasets.yaml belong to {steward}")
-    for sentence in advice(service):
+    output.line(f"wrote {path}; policy.yaml and datasets.yaml belong to {steward}, who edits them")
+    if steward != "root":
+        output.line(f"{steward} checks them: feddp agent policy check --dir {folder}")
+    for sentence in advice(service, steward):
         output.note(f"WARNING: {sentence}")
     output.line(f"check it: systemd-analyze verify {path}")
     output.line(f"commands on {folder} from now on: sudo -u {user} feddp agent ...")

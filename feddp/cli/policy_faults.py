@@ -24,8 +24,15 @@ class Verdict:
     notes: Sequence[str]
 
 
-def verdict_of(found: Mapping[str, Any]) -> Verdict:
-    """Of an agent's status, as `node_agent` gives it; its ledger is None where it has none yet."""
+def verdict_of(found: Mapping[str, Any], unread: str = "", as_another: str = "") -> Verdict:
+    """Of an agent's status, as `node_agent` gives it; its ledger is None where it has none yet.
+
+    Args:
+        unread: why the ledger could not be read, where there may be one.
+        as_another: what follows from a data set's fault, seen by another user than the agent's.
+    """
+    from node_agent.allowed import DO
+
     accounts, data_sets, ledger = found["accounts"], found["data_sets"], found["ledger"]
     refused: list[str] = []
     warnings: list[str] = []
@@ -36,8 +43,9 @@ def verdict_of(found: Mapping[str, Any]) -> Verdict:
         if one["moved"]:
             refused.append(f"data set {one['name']}: {one['moved']}")
         elif one["message"]:
-            text = f"data set {one['name']}: {one['message']}"
-            warnings.append(f"{text}; attempts on it are refused, and cost nothing")
+            follows = as_another or "attempts on it are refused, and cost nothing"
+            warnings.append(f"data set {one['name']}: {one['message']}; {follows}")
+        warnings += [f"{text}; {DO}" for text in one["not_installed"]]
     for one in accounts:
         if one["message"]:
             refused.append(f"account {one['name']}: {one['message']}")
@@ -49,7 +57,9 @@ def verdict_of(found: Mapping[str, Any]) -> Verdict:
         (warnings if one["warning"] else notes).append(one["message"])
     if ledger is None:
         notes.append(
-            "there is no ledger yet, as this folder has not joined: what was spent is not known"
+            f"the ledger was not read, so that only the files were looked at: {unread}"
+            if unread
+            else "there is no ledger yet, as this folder has not joined: what was spent is unknown"
         )
     else:
         refused += _of_the_ledger(ledger)

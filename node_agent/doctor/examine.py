@@ -156,6 +156,7 @@ def _steward(
 ) -> Iterator[Check]:
     policy, rules = files.check_policy(folder, identity)
     yield policy
+    yield from files.check_tasks(rules) if rules is not None else ()
     for spec in rules.data_sets if rules is not None else ():
         schema = files.check_schema(spec)
         yield schema

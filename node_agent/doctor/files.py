@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from node_agent.account_filters import account_fault
+from node_agent.allowed import DO, dead_entries, usable_tasks
 from node_agent.config import Folder
 from node_agent.datasets import DataSetSpec
 from node_agent.doctor.report import Check, span
@@ -99,9 +100,7 @@ def check_policy(folder: Folder, identity: Identity) -> tuple[Check, Rules | Non
     if fault := account_fault(rules.policy, rules.data_sets):
         do = "the data steward mends it; every order on the account is refused until then"
         return Check("policy", "failed", fault, do), rules
-    known = {f"{one.name}@{one.content_hash}" for one in installed().values()}
-    allowed = {spec.name: rules.policy.tasks_on(spec.name) for spec in rules.data_sets}
-    usable = {name: tasks & known for name, tasks in allowed.items()}
+    usable = usable_tasks(rules, installed())
     if gone := [spec.name for spec in rules.data_sets if spec.name in rules.policy.withdrawn]:
         found = f"it holds; the data steward has withdrawn {', '.join(gone)}"
         return Check("policy", "warning", found, "nothing is learned from it; that may be meant"), (
@@ -116,12 +115,19 @@ def check_policy(folder: Folder, identity: Identity) -> tuple[Check, Rules | Non
     if any(usable.values()):
         text = ", ".join(f"{len(tasks)} on {name}" for name, tasks in usable.items())
         return Check("policy", "ok", f"it holds; tasks allowed: {text}"), rules
-    if any(allowed.values()):
+    if dead_entries(rules, installed()):
         found = "it allows no task that is installed here: the hashes are of another release"
-        do = "the data steward compares `allow` in policy.yaml with the installed tasks"
+        do = f"for each that `allowed task` names below, {DO}"
     else:
         found, do = "it holds, and allows nothing", _ALLOW
     return Check("policy", "warning", found, do), rules
+
+
+def check_tasks(rules: Rules) -> list[Check]:
+    """A warning for each task that is allowed and not installed; nothing where there is none."""
+    return [
+        Check("allowed task", "warning", str(one), DO) for one in dead_entries(rules, installed())
+    ]
 
 
 _ALLOW: Final = (

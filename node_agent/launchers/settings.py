@@ -3,11 +3,30 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,:@=&|*()\[\]-]{0,256}$")]
-DnsName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
-Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|Ki|Mi|Gi|Ti)?$")]
+from node_agent.shapes import shaped
+
+Word = Annotated[
+    str,
+    shaped(
+        r"[A-Za-z0-9_.,:@=&|*()\[\]-]{0,256}",
+        "a word as sbatch takes it, without spaces",
+        "research",
+    ),
+]
+DnsName = Annotated[
+    str,
+    shaped(
+        r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?",
+        "a name as Kubernetes has them: small letters, digits, dots and dashes",
+        "feddp",
+    ),
+]
+Quantity = Annotated[
+    str,
+    shaped(r"[0-9]+(\.[0-9]+)?(m|Ki|Mi|Gi|Ti)?", "an amount as Kubernetes takes it", "4Gi"),
+]
 
 MINUTES_MAX = 30 * 24 * 60
 
@@ -58,15 +77,24 @@ class KubernetesSettings(BaseModel):
 
     kind: Literal["kubernetes"]
     namespace: DnsName
-    image: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}$")]
+    image: Annotated[
+        str,
+        shaped(
+            r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}",
+            "the name of an image",
+            "registry.example/feddp-agent:0.1.0",
+        ),
+    ]
     folder_claim: DnsName
-    data_claims: dict[DnsName, str] = Field(default_factory=dict, max_length=32)
+    data_claims: dict[DnsName, str] = Field(
+        default_factory=dict, max_length=32, examples=[{"records": "/srv/records"}]
+    )
     run_as_user: int = Field(default=10001, ge=1, lt=1 << 31)
     memory: Quantity = "4Gi"
     gpus: int = Field(default=0, ge=0, le=64)
-    gpu_resource: Annotated[str, StringConstraints(pattern=r"^[a-z0-9./-]{1,128}$")] = (
-        "nvidia.com/gpu"
-    )
+    gpu_resource: Annotated[
+        str, shaped(r"[a-z0-9./-]{1,128}", "the name of a resource", "nvidia.com/gpu")
+    ] = "nvidia.com/gpu"
     time_limit_minutes: int = Field(default=240, ge=2, le=MINUTES_MAX)
 
     @field_validator("data_claims")
@@ -74,7 +102,7 @@ class KubernetesSettings(BaseModel):
     def _absolute(cls, value: dict[str, str]) -> dict[str, str]:
         for path in value.values():
             if not Path(path).is_absolute():
-                raise ValueError("each path must be absolute")
+                raise ValueError("each path must be absolute, for instance {records: /srv/records}")
         return value
 
 

@@ -6,6 +6,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from node_agent.shapes import shaped
+
 CREDENTIAL_BYTES_MAX: Final = 4096
 DRIVERS: Final = {"postgresql": "psycopg", "sqlite": "pysqlite"}
 """Databases that are known here to keep a transaction from writing, with a test each."""
@@ -13,7 +15,15 @@ DRIVERS: Final = {"postgresql": "psycopg", "sqlite": "pysqlite"}
 PASSED_ON_PREFIX: Final = "FEDDP_SOURCE_"
 """Of the agent's environment only variables named so reach a worker."""
 
-Variable = Annotated[str, Field(pattern=rf"^{PASSED_ON_PREFIX}[A-Z0-9_]{{1,64}}$")]
+
+Variable = Annotated[
+    str,
+    shaped(
+        rf"{PASSED_ON_PREFIX}[A-Z0-9_]{{1,64}}",
+        f"the name of a variable that begins with {PASSED_ON_PREFIX}, in capitals",
+        f"{PASSED_ON_PREFIX}OMOP",
+    ),
+]
 
 
 class Database(BaseModel):
@@ -29,11 +39,16 @@ class Database(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    url: Annotated[str, Field(min_length=1, max_length=4096)]
-    password_env: (
-        Annotated[str, Field(pattern=rf"^{PASSED_ON_PREFIX}[A-Z0-9_]{{1,64}}$")] | None
-    ) = None
-    password_file: Path | None = None
+    url: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=4096,
+            examples=["postgresql+psycopg://reader@omop.example:5432/omop"],
+        ),
+    ]
+    password_env: Variable | None = None
+    password_file: Path | None = Field(default=None, examples=["omop.password"])
     read_s: float = Field(default=5.0, ge=0, le=3600, allow_inf_nan=False)
 
     @property

@@ -1,5 +1,6 @@
 """Hospitals and coordinators of released versions, their code run as it was, beside this one's."""
 
+import hashlib
 import io
 import json
 import subprocess
@@ -18,6 +19,7 @@ from feddp.demo.processes import choose_ports
 from feddp.joining import join
 from feddp.profile import Profile
 from feddp.signing import make_key
+from protos.content import digest_of
 from tests.integration.federation import (
     Federation,
     cli_json,
@@ -29,6 +31,7 @@ from tests.integration.federation import (
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parent.parent
+PARTS = {"certs", "coordinator", "feddp", "node_agent", "privacy", "protos"}
 HOSPITALS = ("alpha", "beta", "gamma")
 RELEASES = [
     tuple(line.split())
@@ -73,21 +76,74 @@ class Release:
         return done.stdout
 
 
-@pytest.fixture(scope="module", params=RELEASES, ids=[version for version, _ in RELEASES])
+def archived(version: str, digest: str) -> tarfile.TarFile:
+    """The code of a release, as `releases.txt` vouches for it; without it the test fails."""
+    path = HERE / f"{version}.tar.xz"
+    made = "`git archive` as releases.txt says makes it anew, in a clone with the whole history"
+    if not path.is_file():
+        pytest.fail(f"{path} is missing, and with it what release {version} ran: {made}")
+    data = path.read_bytes()
+    if digest_of(data) != digest:
+        pytest.fail(
+            f"{path} is not the archive of release {version} that releases.txt names: {made}"
+        )
+    return tarfile.open(fileobj=io.BytesIO(data))
+
+
+@pytest.fixture(scope="module", params=RELEASES, ids=[one[0] for one in RELEASES])
 def release(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Release:
-    """A release, out of this repository's history."""
-    version, commit = request.param
-    archive = subprocess.run(
-        ["git", "archive", commit], cwd=REPOSITORY, capture_output=True, check=False
-    )
-    if archive.returncode:
-        pytest.skip(f"release {version} is not in this copy's history: git fetch --unshallow")
+    """A release, out of its archive: a clone may be without history."""
+    version, _, digest = request.param
     tree = tmp_path_factory.mktemp(f"release-{version}")
-    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+    with archived(version, digest) as files:
         files.extractall(tree, filter="data")
     found = Release(version, tree)
     assert Path(found.code()).is_relative_to(tree), "another release's code would be run"
     return found
+
+
+@pytest.mark.parametrize(("version", "commit", "digest"), RELEASES)
+def test_an_archive_is_the_released_commit(version: str, commit: str, digest: str) -> None:
+    """File by file where this clone has the commit, and by its digest everywhere."""
+    with archived(version, digest) as files:
+        held = {}
+        for one in files:
+            if one.isfile():
+                content = files.extractfile(one)
+                assert content is not None
+                held[one.name] = _blob_id(content.read())
+    listed = subprocess.run(
+        ["git", "ls-tree", "-r", commit],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert {name.partition("/")[0] for name in held} == PARTS
+    if listed.returncode == 0:
+        entries = (line.partition("\t") for line in listed.stdout.splitlines())
+        released = {name: about.split()[2] for about, _, name in entries}
+        assert held == {
+            name: blob for name, blob in released.items() if name.partition("/")[0] in PARTS
+        }
+
+
+def test_a_release_whose_archive_is_gone_or_changed_fails_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is never passed over: then nothing would be shown of the release."""
+    (version, _, digest) = RELEASES[0]
+    monkeypatch.setattr(sys.modules[__name__], "HERE", tmp_path)
+    with pytest.raises(pytest.fail.Exception, match="is missing, and with it what release"):
+        archived(version, digest)
+    (tmp_path / f"{version}.tar.xz").write_bytes(b"another")
+    with pytest.raises(pytest.fail.Exception, match="is not the archive of release"):
+        archived(version, digest)
+
+
+def _blob_id(content: bytes) -> str:
+    """As git names a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,3 +47,22 @@ def test_every_data_set_that_is_shown_loads(tmp_path: Path, source: str) -> None
     (tmp_path / "datasets.yaml").write_text(text)
     [spec] = load_data_sets(tmp_path)
     assert spec.consent is not None
+
+
+@pytest.mark.parametrize(
+    "file", ["Makefile", "deploy/Dockerfile", "deploy/apptainer.def", "docs/hospital-it.md"]
+)
+def test_what_is_installed_without_an_index_reads_every_kind_of_source(file: str) -> None:
+    """A site that cannot add a package later has databases from the start, as the table says."""
+    needed = {
+        extra
+        for extras in re.findall(r"^\| `\.\w+` \|.*\| `feddp\[([a-z,]+)\]` \|$", DOCUMENT, re.M)
+        for extra in extras.split(",")
+    }
+    assert needed == {"agent", "sql"}
+    text = (ROOT / file).read_text()
+    offline = re.findall(r"--no-index .*'feddp\[([a-z,]+)\]'", text)
+    assert offline
+    assert all(needed <= set(one.split(",")) for one in offline)
+    for built in re.findall(r"pip wheel .*'\.\[([a-z,]+)\]'", text):
+        assert needed <= set(built.split(","))

@@ -20,7 +20,7 @@ from node_agent.notes import LEFT_NOTE, MOVED_NOTE
 from node_agent.state import State
 from node_agent.status import status
 from privacy.filters import make_filter
-from protos.errors import FeddpError, Unauthenticated, Unavailable
+from protos.errors import FeddpError, Malformed, Unauthenticated, Unavailable
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
 from tests.node_agent.samples import NODE, order
 
@@ -91,6 +91,22 @@ def test_a_refused_token_leaves_the_folder_as_it_was(
         assert files(agent) == before
         assert not (agent.root / "former").exists()
         assert not list(agent.root.glob("heads-*"))
+
+
+def test_a_token_for_another_name_is_told_with_whom_to_ask(
+    agent: Folder, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger refuses the name that came; the folder is as it was, and nothing is restored."""
+    before, key = files(agent), load_identity(agent.identity).ledger_key
+    with pytest.raises(Malformed) as refused:
+        State(agent.state_db, "other", key)
+    joining(monkeypatch, refused.value, "node.key")
+    with pytest.raises(Malformed) as caught:
+        move(token, agent.root)
+    assert caught.value.reason == "TOKEN_FOR_ANOTHER_NODE"
+    assert f"operator for a token for {NODE} (`feddp node token {NODE}`)" in caught.value.message
+    assert "restore" not in caught.value.message
+    assert files(agent) == before
 
 
 def test_a_lost_answer_keeps_the_keys_that_the_token_may_be_redeemed_for(

@@ -323,7 +323,7 @@ def test_a_wrong_policy_file_names_what_is_wrong(tmp_path: Path, text: str, name
 @pytest.mark.parametrize(
     ("line", "said", "unsaid"),
     [
-        ("epsilon_limit: ten", "valid number", "1e-5"),
+        ("epsilon_limit: ten", "must be a number", "1e-5 as text"),
         ("delta: 1e-5", "write 1.0e-5", "order"),
         ("{filter: rdp, rdp_order: 0}", "give rdp_order from 2", "goes with"),
         ("{filter: rdp, rdp_order: 1}", "give rdp_order from 2", "goes with"),

@@ -167,7 +167,7 @@ def test_there_may_be_no_ledger_yet(folder: Folder) -> None:
     code, answer, words = check(folder)
     assert (code, answer["ok"], answer["refused"]) == (0, True, [])
     assert answer["notes"] == [
-        "there is no ledger yet, as this folder has not joined: what was spent is not known"
+        "there is no ledger yet, as this folder has not joined: what was spent is unknown"
     ]
     assert "it starts at epsilon 0.73" in words
     (folder.root / "train.csv").unlink()

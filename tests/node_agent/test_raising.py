@@ -142,8 +142,8 @@ def test_a_stewards_key_is_their_own_and_is_not_written_over(hospital: Hospital)
     [
         ([("anna", "1" * 64), ("Anna", "2" * 64)], "a name is given twice"),
         ([("anna", "1" * 64), ("bert", "1" * 64)], "a key is given twice"),
-        ([("anna", "1" * 63)], "pattern"),
-        ([("no name", "1" * 64)], "pattern"),
+        ([("anna", "1" * 63)], "must be 64 of the digits"),
+        ([("no name", "1" * 64)], "must be a name"),
     ],
 )
 def test_the_policy_names_two_people_by_two_keys(

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from feddp.cli.app import app
 from node_agent.config import Folder
-from node_agent.service import Service, advice, install, owners, weaknesses
+from node_agent.service import Service, install, owners, weaknesses
+from node_agent.service_advice import advice
 from protos.errors import Malformed, NotAllowed, NotFound
 from tests.node_agent.samples import write_rules
 
@@ -201,11 +202,11 @@ def test_what_would_keep_the_service_from_working_is_said(folder: Path) -> None:
     source.write_text("patient_id\n")
     source.chmod(0o600)
     write_rules(folder)
-    below, unreadable = advice(service(folder))
+    below, unreadable = advice(service(folder), STEWARD)
     assert "temporary files" in below
     assert (str(source) in unreadable, AGENT in unreadable) == (True, True)
     source.chmod(0o644)
-    assert len(advice(service(folder))) == 1
+    assert len(advice(service(folder), STEWARD)) == 1
 
 
 def test_a_dry_run_names_the_unit_and_refuses_what_the_real_one_does(

@@ -347,6 +347,20 @@ def test_the_command_shows_the_root_and_what_is_next(
     assert (again.code, again.error["reason"]) == (2, "PROFILE_EXISTS")
 
 
+def test_the_command_compares_a_fingerprint_that_is_known(
+    enrolment: FakeEnrolment, run: Run, tmp_path: Path
+) -> None:
+    """Another root than that one is not spoken to; the right one needs no question."""
+    token = enrolment.token()
+    right = JoinToken.parse(token, "user").fingerprint
+    words = ("profile", "join", token, "--profile", "mine", "--fingerprint")
+    ran = run(*words, right[:-1] + ("0" if right[-1] != "0" else "1"), "--json")
+    assert (ran.code, ran.error["reason"]) == (3, "ROOT_MISMATCH")
+    assert enrolment.keys == []
+    assert not (tmp_path / "mine").exists()
+    assert run(*words, right).code == 0
+
+
 def test_the_command_answers_programs(enrolment: FakeEnrolment, run: Run) -> None:
     """One JSON value, and nothing on stderr."""
     token = enrolment.token()

@@ -179,7 +179,7 @@ def test_a_node_moves_and_the_other_coordinator_plans_with_what_is_left(
     key, before = (folder / "identity/ledger.key").read_bytes(), status(folder)["accounts"][0]
 
     wrong = run_cli("agent", "move", token(other, "zeta"), "--dir", str(folder))
-    assert "is the ledger of node alpha, not of zeta" in wrong[2]
+    assert "ask the other coordinator's operator for a token for alpha" in wrong[2]
     same = run_cli("agent", "move", token(coordinator, "gamma"), "--dir", str(folder))
     assert "nothing to move" in same[2]
     assert load_identity(folder / "identity").spiffe_id.trust_domain == "test.example"

@@ -49,7 +49,7 @@ NOT_SERVING: Final = {
         "node_agent.failures:Failures._keep:rename": "only after 4 MiB of failures",
         "node_agent.state:State.settle:": "only `feddp agent ledger settle`",
         "node_agent.state:State.note_signed:": "only after an old copy: test_restored_payers.py",
-        "node_agent.state:State.deny:": "only a coordinator that changed its ledger: see test_witness",
+        "node_agent.state:State.deny:": "only a coordinator that changed its ledger: test_witness",
         "node_agent.state:State.note_withdrawn:": "only a withdrawal before a tick: test_outbox.py",
         "node_agent.proposals:": "only `feddp agent limit`",
         "node_agent.state:State.raising:": "only `feddp agent limit apply`",

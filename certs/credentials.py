@@ -5,6 +5,7 @@ There is no way to ask for a connection without TLS here. The lowest TLS version
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import grpc
 from cryptography import x509
@@ -14,11 +15,14 @@ from cryptography.hazmat.primitives import serialization
 from certs.peer import Peer, peer_of
 from protos.errors import Malformed
 
+_Value = TypeVar("_Value")
+
 __all__ = [
     "Peer",
     "channel_credentials",
     "check_server_credentials",
     "enrolment_server_credentials",
+    "only_changes",
     "peer_of",
     "reloading_server_credentials",
     "server_configuration",
@@ -64,15 +68,38 @@ def server_configuration(
 def reloading_server_credentials(
     current: Callable[[], grpc.ServerCertificateConfiguration], *, require_client_auth: bool
 ) -> grpc.ServerCredentials:
-    """Credentials that are asked for at each handshake; open connections keep what they have.
+    """Credentials that may change between handshakes; open connections keep what they have.
 
     Args:
         current: gives what was checked by `check_server_credentials`: gRPC would keep the old one
             without a word if it could not be used.
     """
+    first = current()
     return grpc.dynamic_ssl_server_credentials(
-        current(), current, require_client_authentication=require_client_auth
+        first,
+        only_changes(current, first),  # type: ignore[arg-type] # its stubs know no None
+        require_client_authentication=require_client_auth,
     )
+
+
+def only_changes(current: Callable[[], _Value], first: _Value) -> Callable[[], _Value | None]:
+    """What `current` gives where it is another object than the time before; else None.
+
+    gRPC asks at each handshake, and with an answer it replaces what other handshakes are being
+    made from at that moment: given the same answer each time, its core (1.85.3) crashed the process
+    in one of ten bursts of a hundred clients.
+    """
+    given = first
+
+    def changed() -> _Value | None:
+        nonlocal given
+        found = current()
+        if found is given:
+            return None
+        given = found
+        return found
+
+    return changed
 
 
 def enrolment_server_credentials(chain: bytes, key: bytes) -> grpc.ServerCredentials:

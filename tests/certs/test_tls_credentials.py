@@ -21,6 +21,7 @@ from certs.credentials import (
     Peer,
     channel_credentials,
     enrolment_server_credentials,
+    only_changes,
     peer_of,
     server_credentials,
 )
@@ -378,3 +379,16 @@ def test_incomplete_credentials_are_named(
             attempt()
         assert caught.value.reason == "CREDENTIALS_INVALID"
         assert "BEGIN" not in caught.value.message
+
+
+def test_grpc_is_given_a_certificate_only_when_it_is_another() -> None:
+    """Given the same one at each handshake, it replaces what others are being made from, and dies."""
+    old, new = [1], [1]
+    held = [old]
+    changed = only_changes(lambda: held[0], old)
+    assert [changed(), changed()] == [None, None]
+    held[0] = new
+    assert changed() is new
+    assert [changed(), changed()] == [None, None]
+    held[0] = old
+    assert changed() is old

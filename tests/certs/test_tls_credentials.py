@@ -382,7 +382,7 @@ def test_incomplete_credentials_are_named(
 
 
 def test_grpc_is_given_a_certificate_only_when_it_is_another() -> None:
-    """Given the same one at each handshake, it replaces what others are being made from, and dies."""
+    """Given the same one at each handshake, it replaces what others are made from, and dies."""
     old, new = [1], [1]
     held = [old]
     changed = only_changes(lambda: held[0], old)

@@ -7,11 +7,15 @@ to one attempt and is named by attempt and digest, so that no node can hand in a
 import os
 import shutil
 from collections import OrderedDict
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from coordinator.shared_blobs import SharedBlobs
 from coordinator.uploads import Appending, Uploads, room, staged_name
 from protos.content import (
+    DIGEST_LENGTH,
     INLINE_BYTES,
     digest_of,
     digest_of_file,
@@ -25,12 +29,21 @@ INLINE_MODELS_MAX: Final = 8
 """Small models kept in memory: one for each job that is likely to run at once."""
 
 
-class BlobStore:
-    """One folder: models, `updates/`, and `partial/` for what is still arriving."""
+UPDATES: Final = "updates"
 
-    def __init__(self, folder: Path) -> None:
+
+class BlobStore:
+    """One folder: models, `updates/`, and `partial/` for what is still arriving.
+
+    Args:
+        shared: where every whole file goes, too, before it counts; what is not in the folder is
+            fetched from there. Methods that may do either are for a thread; see `at_hand`.
+    """
+
+    def __init__(self, folder: Path, shared: SharedBlobs | None = None) -> None:
+        self._shared = shared
         self._models = folder
-        self._updates = folder / "updates"
+        self._updates = folder / UPDATES
         self._partial = folder / "partial"
         for part in (self._models, self._updates, self._partial):
             part.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -38,11 +51,19 @@ class BlobStore:
         self._inline: OrderedDict[str, bytes] = OrderedDict()
 
     def has_model(self, digest: str) -> bool:
-        """Whether the whole model is here."""
+        """Whether the whole model is in the folder."""
         return is_digest(digest) and (self._models / digest).is_file()
+
+    def at_hand(self, digests: Iterable[str]) -> None:
+        """Fetch models that are not in the folder, if another replica has kept them. Slow."""
+        for digest in digests:
+            if self._shared is not None and is_digest(digest):
+                with suppress(NotFound):
+                    self._fetch(self._models / digest)
 
     def model(self, digest: str) -> Path:
         """Where a model lies. Raises NotFound: BLOB_MISSING."""
+        self.at_hand([digest])
         if not self.has_model(digest):
             raise NotFound("BLOB_MISSING", f"there is no model {digest[:12]}…; upload it first")
         return self._models / digest
@@ -84,6 +105,7 @@ class BlobStore:
             digest: if it was taken as the file was written.
         """
         digest = digest or digest_of_file(path)
+        self._share(self._models / digest, path)
         path.replace(self._models / digest)
         sync_directory(self._models)
         return digest
@@ -99,6 +121,8 @@ class BlobStore:
     def update(self, attempt_id: str, digest: str) -> Path:
         """Where an attempt's update lies. Raises NotFound: BLOB_MISSING."""
         path = self._updates / staged_name(attempt_id, digest)
+        with suppress(NotFound):
+            self._fetch(path)
         if not path.is_file():
             raise NotFound(
                 "BLOB_MISSING", f"the update of attempt {attempt_id} was not uploaded whole"
@@ -111,6 +135,8 @@ class BlobStore:
         A large one gives its room back when the next upload begins, or with `free_spent`.
         """
         path = self._updates / staged_name(attempt_id, digest)
+        if self._shared is not None:
+            self._shared.drop(_shared_name(path))
         try:
             if path.stat().st_size > INLINE_BYTES:
                 self._uploads.spend(path)
@@ -126,6 +152,8 @@ class BlobStore:
     def drop_attempt(self, attempt_id: str) -> None:
         """Forget everything of an attempt that is over."""
         self._uploads.drop(attempt_id)
+        if self._shared is not None:
+            self._shared.drop_folder(f"{UPDATES}/{attempt_id}")
         for path in self._updates.glob(f"{attempt_id}.*"):
             path.unlink(missing_ok=True)
 
@@ -134,13 +162,15 @@ class BlobStore:
 
         Raises:
             Malformed: DIGEST_MISMATCH, DIGEST_INVALID.
-            Unavailable: STORE_FULL.
+            Unavailable: STORE_FULL, STORE_UNREACHABLE.
         """
         path = self._updates / staged_name(attempt_id, digest)
         if digest_of(data) != digest:
             raise Malformed(
                 "DIGEST_MISMATCH", "the bytes do not have the digest that was announced; send again"
             )
+        if self._shared is not None:
+            self._shared.put_bytes(_shared_name(path), data)
         with room():
             write_durable(path, data)
 
@@ -149,6 +179,11 @@ class BlobStore:
         done = self._target(owner, digest)
         if done.is_file():
             return done.stat().st_size, True
+        if self._shared is not None:
+            # Another replica may have taken it, and then could not say so.
+            kept = self._shared.size(_shared_name(done))
+            if kept is not None:
+                return kept, True
         return self._uploads.durable(owner, digest), False
 
     def begin(self, owner: str, digest: str, offset: int) -> Appending:
@@ -158,9 +193,29 @@ class BlobStore:
     def finish(self, owner: str, digest: str) -> None:
         """Check a complete upload and give it its name, durably; see `Uploads.finish`."""
         target = self._target(owner, digest)
-        self._uploads.finish(owner, digest, target)
+        self._uploads.finish(owner, digest, target, lambda staged: self._share(target, staged))
         sync_directory(target.parent)
+
+    def close(self) -> None:
+        """Finish what is being dropped."""
+        if self._shared is not None:
+            self._shared.close()
+
+    def _share(self, target: Path, path: Path) -> None:
+        """Keep what will lie at `target`, and lies at `path`, where every replica finds it."""
+        if self._shared is not None:
+            self._shared.put(_shared_name(target), path)
+
+    def _fetch(self, target: Path) -> None:
+        if self._shared is not None and not target.is_file():
+            self._shared.fetch(_shared_name(target), target.name[-DIGEST_LENGTH:], target)
 
     def _target(self, owner: str, digest: str) -> Path:
         name = staged_name(owner, digest)
         return self._models / digest if owner.startswith("user.") else self._updates / name
+
+
+def _shared_name(path: Path) -> str:
+    """`DIGEST` of a model, `updates/ATTEMPT/DIGEST` of an update, from its place in the folder."""
+    attempt_id, _, digest = path.name.rpartition(".")
+    return f"{UPDATES}/{attempt_id}/{digest}" if attempt_id else digest

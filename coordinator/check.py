@@ -14,7 +14,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from certs.authority import Authority
 from certs.credentials import server_credentials
 from coordinator.config import CoordinatorConfig, effects, load_config
+from coordinator.keyring import ledger_public_key
 from coordinator.server_certificate import read_pair
+from coordinator.shared_blobs import SharedBlobs
 from coordinator.store import people, users
 from coordinator.store.database import Database, newest_revision
 from coordinator.store.diagnosis import fault
@@ -41,7 +43,7 @@ def check(config_path: Path) -> list[Finding]:
     """
     config = load_config(config_path, os.environ)
     found = [Finding("ok", str(config_path), "the configuration is valid")]
-    for look in (_authority, _database, _blobs, _ports):
+    for look in (_authority, _database, _blobs, _shared_blobs, _replicas, _ports):
         found.extend(look(config))
     found.extend(Finding(one.level, one.key, one.text) for one in effects(config))
     return found
@@ -119,6 +121,37 @@ def _blobs(config: CoordinatorConfig) -> Iterator[Finding]:
             "storage.blob_dir",
             f"{existing} cannot be written by this user; models go there",
         )
+
+
+def _shared_blobs(config: CoordinatorConfig) -> Iterator[Finding]:
+    storage = config.storage
+    if not storage.blob_url:
+        return
+    try:
+        shared = SharedBlobs(storage.blob_url, storage.blob_endpoint)
+        try:
+            shared.check()
+        finally:
+            shared.close()
+    except FeddpError as error:
+        yield Finding("error", "storage.blob_url", error.message)
+        return
+    text = f"{storage.blob_url} takes, gives back and removes a file"
+    yield Finding("ok", "storage.blob_url", text)
+
+
+def _replicas(config: CoordinatorConfig) -> Iterator[Finding]:
+    if not config.server.replica_host:
+        return
+    if ledger_public_key(config.storage.pki_dir):
+        text = "this is one of several replicas, and has the installation's ledger key"
+        yield Finding("ok", "server.replica_host", text)
+    else:
+        text = (
+            "the ledger key is missing: every replica needs the whole folder of the installation's "
+            "keys (storage.pki_dir)"
+        )
+        yield Finding("error", "server.replica_host", text)
 
 
 def _ports(config: CoordinatorConfig) -> Iterator[Finding]:

@@ -1,6 +1,6 @@
 """The coordinator's configuration: one YAML file, checked whole before anything starts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from coordinator.config_effects import Finding, effects
 from coordinator.config_full import render_full
 from coordinator.config_sections import CoordinatorConfig
 from coordinator.keys import nearest, problems
+from coordinator.store.engines import is_sqlite
 from coordinator.strict_yaml import read_mapping
 from protos.errors import Malformed
 
@@ -53,11 +54,33 @@ def load_config(path: Path, environ: Mapping[str, str]) -> CoordinatorConfig:
     except ValidationError as error:
         for name, text in problems(error, CoordinatorConfig):
             faults.append(f"{origin.get(name, path)}: {name}: {text}")
+    else:
+        for name, text in _apart(config):
+            faults.append(f"{origin.get(name, path)}: {name}: {text}")
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         lines = "\n".join(f"  {fault}" for fault in faults)
         raise Malformed(REASON, f"{count} in the configuration, nothing was started:\n{lines}")
     return config
+
+
+def _apart(config: CoordinatorConfig) -> Iterator[tuple[str, str]]:
+    """Keys that need another one."""
+    storage = config.storage
+    if config.server.replica_host and is_sqlite(storage.database_url):
+        yield (
+            "server.replica_host",
+            "several coordinators share one PostgreSQL (storage.database_url); a SQLite file has "
+            "one machine",
+        )
+    if config.server.replica_host and not storage.blob_url:
+        yield (
+            "server.replica_host",
+            "several coordinators share one store of models (storage.blob_url): with a folder each "
+            "the next leader would not find what the one before it acknowledged",
+        )
+    if storage.blob_endpoint and not storage.blob_url:
+        yield "storage.blob_endpoint", "it belongs to storage.blob_url, which is not given"
 
 
 def _override(raw: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:

@@ -73,6 +73,20 @@ class Server(Section):
         ge=0,
         le=PORT_MAX,
     )
+    replica_host: str = key(
+        "",
+        "Name or address under which other replicas reach this one, a pod's address say; with it"
+        " several coordinators share one PostgreSQL and one storage.blob_url, one of them leads,"
+        " and each passes connections on to it.",
+        allowed="a name or an address, or nothing for one coordinator alone",
+    )
+
+    @field_validator("replica_host")
+    @classmethod
+    def _one_word(cls, value: str) -> str:
+        if any(character.isspace() for character in value):
+            raise ValueError("a name or an address has no blanks in it")
+        return value
 
     @field_validator("ssl_enabled")
     @classmethod
@@ -245,6 +259,18 @@ class Storage(Section):
         "Models and updates; without it federation.model_registry, if that is given.",
         allowed="a folder",
     )
+    blob_url: str = key(
+        "",
+        "Store that several coordinators share: every model and update is there, too, before it"
+        " counts. Needs the extra feddp[s3]; credentials and region come from the environment"
+        " (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION) or the machine's role.",
+        allowed="s3://BUCKET or s3://BUCKET/PREFIX, or nothing",
+    )
+    blob_endpoint: str = key(
+        "",
+        "Address of an S3-compatible store; empty for Amazon's.",
+        allowed="https://HOST:PORT or http://HOST:PORT, or nothing",
+    )
     pki_dir: Path = key(
         Path("pki"),
         "The authority's keys and certificates; `feddp coordinator init` makes it.",
@@ -258,6 +284,25 @@ class Storage(Section):
     @classmethod
     def _resolved(cls, value: Path, info: ValidationInfo) -> Path:
         return _beside_config(value, info) or value
+
+    @field_validator("blob_url")
+    @classmethod
+    def _bucket(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value and (parts.scheme != "s3" or not parts.netloc or parts.username):
+            raise ValueError(
+                "it names a bucket as s3://BUCKET or s3://BUCKET/PREFIX; credentials come from the "
+                "environment"
+            )
+        return value.rstrip("/")
+
+    @field_validator("blob_endpoint")
+    @classmethod
+    def _endpoint(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value and (parts.scheme not in ("http", "https") or not parts.netloc or parts.username):
+            raise ValueError("an address of a store is https://HOST:PORT or http://HOST:PORT")
+        return value.rstrip("/")
 
     @field_validator("database_url")
     @classmethod

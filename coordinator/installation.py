@@ -14,6 +14,7 @@ from certs.profile_folder import NEXT_KEY, adopt, describe, waiting_key
 from certs.spiffe import SpiffeId, check_trust_domain
 from coordinator import server_certificate
 from coordinator.config_sections import postgresql_url
+from coordinator.keyring import ledger_key
 from coordinator.store import certificates, users
 from coordinator.store.database import Database
 from protos.content import write_durable
@@ -83,6 +84,7 @@ def init(
         ) from None
     pki = folder / "pki"
     authority = Authority.create(pki, trust_domain)
+    ledger_key(pki)
     if database is None:
         database = Database(f"sqlite:///{folder / 'coordinator.db'}")
         database.migrate()

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -12,9 +12,9 @@ from sqlalchemy.exc import OperationalError
 
 from coordinator.store import leases
 from coordinator.store.database import Database
-from coordinator.store.engines import is_busy
+from coordinator.store.engines import is_busy, now_s
 from coordinator.store.leases import HeldLease, Lease
-from protos.errors import FeddpError
+from protos.errors import FeddpError, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -26,13 +26,24 @@ LOOK_AGAIN_S = 0.25
 class Leadership:
     """Takes the lease at the start, renews it, and says when it is lost.
 
+    Args:
+        address: where the other replicas reach this one.
+        led_from: told the address of the holder while another one is waited for; "" for none.
+
     Attributes:
         lost: set once another process has taken over.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(
+        self,
+        database: Database,
+        address: str = "",
+        led_from: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.lost = asyncio.Event()
         self._database = database
+        self._address = address
+        self._led_from = led_from
         self._lease: Lease | None = None
         self._renewing: asyncio.Task[None] | None = None
 
@@ -46,16 +57,24 @@ class Leadership:
         said: set[str] = set()
         while True:
             try:
-                found = self._database.write_now(self._try)
+                found = await self._database.write(self._try)
             except OperationalError as error:
                 if not is_busy(error):
                     raise
-                found = self._database.read_now(lambda inside: leases.look(inside, NAME))
+                found = await self._database.read(lambda inside: leases.look(inside, NAME))
                 waiting = "waiting_for_lock"
+            except Unavailable as error:
+                # Whoever leads may still reach it, and serves.
+                if "waiting_for_database" not in said:
+                    log.warning("waiting_for_database", reason=error.reason)
+                    said.add("waiting_for_database")
+                await asyncio.sleep(LOOK_AGAIN_S)
+                continue
             else:
                 waiting = "waiting_for_lease"
             if isinstance(found, Lease):
                 break
+            self._led_from("" if found is None else found.address)
             if found is not None and waiting not in said:
                 log.warning(waiting, holder=found.holder)
                 said.add(waiting)
@@ -64,12 +83,13 @@ class Leadership:
         self._database.fence = lambda inside: leases.check(inside, lease)
         self._renewing = asyncio.create_task(self._renew())
 
-    @staticmethod
-    def _try(connection: Connection) -> Lease | HeldLease | None:
+    def _try(self, connection: Connection) -> Lease | HeldLease | None:
         """The lease, or who holds it; None if that changed while it was looked at."""
         held = leases.look(connection, NAME)
         gone = held if held is not None and is_gone(held.holder) else None
-        lease = leases.take(connection, NAME, this_process(), time.time(), gone=gone)
+        lease = leases.take(
+            connection, NAME, this_process(), now_s(connection), gone=gone, address=self._address
+        )
         return lease or leases.look(connection, NAME)
 
     async def _renew(self) -> None:
@@ -77,7 +97,9 @@ class Leadership:
         while lease is not None:
             await asyncio.sleep(RENEW_S)
             try:
-                await self._database.write(lambda inside: leases.renew(inside, lease, time.time()))
+                await self._database.write(
+                    lambda inside: leases.renew(inside, lease, now_s(inside))
+                )
             except FeddpError as error:
                 log.error("lease_lost", reason=error.reason)
                 self.lost.set()

@@ -102,12 +102,21 @@ class Metrics:
             " the log names them.",
             registry=self.registry,
         )
+        self._leading = Gauge(
+            "feddp_leading",
+            "1 while this coordinator is the one that leads, 0 while it passes connections on.",
+            registry=self.registry,
+        )
         self._jobs = Gauge(
             "feddp_jobs",
             "Jobs by status; a job that waits counts as running.",
             ("status",),
             registry=self.registry,
         )
+
+    def leads(self) -> None:
+        """This replica leads from now on."""
+        self._leading.set(1)
 
     def request(self, method: str, code: str, duration_s: float) -> None:
         """Count one rpc.

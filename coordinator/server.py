@@ -24,6 +24,7 @@ from coordinator.keyring import ledger_key
 from coordinator.leadership import Leadership
 from coordinator.metrics import Metrics
 from coordinator.quarantine import Quarantine
+from coordinator.replicas import Address, Forwarder
 from coordinator.rounds.driver import Rounds
 from coordinator.rounds.effects import Effects
 from coordinator.rpc.diagnosis import DiagnosisService
@@ -38,6 +39,7 @@ from coordinator.rpc.users import UsersService
 from coordinator.rpc.witness import WitnessService
 from coordinator.server_certificate import ServerCertificate
 from coordinator.sessions import Sessions
+from coordinator.shared_blobs import SharedBlobs
 from coordinator.store import certificates, ledger, people, users
 from coordinator.store import jobs as job_store
 from coordinator.store.damage import damaged
@@ -71,8 +73,9 @@ FREED_BYTES_KEPT = 16 << 20
 OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.max_receive_message_length", 8 << 20),
     ("grpc.max_concurrent_streams", 1_000),
     ("grpc.http2.bdp_probe", 0),
@@ -95,9 +98,14 @@ class Coordinator:
         self.authority = self._certificate.authority
         self.database = Database(storage.database_url)
         self.database.migrate()
-        self._leadership = Leadership(self.database)
-        blob_dir = storage.blob_dir
-        self.blobs = BlobStore(blob_dir)
+        address = Address(server.replica_host, server.port, server.enrollment_port)
+        self._forwarder = Forwarder(server.host, address)
+        self._ledger_key = ledger_key(storage.pki_dir, shared=bool(server.replica_host))
+        self._leadership = Leadership(
+            self.database, str(address) if server.replica_host else "", self._forwarder.follow
+        )
+        shared = SharedBlobs(storage.blob_url, storage.blob_endpoint) if storage.blob_url else None
+        self.blobs = BlobStore(storage.blob_dir, shared)
         self.metrics = Metrics()
         federation = config.federation
         self.sessions = Sessions(federation.node_silent_s, federation.node_disconnected_s)
@@ -154,6 +162,7 @@ class Coordinator:
         await asyncio.wait([starting, *enough], return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             starting.cancel()  # it waited for another coordinator to end
+            await asyncio.gather(starting, return_exceptions=True)
             return
         await starting
         beside = [asyncio.create_task(one) for one in (self._observe(), self._keep_certificate())]
@@ -173,7 +182,9 @@ class Coordinator:
     async def start(self) -> None:
         """Open the ports and take up every job."""
         server = self.config.server
-        await self._leadership.take()
+        await self._take_lead()
+        self.metrics.leads()
+        self.sessions.begin()
         await self.identities.reload()
         await asyncio.to_thread(self._certificate.refresh)
         main = self._server(Gate(self.identities, self.metrics, self._quarantine.seen))
@@ -182,7 +193,8 @@ class Coordinator:
         enrolment = self._server(Gate(None, self.metrics))
         enrollment_pb2_grpc.add_EnrollmentServicer_to_server(self._enrolling, enrolment)
         _bind(enrolment, server.host, server.enrollment_port, self._certificate.enrolment())
-        self._health.start()
+        if not server.replica_host:
+            self._health.start()
         await self.rounds.start()
         for one in (main, enrolment):
             await one.start()
@@ -196,6 +208,18 @@ class Coordinator:
             trust_domain=self.authority.trust_domain,
         )
 
+    async def _take_lead(self) -> None:
+        """Wait until this replica leads; until then its ports pass connections on."""
+        if not self.config.server.replica_host:
+            await self._leadership.take()
+            return
+        self._health.start()
+        await self._forwarder.start()
+        try:
+            await self._leadership.take()
+        finally:
+            await self._forwarder.stop()
+
     async def stop(self) -> None:
         """Send the agents away, finish what is being written, close."""
         self._is_ready = False
@@ -205,6 +229,7 @@ class Coordinator:
         await self.rounds.stop()
         await self._leadership.give_back()
         self._health.stop()
+        self.blobs.close()
         self.database.close()
 
     def _server(self, gate: Gate) -> grpc.aio.Server:
@@ -231,7 +256,7 @@ class Coordinator:
         diagnosis_pb2_grpc.add_DiagnosisServicer_to_server(
             DiagnosisService(self.identities), server
         )
-        key = ledger_key(self.config.storage.pki_dir)
+        key = self._ledger_key
         witness_pb2_grpc.add_WitnessServicer_to_server(WitnessService(self.database, key), server)
         budgets_pb2_grpc.add_BudgetsServicer_to_server(
             BudgetsService(self.database, public_bytes_of(key)), server
@@ -239,7 +264,8 @@ class Coordinator:
         models_pb2_grpc.add_ModelsServicer_to_server(ModelsService(self.database), server)
 
     def _ready(self) -> Mapping[str, bool]:
-        return {"serving": self._is_ready, "database": self._database_answers()}
+        serving = self._is_ready or self._forwarder.has_leader
+        return {"serving": serving, "database": self._database_answers()}
 
     def _database_answers(self) -> bool:
         try:

@@ -67,6 +67,10 @@ class Sessions:
         self._second_at_s: dict[str, float] = {}
         self._began_at_s = time.monotonic()
 
+    def begin(self) -> None:
+        """Nodes can connect from now on: from now on they are missed."""
+        self._began_at_s = time.monotonic()
+
     def check(self, node: str, instance: str) -> None:
         """Return if an agent may begin a session.
 

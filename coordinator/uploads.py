@@ -80,8 +80,12 @@ class Uploads:
             self._staged[name] = staged
         return Appending(staged)
 
-    def finish(self, owner: str, digest: str, target: Path) -> None:
+    def finish(self, owner: str, digest: str, target: Path, keep: Callable[[Path], None]) -> None:
         """Give a complete upload its name, which its folder must still be synced for.
+
+        Args:
+            keep: done with the right file before it counts; should it fail, the upload stands
+                where it stood, and its sender tries again.
 
         Raises:
             Malformed: DIGEST_MISMATCH; the upload is dropped and may begin again.
@@ -90,14 +94,18 @@ class Uploads:
         name = staged_name(owner, digest)
         staged = self._known(name)
         hasher = staged.hasher
-        with self._lock:
-            self._staged.pop(name, None)
-        if hasher is None or hasher.hexdigest() != digest:
-            staged.path.unlink(missing_ok=True)
-            raise Malformed(
-                "DIGEST_MISMATCH", "the bytes do not have the digest that was announced; send again"
-            )
+        right = hasher is not None and hasher.hexdigest() == digest
         try:
+            if right:
+                keep(staged.path)
+            with self._lock:
+                self._staged.pop(name, None)
+            if not right:
+                staged.path.unlink(missing_ok=True)
+                raise Malformed(
+                    "DIGEST_MISMATCH",
+                    "the bytes do not have the digest that was announced; send again",
+                )
             staged.path.replace(target)
         except FileNotFoundError:
             raise TooLate(

@@ -9,8 +9,12 @@ from node_agent.identity import Identity
 from node_agent.proxy import Route
 
 OPTIONS: Final = (
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    # A coordinator that hangs keeps its connections: in 15 s it is left, and another is dialled.
+    # gRPC's core ends a connection by the ping's own time limit, 60 s if it is not given, and not
+    # by keepalive's while that is the shorter of the two.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 8 << 20),

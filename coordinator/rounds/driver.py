@@ -144,6 +144,7 @@ class Rounds:
                     "JOB_NOT_FAILED",
                     f"job {job_id} is {live.phase.status}; only a failed job can be resumed",
                 )
+            await self._at_hand(live)
             live = self._live.setdefault(job_id, live)
             if mandate:
                 # Before any order goes out. Should nothing follow, the next try signs anew.
@@ -164,10 +165,17 @@ class Rounds:
         live = LiveJob(record, job, phase, count)
         if live.has_ended:
             return live  # read again when it is asked for again; nothing changes any more
+        await self._at_hand(live)
         self._live[record.job_id] = live
         for one in live.attempted():
             self._index(live, one.attempts)
         return live
+
+    async def _at_hand(self, live: LiveJob) -> None:
+        """Have the models that orders and views need, also if another replica has made them."""
+        course = live.phase.course
+        models = {course.initial, course.model}
+        await asyncio.to_thread(self._effects.blobs.at_hand, models)
 
     def running(self) -> list[LiveJob]:
         """Jobs that have not ended."""

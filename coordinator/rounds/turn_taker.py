@@ -62,6 +62,7 @@ class TurnTaker:
             Exception: whatever the ledger or the database raises; then nothing was taken.
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.add_done_callback(_is_seen)  # also where the caller was cancelled
         live.inbox.append((given, done))
         self._begin(live)
         await asyncio.shield(done)
@@ -146,6 +147,11 @@ def _settle(done: "asyncio.Future[None]", fault: Exception | None) -> None:
         done.set_result(None)
     else:
         done.set_exception(fault)
+
+
+def _is_seen(done: "asyncio.Future[None]") -> None:
+    if not done.cancelled():
+        done.exception()
 
 
 def _log_fault(live: LiveJob, done: "asyncio.Future[None]") -> None:

@@ -55,7 +55,7 @@ class JobsService(pb_grpc.JobsServicer):
             return pb.SubmitJobResponse(job=await self._view(await self.rounds.job(before.job_id)))
         job = await self._checked(request.spec, request.task_hash)
         warnings = unavailable(job, await self.database.read(people.all_nodes))
-        initial = self.blobs.model(request.initial_model_digest)
+        initial = await asyncio.to_thread(self.blobs.model, request.initial_model_digest)
         await asyncio.to_thread(aggregation.check_model, initial)
         record = self._record(job, request.spec, request.task_hash, request.request_id)
         facts = await self.rounds.prospect(record, job)

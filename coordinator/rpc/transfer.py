@@ -92,6 +92,8 @@ class TransferService(pb_grpc.TransferServicer):
         await self._may_read(request.digest)
         zstd = pb.COMPRESSION_ZSTD in request.accepted
         async with self._downloads.turn(context, ends_s + STUCK_S):
+            if not self.blobs.has_model(request.digest):
+                await self._in_thread(self.blobs.at_hand, [request.digest])
             descriptor, left = self.blobs.open_model(request.digest, request.offset)
             try:
                 offset = request.offset

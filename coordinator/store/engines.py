@@ -1,8 +1,9 @@
 """Engines for the two databases: how a transaction begins there, and what makes it durable."""
 
+import time
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event
+from sqlalchemy import Connection, Engine, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
@@ -37,6 +38,16 @@ _LOCK_TIMEOUT: Final = "55P03"
 def is_sqlite(url: str) -> bool:
     """Whether a URL names a SQLite file."""
     return url.startswith("sqlite")
+
+
+def now_s(connection: Connection) -> float:
+    """Seconds since 1970 by the one clock that all who share the database have."""
+    if connection.dialect.name == "postgresql":
+        return float(connection.scalar(_NOW) or 0.0)
+    return time.time()
+
+
+_NOW: Final = text("SELECT extract(epoch FROM clock_timestamp())")
 
 
 def writer_engine(url: str) -> Engine:

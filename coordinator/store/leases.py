@@ -32,6 +32,7 @@ class HeldLease:
     holder: str
     epoch: int
     expires_at: float
+    address: str = ""
 
 
 def look(connection: Connection, name: str) -> HeldLease | None:
@@ -39,11 +40,17 @@ def look(connection: Connection, name: str) -> HeldLease | None:
     row = connection.execute(select(leases).where(leases.c.name == name)).one_or_none()
     if row is None or not row.holder:
         return None
-    return HeldLease(row.holder, row.epoch, row.expires_at)
+    return HeldLease(row.holder, row.epoch, row.expires_at, row.address)
 
 
 def take(
-    connection: Connection, name: str, holder: str, now_s: float, *, gone: HeldLease | None = None
+    connection: Connection,
+    name: str,
+    holder: str,
+    now_s: float,
+    *,
+    gone: HeldLease | None = None,
+    address: str = "",
 ) -> Lease | None:
     """Take the lease if it is free: never held, given back, or not renewed in time.
 
@@ -51,6 +58,7 @@ def take(
 
     Args:
         gone: a holder whose process is known to have ended; it is not waited for.
+        address: where others reach this holder; told to whoever looks.
 
     Returns:
         None: somebody holds it.
@@ -59,7 +67,7 @@ def take(
     if gone is not None:
         # By the epoch: whoever took it since is another, and lives.
         free.append(leases.c.epoch == gone.epoch)
-    values = {"holder": holder, "expires_at": now_s + LEASE_S}
+    values = {"holder": holder, "expires_at": now_s + LEASE_S, "address": address}
     epoch = connection.execute(
         insert(connection, leases)
         .values(name=name, epoch=1, **values)

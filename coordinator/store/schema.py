@@ -152,6 +152,9 @@ leases = Table(
     Column("holder", String(255), nullable=False),  # empty when it was given back
     Column("epoch", BigInteger, nullable=False),  # grows with each change of hands
     Column("expires_at", Float, nullable=False),
+    Column(
+        "address", String(511), nullable=False, server_default=""
+    ),  # see coordinator/replicas.py
 )
 
 accounts = Table(

@@ -1,0 +1,254 @@
+"""Models and updates in a store that every replica reaches: S3, or one that is compatible.
+
+A replica that takes over finds here what the one before it has acknowledged. The folder of each
+replica (`storage.blob_dir`) then is what it has at hand: a copy that may be lost.
+"""
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from blake3 import blake3
+
+from coordinator.uploads import room
+from protos.content import beside_of, sync_directory
+from protos.errors import FeddpError, Malformed, NotFound, Unavailable
+
+if TYPE_CHECKING:
+    from obstore.store import S3Store
+
+log = structlog.get_logger(__name__)
+
+PART_BYTES: Final = 8 << 20
+PARTS_AT_ONCE: Final = 2
+"""Of one upload: what is in memory of it at most."""
+
+RETRY_S: Final = 3.0
+TIMEOUT: Final = timedelta(seconds=8)
+CONNECT_TIMEOUT: Final = timedelta(seconds=3)
+TRIED_AGAIN_MAX: Final = 2
+RETRY_TIMEOUT: Final = timedelta(seconds=8)
+COMPLAIN_S: Final = 30.0
+
+_PROBE: Final = "probe"
+
+
+class SharedBlobs:
+    """Whole files by their names. Every method may take as long as the store does: use a thread.
+
+    Args:
+        url: `s3://BUCKET/PREFIX`. Credentials and region come from the environment
+            (AWS_ACCESS_KEY_ID, ...) or from the machine's role.
+        endpoint: of an S3-compatible store; empty for Amazon's.
+
+    Every method but `drop` raises:
+        Unavailable: STORE_UNREACHABLE.
+
+    Raises:
+        Malformed: STORE_DRIVER_MISSING, STORE_INVALID.
+    """
+
+    def __init__(self, url: str, endpoint: str = "") -> None:
+        self.url = url
+        self._store = _open(url, endpoint)
+        self._dropping = ThreadPoolExecutor(1, "blob-drop")
+        self._fetching: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def put(self, name: str, path: Path) -> None:
+        """Keep a whole file; once this returns, a crash of this machine does not lose it."""
+        import obstore
+
+        with path.open("rb") as file, _said():
+            large = path.stat().st_size > PART_BYTES
+            obstore.put(
+                self._store,
+                name,
+                file,
+                use_multipart=large,
+                chunk_size=PART_BYTES,
+                max_concurrency=PARTS_AT_ONCE,
+            )
+
+    def put_bytes(self, name: str, data: bytes) -> None:
+        """`put` of what is in memory."""
+        import obstore
+
+        with _said():
+            obstore.put(self._store, name, data, use_multipart=False)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None if there is none of this name."""
+        import obstore
+
+        try:
+            with _said():
+                return int(obstore.head(self._store, name)["size"])
+        except NotFound:
+            return None
+
+    def fetch(self, name: str, digest: str, target: Path) -> None:
+        """Write the file to `target`: beside it first, then renamed, whole or not at all.
+
+        Raises:
+            NotFound: BLOB_MISSING.
+            Malformed: DIGEST_MISMATCH, the store's copy is damaged.
+            Unavailable: also STORE_FULL, this replica's disk.
+        """
+        with self._lock:
+            one = self._fetching.setdefault(name, threading.Lock())
+        with one:
+            if not target.exists():  # else another thread has just fetched it
+                self._fetch(name, digest, target)
+        with self._lock:
+            self._fetching.pop(name, None)
+
+    def _fetch(self, name: str, digest: str, target: Path) -> None:
+        import obstore
+
+        partial, hasher = beside_of(target), blake3()
+        try:
+            with room(), partial.open("wb") as file:
+                with _said():
+                    parts = obstore.get(self._store, name).stream(min_chunk_size=PART_BYTES)
+                for part in _each(parts):
+                    hasher.update(part)
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            if hasher.hexdigest() != digest:
+                raise Malformed(
+                    "DIGEST_MISMATCH",
+                    f"the copy of {name} in the shared store is damaged; put it back from the "
+                    "store's own versions or its backup",
+                )
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        sync_directory(target.parent)
+
+    def drop(self, name: str) -> None:
+        """Forget a file; soon, and what is left over costs room only."""
+        self._dropping.submit(self._drop, lambda: [name])
+
+    def drop_folder(self, name: str) -> None:
+        """`drop` of every file of a folder."""
+        self._dropping.submit(self._drop, lambda: self._names(name))
+
+    def _names(self, folder: str) -> list[str]:
+        import obstore
+
+        listed = obstore.list(self._store, f"{folder}/")
+        return [str(one["path"]) for batch in listed for one in batch]
+
+    def _drop(self, names: Callable[[], list[str]]) -> None:
+        import obstore
+
+        try:
+            with _said():
+                if gone := names():
+                    obstore.delete(self._store, gone)
+        except NotFound:
+            return
+        except FeddpError as error:
+            log.warning("blobs_not_dropped", reason=error.reason)
+
+    def check(self) -> None:
+        """Write, read and remove a small file of no meaning."""
+        import obstore
+
+        with _said():
+            obstore.put(self._store, _PROBE, b"feddp")
+            found = bytes(obstore.get(self._store, _PROBE).bytes())
+            obstore.delete(self._store, _PROBE)
+        if found != b"feddp":
+            raise Unavailable("STORE_UNREACHABLE", f"{self.url} gives back other bytes than it got")
+
+    def close(self) -> None:
+        """Finish what is being dropped."""
+        self._dropping.shutdown()
+
+
+def _each(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """The parts as they come; a fault of the store between them is said as any other."""
+    coming = iter(parts)
+    while True:
+        with _said():
+            part = next(coming, None)
+        if part is None:
+            return
+        yield bytes(part)
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """The store's faults in our words; its own may repeat what it was sent."""
+    from obstore.exceptions import (
+        BaseError,
+        NotFoundError,
+        PermissionDeniedError,
+        UnauthenticatedError,
+    )
+
+    try:
+        yield
+    except (NotFoundError, FileNotFoundError):
+        raise NotFound("BLOB_MISSING", "the shared store has no such file") from None
+    except (PermissionDeniedError, UnauthenticatedError):
+        why = "it refuses these credentials; check them, and what they may do in the bucket"
+    except BaseError as error:
+        why = f"{type(error).__name__}; check storage.blob_url, storage.blob_endpoint, the network"
+    else:
+        return
+    _complain(why)
+    raise Unavailable(
+        "STORE_UNREACHABLE",
+        f"the store of models and updates cannot be used: {why}",
+        retry_after_s=RETRY_S,
+    )
+
+
+def _complain(why: str) -> None:
+    """Say it once in a while: every node tries again every few seconds."""
+    now_s = time.monotonic()
+    if now_s - _complained_at_s[0] >= COMPLAIN_S:
+        _complained_at_s[0] = now_s
+        log.error("store_unreachable", why=why, do="what is not kept there is sent again")
+
+
+_complained_at_s = [-math.inf]
+
+
+def _open(url: str, endpoint: str) -> "S3Store":
+    try:
+        from obstore.exceptions import BaseError
+        from obstore.store import S3Store
+    except ImportError:
+        raise Malformed(
+            "STORE_DRIVER_MISSING", "storage.blob_url needs the extra: pip install 'feddp[s3]'"
+        ) from None
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    try:
+        return S3Store(
+            bucket,
+            prefix=prefix or None,
+            config={"endpoint": endpoint} if endpoint else None,
+            client_options={
+                "timeout": TIMEOUT,
+                "connect_timeout": CONNECT_TIMEOUT,
+                "allow_http": endpoint.startswith("http://"),
+            },
+            retry_config={"max_retries": TRIED_AGAIN_MAX, "retry_timeout": RETRY_TIMEOUT},
+        )
+    except (BaseError, ValueError) as error:
+        raise Malformed(
+            "STORE_INVALID", f"storage.blob_url cannot be used ({type(error).__name__})"
+        ) from None

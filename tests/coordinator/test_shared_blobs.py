@@ -1,0 +1,158 @@
+"""What replicas share of models and updates, in a real S3-compatible store."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from coordinator.blobs import BlobStore
+from coordinator.shared_blobs import SharedBlobs
+from protos.content import digest_of
+from protos.errors import Malformed, NotFound, Unavailable
+from tests.s3_server import S3Server
+
+DATA = os.urandom(1000)
+LARGE = os.urandom(20 << 20)
+
+
+@pytest.fixture
+def bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A bucket of the test's own, with credentials in the environment that may do everything."""
+    for name, value in s3.credentials.items():
+        monkeypatch.setenv(name, value)
+    return s3.new_bucket()
+
+
+@pytest.fixture
+def replicas(bucket: str, s3: S3Server, tmp_path: Path) -> Iterator[list[BlobStore]]:
+    """Two replicas' stores: a folder each, one bucket."""
+    stores = [
+        BlobStore(tmp_path / name, SharedBlobs(bucket, s3.endpoint)) for name in ("one", "two")
+    ]
+    yield stores
+    for store in stores:
+        store.close()
+
+
+def upload(store: BlobStore, owner: str, data: bytes) -> str:
+    """A whole upload in one call."""
+    digest = digest_of(data)
+    appending = store.begin(owner, digest, store.received(owner, digest)[0])
+    try:
+        appending.write(data[appending.end :])
+        appending.keep()
+    finally:
+        appending.close()
+    store.finish(owner, digest)
+    return digest
+
+
+@pytest.mark.parametrize("data", [DATA, LARGE], ids=["small", "in-parts"])
+def test_what_one_replica_has_acknowledged_another_one_has(
+    replicas: list[BlobStore], data: bytes
+) -> None:
+    """Models and updates, however they came: uploaded, in a message, or made by the replica."""
+    one, two = replicas
+    model, update = upload(one, "user.ada", data), upload(one, "attempt-1", data)
+    one.keep_update("attempt-2", digest_of(DATA), DATA)
+    made = one.scratch("job.1")
+    made.write_bytes(data[::-1])
+    adopted = one.adopt_model(made)
+    assert two.received("attempt-1", update) == (len(data), True), "its bytes are not sent again"
+    assert two.update("attempt-1", update).read_bytes() == data
+    assert two.update("attempt-2", digest_of(DATA)).read_bytes() == DATA
+    assert two.model(model).read_bytes() == data
+    assert not two.has_model(adopted), "what nobody asked for is not fetched"
+    two.at_hand([adopted])
+    assert two.has_model(adopted)
+    assert two.model(adopted).read_bytes() == data[::-1]
+
+
+def test_a_model_that_no_replica_has_is_missing(replicas: list[BlobStore]) -> None:
+    """As in a folder alone."""
+    one, _ = replicas
+    with pytest.raises(NotFound) as missing:
+        one.model(digest_of(b"never"))
+    assert missing.value.reason == "BLOB_MISSING"
+    with pytest.raises(NotFound):
+        one.update("attempt-1", digest_of(b"never"))
+    one.at_hand([digest_of(b"never"), "no digest"])
+    assert one.received("attempt-1", digest_of(b"never")) == (0, False)
+
+
+def test_updates_that_are_spent_leave_the_store(
+    replicas: list[BlobStore], s3: S3Server, bucket: str
+) -> None:
+    """One that is folded alone, those of an ended attempt together; another attempt's stay."""
+    one, two = replicas
+    folded, kept = upload(one, "attempt-1", DATA), upload(one, "attempt-11", DATA)
+    one.keep_update("attempt-2", digest_of(b"a"), b"a")
+    model = upload(one, "user.ada", DATA)
+    one.drop_update("attempt-1", folded)
+    two.drop_attempt("attempt-2")
+    two.drop_attempt("attempt-3")
+    for store in replicas:
+        store.close()
+    assert s3.names(bucket) == sorted([model, f"updates/attempt-11/{kept}"])
+
+
+def test_a_damaged_copy_is_refused(
+    replicas: list[BlobStore], s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """What the store gives back is checked against its name, and never kept."""
+    one, two = replicas
+    digest = upload(one, "user.ada", DATA)
+    other = tmp_path / "other"
+    other.write_bytes(DATA[:-1] + b"!")
+    shared = SharedBlobs(bucket, s3.endpoint)
+    shared.put(digest, other)
+    with pytest.raises(Malformed) as refused:
+        two.model(digest)
+    assert refused.value.reason == "DIGEST_MISMATCH"
+    assert not two.has_model(digest)
+    assert not list((tmp_path / "two").glob(".*"))
+    shared.close()
+
+
+def test_an_upload_counts_only_once_the_store_has_it(
+    s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the store refuses, the upload stands whole and its sender tries again."""
+    for name, value in s3.reader.items():
+        monkeypatch.setenv(name, value)
+    refused = BlobStore(tmp_path / "one", SharedBlobs(bucket, s3.endpoint))
+    digest = digest_of(DATA)
+    with pytest.raises(Unavailable) as error:
+        upload(refused, "attempt-1", DATA)
+    assert error.value.reason == "STORE_UNREACHABLE"
+    assert "credentials" in error.value.message
+    assert refused.received("attempt-1", digest) == (len(DATA), False)
+    with pytest.raises(Unavailable):
+        refused.keep_update("attempt-2", digest, DATA)
+    with pytest.raises(NotFound):
+        refused.update("attempt-2", digest)
+    refused.close()
+    for name, value in s3.credentials.items():
+        monkeypatch.setenv(name, value)
+    mended = BlobStore(tmp_path / "one", SharedBlobs(bucket, s3.endpoint))
+    assert mended.received("attempt-1", digest) == (len(DATA), False)
+    upload(mended, "attempt-1", DATA)
+    assert mended.received("attempt-1", digest) == (len(DATA), True)
+    mended.close()
+    assert s3.names(bucket) == [f"updates/attempt-1/{digest}"]
+
+
+def test_check_tells_what_is_wrong_with_a_store(
+    s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sound; without the right to write; nobody there. No address or key is repeated."""
+    SharedBlobs(bucket, s3.endpoint).check()
+    assert s3.names(bucket) == []
+    for name, value in s3.reader.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Unavailable, match="refuses these credentials"):
+        SharedBlobs(bucket, s3.endpoint).check()
+    with pytest.raises(Unavailable, match="storage.blob_endpoint") as gone:
+        SharedBlobs(bucket, "http://127.0.0.1:9").check()
+    assert "127.0.0.1" not in gone.value.message

@@ -1,6 +1,7 @@
 """An S3-compatible server of one's own, SeaweedFS: on free ports of loopback, gone at the end."""
 
 import json
+import os
 import secrets
 import shutil
 import signal
@@ -36,6 +37,15 @@ class S3Server:
     endpoint: str
     credentials: dict[str, str]
     reader: dict[str, str]
+    pid: int
+
+    def pause(self) -> None:
+        """SIGSTOP: it takes connections and answers nothing."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
 
     def new_bucket(self) -> str:
         """An empty bucket; its URL for storage.blob_url."""
@@ -72,7 +82,6 @@ def s3_server() -> Iterator[S3Server]:
         (folder / "s3.json").write_text(json.dumps({"identities": people}))
         ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
         endpoint = f"http://127.0.0.1:{ports['s3.port']}"
-        server = S3Server(endpoint, _environment(people[0]), _environment(people[1]))
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 [
@@ -87,6 +96,8 @@ def s3_server() -> Iterator[S3Server]:
                 stderr=log,
             )
         try:
+            keys = [_environment(person) for person in people]
+            server = S3Server(endpoint, keys[0], keys[1], process.pid)
             _until_ready(server, process, folder / "log")
             yield server
         finally:

@@ -153,6 +153,6 @@ def test_check_tells_what_is_wrong_with_a_store(
         monkeypatch.setenv(name, value)
     with pytest.raises(Unavailable, match="refuses these credentials"):
         SharedBlobs(bucket, s3.endpoint).check()
-    with pytest.raises(Unavailable, match="storage.blob_endpoint") as gone:
+    with pytest.raises(Unavailable, match=r"storage\.blob_endpoint") as gone:
         SharedBlobs(bucket, "http://127.0.0.1:9").check()
     assert "127.0.0.1" not in gone.value.message

@@ -69,7 +69,7 @@ topologySpreadConstraints:
         app.kubernetes.io/name: feddp
         app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
   {{- end }}
-  {{- if gt (int (default 1 $values.replicas)) 1 }}
+  {{- if and (hasKey $values "replicas") (include "feddp.replicated" $root) }}
   # Replicas stand in for each other only on machines of their own: as evenly as there are machines.
   - maxSkew: 1
     topologyKey: kubernetes.io/hostname

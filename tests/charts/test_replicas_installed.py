@@ -12,10 +12,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from benchmarks.postgresql import PostgreSql
 from benchmarks.s3_server import S3Server
 from certs.authority import Authority
+from coordinator import server_certificate
 from coordinator.installation import init
 from feddp.client import Client
 from feddp.demo.processes import choose_ports
@@ -141,6 +143,10 @@ def test_several_coordinators_start_from_one_secret(replicas: Replicas) -> None:
     for name in ("root.crt", "issuing.key", "ledger.key"):
         assert len({(one / name).read_bytes() for one in (*folders, replicas.made / "pki")}) == 1
     assert len({(one / "server.key").read_bytes() for one in folders}) == 2
+    for one in folders:
+        shown = x509.load_pem_x509_certificates((one / "server.crt").read_bytes())[0]
+        names, _ = server_certificate.hosts_of(shown)
+        assert {"feddp.example", "join.feddp.example"} <= set(names)
     assert [leads(pod) for pod in pods] == [True, False]
     where = replicas.made / "operator"
     for pod in pods:

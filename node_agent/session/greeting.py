@@ -101,8 +101,9 @@ def hello(
         return message
     installed = {f"{info.name}@{info.content_hash}": info for info in tasks.values()}
     accounts, unusable = _accounts(rules.policy, rules.data_sets, fixed, used, refuses, whole, out)
-    for one in accounts if raised is not None else ():
-        one.raises = raised.get(one.name, 0)
+    if raised is not None:
+        for account in accounts:
+            account.raises = raised.get(account.name, 0)
     allowed: set[str] = set()
     for spec in rules.data_sets:
         has_moved = moved(spec)

@@ -10,7 +10,7 @@ from feddp.cli.derived import GUARANTEE_FIELD, exported, figure_fault, filter_sa
 from feddp.cli.history import PaidTwice, Passing, faults, here, paid_twice
 from feddp.cli.node_files import Behind, NodeFile, backing, file_faults
 from feddp.cli.output import as_dict, counted
-from feddp.cli.witnesses import Witnesses, from_message, of_accounts
+from feddp.cli.witnesses import Witnesses, from_message, of_accounts, place_said
 from privacy import ledger
 from privacy.filters import Filter
 from privacy.heads import short
@@ -144,7 +144,7 @@ class Tampered(FeddpError):
     """The first thing in a ledger that no coordinator wrote: (account, seq, text)."""
 
     def __init__(self, account: str, seq: int, text: str) -> None:
-        super().__init__("LEDGER_DAMAGED", f"account {account}, entry {seq}: {text}")
+        super().__init__("LEDGER_DAMAGED", f"{place_said(account, seq)}: {text}")
         self.problem = (account, seq, text)
 
 

@@ -193,6 +193,7 @@ class Check:
         counts: entries by kind, and "open" reservations.
         entries: how many there are.
         bare_reserves: reservations without it, of attempts whose post has one.
+        unsigned_reserves: reservations without it, these among them.
         behind: account -> how far nodes' files stand behind it; empty where something is wrong.
         paid_twice: data sets that have paid from several accounts of their node.
     """
@@ -204,6 +205,7 @@ class Check:
     bare_reserves: int = 0
     behind: Mapping[str, Behind] = field(default_factory=dict)
     paid_twice: Sequence[PaidTwice] = ()
+    unsigned_reserves: int = 0
 
     @property
     def ok(self) -> bool:
@@ -262,6 +264,7 @@ def check(found: Ledger, nodes: Sequence[NodeFile] = (), *, whole: bool = True) 
         len(result.bare_reserves),
         {} if problems else backing(found.accounts, found.witnesses, nodes, found.public_keys),
         paid_twice(passing),
+        result.unsigned_reserves,
     )
 
 

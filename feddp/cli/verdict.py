@@ -65,10 +65,13 @@ def _print_checked(found: Ledger, result: Check, files: Sequence[NodeFile], *, w
     if result.unattested:
         posts = _bare(result.unattested, "post")
         output.line(f"{posts} (no fault)")
+    if result.unsigned_reserves:
+        unsigned = _bare(result.unsigned_reserves, "reservation")
+        output.line(f"{unsigned}; each counts until a signed void (no fault)")
     if result.bare_reserves:
         reserves = _bare(result.bare_reserves, "reservation")
         whose = "whose post does" if result.bare_reserves == 1 else "whose posts do"
-        output.line(f"{reserves}, {whose} (no fault; ask why)")
+        output.line(f"of these {reserves}, {whose} (no fault; ask why)")
 
 
 def _bare(count: int, what: str) -> str:

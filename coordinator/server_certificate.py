@@ -170,7 +170,7 @@ class ServerCertificate:
             log.warning("authority_changed", root=authority.issuer, phase=len(authority.beside))
         taken = self._taken()
         if self._config.server.ssl_cert is None and self._is_due():
-            replace(self._pki, *issue(self.authority, *_hosts(self._leaf), self._now()))
+            replace(self._pki, *issue(self.authority, *hosts_of(self._leaf), self._now()))
             taken = self._taken()
         if taken:
             self._said = ""
@@ -186,9 +186,8 @@ class ServerCertificate:
         return True
 
     def _is_due(self) -> bool:
-        issuer = self._leaf.issuer, _key_id(self._leaf)
-        present = self.authority.issuing.subject, _own_key_id(self.authority.issuing)
-        return issuer != present or self._now() >= renewal_due_at(self._leaf)
+        issued = is_issued_by(self._leaf, self.authority)
+        return not issued or self._now() >= renewal_due_at(self._leaf)
 
 
 def names_and_addresses(hosts: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -202,8 +201,14 @@ def names_and_addresses(hosts: Iterable[str]) -> tuple[list[str], list[str]]:
     return names, addresses
 
 
-def _hosts(leaf: x509.Certificate) -> tuple[list[str], list[str]]:
-    """The names and addresses by which the server is reached, as it shows them now."""
+def is_issued_by(leaf: x509.Certificate, authority: Authority) -> bool:
+    """Whether the authority that issues now has issued it."""
+    present = authority.issuing.subject, _own_key_id(authority.issuing)
+    return (leaf.issuer, _key_id(leaf)) == present
+
+
+def hosts_of(leaf: x509.Certificate) -> tuple[list[str], list[str]]:
+    """The names and the addresses by which a server is reached, as it shows them now."""
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     found: list[ipaddress.IPv4Address | ipaddress.IPv6Address] = [
         one

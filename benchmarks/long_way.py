@@ -54,7 +54,8 @@ class LongWay:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection(*self._target, limit=READ_BYTES)
-        with suppress(OSError):
+        # Cancelled at the end of the block, which is nobody's fault to print.
+        with suppress(OSError, asyncio.CancelledError):
             await asyncio.gather(self._carry(reader, back), self._carry(there, writer))
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

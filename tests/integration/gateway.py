@@ -4,7 +4,7 @@ import contextlib
 import http.client
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -37,13 +37,26 @@ class GatewayFederation(Federation):
 
     The names are known to a proxy alone, so that whatever reaches the coordinator has gone through
     CONNECT, SNI and Envoy.
+
+    Args:
+        proxy_host: address at which nodes find the proxy.
+        within: node -> a command that runs its agent, in a network namespace say.
     """
 
-    def __init__(self, folder: Path, mode: Mode) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        mode: Mode,
+        proxy_host: str = "127.0.0.1",
+        within: Mapping[str, list[str]] | None = None,
+    ) -> None:
         super().__init__(folder, host=HOST, enrollment_host=JOIN_HOST)
+        self.within.update(within or {})
         self.mode = mode
         self.port = free_port()
-        self.proxy = ConnectProxy(hosts=dict.fromkeys((HOST, JOIN_HOST), ("127.0.0.1", self.port)))
+        self.proxy = ConnectProxy(
+            hosts=dict.fromkeys((HOST, JOIN_HOST), ("127.0.0.1", self.port)), host=proxy_host
+        )
         self._envoys: dict[str, subprocess.Popen[bytes]] = {}
         self._admin = free_port()
         settings = yaml.safe_load(self.installation.config.read_text())

@@ -49,8 +49,9 @@ class GatewayFederation(Federation):
         mode: Mode,
         proxy_host: str = "127.0.0.1",
         within: Mapping[str, list[str]] | None = None,
+        database_url: str = "",
     ) -> None:
-        super().__init__(folder, host=HOST, enrollment_host=JOIN_HOST)
+        super().__init__(folder, HOST, database_url, JOIN_HOST)
         self.within.update(within or {})
         self.mode = mode
         self.port = free_port()

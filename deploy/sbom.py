@@ -39,7 +39,8 @@ def _component(name: str, one: Distribution, hashes: dict[tuple[str, str], str])
         "version": one.version,
         "purl": f"pkg:pypi/{name}@{one.version.replace('+', '%2B')}",
     }
-    license_ = one.metadata.get("License-Expression")
+    expression = "License-Expression"
+    license_ = one.metadata[expression] if expression in one.metadata else ""
     if license_:
         found["licenses"] = [{"expression": license_}]
     if digest := hashes.get((name, one.version)):

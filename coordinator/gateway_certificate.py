@@ -12,14 +12,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs.authority import Authority, IssuedCertificate
 from certs.enrolment import load_certificate_key, new_key, private_pem, save_private_key
-from certs.rotation import renewal_due_at
 from certs.spiffe import SpiffeId
 from coordinator.config import CoordinatorConfig, load_config
 from coordinator.installation import CONFIG_FILE
 from coordinator.server_certificate import LIFETIME as SERVER_LIFETIME
 from coordinator.server_certificate import (
     hosts_of,
-    is_issued_by,
+    is_due,
     names_and_addresses,
 )
 from coordinator.store import certificates
@@ -89,8 +88,7 @@ def renew(
     _finish(out, leaf)
     if (out / BUNDLE).read_bytes() != authority.trust_bundle:
         write_durable(out / BUNDLE, authority.trust_bundle, 0o644)
-    due = (now or datetime.now(UTC)) >= renewal_due_at(leaf)
-    if not due and is_issued_by(leaf, authority):
+    if not is_due(leaf, authority, now or datetime.now(UTC)):
         return leaf.not_valid_after_utc, False
     key = new_key()
     issued = _issued(authority, key, *hosts_of(leaf))

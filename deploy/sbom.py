@@ -39,10 +39,8 @@ def _component(name: str, one: Distribution, hashes: dict[tuple[str, str], str])
         "version": one.version,
         "purl": f"pkg:pypi/{name}@{one.version.replace('+', '%2B')}",
     }
-    expression = "License-Expression"
-    license_ = one.metadata[expression] if expression in one.metadata else ""
-    if license_:
-        found["licenses"] = [{"expression": license_}]
+    if expressions := one.metadata.get_all("License-Expression"):
+        found["licenses"] = [{"expression": expressions[0]}]
     if digest := hashes.get((name, one.version)):
         found["hashes"] = [{"alg": "SHA-256", "content": digest}]
     return found

@@ -3,11 +3,12 @@
 `no_effect` says why a key changes nothing in the coordinator.
 """
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import ValidationInfo, field_validator
 
-from coordinator.keys import Section, key
+from coordinator.keys import Section, beside_config, key
 
 NO_QUERIES = "the query router reads it; the coordinator answers no queries"
 
@@ -133,6 +134,29 @@ class Monitoring(Section):
         "", "Address of Grafana.", allowed="a URL", no_effect="Grafana asks Prometheus, not us"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = key("INFO", "Least level logged.")
+    log_format: Literal["auto", "json", "text"] = key(
+        "auto",
+        "Log lines as JSON, one object a line, or for people; auto: JSON unless stderr is a"
+        " terminal.",
+    )
+    trace_endpoint: str = key(
+        "",
+        "OpenTelemetry collector that takes spans by OTLP over gRPC; empty for no traces. Needs the"
+        " extra feddp[otel]. Headers that it wants go into OTEL_EXPORTER_OTLP_HEADERS.",
+        pattern=r"^(https?://[^\s/@?#]+:[0-9]{1,5})?$",
+        allowed="https://HOST:PORT, http://HOST:PORT without TLS, or nothing",
+    )
+    trace_ca: Path | None = key(
+        None,
+        "Whom to trust as that collector instead of the usual authorities, PEM.",
+        allowed="a file",
+    )
+    trace_sample_ratio: float = key(
+        1.0,
+        "Share of rounds that are traced; agents follow what was decided for the round.",
+        ge=0,
+        le=1,
+    )
     metrics_retention: str = key(
         "30d",
         "How long metrics are kept.",
@@ -147,6 +171,11 @@ class Monitoring(Section):
         no_effect="the coordinator sends no alerts: Alertmanager does, from the metrics",
         secret=True,
     )
+
+    @field_validator("trace_ca")
+    @classmethod
+    def _resolved(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        return beside_config(value, info)
 
     @field_validator("log_level", mode="before")
     @classmethod

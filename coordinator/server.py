@@ -44,6 +44,7 @@ from coordinator.store import certificates, ledger, people, users
 from coordinator.store import jobs as job_store
 from coordinator.store.damage import damaged
 from coordinator.store.database import Database
+from protos import tracing
 from protos.allocation import keep_freed
 from protos.errors import Conflict, Malformed
 from protos.feddp.v1 import (
@@ -359,13 +360,27 @@ def serve(config_path: Path) -> None:
     """Run the coordinator that `config_path` describes until it is told to stop.
 
     Raises:
-        Malformed: CONFIG_INVALID, PORT_IN_USE, DATABASE_UNUSABLE.
+        Malformed: CONFIG_INVALID, PORT_IN_USE, DATABASE_UNUSABLE, OTEL_MISSING, TRACING_INVALID.
         NotFound: AUTHORITY_MISSING, SERVER_CERTIFICATE_MISSING.
         Conflict: LEASE_LOST, another coordinator has taken over.
     """
     keep_freed(FREED_BYTES_KEPT)
     config = load_config(config_path, os.environ)
-    asyncio.run(_serve(config))
+    monitoring = config.monitoring
+    if monitoring.trace_endpoint:
+        from protos import otlp  # OpenTelemetry is loaded where it is asked for
+
+        otlp.begin(
+            "feddp-coordinator",
+            monitoring.trace_endpoint,
+            ca_file=monitoring.trace_ca,
+            ratio=monitoring.trace_sample_ratio,
+            instance=config.server.replica_host,
+        )
+    try:
+        asyncio.run(_serve(config))
+    finally:
+        tracing.end()
 
 
 async def _serve(config: CoordinatorConfig) -> None:

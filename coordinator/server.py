@@ -167,6 +167,8 @@ class Coordinator:
             return
         await starting
         beside = [asyncio.create_task(one) for one in (self._observe(), self._keep_certificate())]
+        if self.config.monitoring.alert_webhook:
+            beside.append(asyncio.create_task(self._alert()))
         await asyncio.wait(enough, return_when=asyncio.FIRST_COMPLETED)
         for task in (*beside, *enough):
             task.cancel()
@@ -274,6 +276,35 @@ class Coordinator:
         except Exception:  # noqa: BLE001 - whatever it is, the answer is no
             return False
         return True
+
+    async def _alert(self) -> None:
+        """Post what is wrong to the configured receiver."""
+        # Most installations need none of it.
+        from coordinator import alert_facts, alert_watch, alert_webhook
+
+        monitoring = self.config.monitoring
+        webhook = alert_webhook.Webhook(
+            monitoring.alert_webhook, monitoring.alert_webhook_ca, monitoring.alert_webhook_secret
+        )
+        sources = alert_facts.Sources(
+            self.database,
+            self.sessions,
+            self.identities,
+            self.rounds,
+            lambda: {
+                "server": self._certificate.expires_at,
+                "authority": self.authority.issuing.not_valid_after_utc,
+                "root authority": self.authority.root.not_valid_after_utc,
+            },
+        )
+        watch = alert_watch.AlertWatch(
+            sources.facts,
+            alert_watch.limits_of(monitoring, self.config.security.node_certificate_life_s),
+            webhook,
+            self.authority.trust_domain,
+            monitoring.alert_every_s,
+        )
+        await watch.run()
 
     def _adopt(self, authority: Authority) -> None:
         """Another authority issues, or another is trusted, from now on."""

@@ -15,6 +15,8 @@ from tests.otlp_receiver import Receiver, receiver
 
 HOSPITALS = ("alpha", "beta", "gamma")
 TICK_S = 1.0
+CLOCKS_NS = 20_000_000
+"""Between the clock of a node's session, which never jumps, and the machine's."""
 
 
 def change(path: Path, section: str, **keys: Any) -> None:
@@ -125,6 +127,17 @@ def test_a_round_is_one_trace_across_coordinator_agents_and_workers(
         for release in (one for one in mine if one.name == "release"):
             # Ends at the moment that was fixed, to the nanosecond of a double, not with the work.
             assert (release.end_ns - release.start_ns) / 1e9 == pytest.approx(TICK_S, abs=1e-5)
+
+    for release in hospitals.named("release"):
+        # Where the hospital did not ask for more, nothing begins or ends while the data is open.
+        others = (
+            one
+            for one in hospitals.spans
+            if one.instance == release.instance != "alpha" and one is not release
+        )
+        start_ns, end_ns = release.start_ns + CLOCKS_NS, release.end_ns - CLOCKS_NS
+        inside = [o for o in others if any(start_ns < t < end_ns for t in (o.start_ns, o.end_ns))]
+        assert inside == []
 
     assert {one.service for one in platform.spans} == {"feddp", "feddp-coordinator"}
     assert {one.service for one in hospitals.spans} == {"feddp-agent"}

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.s3_server import S3Server
 from coordinator.blobs import BlobStore
 from coordinator.shared_blobs import SharedBlobs
 from protos.content import digest_of
 from protos.errors import Malformed, NotFound, Unavailable
-from tests.s3_server import S3Server
 
 DATA = os.urandom(1000)
 LARGE = os.urandom(20 << 20)
@@ -153,6 +153,6 @@ def test_check_tells_what_is_wrong_with_a_store(
         monkeypatch.setenv(name, value)
     with pytest.raises(Unavailable, match="refuses these credentials"):
         SharedBlobs(bucket, s3.endpoint).check()
-    with pytest.raises(Unavailable, match="storage.blob_endpoint") as gone:
+    with pytest.raises(Unavailable, match=r"storage\.blob_endpoint") as gone:
         SharedBlobs(bucket, "http://127.0.0.1:9").check()
     assert "127.0.0.1" not in gone.value.message

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.postgresql import PostgreSql
+from benchmarks.s3_server import S3Server
 from tests.integration.federation import NODES, job_file, null_job, wait_for
 from tests.integration.replicas import REPLICAS, ReplicatedFederation
 from tests.integration.test_failures import check_books, per_round, rounds_done
-from tests.s3_server import S3Server
 
 ROUNDS = 60
 MOVED_S_MAX = 15.0
@@ -113,3 +113,26 @@ def test_a_replica_that_does_not_lead_decides_nothing(federation: ReplicatedFede
         assert "coordinator_ready" not in federation.log(name)
         with federation.client() as client:
             assert {node.name for node in client.nodes()} == set(NODES[:3])
+
+
+def test_a_round_waits_while_the_store_is_away(
+    federation: ReplicatedFederation, s3: S3Server
+) -> None:
+    """Nothing is acknowledged that only the leader's folder has; when the store answers again the
+    round goes on by itself, and nothing was trained or charged twice."""
+    job_id = federation.submit(null_job(10, parameters=200_000))
+    rounds_done(federation, job_id, 2)
+    s3.pause()
+    try:
+        wait_for(
+            "the leader says so", lambda: "store_unreachable" in federation.log(federation.leader())
+        )
+        stands = federation.job(job_id).rounds_done
+        assert stands < 10
+    finally:
+        s3.wake()
+    after = federation.wait_for_end(job_id)
+    assert (after.status, after.rounds_done) == ("completed", 10), after.message
+    assert after.rounds_done > stands
+    check_books(federation, after)
+    assert set(per_round(federation).values()) == {1}

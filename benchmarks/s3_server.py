@@ -1,6 +1,7 @@
 """An S3-compatible server of one's own, SeaweedFS: on free ports of loopback, gone at the end."""
 
 import json
+import os
 import secrets
 import shutil
 import signal
@@ -36,6 +37,15 @@ class S3Server:
     endpoint: str
     credentials: dict[str, str]
     reader: dict[str, str]
+    pid: int
+
+    def pause(self) -> None:
+        """SIGSTOP: it takes connections and answers nothing."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
 
     def new_bucket(self) -> str:
         """An empty bucket; its URL for storage.blob_url."""
@@ -72,12 +82,13 @@ def s3_server() -> Iterator[S3Server]:
         (folder / "s3.json").write_text(json.dumps({"identities": people}))
         ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
         endpoint = f"http://127.0.0.1:{ports['s3.port']}"
-        server = S3Server(endpoint, _environment(people[0]), _environment(people[1]))
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 [
-                    *(str(BINARY), "server", f"-dir={folder}", "-filer", "-s3"),
-                    *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={folder / 's3.json'}"),
+                    *(str(BINARY), f"-logdir={folder}", "server", f"-dir={folder}"),
+                    *("-filer", "-s3", f"-s3.config={folder / 's3.json'}"),
+                    *(f"-filer.localSocket={folder}/f", f"-s3.localSocket={folder}/s"),
+                    *("-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
                     *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
                     *("-master.volumeSizeLimitMB=64", "-volume.max=100"),
                     *(f"-{name}={port}" for name, port in ports.items()),
@@ -87,11 +98,16 @@ def s3_server() -> Iterator[S3Server]:
                 stderr=log,
             )
         try:
+            keys = [_environment(person) for person in people]
+            server = S3Server(endpoint, keys[0], keys[1], process.pid)
             _until_ready(server, process, folder / "log")
             yield server
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
+            for port in ports.values():
+                for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 - its own
+                    left.unlink()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

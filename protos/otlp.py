@@ -26,6 +26,21 @@ CLOSE_S: Final = 1.5
 
 ABORT_S: Final = 0.3
 
+MISSING: Final = (
+    "traces need OpenTelemetry, which is not installed: pip install 'feddp[otel]', or take the "
+    "endpoint out of the configuration"
+)
+
+
+def is_installed() -> bool:
+    """Whether `begin` would find what it needs."""
+    try:
+        import opentelemetry.exporter.otlp.proto.grpc.trace_exporter
+        import opentelemetry.sdk.trace  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
 
 def begin(
     service: str,
@@ -58,11 +73,7 @@ def begin(
         from opentelemetry.sdk.trace.id_generator import IdGenerator
         from opentelemetry.sdk.trace.sampling import ALWAYS_ON
     except ImportError:
-        raise Malformed(
-            "OTEL_MISSING",
-            "traces need OpenTelemetry, which is not installed: pip install 'feddp[otel]', or "
-            "take the endpoint out of the configuration",
-        ) from None
+        raise Malformed("OTEL_MISSING", MISSING) from None
 
     class Ids(IdGenerator):
         """Gives out the ids of the span that is being made."""

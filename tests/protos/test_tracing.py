@@ -1,6 +1,7 @@
 """Spans: what they may tell, what they are called, and that exporting them holds nobody."""
 
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -146,6 +147,15 @@ def test_a_missing_authority_of_the_collector_is_named(tmp_path: Path) -> None:
     """Nothing starts half traced."""
     with pytest.raises(Malformed, match=r"ca\.pem cannot be read"):
         otlp.begin("test", "https://localhost:4317", ca_file=tmp_path / "ca.pem")
+    assert not tracing.is_on()
+
+
+def test_without_opentelemetry_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is to trace and cannot does not start as if it did."""
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(Malformed, match=r"pip install 'feddp\[otel\]'") as missing:
+        otlp.begin("test", "http://127.0.0.1:9")
+    assert missing.value.reason == "OTEL_MISSING"
     assert not tracing.is_on()
 
 

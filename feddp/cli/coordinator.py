@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from feddp.cli import coordinator_authority, coordinator_gateway, output
+from feddp.cli import coordinator_authority, coordinator_gateway, coordinator_replica, output
 from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
 from feddp.process import loading
@@ -15,6 +15,7 @@ app = typer.Typer(help="Make, check and run a coordinator.", no_args_is_help=Tru
 app.add_typer(coordinator_authority.app, name="ca-rollover")
 app.command()(coordinator_authority.reissue)
 app.command()(coordinator_gateway.gateway)
+app.command("copy-keys")(coordinator_replica.copy_keys)
 
 Port = Annotated[int, typer.Option(min=1, max=65535)]
 Config = Annotated[
@@ -96,10 +97,11 @@ def serve(config: Config = None, folder: Folder = None) -> None:
     with loading():
         from coordinator.config import load_config
         from coordinator.server import serve as serve_installation
-        from feddp.logging import configure_logging
+        from feddp.logging import configure_logging, json_asked
 
     path = _config_path(config, folder)
-    configure_logging(load_config(path, os.environ).monitoring.log_level)
+    monitoring = load_config(path, os.environ).monitoring
+    configure_logging(monitoring.log_level, json=json_asked(monitoring.log_format))
     serve_installation(path)
 
 

@@ -22,6 +22,7 @@ from coordinator.shared_blobs import SharedBlobs
 from coordinator.store import people, users
 from coordinator.store.database import Database, newest_revision
 from coordinator.store.diagnosis import fault
+from protos import otlp
 from protos.errors import FeddpError
 
 EXPIRES_SOON_DAYS = 14
@@ -45,7 +46,8 @@ def check(config_path: Path) -> list[Finding]:
     """
     config = load_config(config_path, os.environ)
     found = [Finding("ok", str(config_path), "the configuration is valid")]
-    for look in (_authority, _database, _gateway, _blobs, _shared_blobs, _replicas, _ports):
+    looks = (_authority, _database, _gateway, _blobs, _shared_blobs, _replicas, _ports, _tracing)
+    for look in looks:
         found.extend(look(config))
     found.extend(Finding(one.level, one.key, one.text) for one in effects(config))
     return found
@@ -80,6 +82,11 @@ def _authority(config: CoordinatorConfig) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "certificates", said)
+
+
+def _tracing(config: CoordinatorConfig) -> Iterator[Finding]:
+    if config.monitoring.trace_endpoint and not otlp.is_installed():
+        yield Finding("error", "monitoring.trace_endpoint", otlp.MISSING)
 
 
 def _database(config: CoordinatorConfig) -> Iterator[Finding]:

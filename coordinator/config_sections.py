@@ -68,6 +68,12 @@ class Server(Section):
         ge=0,
         le=PORT_MAX,
     )
+    gateway_sidecar: bool = key(
+        False,
+        "Behind the gateway that ends TLS stands a second proxy, which ends it again and speaks TLS"
+        " on with a certificate of `feddp coordinator gateway`: x-forwarded-client-cert then has"
+        " exactly two elements, the client's and the gateway's.",
+    )
     replica_host: str = key(
         "",
         "Name or address under which other replicas reach this one, a pod's address say; with it"

@@ -18,6 +18,7 @@ from certs.enrolment import public_bytes_of
 from coordinator.blobs import BlobStore
 from coordinator.config import CoordinatorConfig, load_config
 from coordinator.damage_watch import DamageWatch
+from coordinator.gateway_watch import GatewayWatch, state_of
 from coordinator.health import HealthServer
 from coordinator.identities import Identities
 from coordinator.keyring import ledger_key
@@ -110,7 +111,9 @@ class Coordinator:
         self.metrics = Metrics()
         federation = config.federation
         self.sessions = Sessions(federation.node_silent_s, federation.node_disconnected_s)
-        self.identities = Identities(self.database, self.authority.trust_domain)
+        self.identities = Identities(
+            self.database, self.authority.trust_domain, gateway_sidecar=server.gateway_sidecar
+        )
         self._quarantine = Quarantine(self.database, self.identities, self.sessions)
         effects = Effects(self.blobs, self.sessions)
         self.rounds = Rounds(self.database, self.sessions, effects, self.metrics)
@@ -150,6 +153,7 @@ class Coordinator:
         self._users = UsersService(self.database, self.authority, self.identities, enrolment)
         self._servers: list[grpc.aio.Server] = []
         self._damage = DamageWatch(self.metrics)
+        self._gateway = GatewayWatch()
         self._is_ready = False
 
     async def run(self) -> None:
@@ -345,6 +349,8 @@ class Coordinator:
         for status, number in (await self.database.read(job_store.counts)).items():
             self.metrics.jobs(status, number)
         self._damage.found(await self.database.read(damaged))
+        domain, now_s = self.authority.trust_domain, time.time()
+        self._gateway.found(await self.database.read(lambda c: state_of(c, domain, now_s)))
         known = {a.account: a for a in await self.database.read(ledger.all_accounts)}
         for record in await self.database.read(people.all_nodes):
             if record.status != "enrolled":

@@ -85,6 +85,14 @@ def _took_s(course: Course, node: str) -> list[float]:
     return took
 
 
+def left_out(course: Course) -> dict[str, int]:
+    """Of how many rounds in a row, up to the last one, each node was left out; without those that
+    took part in the last."""
+    if not course.done:
+        return {}
+    return {node: _streak(course, node) for node in _missing(course.done[-1])}
+
+
 def warnings(course: Course) -> tuple[str, ...]:
     """A sentence for each hospital that was left out of the last rounds."""
     if len(course.done) < LEFT_OUT_ROUNDS:

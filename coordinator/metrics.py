@@ -28,6 +28,14 @@ Holder = Literal["server", "issuing", "root", "gateway"]
 NodeStatus = Literal["invited", "enrolled", "disabled"]
 Refusal = Literal["disputed", "rolled_back", "catching_up"]
 
+JOB_STATUSES: Final = (
+    "running",
+    "completed",
+    "converged",
+    "budget_exhausted",
+    "failed",
+    "cancelled",
+)
 OTHER: Final = "other"
 NODE_STATUSES: Final[tuple[NodeStatus, ...]] = get_args(NodeStatus)
 REFUSALS: Final[tuple[Refusal, ...]] = get_args(Refusal)
@@ -247,9 +255,10 @@ class Metrics:
         """Show how many accounts are damaged."""
         self._damaged.set(number)
 
-    def jobs(self, status: str, count: int) -> None:
-        """Show how many jobs have `status`."""
-        self._jobs.labels(status).set(count)
+    def jobs(self, numbers: Mapping[str, int]) -> None:
+        """Show how many jobs there are by status; those of a status that is missing are none."""
+        for status in JOB_STATUSES:
+            self._jobs.labels(status).set(numbers.get(status, 0))
 
     def jobs_waiting(self, number: int, longest_s: float) -> None:
         """Show how many jobs wait, and how long the first of them has."""

@@ -319,8 +319,7 @@ class Coordinator:
             users.keep_used(connection, used)
 
         await self.database.write(keep)
-        for status, number in (await self.database.read(job_store.counts)).items():
-            self.metrics.jobs(status, number)
+        self.metrics.jobs(await self.database.read(job_store.counts))
         self._damage.found(await self.database.read(damaged))
         known = {a.account: a for a in await self.database.read(ledger.all_accounts)}
         nodes = await self.database.read(people.all_nodes)

@@ -88,6 +88,7 @@ WATCHED: Final[Values] = {
         "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
     }
 }
+DASHBOARDS: Final[Values] = {"monitoring": {"dashboards": {"enabled": True}}}
 EXPOSED: Final[Values] = {
     "coordinator": {
         "service": {"type": "LoadBalancer", "annotations": {"example.com/internal": "true"}},
@@ -119,6 +120,7 @@ MATRIX: Final[dict[str, Values]] = {
     "passthrough": merged(COORDINATOR, ISTIO, WATCHED, {"istio": {"sidecar": True}}),
     "terminate": merged(COORDINATOR, TERMINATE, WATCHED),
     "postgresql": merged(COORDINATOR, ISTIO, POSTGRESQL, WATCHED),
+    "dashboards": merged(COORDINATOR, ISTIO, DASHBOARDS),
     "without-istio": merged(COORDINATOR, CLIENTS, EXPOSED),
     "agent": merged({"coordinator": {"enabled": False}}, AGENT),
     "full-agent": merged({"coordinator": {"enabled": False}}, AGENT, FULL_AGENT),

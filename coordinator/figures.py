@@ -22,8 +22,8 @@ from coordinator.store.schema import accounts, countersignatures
 ENDED_S: Final = 3600.0
 """How long a job that has ended still counts for who was left out: Prometheus has seen it then."""
 
-CHAINS_S: Final = 30.0
-"""Between counts of the chains, which read one row of an index for each signature."""
+SELDOM_S: Final = 30.0
+"""Between looks at what changes seldom and is long to read: certificates, signatures, people."""
 
 _REFUSALS: Final[Mapping[str, Refusal]] = {
     "LEDGER_DISPUTED": "disputed",
@@ -47,7 +47,8 @@ class Figures:
     certificate: ServerCertificate
     node_life_s: float
     _below_quorum_s: dict[tuple[str, int], float] = field(default_factory=dict)
-    _chains_at_s: float = -CHAINS_S
+    _left_out: dict[str, tuple[int, Mapping[str, int]]] = field(default_factory=dict)
+    _looked_at_s: float = -SELDOM_S
 
     async def refresh(
         self, nodes: list[people.NodeRecord], known: Mapping[str, ledger.Account]
@@ -58,20 +59,18 @@ class Figures:
             nodes: every node.
             known: every account, by name.
         """
-        ends = await self.database.read(certificates.ends)
         shut_out = await self.database.read(people.all_quarantines)
-        joined = await self.database.read(users.all_users)
         statuses = Counter(cast(NodeStatus, one.status) for one in nodes)
         self.metrics.nodes(statuses, len(shut_out), len(self.sessions.nodes()))
-        self.metrics.users(len(joined))
         enrolled = [one for one in nodes if one.status == "enrolled"]
-        self._certificates(enrolled, ends)
-        self._nodes(enrolled)
+        self._nodes(enrolled, time.time())
         self._accounts({one.name for one in enrolled}, known)
         self._jobs(time.time())
-        if time.monotonic() - self._chains_at_s >= CHAINS_S:
+        if time.monotonic() - self._looked_at_s >= SELDOM_S:
+            self._certificates(enrolled, await self.database.read(certificates.ends))
+            self.metrics.users(len(await self.database.read(users.all_users)))
             self.metrics.chains(*await self.database.read(chain_lengths))
-            self._chains_at_s = time.monotonic()
+            self._looked_at_s = time.monotonic()
 
     def _certificates(self, nodes: list[people.NodeRecord], ends: Mapping[str, float]) -> None:
         authority = self.certificate.authority
@@ -91,10 +90,15 @@ class Figures:
             if ends_at_s:
                 self.metrics.node_certificate(node.name, ends_at_s)
 
-    def _nodes(self, nodes: list[people.NodeRecord]) -> None:
+    def _nodes(self, nodes: list[people.NodeRecord], now_s: float) -> None:
+        before, self._left_out = self._left_out, {}
         left_out: Counter[str] = Counter()
-        for live in self.rounds.recent(time.time() - ENDED_S):
-            for name, number in participation.left_out(live.phase.course).items():
+        for live in self.rounds.recent(now_s - ENDED_S):
+            rounds, found = len(live.phase.course.done), before.get(live.job_id)
+            if found is None or found[0] != rounds:
+                found = (rounds, participation.left_out(live.phase.course))
+            self._left_out[live.job_id] = found
+            for name, number in found[1].items():
                 left_out[name] = max(left_out[name], number)
         for node in nodes:
             self.metrics.left_out(node.name, left_out[node.name])

@@ -88,9 +88,16 @@ def _took_s(course: Course, node: str) -> list[float]:
 def left_out(course: Course) -> dict[str, int]:
     """Of how many rounds in a row, up to the last one, each node was left out; without those that
     took part in the last."""
-    if not course.done:
-        return {}
-    return {node: _streak(course, node) for node in _missing(course.done[-1])}
+    counts: dict[str, int] = {}
+    standing: set[str] | None = None
+    for one in reversed(course.done):
+        missing = set(_missing(one))
+        standing = missing if standing is None else standing & missing
+        if not standing:
+            break
+        for node in standing:
+            counts[node] = counts.get(node, 0) + 1
+    return counts
 
 
 def warnings(course: Course) -> tuple[str, ...]:

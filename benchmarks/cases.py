@@ -8,6 +8,7 @@ from benchmarks.idle import Idle
 from benchmarks.ledger import Admission, Reservations
 from benchmarks.ledger_verify import Verify
 from benchmarks.null_round import NullRounds
+from benchmarks.replicated import Replicated
 from benchmarks.results import Result
 from benchmarks.startup import Startup
 
@@ -56,6 +57,8 @@ DEFAULT: Final[Mapping[str, Case]] = {
 ALL: Final[Mapping[str, Case]] = {
     **DEFAULT,
     "null-64x100MB": NullRounds(64, MB_100, warm_up=1, rounds=1, floor_rounds=1, seconds_max=600),
+    "replicas-4x40KB": Replicated(4, KB_40, warm_up=5, rounds=80, seconds_max=120),
+    "replicas-4x100MB": Replicated(4, MB_100, warm_up=1, rounds=4, seconds_max=240),
     "ledger-verify-1M": Verify(entries=1_000_000),
 }
 """Those that take longest run only when they are named."""

@@ -49,6 +49,10 @@ class Federation:
         """Process id of `COORDINATOR` or of a node's agent."""
         return int(json.loads((self.folder / "pids.json").read_text())[name])
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a process."""
+        return name in json.loads((self.folder / "pids.json").read_text())
+
     def start_coordinator(self) -> None:
         """Start the coordinator, after `stop` or at first."""
         self.processes = Processes(self.folder)

@@ -69,7 +69,7 @@ class NullRounds:
         model_mib = None if self.model_bytes < LARGE_BYTES_MIN else self.model_bytes / MIB
         return [
             result(
-                case, "round_time", scale * _round_s(job, self.warm_up), unit, scale * floor.round_s
+                case, "round_time", scale * round_s(job, self.warm_up), unit, scale * floor.round_s
             ),
             result(case, "coordinator_cpu", scale * cpu_s, unit, scale * floor.server_cpu_s),
             *self._fold(case, job),
@@ -86,7 +86,7 @@ class NullRounds:
         return [result(case, "fold_time", value_s, "s", floor_s)]
 
 
-def _round_s(job: Job, warm_up: int) -> float:
+def round_s(job: Job, warm_up: int) -> float:
     """Median time from one round's end to the next one's, after the rounds that do not count."""
     ended = [one.ended_at for one in job.rounds]
     spans = [after - before for before, after in itertools.pairwise(ended)]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.postgresql import PostgreSql, is_installed, postgresql
-from tests.s3_server import S3Server, s3_server
+from benchmarks.s3_server import S3Server, s3_server
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from feddp.cli import coordinator_authority, coordinator_gateway, output
+from feddp.cli import coordinator_authority, coordinator_gateway, coordinator_replica, output
 from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
 from feddp.process import loading
@@ -15,6 +15,7 @@ app = typer.Typer(help="Make, check and run a coordinator.", no_args_is_help=Tru
 app.add_typer(coordinator_authority.app, name="ca-rollover")
 app.command()(coordinator_authority.reissue)
 app.command()(coordinator_gateway.gateway)
+app.command("copy-keys")(coordinator_replica.copy_keys)
 
 Port = Annotated[int, typer.Option(min=1, max=65535)]
 Config = Annotated[

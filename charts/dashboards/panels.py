@@ -59,6 +59,7 @@ class Panel:
         unit: Grafana's name of the unit.
         steps: from which value on it has which colour; None is the lowest.
         kind: a figure of now, lines over time, or a table of now.
+        min: where the axis of lines begins; None where they may be below 0.
         span: columns of 24.
     """
 
@@ -72,6 +73,7 @@ class Panel:
     height: int = 8
     decimals: int | None = None
     max: float | None = None
+    min: float | None = 0
 
 
 def figure(
@@ -94,9 +96,10 @@ def lines(
     unit: str = "short",
     steps: Steps = PLAIN,
     max_: float | None = None,
+    min_: float | None = 0,
 ) -> Panel:
     """Lines over time, half as wide as the page."""
-    return Panel(title, text, (Query(expression, legend),), unit, steps, max=max_)
+    return Panel(title, text, (Query(expression, legend),), unit, steps, max=max_, min=min_)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +185,6 @@ def _panel(panel: Panel) -> stat.Panel | timeseries.Panel | table.Panel:
     else:
         made = (
             timeseries.Panel()
-            .min(0)
             .fill_opacity(10)
             .legend(
                 common.VizLegendOptions()
@@ -193,6 +195,8 @@ def _panel(panel: Panel) -> stat.Panel | timeseries.Panel | table.Panel:
             )
             .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI))
         )
+        if panel.min is not None:
+            made = made.min(panel.min)
         if len(panel.steps) > 1:
             made = made.thresholds_style(
                 common.GraphThresholdsStyleConfig().mode(GraphTresholdsStyleMode.DASHED)

@@ -104,6 +104,7 @@ PAGE: Final = Page(
                     "A saw-tooth: down to a third of the life, then up. One that goes on down has "
                     "an agent that is off or cannot renew.",
                     "s",
+                    min_=None,
                 ),
                 lines(
                     "Time left of the coordinator's certificates",
@@ -111,6 +112,7 @@ PAGE: Final = Page(
                     "{{holder}}",
                     "server, issuing authority, root, and a gateway's where there is one.",
                     "s",
+                    min_=None,
                 ),
                 lines(
                     "Nodes by status",

@@ -7,6 +7,7 @@ import yaml
 from google.protobuf.descriptor import FileDescriptor
 from prometheus_client.parser import text_string_to_metric_families
 
+from charts.dashboards import operational
 from coordinator import metrics
 from tests.charts.rendering import CHART, MATRIX, NAMESPACE, merged, named, objects, of
 from tests.observing.busy import busy, text_of
@@ -128,6 +129,7 @@ def test_latency_is_that_of_every_short_call_and_of_no_stream() -> None:
         if method.client_streaming or method.server_streaming
     }
     assert {one for one in metrics.METHODS if re.fullmatch(left_out, one)} == streams
+    assert left_out == operational.STREAMS
 
 
 def test_prometheus_finds_the_port_and_the_alerts_find_what_it_scrapes() -> None:

@@ -89,12 +89,16 @@ class Installation:
         )
         self.rounds._live[job_id] = LiveJob(record, job, phase, 1)
 
-    def course(self, *missed: bool) -> Course:
-        """Rounds that were published, without node d where `missed`."""
+    def course(self, *missed: str) -> Course:
+        """Rounds that were published, each without the nodes that it names, a letter each."""
         plan = plan_of(parse_job(SPEC, self.config))
         done = tuple(
-            RoundRecord(number, 0.0, left_out=(AWAY,) if one else ())
-            for number, one in enumerate(missed, 1)
+            RoundRecord(
+                number,
+                0.0,
+                left_out=tuple(Absence(node, "OFFLINE", "is not connected") for node in nodes),
+            )
+            for number, nodes in enumerate(missed, 1)
         )
         return Course(plan, "m", "m", done)
 
@@ -192,14 +196,26 @@ def test_a_node_is_shown_with_the_newest_certificate_that_holds(
 def test_who_was_left_out_is_shown_with_the_longest_streak(installation: Installation) -> None:
     """Of jobs that run, and of those that ended within the hour; older ones count no more."""
     name, now_s = "feddp_node_left_out_rounds", time.time()
-    installation.run("j1", Selecting(installation.course(False, True, True), now_s))
-    ended = Ended(installation.course(*[True] * 4), "completed", "", now_s - 60.0)
-    installation.run("j2", ended)
-    installation.run("j3", replace(ended, course=installation.course(*[True] * 9), ended_at_s=1.0))
+    ended = Ended(installation.course(*"dddd"), "completed", "", now_s - 60.0)
+    installation.run("j1", ended)
+    installation.run("j2", Selecting(installation.course("", "d", "d"), now_s))
+    installation.run("j3", replace(ended, course=installation.course(*"d" * 9), ended_at_s=1.0))
     assert installation.shown(name, node="d") == 4
     assert installation.shown(name, node="a") == 0
-    installation.run("j2", replace(ended, ended_at_s=now_s - 7200.0))
+    installation.run("j1", replace(ended, ended_at_s=now_s - 7200.0))
     assert installation.shown(name, node="d") == 2
+
+
+def test_a_streak_ends_with_the_round_that_has_the_node(installation: Installation) -> None:
+    """And one that another node began before does not go on for it."""
+    name, now_s = "feddp_node_left_out_rounds", time.time()
+    installation.run("j1", Selecting(installation.course("a", "ad", "d"), now_s))
+    assert installation.shown(name, node="d") == 2
+    assert installation.shown(name, node="a") == 0
+    installation.run("j1", Selecting(installation.course("a", "ad", "d", "d"), now_s))
+    assert installation.shown(name, node="d") == 3
+    installation.run("j1", Selecting(installation.course("a", "ad", "d", "d", ""), now_s))
+    assert installation.shown(name, node="d") == 0
 
 
 def test_the_longest_wait_is_shown_and_ends_with_the_waiting(installation: Installation) -> None:

@@ -111,7 +111,9 @@ _LOOKED: Final = (
 )
 
 
-@pytest.mark.parametrize(("where", "expression"), EXPRESSIONS)
+@pytest.mark.parametrize(
+    ("where", "expression"), EXPRESSIONS, ids=[where for where, _ in EXPRESSIONS]
+)
 def test_each_expression_gives_a_number(where: str, expression: str, watched: Watched) -> None:
     """Of a healthy federation, each panel and each alert; an exception must still be one."""
     found = watched.prometheus.values(expression)

@@ -267,8 +267,8 @@ _ADVICE: Final = {
     "coordinator_unreachable": "the agent goes on trying; `feddp agent doctor` says whether it "
     "is the name, the firewall, the proxy, this machine's clock, a TLS inspection or the "
     "coordinator",
-    "node_shut_out": "the agent goes on trying; ask the coordinator's operator, or join again "
-    "with a new token",
+    "node_shut_out": "the agent goes on trying; ask the coordinator's operator, who may send a new "
+    "token: `feddp agent join TOKEN --again`",
     "identity_in_use": "the agent goes on trying; if another machine has a copy of this folder, "
     "stop one of the two",
     "session_refused": "the agent goes on trying; compare the versions of agent and coordinator",

@@ -146,8 +146,12 @@ def test_what_is_shown_is_what_is_so(watched: Watched) -> None:
     assert prometheus.values("feddp_users") == [1.0]
     assert prometheus.values("feddp_ledger_open_reservations") == [0.0]
     assert len(prometheus.values("feddp_node_certificate_expiry_timestamp_seconds")) == 4
-    entries = prometheus.values("feddp_ledger_chain_entries")
-    assert entries == [float(len(watched.federation.entries()))]
+    entries = [float(len(watched.federation.entries()))]
+    wait_for(
+        "the ledger's whole length is shown",
+        lambda: prometheus.values("feddp_ledger_chain_entries") == entries,
+        90,
+    )
     spent = prometheus.values("feddp_budget_limit_epsilon - privacy_budget_remaining")
     assert len(spent) == 3, "the fourth publishes nothing"
     assert all(0 < one <= 2.0 for one in spent)

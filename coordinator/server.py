@@ -18,6 +18,7 @@ from certs.enrolment import public_bytes_of
 from coordinator.blobs import BlobStore
 from coordinator.config import CoordinatorConfig, load_config
 from coordinator.damage_watch import DamageWatch
+from coordinator.figures import Figures
 from coordinator.gateway_watch import GatewayWatch, state_of
 from coordinator.health import HealthServer
 from coordinator.identities import Identities
@@ -154,6 +155,14 @@ class Coordinator:
         self._servers: list[grpc.aio.Server] = []
         self._damage = DamageWatch(self.metrics)
         self._gateway = GatewayWatch()
+        self._figures = Figures(
+            self.metrics,
+            self.database,
+            self.rounds,
+            self.sessions,
+            self._certificate,
+            config.security.node_certificate_life_s,
+        )
         self._is_ready = False
 
     async def run(self) -> None:
@@ -346,18 +355,19 @@ class Coordinator:
             users.keep_used(connection, used)
 
         await self.database.write(keep)
-        for status, number in (await self.database.read(job_store.counts)).items():
-            self.metrics.jobs(status, number)
+        self.metrics.jobs(await self.database.read(job_store.counts))
         self._damage.found(await self.database.read(damaged))
         domain, now_s = self.authority.trust_domain, time.time()
         self._gateway.found(await self.database.read(lambda c: state_of(c, domain, now_s)))
         known = {a.account: a for a in await self.database.read(ledger.all_accounts)}
-        for record in await self.database.read(people.all_nodes):
+        nodes = await self.database.read(people.all_nodes)
+        for record in nodes:
             if record.status != "enrolled":
                 self.metrics.forget_node(record.name)
                 continue
             self.metrics.node_health(record.name, record.name in connected)
             self._observe_budgets(record, known)
+        await self._figures.refresh(nodes, known)
 
     def _observe_budgets(
         self, node: people.NodeRecord, known: Mapping[str, ledger.Account]

@@ -192,6 +192,14 @@ class Rounds:
         """Jobs that have not ended."""
         return [live for live in self._live.values() if not live.has_ended]
 
+    def recent(self, since_s: float) -> list[LiveJob]:
+        """Jobs that have not ended, and those at hand that ended after `since_s`, epoch."""
+        return [
+            live
+            for live in self._live.values()
+            if not isinstance(live.phase, Ended) or live.phase.ended_at_s > since_s
+        ]
+
     # Turns
 
     async def apply(self, live: LiveJob, given: Input) -> None:

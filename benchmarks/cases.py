@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from typing import Final, Protocol
 
 from benchmarks.dp_step import DpStep
+from benchmarks.fleet import Fleet
+from benchmarks.gateway_calls import Unary, Upload
 from benchmarks.idle import Idle
 from benchmarks.ledger import Admission, Reservations
 from benchmarks.ledger_verify import Verify
+from benchmarks.many_sessions import ManySessions
 from benchmarks.null_round import NullRounds
 from benchmarks.replicated import Replicated
 from benchmarks.results import Result
@@ -57,8 +60,15 @@ DEFAULT: Final[Mapping[str, Case]] = {
 ALL: Final[Mapping[str, Case]] = {
     **DEFAULT,
     "null-64x100MB": NullRounds(64, MB_100, warm_up=1, rounds=1, floor_rounds=1, seconds_max=600),
+    "fleet-100": Fleet(100, KB_40, rounds=5, seconds_max=120),
+    "fleet-1000": Fleet(1000, KB_40, rounds=3, seconds_max=300),
     "replicas-4x40KB": Replicated(4, KB_40, warm_up=5, rounds=80, seconds_max=120),
     "replicas-4x100MB": Replicated(4, MB_100, warm_up=1, rounds=4, seconds_max=240),
     "ledger-verify-1M": Verify(entries=1_000_000),
+    "gateway-unary-passthrough": Unary("passthrough", warm_up=200, calls=2000),
+    "gateway-unary-terminate": Unary("terminate", warm_up=200, calls=2000),
+    "gateway-upload-40ms": Upload("terminate", 0.040, model_bytes=MB_100 * 4, times=3),
+    "gateway-500-passthrough": ManySessions("passthrough", 500, watch_s=20),
+    "gateway-500-terminate": ManySessions("terminate", 500, watch_s=20),
 }
 """Those that take longest run only when they are named."""

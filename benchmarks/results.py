@@ -37,17 +37,23 @@ def _rounded(value: float | None) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A number that is to hold: at most `most`, of the value or of its ratio to the floor."""
+    """A number that is to hold, of the value or of its ratio to the floor: at most `most`, or at
+    least that where more is better."""
 
     most: float
     of: str = "value"
+    is_least: bool = False
 
     def held_by(self, one: Result) -> bool:
         """Whether a result keeps to it."""
         measured = one.value if self.of == "value" else one.ratio
-        return measured is not None and measured <= self.most
+        if measured is None:
+            return False
+        return measured >= self.most if self.is_least else measured <= self.most
 
     def __str__(self) -> str:
+        if self.is_least:
+            return f"at least {self.most:g}"
         return f"{self.most:g}" if self.of == "value" else f"{self.of} {self.most:g}"
 
 
@@ -68,6 +74,17 @@ ROUND_BOUNDS = {
     ("ledger-verify-100k", "verify_time"): Bound(3),
     ("ledger-verify-1M", "verify_time"): Bound(30),
     ("ledger-verify-1M", "command_time"): Bound(30),
+    ("gateway-unary-passthrough", "unary_p50"): Bound(1.3, "ratio"),
+    ("gateway-upload-40ms", "upload_rate"): Bound(20, is_least=True),
+    **{
+        (f"gateway-500-{mode}", metric): Bound(most)
+        for mode in ("passthrough", "terminate")
+        for metric, most in (
+            ("memory_per_session", 150),
+            ("heartbeat_p99", 250),
+            ("all_back_after_restart", 60),
+        )
+    },
     ("dp-sgd-step", "step_time"): Bound(1.05, "ratio"),
     ("dp-sgd-step-mlp", "step_time"): Bound(1.05, "ratio"),
 }

@@ -1,6 +1,7 @@
-"""Write what the chart says twice: descriptions in its schema, and the table in docs/helm.md.
+"""Write what the chart holds twice: descriptions in its schema, the table in docs/helm.md, and
+Grafana's dashboards, whose source is `charts/dashboards/`.
 
-    python charts/generate.py            write both
+    python charts/generate.py            write all of them
     python charts/generate.py --check    exit code 1 if one is not current
 
 The comments in values.yaml are the text, values.schema.json holds the forms, and the sections of
@@ -21,11 +22,14 @@ from pydantic.fields import FieldInfo
 ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from charts.dashboards import business, compliance, operational, privacy, security  # noqa: E402
+from charts.dashboards.panels import build  # noqa: E402
 from coordinator.config_sections import CoordinatorConfig, Storage  # noqa: E402
 from coordinator.keys import bounds, extra  # noqa: E402
 
 VALUES: Final = ROOT / "charts/feddp/values.yaml"
 SCHEMA: Final = ROOT / "charts/feddp/values.schema.json"
+DASHBOARDS: Final = ROOT / "charts/feddp/dashboards"
 DOCUMENT: Final = ROOT / "docs/helm.md"
 BEGIN, END = "<!-- values: made by charts/generate.py -->\n", "<!-- end of values -->\n"
 
@@ -153,19 +157,29 @@ def document_text() -> str:
     return before + BEGIN + table() + END + after
 
 
+def made() -> dict[Path, str]:
+    """Every file that is made here, and what it should hold."""
+    pages = {
+        module.__name__.rpartition(".")[2]: module.PAGE
+        for module in (operational, privacy, security, compliance, business)
+    }
+    boards = {DASHBOARDS / f"{name}.json": build(page) for name, page in pages.items()}
+    return {SCHEMA: schema_text(), DOCUMENT: document_text(), **boards}
+
+
 def main() -> int:
     """Write, or compare."""
-    stale = [
-        path
-        for path, text in ((SCHEMA, schema_text()), (DOCUMENT, document_text()))
-        if path.read_text() != text
-    ]
+    stale = [path for path, text in made().items() if not path.exists() or path.read_text() != text]
+    left_over = set(DASHBOARDS.glob("*")) - made().keys()
     if "--check" in sys.argv[1:]:
-        for path in stale:
+        for path in [*stale, *left_over]:
             sys.stderr.write(f"{path.relative_to(ROOT)} is not current: run charts/generate.py\n")
-        return 1 if stale else 0
-    SCHEMA.write_text(schema_text())
-    DOCUMENT.write_text(document_text())
+        return 1 if stale or left_over else 0
+    DASHBOARDS.mkdir(exist_ok=True)
+    for path in stale:
+        path.write_text(made()[path])
+    for path in left_over:
+        path.unlink()
     return 0
 
 

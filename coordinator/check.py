@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,12 +15,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from certs.authority import Authority
 from certs.credentials import server_credentials
 from coordinator.config import CoordinatorConfig, effects, load_config
+from coordinator.gateway_watch import state_of
 from coordinator.keyring import ledger_public_key
 from coordinator.server_certificate import read_pair
 from coordinator.shared_blobs import SharedBlobs
 from coordinator.store import people, users
 from coordinator.store.database import Database, newest_revision
 from coordinator.store.diagnosis import fault
+from protos import otlp
 from protos.errors import FeddpError
 
 EXPIRES_SOON_DAYS = 14
@@ -43,7 +46,8 @@ def check(config_path: Path) -> list[Finding]:
     """
     config = load_config(config_path, os.environ)
     found = [Finding("ok", str(config_path), "the configuration is valid")]
-    for look in (_authority, _database, _blobs, _shared_blobs, _replicas, _ports):
+    looks = (_authority, _database, _gateway, _blobs, _shared_blobs, _replicas, _ports, _tracing)
+    for look in looks:
         found.extend(look(config))
     found.extend(Finding(one.level, one.key, one.text) for one in effects(config))
     return found
@@ -80,6 +84,11 @@ def _authority(config: CoordinatorConfig) -> Iterator[Finding]:
         yield Finding("ok", "certificates", said)
 
 
+def _tracing(config: CoordinatorConfig) -> Iterator[Finding]:
+    if config.monitoring.trace_endpoint and not otlp.is_installed():
+        yield Finding("error", "monitoring.trace_endpoint", otlp.MISSING)
+
+
 def _database(config: CoordinatorConfig) -> Iterator[Finding]:
     if text := fault(config.storage.database_url):
         yield Finding("error", "storage.database_url", text)
@@ -106,6 +115,21 @@ def _database(config: CoordinatorConfig) -> Iterator[Finding]:
         )
     finally:
         database.close()
+
+
+def _gateway(config: CoordinatorConfig) -> Iterator[Finding]:
+    """A warning at most: nobody here knows whether the gateway is still in use."""
+    database = Database(config.storage.database_url)
+    try:
+        domain = Authority.load(config.storage.pki_dir).trust_domain
+        found = database.read_now(lambda c: state_of(c, domain, time.time()))
+    except (FeddpError, SQLAlchemyError):
+        return  # said already
+    finally:
+        database.close()
+    if found is not None:
+        level: Literal["ok", "warning"] = "ok" if found.state == "valid" else "warning"
+        yield Finding(level, "gateway", str(found))
 
 
 def _blobs(config: CoordinatorConfig) -> Iterator[Finding]:

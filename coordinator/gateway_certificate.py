@@ -1,26 +1,40 @@
-"""A certificate for a gateway that ends TLS in front of the coordinator."""
+"""A certificate for a gateway that ends TLS in front of the coordinator, and its successor."""
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
-from certs.authority import Authority
-from certs.enrolment import new_key, save_private_key
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from certs.authority import Authority, IssuedCertificate
+from certs.enrolment import load_certificate_key, new_key, private_pem, save_private_key
 from certs.spiffe import SpiffeId
-from coordinator.config import load_config
+from coordinator.config import CoordinatorConfig, load_config
 from coordinator.installation import CONFIG_FILE
 from coordinator.server_certificate import LIFETIME as SERVER_LIFETIME
-from coordinator.server_certificate import names_and_addresses
+from coordinator.server_certificate import (
+    hosts_of,
+    is_due,
+    names_and_addresses,
+)
 from coordinator.store import certificates
 from coordinator.store.database import Database
-from protos.content import write_durable
+from protos.content import sync_directory, write_durable
+from protos.errors import NotFound
+
+KEY, NEXT_KEY, CHAIN, BUNDLE = "gateway.key", "gateway-next.key", "gateway.crt", "bundle.pem"
+KNOWN_AFTER_S: Final = 12.0
+"""A coordinator that runs looks for new certificates every 5 s; by then it knows one for sure."""
 
 
 def issue(folder: Path, hosts: Sequence[str], out: Path) -> datetime:
     """Write `out`/gateway.key, gateway.crt and bundle.pem. When the certificate ends, UTC.
 
-    A coordinator that runs knows the certificate from its next start on.
+    A coordinator that runs knows the certificate within seconds.
 
     Args:
         folder: of `feddp coordinator init`.
@@ -31,11 +45,91 @@ def issue(folder: Path, hosts: Sequence[str], out: Path) -> datetime:
         NotFound: AUTHORITY_MISSING.
         Conflict: FILE_EXISTS.
     """
-    storage = load_config(folder / CONFIG_FILE, os.environ).storage
-    authority = Authority.load(storage.pki_dir)
-    names, addresses = names_and_addresses(hosts)
+    config = load_config(folder / CONFIG_FILE, os.environ)
+    authority = Authority.load(config.storage.pki_dir)
     key = new_key()
-    issued = authority.issue(
+    issued = _issued(authority, key, *names_and_addresses(hosts))
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    save_private_key(out / KEY, key)
+    _register(config, issued)
+    write_durable(out / CHAIN, issued.chain_pem, 0o644)
+    write_durable(out / BUNDLE, authority.trust_bundle, 0o644)
+    return issued.not_after
+
+
+def renew(
+    folder: Path,
+    out: Path,
+    *,
+    now: datetime | None = None,
+    wait: Callable[[float], None] = time.sleep,
+) -> tuple[datetime, bool]:
+    """Replace what `issue` wrote to `out` if it is due: a third of its life is left, or another
+    authority issues now. Safe to run as often as one likes, and again after it was cut off.
+
+    The new certificate is registered first and put in place when a coordinator that runs knows it.
+    Its key waits beside the present one, the certificate is renamed over, then the key; between
+    the two a reader may find a pair that does not fit, which Envoy refuses and reads again.
+
+    Args:
+        now: aware; the present time unless a test has another.
+        wait: gets seconds.
+
+    Returns:
+        When the certificate in place ends, UTC, and whether it is a new one.
+
+    Raises:
+        Malformed: CONFIG_INVALID.
+        NotFound: AUTHORITY_MISSING, GATEWAY_CERTIFICATE_MISSING.
+    """
+    config = load_config(folder / CONFIG_FILE, os.environ)
+    authority = Authority.load(config.storage.pki_dir)
+    leaf = _present(out)
+    _finish(out, leaf)
+    if (out / BUNDLE).read_bytes() != authority.trust_bundle:
+        write_durable(out / BUNDLE, authority.trust_bundle, 0o644)
+    if not is_due(leaf, authority, now or datetime.now(UTC)):
+        return leaf.not_valid_after_utc, False
+    key = new_key()
+    issued = _issued(authority, key, *hosts_of(leaf))
+    write_durable(out / NEXT_KEY, private_pem(key))
+    _register(config, issued)
+    wait(KNOWN_AFTER_S)
+    write_durable(out / CHAIN, issued.chain_pem, 0o644)
+    _finish(out, _present(out))
+    return issued.not_after, True
+
+
+def _present(out: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificates((out / CHAIN).read_bytes())[0]
+    except (OSError, ValueError):
+        raise NotFound(
+            "GATEWAY_CERTIFICATE_MISSING",
+            f"{out / CHAIN} is no certificate that can be renewed; issue one with `feddp "
+            "coordinator gateway --host NAME` into an empty folder",
+        ) from None
+
+
+def _finish(out: Path, leaf: x509.Certificate) -> None:
+    """Put the key in place that waits for the present certificate; drop one that waits for none."""
+    waiting = out / NEXT_KEY
+    if not waiting.exists():
+        return
+    if load_certificate_key(waiting).public_key() == leaf.public_key():
+        waiting.replace(out / KEY)
+    else:
+        waiting.unlink()
+    sync_directory(out)
+
+
+def _issued(
+    authority: Authority,
+    key: ec.EllipticCurvePrivateKey,
+    names: Sequence[str],
+    addresses: Sequence[str],
+) -> IssuedCertificate:
+    return authority.issue(
         key.public_key(),
         SpiffeId(authority.trust_domain, "gateway"),
         now=datetime.now(UTC),
@@ -43,13 +137,11 @@ def issue(folder: Path, hosts: Sequence[str], out: Path) -> datetime:
         dns_names=names,
         ip_addresses=addresses,
     )
-    out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    save_private_key(out / "gateway.key", key)
-    database = Database(storage.database_url)
+
+
+def _register(config: CoordinatorConfig, issued: IssuedCertificate) -> None:
+    database = Database(config.storage.database_url)
     try:
         database.write_now(lambda connection: certificates.add(connection, issued))
     finally:
         database.close()
-    write_durable(out / "gateway.crt", issued.chain_pem, 0o644)
-    write_durable(out / "bundle.pem", authority.trust_bundle, 0o644)
-    return issued.not_after

@@ -9,7 +9,7 @@ from certs.peer import Peer, peer_of
 from certs.registry import CertificateRecord, admit
 from certs.spiffe import SpiffeId
 from coordinator.authz import Caller
-from coordinator.gateway import Metadata, forwarded_fingerprint
+from coordinator.gateway import Metadata, forwarded_fingerprint, forwarded_fingerprints
 from coordinator.store import certificates, people, users
 from coordinator.store.database import Database
 from protos.errors import NotAllowed, Unauthenticated
@@ -26,12 +26,18 @@ class Identities:
 
     The database is the truth; this process calls `reload` after a change.
 
+    Args:
+        gateway_sidecar: a second proxy stands behind the gateway that ends TLS.
+
     Attributes:
         known: how many certificates there were when it was read.
     """
 
-    def __init__(self, database: Database, trust_domain: str) -> None:
+    def __init__(
+        self, database: Database, trust_domain: str, *, gateway_sidecar: bool = False
+    ) -> None:
         self._database = database
+        self._gateway_sidecar = gateway_sidecar
         self._trust_domain = trust_domain
         self._certificates: dict[str, CertificateRecord] = {}
         self._users: dict[str, users.User] = {}
@@ -63,15 +69,22 @@ class Identities:
         """The certificate behind a connection; refuses anything below TLS 1.3.
 
         A gateway's own certificate lets nobody in: it only vouches for the one that it was shown.
+        With a second proxy, whose certificate is of the same kind, that vouches for the gateway's.
 
         Raises:
-            Unauthenticated: as `peer_of`, `certs.registry.admit` and `forwarded_fingerprint`.
+            Unauthenticated: as `peer_of`, `certs.registry.admit`, `forwarded_fingerprint` and
+                `forwarded_fingerprints`.
         """
         seen = peer_of(auth_context, self._trust_domain)
         if seen.spiffe_id.kind != "gateway":
             return seen
         admit(seen, self._certificates.get(seen.fingerprint), datetime.now(UTC))
-        record = self._certificates.get(forwarded_fingerprint(metadata or ()))
+        if self._gateway_sidecar:
+            client, gateway = forwarded_fingerprints(metadata or ())
+            self._admit_gateway(gateway)
+        else:
+            client = forwarded_fingerprint(metadata or ())
+        record = self._certificates.get(client)
         if record is None:
             raise Unauthenticated(
                 "CERTIFICATE_UNKNOWN",
@@ -79,6 +92,22 @@ class Identities:
                 "enrol again with a new token",
             )
         return Peer(record.fingerprint, record.spiffe_id, record.not_after)
+
+    def _admit_gateway(self, fingerprint: str) -> None:
+        """Let in a gateway that the proxy behind it names.
+
+        Raises:
+            Unauthenticated: FORWARDED_IDENTITY, it is no gateway; and as `certs.registry.admit`.
+        """
+        record = self._certificates.get(fingerprint)
+        if record is None or record.spiffe_id.kind != "gateway":
+            raise Unauthenticated(
+                "FORWARDED_IDENTITY",
+                "whom the proxy behind the gateway was shown is no gateway of this coordinator: "
+                "nobody but the gateway may reach that proxy",
+            )
+        seen = Peer(record.fingerprint, record.spiffe_id, record.not_after)
+        admit(seen, record, datetime.now(UTC))
 
     def caller(self, peer: Peer) -> Caller:
         """The caller behind a certificate, if it may speak now.
@@ -141,6 +170,15 @@ class Identities:
             and not record.revoked
         ]
         return max(ends, default=0.0)
+
+    def nodes_expire_at(self) -> dict[str, float]:
+        """As `expires_at`, of every node that has a certificate."""
+        ends: dict[str, float] = {}
+        for record in self._certificates.values():
+            if record.spiffe_id.kind == "node" and not record.revoked:
+                name, end_s = record.spiffe_id.name, record.not_after.timestamp()
+                ends[name] = max(ends.get(name, 0.0), end_s)
+        return ends
 
 
 def quarantined(node: str, why: str) -> NotAllowed:

@@ -1,9 +1,10 @@
 """What the coordinator shows to Prometheus. Every label has few, known values."""
 
-from typing import Final, Literal
+from collections.abc import Mapping
+from typing import Final, Literal, get_args
 
 from google.protobuf.descriptor import FileDescriptor
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from protos.feddp.v1 import (
     budgets_pb2,
@@ -23,8 +24,21 @@ Phase = Literal["reserving", "training", "aggregating", "publishing"]
 Outcome = Literal["published", "below_quorum", "cancelled", "failed"]
 Direction = Literal["received", "sent"]
 EntryKind = Literal["reserve", "post", "void", "limit"]
+Holder = Literal["server", "issuing", "root", "gateway"]
+NodeStatus = Literal["invited", "enrolled", "disabled"]
+Refusal = Literal["disputed", "rolled_back", "catching_up"]
 
+JOB_STATUSES: Final = (
+    "running",
+    "completed",
+    "converged",
+    "budget_exhausted",
+    "failed",
+    "cancelled",
+)
 OTHER: Final = "other"
+NODE_STATUSES: Final[tuple[NodeStatus, ...]] = get_args(NodeStatus)
+REFUSALS: Final[tuple[Refusal, ...]] = get_args(Refusal)
 _FILES: Final[tuple[FileDescriptor, ...]] = (
     budgets_pb2.DESCRIPTOR,
     diagnosis_pb2.DESCRIPTOR,
@@ -113,6 +127,75 @@ class Metrics:
             ("status",),
             registry=self.registry,
         )
+        self._jobs_waiting = self._gauge(
+            "feddp_jobs_waiting", "Running jobs that wait for nodes, budgets or their stewards."
+        )
+        self._job_waiting = self._gauge(
+            "feddp_job_waiting_seconds",
+            "How long the job that waits longest has waited; 0 while none does.",
+        )
+        self._limit = self._gauge(
+            "feddp_budget_limit_epsilon",
+            "The limit in force of the account that pays for a data set, at the account's delta.",
+            ("node", "dataset"),
+        )
+        self._accounts = self._gauge(
+            "feddp_ledger_accounts",
+            "Accounts of enrolled nodes by whether they still have a guarantee: yes or no.",
+            ("guarantee",),
+        )
+        self._reservations = self._gauge(
+            "feddp_ledger_open_reservations",
+            "Charges that are reserved and neither posted nor voided.",
+        )
+        self._chains = self._gauge(
+            "feddp_ledger_chain_entries", "Entries in the chains of all accounts."
+        )
+        self._countersigned = self._gauge(
+            "feddp_ledger_countersigned_entries",
+            "Entries up to which each account's node has signed its chain, over all accounts.",
+        )
+        self._refused = self._gauge(
+            "feddp_ledger_refused_accounts",
+            "Accounts on which the node refuses every order: its ledger and the coordinator's"
+            " disagree (disputed), its own went back in time (rolled_back), or it is reading what"
+            " it lacks (catching_up).",
+            ("node", "reason"),
+        )
+        self._nodes = self._gauge("feddp_nodes", "Nodes by status.", ("status",))
+        self._quarantined = self._gauge(
+            "feddp_nodes_quarantined",
+            "Nodes that are shut out since an old certificate of theirs was shown.",
+        )
+        self._sessions = self._gauge("feddp_sessions", "Open sessions of nodes.")
+        self._left_out = self._gauge(
+            "feddp_node_left_out_rounds",
+            "Rounds in a row that a job published without the node's update; the most of the jobs"
+            " that run or ended within the last hour.",
+            ("node",),
+        )
+        self._users = self._gauge(
+            "feddp_users", "People and programs that have joined; never one by one."
+        )
+        self._node_expiry = self._gauge(
+            "feddp_node_certificate_expiry_timestamp_seconds",
+            "When the newest certificate of an enrolled node ends, in seconds since the epoch.",
+            ("node",),
+        )
+        self._node_life = self._gauge(
+            "feddp_node_certificate_life_seconds",
+            "How long a node's certificate is valid when it is issued.",
+        )
+        self._expiry = self._gauge(
+            "feddp_certificate_expiry_timestamp_seconds",
+            "When the certificate of the server, of the issuing authority, of the root or of a"
+            " gateway ends, in seconds since the epoch.",
+            ("holder",),
+        )
+        ProcessCollector(registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
 
     def leads(self) -> None:
         """This replica leads from now on."""
@@ -134,6 +217,7 @@ class Metrics:
         """Show what is left; `epsilon_booked` None means that the account has no guarantee."""
         left = 0.0 if epsilon_booked is None else max(0.0, epsilon_limit - epsilon_booked)
         self._budget.labels(node, dataset).set(left)
+        self._limit.labels(node, dataset).set(epsilon_limit)
 
     def node_health(self, node: str, healthy: bool) -> None:
         """Show whether an enrolled node is heard."""
@@ -141,8 +225,15 @@ class Metrics:
 
     def forget_node(self, node: str) -> None:
         """Drop a node that is disabled, so that no alert fires for it for ever."""
-        self._health.remove_by_labels({"node": node})
-        self._budget.remove_by_labels({"node": node})
+        for gauge in (
+            self._health,
+            self._budget,
+            self._limit,
+            self._refused,
+            self._left_out,
+            self._node_expiry,
+        ):
+            gauge.remove_by_labels({"node": node})
 
     def round_phase(self, phase: Phase, duration_s: float) -> None:
         """Count the time that a round spent in `phase`."""
@@ -164,6 +255,55 @@ class Metrics:
         """Show how many accounts are damaged."""
         self._damaged.set(number)
 
-    def jobs(self, status: str, count: int) -> None:
-        """Show how many jobs have `status`."""
-        self._jobs.labels(status).set(count)
+    def jobs(self, numbers: Mapping[str, int]) -> None:
+        """Show how many jobs there are by status; those of a status that is missing are none."""
+        for status in JOB_STATUSES:
+            self._jobs.labels(status).set(numbers.get(status, 0))
+
+    def jobs_waiting(self, number: int, longest_s: float) -> None:
+        """Show how many jobs wait, and how long the first of them has."""
+        self._jobs_waiting.set(number)
+        self._job_waiting.set(longest_s)
+
+    def accounts(self, guaranteed: int, without: int, reservations: int) -> None:
+        """Show how many accounts have a guarantee or have lost it, and what is reserved."""
+        self._accounts.labels("yes").set(guaranteed)
+        self._accounts.labels("no").set(without)
+        self._reservations.set(reservations)
+
+    def chains(self, entries: int, countersigned: int) -> None:
+        """Show how long all chains are, and how far their nodes have signed them."""
+        self._chains.set(entries)
+        self._countersigned.set(countersigned)
+
+    def refused_accounts(self, node: str, numbers: Mapping[Refusal, int]) -> None:
+        """Show on how many accounts a node refuses every order; what is missing counts as 0."""
+        for reason in REFUSALS:
+            self._refused.labels(node, reason).set(numbers.get(reason, 0))
+
+    def nodes(self, numbers: Mapping[NodeStatus, int], quarantined: int, sessions: int) -> None:
+        """Show how many nodes there are by status, are shut out, and are connected."""
+        for status in NODE_STATUSES:
+            self._nodes.labels(status).set(numbers.get(status, 0))
+        self._quarantined.set(quarantined)
+        self._sessions.set(sessions)
+
+    def left_out(self, node: str, rounds: int) -> None:
+        """Show of how many rounds in a row a node was left out."""
+        self._left_out.labels(node).set(rounds)
+
+    def users(self, number: int) -> None:
+        """Show how many people have joined."""
+        self._users.set(number)
+
+    def node_certificate(self, node: str, ends_at_s: float) -> None:
+        """Show when a node's newest certificate ends."""
+        self._node_expiry.labels(node).set(ends_at_s)
+
+    def node_certificate_life(self, life_s: float) -> None:
+        """Show for how long nodes' certificates are issued."""
+        self._node_life.set(life_s)
+
+    def certificate(self, holder: Holder, ends_at_s: float) -> None:
+        """Show when one of the installation's own certificates ends."""
+        self._expiry.labels(holder).set(ends_at_s)

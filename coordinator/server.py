@@ -18,6 +18,8 @@ from certs.enrolment import public_bytes_of
 from coordinator.blobs import BlobStore
 from coordinator.config import CoordinatorConfig, load_config
 from coordinator.damage_watch import DamageWatch
+from coordinator.figures import Figures
+from coordinator.gateway_watch import GatewayWatch, state_of
 from coordinator.health import HealthServer
 from coordinator.identities import Identities
 from coordinator.keyring import ledger_key
@@ -44,6 +46,7 @@ from coordinator.store import certificates, ledger, people, users
 from coordinator.store import jobs as job_store
 from coordinator.store.damage import damaged
 from coordinator.store.database import Database
+from protos import tracing
 from protos.allocation import keep_freed
 from protos.errors import Conflict, Malformed
 from protos.feddp.v1 import (
@@ -109,7 +112,9 @@ class Coordinator:
         self.metrics = Metrics()
         federation = config.federation
         self.sessions = Sessions(federation.node_silent_s, federation.node_disconnected_s)
-        self.identities = Identities(self.database, self.authority.trust_domain)
+        self.identities = Identities(
+            self.database, self.authority.trust_domain, gateway_sidecar=server.gateway_sidecar
+        )
         self._quarantine = Quarantine(self.database, self.identities, self.sessions)
         effects = Effects(self.blobs, self.sessions)
         self.rounds = Rounds(self.database, self.sessions, effects, self.metrics)
@@ -149,6 +154,15 @@ class Coordinator:
         self._users = UsersService(self.database, self.authority, self.identities, enrolment)
         self._servers: list[grpc.aio.Server] = []
         self._damage = DamageWatch(self.metrics)
+        self._gateway = GatewayWatch()
+        self._figures = Figures(
+            self.metrics,
+            self.database,
+            self.rounds,
+            self.sessions,
+            self._certificate,
+            config.security.node_certificate_life_s,
+        )
         self._is_ready = False
 
     async def run(self) -> None:
@@ -166,6 +180,8 @@ class Coordinator:
             return
         await starting
         beside = [asyncio.create_task(one) for one in (self._observe(), self._keep_certificate())]
+        if self.config.monitoring.alert_webhook:
+            beside.append(asyncio.create_task(self._alert()))
         await asyncio.wait(enough, return_when=asyncio.FIRST_COMPLETED)
         for task in (*beside, *enough):
             task.cancel()
@@ -274,6 +290,35 @@ class Coordinator:
             return False
         return True
 
+    async def _alert(self) -> None:
+        """Post what is wrong to the configured receiver."""
+        # Most installations need none of it.
+        from coordinator import alert_facts, alert_watch, alert_webhook
+
+        monitoring = self.config.monitoring
+        webhook = alert_webhook.Webhook(
+            monitoring.alert_webhook, monitoring.alert_webhook_ca, monitoring.alert_webhook_secret
+        )
+        sources = alert_facts.Sources(
+            self.database,
+            self.sessions,
+            self.identities,
+            self.rounds,
+            lambda: {
+                "server": self._certificate.expires_at,
+                "authority": self.authority.issuing.not_valid_after_utc,
+                "root authority": self.authority.root.not_valid_after_utc,
+            },
+        )
+        watch = alert_watch.AlertWatch(
+            sources.facts,
+            alert_watch.limits_of(monitoring, self.config.security.node_certificate_life_s),
+            webhook,
+            self.authority.trust_domain,
+            monitoring.alert_every_s,
+        )
+        await watch.run()
+
     def _adopt(self, authority: Authority) -> None:
         """Another authority issues, or another is trusted, from now on."""
         self.authority = authority
@@ -310,16 +355,19 @@ class Coordinator:
             users.keep_used(connection, used)
 
         await self.database.write(keep)
-        for status, number in (await self.database.read(job_store.counts)).items():
-            self.metrics.jobs(status, number)
+        self.metrics.jobs(await self.database.read(job_store.counts))
         self._damage.found(await self.database.read(damaged))
+        domain, now_s = self.authority.trust_domain, time.time()
+        self._gateway.found(await self.database.read(lambda c: state_of(c, domain, now_s)))
         known = {a.account: a for a in await self.database.read(ledger.all_accounts)}
-        for record in await self.database.read(people.all_nodes):
+        nodes = await self.database.read(people.all_nodes)
+        for record in nodes:
             if record.status != "enrolled":
                 self.metrics.forget_node(record.name)
                 continue
             self.metrics.node_health(record.name, record.name in connected)
             self._observe_budgets(record, known)
+        await self._figures.refresh(nodes, known)
 
     def _observe_budgets(
         self, node: people.NodeRecord, known: Mapping[str, ledger.Account]
@@ -359,13 +407,27 @@ def serve(config_path: Path) -> None:
     """Run the coordinator that `config_path` describes until it is told to stop.
 
     Raises:
-        Malformed: CONFIG_INVALID, PORT_IN_USE, DATABASE_UNUSABLE.
+        Malformed: CONFIG_INVALID, PORT_IN_USE, DATABASE_UNUSABLE, OTEL_MISSING, TRACING_INVALID.
         NotFound: AUTHORITY_MISSING, SERVER_CERTIFICATE_MISSING.
         Conflict: LEASE_LOST, another coordinator has taken over.
     """
     keep_freed(FREED_BYTES_KEPT)
     config = load_config(config_path, os.environ)
-    asyncio.run(_serve(config))
+    monitoring = config.monitoring
+    if monitoring.trace_endpoint:
+        from protos import otlp  # OpenTelemetry is loaded where it is asked for
+
+        otlp.begin(
+            "feddp-coordinator",
+            monitoring.trace_endpoint,
+            ca_file=monitoring.trace_ca,
+            ratio=monitoring.trace_sample_ratio,
+            instance=config.server.replica_host,
+        )
+    try:
+        asyncio.run(_serve(config))
+    finally:
+        tracing.end()
 
 
 async def _serve(config: CoordinatorConfig) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from coordinator.jobspec import Job
 from coordinator.metrics import EntryKind, Metrics
+from coordinator.round_traces import RoundTraces, place_of
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
 from coordinator.rounds import machine, participation, turn_order
@@ -20,7 +21,15 @@ from coordinator.rounds.answers import Answers
 from coordinator.rounds.effects import Effects
 from coordinator.rounds.live import LiveJob, job_from_json, plan_of, replay
 from coordinator.rounds.node_facts import NodeFacts
-from coordinator.rounds.phases import Attempt, Course, Ended, RoundRecord, Selecting, Training
+from coordinator.rounds.phases import (
+    Attempt,
+    Course,
+    Ended,
+    Phase,
+    RoundRecord,
+    Selecting,
+    Training,
+)
 from coordinator.rounds.turn_taker import TurnTaker
 from coordinator.rounds.turns import Input, Taken, Turn
 from coordinator.sessions import Sessions
@@ -29,6 +38,7 @@ from coordinator.store import ledger
 from coordinator.store.booking import Books
 from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord
+from protos import tracing
 from protos.errors import FeddpError, InvariantBroken, NotFound, TooLate, Unavailable, WrongPhase
 
 log = structlog.get_logger(__name__)
@@ -48,6 +58,7 @@ class Rounds:
         self._sessions = sessions
         self._effects = effects
         self._metrics = metrics
+        self.traces = RoundTraces()
         self._answers = Answers(sessions, self.taken)
         self._turns = TurnTaker(database, self._answers, self._keep, self._commit, self._caught_up)
         self._live: dict[str, LiveJob] = {}
@@ -181,6 +192,14 @@ class Rounds:
         """Jobs that have not ended."""
         return [live for live in self._live.values() if not live.has_ended]
 
+    def recent(self, since_s: float) -> list[LiveJob]:
+        """Jobs that have not ended, and those at hand that ended after `since_s`, epoch."""
+        return [
+            live
+            for live in self._live.values()
+            if not isinstance(live.phase, Ended) or live.phase.ended_at_s > since_s
+        ]
+
     # Turns
 
     async def apply(self, live: LiveJob, given: Input) -> None:
@@ -212,7 +231,8 @@ class Rounds:
                 do="the ledger of its account is damaged, and the charge stays reserved there; run "
                 "`feddp budget verify` and restore the database from a backup",
             )
-        self._tell(live, turn)
+        with tracing.within(place_of(live.job_id, turn.phase.course, _round_of(turn.phase))):
+            self._tell(live, turn)
         for record in live.rounds()[-1:]:
             self._index(live, record.attempts)
         if turn.taken:
@@ -232,12 +252,16 @@ class Rounds:
                 "job_phase",
                 job_id=live.job_id,
                 phase=type(phase).__name__.lower(),
-                round=len(phase.course.done) + (0 if isinstance(phase, Ended) else 1),
+                round=_round_of(phase),
             )
         if isinstance(phase, Ended) and not isinstance(before, Ended):
             log.info("job_ended", job_id=live.job_id, status=phase.status, message=phase.message)
+            if phase.unfinished is not None:
+                cut = phase.unfinished
+                self.traces.over(live.job_id, phase.course, cut, phase.status, phase.ended_at_s)
         for done in phase.course.done[len(before.course.done) :]:
             self._count_round(done)
+            self.traces.over(live.job_id, phase.course, done, "published", done.published_at_s)
             for attempt in done.attempts:
                 live.statements.pop(attempt.attempt_id, None)
             if done.number % participation.LEFT_OUT_ROUNDS == 0:
@@ -276,7 +300,8 @@ class Rounds:
         if self._stopping:
             work.close()
             return
-        task = asyncio.create_task(work)
+        with tracing.within(None):  # it goes on for longer than whatever asked for it
+            task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -292,7 +317,8 @@ class Rounds:
                 if isinstance(command, c.InsideCommand):
                     await self.apply(live, command)
                     return
-                reply = await self._effects.run(live, command)
+                with self.traces.doing(live, command):
+                    reply = await self._effects.run(live, command)
                 if reply is not None:
                     await self.apply(live, reply)
                 return
@@ -403,6 +429,11 @@ class Rounds:
         if now_s >= phase.deadline_at_s and not phase.deadline_passed:
             due.append(e.DeadlinePassed(phase.round.number))
         return due
+
+
+def _round_of(phase: Phase) -> int:
+    """The round that is under way, or was last."""
+    return len(phase.course.done) + (0 if isinstance(phase, Ended) else 1)
 
 
 def _frees_nodes(one: Taken) -> bool:

@@ -89,6 +89,21 @@ def _took_s(course: Course, node: str) -> list[float]:
     return took
 
 
+def left_out(course: Course) -> dict[str, int]:
+    """Of how many rounds in a row, up to the last one, each node was left out; without those that
+    took part in the last."""
+    counts: dict[str, int] = {}
+    standing: set[str] | None = None
+    for one in reversed(course.done):
+        missing = set(_missing(one))
+        standing = missing if standing is None else standing & missing
+        if not standing:
+            break
+        for node in standing:
+            counts[node] = counts.get(node, 0) + 1
+    return counts
+
+
 def warnings(course: Course) -> tuple[str, ...]:
     """A sentence for each hospital that was left out of the last rounds."""
     if len(course.done) < LEFT_OUT_ROUNDS:

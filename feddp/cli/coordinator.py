@@ -97,10 +97,11 @@ def serve(config: Config = None, folder: Folder = None) -> None:
     with loading():
         from coordinator.config import load_config
         from coordinator.server import serve as serve_installation
-        from feddp.logging import configure_logging
+        from feddp.logging import configure_logging, json_asked
 
     path = _config_path(config, folder)
-    configure_logging(load_config(path, os.environ).monitoring.log_level)
+    monitoring = load_config(path, os.environ).monitoring
+    configure_logging(monitoring.log_level, json=json_asked(monitoring.log_format))
     serve_installation(path)
 
 

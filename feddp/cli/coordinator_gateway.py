@@ -7,24 +7,45 @@ import typer
 
 from feddp.cli import output
 from feddp.cli.options import Json
+from protos.errors import Malformed
 
 
 def gateway(
     folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="The installation.")],
-    host: Annotated[list[str], typer.Option(help="Name that nodes dial; may be given again.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where key and certificate go.")],
+    host: Annotated[
+        list[str] | None, typer.Option(help="Name that nodes dial; may be given again.")
+    ] = None,
+    renew: Annotated[
+        bool,
+        typer.Option(
+            "--renew",
+            help="Replace what is in FOLDER, under the same names, if a third of its life or less "
+            "is left or another authority issues; else do nothing. For a daily timer.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Issue the certificate of a gateway that ends TLS in front of the coordinator (deploy/envoy).
 
     Whoever has its key can speak for every node and person: it is as secret as the coordinator's.
     """
-    from coordinator.gateway_certificate import issue
+    from coordinator import gateway_certificate
 
-    ends_at = issue(folder, host, out)
+    if renew == bool(host):
+        raise Malformed(
+            "USAGE",
+            "give --host NAME for the first certificate, or --renew for the next one, which has "
+            "the names of the present one",
+        )
+    if renew:
+        ends_at, is_new = gateway_certificate.renew(folder, out)
+    else:
+        ends_at, is_new = gateway_certificate.issue(folder, host or [], out), True
     if as_json:
-        output.print_json({"dir": str(out), "expires_at": ends_at.timestamp()})
+        output.print_json({"dir": str(out), "expires_at": ends_at.timestamp(), "is_new": is_new})
         return
     output.line(f"{out} holds gateway.key, gateway.crt and bundle.pem for deploy/envoy")
     output.line(f"certificate until {output.moment(ends_at.timestamp())}")
-    output.line("restart the coordinator, so that it knows the certificate")
+    if not is_new:
+        output.line("nothing was done: it is not due yet")

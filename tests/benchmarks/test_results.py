@@ -69,7 +69,18 @@ def test_every_case_is_there_by_its_name() -> None:
     ledger = {f"ledger-{name}" for name in (*ledger, "verify-100k")}
     steps = {"dp-sgd-step", "dp-sgd-step-mlp"}
     assert set(DEFAULT) == rounds | ledger | steps | {"start-4", "idle-4"}
-    assert set(ALL) - set(DEFAULT) == {"null-64x100MB", "ledger-verify-1M"}
+    gateway = {"unary-passthrough", "unary-terminate", "upload-40ms"}
+    gateway |= {"500-passthrough", "500-terminate"}
+    replicas = {"replicas-4x40KB", "replicas-4x100MB", "fleet-100", "fleet-1000"}
+    named = {"null-64x100MB", "ledger-verify-1M"} | replicas | {f"gateway-{n}" for n in gateway}
+    assert set(ALL) - set(DEFAULT) == named
+
+
+def test_a_rate_holds_from_its_bound_upwards() -> None:
+    """Where more is better, less than the bound is NO."""
+    for rate, held in ((42.0, "yes"), (19.0, "NO")):
+        ((*_, bound, said),) = rows([result("gateway-upload-40ms", "upload_rate", rate, "MiB/s")])
+        assert (bound, said) == ("at least 20", held)
 
 
 def test_table_is_written_between_its_markers_only() -> None:

@@ -11,6 +11,7 @@ from tests.chaos.acts import NODES, spec
 from tests.chaos.lives import Nursery, WatchedFederation
 from tests.chaos.tun_switch import Switch, address, namespaces
 from tests.integration.federation import wait_for
+from tests.integration.gateway import GatewayFederation, Mode
 
 HOSTS = dict(zip(NODES, (11, 12, 13), strict=True))
 COORDINATOR = 1
@@ -65,6 +66,42 @@ def test_slow_and_lossy(linked: tuple[WatchedFederation, Switch]) -> None:
     assert switch.carried > switch.dropped
     for one in federation.job(job_id).rounds:
         assert {p.node for p in one.participation if p.outcome == "update"} == set(NODES)
+
+
+@pytest.mark.parametrize("mode", ["passthrough", "terminate"])
+def test_behind_a_gateway(tmp_path: Path, mode: Mode) -> None:
+    """A job completes over 40 ms of round trip and through Envoy, which is killed on the way."""
+    with namespaces(list(HOSTS.values()), seed=1) as (switch, commands):
+        federation = GatewayFederation(tmp_path, mode, address(COORDINATOR), commands_of(commands))
+        try:
+            switch.set_all(delay_s=0.020, loss=0.0)
+            federation.open()
+            for name in HOSTS:
+                federation.add_node(name)
+                federation.start(name)
+            federation.wait_for_nodes(*HOSTS)
+            job_id = federation.submit(spec(6, more=1_000_000))
+            wait_for("a round is done", lambda: rounds_done(federation, job_id) >= 1, WAIT_S)
+            federation.kill_envoy()
+            federation.start_envoy()
+            job = federation.wait_for_end(job_id, WAIT_S)
+            assert job.status == "completed", job.message
+            books.check_job(federation, job)
+            books.check_ledgers(federation)
+            assert switch.carried > 0
+        finally:
+            federation.close()
+
+
+def commands_of(commands: dict[int, list[str]]) -> dict[str, list[str]]:
+    """What runs each node's agent in the node's own namespace."""
+    return {name: commands[host] for name, host in HOSTS.items()}
+
+
+def rounds_done(federation: GatewayFederation, job_id: str) -> int:
+    """How many rounds of a job are over."""
+    with federation.client() as client:
+        return client.job(job_id).rounds_done
 
 
 def test_one_way_partitions(linked: tuple[WatchedFederation, Switch]) -> None:

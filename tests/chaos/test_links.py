@@ -11,7 +11,9 @@ from tests.chaos.tun_switch import UNSHARE, why_not
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("case", ["test_slow_and_lossy", "test_one_way_partitions"])
+@pytest.mark.parametrize(
+    "case", ["test_slow_and_lossy", "test_one_way_partitions", "test_behind_a_gateway"]
+)
 def test_a_job_ends_well_on_links_that_are(case: str, tmp_path: Path) -> None:
     """The case itself, in `links_inside.py`, runs in a namespace without any other network."""
     if reason := why_not():

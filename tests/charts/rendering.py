@@ -110,6 +110,7 @@ WATCHED: Final[Values] = {
         "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
     }
 }
+DASHBOARDS: Final[Values] = {"monitoring": {"dashboards": {"enabled": True}}}
 EXPOSED: Final[Values] = {
     "coordinator": {
         "service": {"type": "LoadBalancer", "annotations": {"example.com/internal": "true"}},
@@ -141,6 +142,7 @@ MATRIX: Final[dict[str, Values]] = {
     "passthrough": merged(COORDINATOR, ISTIO, WATCHED, {"istio": {"sidecar": True}}),
     "terminate": merged(COORDINATOR, TERMINATE, WATCHED),
     "postgresql": merged(COORDINATOR, ISTIO, POSTGRESQL, WATCHED),
+    "dashboards": merged(COORDINATOR, ISTIO, DASHBOARDS),
     "object-store": merged(COORDINATOR, ISTIO, STORE),
     "replicas": merged(COORDINATOR, ISTIO, REPLICAS, WATCHED, {"istio": {"sidecar": True}}),
     "replicas-terminate": merged(COORDINATOR, TERMINATE, REPLICAS),

@@ -3,13 +3,18 @@
 import re
 from typing import Any
 
+import yaml
 from google.protobuf.descriptor import FileDescriptor
-from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from charts.dashboards import operational
 from coordinator import metrics
-from coordinator.metrics import Metrics
-from tests.charts.rendering import NAMESPACE, named, of
+from tests.charts.rendering import CHART, MATRIX, NAMESPACE, merged, named, objects, of
+from tests.observing.busy import busy, text_of
+
+PLAIN: dict[str, Any] = yaml.safe_load((CHART / "rules/feddp.yaml").read_text())
+BACKUPS = "feddp_backup_last_success_timestamp_seconds"
+"""What only a coordinator with backups shows."""
 
 
 def rules() -> dict[str, dict[str, Any]]:
@@ -20,19 +25,17 @@ def rules() -> dict[str, dict[str, Any]]:
 
 def shown() -> dict[str, set[str]]:
     """Sample's name -> its labels, of a coordinator that has done one of everything."""
-    one = Metrics()
-    one.request("/feddp.v1.Jobs/ListJobs", "OK", 0.1)
-    one.budget("alpha", "cohort", 2.0, 1.0)
-    one.node_health("alpha", True)
-    text = generate_latest(one.registry).decode()
-    found: dict[str, set[str]] = {"up": set()}
-    for family in text_string_to_metric_families(text):
+    found: dict[str, set[str]] = {"up": set(), BACKUPS: set()}
+    for family in text_string_to_metric_families(text_of(busy())):
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
     return found
 
 
-FUNCTIONS = {"absent", "histogram_quantile", "sum", "rate", "by", "le"}
+WORDS = {
+    *("absent", "histogram_quantile", "sum", "min", "max", "rate", "time", "scalar", "by"),
+    *("job", "namespace", "le", "node", "dataset", "reason", "holder"),
+}
 FROM_PROMETHEUS = {"job", "namespace"}
 
 
@@ -48,21 +51,69 @@ def test_alerts_ask_for_what_the_coordinator_shows() -> None:
             labels = set(re.findall(r"([a-z_]+)\s*(?:=|!)", matchers))
             assert labels <= known[sample] | FROM_PROMETHEUS, labels
         words = set(re.findall(r"[a-z_]{2,}", re.sub(r"\{[^}]*\}|\[\w+\]", "", expression)))
-        assert words <= FUNCTIONS | known.keys(), words
+        assert words <= WORDS | known.keys(), words
 
 
 def test_the_guides_alerts_have_its_names_limits_and_times() -> None:
     """HighLatency 1 s for 5 min, PrivacyBudgetExhausted 0.1 for 1 min, NodeUnhealthy 0 for 2."""
-    found = rules()
+    guides = ("HighLatency", "PrivacyBudgetExhausted", "NodeUnhealthy")
     assert {
         name: (rule["expr"].rsplit(" ", 2)[-2:], rule["for"], rule["labels"]["severity"])
-        for name, rule in found.items()
-        if name != "CoordinatorDown"
+        for name, rule in rules().items()
+        if name in guides
     } == {
         "HighLatency": ([">", "1"], "5m", "warning"),
         "PrivacyBudgetExhausted": (["<", "0.1"], "1m", "critical"),
         "NodeUnhealthy": (["==", "0"], "2m", "critical"),
     }
+
+
+def test_the_charts_alerts_are_the_files_but_for_the_release() -> None:
+    """Prometheus can load rules/feddp.yaml as it is; the chart says which release it asks for."""
+    release = f'job="fed-feddp-coordinator-metrics",namespace="{NAMESPACE}"'
+    (plain,) = PLAIN["groups"]
+    expected = {
+        one["alert"]: one | {"expr": one["expr"].replace('job="feddp-coordinator"', release)}
+        for one in plain["rules"]
+    }
+    assert list(rules().items()) == list(expected.items())
+
+
+def test_limits_and_runbooks_of_the_alerts_can_be_set() -> None:
+    """Two numbers, in these two alerts alone; and where the pages of all of them are published."""
+    settings = {"latencySeconds": 2.5, "budgetRemaining": 0.25, "runbookUrl": "https://wiki/feddp"}
+    values = merged(MATRIX["passthrough"], {"monitoring": {"prometheusRule": settings}})
+    (group,) = named(objects(values), "PrometheusRule")["spec"]["groups"]
+    changed = {one["alert"]: one for one in group["rules"]}
+    before = rules()
+    assert {name for name in before if changed[name]["expr"] != before[name]["expr"]} == {
+        "HighLatency",
+        "PrivacyBudgetExhausted",
+    }
+    assert changed["HighLatency"]["expr"].endswith(" > 2.5")
+    assert changed["PrivacyBudgetExhausted"]["expr"].endswith(" < 0.25")
+    for name, rule in changed.items():
+        assert rule["annotations"]["runbook_url"] == f"https://wiki/feddp/{name}.md"
+        assert "runbook_url" not in before[name]["annotations"]
+
+
+def test_dashboards_are_config_maps_that_the_side_car_finds() -> None:
+    """One for each file, byte for byte, with the side-car's label and folder; none by default."""
+    boards = {path.name: path.read_text() for path in (CHART / "dashboards").glob("*.json")}
+    assert len(boards) == 5
+    found = [one for one in of("dashboards") if "grafana_dashboard" in _labels(one)]
+    assert {name: text for one in found for name, text in one["data"].items()} == {
+        f"feddp-{name}": text for name, text in boards.items()
+    }
+    for one in found:
+        assert (one["kind"], _labels(one)["grafana_dashboard"]) == ("ConfigMap", "1")
+        assert one["metadata"]["annotations"] == {"grafana_folder": "feddp"}
+    assert not [one for one in of("ten-lines") if "grafana_dashboard" in _labels(one)]
+
+
+def _labels(one: dict[str, Any]) -> dict[str, str]:
+    labels: dict[str, str] = one["metadata"].get("labels", {})
+    return labels
 
 
 def test_latency_is_that_of_every_short_call_and_of_no_stream() -> None:
@@ -78,6 +129,7 @@ def test_latency_is_that_of_every_short_call_and_of_no_stream() -> None:
         if method.client_streaming or method.server_streaming
     }
     assert {one for one in metrics.METHODS if re.fullmatch(left_out, one)} == streams
+    assert left_out == operational.STREAMS
 
 
 def test_prometheus_finds_the_port_and_the_alerts_find_what_it_scrapes() -> None:

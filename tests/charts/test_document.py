@@ -166,13 +166,6 @@ def test_a_labels_default_is_dropped_by_null() -> None:
     assert named(found, "Gateway")["spec"]["selector"] == {"app": "gateway"}
 
 
-def test_the_alerts_of_the_document_are_those_of_the_chart() -> None:
-    """Each alert has a row that says what to do."""
-    (group,) = named(of("passthrough"), "PrometheusRule")["spec"]["groups"]
-    rows = re.findall(r"^\| `([A-Z][A-Za-z]+)` \|", TEXT, re.MULTILINE)
-    assert rows == [one["alert"] for one in group["rules"]]
-
-
 def test_the_chart_is_whole_without_a_network(tmp_path: Path) -> None:
     """Packed, it has no dependency, names no registry of images, and renders the same."""
     archive = helm_python.package(CHART, destination=tmp_path)

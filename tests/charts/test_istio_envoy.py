@@ -85,8 +85,8 @@ def test_a_job_runs_through_an_envoy_as_istio_makes_it(gateway: GatewayFederatio
     assert manager["set_current_client_cert_details"]["cert"] is True
     assert manager["http2_protocol_options"] == {
         "max_concurrent_streams": 100,
-        "initial_stream_window_size": 1_048_576,
-        "initial_connection_window_size": 8_388_608,
+        "initial_stream_window_size": 8_388_608,
+        "initial_connection_window_size": 16_777_216,
     }
 
 

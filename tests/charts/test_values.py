@@ -128,6 +128,8 @@ BAD: dict[str, list[Any]] = {
     "monitoring.serviceMonitor.interval": ["30", "half"],
     "monitoring.prometheusRule.latencySeconds": [0, -1, "1s"],
     "monitoring.prometheusRule.budgetRemaining": [0, "10%"],
+    "monitoring.prometheusRule.runbookUrl": ["wiki/feddp", "https://wiki/feddp/"],
+    "monitoring.dashboards.folder": ["a/b", 1],
     "tests.enabled": ["true"],
 }
 

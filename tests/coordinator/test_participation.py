@@ -175,6 +175,7 @@ def test_a_hospital_that_is_left_out_again_and_again_is_warned_about() -> None:
         book = next_round(book, number, *"abc")
         phase = replace(book.phase, round=replace(book.phase.round, left_out=(away,)))
         book = Playbook(phase, [], book.now_s)
+    assert participation.left_out(book.phase.course) == {"d": 3}
     (warning,) = participation.warnings(book.phase.course)
     assert "d was left out of the last 3 rounds (OFFLINE); last time it is not conn" in warning
     for node in "abc":
@@ -184,6 +185,7 @@ def test_a_hospital_that_is_left_out_again_and_again_is_warned_about() -> None:
         book = Playbook((book >> update(f"{node}5")).phase, [], book.now_s)
     book = next_round(book, 5, *"abcd")
     assert participation.warnings(book.phase.course) == ()
+    assert participation.left_out(book.phase.course) == {}
 
 
 def failed(*received: str) -> Playbook:

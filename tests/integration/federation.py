@@ -101,6 +101,9 @@ class Federation:
         self.trees: dict[str, Path] = {}
         """Name -> another release's code, which runs that process in place of this one's."""
 
+        self.within: dict[str, list[str]] = {}
+        """Name -> a command that runs that process, in a network namespace of its own say."""
+
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         # Faster than the defaults (30 s and 10 s), so that tests need not wait as long.
         self.configure(node_silent_s=12, node_disconnected_s=2, heartbeat_interval_s=5)
@@ -122,7 +125,7 @@ class Federation:
             arguments = ["agent", "run", "--dir", str(self.agent(name))]
         with (self.folder / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
-                [sys.executable, "-m", "feddp", *arguments],
+                [*self.within.get(name, []), sys.executable, "-m", "feddp", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -8,18 +8,22 @@ from typing import Any
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 
 from node_agent.doctor import machine
 from node_agent.doctor.examine import examine, joined
 from node_agent.doctor.report import Check
 from node_agent.identity import load_identity
-from protos.feddp.v1 import federation_pb2 as pb
-from protos.feddp.v1 import federation_pb2_grpc as pb_grpc
-from protos.status import from_rpc
 from tests.integration.federation import NODES, job_file, null_job, wait_for
-from tests.integration.gateway import HOST, JOIN_HOST, GatewayFederation, Mode
+from tests.integration.gateway import (
+    HOST,
+    JOIN_HOST,
+    PAST_THE_GATE,
+    GatewayFederation,
+    Mode,
+    fingerprint_of,
+    reason_as_gateway,
+    session_refusal,
+)
 
 NAMES = NODES[:3]
 
@@ -158,8 +162,7 @@ def test_behind_a_gateway_the_nodes_own_certificate_counts(gateway: GatewayFeder
     # Beta says that it is somebody else: to the gateway, which throws it away; to the coordinator
     # itself, which does not read it from a node.
     beta = load_identity(gateway.agent("beta") / "identity")
-    alpha = load_identity(gateway.agent("alpha") / "identity")
-    lie = (("x-forwarded-client-cert", f"Hash={fingerprint(alpha.chain)}"),)
+    lie = (("x-forwarded-client-cert", f"Hash={fingerprint_of(gateway, 'alpha')}"),)
     direct = f"127.0.0.1:{gateway.installation_port}"
     through = f"{HOST}:443"
     for address, options in (
@@ -167,28 +170,8 @@ def test_behind_a_gateway_the_nodes_own_certificate_counts(gateway: GatewayFeder
         (through, (("grpc.http_proxy", gateway.proxy.url()),)),
     ):
         with grpc.secure_channel(address, beta.credentials(), options) as channel:
-            assert _session(channel, lie) == "HELLO_EXPECTED"
+            assert session_refusal(channel, lie) == PAST_THE_GATE
     # The gateway's certificate alone is nobody.
-    folder = gateway.folder / "gateway"
-    own = grpc.ssl_channel_credentials(
-        *((folder / one).read_bytes() for one in ("bundle.pem", "gateway.key", "gateway.crt"))
-    )
-    with grpc.secure_channel(direct, own) as channel:
-        assert _session(channel, ()) == "FORWARDED_IDENTITY"
-        assert _session(channel, lie) == "NODE_DISABLED"
-        assert _session(channel, (lie[0], lie[0])) == "FORWARDED_IDENTITY"
-        unknown = (("x-forwarded-client-cert", f"Hash={'0' * 64}"),)
-        assert _session(channel, unknown) == "CERTIFICATE_UNKNOWN"
-
-
-def _session(channel: grpc.Channel, metadata: Any) -> str:
-    """Why a session that begins without Hello is refused: past the gate, for want of it."""
-    said = iter([pb.AgentMessage(heartbeat=pb.Heartbeat())])
-    with pytest.raises(grpc.RpcError) as refused:
-        list(pb_grpc.FederationStub(channel).Session(said, metadata=metadata, timeout=20))
-    return from_rpc(refused.value).reason
-
-
-def fingerprint(chain: bytes) -> str:
-    """SHA-256 of the first certificate."""
-    return x509.load_pem_x509_certificates(chain)[0].fingerprint(hashes.SHA256()).hex()
+    assert reason_as_gateway(gateway) == "FORWARDED_IDENTITY"
+    assert reason_as_gateway(gateway, lie[0][1]) == "NODE_DISABLED"
+    assert reason_as_gateway(gateway, f"Hash={'0' * 64}") == "CERTIFICATE_UNKNOWN"

@@ -18,8 +18,9 @@ HEAD_MAX: Final = 1 << 14
 class _Listener:
     """Serves each connection on a thread of its own until the block ends."""
 
-    def __init__(self) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self._socket = socket.create_server((host, 0))
+        self.host = host
         self.port: int = self._socket.getsockname()[1]
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -76,6 +77,7 @@ class ConnectProxy(_Listener):
         idle_s: a tunnel through which nothing went for so long is closed.
         life_s: a tunnel is closed after so long.
         bytes_max: what comes from the client beyond it is swallowed, as a broken tunnel does.
+        host: where it listens.
 
     Attributes:
         asked: "host:port" of each CONNECT that it took.
@@ -91,8 +93,9 @@ class ConnectProxy(_Listener):
         idle_s: float | None = None,
         life_s: float | None = None,
         bytes_max: float = math.inf,
+        host: str = "127.0.0.1",
     ) -> None:
-        super().__init__()
+        super().__init__(host)
         self._credentials = credentials
         self._status = status
         self._hosts = hosts or {}
@@ -105,7 +108,7 @@ class ConnectProxy(_Listener):
 
     def url(self, credentials: str = "") -> str:
         """As https_proxy has it."""
-        return f"http://{credentials}{'@' if credentials else ''}127.0.0.1:{self.port}"
+        return f"http://{credentials}{'@' if credentials else ''}{self.host}:{self.port}"
 
     def serve(self, connection: socket.socket) -> None:
         """Read a CONNECT, answer it, and carry bytes."""

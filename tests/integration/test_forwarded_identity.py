@@ -1,0 +1,126 @@
+"""Headers in which a gateway says who called, over real gRPC with a gateway's own certificate."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.chaos import books
+from tests.integration.federation import NODES, null_job
+from tests.integration.gateway import (
+    PAST_THE_GATE,
+    GatewayFederation,
+    fingerprint_of,
+    reason_as_gateway,
+)
+
+REFUSED = "FORWARDED_IDENTITY"
+
+
+@pytest.fixture
+def gateway(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[GatewayFederation]:
+    """A coordinator that knows a gateway; the parameter says whether a second proxy is behind."""
+    federation = GatewayFederation(tmp_path, "terminate")
+    try:
+        settings = yaml.safe_load(federation.installation.config.read_text())
+        settings["server"]["gateway_sidecar"] = request.param
+        federation.installation.config.write_text(yaml.safe_dump(settings))
+        federation.start("coordinator")
+        yield federation
+    finally:
+        federation.close()
+
+
+ONE = pytest.mark.parametrize("gateway", [False], indirect=True, ids=["one"])
+TWO = pytest.mark.parametrize("gateway", [True], indirect=True, ids=["two"])
+BY = "By=spiffe://test.example/gateway;"
+
+
+def enrol(gateway: GatewayFederation, *names: str) -> list[str]:
+    """Let nodes join through Envoy, unopened; their certificates' fingerprints."""
+    gateway.start_envoy()
+    gateway.proxy.__enter__()
+    for name in names:
+        gateway.add_node(name)
+    return [fingerprint_of(gateway, name) for name in names]
+
+
+@ONE
+def test_one_element_of_one_fingerprint_is_taken_and_nothing_else(
+    gateway: GatewayFederation,
+) -> None:
+    """Missing, doubled, appended, injected, in capitals, of other lengths: nobody is let in."""
+    alpha, beta = enrol(gateway, "alpha", "beta")
+    node = "URI=spiffe://test.example/node"
+    for taken in (f"Hash={alpha}", f'{BY}Hash={alpha};Subject="CN=alpha";{node}/alpha'):
+        assert reason_as_gateway(gateway, taken) == PAST_THE_GATE, taken
+    for refused in (
+        (),
+        ("",),
+        (f"Hash={alpha}", f"Hash={beta}"),
+        (f"Hash={alpha}", f"Hash={alpha}"),
+        (f"Hash={alpha},Hash={beta}",),
+        (f"{BY}Hash={alpha},{BY}Hash={fingerprint_of(gateway, 'gateway')}",),
+        (f"{BY}Hash={alpha};{node}/alpha,{BY}Hash={beta}",),
+        (f"{node}/alpha;Hash={alpha}",),
+        (f"Hash={alpha.upper()}",),
+        (f"hash={alpha}",),
+        (f" Hash={alpha}0",),
+        (f"Hash={alpha[:-1]}",),
+        (f'Hash="{alpha}"',),
+        (f"By=spiffe://evil.example/node/x;Hash={alpha}",),
+    ):
+        assert reason_as_gateway(gateway, *refused) == REFUSED, refused
+    assert reason_as_gateway(gateway, f"Hash={'0' * 64}") == "CERTIFICATE_UNKNOWN"
+    # A gateway does not let itself in.
+    own = fingerprint_of(gateway, "gateway")
+    assert reason_as_gateway(gateway, f"Hash={own}") == "USER_UNKNOWN"
+
+
+@TWO
+def test_two_elements_of_which_the_last_names_the_gateway_are_taken_and_nothing_else(
+    gateway: GatewayFederation,
+) -> None:
+    """One, three, turned round, a node in the gateway's place: nobody is let in."""
+    alpha, beta = enrol(gateway, "alpha", "beta")
+    own = fingerprint_of(gateway, "gateway")
+    node = "URI=spiffe://test.example/node"
+    for taken in (
+        f"Hash={alpha},Hash={own}",
+        f'{BY}Hash={alpha};Subject="CN=alpha";{node}/alpha,{BY}Hash={own};Subject="CN=gateway"',
+    ):
+        assert reason_as_gateway(gateway, taken) == PAST_THE_GATE, taken
+    for refused in (
+        (),
+        (f"Hash={alpha}",),
+        (f"Hash={alpha}", f"Hash={own}"),
+        (f"Hash={beta},Hash={alpha},Hash={own}",),
+        (f"Hash={own},Hash={alpha}",),
+        # A node that reaches the second proxy itself, and says that it is another.
+        (f"{BY}Hash={alpha},{BY}Hash={beta};{node}/beta",),
+        (f"Hash={alpha},Hash={'0' * 64}",),
+        (f"Hash={alpha.upper()},Hash={own}",),
+        (f"Hash={alpha},Hash={own.upper()}",),
+        (f"Hash={alpha},Hash={own},",),
+        (f"Hash={alpha};{node}/a;Hash={beta},Hash={own}",),
+        (f"{node}/alpha,Hash={own}",),
+    ):
+        assert reason_as_gateway(gateway, *refused) == REFUSED, refused
+    assert reason_as_gateway(gateway, f"Hash={'0' * 64},Hash={own}") == "CERTIFICATE_UNKNOWN"
+
+
+@TWO
+def test_a_job_goes_through_a_gateway_and_a_second_proxy(gateway: GatewayFederation) -> None:
+    """Two real Envoys, each of which ends TLS; who knows one element only lets nobody in."""
+    gateway.start_sidecar()
+    gateway.start_envoy()
+    gateway.proxy.__enter__()
+    for name in NODES[:3]:
+        gateway.add_node(name)
+        gateway.start(name)
+    gateway.wait_for_nodes(*NODES[:3])
+    job = gateway.wait_for_end(gateway.submit(null_job(rounds=2, parameters=1_000_000)))
+    assert job.status == "completed", job.message
+    books.check_job(gateway, job)
+    books.check_ledgers(gateway)

@@ -268,7 +268,7 @@ def test_what_nobody_can_check_is_not_exported(federation: Federation) -> None:
 
 
 def test_reservations_without_signature_are_counted(federation: Federation, verify: Verify) -> None:
-    """Those whose post is signed: one whose post is not is said with its post."""
+    """All of them, since each counts; and apart those whose post is signed, which is odd."""
     for chain in federation.chains.values():
         for place, one in enumerate(chain):
             if one.statement.kind == "reserve":
@@ -279,7 +279,8 @@ def test_reservations_without_signature_are_counted(federation: Federation, veri
     first = federation.chains["alpha"]
     first[1] = replace(first[1], node_signature=b"")
     said = verify(federation.export())[1]
-    assert "5 reservations carry no signature" in said
+    assert "6 reservations carry no signature of their nodes; each counts until" in said
+    assert "of these 5 reservations carry no signature" in said
     assert "1 post carries no signature of its node" in said
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from feddp.cli import coordinator_authority, coordinator_gateway, output
+from feddp.cli import coordinator_authority, coordinator_backup, coordinator_gateway, output
 from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
 from feddp.process import loading
@@ -15,6 +15,7 @@ app = typer.Typer(help="Make, check and run a coordinator.", no_args_is_help=Tru
 app.add_typer(coordinator_authority.app, name="ca-rollover")
 app.command()(coordinator_authority.reissue)
 app.command()(coordinator_gateway.gateway)
+app.command()(coordinator_backup.backup)
 
 Port = Annotated[int, typer.Option(min=1, max=65535)]
 Config = Annotated[
@@ -98,7 +99,7 @@ def serve(config: Config = None, folder: Folder = None) -> None:
         from coordinator.server import serve as serve_installation
         from feddp.logging import configure_logging
 
-    path = _config_path(config, folder)
+    path = config_path(config, folder)
     configure_logging(load_config(path, os.environ).monitoring.log_level)
     serve_installation(path)
 
@@ -108,7 +109,7 @@ def check(config: Config = None, folder: Folder = None, as_json: Json = False) -
     """Check a configuration and what it refers to, without starting anything."""
     from coordinator.check import check as check_installation
 
-    findings = check_installation(_config_path(config, folder))
+    findings = check_installation(config_path(config, folder))
     failed = any(finding.level == "error" for finding in findings)
     if as_json:
         found = [{"level": f.level, "subject": f.subject, "text": f.text} for f in findings]
@@ -121,7 +122,12 @@ def check(config: Config = None, folder: Folder = None, as_json: Json = False) -
         raise typer.Exit(FAILED)
 
 
-def _config_path(config: Path | None, folder: Path | None) -> Path:
+def config_path(config: Path | None, folder: Path | None) -> Path:
+    """The configuration that the options or the environment select.
+
+    Raises:
+        Malformed: CONFIG_MISSING.
+    """
     if config is not None:
         return config
     from feddp.profile import CONFIG_NAME, DIR_VARIABLE, installation_in

@@ -108,7 +108,7 @@ class _Hashing:
         self.hasher = blake3()
         self._file, self._count = file, count
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         """At most so many bytes."""
         data = self._file.read(size)
         self.hasher.update(data)

@@ -13,6 +13,7 @@ from protos.feddp.v1 import (
     jobs_pb2,
     models_pb2,
     nodes_pb2,
+    operations_pb2,
     renewal_pb2,
     transfer_pb2,
     users_pb2,
@@ -33,6 +34,7 @@ _FILES: Final[tuple[FileDescriptor, ...]] = (
     jobs_pb2.DESCRIPTOR,
     models_pb2.DESCRIPTOR,
     nodes_pb2.DESCRIPTOR,
+    operations_pb2.DESCRIPTOR,
     renewal_pb2.DESCRIPTOR,
     transfer_pb2.DESCRIPTOR,
     users_pb2.DESCRIPTOR,
@@ -107,6 +109,16 @@ class Metrics:
             "1 while this coordinator is the one that leads, 0 while it passes connections on.",
             registry=self.registry,
         )
+        self._paused = Gauge(
+            "feddp_paused",
+            "1 while all work is paused: no order goes out.",
+            registry=self.registry,
+        )
+        self._backup = Gauge(
+            "feddp_backup_last_success_timestamp_seconds",
+            "When what the newest backup holds was read, in seconds since 1970; 0 for none.",
+            registry=self.registry,
+        )
         self._jobs = Gauge(
             "feddp_jobs",
             "Jobs by status; a job that waits counts as running.",
@@ -163,6 +175,11 @@ class Metrics:
     def damaged_accounts(self, number: int) -> None:
         """Show how many accounts are damaged."""
         self._damaged.set(number)
+
+    def operations(self, *, paused: bool, backup_at_s: float) -> None:
+        """Show whether work is paused, and when the newest backup was made."""
+        self._paused.set(paused)
+        self._backup.set(backup_at_s)
 
     def jobs(self, status: str, count: int) -> None:
         """Show how many jobs have `status`."""

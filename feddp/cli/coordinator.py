@@ -6,7 +6,13 @@ from typing import Annotated
 
 import typer
 
-from feddp.cli import coordinator_authority, coordinator_backup, coordinator_gateway, output
+from feddp.cli import (
+    coordinator_authority,
+    coordinator_backup,
+    coordinator_gateway,
+    coordinator_pause,
+    output,
+)
 from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
 from feddp.process import loading
@@ -16,6 +22,8 @@ app.add_typer(coordinator_authority.app, name="ca-rollover")
 app.command()(coordinator_authority.reissue)
 app.command()(coordinator_gateway.gateway)
 app.command()(coordinator_backup.backup)
+app.command()(coordinator_pause.pause)
+app.command()(coordinator_pause.resume)
 
 Port = Annotated[int, typer.Option(min=1, max=65535)]
 Config = Annotated[

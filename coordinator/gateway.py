@@ -9,6 +9,7 @@ made to say anything.
 
 import re
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Final
 
 from protos.errors import Unauthenticated
@@ -41,3 +42,20 @@ def forwarded_fingerprint(metadata: Metadata) -> str:
             "client certificate, and replaces the header (Envoy: SANITIZE_SET)",
         )
     return match[1]
+
+
+SOON_S: Final = 14 * 86_400
+
+
+def ending(not_after_s: float, now_s: float) -> str:
+    """What to say of the newest certificate that a gateway has; empty while it is good for long."""
+    if not not_after_s or not_after_s - now_s > SOON_S:
+        return ""
+    when = f"{datetime.fromtimestamp(not_after_s, UTC):%Y-%m-%d %H:%M} UTC"
+    ended = not_after_s <= now_s
+    return (
+        f"the gateway's certificate {'ended' if ended else 'ends'} at {when}"
+        + (": the coordinator refuses all that comes through it" if ended else "")
+        + "; make another with `feddp coordinator gateway`, restart both. If no gateway ends TLS "
+        "any more, nothing is to be done"
+    )

@@ -18,6 +18,7 @@ from certs.enrolment import public_bytes_of
 from coordinator.blobs import BlobStore
 from coordinator.config import CoordinatorConfig, load_config
 from coordinator.damage_watch import DamageWatch
+from coordinator.gateway import ending
 from coordinator.health import HealthServer
 from coordinator.identities import Identities
 from coordinator.keyring import ledger_key
@@ -199,7 +200,11 @@ class Coordinator:
         _bind(enrolment, server.host, server.enrollment_port, self._certificate.enrolment())
         if not server.replica_host:
             self._health.start()
+        if text := ending(await self.database.read(certificates.gateway_end), time.time()):
+            log.warning("gateway_certificate_ending", do=text)
         await self._pausing.load()
+        if self._pausing.now is not None:
+            log.warning("all_work_is_paused", since=self._pausing.now.since_s)
         await self.rounds.start()
         for one in (main, enrolment):
             await one.start()

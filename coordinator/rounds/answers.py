@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from coordinator import mandates, pausing
+from coordinator import mandates
+from coordinator.pausing import Pausing, absence
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
 from coordinator.rounds import planner
@@ -32,7 +33,7 @@ class Answers:
 
     sessions: Sessions
     taken: Taken
-    pausing: pausing.Pausing | None = None
+    pausing: Pausing | None = None
 
     def __call__(self, books: Books, live: LiveJob, command: c.InsideCommand) -> e.Event | None:
         """The event that answers `command`, or None if the job has moved on meanwhile."""
@@ -88,7 +89,7 @@ class Answers:
 
     def _paused(self, node: str) -> e.Absence | None:
         now = self.pausing.now if self.pausing is not None else None
-        return pausing.absence(now, node) if now is not None else None
+        return absence(now, node) if now is not None else None
 
 
 def _barred(live: LiveJob, node: str, now_s: float) -> e.Absence | None:

@@ -286,3 +286,11 @@ def _current(connection: Connection, fingerprint: str, identity: SpiffeId) -> in
     if row.revoked:
         raise was_revoked(identity)
     return int(row.generation)
+
+
+def gateway_end(connection: Connection) -> float:
+    """When the newest certificate of a gateway ends, in seconds since 1970; 0 for none."""
+    newest = select(func.max(certificates.c.not_after)).where(
+        certificates.c.spiffe_id.endswith("/gateway"), certificates.c.revoked == false()
+    )
+    return float(connection.scalar(newest) or 0.0)

@@ -55,7 +55,7 @@ wheel: $(READY) ## build dist/feddp-*.whl
 	$(BIN)/python -m build --wheel
 
 wheelhouse: EXTRA := agent,sql
-wheelhouse: $(READY) ## wheels of feddp[agent,sql] (EXTRA=postgres: of a coordinator) and all that it needs, for a site without an index, in build/wheelhouse
+wheelhouse: $(READY) ## wheels of feddp[agent,sql] (EXTRA=postgres,s3: of a coordinator) and all that it needs, for a site without an index, in build/wheelhouse
 	rm -rf build/wheelhouse build/lib
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir build/wheelhouse $(if $(findstring agent,$(EXTRA)),torch==2.13.0) '.[$(EXTRA)]'
 	@echo "install: pip install --no-index --find-links build/wheelhouse 'feddp[$(EXTRA)]'"

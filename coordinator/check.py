@@ -24,6 +24,7 @@ from coordinator.store import backups, certificates, pauses, people, users
 from coordinator.store.database import Database, newest_revision
 from coordinator.store.diagnosis import fault, write_fault
 from coordinator.store.engines import now_s
+from protos import otlp
 from protos.errors import FeddpError
 
 CLOCK_S = 5.0
@@ -50,7 +51,7 @@ def check(config_path: Path) -> list[Finding]:
     """
     config = load_config(config_path, os.environ)
     found = [Finding("ok", str(config_path), "the configuration is valid")]
-    for look in (_authority, _database, _blobs, _shared_blobs, _replicas, _ports):
+    for look in (_authority, _database, _blobs, _shared_blobs, _replicas, _ports, _tracing):
         found.extend(look(config))
     found.extend(Finding(one.level, one.key, one.text) for one in effects(config))
     return found
@@ -94,6 +95,11 @@ def _authority(config: CoordinatorConfig) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "certificates", said)
+
+
+def _tracing(config: CoordinatorConfig) -> Iterator[Finding]:
+    if config.monitoring.trace_endpoint and not otlp.is_installed():
+        yield Finding("error", "monitoring.trace_endpoint", otlp.MISSING)
 
 
 def _database(config: CoordinatorConfig) -> Iterator[Finding]:

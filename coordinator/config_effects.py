@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Literal
 
-from coordinator.config_sections import CoordinatorConfig, Server
+from coordinator.config_sections import CoordinatorConfig
 from coordinator.keys import Section, extra
 
 TARGET_LATENCY_S = 0.2
@@ -206,11 +206,22 @@ def _risks(config: CoordinatorConfig) -> Iterator[Finding]:
             f"/metrics on {server.health_host} names nodes and data sets to whoever reaches port "
             f"{server.health_port}, without TLS",
         )
-    yield from _missing_files(server)
+    monitoring = config.monitoring
+    if monitoring.alert_webhook and monitoring.alert_webhook_secret is None:
+        yield Finding(
+            "monitoring.alert_webhook",
+            "note",
+            "posts are not signed: whoever reaches the receiver can post there too; "
+            "monitoring.alert_webhook_secret signs them",
+        )
+    yield from _missing_files("server", server, "ssl_cert", "ssl_key")
+    yield from _missing_files(
+        "monitoring", monitoring, "trace_ca", "alert_webhook_ca", "alert_webhook_secret"
+    )
 
 
-def _missing_files(server: Server) -> Iterator[Finding]:
-    for name in ("ssl_cert", "ssl_key"):
-        path = getattr(server, name)
+def _missing_files(section: str, values: Section, *names: str) -> Iterator[Finding]:
+    for name in names:
+        path = getattr(values, name)
         if path is not None and not path.is_file():
-            yield Finding(f"server.{name}", "warning", f"there is no file {path}")
+            yield Finding(f"{section}.{name}", "warning", f"there is no file {path}")

@@ -5,7 +5,7 @@ One class for each section; the sections that concern more than the coordinator 
 """
 
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import ValidationInfo, field_validator
@@ -17,15 +17,10 @@ from coordinator.config_surroundings import (
     Routing,
     Security,
 )
-from coordinator.keys import Section, key
+from coordinator.keys import Section, beside_config, key
 
 PORT_MAX = 65535
 POSTGRESQL: Final = "postgresql+psycopg"
-
-
-def _beside_config(value: Path | None, info: ValidationInfo) -> Path | None:
-    folder: Any = (info.context or {}).get("folder")
-    return value if value is None or folder is None else folder / value
 
 
 class Server(Section):
@@ -108,12 +103,12 @@ class Server(Section):
     def _both_or_none(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if "ssl_cert" in info.data and (value is None) != (info.data["ssl_cert"] is None):
             raise ValueError("ssl_cert and ssl_key go together; give both or neither")
-        return _beside_config(value, info)
+        return beside_config(value, info)
 
     @field_validator("ssl_cert")
     @classmethod
     def _resolved(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        return _beside_config(value, info)
+        return beside_config(value, info)
 
     @field_validator("public_port", "public_enrollment_port")
     @classmethod
@@ -232,7 +227,7 @@ class Federation(Section):
     @field_validator("model_registry")
     @classmethod
     def _resolved(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        return _beside_config(value, info)
+        return beside_config(value, info)
 
     @field_validator("node_silent_s")
     @classmethod
@@ -283,7 +278,7 @@ class Storage(Section):
     @field_validator("blob_dir", "pki_dir")
     @classmethod
     def _resolved(cls, value: Path, info: ValidationInfo) -> Path:
-        return _beside_config(value, info) or value
+        return beside_config(value, info) or value
 
     @field_validator("blob_url")
     @classmethod
@@ -312,7 +307,7 @@ class Storage(Section):
         name = value.removeprefix("sqlite:///")
         if name == value or name in ("", ":memory:"):
             raise ValueError("state is kept in one SQLite file, or in PostgreSQL")
-        return f"sqlite:///{_beside_config(Path(name), info)}"
+        return f"sqlite:///{beside_config(Path(name), info)}"
 
 
 def postgresql_url(url: str) -> str:

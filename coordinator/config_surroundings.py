@@ -3,11 +3,13 @@
 `no_effect` says why a key changes nothing in the coordinator.
 """
 
+from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import field_validator
+from pydantic import ValidationInfo, field_validator
 
-from coordinator.keys import Section, key
+from coordinator.keys import Section, beside_config, key
 
 NO_QUERIES = "the query router reads it; the coordinator answers no queries"
 
@@ -133,6 +135,29 @@ class Monitoring(Section):
         "", "Address of Grafana.", allowed="a URL", no_effect="Grafana asks Prometheus, not us"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = key("INFO", "Least level logged.")
+    log_format: Literal["auto", "json", "text"] = key(
+        "auto",
+        "Log lines as JSON, one object a line, or for people; auto: JSON unless stderr is a"
+        " terminal.",
+    )
+    trace_endpoint: str = key(
+        "",
+        "OpenTelemetry collector that takes spans by OTLP over gRPC; empty for no traces. Needs the"
+        " extra feddp[otel]. Headers that it wants go into OTEL_EXPORTER_OTLP_HEADERS.",
+        pattern=r"^(https?://[^\s/@?#]+:[0-9]{1,5})?$",
+        allowed="https://HOST:PORT, http://HOST:PORT without TLS, or nothing",
+    )
+    trace_ca: Path | None = key(
+        None,
+        "Whom to trust as that collector instead of the usual authorities, PEM.",
+        allowed="a file",
+    )
+    trace_sample_ratio: float = key(
+        1.0,
+        "Share of rounds that are traced; agents follow what was decided for the round.",
+        ge=0,
+        le=1,
+    )
     metrics_retention: str = key(
         "30d",
         "How long metrics are kept.",
@@ -142,11 +167,60 @@ class Monitoring(Section):
     )
     alert_webhook: str = key(
         "",
-        "Where alerts go.",
-        allowed="a URL",
-        no_effect="the coordinator sends no alerts: Alertmanager does, from the metrics",
+        "Where the coordinator posts its own alerts, in the form of Alertmanager's webhook: one"
+        " HTTPS URL, no redirect is followed. Empty for none; Alertmanager makes others from the"
+        " metrics.",
+        allowed="https://HOST[:PORT]/PATH, or nothing",
         secret=True,
     )
+    alert_webhook_ca: Path | None = key(
+        None,
+        "Whom to trust as that receiver instead of the machine's authorities, PEM.",
+        allowed="a file",
+    )
+    alert_webhook_secret: Path | None = key(
+        None,
+        "Signs each post (HMAC-SHA256, header X-Feddp-Signature). It holds the secret and nothing"
+        " else, and is read at each post.",
+        allowed="a file",
+    )
+    alert_every_s: float = key(30.0, "Between two looks.", unit="s", ge=1, le=3600)
+    alert_node_lost_s: float = key(
+        120.0, "A node without a session is told after so long.", unit="s", ge=1, le=2_592_000
+    )
+    alert_job_waiting_s: float = key(
+        3600.0, "A job that waits is told after so long.", unit="s", ge=1, le=2_592_000
+    )
+    alert_budget_remaining: float = key(
+        0.1, "An account of which less epsilon is left is told.", ge=0, le=1000
+    )
+    alert_certificate_days: float = key(
+        14.0,
+        "The server's or the authority's certificate is told so long before its end; a node's when"
+        " a fifth of security.node_certificate_life_s remains.",
+        unit="days",
+        ge=0,
+        le=365,
+    )
+
+    @field_validator("alert_webhook")
+    @classmethod
+    def _https_alone(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value and (parts.scheme != "https" or not parts.hostname or not value.isprintable()):
+            raise ValueError("alerts are posted by HTTPS alone")
+        if parts.username is not None or parts.fragment or " " in value:
+            raise ValueError("it has no user, no fragment and no blank; a secret has a key for it")
+        try:
+            _ = parts.port
+        except ValueError:
+            raise ValueError("its port is no number up to 65535") from None
+        return value
+
+    @field_validator("trace_ca", "alert_webhook_ca", "alert_webhook_secret")
+    @classmethod
+    def _resolved(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        return beside_config(value, info)
 
     @field_validator("log_level", mode="before")
     @classmethod

@@ -142,6 +142,15 @@ class Identities:
         ]
         return max(ends, default=0.0)
 
+    def nodes_expire_at(self) -> dict[str, float]:
+        """As `expires_at`, of every node that has a certificate."""
+        ends: dict[str, float] = {}
+        for record in self._certificates.values():
+            if record.spiffe_id.kind == "node" and not record.revoked:
+                name, end_s = record.spiffe_id.name, record.not_after.timestamp()
+                ends[name] = max(ends.get(name, 0.0), end_s)
+        return ends
+
 
 def quarantined(node: str, why: str) -> NotAllowed:
     """How every certificate of a quarantined node is refused."""

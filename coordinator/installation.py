@@ -139,8 +139,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _issue_server(pki: Path, authority: Authority, hosts: list[str]) -> None:
-    here = ("localhost", "127.0.0.1", "::1")
-    names, addresses = server_certificate.names_and_addresses([*here, *hosts])
+    names, addresses = server_certificate.names_and_addresses([*server_certificate.HERE, *hosts])
     key, chain = server_certificate.issue(authority, names, addresses, datetime.now(UTC))
     save_private_key(pki / server_certificate.KEY, key)
     write_durable(pki / server_certificate.CHAIN, chain, 0o644)

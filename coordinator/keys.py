@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import annotated_types
@@ -78,6 +79,12 @@ def key(
             "secret": secret,
         },
     )
+
+
+def beside_config(value: Path | None, info: ValidationInfo) -> Path | None:
+    """A path, from the folder of the configuration file on."""
+    folder: Any = (info.context or {}).get("folder")
+    return value if value is None or folder is None else folder / value
 
 
 def extra(field: FieldInfo, name: str) -> Any:

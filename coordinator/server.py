@@ -47,6 +47,7 @@ from coordinator.store import backups, certificates, ledger, people, users
 from coordinator.store import jobs as job_store
 from coordinator.store.damage import damaged
 from coordinator.store.database import Database
+from protos import tracing
 from protos.allocation import keep_freed
 from protos.errors import Conflict, Malformed
 from protos.feddp.v1 import (
@@ -171,6 +172,8 @@ class Coordinator:
             return
         await starting
         beside = [asyncio.create_task(one) for one in (self._observe(), self._keep_certificate())]
+        if self.config.monitoring.alert_webhook:
+            beside.append(asyncio.create_task(self._alert()))
         await asyncio.wait(enough, return_when=asyncio.FIRST_COMPLETED)
         for task in (*beside, *enough):
             task.cancel()
@@ -288,6 +291,35 @@ class Coordinator:
             return False
         return True
 
+    async def _alert(self) -> None:
+        """Post what is wrong to the configured receiver."""
+        # Most installations need none of it.
+        from coordinator import alert_facts, alert_watch, alert_webhook
+
+        monitoring = self.config.monitoring
+        webhook = alert_webhook.Webhook(
+            monitoring.alert_webhook, monitoring.alert_webhook_ca, monitoring.alert_webhook_secret
+        )
+        sources = alert_facts.Sources(
+            self.database,
+            self.sessions,
+            self.identities,
+            self.rounds,
+            lambda: {
+                "server": self._certificate.expires_at,
+                "authority": self.authority.issuing.not_valid_after_utc,
+                "root authority": self.authority.root.not_valid_after_utc,
+            },
+        )
+        watch = alert_watch.AlertWatch(
+            sources.facts,
+            alert_watch.limits_of(monitoring, self.config.security.node_certificate_life_s),
+            webhook,
+            self.authority.trust_domain,
+            monitoring.alert_every_s,
+        )
+        await watch.run()
+
     def _adopt(self, authority: Authority) -> None:
         """Another authority issues, or another is trusted, from now on."""
         self.authority = authority
@@ -376,13 +408,27 @@ def serve(config_path: Path) -> None:
     """Run the coordinator that `config_path` describes until it is told to stop.
 
     Raises:
-        Malformed: CONFIG_INVALID, PORT_IN_USE, DATABASE_UNUSABLE.
+        Malformed: CONFIG_INVALID, PORT_IN_USE, DATABASE_UNUSABLE, OTEL_MISSING, TRACING_INVALID.
         NotFound: AUTHORITY_MISSING, SERVER_CERTIFICATE_MISSING.
         Conflict: LEASE_LOST, another coordinator has taken over.
     """
     keep_freed(FREED_BYTES_KEPT)
     config = load_config(config_path, os.environ)
-    asyncio.run(_serve(config))
+    monitoring = config.monitoring
+    if monitoring.trace_endpoint:
+        from protos import otlp  # OpenTelemetry is loaded where it is asked for
+
+        otlp.begin(
+            "feddp-coordinator",
+            monitoring.trace_endpoint,
+            ca_file=monitoring.trace_ca,
+            ratio=monitoring.trace_sample_ratio,
+            instance=config.server.replica_host,
+        )
+    try:
+        asyncio.run(_serve(config))
+    finally:
+        tracing.end()
 
 
 async def _serve(config: CoordinatorConfig) -> None:

@@ -34,6 +34,8 @@ log = structlog.get_logger(__name__)
 
 LIFETIME: Final = timedelta(days=365)
 CHAIN, KEY, NEXT_KEY = "server.crt", "server.key", "server-next.key"
+HERE: Final = ("localhost", "127.0.0.1", "::1")
+"""In every certificate, so that the machine's own commands reach its server."""
 
 
 def issue(
@@ -169,8 +171,9 @@ class ServerCertificate:
             self._adopt(authority)
             log.warning("authority_changed", root=authority.issuer, phase=len(authority.beside))
         taken = self._taken()
-        if self._config.server.ssl_cert is None and self._is_due():
-            replace(self._pki, *issue(self.authority, *_hosts(self._leaf), self._now()))
+        is_own = self._config.server.ssl_cert is None
+        if is_own and is_due(self._leaf, self.authority, self._now()):
+            replace(self._pki, *issue(self.authority, *hosts_of(self._leaf), self._now()))
             taken = self._taken()
         if taken:
             self._said = ""
@@ -185,10 +188,12 @@ class ServerCertificate:
         self._take(*pair)
         return True
 
-    def _is_due(self) -> bool:
-        issuer = self._leaf.issuer, _key_id(self._leaf)
-        present = self.authority.issuing.subject, _own_key_id(self.authority.issuing)
-        return issuer != present or self._now() >= renewal_due_at(self._leaf)
+
+def is_due(leaf: x509.Certificate, authority: Authority, now: datetime) -> bool:
+    """Whether another authority issues, or a third of the certificate's life remains."""
+    issuer = leaf.issuer, _key_id(leaf)
+    present = authority.issuing.subject, _own_key_id(authority.issuing)
+    return issuer != present or now >= renewal_due_at(leaf)
 
 
 def names_and_addresses(hosts: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -202,7 +207,7 @@ def names_and_addresses(hosts: Iterable[str]) -> tuple[list[str], list[str]]:
     return names, addresses
 
 
-def _hosts(leaf: x509.Certificate) -> tuple[list[str], list[str]]:
+def hosts_of(leaf: x509.Certificate) -> tuple[list[str], list[str]]:
     """The names and addresses by which the server is reached, as it shows them now."""
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     found: list[ipaddress.IPv4Address | ipaddress.IPv6Address] = [

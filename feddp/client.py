@@ -24,6 +24,7 @@ from feddp.profile import Profile
 from feddp.signing import Caps, Work, load_key, mandate_for, mandate_to_resume
 from feddp.submission import checked, publishers
 from feddp.transfer import download, upload
+from protos import tracing
 from protos.errors import NotFound, Unavailable
 from protos.feddp.v1 import (
     budgets_pb2,
@@ -130,7 +131,9 @@ class Client:
             signed = mandate_for(key, work, caps, lambda: self._quote(data, task_hash, len(model)))
             request.mandate.CopyFrom(signed)
         job: Job = self._connection.again(
-            lambda: self._jobs.SubmitJob(request, timeout=CALL_TIMEOUT_S)
+            lambda: self._jobs.SubmitJob(
+                request, timeout=CALL_TIMEOUT_S, metadata=tracing.metadata()
+            )
         ).job
         return job
 

@@ -17,8 +17,10 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 from protos.errors import FeddpError, InvariantBroken, Malformed
+from protos.tracing import log_ids
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+FORMATS = {"auto": None, "json": True, "text": False}
 _FRAMES_MAX = 30
 _CHATTY = ("alembic", "asyncio", "grpc", "sqlalchemy", "py.warnings")
 """Libraries whose INFO lines are of no use to an operator."""
@@ -43,6 +45,7 @@ def configure_logging(level: str, *, json: bool | None = None) -> None:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        log_ids,
         _without_foreign_words,
     ]
     end = _end(as_json)
@@ -68,6 +71,17 @@ def configure_logging(level: str, *, json: bool | None = None) -> None:
         logger_factory=_Lines,
         cache_logger_on_first_use=False,
     )
+
+
+def json_asked(log_format: str) -> bool | None:
+    """What a log format means for `configure_logging`.
+
+    Raises:
+        Malformed: LOG_FORMAT_INVALID.
+    """
+    if log_format not in FORMATS:
+        raise Malformed("LOG_FORMAT_INVALID", f"the log format must be one of {', '.join(FORMATS)}")
+    return FORMATS[log_format]
 
 
 class _Lines:

@@ -29,10 +29,12 @@ from node_agent.renewal import Renewal
 from node_agent.service import weaknesses
 from node_agent.session.driver import Driver, Parts
 from node_agent.session.ledger_thread import LedgerThread
+from node_agent.session.traces import AttemptTraces
 from node_agent.spool import Spool
 from node_agent.state import State, ledger_missing
 from node_agent.steward import Steward, require_known_names
 from node_agent.tasks.registry import installed
+from protos import tracing
 from protos.allocation import keep_freed
 from protos.errors import Limited
 
@@ -94,6 +96,13 @@ async def serve(
     stop: asyncio.Event,
 ) -> None:
     """Work until `stop` is set or a signal comes."""
+    if config.tracing.endpoint:
+        from protos import otlp  # most agents need none of it in memory
+
+        ca_file = folder.root / config.tracing.ca_file if config.tracing.ca_file else None
+        otlp.begin(
+            *("feddp-agent", config.tracing.endpoint), ca_file=ca_file, instance=identity.node
+        )
     route = route_to(config.coordinator, config.proxy, folder.root, os.environ)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -144,6 +153,7 @@ async def serve(
                 limits=Limits(**config.worker.model_dump()),
                 tasks=installed,
                 unavailable=headers.reasons,
+                traces=AttemptTraces(identity.node, times_of_work=config.tracing.times_of_work),
             )
         )
 
@@ -172,6 +182,7 @@ async def serve(
         await channels.close()
         ledger.close()
         state.close()
+        await asyncio.to_thread(tracing.end)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
     log.info("agent_stopped", node=identity.node)

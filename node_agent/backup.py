@@ -56,7 +56,7 @@ def backup(path: Path, out: Path) -> list[str]:
             naming(out),
             os.fdopen(descriptor, "wb") as file,
             tarfile.open(fileobj=file, mode="w") as archive,
-            tempfile.TemporaryDirectory(dir=folder.root, prefix=".backup-") as beside,
+            tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=".backup-") as beside,
         ):
             copy = Path(beside) / LEDGER
             export(path, copy)  # of one moment, though the agent writes

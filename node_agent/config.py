@@ -14,6 +14,7 @@ from node_agent.faults import first_of, place_of, sentence
 from node_agent.launchers.settings import LauncherSettings, LocalSettings
 from node_agent.proxy import ProxyConfig
 from node_agent.shapes import shaped
+from node_agent.tracing_config import TracingConfig
 from node_agent.whose import require_access, unreadable
 from protos.errors import FeddpError, Malformed, NotFound
 
@@ -96,6 +97,7 @@ class AgentConfig(BaseModel):
         launcher: where workers run.
         model_bytes_max: a larger model is refused, not fetched.
         alerts: whom this hospital's IT and steward are told by; see `node_agent.alerts`.
+        tracing: the hospital's own collector; see `node_agent.tracing_config`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -110,6 +112,7 @@ class AgentConfig(BaseModel):
     alerts: AlertsConfig = AlertsConfig()
     launcher: LauncherSettings = LocalSettings()
     proxy: ProxyConfig = ProxyConfig()
+    tracing: TracingConfig = TracingConfig()
 
     @field_validator("node")
     @classmethod

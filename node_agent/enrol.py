@@ -225,8 +225,8 @@ def _former(folder: Folder, again: bool) -> Identity | None:
     if identity.expires_at > datetime.now(UTC) and not again:
         raise Conflict(
             "ALREADY_JOINED",
-            f"{folder.root} holds the identity of node {identity.node} already; join with another "
-            "--dir, or with --again if the operator asked for it",
+            f"{folder.root} holds the identity of node {identity.node} already: to bring it back, "
+            "or if its operator asked for it, join with --again; another node needs another --dir",
         )
     if not folder.state_db.exists():
         raise ledger_missing(folder)

@@ -11,13 +11,15 @@ from typing import Final, Literal
 from node_agent.account_filters import filter_of
 from node_agent.asking import check_asked, check_caps
 from node_agent.config import Folder
+from node_agent.datasets import DataSetSpec
+from node_agent.header_watch import faults_of
 from node_agent.installation import read_folder
 from node_agent.judgement import Refusal, spending_verdicts, verdicts
 from node_agent.orders import Order
 from node_agent.payers import require_kept
 from node_agent.state import State, ledger_missing
 from node_agent.steward import Rules, Steward
-from node_agent.tasks.registry import installed
+from node_agent.tasks.registry import installed, parse_config
 from protos.errors import FeddpError, NotFound
 
 Verdict = Literal["allows", "refuses", "asks", "unknown"]
@@ -109,6 +111,15 @@ def _said(state: State, rules: Rules, order: Order, from_file: bool) -> Iterator
     tasks = installed()
     yield from map(_judged, verdicts(policy, rules.data_sets, tasks, order))
     info = tasks.get(order.task)
+    if info is not None and info.reads_data and spec is not None:
+        yield _source(spec)
+    if info is not None:
+        declared = spec if info.reads_data else None
+
+        def configuration() -> None:
+            parse_config(order.task, order.task_config(), declared)
+
+        yield _checked("task's configuration", configuration)
     standing = state.standing(order, info.purpose if info else "training")
     yield from map(_judged, spending_verdicts(policy, rules.data_sets, order, node, standing))
     account = policy.account(order.account)
@@ -127,6 +138,14 @@ def _said(state: State, rules: Rules, order: Order, from_file: bool) -> Iterator
             if waits
             else Said("approval", "allows")
         )
+
+
+def _source(spec: DataSetSpec) -> Said:
+    """By the header alone; nothing is read of the records."""
+    fault = faults_of((spec,)).get(spec.name)
+    if fault is None:
+        return Said("data set's source", "allows")
+    return Said("data set's source", "refuses", fault.reason, fault.text)
 
 
 def _suspended(state: State, order: Order) -> Said:

@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -24,6 +26,9 @@ from privacy.ledger import Verification, verify
 from protos.content import beside_of, sync_directory
 from protos.disks import disk_trouble
 from protos.errors import Conflict, FeddpError, Limited, Malformed, NotFound
+
+ROOM_BYTES_MIN: Final = 64 << 10
+"""SQLite takes 32 KiB to open a ledger that nobody has open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +135,33 @@ def export(path: Path, out: Path) -> int:
         raise Conflict("FILE_EXISTS", f"{out} exists and is not written over; choose another name")
     if not out.parent.is_dir():
         raise NotFound("FOLDER_MISSING", f"{out.parent} is not a folder; make it first")
-    _copy(folder.state_db, out)
+    try:
+        _copy(folder.state_db, out)
+    except Limited:
+        if not _is_full(folder.root) or _is_full(out.parent):
+            raise
+        _copy_at_rest(folder, out)
     with _state(out, identity) as copied:
         return _sound(copied, identity, out)
+
+
+def _copy_at_rest(folder: Folder, out: Path) -> None:
+    """Where the folder's disk has no room even to open the ledger, and no agent has it open: its
+    files are copied first, and opened where there is room.
+
+    Raises:
+        Conflict: AGENT_RUNNING.
+    """
+    with (
+        locked(folder),
+        tempfile.TemporaryDirectory(dir=out.parent, prefix=".feddp-ledger-") as beside,
+    ):
+        copy = Path(beside) / folder.state_db.name
+        for suffix in ("", "-wal"):
+            part = Path(f"{folder.state_db}{suffix}")
+            if part.exists():
+                shutil.copyfile(part, f"{copy}{suffix}")
+        _copy(copy, out)
 
 
 def restore(path: Path, source: Path) -> int:
@@ -212,6 +241,12 @@ def _state(path: Path, identity: Identity | Kept) -> Iterator[State]:
 
 def _unusable(error: sqlite3.DatabaseError, source: Path, out: Path) -> FeddpError:
     """What a database's error means: a disk that takes no more is no damaged ledger."""
+    if disk_trouble(error) and _is_full(source.parent) and not _is_full(out.parent):
+        return Limited(
+            "DISK_FULL",
+            f"{source} cannot be opened: its own disk, that of {source.parent}, is full; free some "
+            "room there. Nothing was changed",
+        )
     if disk_trouble(error):
         return Limited(
             "DISK_FULL",
@@ -219,6 +254,10 @@ def _unusable(error: sqlite3.DatabaseError, source: Path, out: Path) -> FeddpErr
             "name another disk. Nothing was changed",
         )
     return Malformed("LEDGER_INVALID", f"{source} is no ledger that can be read")
+
+
+def _is_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < ROOM_BYTES_MIN
 
 
 def _require_newer(copied: State, folder: Folder, identity: Identity | Kept, source: Path) -> None:

@@ -25,8 +25,8 @@ class Order:
     """One attempt at one round. Two orders are equal exactly when they ask for the same work.
 
     Attributes:
-        wire: the WorkOrder's bytes without `deadline_s`, which differs each time it is sent, and
-            without `base_model`, which its digest names.
+        wire: the WorkOrder's bytes without `deadline_s`, which differs each time it is sent,
+            `base_model`, which its digest names, and `traceparent`, which asks for nothing.
         account: without the node's name.
         release: what is to leave this node.
         priority: among orders that wait here, a higher one is worked at first.
@@ -68,6 +68,7 @@ class Order:
         kept.CopyFrom(message)
         kept.ClearField("deadline_s")
         kept.ClearField("base_model")
+        kept.ClearField("traceparent")
         wire = kept.SerializeToString(deterministic=True)
         if len(wire) > ORDER_BYTES_MAX:
             raise _invalid(f"it has more than {ORDER_BYTES_MAX} bytes")

@@ -240,6 +240,8 @@ def above_limit(account: AccountPolicy, epsilon_limit: float) -> str:
             that this is no fault.
     """
     names = [f"{kind} {name}" for kind, name, limit in account.shares() if limit > epsilon_limit]
+    if account.epsilon_per_job_max > epsilon_limit:
+        names.insert(0, "one job (epsilon_per_job_max)")
     if not names:
         return ""
     return (

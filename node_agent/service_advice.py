@@ -43,10 +43,15 @@ def advice(service: Service, steward: str) -> list[str]:
 
 def _ways_in(service: Service, steward: str) -> Iterator[str]:
     """What keeps the agent's user or the steward out of the folder."""
+    try:
+        grp.getgrnam(service.group)
+    except KeyError:
+        yield f"there is no group {service.group}: make it, or name another with --group"
     for name in (service.user, steward):
         try:
             uid = pwd.getpwnam(name).pw_uid
         except KeyError:
+            yield f"there is no user {name}: make it, or name another"
             continue
         groups = groups_of(uid)
         for one in service.folder.parents if uid != 0 else ():

@@ -16,7 +16,7 @@ import structlog
 from node_agent.backoff import Backoff
 from node_agent.bandwidth import Throttle
 from node_agent.spool import Growing, Spool
-from protos import chunks
+from protos import chunks, tracing
 from protos.content import INLINE_BYTES, read_cached
 from protos.errors import FeddpError, Malformed, Unavailable
 from protos.feddp.v1 import (
@@ -147,7 +147,7 @@ class Transfers:
         request = transfer_pb2.DownloadRequest(
             digest=growing.digest, offset=growing.offset, length=length, accepted=chunks.ACCEPTED
         )
-        call = self._transfer.Download(request, timeout=CALL_TIMEOUT_S)
+        call = self._transfer.Download(request, timeout=CALL_TIMEOUT_S, metadata=tracing.metadata())
         taking: Overlap[transfer_pb2.DownloadResponse | Frame] = Overlap(
             lambda batch: asyncio.to_thread(_take, growing, batch, end), DOWNLOAD_AHEAD
         )
@@ -204,7 +204,9 @@ class Transfers:
         damaged = 0
         while True:
             try:
-                await self._federation.SubmitUpdate(request, timeout=SUBMIT_TIMEOUT_S)
+                await self._federation.SubmitUpdate(
+                    request, timeout=SUBMIT_TIMEOUT_S, metadata=tracing.metadata()
+                )
             except grpc.RpcError as error:
                 request.ClearField("data")
                 reason = from_rpc(error).reason
@@ -260,7 +262,9 @@ class Transfers:
         began_s = time.monotonic()
         messages = _messages(path, header, length, self._up.message_bytes, zstd=zstd)
         answer: transfer_pb2.UploadResponse
-        answer = await self._transfer.Upload(messages, timeout=CALL_TIMEOUT_S)
+        answer = await self._transfer.Upload(
+            messages, timeout=CALL_TIMEOUT_S, metadata=tracing.metadata()
+        )
         if answer.durable_bytes > header.offset:
             self._up.moved(answer.durable_bytes - header.offset, time.monotonic() - began_s)
         return answer

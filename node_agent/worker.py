@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from node_agent.launchers.mailbox import AGENT_SILENT_S, Mailbox, Refused, reque
 from node_agent.tasks import registry
 from node_agent.tasks.no_update import NoUpdate
 from privacy.releases import TRAINED, UNNOISED, Mechanism, Release
+from protos import tracing
 from protos.errors import FeddpError
 from protos.updates import UpdateDtype
 
@@ -88,6 +90,7 @@ class Train(BaseModel):
     max_grad_norm: float = Field(ge=0, allow_inf_nan=False)
     proximal_mu: float = Field(ge=0, allow_inf_nan=False)
     update_dtype: UpdateDtype = "float32"
+    traceparent: str = ""
 
 
 class Check(BaseModel):
@@ -102,6 +105,7 @@ class Check(BaseModel):
     out: Path
     update_dtype: UpdateDtype = "float32"
     steps: int = Field(ge=0)
+    traceparent: str = ""
 
 
 _REQUEST: Final[TypeAdapter[Prepare | Check | Train]] = TypeAdapter(Prepare | Check | Train)
@@ -132,8 +136,18 @@ class Worker:
             return _refused("REQUEST_MALFORMED", "The worker could not read the agent's request.")
         if isinstance(request, Prepare):
             return self._prepare(request)
-        if isinstance(request, Check):
-            return self._check(request)
+        began_s = time.time()
+        with tracing.within(tracing.parse(request.traceparent)):
+            if isinstance(request, Check):
+                name, answer = "worker.check", self._check(request)
+            else:
+                name, answer = "worker.train", self._trained(request)
+        if request.traceparent:
+            # A worker reaches no network: its agent tells of it, to its hospital.
+            answer = {**answer, "times": [(name, began_s, time.time())]}
+        return answer
+
+    def _trained(self, request: Train) -> Answer:
         try:
             return self._train(request)
         except NoUpdate as problem:
@@ -387,6 +401,7 @@ def main() -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            tracing.log_ids,
             structlog.processors.JSONRenderer(),
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

@@ -7,7 +7,7 @@ idle agent.
 """
 
 import math
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from dp_accounting.pld import pld_pmf
@@ -15,6 +15,10 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 
 from privacy.filters import not_covered
 from privacy.releases import Release
+
+NOISE_MAX: Final = 1.0e6
+"""More noise is counted as this much, which costs no less: dp-accounting's arithmetic ends there.
+It is what a job may ask for at most."""
 
 
 def identity(interval: float) -> Any:
@@ -28,7 +32,7 @@ def loss_of(release: Release, interval: float) -> tuple[Any, int]:
     Raises:
         BudgetRefused: MECHANISM_NOT_COVERED.
     """
-    noise, steps = release.noise_multiplier or 0.0, release.steps
+    noise, steps = min(release.noise_multiplier or 0.0, NOISE_MAX), release.steps
     match release.mechanism:
         case "gaussian" | "poisson_gaussian" if release.sample_rate == 1.0:
             # As in dp-accounting's PLDAccountant: full-batch steps are one Gaussian, less noisy.

@@ -18,6 +18,13 @@ OVER_ANY_LIMIT: Final = Fraction(10**36)
 _SERIES_ROUNDING: Final = 1 + Fraction(1, 10**11)
 """Covers the rounding errors of the subsampled series (under 1e-12 of its value)."""
 
+_SERIES_NOISE_MAX: Final = 1.0e100
+"""Above it a term of the series has fewer digits than a float should, or none."""
+
+_SERIES_LEAST: Final = 1.0e-299
+_SERIES_LEAST_LOG: Final = -690.0
+"""e to this is below `_SERIES_LEAST`, which stands for anything smaller: noise never costs 0."""
+
 _LAPLACE_DIGITS: Final = 60
 _LAPLACE_ROUNDING: Final = 1 + Fraction(1, 10**20)
 """The logarithm's argument is 1 + x with x above 1e-24: of 60 digits more than 30 are left."""
@@ -43,8 +50,8 @@ def rdp_per_step(release: Release, order: int) -> Fraction | None:
         case "gaussian" | "discrete_gaussian":
             return _gaussian(noise, order)
         case "poisson_gaussian":
-            if release.sample_rate == 1.0:
-                return _gaussian(noise, order)
+            if release.sample_rate == 1.0 or noise > _SERIES_NOISE_MAX:
+                return _gaussian(noise, order)  # a sample never costs more than all records
             rdp = subsampled_rdp(release.sample_rate, noise, order)
             return Fraction(rdp) * _SERIES_ROUNDING if math.isfinite(rdp) else OVER_ANY_LIMIT
         case "laplace":
@@ -98,6 +105,8 @@ def subsampled_rdp(sample_rate: float, noise_multiplier: float, order: int) -> f
     if math.isinf(top):
         return max(0.0, top)
     log_excess = top + math.log(math.fsum(math.exp(value - top) for value in logs))
+    if log_excess < _SERIES_LEAST_LOG:
+        return _SERIES_LEAST
     # log(1 + e^x) without overflow.
     log_a = max(log_excess, 0.0) + math.log1p(math.exp(-abs(log_excess)))
     return (math.exp(log_excess) if log_excess < -40.0 else log_a) / (order - 1)

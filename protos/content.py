@@ -102,11 +102,13 @@ def naming(path: Path) -> Iterator[None]:
 def write_durable(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Write beside `path`, sync, rename over it, sync the folder: whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with naming(path):
+    with contextlib.ExitStack() as undo, naming(path):
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        undo.callback(beside.unlink, missing_ok=True)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        undo.pop_all()
     beside.replace(path)
     sync_directory(path.parent)

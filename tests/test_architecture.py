@@ -88,6 +88,7 @@ UNUSED_WHILE_SERVING = {"rich", "pygments", "ssl", "_ssl", "_hashlib", "attr"}
 def test_an_idle_agent_loads_none_of_the_heavy_libraries() -> None:
     """Its memory is the machine's: torch and numpy belong to the worker of a job."""
     heavy = {"torch", "numpy", "scipy", "pyarrow", "pandas", "sqlalchemy", "dp_accounting", "pygal"}
+    heavy.add("opentelemetry")
     loaded = loaded_by("agent run", "feddp.logging, node_agent.agent")
     assert loaded & (heavy | UNUSED_WHILE_SERVING | {"alembic", "jsonschema"}) == set()
 
@@ -95,6 +96,7 @@ def test_an_idle_agent_loads_none_of_the_heavy_libraries() -> None:
 def test_a_coordinator_starts_without_what_only_some_calls_need() -> None:
     """Its start is what every agent waits for; it loads the rest when somebody asks for it."""
     later = {"alembic", "mako", "jsonschema", "referencing", "dp_accounting", "scipy", "torch"}
+    later |= {"opentelemetry", "coordinator.alert_webhook"}
     loaded = loaded_by("coordinator serve", "feddp.logging, coordinator.server")
     assert loaded & (later | (UNUSED_WHILE_SERVING - {"ssl", "_ssl", "_hashlib"})) == set()
 

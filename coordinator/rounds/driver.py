@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from coordinator.jobspec import Job
 from coordinator.metrics import EntryKind, Metrics
 from coordinator.pausing import Pausing
+from coordinator.round_traces import RoundTraces, place_of
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
 from coordinator.rounds import machine, participation, turn_order
@@ -26,6 +27,7 @@ from coordinator.rounds.phases import (
     AttemptState,
     Course,
     Ended,
+    Phase,
     RoundRecord,
     Selecting,
     Training,
@@ -38,6 +40,7 @@ from coordinator.store import ledger
 from coordinator.store.booking import Books
 from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord
+from protos import tracing
 from protos.errors import FeddpError, InvariantBroken, NotFound, TooLate, Unavailable, WrongPhase
 
 log = structlog.get_logger(__name__)
@@ -62,6 +65,7 @@ class Rounds:
         self._sessions = sessions
         self._effects = effects
         self._metrics = metrics
+        self.traces = RoundTraces()
         self._answers = Answers(sessions, self.taken, pausing)
         self._turns = TurnTaker(database, self._answers, self._keep, self._commit, self._caught_up)
         self._live: dict[str, LiveJob] = {}
@@ -226,7 +230,8 @@ class Rounds:
                 do="the ledger of its account is damaged, and the charge stays reserved there; run "
                 "`feddp budget verify` and restore the database from a backup",
             )
-        self._tell(live, turn)
+        with tracing.within(place_of(live.job_id, turn.phase.course, _round_of(turn.phase))):
+            self._tell(live, turn)
         for record in live.rounds()[-1:]:
             self._index(live, record.attempts)
         if turn.taken:
@@ -246,12 +251,16 @@ class Rounds:
                 "job_phase",
                 job_id=live.job_id,
                 phase=type(phase).__name__.lower(),
-                round=len(phase.course.done) + (0 if isinstance(phase, Ended) else 1),
+                round=_round_of(phase),
             )
         if isinstance(phase, Ended) and not isinstance(before, Ended):
             log.info("job_ended", job_id=live.job_id, status=phase.status, message=phase.message)
+            if phase.unfinished is not None:
+                cut = phase.unfinished
+                self.traces.over(live.job_id, phase.course, cut, phase.status, phase.ended_at_s)
         for done in phase.course.done[len(before.course.done) :]:
             self._count_round(done)
+            self.traces.over(live.job_id, phase.course, done, "published", done.published_at_s)
             for attempt in done.attempts:
                 live.statements.pop(attempt.attempt_id, None)
             if done.number % participation.LEFT_OUT_ROUNDS == 0:
@@ -301,7 +310,8 @@ class Rounds:
         if self._stopping:
             work.close()
             return
-        task = asyncio.create_task(work)
+        with tracing.within(None):  # it goes on for longer than whatever asked for it
+            task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -317,7 +327,8 @@ class Rounds:
                 if isinstance(command, c.InsideCommand):
                     await self.apply(live, command)
                     return
-                reply = await self._effects.run(live, command)
+                with self.traces.doing(live, command):
+                    reply = await self._effects.run(live, command)
                 if reply is not None:
                     await self.apply(live, reply)
                 return
@@ -428,6 +439,11 @@ class Rounds:
         if now_s >= phase.deadline_at_s and not phase.deadline_passed:
             due.append(e.DeadlinePassed(phase.round.number))
         return due
+
+
+def _round_of(phase: Phase) -> int:
+    """The round that is under way, or was last."""
+    return len(phase.course.done) + (0 if isinstance(phase, Ended) else 1)
 
 
 def _frees_nodes(one: Taken) -> bool:

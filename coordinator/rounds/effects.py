@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from coordinator import aggregation
 from coordinator.blobs import BlobStore
 from coordinator.pausing import Pausing
+from coordinator.round_traces import order_place
 from coordinator.rounds import bounds, convergence, planner
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
@@ -173,6 +174,7 @@ def work_order(
     """The order that an attempt's node gets."""
     job, offer, signed = live.job, attempt.offer, live.record.mandate
     statement = reserve_statement(live, phase.round.number, e.Grant(attempt.attempt_id, offer))
+    place = order_place(live, phase.round.number, attempt.attempt_id)
     return federation.WorkOrder(
         attempt_id=attempt.attempt_id,
         job_id=live.job_id,
@@ -202,6 +204,7 @@ def work_order(
         priority=job.priority,
         update_dtype=job.update_dtype,
         mandate=mandates_pb2.SignedMandate.FromString(signed) if signed else None,
+        traceparent=place.traceparent if place is not None else "",
     )
 
 

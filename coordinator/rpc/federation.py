@@ -18,7 +18,7 @@ from coordinator.rounds.driver import Rounds
 from coordinator.rounds.effects import reserve_statement, round_order
 from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import Attempt, AttemptState, RoundRecord
-from coordinator.rpc.gate import REPEAT_LOG_S, Context, caller, peer
+from coordinator.rpc.gate import REPEAT_LOG_S, Context, caller, peer, traceparent
 from coordinator.rpc.greeting import check_hello, greet
 from coordinator.sessions import NodeSession, Sessions
 from coordinator.store import certificates, ledger, people
@@ -160,6 +160,7 @@ class FederationService(pb_grpc.FederationServicer):
             case "order_accepted":
                 accepted = message.order_accepted
                 live, record, attempt = await self.rounds.find(accepted.attempt_id, node)
+                self._heard(live, record, accepted)
                 statement = statement_of(live, record, attempt)
                 await self._check(node, statement, accepted.reserve_signature)
                 self.rounds.note(
@@ -168,6 +169,7 @@ class FederationService(pb_grpc.FederationServicer):
             case "order_refused":
                 refused = message.order_refused
                 live, record, attempt = await self.rounds.find(refused.attempt_id, node)
+                self._heard(live, record, refused)
                 if not refused.void_signature:
                     # Not proven unopened, so it is charged; that needs nobody's signature.
                     await self.rounds.apply(
@@ -195,6 +197,7 @@ class FederationService(pb_grpc.FederationServicer):
             case "no_update":
                 empty = message.no_update
                 live, record, attempt = await self.rounds.find(empty.attempt_id, node)
+                self._heard(live, record, empty)
                 statement = statement_of(live, record, attempt).resolved("post")
                 await self._check(node, statement, empty.post_signature)
                 if empty.reserve_signature:
@@ -211,6 +214,14 @@ class FederationService(pb_grpc.FederationServicer):
                 pass
             case _:
                 raise Malformed("MESSAGE_UNKNOWN", "an agent message of no known kind")
+
+    def _heard(
+        self,
+        live: LiveJob,
+        record: RoundRecord,
+        said: pb.OrderAccepted | pb.OrderRefused | pb.NoUpdate,
+    ) -> None:
+        self.rounds.traces.heard(live, record.number, said.attempt_id, said.traceparent)
 
     def _answer(self, node: str, attempt_id: str, live: LiveJob) -> None:
         """Tell the node how the attempt is booked, so that it can let go of it."""
@@ -246,6 +257,15 @@ class FederationService(pb_grpc.FederationServicer):
         """See federation.proto."""
         node = caller().node
         live, record, attempt = await self.rounds.find(request.attempt_id, node)
+        with self.rounds.traces.serving(
+            "take", live, record.number, request.attempt_id, node, traceparent(context)
+        ):
+            return await self._submitted(live, record, attempt, request)
+
+    async def _submitted(
+        self, live: LiveJob, record: RoundRecord, attempt: Attempt, request: pb.SubmitUpdateRequest
+    ) -> pb.SubmitUpdateResponse:
+        node = attempt.node
         if attempt.state is AttemptState.RECEIVED:
             if attempt.digest != request.digest:
                 raise Conflict(

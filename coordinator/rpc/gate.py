@@ -19,7 +19,7 @@ from certs.peer import Peer
 from coordinator.authz import WITHOUT_CERTIFICATE, Caller, allow
 from coordinator.identities import Identities
 from coordinator.metrics import Metrics
-from protos import status
+from protos import status, tracing
 from protos.errors import FeddpError, Internal, NotAllowed, Unauthenticated
 
 log = structlog.get_logger(__name__)
@@ -41,6 +41,12 @@ _peer: contextvars.ContextVar[Peer] = contextvars.ContextVar("peer")
 def caller() -> Caller:
     """Who called the rpc that is being served."""
     return _caller.get()
+
+
+def traceparent(context: Context) -> str:
+    """Where the caller says that it stands in a trace; empty where it says nothing."""
+    said = [value for name, value in context.invocation_metadata() or () if name == tracing.HEADER]
+    return said[0] if len(said) == 1 and isinstance(said[0], str) else ""
 
 
 def peer() -> Peer:

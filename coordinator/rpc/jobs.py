@@ -17,12 +17,13 @@ from coordinator.pausing import REASON as PAUSED
 from coordinator.pausing import Pausing, said
 from coordinator.rounds.driver import Rounds
 from coordinator.rounds.live import LiveJob, job_to_json
-from coordinator.rpc.gate import Context, caller
+from coordinator.rpc.gate import Context, caller, traceparent
 from coordinator.store import jobs as job_store
 from coordinator.store import ledger, limits, people
 from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord
 from coordinator.submissions import check_published, unavailable, waited_for
+from protos import tracing
 from protos.errors import Conflict, Malformed, NotAllowed, NotFound
 from protos.feddp.v1 import jobs_pb2 as pb
 from protos.feddp.v1 import jobs_pb2_grpc as pb_grpc
@@ -49,6 +50,11 @@ class JobsService(pb_grpc.JobsServicer):
         self, request: pb.SubmitJobRequest, context: Context
     ) -> pb.SubmitJobResponse:
         """See jobs.proto."""
+        said = tracing.parse(traceparent(context))
+        with tracing.span("start", said, {}, place=None if said else tracing.new_trace()):
+            return await self._submitted(request)
+
+    async def _submitted(self, request: pb.SubmitJobRequest) -> pb.SubmitJobResponse:
         who = caller()
         _check_request_id(request.request_id)
         before = await self.database.read(

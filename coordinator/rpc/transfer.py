@@ -8,6 +8,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -17,12 +18,12 @@ from coordinator.metrics import Metrics
 from coordinator.rounds.driver import Rounds
 from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import AttemptState, Training
-from coordinator.rpc.gate import Context, caller
+from coordinator.rpc.gate import Context, caller, traceparent
 from coordinator.rpc.turns import Incoming, Turns
 from coordinator.store import jobs as job_store
 from coordinator.store.database import Database
 from coordinator.uploads import Appending
-from protos import chunks
+from protos import chunks, tracing
 from protos.content import CHUNK_BYTES, RANGE_BYTES, is_digest, read_cached
 from protos.errors import Malformed, NotAllowed, TooLate
 from protos.feddp.v1 import transfer_pb2 as pb
@@ -150,8 +151,20 @@ class TransferService(pb_grpc.TransferServicer):
             durable, complete = await self._in_thread(self.blobs.received, owner, header.digest)
             if not complete:
                 receiving = Receiving(owner, header, messages, context)
-                durable, complete = await self._receive(receiving, first)
+                with await self._traced(header.attempt_id, context):
+                    durable, complete = await self._receive(receiving, first)
         return _answer(durable, complete=complete)
+
+    async def _traced(
+        self, attempt_id: str, context: Context
+    ) -> AbstractContextManager[tracing.Place | None]:
+        """The span of one range of an update; of a job's first model none."""
+        node = caller().node
+        if not attempt_id or not node or not tracing.is_on():
+            return nullcontext()
+        live, record, _ = await self.rounds.find(attempt_id, node)
+        said = traceparent(context)
+        return self.rounds.traces.serving("receive", live, record.number, attempt_id, node, said)
 
     async def _receive(self, receiving: Receiving, first: Message) -> tuple[int, bool]:
         """(durable bytes, whether they are all and right) after the messages of one call."""

@@ -118,13 +118,16 @@ def join(
 def run(
     folder: Folder,
     log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
+    log_format: Annotated[
+        str, typer.Option(help="json, text, or auto: JSON unless stderr is a terminal.")
+    ] = "auto",
 ) -> None:
     """Run the agent until SIGTERM. It opens connections to the coordinator and accepts none."""
     with loading():
-        from feddp.logging import configure_logging
+        from feddp.logging import configure_logging, json_asked
         from node_agent.agent import run as run_agent
 
-    configure_logging(log_level)
+    configure_logging(log_level, json=json_asked(log_format))
     run_agent(folder)
 
 

@@ -11,6 +11,7 @@ from feddp.cli import (
     coordinator_backup,
     coordinator_gateway,
     coordinator_pause,
+    coordinator_replica,
     output,
 )
 from feddp.cli.failures import FAILED
@@ -24,6 +25,7 @@ app.command()(coordinator_gateway.gateway)
 app.command()(coordinator_backup.backup)
 app.command()(coordinator_pause.pause)
 app.command()(coordinator_pause.resume)
+app.command("copy-keys")(coordinator_replica.copy_keys)
 
 Port = Annotated[int, typer.Option(min=1, max=65535)]
 Config = Annotated[
@@ -105,10 +107,13 @@ def serve(config: Config = None, folder: Folder = None) -> None:
     with loading():
         from coordinator.config import load_config
         from coordinator.server import serve as serve_installation
-        from feddp.logging import configure_logging
+        from feddp.logging import configure_logging, json_asked
 
     path = config_path(config, folder)
     configure_logging(load_config(path, os.environ).monitoring.log_level)
+    path = config_path(config, folder)
+    monitoring = load_config(path, os.environ).monitoring
+    configure_logging(monitoring.log_level, json=json_asked(monitoring.log_format))
     serve_installation(path)
 
 

@@ -64,19 +64,25 @@ def submit(
     was signed, until the signature ends, and nothing else in its name.
     """
     with connect(folder, profile) as client:
+        from feddp.cli.traced import traced
         from feddp.signing import Caps
 
         named = tuple(filter(None, (one.strip() for one in nodes.split(","))))
-        job = client.submit(file, seed, Caps(named, int(valid_days * 86_400), epsilon_max))
+        with traced("submit") as trace:
+            job = client.submit(file, seed, Caps(named, int(valid_days * 86_400), epsilon_max))
+            trace.about["job_id"] = job.job_id
         if not as_json:
             output.line(f"job {job.job_id} submitted, {_signature(job)}")
+            if trace.trace_id:
+                output.line(f"trace {trace.trace_id}")
             for warning in job.warnings:
                 output.line(f"warning: {warning}")
         if watch:
             _follow(client, job.job_id, report, "json-end" if as_json else "people")
             return
     if as_json:
-        output.print_json(output.as_dict(job))
+        traced_as = {"trace_id": trace.trace_id} if trace.trace_id else {}
+        output.print_json({**output.as_dict(job), **traced_as})
     elif job.phase == "ended":
         why = f": {job.message}" if job.message else ""
         output.line(f"job {job.job_id} has ended: {job.status}{why}")

@@ -180,7 +180,7 @@ def revoke(
     """Revoke every certificate of a node for good, and cut its connections within 5 s."""
     with connect(folder, profile) as client:
         node = client.revoke(name)
-    _changed(node, "revoked; only a new token and its steward's word bring it back", as_json)
+    _changed(node, "revoked; a new token (--rejoin) and its steward's word bring it back", as_json)
 
 
 def _status(node: "Node") -> str:
@@ -195,8 +195,8 @@ def _settles(node: "Node") -> str:
     return {
         "disabled": f"feddp node enable {name}",
         "quarantined": f"feddp node release {name}, once only the right one runs",
-        "revoked": f"feddp node token {name}: it joins again in its folder, and its steward "
-        "confirms that",
+        "revoked": f"feddp node token {name} --rejoin; the hospital: feddp agent join TOKEN "
+        "--again --dir its folder; its steward confirms that",
     }.get(node.status, "")
 
 

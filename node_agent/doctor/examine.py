@@ -83,6 +83,8 @@ def examine(
         say: takes lines on what is under way.
     """
     yield from _outside(patient, hold_s, say)
+    if patient.identity is None:
+        yield from skipped("only joining tries it, which uses it up", "token")
     folder, identity = patient.folder, patient.identity
     if folder is not None:
         yield machine.check_account(folder)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from node_agent.session.machine import step
 from node_agent.session.messages import message_of
 from node_agent.session.publication import Publication
 from node_agent.session.recovery import recover
+from node_agent.session.traces import AttemptTraces
 from node_agent.session.training import Training
 from node_agent.session.witness import Witness
 from node_agent.spool import Spool
@@ -34,6 +35,7 @@ from node_agent.state import State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import TaskInfo
 from node_agent.transfer import Transfers
+from protos import tracing
 from protos.errors import FeddpError
 from protos.failures import told
 from protos.feddp.v1 import federation_pb2 as pb
@@ -55,6 +57,7 @@ class Parts:
         channel: to the coordinator at `address`, "host:port".
         tasks: the installed tasks.
         unavailable: data set -> why it cannot be used now, as the coordinator may know it.
+        traces: the spans of this process.
     """
 
     channel: grpc.aio.Channel
@@ -69,6 +72,7 @@ class Parts:
     limits: Limits
     tasks: Callable[[], Mapping[str, TaskInfo]]
     unavailable: Callable[[], Mapping[str, str]] = dict
+    traces: AttemptTraces = field(default_factory=AttemptTraces)
 
 
 class Driver:
@@ -91,6 +95,7 @@ class Driver:
             self._clock,
             offer_model=self._transfers.offer,
             refused=self._note_refused,
+            traced=parts.traces.ordered,
         )
         self._failures = Failures(parts.logs)
         self._training = Training(
@@ -105,6 +110,7 @@ class Driver:
             dispatch=self._dispatch,
             wanted=lambda attempt_id: self._agent.find(attempt_id) is not None,
             clock=self._clock,
+            traces=parts.traces,
         )
         self._witness = Witness(
             parts.channel,
@@ -177,6 +183,8 @@ class Driver:
                 self._witness.soon()
             case e.Disconnected():
                 self._note_connected("")
+            case e.DataOpened(attempt_id, at_s, outcome_s):
+                self._parts.traces.opened(attempt_id, at_s, outcome_s)
         for command in asked:
             self._carry_out(command)
 
@@ -259,8 +267,11 @@ class Driver:
 
     def _carry_out(self, command: c.Command) -> None:
         match command:
-            case c.SendHeartbeat() | c.SendAccepted() | c.SendRefused() | c.SendNoUpdate():
-                self._link.send(message_of(command))
+            case c.SendHeartbeat() | c.SendAccepted() | c.SendRefused():
+                self._link.send(message_of(command, self._parts.traces.traceparent))
+            case c.SendNoUpdate(attempt_id):
+                self._parts.traces.released(attempt_id)
+                self._link.send(message_of(command, self._parts.traces.traceparent))
             case c.SendHello(open_attempts):
                 self._spawn(self._say_hello(open_attempts))
             case c.Reconnect():
@@ -279,13 +290,15 @@ class Driver:
             case c.ScheduleOutcome(attempt_id, at_s):
                 self._at(at_s, e.TickReached(attempt_id))
             case c.UploadAndSubmit(attempt_id):
+                self._parts.traces.released(attempt_id)
                 if self._delivery.begins(attempt_id):
-                    self._spawn(self._delivery.hand_in(command), attempt_id)
+                    self._spawn(self._hand_in(command), attempt_id)
             case c.Abandon(attempt_id):
                 for task in self._of_attempt.pop(attempt_id, set()):
                     if task is not asyncio.current_task():
                         task.cancel()
             case c.CloseAttempt(attempt_id, outcome):
+                self._parts.traces.closed(attempt_id, outcome)
                 self._spawn(self._delivery.close(attempt_id, outcome))
             case c.StopWorker(job_id):
                 self._training.stop(job_id)
@@ -296,7 +309,8 @@ class Driver:
 
     def _spawn(self, work: Coroutine[Any, Any, None], attempt_id: str = "") -> None:
         try:
-            task = self._group.create_task(work)
+            with tracing.within(None):  # it goes on for longer than whatever asked for it
+                task = self._group.create_task(work)
         except RuntimeError:
             # The agent is ending on an error; what is left is in the state database.
             work.close()
@@ -314,7 +328,15 @@ class Driver:
         if outbox is not None:
             outbox.put_nowait(pb.AgentMessage(hello=message))
 
+    async def _hand_in(self, command: c.UploadAndSubmit) -> None:
+        with self._parts.traces.span("upload", command.attempt_id):
+            await self._delivery.hand_in(command)
+
     async def _judge(self, order: Order) -> None:
+        with self._parts.traces.span("admission", order.attempt_id):
+            await self._judge_now(order)
+
+    async def _judge_now(self, order: Order) -> None:
         decision: Decision = await self._parts.ledger.run(self._parts.admission.decide, order)
         attempt_id, fields = order.attempt_id, _fields(order)
         match decision:
@@ -331,7 +353,8 @@ class Driver:
 
     async def _fetch(self, order: Order) -> None:
         try:
-            await self._transfers.fetch(order.base_model_digest, order.base_model_bytes)
+            with self._parts.traces.span("download", order.attempt_id):
+                await self._transfers.fetch(order.base_model_digest, order.base_model_bytes)
         except FeddpError as error:
             log.error("model_unavailable", reason=error.reason, **_fields(order))
             message = f"The round's model could not be fetched: {error.reason}."

@@ -48,6 +48,7 @@ class Link:
         sleep: waits so many seconds.
         offer_model: takes the digest and the bytes of a small model that came with an order.
         refused: takes why the coordinator gives no session.
+        traced: takes an attempt's id and where its order stands in a trace.
 
     Attributes:
         outbox: of the stream that is spoken on; None while there is none.
@@ -64,6 +65,7 @@ class Link:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         offer_model: Callable[[str, bytes], None] = lambda _digest, _data: None,
         refused: Callable[[FeddpError], None] = lambda _error: None,
+        traced: Callable[[str, str], None] = lambda _attempt_id, _traceparent: None,
     ) -> None:
         self.outbox: Outbox | None = None
         self.newest: Outbox | None = None
@@ -75,6 +77,7 @@ class Link:
         self._sleep = sleep
         self._offer_model = offer_model
         self._refused = refused
+        self._traced = traced
         self._backoff = Backoff()
         self._enough = asyncio.Event()
         self._renewed = asyncio.Event()
@@ -215,6 +218,7 @@ class Link:
             case "work_order":
                 order = message.work_order
                 self._offer_model(order.base_model_digest, order.base_model)
+                self._traced(order.attempt_id, order.traceparent)
                 self._dispatch(_order(message.work_order))
             case "attempt_closed":
                 attempt_id, outcome = _closed(message.attempt_closed)
@@ -267,8 +271,8 @@ _ADVICE: Final = {
     "coordinator_unreachable": "the agent goes on trying; `feddp agent doctor` says whether it "
     "is the name, the firewall, the proxy, this machine's clock, a TLS inspection or the "
     "coordinator",
-    "node_shut_out": "the agent goes on trying; ask the coordinator's operator, or join again "
-    "with a new token",
+    "node_shut_out": "the agent goes on trying; ask the coordinator's operator, who may send a new "
+    "token: `feddp agent join TOKEN --again`",
     "identity_in_use": "the agent goes on trying; if another machine has a copy of this folder, "
     "stop one of the two",
     "session_refused": "the agent goes on trying; compare the versions of agent and coordinator",

@@ -17,8 +17,10 @@ from node_agent.launchers.base import Limits, StartWorker, Worker, WorkerDied
 from node_agent.orders import Order
 from node_agent.session import events as e
 from node_agent.session.ledger_thread import LedgerThread
+from node_agent.session.traces import AttemptTraces
 from node_agent.spool import Spool
 from node_agent.state import State
+from protos import tracing
 from protos.failures import told
 
 log = structlog.get_logger(__name__)
@@ -87,6 +89,7 @@ class Training:
         dispatch: takes the events that answer `OpenAndTrain`.
         wanted: whether an attempt is still to be worked at.
         clock: seconds; goes on across restarts.
+        traces: the spans of this process.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class Training:
         dispatch: Callable[[e.Event], None],
         wanted: Callable[[str], bool],
         clock: Callable[[], float],
+        traces: AttemptTraces,
     ) -> None:
         self._failures = failures
         self._state = state
@@ -115,6 +119,7 @@ class Training:
         self._dispatch = dispatch
         self._wanted = wanted
         self._clock = clock
+        self._traces = traces
         self._turn = asyncio.Lock()
         self._workers: dict[str, tuple[Worker, dict[str, Any]]] = {}
         self._ending: set[asyncio.Task[None]] = set()
@@ -124,22 +129,9 @@ class Training:
         async with self._turn:
             if not self._wanted(order.attempt_id):
                 return
-            terms = await self._ledger.run(self._admission.terms, order)
             try:
-                if isinstance(terms, Refusal):
-                    raise Impossible(terms.reason, terms.message)
-                worker = await self._ready_worker(order, terms)
-                rehearsal_s = await self._check_model(worker, order)
-                self._check_time(order, terms.tick_s, rehearsal_s, due_at_s - self._clock())
-                # Getting ready took a while, and the steward may have changed the rules meanwhile.
-                newer = await self._ledger.run(self._admission.terms, order)
-                if isinstance(newer, Refusal):
-                    raise Impossible(newer.reason, newer.message)
-                if newer != terms:
-                    raise Impossible(
-                        "POLICY_CHANGED",
-                        "The node's policy changed while the order was prepared; order again.",
-                    )
+                with self._traces.span("prepare", order.attempt_id):
+                    worker, terms, rehearsal_s = await self._made_ready(order, due_at_s)
             except Impossible as error:
                 await asyncio.to_thread(self._spool.drop_out, order.attempt_id)
                 self._dispatch(
@@ -157,8 +149,29 @@ class Training:
                 self.stop(order.job_id)
                 return
             self._dispatch(e.DataOpened(order.attempt_id, at_s, outcome_s))
-            digest, size, failure = await self._train(worker, order, outcome_s)
-            await self._end(order, digest, size, failure, shares=terms.share_failure_class)
+            with self._traces.work("work", order.attempt_id):
+                digest, size, failure = await self._train(worker, order, outcome_s)
+            with self._traces.work("spool", order.attempt_id):
+                await self._end(order, digest, size, failure, shares=terms.share_failure_class)
+
+    async def _made_ready(self, order: Order, due_at_s: float) -> tuple[Worker, Terms, float]:
+        """The worker, what the policy says now, and seconds that a rehearsal took."""
+        terms = await self._ledger.run(self._admission.terms, order)
+        if isinstance(terms, Refusal):
+            raise Impossible(terms.reason, terms.message)
+        worker = await self._ready_worker(order, terms)
+        rehearsal_s = await self._check_model(worker, order)
+        self._check_time(order, terms.tick_s, rehearsal_s, due_at_s - self._clock())
+        # Getting ready took a while, and the steward may have changed the rules meanwhile.
+        newer = await self._ledger.run(self._admission.terms, order)
+        if isinstance(newer, Refusal):
+            raise Impossible(newer.reason, newer.message)
+        if newer != terms:
+            raise Impossible(
+                "POLICY_CHANGED",
+                "The node's policy changed while the order was prepared; order again.",
+            )
+        return worker, terms, rehearsal_s
 
     def stop(self, job_id: str) -> None:
         """End a job's worker, whatever it does; the job's next attempt gets a new one."""
@@ -226,9 +239,11 @@ class Training:
             "base_model_digest": order.base_model_digest,
             "out": str(self._spool.out(order.attempt_id)),
             "update_dtype": order.update_dtype,
+            "traceparent": _traceparent(tracing.here()),
         }
         try:
             answer = await worker.request(request)
+            self._traces.worked(tracing.here(), answer, order.attempt_id)
         except (WorkerDied, OSError) as error:
             log.error("worker_failed", job_id=order.job_id, detail=str(error))
             self.stop(order.job_id)
@@ -269,12 +284,14 @@ class Training:
             "max_grad_norm": order.max_grad_norm,
             "proximal_mu": order.proximal_mu,
             "update_dtype": order.update_dtype,
+            "traceparent": _traceparent(tracing.here()),
         }
         fields = {"job_id": order.job_id, "round": order.round, "attempt_id": order.attempt_id}
         try:
             limit_s = outcome_s * TRAINING_SHARE if outcome_s > 0 else None
             async with asyncio.timeout(limit_s):
                 answer = await worker.request(request)
+            self._traces.worked(tracing.here(), answer, order.attempt_id)
             if answer.get("op") != "trained":
                 detail = str(answer.get("detail", ""))
                 log.warning("no_update", detail=detail, **fields)
@@ -343,3 +360,8 @@ class Training:
                 self._spool.drop_update(digest)
             return digest, signature
         return "", self._state.lose(attempt_id)
+
+
+def _traceparent(place: tracing.Place | None) -> str:
+    """For the worker, whose log lines say the same span; empty for none."""
+    return place.traceparent if place is not None else ""

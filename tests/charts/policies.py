@@ -5,6 +5,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from tests.charts.rendering import Object
+from tests.charts.replica_policies import (
+    one_goes_at_a_time,
+    replicas_on_machines_of_their_own,
+    replicas_reach_each_other,
+)
 
 Policy = Callable[[list[Object]], list[str]]
 
@@ -252,6 +257,9 @@ POLICIES: Final[dict[str, Policy]] = {
         default_deny,
         nobody_by_default,
         spread,
+        replicas_reach_each_other,
+        replicas_on_machines_of_their_own,
+        one_goes_at_a_time,
         disruption_budget,
         volumes_are_kept,
         no_secret_in_the_clear,

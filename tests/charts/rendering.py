@@ -82,6 +82,28 @@ POSTGRESQL: Final[Values] = {
     },
     "imagePullSecrets": ["registry"],
 }
+STORE: Final[Values] = {
+    "coordinator": {
+        "objectStore": {
+            "url": "s3://feddp/models",
+            "credentialsSecret": {"name": "feddp-store"},
+        }
+    }
+}
+REPLICAS: Final[Values] = {
+    "coordinator": {
+        "replicas": 3,
+        "database": {"kind": "postgresql", "urlSecret": {"name": "feddp-database"}},
+        "objectStore": {
+            "url": "s3://feddp",
+            "endpoint": "https://s3.example:8333",
+            "credentialsSecret": {"name": "feddp-store"},
+            "peers": [{"namespace": "storage"}],
+            "port": 8333,
+        },
+        "installation": {"secretName": "feddp-installation"},
+    }
+}
 WATCHED: Final[Values] = {
     "monitoring": {
         "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
@@ -119,10 +141,13 @@ MATRIX: Final[dict[str, Values]] = {
     "passthrough": merged(COORDINATOR, ISTIO, WATCHED, {"istio": {"sidecar": True}}),
     "terminate": merged(COORDINATOR, TERMINATE, WATCHED),
     "postgresql": merged(COORDINATOR, ISTIO, POSTGRESQL, WATCHED),
+    "object-store": merged(COORDINATOR, ISTIO, STORE),
+    "replicas": merged(COORDINATOR, ISTIO, REPLICAS, WATCHED, {"istio": {"sidecar": True}}),
+    "replicas-terminate": merged(COORDINATOR, TERMINATE, REPLICAS),
     "without-istio": merged(COORDINATOR, CLIENTS, EXPOSED),
     "agent": merged({"coordinator": {"enabled": False}}, AGENT),
     "full-agent": merged({"coordinator": {"enabled": False}}, AGENT, FULL_AGENT),
-    "everything": merged(COORDINATOR, TERMINATE, POSTGRESQL, WATCHED, AGENT, FULL_AGENT),
+    "everything": merged(COORDINATOR, TERMINATE, POSTGRESQL, REPLICAS, WATCHED, AGENT, FULL_AGENT),
 }
 
 

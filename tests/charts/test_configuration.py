@@ -13,6 +13,7 @@ from tests.charts.rendering import (
     COORDINATOR,
     ISTIO,
     MATRIX,
+    REPLICAS,
     ROOT,
     Values,
     merged,
@@ -23,6 +24,7 @@ from tests.charts.rendering import (
 
 FOLDER = Path("/var/lib/feddp/installation")
 URL = "postgresql+psycopg://feddp:word@database.example:5432/feddp"
+POD_IP = "fd00:10::7"
 WITH_COORDINATOR = [case for case in MATRIX if not case.endswith("agent")]
 
 
@@ -33,7 +35,11 @@ def loaded(found: list[dict[str, Any]], folder: Path) -> CoordinatorConfig:
     (container,) = named(found, "StatefulSet", "fed-feddp-coordinator")["spec"]["template"]["spec"][
         "containers"
     ]
-    environment = {one["name"]: one.get("value", URL) for one in container["env"]}
+    given = {"FEDDP_STORAGE__DATABASE_URL": URL, "FEDDP_SERVER__REPLICA_HOST": POD_IP}
+    environment = {
+        one["name"]: one["value"] if "value" in one else given.get(one["name"], "from a Secret")
+        for one in container["env"]
+    }
     return load_config(folder / "coordinator.yaml", environment)
 
 
@@ -87,6 +93,41 @@ def test_sqlite_lies_on_the_volume_and_postgresql_comes_from_the_secret(tmp_path
     text = yaml.safe_dump(named(found, "ConfigMap"))
     assert "postgresql+" not in text
     assert "sqlite" not in text
+
+
+def test_models_go_to_the_store_with_credentials_from_its_secret(tmp_path: Path) -> None:
+    """With one pod, too; no key of the store stands in the ConfigMap, and a region need not be."""
+    found = of("replicas")
+    storage = loaded(found, tmp_path).storage
+    assert (storage.blob_url, storage.blob_endpoint) == ("s3://feddp", "https://s3.example:8333")
+    alone = loaded(of("object-store"), tmp_path)
+    assert (alone.storage.blob_url, alone.storage.blob_endpoint) == ("s3://feddp/models", "")
+    assert alone.server.replica_host == ""
+    spec = named(found, "StatefulSet")["spec"]["template"]["spec"]
+    check = next(one for one in spec["initContainers"] if one["name"] == "check")
+    for container in (check, *spec["containers"]):
+        references = {
+            one["name"]: one["valueFrom"]["secretKeyRef"]
+            for one in container["env"]
+            if one["name"].startswith("AWS_")
+        }
+        assert {one["name"] for one in references.values()} == {"feddp-store"}
+        assert all(name == one["key"] for name, one in references.items())
+        assert [name for name, one in references.items() if one.get("optional")] == ["AWS_REGION"]
+    assert "AWS_" not in yaml.safe_dump(named(found, "ConfigMap"))
+    install = next(one for one in spec["initContainers"] if one["name"] == "install")
+    assert not [one["name"] for one in install["env"] if "valueFrom" in one]
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_replicas_tell_each_other_the_pods_address(replicas: int, tmp_path: Path) -> None:
+    """Also one that may become several: their number changes nothing in the pod."""
+    values = merged(COORDINATOR, ISTIO, REPLICAS, {"coordinator": {"replicas": replicas}})
+    assert loaded(objects(values), tmp_path).server.replica_host == POD_IP
+    nothing = {"url": "", "endpoint": "", "credentialsSecret": {"name": ""}, "peers": []}
+    for without in ({"objectStore": nothing}, {"installation": {"secretName": ""}}):
+        one = merged(values, {"coordinator": {"replicas": 1, **without}})
+        assert loaded(objects(one), tmp_path).server.replica_host == ""
 
 
 def test_a_certificate_of_ones_own_is_shown(tmp_path: Path) -> None:

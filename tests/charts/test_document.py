@@ -47,7 +47,7 @@ def commands(text: str) -> set[tuple[str, ...]]:
 def test_each_example_of_the_document_is_taken() -> None:
     """The first is a whole file; the others are over it, or a release of their own."""
     first, *others = [yaml.safe_load(one) for one in EXAMPLES]
-    assert len(others) == 2
+    assert len(others) == 3
     assert len(EXAMPLES[0].splitlines()) == 9
     base: Values = merged(first)
     for values in (base, *(merged(base, one) for one in others if "nodeAgent" not in one)):
@@ -55,6 +55,58 @@ def test_each_example_of_the_document_is_taken() -> None:
     (agent,) = [one for one in others if "nodeAgent" in one]
     kinds = [one["kind"] for one in objects(agent)]
     assert kinds.count("StatefulSet") == 1
+
+
+def test_several_coordinators_of_the_document_get_what_its_commands_make() -> None:
+    """The Secrets by their names and keys, and the names that `init` was given; the key of the URL
+    is the values' default."""
+    first, several = (
+        yaml.safe_load(one) for one in EXAMPLES if "replicas" in one or one is EXAMPLES[0]
+    )
+    found = objects(merged(first, several))
+    made = dict(re.findall(r"create secret generic (feddp-[a-z]+) (\S+)", TEXT))
+    section = TEXT[TEXT.index("## Several coordinators") : TEXT.index("## Istio")]
+    assert {"feddp-database", "feddp-store", "feddp-installation"} <= made.keys()
+    spec = named(found, "StatefulSet")["spec"]["template"]["spec"]
+    (volume,) = [one["secret"] for one in spec["volumes"] if "secret" in one]
+    assert volume["secretName"] == "feddp-installation"
+    keys = {
+        (reference["name"], reference["key"])
+        for one in spec["containers"][0]["env"]
+        if (reference := one.get("valueFrom", {}).get("secretKeyRef"))
+    }
+    assert {name for name, _ in keys} == {"feddp-database", "feddp-store"}
+    assert ("feddp-database", made["feddp-database"].split("=")[1]) in keys
+    for name, key in keys - {("feddp-database", "url")}:
+        assert (name, f"`{key}=`" in section) == ("feddp-store", True)
+    (line,) = [one for one in section.splitlines() if "coordinator init" in one]
+    shown = shlex.split(line)[1:]
+    install = {one["name"]: one.get("value") for one in spec["initContainers"][0]["env"]}
+    options = dict(zip(shown[3::2], shown[4::2], strict=True))
+    assert (options["--host"], options["--enrollment-host"], options["--trust-domain"]) == (
+        install["HOST"],
+        install["ENROLMENT_HOST"],
+        install["TRUST_DOMAIN"],
+    )
+    config = named(found, "ConfigMap")["data"]["coordinator.yaml"]
+    assert yaml.safe_load(config)["server"]["public_port"] == int(options["--port"])
+
+
+@pytest.mark.parametrize(
+    ("case", "on_the_volume"),
+    [
+        ("ten-lines", "the authority's keys, the ledger, the models"),
+        ("postgresql", "the authority's keys, the models"),
+        ("object-store", "the authority's keys, the ledger"),
+        ("replicas", ""),
+    ],
+)
+def test_the_notes_say_what_lies_on_the_volume_alone(case: str, on_the_volume: str) -> None:
+    """And where the operator's profile is: made by the pod, or before by the operator."""
+    notes = render(MATRIX[case])["templates/NOTES.txt"]
+    assert (f"on it alone: {on_the_volume}." in notes) == bool(on_the_volume)
+    assert ("nothing is on the volumes alone" in notes) == (not on_the_volume)
+    assert ("-cf - operator" in notes) == bool(on_the_volume)
 
 
 @pytest.mark.parametrize("case", [*MATRIX, "document"])

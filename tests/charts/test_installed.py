@@ -3,16 +3,12 @@
 Only paths and addresses differ from those in a pod.
 """
 
-import os
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -23,13 +19,12 @@ from feddp.client import Client
 from feddp.demo.processes import choose_ports
 from feddp.profile import Profile
 from node_agent.templates import DATASETS_YAML, POLICY_YAML
+from tests.charts.pods import NAME, Pod, ready
 from tests.charts.rendering import (
     AGENT,
     COORDINATOR,
     ISTIO,
     POSTGRESQL,
-    ROOT,
-    Object,
     merged,
     named,
     objects,
@@ -37,82 +32,9 @@ from tests.charts.rendering import (
 from tests.integration.federation import wait_for
 from tests.node_agent.proxies import ConnectProxy
 
-NAME = "fed-feddp-coordinator"
 FOUND = objects(
     merged(COORDINATOR, ISTIO, AGENT, {"nodeAgent": {"proxy": {"url": "http://proxy.example:1"}}})
 )
-
-
-class Pod:
-    """A pod's containers as processes of this machine.
-
-    Args:
-        folder: stands for the root of the pod's file system.
-        name: of the StatefulSet.
-        environment: over the containers' own: what differs here, and what Secrets hold.
-        found: what was rendered.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        name: str,
-        environment: dict[str, str],
-        found: list[Object] = FOUND,
-    ) -> None:
-        self.folder = folder
-        self._environment = environment
-        self._found = found
-        spec = named(found, "StatefulSet", name)["spec"]["template"]["spec"]
-        self.spec: dict[str, Any] = spec
-        self._containers = {
-            one["name"]: one for one in [*spec["initContainers"], *spec["containers"]]
-        }
-        for path in ("var/lib/feddp", "tmp", "bin", "etc/feddp/steward", "etc/feddp/join"):
-            (folder / path).mkdir(parents=True, exist_ok=True)
-        program = folder / "bin/feddp"
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m feddp "$@"\n')
-        program.chmod(0o755)
-
-    def here(self, text: str) -> str:
-        """Paths of the pod as paths of this machine."""
-        for path in ("/var/lib/feddp", "/etc/feddp"):
-            text = text.replace(path, str(self.folder) + path)
-        return text
-
-    def start(self, name: str) -> subprocess.Popen[str]:
-        """Start a container's command."""
-        container = self._containers[name]
-        environment = {one["name"]: one.get("value", "") for one in container["env"]}
-        environment |= {"HOME": str(self.folder / "tmp")} | self._environment
-        return subprocess.Popen(
-            [self.here(one) for one in [*container["command"], *container.get("args", [])]],
-            env={
-                "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
-                "PYTHONPATH": str(ROOT),
-                **{key: self.here(value) for key, value in environment.items()},
-            },
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def mount_configuration(self) -> Path:
-        """The ConfigMap's file over the one that was installed, as the pod mounts it."""
-        text = named(self._found, "ConfigMap", NAME)["data"]["coordinator.yaml"]
-        for container in [self.spec["initContainers"][1], *self.spec["containers"]]:
-            (mount,) = [one for one in container["volumeMounts"] if one["name"] == "config"]
-            assert mount["subPath"] == "coordinator.yaml"
-        path = Path(self.here(mount["mountPath"]))
-        path.write_text(self.here(text))
-        return path
-
-    def run(self, name: str) -> tuple[int, str]:
-        """A container that ends: its exit code and what it printed."""
-        process = self.start(name)
-        said, _ = process.communicate(timeout=120)
-        return process.returncode, said
 
 
 @pytest.fixture
@@ -128,7 +50,7 @@ def pod(tmp_path: Path, ports: tuple[int, ...]) -> Pod:
     environment = {
         f"FEDDP_SERVER__{name}": str(port) for name, port in zip(names, ports, strict=True)
     }
-    return Pod(tmp_path, NAME, environment | {"FEDDP_SERVER__HOST": "127.0.0.1"})
+    return Pod(tmp_path, NAME, environment | {"FEDDP_SERVER__HOST": "127.0.0.1"}, FOUND)
 
 
 @pytest.fixture
@@ -144,15 +66,6 @@ def serving(pod: Pod, ports: tuple[int, ...]) -> Iterator[subprocess.Popen[str]]
         if process.poll() is None:
             process.kill()
         process.communicate(timeout=30)
-
-
-def ready(port: int) -> bool:
-    """Whether the readiness probe's address answers with success."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, ConnectionError):
-        return False
 
 
 def test_the_first_start_installs_and_the_next_leave_it_alone(pod: Pod) -> None:
@@ -258,7 +171,7 @@ def test_a_node_joins_from_its_secret_and_sees_the_stewards_changes(
             "join.feddp.example": ("127.0.0.1", ports[1]),
         }
     ) as proxy:
-        agent = Pod(agents, "fed-feddp-agent", {"PROXY": proxy.url()})
+        agent = Pod(agents, "fed-feddp-agent", {"PROXY": proxy.url()}, FOUND)
         assert "http://proxy.example:1" in yaml.safe_dump(agent.spec["initContainers"])
         steward = agents / "etc/feddp/steward"
         (steward / "policy.yaml").write_text(POLICY_YAML)

@@ -10,6 +10,7 @@ from tests.charts.rendering import CHART, MATRIX, objects, of
 
 HELPERS, COORDINATOR = "templates/_helpers.tpl", "templates/coordinator/statefulset.yaml"
 AGENT, ACCESS = "templates/node-agent/statefulset.yaml", "templates/coordinator/access.yaml"
+CONTAINER = "templates/coordinator/_container.tpl"
 NETWORK, TEST = "templates/networkpolicies.yaml", "templates/coordinator/test.yaml"
 
 BROKEN: dict[str, list[tuple[str, str, str]]] = {
@@ -68,6 +69,25 @@ BROKEN: dict[str, list[tuple[str, str, str]]] = {
         (HELPERS, '"kubernetes.io/hostname" "topo', '"topology.kubernetes.io/region" "topo'),
         (HELPERS, "        app.kubernetes.io/name: feddp\n        app", "        app"
          ".kubernetes.io/name: other\n        app"),
+    ],
+    "replicas_reach_each_other": [
+        (NETWORK, '(list . "coordinator") | nindent 14 }}\n        {{- end }}\n      ports:',
+         '(list . "other") | nindent 14 }}\n        {{- end }}\n      ports:'),
+        (NETWORK, "port: 8443}\n        - {protocol: TCP, port: 8444}\n    {{- end }}",
+         "port: 8443}\n    {{- end }}"),
+        (CONTAINER, "fieldPath: status.podIP", "fieldPath: status.hostIP"),
+        (CONTAINER, '{{- if include "feddp.replicated" . }}', "{{- if false }}"),
+    ],
+    "replicas_on_machines_of_their_own": [
+        (HELPERS, "whenUnsatisfiable: DoNotSchedule", "whenUnsatisfiable: ScheduleAnyway"),
+        (HELPERS, "    nodeTaintsPolicy: Honor\n", ""),
+        (HELPERS, '(list $root (index . 1)) | nindent 8', '(list $root "other") | nindent 8'),
+    ],
+    "one_goes_at_a_time": [
+        (COORDINATOR, "type: RollingUpdate", "type: OnDelete"),
+        (COORDINATOR, "podManagementPolicy: Parallel", "podManagementPolicy: OrderedReady"),
+        (COORDINATOR, "minReadySeconds: 10", "minReadySeconds: 0"),
+        (ACCESS, "Unavailable: {{ $c.podDisruptionBudget.maxUnavailable }}", "Unavailable: 2"),
     ],
     "disruption_budget": [
         (ACCESS, "kind: PodDisruptionBudget", "kind: ConfigMap"),

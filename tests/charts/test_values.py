@@ -18,6 +18,8 @@ from tests.charts.rendering import (
     ISTIO,
     MATRIX,
     POSTGRESQL,
+    REPLICAS,
+    STORE,
     TERMINATE,
     Values,
     merged,
@@ -32,7 +34,7 @@ BAD: dict[str, list[Any]] = {
     "clusterDomain": ["cluster.local.", "Cluster", ""],
     "imagePullSecrets": ["registry", ["UPPER"], [{"name": "registry"}]],
     "coordinator.enabled": ["yes", 1],
-    "coordinator.replicas": [0, 1.5, "1"],
+    "coordinator.replicas": [0, 10, 1.5, "1"],
     "coordinator.image.repository": ["registry.example/feddp:latest", "r/f@sha256:00", "R/f", "/f"],
     "coordinator.image.digest": [
         "latest",
@@ -59,6 +61,23 @@ BAD: dict[str, list[Any]] = {
         [{"namespace": "a", "labels": {}}],
     ],
     "coordinator.database.port": [0, 65536, "5432"],
+    "coordinator.objectStore.url": [
+        "https://s3.example/b",
+        "s3://",
+        "s3://B",
+        "s3://u:p@b",
+        "s3://b/",
+    ],
+    "coordinator.objectStore.endpoint": [
+        "s3.example:8333",
+        "https://u:p@s3.example",
+        "https://s3.example/path",
+        "s3://s3.example",
+    ],
+    "coordinator.objectStore.credentialsSecret.name": ["AKIA_X", "Secret"],
+    "coordinator.objectStore.peers": [["10.0.0.0/8"], [{"cidr": "10.0.0.0"}]],
+    "coordinator.objectStore.port": [0, 65536, "443"],
+    "coordinator.installation.secretName": ["Secret", "a b"],
     "coordinator.serverCertificate.certManager.issuer.kind": ["issuer"],
     "coordinator.serverCertificate.certManager.duration": ["90d", "0h", 2160],
     "coordinator.storage.size": ["20", "20G", "0Gi", 20],
@@ -207,11 +226,31 @@ CLASHES: dict[str, tuple[Values, str]] = {
     "nothing": ({"coordinator": {"enabled": False}}, "nothing to install"),
     "replicas-sqlite": (
         merged(GOOD, {"coordinator": {"replicas": 3}}),
-        "SQLite is one file on one volume",
+        "one file on one volume, and one machine has it",
     ),
-    "replicas-postgresql": (
+    "replicas-without-store": (
         merged(GOOD, POSTGRESQL, {"coordinator": {"replicas": 2}}),
-        "one coordinator writes at a time, also on PostgreSQL",
+        "would not find what the one before it has acknowledged",
+    ),
+    "replicas-without-keys": (
+        merged(GOOD, REPLICAS, {"coordinator": {"installation": {"secretName": ""}}}),
+        "each first start would make others",
+    ),
+    "replicas-on-one-claim": (
+        merged(GOOD, REPLICAS, {"coordinator": {"storage": {"existingClaim": "a"}}}),
+        "each gets a volume of its own",
+    ),
+    "installation-sqlite": (
+        merged(GOOD, {"coordinator": {"installation": {"secretName": "a"}}}),
+        "which is no file in a pod",
+    ),
+    "store-without-credentials": (
+        merged(GOOD, STORE, {"coordinator": {"objectStore": {"credentialsSecret": {"name": ""}}}}),
+        "no way to a machine's role",
+    ),
+    "credentials-without-store": (
+        merged(GOOD, STORE, {"coordinator": {"objectStore": {"url": ""}}}),
+        "belong to objectStore.url",
     ),
     "no-digest": (merged(GOOD, {"coordinator": {"image": {"digest": ""}}}), "give its digest"),
     "no-repository": (

@@ -172,6 +172,13 @@ def test_a_key_in_the_wrong_section_is_answered_with_the_right_one(tmp_path):
         ("privacy: {noise_multiplier: .inf}", "finite"),
         ("privacy: {noise_multiplier: 0}", "above 0"),
         ("privacy: {delta: 0.2}", "at most 0.1"),
+        ("monitoring: {alert_webhook: 'http://alerts.example/x'}", "by HTTPS alone"),
+        ("monitoring: {alert_webhook: 'file:///etc/passwd'}", "by HTTPS alone"),
+        ("monitoring: {alert_webhook: 'https://u:p@alerts.example/'}", "no user"),
+        ("monitoring: {alert_webhook: 'https://alerts.example:99999/'}", "up to 65535"),
+        ("monitoring: {trace_endpoint: collector:4317}", "https://HOST:PORT"),
+        ("monitoring: {trace_endpoint: 'https://u@collector:4317'}", "https://HOST:PORT"),
+        ("monitoring: {trace_sample_ratio: 1.5}", "at most 1"),
     ],
 )
 def test_what_is_dangerous_or_contradictory_is_refused_with_a_sentence(tmp_path, text, sentence):
@@ -182,6 +189,8 @@ def test_what_is_dangerous_or_contradictory_is_refused_with_a_sentence(tmp_path,
 def test_no_error_repeats_a_password(tmp_path):
     """A database address may hold one, and errors end up in tickets."""
     message = refusal(tmp_path, "storage: {database_url: 'postgresql://u:hunter2@db/x'}")
+    assert "hunter2" not in message
+    message = refusal(tmp_path, "monitoring: {alert_webhook: 'http://alerts.example/hunter2'}")
     assert "hunter2" not in message
 
 
@@ -276,7 +285,8 @@ def test_every_key_of_the_guide_has_an_effect_or_is_named():
     for section in ("routing", "compliance"):
         for name in GUIDE[section]:
             assert f"{section}.{name}" in named
-    assert {"monitoring.alert_webhook", "privacy.mechanism", "security.token_expiry"} <= named
+    assert {"privacy.mechanism", "security.token_expiry"} <= named
+    assert "monitoring.alert_webhook" not in named
     assert "monitoring.log_level" not in named
     assert "privacy.delta" not in named
 

@@ -52,8 +52,8 @@ def test_a_lost_answer_to_submit_repeats_the_same_request_id(
     stub = client._jobs.SubmitJob
 
     class Lossy:
-        def SubmitJob(self, request, timeout):  # noqa: N802
-            answer = stub(request, timeout=timeout)
+        def SubmitJob(self, request, timeout, metadata):  # noqa: N802
+            answer = stub(request, timeout=timeout, metadata=metadata)
             seen.append(request.request_id)
             if len(seen) == 1:
                 raise AWAY

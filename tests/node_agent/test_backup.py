@@ -131,7 +131,7 @@ def test_a_full_disk_is_no_damaged_ledger_and_is_named(
         check=True,
     )
     assert "left: \n" in ran.stdout
-    assert str(full / "copy") in ran.stderr
+    assert str(full) in ran.stderr
     assert "no ledger" not in ran.stderr
     assert "disk" in ran.stderr
     assert "free room" in ran.stderr
@@ -148,3 +148,31 @@ def test_a_refused_backup_leaves_no_folder_and_no_lock(tmp_path: Path) -> None:
             restore(bad, tmp_path / name)
     assert not (tmp_path / "new").exists()
     assert list((tmp_path / "there").iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["ledger export", "backup"])
+def test_a_ledger_is_saved_to_another_disk_when_its_own_is_full(
+    agent: Folder, tmp_path: Path, command: str
+) -> None:
+    """That is when it is needed; the folder's disk has not even room to open it."""
+    full, out = tmp_path / "full", tmp_path / "saved"
+    full.mkdir()
+    script = (
+        'mount -t tmpfs -o size=2m none "$1" && cp -a "$4/." "$1" && rm -f "$1"/state.db-*'
+        ' && (cat /dev/zero > "$1/filler" 2>/dev/null; true) && "$2" -m feddp agent $3 "$5"'
+        ' --dir "$1" || echo "exit $?"'
+    )
+    words = [str(full), sys.executable, command, str(agent.root), str(out)]
+    ran = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", script, "sh", *words],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "exit" not in ran.stdout, ran.stderr
+    if command == "backup":
+        restore(out, tmp_path / "b")
+        assert (tmp_path / "b" / "state.db").stat().st_size > 0
+    else:
+        assert out.read_bytes().startswith(b"SQLite format 3")
+    assert [one.name for one in tmp_path.iterdir() if one.name.startswith(".")] == []

@@ -20,3 +20,10 @@ def test_an_unknown_form_is_refused(dtype: str) -> None:
     with pytest.raises(Malformed, match="update_dtype") as caught:
         order(update_dtype=dtype)
     assert caught.value.reason == "ORDER_INVALID"
+
+
+def test_where_an_order_stands_in_a_trace_is_no_term_of_it() -> None:
+    """The same work, ordered again by a coordinator that traces it or does not any more."""
+    said = f"00-{1:032x}-{2:016x}-01"
+    assert order(traceparent=said) == order()
+    assert said.encode() not in order(traceparent=said).wire

@@ -18,6 +18,7 @@ from feddp.cli.app import app
 from node_agent.admission import Admission, Refused, Reserved
 from node_agent.agent import run
 from node_agent.config import Folder
+from node_agent.datasets import load_data_sets
 from node_agent.doctor.files import check_policy, check_tasks
 from node_agent.identity import load_identity
 from node_agent.installation import locked
@@ -28,6 +29,7 @@ from node_agent.session.greeting import hello
 from node_agent.state import State
 from node_agent.status import status
 from node_agent.steward import Steward
+from node_agent.tasks.made_up import made_up
 from node_agent.tasks.registry import installed
 from node_agent.templates import POLICY_YAML
 from node_agent.worker import _wrong_header
@@ -456,22 +458,37 @@ def test_an_allowed_task_that_is_not_installed_is_warned_of_everywhere(
     assert status(folder.root)["data_sets"][0]["not_installed"] == []
 
 
+UNDECLARED = {"column": "shoe_size", "center": 0.0, "scale": 1.0}
+
+
 def test_explain_prints_each_rule_with_its_verdict(folder: Folder, tmp_path: Path) -> None:
     """Of a job file: exit code 1 where a rule refuses, and every rule is still there."""
     file = tmp_path / "job.yaml"
-    spec = {
+    spec: dict[str, Any] = {
         "name": "small",
         "task": "tabular-classifier",
         "dataset": "heart",
         "federation": {"rounds": 4},
         "privacy": {"target_epsilon": 2.0, "delta": 1.0e-5},
     }
-    file.write_text(yaml.safe_dump(spec))
     asked = ("agent", "policy", "explain", str(file), "--dir", str(folder.root), "--json")
+    (data_set,) = load_data_sets(folder.root)
+    column = next(name for name, kind in data_set.columns.items() if kind == "number")
+    known = {"column": column, "center": 0.0, "scale": 1.0}
+    spec["task_config"] = {"model": "logistic", "learning_rate": 1.0, "features": [known]}
+    file.write_text(yaml.safe_dump(spec))
+    data_set.source.unlink(missing_ok=True)
+    assert "SOURCE_MISSING" in cli(*asked).stdout, "as the agent would refuse it"
+    data_set.source.parent.mkdir(exist_ok=True)
+    made_up(data_set.source, data_set, 3)
     answer = cli(*asked)
     verdicts = {one["rule"]: one["verdict"] for one in json.loads(answer.stdout)["rules"]}
     assert (answer.exit_code, set(verdicts.values())) == (0, {"allows"}), answer.stdout
     assert {"who may ask", "hours", "least noise", "delta", "epsilon of a job"} <= set(verdicts)
+    spec["task_config"]["features"] = [UNDECLARED]
+    file.write_text(yaml.safe_dump(spec))
+    assert "TASK_CONFIG_INVALID" in cli(*asked).stdout
+    spec["task_config"]["features"] = [known]
     spec["privacy"] = {"target_epsilon": 6.0, "delta": 1.0e-6}
     file.write_text(yaml.safe_dump(spec))
     answer = cli(*asked)

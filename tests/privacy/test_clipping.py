@@ -235,3 +235,14 @@ def test_rounded_noise_reaches_every_unit_near_the_centre() -> None:
     centres = np.arange(-40, 41)
     expected = 400_000 * np.exp(-(centres**2) / 800) / (20 * math.sqrt(2 * math.pi))
     assert np.abs(counts - expected).max() < 6 * math.sqrt(expected.max())
+
+
+@pytest.mark.parametrize("values", [1, 2, 1000])
+def test_a_patient_at_the_bound_leaves_room_for_rounding(values: int) -> None:
+    """Its longest coordinate stays a unit below the bound, so that an error of the norm, or of the
+    quotient, cannot reach it: without the margin it would be the bound itself."""
+    gradient = torch.zeros(1, values, dtype=torch.float64)
+    gradient[0, 0] = 3.0
+    units = clipped_units([gradient], 1.0)
+    assert units[0] == UNITS_PER_BOUND - 1
+    assert not units[1:].any()

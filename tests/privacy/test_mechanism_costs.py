@@ -19,7 +19,7 @@ from privacy.filters import UNITS, Filter, make_filter
 from privacy.gaussian_dp import bounded_range_mu_squared, pure_mu_squared
 from privacy.ledger import Balance
 from privacy.releases import MECHANISMS, UNNOISED, Mechanism, Release
-from privacy.renyi import laplace_rdp
+from privacy.renyi import laplace_rdp, rdp_per_step
 from protos.errors import BudgetRefused
 
 DELTA = 1e-5
@@ -262,3 +262,28 @@ def test_admission_is_fast_behind_ten_thousand_entries(filter_: Filter) -> None:
         balance.reserve(one)
         took.append(time.process_time() - began)
     assert sorted(took)[len(took) * 9 // 10] < 0.002
+
+
+@pytest.mark.parametrize("order", [2, 3, 6, 64])
+@pytest.mark.parametrize(
+    ("noise", "sample_rate", "steps"),
+    [
+        (1.0, 1e-170, 2**32 - 1),
+        (1e162, 0.5, 2**32 - 1),
+        (1e160, 1e-3, 1),
+        (1e308, 0.5, 10**6),
+        (1e99, 1e-300, 1),
+    ],
+)
+def test_noise_never_costs_nothing(
+    noise: float, sample_rate: float, steps: int, order: int
+) -> None:
+    """Where a float holds no such small divergence, a unit is booked: a release that costs 0 would
+    be admitted for ever, also on an account that is spent."""
+    release = Release("poisson_gaussian", noise, sample_rate, steps)
+    per_step = rdp_per_step(release, order)
+    assert per_step is not None
+    assert per_step > 0
+    budget = make_filter("rdp", order, 40.0, 1e-5)
+    assert budget.cost_units(release) >= 1
+    assert epsilon_spent([replace(release, steps=min(steps, 10))], 1e-5) is not None

@@ -9,10 +9,26 @@
 {{- if $c.enabled -}}
   {{- if gt (int $c.replicas) 1 -}}
     {{- if eq $c.database.kind "sqlite" -}}
-    {{- fail "coordinator.replicas must be 1: SQLite is one file on one volume, and one coordinator writes it. PostgreSQL would not change that yet: a second coordinator waits for the first one's lease without opening a port." -}}
-    {{- else -}}
-    {{- fail "coordinator.replicas must be 1: one coordinator writes at a time, also on PostgreSQL; a second one waits for its lease without opening a port, so that Kubernetes would take it for dead, and models lie on one coordinator's volume. Kubernetes restarts the one that there is, and jobs go on." -}}
+    {{- fail "coordinator.replicas must be 1 on SQLite: it is one file on one volume, and one machine has it. Set coordinator.database.kind postgresql for more." -}}
     {{- end -}}
+    {{- if not $c.objectStore.url -}}
+    {{- fail "coordinator.objectStore.url is needed for coordinator.replicas above 1: with a volume each, the next leader would not find what the one before it has acknowledged." -}}
+    {{- end -}}
+    {{- if not $c.installation.secretName -}}
+    {{- fail "coordinator.installation.secretName is needed for coordinator.replicas above 1: every replica has the same authority and ledger key, and each first start would make others. Make the Secret as docs/helm.md says." -}}
+    {{- end -}}
+    {{- if $c.storage.existingClaim -}}
+    {{- fail "coordinator.storage.existingClaim is for one pod; leave it out where coordinator.replicas is above 1, and each gets a volume of its own." -}}
+    {{- end -}}
+  {{- end -}}
+  {{- if and $c.installation.secretName (eq $c.database.kind "sqlite") -}}
+  {{- fail "coordinator.installation.secretName goes with coordinator.database.kind postgresql: the installation's people stand in the database that `feddp coordinator init` was given, which is no file in a pod." -}}
+  {{- end -}}
+  {{- if and $c.objectStore.url (not $c.objectStore.credentialsSecret.name) -}}
+  {{- fail "coordinator.objectStore.credentialsSecret.name is needed with objectStore.url: the Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; the pod has no token and no way to a machine's role." -}}
+  {{- end -}}
+  {{- if and (not $c.objectStore.url) (or $c.objectStore.endpoint $c.objectStore.credentialsSecret.name $c.objectStore.peers) -}}
+  {{- fail "coordinator.objectStore.endpoint, credentialsSecret and peers belong to objectStore.url, which is not given; set it, or leave them out." -}}
   {{- end -}}
   {{- if or (not $c.image.repository) (not $c.image.digest) -}}
   {{- fail "coordinator.image.repository and coordinator.image.digest are both needed: no image is published, and one that is named by tag could be replaced. Build one (docs/helm.md) and give its digest." -}}

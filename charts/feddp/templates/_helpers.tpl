@@ -69,6 +69,16 @@ topologySpreadConstraints:
         app.kubernetes.io/name: feddp
         app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
   {{- end }}
+  {{- if and (hasKey $values "replicas") (include "feddp.replicated" $root) }}
+  # Replicas stand in for each other only on machines of their own: as evenly as there are machines.
+  - maxSkew: 1
+    topologyKey: kubernetes.io/hostname
+    whenUnsatisfiable: DoNotSchedule
+    nodeTaintsPolicy: Honor
+    labelSelector:
+      matchLabels:
+        {{- include "feddp.selector" (list $root (index . 1)) | nindent 8 }}
+  {{- end }}
 {{- with $values.nodeSelector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
@@ -117,3 +127,9 @@ securityContext:
 {{/* The port that nodes dial, and the one for joining. */}}
 {{- define "feddp.publicPort" -}}{{ ternary .Values.istio.gateway.port 8443 .Values.istio.enabled }}{{- end -}}
 {{- define "feddp.publicEnrolmentPort" -}}{{ ternary .Values.istio.gateway.port 8444 .Values.istio.enabled }}{{- end -}}
+
+{{/* "true" where replicas can lead in turn: one store of models, one installation's keys for all. One pod
+is then made as many are, so that another number of them changes nothing else. */}}
+{{- define "feddp.replicated" -}}
+{{- if and .Values.coordinator.objectStore.url .Values.coordinator.installation.secretName }}true{{ end -}}
+{{- end -}}

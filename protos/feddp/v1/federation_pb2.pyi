@@ -490,6 +490,7 @@ class WorkOrder(_message.Message):
     BASE_MODEL_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     MANDATE_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     job_id: _builtins.str
     project: _builtins.str
@@ -520,6 +521,10 @@ class WorkOrder(_message.Message):
     """The round's model itself, when it is small; else empty, and fetched by its digest."""
     priority: _builtins.int
     """Among orders that wait at a node, a higher one is worked at first."""
+    traceparent: _builtins.str
+    """Where the order stands in the round's trace, as W3C Trace Context writes `traceparent`; empty
+    where the coordinator traces nothing. It asks for nothing: two orders are equal without it.
+    """
     @_builtins.property
     def release(self) -> Global___Release:
         """What the node will release; equals the reserve entry in the coordinator's ledger."""
@@ -552,10 +557,11 @@ class WorkOrder(_message.Message):
         base_model: _builtins.bytes = ...,
         priority: _builtins.int = ...,
         mandate: _mandates_pb2.SignedMandate | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mandate", b"mandate", "release", b"release"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "attempt_id", b"attempt_id", "base_model", b"base_model", "base_model_bytes", b"base_model_bytes", "base_model_digest", b"base_model_digest", "data_set", b"data_set", "deadline_s", b"deadline_s", "delta", b"delta", "job_id", b"job_id", "mandate", b"mandate", "max_grad_norm", b"max_grad_norm", "priority", b"priority", "project", b"project", "proximal_mu", b"proximal_mu", "release", b"release", "round", b"round", "target_epsilon", b"target_epsilon", "task", b"task", "task_config_json", b"task_config_json", "task_hash", b"task_hash", "update_dtype", b"update_dtype"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "attempt_id", b"attempt_id", "base_model", b"base_model", "base_model_bytes", b"base_model_bytes", "base_model_digest", b"base_model_digest", "data_set", b"data_set", "deadline_s", b"deadline_s", "delta", b"delta", "job_id", b"job_id", "mandate", b"mandate", "max_grad_norm", b"max_grad_norm", "priority", b"priority", "project", b"project", "proximal_mu", b"proximal_mu", "release", b"release", "round", b"round", "target_epsilon", b"target_epsilon", "task", b"task", "task_config_json", b"task_config_json", "task_hash", b"task_hash", "traceparent", b"traceparent", "update_dtype", b"update_dtype"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -607,18 +613,24 @@ class OrderAccepted(_message.Message):
 
     ATTEMPT_ID_FIELD_NUMBER: _builtins.int
     RESERVE_SIGNATURE_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     reserve_signature: _builtins.bytes
     """The node's signature over its reserve statement."""
+    traceparent: _builtins.str
+    """The agent's own span of the attempt, of the order's trace; empty where it traces nothing. In
+    SubmitUpdate, Download and Upload it is the metadata `traceparent`.
+    """
     def __init__(
         self,
         *,
         attempt_id: _builtins.str = ...,
         reserve_signature: _builtins.bytes = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "reserve_signature", b"reserve_signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "reserve_signature", b"reserve_signature", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -635,6 +647,7 @@ class OrderRefused(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     VOID_SIGNATURE_FIELD_NUMBER: _builtins.int
     STEPS_POSSIBLE_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     reason: _builtins.str
     """Stable, UPPER_SNAKE: TASK_NOT_ALLOWED, BUDGET_REFUSED, NOISE_TOO_LOW, ..."""
@@ -646,6 +659,8 @@ class OrderRefused(_message.Message):
     """With STEPS_TOO_MANY: how many local steps fit into the deadline, found on made-up records of
     the declared size; else 0.
     """
+    traceparent: _builtins.str
+    """As in OrderAccepted."""
     def __init__(
         self,
         *,
@@ -654,10 +669,11 @@ class OrderRefused(_message.Message):
         message: _builtins.str = ...,
         void_signature: _builtins.bytes = ...,
         steps_possible: _builtins.int = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "message", b"message", "reason", b"reason", "steps_possible", b"steps_possible", "void_signature", b"void_signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "message", b"message", "reason", b"reason", "steps_possible", b"steps_possible", "traceparent", b"traceparent", "void_signature", b"void_signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -675,6 +691,7 @@ class NoUpdate(_message.Message):
     POST_SIGNATURE_FIELD_NUMBER: _builtins.int
     RESERVE_SIGNATURE_FIELD_NUMBER: _builtins.int
     FAILURE_CLASS_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     post_signature: _builtins.bytes
     """The node's signature over its post statement: the reservation is spent whole."""
@@ -684,6 +701,8 @@ class NoUpdate(_message.Message):
     """Of what kind the failure was, UPPER_SNAKE; only where the node's policy shares it, else empty.
     May depend on records.
     """
+    traceparent: _builtins.str
+    """As in OrderAccepted."""
     def __init__(
         self,
         *,
@@ -691,10 +710,11 @@ class NoUpdate(_message.Message):
         post_signature: _builtins.bytes = ...,
         reserve_signature: _builtins.bytes = ...,
         failure_class: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "failure_class", b"failure_class", "post_signature", b"post_signature", "reserve_signature", b"reserve_signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "failure_class", b"failure_class", "post_signature", b"post_signature", "reserve_signature", b"reserve_signature", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

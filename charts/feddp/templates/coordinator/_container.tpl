@@ -11,6 +11,25 @@
       key: {{ .urlSecret.key }}
 {{- end }}
 {{- end }}
+{{- with $secret := .Values.coordinator.objectStore.credentialsSecret.name }}
+{{- range $key := list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" "AWS_REGION" }}
+- name: {{ $key }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ $secret }}
+      key: {{ $key }}
+      {{- if eq $key "AWS_REGION" }}
+      optional: true
+      {{- end }}
+{{- end }}
+{{- end }}
+{{- if include "feddp.replicated" . }}
+# Where the others reach this one; it changes when the pod is made anew.
+- name: FEDDP_SERVER__REPLICA_HOST
+  valueFrom:
+    fieldRef:
+      fieldPath: status.podIP
+{{- end }}
 {{- end -}}
 
 {{- define "feddp.coordinator.mounts" -}}

@@ -1,0 +1,28 @@
+"""The gate before a start looks at what traces need."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from coordinator.check import check
+from coordinator.installation import init
+from protos import otlp
+
+
+def test_traces_without_opentelemetry_are_an_error_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the start would say; nothing is said where it is installed."""
+    made = init(tmp_path / "c", "test.example", host="127.0.0.1")
+    settings = yaml.safe_load(made.config.read_text())
+    settings["monitoring"] = {"trace_endpoint": "https://localhost:4317"}
+    made.config.write_text(yaml.safe_dump(settings))
+
+    def errors() -> dict[str, str]:
+        return {one.subject: one.text for one in check(made.config) if one.level == "error"}
+
+    assert "monitoring.trace_endpoint" not in errors()
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    assert errors()["monitoring.trace_endpoint"] == otlp.MISSING

@@ -110,8 +110,6 @@ def serve(config: Config = None, folder: Folder = None) -> None:
         from feddp.logging import configure_logging, json_asked
 
     path = config_path(config, folder)
-    configure_logging(load_config(path, os.environ).monitoring.log_level)
-    path = config_path(config, folder)
     monitoring = load_config(path, os.environ).monitoring
     configure_logging(monitoring.log_level, json=json_asked(monitoring.log_format))
     serve_installation(path)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Final, Protocol
 
 from benchmarks.dp_step import DpStep
+from benchmarks.fleet import Fleet
 from benchmarks.idle import Idle
 from benchmarks.ledger import Admission, Reservations
 from benchmarks.ledger_verify import Verify
@@ -57,6 +58,8 @@ DEFAULT: Final[Mapping[str, Case]] = {
 ALL: Final[Mapping[str, Case]] = {
     **DEFAULT,
     "null-64x100MB": NullRounds(64, MB_100, warm_up=1, rounds=1, floor_rounds=1, seconds_max=600),
+    "fleet-100": Fleet(100, KB_40, rounds=5, seconds_max=120),
+    "fleet-1000": Fleet(1000, KB_40, rounds=3, seconds_max=300),
     "replicas-4x40KB": Replicated(4, KB_40, warm_up=5, rounds=80, seconds_max=120),
     "replicas-4x100MB": Replicated(4, MB_100, warm_up=1, rounds=4, seconds_max=240),
     "ledger-verify-1M": Verify(entries=1_000_000),

@@ -17,13 +17,18 @@ from certs.credentials import server_credentials
 from coordinator.config import CoordinatorConfig, effects, load_config
 from coordinator.gateway_watch import state_of
 from coordinator.keyring import ledger_public_key
+from coordinator.pausing import said
 from coordinator.server_certificate import read_pair
 from coordinator.shared_blobs import SharedBlobs
-from coordinator.store import people, users
+from coordinator.store import backups, pauses, people, users
 from coordinator.store.database import Database, newest_revision
-from coordinator.store.diagnosis import fault
+from coordinator.store.diagnosis import fault, write_fault
+from coordinator.store.engines import now_s
 from protos import otlp
 from protos.errors import FeddpError
+
+CLOCK_S = 5.0
+"""Leases, tokens and certificates are compared with the clock; a few seconds hurt nobody."""
 
 EXPIRES_SOON_DAYS = 14
 AUTHORITY_SOON_DAYS = 180
@@ -70,6 +75,15 @@ def _authority(config: CoordinatorConfig) -> Iterator[Finding]:
             "ca-rollover begin`",
         )
     leaf = x509.load_pem_x509_certificates(chain)[0]
+    if leaf.not_valid_before_utc > datetime.now(UTC):
+        yield Finding(
+            "error",
+            "clock",
+            "the server's certificate is valid from "
+            f"{leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC, and this machine's clock says "
+            f"{datetime.now(UTC):%Y-%m-%d %H:%M}: set the clock (NTP)",
+        )
+        return
     left = leaf.not_valid_after_utc - datetime.now(UTC)
     said = f"the server's certificate ends at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
     if left.total_seconds() <= 0:
@@ -95,7 +109,11 @@ def _database(config: CoordinatorConfig) -> Iterator[Finding]:
         return
     database = Database(config.storage.database_url)
     try:
-        if database.revision() != newest_revision():
+        if text := write_fault(config.storage.database_url):
+            yield Finding("error", "storage.database_url", text)
+        if database.revision() == newest_revision():
+            yield from _standing(database)
+        else:
             yield Finding(
                 "warning",
                 "storage.database_url",
@@ -130,6 +148,36 @@ def _gateway(config: CoordinatorConfig) -> Iterator[Finding]:
     if found is not None:
         level: Literal["ok", "warning"] = "ok" if found.state == "valid" else "warning"
         yield Finding(level, "gateway", str(found))
+
+
+def _standing(database: Database) -> Iterator[Finding]:
+    """What the tables say of the clock, a pause and backups."""
+    at_s, there_s = time.time(), database.read_now(now_s)
+    seen_s = max((n.last_seen_at for n in database.read_now(people.all_nodes)), default=0.0)
+    if abs(there_s - at_s) > CLOCK_S:
+        yield Finding(
+            "warning",
+            "clock",
+            f"this machine's clock and the database's server are {abs(there_s - at_s):.0f} s "
+            "apart: set both by NTP",
+        )
+    elif seen_s > at_s + CLOCK_S:
+        yield Finding(
+            "warning",
+            "clock",
+            f"a node was heard {seen_s - at_s:.0f} s from now: this machine's clock is behind what "
+            "it was; set it by NTP",
+        )
+    else:
+        yield Finding("ok", "clock", "not behind anything that the database has seen")
+    if (pause := database.read_now(pauses.current)) is not None:
+        yield Finding(
+            "warning", "pause", f"{said(pause)}; `feddp coordinator resume` lets it go on"
+        )
+    made_s = database.read_now(backups.last_success_at)
+    when = f"{datetime.fromtimestamp(made_s, UTC):%Y-%m-%d %H:%M} UTC"
+    text = f"the newest is of {when}" if made_s else "none was made: `feddp coordinator backup`"
+    yield Finding("note", "backup", text)
 
 
 def _blobs(config: CoordinatorConfig) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from protos.feddp.v1 import (
     jobs_pb2,
     models_pb2,
     nodes_pb2,
+    operations_pb2,
     renewal_pb2,
     transfer_pb2,
     users_pb2,
@@ -47,6 +48,7 @@ _FILES: Final[tuple[FileDescriptor, ...]] = (
     jobs_pb2.DESCRIPTOR,
     models_pb2.DESCRIPTOR,
     nodes_pb2.DESCRIPTOR,
+    operations_pb2.DESCRIPTOR,
     renewal_pb2.DESCRIPTOR,
     transfer_pb2.DESCRIPTOR,
     users_pb2.DESCRIPTOR,
@@ -119,6 +121,16 @@ class Metrics:
         self._leading = Gauge(
             "feddp_leading",
             "1 while this coordinator is the one that leads, 0 while it passes connections on.",
+            registry=self.registry,
+        )
+        self._paused = Gauge(
+            "feddp_paused",
+            "1 while all work is paused: no order goes out.",
+            registry=self.registry,
+        )
+        self._backup = Gauge(
+            "feddp_backup_last_success_timestamp_seconds",
+            "When what the newest backup holds was read, in seconds since 1970; 0 for none.",
             registry=self.registry,
         )
         self._jobs = Gauge(
@@ -307,3 +319,8 @@ class Metrics:
     def certificate(self, holder: Holder, ends_at_s: float) -> None:
         """Show when one of the installation's own certificates ends."""
         self._expiry.labels(holder).set(ends_at_s)
+
+    def operations(self, *, paused: bool, backup_at_s: float) -> None:
+        """Show whether work is paused, and when the newest backup was made."""
+        self._paused.set(paused)
+        self._backup.set(backup_at_s)

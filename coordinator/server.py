@@ -25,6 +25,7 @@ from coordinator.identities import Identities
 from coordinator.keyring import ledger_key
 from coordinator.leadership import Leadership
 from coordinator.metrics import Metrics
+from coordinator.pausing import Pausing
 from coordinator.quarantine import Quarantine
 from coordinator.replicas import Address, Forwarder
 from coordinator.rounds.driver import Rounds
@@ -34,6 +35,7 @@ from coordinator.rpc.enrollment import EnrollmentService
 from coordinator.rpc.federation import FederationService
 from coordinator.rpc.gate import Gate
 from coordinator.rpc.jobs import JobsService
+from coordinator.rpc.operations import OperationsService
 from coordinator.rpc.people import BudgetsService, ModelsService, NodesService
 from coordinator.rpc.renewal import RenewalService
 from coordinator.rpc.transfer import TransferService
@@ -42,7 +44,7 @@ from coordinator.rpc.witness import WitnessService
 from coordinator.server_certificate import ServerCertificate
 from coordinator.sessions import Sessions
 from coordinator.shared_blobs import SharedBlobs
-from coordinator.store import certificates, ledger, people, users
+from coordinator.store import backups, certificates, ledger, people, users
 from coordinator.store import jobs as job_store
 from coordinator.store.damage import damaged
 from coordinator.store.database import Database
@@ -57,6 +59,7 @@ from protos.feddp.v1 import (
     jobs_pb2_grpc,
     models_pb2_grpc,
     nodes_pb2_grpc,
+    operations_pb2_grpc,
     renewal_pb2_grpc,
     users_pb2_grpc,
     witness_pb2_grpc,
@@ -116,8 +119,9 @@ class Coordinator:
             self.database, self.authority.trust_domain, gateway_sidecar=server.gateway_sidecar
         )
         self._quarantine = Quarantine(self.database, self.identities, self.sessions)
-        effects = Effects(self.blobs, self.sessions)
-        self.rounds = Rounds(self.database, self.sessions, effects, self.metrics)
+        self._pausing = Pausing(self.database)
+        effects = Effects(self.blobs, self.sessions, self._pausing)
+        self.rounds = Rounds(self.database, self.sessions, effects, self.metrics, self._pausing)
         self.federation = FederationService(
             self.database,
             self.blobs,
@@ -211,6 +215,9 @@ class Coordinator:
         _bind(enrolment, server.host, server.enrollment_port, self._certificate.enrolment())
         if not server.replica_host:
             self._health.start()
+        await self._pausing.load()
+        if self._pausing.now is not None:
+            log.warning("all_work_is_paused", since=self._pausing.now.since_s)
         await self.rounds.start()
         for one in (main, enrolment):
             await one.start()
@@ -267,7 +274,11 @@ class Coordinator:
         users_pb2_grpc.add_UsersServicer_to_server(self._users, server)
         renewal_pb2_grpc.add_RenewalServicer_to_server(self._renewing, server)
         jobs_pb2_grpc.add_JobsServicer_to_server(
-            JobsService(self.database, self.blobs, self.rounds, self.config), server
+            JobsService(self.database, self.blobs, self.rounds, self.config, self._pausing),
+            server,
+        )
+        operations_pb2_grpc.add_OperationsServicer_to_server(
+            OperationsService(self._pausing, self.rounds), server
         )
         diagnosis_pb2_grpc.add_DiagnosisServicer_to_server(
             DiagnosisService(self.identities), server
@@ -356,6 +367,9 @@ class Coordinator:
 
         await self.database.write(keep)
         self.metrics.jobs(await self.database.read(job_store.counts))
+        made_at_s = await self.database.read(backups.last_success_at)
+        paused = self._pausing.now is not None
+        self.metrics.operations(paused=paused, backup_at_s=made_at_s)
         self._damage.found(await self.database.read(damaged))
         domain, now_s = self.authority.trust_domain, time.time()
         self._gateway.found(await self.database.read(lambda c: state_of(c, domain, now_s)))

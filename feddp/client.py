@@ -26,7 +26,14 @@ from feddp.submission import checked, publishers
 from feddp.transfer import download, upload
 from protos import tracing
 from protos.errors import NotFound, Unavailable
-from protos.feddp.v1 import budgets_pb2, jobs_pb2, models_pb2, nodes_pb2, users_pb2
+from protos.feddp.v1 import (
+    budgets_pb2,
+    jobs_pb2,
+    models_pb2,
+    nodes_pb2,
+    operations_pb2,
+    users_pb2,
+)
 from protos.feddp.v1.budgets_pb2 import BudgetAccount
 from protos.feddp.v1.budgets_pb2_grpc import BudgetsStub
 from protos.feddp.v1.jobs_pb2 import Job
@@ -36,6 +43,8 @@ from protos.feddp.v1.models_pb2 import Model
 from protos.feddp.v1.models_pb2_grpc import ModelsStub
 from protos.feddp.v1.nodes_pb2 import CreateTokenResponse, Node
 from protos.feddp.v1.nodes_pb2_grpc import NodesStub
+from protos.feddp.v1.operations_pb2 import Pause
+from protos.feddp.v1.operations_pb2_grpc import OperationsStub
 from protos.feddp.v1.transfer_pb2_grpc import TransferStub
 from protos.feddp.v1.users_pb2 import InviteUserResponse, User
 from protos.feddp.v1.users_pb2_grpc import UsersStub
@@ -80,6 +89,7 @@ class Client:
         self._nodes = NodesStub(channel)
         self._users = UsersStub(channel)
         self._models = ModelsStub(channel)
+        self._operations = OperationsStub(channel)
         self._budgets = BudgetsStub(channel)
         self._transfer = TransferStub(channel)
 
@@ -338,6 +348,30 @@ class Client:
             request = users_pb2.RevokeUserRequest(user=user)
             revoked: User = self._users.RevokeUser(request, timeout=CALL_TIMEOUT_S).user
         return revoked
+
+    def pause_all(self, reason: str) -> Pause:
+        """Stop all work until `resume_all`; a pause that is on stays as it is.
+
+        Raises:
+            Malformed: REASON_INVALID.
+        """
+        with self._connection.errors():
+            request = operations_pb2.PauseAllRequest(reason=reason)
+            made: Pause = self._operations.PauseAll(request, timeout=CALL_TIMEOUT_S).pause
+        return made
+
+    def resume_all(self) -> bool:
+        """End a pause; False if there was none."""
+        with self._connection.errors():
+            request = operations_pb2.ResumeAllRequest()
+            return bool(self._operations.ResumeAll(request, timeout=CALL_TIMEOUT_S).resumed)
+
+    def pause(self) -> Pause | None:
+        """The pause that is on."""
+        with self._connection.errors():
+            request = operations_pb2.GetPauseRequest()
+            answer = self._operations.GetPause(request, timeout=CALL_TIMEOUT_S)
+        return answer.pause if answer.HasField("pause") else None
 
     def models(self, job_id: str = "") -> list[Model]:
         """Every model, or those of one job."""

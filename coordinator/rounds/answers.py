@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from coordinator import mandates
+from coordinator.pausing import Pausing, absence
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
 from coordinator.rounds import planner
@@ -32,6 +33,7 @@ class Answers:
 
     sessions: Sessions
     taken: Taken
+    pausing: Pausing | None = None
 
     def __call__(self, books: Books, live: LiveJob, command: c.InsideCommand) -> e.Event | None:
         """The event that answers `command`, or None if the job has moved on meanwhile."""
@@ -79,11 +81,15 @@ class Answers:
                     taken=self.taken(live, node.name),
                     steps_possible=live.steps_possible(node.name),
                     shares=_shares(connection, live, node.hello, account, steward),
-                    barred=_barred(live, node.name, time.time()),
+                    barred=self._paused(node.name) or _barred(live, node.name, time.time()),
                     damaged=name in damaged,
                 )
             )
         return facts
+
+    def _paused(self, node: str) -> e.Absence | None:
+        now = self.pausing.now if self.pausing is not None else None
+        return absence(now, node) if now is not None else None
 
 
 def _barred(live: LiveJob, node: str, now_s: float) -> e.Absence | None:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from coordinator.jobspec import Job
 from coordinator.metrics import EntryKind, Metrics
+from coordinator.pausing import Pausing
 from coordinator.round_traces import RoundTraces, place_of
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
@@ -23,6 +24,7 @@ from coordinator.rounds.live import LiveJob, job_from_json, plan_of, replay
 from coordinator.rounds.node_facts import NodeFacts
 from coordinator.rounds.phases import (
     Attempt,
+    AttemptState,
     Course,
     Ended,
     Phase,
@@ -52,14 +54,19 @@ class Rounds:
     """Every job that has not ended, and those of the ended ones that somebody asked about."""
 
     def __init__(
-        self, database: Database, sessions: Sessions, effects: Effects, metrics: Metrics
+        self,
+        database: Database,
+        sessions: Sessions,
+        effects: Effects,
+        metrics: Metrics,
+        pausing: Pausing,
     ) -> None:
         self._database = database
         self._sessions = sessions
         self._effects = effects
         self._metrics = metrics
         self.traces = RoundTraces()
-        self._answers = Answers(sessions, self.taken)
+        self._answers = Answers(sessions, self.taken, pausing)
         self._turns = TurnTaker(database, self._answers, self._keep, self._commit, self._caught_up)
         self._live: dict[str, LiveJob] = {}
         self._attempts: dict[str, str] = {}
@@ -273,6 +280,17 @@ class Rounds:
         for live in self.running():
             if live is not ended and live.is_waiting():
                 self._spawn(live, [c.Survey()])
+
+    def pause_changed(self) -> None:
+        """All work was paused or goes on: who waits finds out now, and what was held back goes
+        out."""
+        for live in self.running():
+            if isinstance(live.phase, Selecting) or live.is_waiting():
+                self._spawn(live, [c.Survey()])
+            if isinstance(live.phase, Training):
+                held = (a for a in live.phase.round.opened if a.state is AttemptState.ORDERED)
+                self._spawn(live, [c.SendOrder(a.attempt_id) for a in held])
+            live.announce()
 
     def taken(self, live: LiveJob, node: str) -> e.Absence | None:
         """Whether another job has the node now, or goes first for it."""

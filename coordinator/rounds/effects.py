@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from coordinator import aggregation
 from coordinator.blobs import BlobStore
+from coordinator.pausing import Pausing
 from coordinator.round_traces import order_place
 from coordinator.rounds import bounds, convergence, planner
 from coordinator.rounds import commands as c
@@ -43,6 +44,7 @@ class Effects:
 
     blobs: BlobStore
     sessions: Sessions
+    pausing: Pausing | None = None
 
     async def run(self, live: LiveJob, command: c.Command) -> Reply | None:
         """Carry out one command."""
@@ -73,6 +75,9 @@ class Effects:
         found, phase = live.attempt(attempt_id), live.phase
         if found is None or not found[1].is_open or not isinstance(phase, Training):
             return
+        paused = self.pausing is not None and self.pausing.now is not None
+        if paused and found[1].state is AttemptState.ORDERED:
+            return  # `Rounds.pause_changed` has it sent when work goes on
         order = work_order(live, phase, found[1], self.blobs)
         self.sessions.send(found[1].node, federation.CoordinatorMessage(work_order=order))
 

@@ -24,7 +24,7 @@ class NodeFacts:
         taken: another job has the node, or goes first for it.
         steps_possible: local steps that fit into its deadline, as it said; 0 for no bound.
         shares: limits of its policy, within the account's, that this job counts against.
-        barred: what was signed of the job keeps it from this node.
+        barred: what was signed of the job keeps it from this node, or all work is paused.
         damaged: the account's chain here is not what was kept of it.
     """
 

@@ -13,6 +13,8 @@ from coordinator import aggregation, mandates, quoting, views
 from coordinator.blobs import BlobStore
 from coordinator.config import CoordinatorConfig
 from coordinator.jobspec import Job, parse_job
+from coordinator.pausing import REASON as PAUSED
+from coordinator.pausing import Pausing, said
 from coordinator.rounds.driver import Rounds
 from coordinator.rounds.live import LiveJob, job_to_json
 from coordinator.rpc.gate import Context, caller, traceparent
@@ -42,6 +44,7 @@ class JobsService(pb_grpc.JobsServicer):
     blobs: BlobStore
     rounds: Rounds
     config: CoordinatorConfig
+    pausing: Pausing
 
     async def SubmitJob(
         self, request: pb.SubmitJobRequest, context: Context
@@ -244,6 +247,8 @@ class JobsService(pb_grpc.JobsServicer):
 
         facts = await self.database.read(gather)
         view = await asyncio.to_thread(views.job, live, facts)
+        if not live.has_ended and self.pausing.now is not None:
+            view.warnings.append(f"{PAUSED}: {said(self.pausing.now)}")
         if not live.has_ended and not self.blobs.has_room(self._round_bytes(live)):
             view.warnings.append(
                 "the coordinator's disk has no room for another model; updates wait until it has"

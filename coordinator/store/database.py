@@ -14,6 +14,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from coordinator.store.engines import is_sqlite, reader_engine, was_rolled_back, writer_engine
+from coordinator.store.schema import metadata
 from protos.disks import disk_trouble
 from protos.errors import Limited, Malformed, Unavailable
 
@@ -34,6 +35,31 @@ _MIGRATING: Final = 0x6665_6464_7000
 def newest_revision() -> str:
     """The revision that the newest migration makes: the number that its file begins with."""
     return max(path.name.partition("_")[0] for path in VERSIONS.glob("[0-9]*_*.py"))
+
+
+def tables_fault(connection: Connection) -> Malformed | None:
+    """Why this version cannot use the tables that are there; None also where there are none, or
+    those of an older version.
+
+    Returns:
+        DATABASE_NEWER or TABLES_MISSING.
+    """
+    revision = _revision(connection)
+    if revision is not None and revision > newest_revision():
+        return Malformed(
+            "DATABASE_NEWER",
+            "the database was upgraded by a newer version of feddp; serve it with that one",
+        )
+    if revision != newest_revision():
+        return None
+    missing = sorted(metadata.tables.keys() - set(inspect(connection).get_table_names()))
+    if not missing:
+        return None
+    return Malformed(
+        "TABLES_MISSING",
+        f"the database lacks what this version keeps in it ({', '.join(missing)}): somebody has "
+        "removed it, or only a part was put back; restore the whole database from a backup",
+    )
 
 
 def _revision(connection: Connection) -> str | None:
@@ -74,7 +100,8 @@ class Database:
         """Create or upgrade the tables.
 
         Raises:
-            Malformed: DATABASE_UNUSABLE, the database cannot be opened or upgraded.
+            Malformed: DATABASE_UNUSABLE, the database cannot be opened or upgraded;
+                DATABASE_NEWER, TABLES_MISSING.
             Limited: DISK_FULL.
             Unavailable: DATABASE_UNREACHABLE.
         """
@@ -87,6 +114,8 @@ class Database:
                 begun = True
                 if connection.dialect.name == "postgresql":
                     connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATING})"))
+                if (unusable := tables_fault(connection)) is not None:
+                    raise unusable
                 if _revision(connection) != newest_revision():
                     # Loading it takes 0.1 s and 10 MiB, for nothing at all but the first start.
                     from coordinator.store.upgrade import upgrade

@@ -1,13 +1,16 @@
 """What keeps a database from serving, in a sentence for `feddp coordinator check`."""
 
+import os
 from pathlib import Path
 from typing import Final
 
+from sqlalchemy import Connection, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from coordinator.store.database import Database, newest_revision
+from coordinator.store.database import Database, tables_fault
 from coordinator.store.engines import is_sqlite
+from coordinator.store.schema import metadata
 from protos.errors import FeddpError
 
 _KNOWN: Final = (
@@ -41,15 +44,45 @@ def fault(url: str) -> str | None:
         revision = database.revision()
         if revision is None:
             return "the database is empty; `feddp coordinator init --database-url` fills it"
-        if revision > newest_revision():
-            return "the database was upgraded by a newer version of feddp; serve it with that one"
-        return None
+        unusable = database.read_now(tables_fault)
+        return unusable.message if unusable is not None else None
     except FeddpError as error:
         return f"the PostgreSQL server cannot be used: {_meaning(error)}"
     except SQLAlchemyError as error:
         return f"the database cannot be read ({type(error).__name__}); restore it from a backup"
     finally:
         database.close()
+
+
+def write_fault(url: str) -> str | None:
+    """Why this user cannot write to a database that can be read; None if it can."""
+    if is_sqlite(url):
+        file = sqlite_file(url)
+        # SQLite writes its journal beside the file.
+        shut = [path for path in (file, file.parent) if not os.access(path, os.W_OK)]
+        return f"{shut[0]} cannot be written by this user; run as its owner" if shut else None
+    database = Database(url)
+    try:
+        shut_tables = database.read_now(_without_rights)
+    finally:
+        database.close()
+    if not shut_tables:
+        return None
+    return (
+        f"the database's user may read and not write ({', '.join(shut_tables)}): make it the owner "
+        "of the tables, or GRANT it INSERT, UPDATE and DELETE on them"
+    )
+
+
+def _without_rights(connection: Connection) -> list[str]:
+    there = text("SELECT to_regclass(:name) IS NULL")
+    rights = text("SELECT has_table_privilege(:name, 'INSERT')")
+    return [
+        name
+        for name in sorted(metadata.tables)
+        if not connection.scalar(there, {"name": name})
+        and not connection.scalar(rights, {"name": name})
+    ]
 
 
 def _meaning(error: FeddpError) -> str:

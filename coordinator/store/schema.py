@@ -231,3 +231,21 @@ reservations = Table(  # open reservations only; a row goes when its attempt is 
     Column("digest", String(64), nullable=False),
     Column("accounted", Boolean, nullable=False),
 )
+
+backups = Table(  # each that was written whole; kept here, as another process writes them
+    "backups",
+    metadata,
+    Column("made_at", Float, primary_key=True),  # when what it holds was read
+    Column("bytes", BigInteger, nullable=False),
+    Column("keys", Boolean, nullable=False),  # whether the installation's keys are in it
+)
+
+pauses = Table(  # every pause and resumption of all work, in their order; never changed
+    "pauses",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("at", Float, nullable=False),
+    Column("paused", Boolean, nullable=False),  # from then on
+    Column("by", String(63), nullable=False),
+    Column("reason", Text, nullable=False),
+)

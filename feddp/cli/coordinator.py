@@ -6,7 +6,14 @@ from typing import Annotated
 
 import typer
 
-from feddp.cli import coordinator_authority, coordinator_gateway, coordinator_replica, output
+from feddp.cli import (
+    coordinator_authority,
+    coordinator_backup,
+    coordinator_gateway,
+    coordinator_pause,
+    coordinator_replica,
+    output,
+)
 from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
 from feddp.process import loading
@@ -15,6 +22,9 @@ app = typer.Typer(help="Make, check and run a coordinator.", no_args_is_help=Tru
 app.add_typer(coordinator_authority.app, name="ca-rollover")
 app.command()(coordinator_authority.reissue)
 app.command()(coordinator_gateway.gateway)
+app.command()(coordinator_backup.backup)
+app.command()(coordinator_pause.pause)
+app.command()(coordinator_pause.resume)
 app.command("copy-keys")(coordinator_replica.copy_keys)
 
 Port = Annotated[int, typer.Option(min=1, max=65535)]
@@ -99,7 +109,7 @@ def serve(config: Config = None, folder: Folder = None) -> None:
         from coordinator.server import serve as serve_installation
         from feddp.logging import configure_logging, json_asked
 
-    path = _config_path(config, folder)
+    path = config_path(config, folder)
     monitoring = load_config(path, os.environ).monitoring
     configure_logging(monitoring.log_level, json=json_asked(monitoring.log_format))
     serve_installation(path)
@@ -110,7 +120,7 @@ def check(config: Config = None, folder: Folder = None, as_json: Json = False) -
     """Check a configuration and what it refers to, without starting anything."""
     from coordinator.check import check as check_installation
 
-    findings = check_installation(_config_path(config, folder))
+    findings = check_installation(config_path(config, folder))
     failed = any(finding.level == "error" for finding in findings)
     if as_json:
         found = [{"level": f.level, "subject": f.subject, "text": f.text} for f in findings]
@@ -123,7 +133,12 @@ def check(config: Config = None, folder: Folder = None, as_json: Json = False) -
         raise typer.Exit(FAILED)
 
 
-def _config_path(config: Path | None, folder: Path | None) -> Path:
+def config_path(config: Path | None, folder: Path | None) -> Path:
+    """The configuration that the options or the environment select.
+
+    Raises:
+        Malformed: CONFIG_MISSING.
+    """
     if config is not None:
         return config
     from feddp.profile import CONFIG_NAME, DIR_VARIABLE, installation_in

@@ -31,6 +31,9 @@ JOURNAL: Final = "coordinator.rounds.events"
 NOT_SERVING: Final = {
     "coordinator": {
         "coordinator.gateway_certificate:": "only `feddp coordinator gateway`",
+        "coordinator.backup:": "only `feddp coordinator backup`",
+        "coordinator.backup_check:": "only `feddp coordinator backup --verify`",
+        "coordinator.snapshots:": "only `feddp coordinator backup`",
         "coordinator.installation:": "only `feddp coordinator init` and `reissue`",
         "coordinator.store.migrations.": "only the first start after an upgrade changes a table",
         "coordinator.store.engines:_postgresql.": "these federations keep their state in SQLite",

@@ -13,8 +13,6 @@ from tests.charts.rendering import CHART, MATRIX, NAMESPACE, merged, named, obje
 from tests.observing.busy import busy, text_of
 
 PLAIN: dict[str, Any] = yaml.safe_load((CHART / "rules/feddp.yaml").read_text())
-BACKUPS = "feddp_backup_last_success_timestamp_seconds"
-"""What only a coordinator with backups shows."""
 
 
 def rules() -> dict[str, dict[str, Any]]:
@@ -25,7 +23,7 @@ def rules() -> dict[str, dict[str, Any]]:
 
 def shown() -> dict[str, set[str]]:
     """Sample's name -> its labels, of a coordinator that has done one of everything."""
-    found: dict[str, set[str]] = {"up": set(), BACKUPS: set()}
+    found: dict[str, set[str]] = {"up": set()}
     for family in text_string_to_metric_families(text_of(busy())):
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)

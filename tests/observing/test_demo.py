@@ -22,11 +22,8 @@ BOARDS: Final = {
 }
 VARIABLES: Final = {"$job": JOB, "$namespace": ".*", "$__rate_interval": "1m"}
 
-BACKUPS: Final = "nothing shows backups yet: coordinator/metrics.py has no such gauge"
 EXCEPTIONS: Final = {
     "operational: Alerts that fire": "no alert fires in a federation that is well",
-    "compliance: Last backup": BACKUPS,
-    "alert BackupOld": BACKUPS,
     "alert CoordinatorDown": "it asks for what is absent, and the coordinator is there",
 }
 """Expressions that give no sample there, and why."""

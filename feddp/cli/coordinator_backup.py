@@ -1,0 +1,137 @@
+"""`feddp coordinator backup`: a whole coordinator in one file, and what such a file holds."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from feddp.cli import output
+from feddp.cli.failures import FAILED
+from feddp.cli.options import Json
+from feddp.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from coordinator.backup import Backup
+    from coordinator.backup_check import Checked
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="The coordinator.yaml of the installation."),
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option("--dir", metavar="DIR", help="Its folder instead. Default: $FEDDP_DIR."),
+]
+TOLD_MAX = 20
+
+
+def backup(
+    config: Config = None,
+    folder: Folder = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="A new file, its owner's alone.")
+    ] = None,
+    verify: Annotated[
+        Path | None,
+        typer.Option("--verify", metavar="FILE", help="Read a backup back and check all of it."),
+    ] = None,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="With the installation's keys; then it is sealed.")
+    ] = False,
+    password_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--password-file", metavar="FILE", help="Seals the backup with the password in FILE."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write tables, models and configuration to one file, beside a coordinator that serves.
+
+    --keys adds the authority's, the ledger's and the server's; whoever has those can be this
+    coordinator. With --verify FILE a backup is read back instead: its digests, its ledger's
+    chains and signatures; exit code 1 if something is wrong with it.
+    """
+    from coordinator.backup import read_password
+    from protos.errors import Malformed
+
+    if (out is None) == (verify is None):
+        raise Malformed("USAGE", "give --out FILE to write a backup, or --verify FILE to read one")
+    password = read_password(password_file) if password_file is not None else None
+    if out is not None:
+        from coordinator.backup import backup as write_backup
+        from feddp.cli.coordinator import config_path
+
+        path = config_path(config, folder)
+        with Progress("bytes") as progress:
+            made = write_backup(path, out, keys=keys, password=password, progress=progress.told)
+        _show_made(made, as_json)
+    elif verify is not None:
+        from coordinator.backup_check import check
+
+        with Progress("bytes") as progress:
+            found = check(verify, password, progress.told)
+        _show_checked(verify, found, as_json)
+
+
+def _show_made(made: "Backup", as_json: bool) -> None:
+    if as_json:
+        output.print_json(
+            {
+                "file": str(made.file),
+                "made_at": made.made_at_s,
+                "bytes": made.bytes,
+                "files": made.files,
+                "sealed": made.sealed,
+                "keys": made.keys,
+                "missing": list(made.missing),
+                "recorded": made.recorded,
+            }
+        )
+        return
+    what = "sealed, with keys" if made.keys else "sealed" if made.sealed else "not sealed"
+    output.line(f"{made.file}: {made.bytes:,} bytes, {made.files} files, {what}")
+    for name in made.missing[:TOLD_MAX]:
+        output.line(f"warning: {name} is missing or damaged here, and so is not in the backup")
+    if len(made.missing) > TOLD_MAX:
+        output.line(f"warning: and {len(made.missing) - TOLD_MAX} more")
+    if not made.recorded:
+        output.line(
+            "warning: an older version made the tables, so that the time of this backup is not kept"
+        )
+    output.line(f"check it: feddp coordinator backup --verify {made.file}")
+
+
+def _show_checked(path: Path, found: "Checked", as_json: bool) -> None:
+    if as_json:
+        output.print_json(
+            {
+                "ok": not found.problems,
+                "problems": found.problems,
+                "missing": list(found.missing),
+                "made_at": found.format.get("made_at"),
+                "feddp": found.format.get("feddp"),
+                "sealed": found.sealed,
+                "keys": found.format.get("keys"),
+                "files": found.files,
+                "bytes": found.bytes,
+                "accounts": found.accounts,
+                "entries": found.entries,
+            }
+        )
+    else:
+        output.facts(
+            [
+                ("backup", str(path)),
+                ("made", output.moment(float(found.format.get("made_at") or 0.0))),
+                ("by feddp", str(found.format.get("feddp"))),
+                ("files", f"{found.files} of {found.bytes:,} bytes in all"),
+                ("ledger", f"{found.accounts} accounts, {found.entries} entries"),
+                *(("missing", name) for name in found.missing[:TOLD_MAX]),
+                *(("problem", text) for text in found.problems[:TOLD_MAX]),
+            ]
+        )
+        count = len(found.problems)
+        output.line("the backup is sound" if not count else f"the backup is not sound: {count}")
+    if found.problems:
+        raise typer.Exit(FAILED)

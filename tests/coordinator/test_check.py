@@ -1,0 +1,132 @@
+"""`feddp coordinator check` says what is wrong and what to do; so does a start."""
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from benchmarks.postgresql import PostgreSql
+from coordinator import gateway_certificate
+from coordinator.backup import backup
+from coordinator.check import check
+from coordinator.installation import Installation, init
+from coordinator.store import pauses
+from coordinator.store.database import Database
+from coordinator.store.diagnosis import fault, write_fault
+from protos.errors import Malformed
+
+
+@pytest.fixture
+def installation(tmp_path: Path) -> Installation:
+    """A new one."""
+    return init(tmp_path / "c", "test.example")
+
+
+def url_of(made: Installation) -> str:
+    """Of its database."""
+    return f"sqlite:///{made.folder / 'coordinator.db'}"
+
+
+def said(made: Installation, subject: str) -> list[tuple[str, str]]:
+    """(level, text) of what is found of a subject."""
+    return [(one.level, one.text) for one in check(made.config) if one.subject == subject]
+
+
+def sql(made: Installation, statement: str) -> None:
+    """Change the database past all that is ours."""
+    with closing(sqlite3.connect(made.folder / "coordinator.db")) as database:
+        database.execute(statement)
+        database.commit()
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason", "words"),
+    [
+        ("DROP TABLE models", "TABLES_MISSING", ("models", "restore the whole database")),
+        ("UPDATE alembic_version SET version_num = '9999'", "DATABASE_NEWER", ("newer version",)),
+    ],
+)
+def test_tables_that_this_version_cannot_use_are_told_by_the_check_and_by_a_start(
+    installation: Installation, statement: str, reason: str, words: tuple[str, ...]
+) -> None:
+    """In the same words, and neither changes anything."""
+    sql(installation, statement)
+    [(level, text_)] = said(installation, "storage.database_url")
+    assert level == "error"
+    assert [word for word in words if word not in text_] == []
+    database = Database(url_of(installation))
+    with pytest.raises(Malformed) as caught:
+        database.migrate()
+    database.close()
+    assert (caught.value.reason, caught.value.message) == (reason, text_)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a database's server its own user")
+def test_a_user_who_may_only_read_the_tables_is_told_so(postgresql_server: PostgreSql) -> None:
+    """Before the first node finds out."""
+    url = postgresql_server.new_database()
+    database = Database(url)
+    database.migrate()
+    assert (fault(url), write_fault(url)) == (None, None)
+    name = url.rpartition("/")[2]
+    user = database.read_now(lambda c: c.scalar(text("SELECT current_user")))
+    owner = database.read_now(
+        lambda c: c.scalar(text("SELECT tableowner FROM pg_tables WHERE tablename = 'entries'"))
+    )
+    assert user == owner
+    postgresql_server.superuser(f'REVOKE INSERT ON entries FROM "{user}"', name)
+    assert "entries" in (write_fault(url) or "")
+    assert "GRANT" in (write_fault(url) or "")
+    database.close()
+
+
+def test_a_database_file_that_cannot_be_written_is_an_error(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a user who does not own it (a superuser may write everywhere)."""
+    file = installation.folder / "coordinator.db"
+    really = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != file and really(path, mode))
+    assert ("error", f"{file} cannot be written by this user; run as its owner") in said(
+        installation, "storage.database_url"
+    )
+
+
+def test_a_gateway_whose_certificate_has_ended_is_told(
+    installation: Installation, tmp_path: Path
+) -> None:
+    """Not before: of one that is good for long, or of none, there is no warning."""
+    assert said(installation, "gateway") == []
+    gateway_certificate.issue(installation.folder, ["gw.example"], tmp_path / "gw")
+    assert [level for level, _ in said(installation, "gateway")] == ["ok"]
+    sql(installation, "UPDATE certificates SET not_after = unixepoch() - 60")
+    [(level, text_)] = said(installation, "gateway")
+    assert level == "warning"
+    assert "feddp coordinator gateway" in text_
+
+
+def test_a_clock_that_went_back_is_told(installation: Installation) -> None:
+    """The database has heard a node at a time that is yet to come."""
+    assert [level for level, _ in said(installation, "clock")] == ["ok"]
+    sql(
+        installation,
+        "INSERT INTO nodes VALUES ('a', 'edge', 'enrolled', x'', 1.0, unixepoch() + 3600, x'')",
+    )
+    [(level, text_)] = said(installation, "clock")
+    assert (level, "NTP" in text_) == ("warning", True)
+
+
+def test_a_pause_and_the_newest_backup_are_told(installation: Installation, tmp_path: Path) -> None:
+    """Who comes new to it knows why nothing happens, and whether there is a way back."""
+    assert said(installation, "pause") == []
+    assert "none was made" in said(installation, "backup")[0][1]
+    database = Database(url_of(installation))
+    database.write_now(lambda c: pauses.keep(c, 0.0, "op", "a leak", paused=True))
+    database.close()
+    backup(installation.config, tmp_path / "b")
+    [(level, text_)] = said(installation, "pause")
+    assert (level, "1970-01-01 00:00 UTC by op: a leak" in text_) == ("warning", True)
+    assert "the newest is of 2" in said(installation, "backup")[0][1]

@@ -95,7 +95,7 @@ def _ledger(state: State, config: AlertsConfig) -> list[Alert]:
         remedy = "stop the agent and import the newest copy: `feddp agent ledger import`"
         found.append(Alert("LEDGER_ROLLED_BACK", "", text, remedy))
     for one in state.disputes.all():
-        found.append(Alert("DISPUTE", one.account, one.text, one.advice))
+        found.append(Alert("DISPUTE", one.account, one.text, one.advice(state.folder)))
     for kept in state.ledger.accounts():
         units = kept.filter(kept.epsilon_limit).limit_units
         share = kept.posted_units / units if units else 1.0

@@ -1,7 +1,9 @@
 """Where the coordinator's ledger and this node's disagree, in `state.db`, until that is settled."""
 
+import shlex
 import sqlite3
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from protos.errors import NotFound, WrongPhase
@@ -35,17 +37,23 @@ class Dispute:
         """Whether it ends by itself once the policy has the account again."""
         return self.text == left_out(self.account)
 
-    @property
-    def advice(self) -> str:
-        """What the data steward does about it."""
+    def advice(self, folder: Path | None = None) -> str:
+        """What the data steward does about it, with the command as a shell takes it.
+
+        Args:
+            folder: the agent's; None where it is not known.
+        """
         if self.is_left_out:
             return (
                 f"put account {self.account.partition('/')[2]} back in policy.yaml; the dispute "
                 "ends by itself at the agent's next session"
             )
+        # EVERY_ACCOUNT is a pattern to a shell: unquoted, it names the files of whoever pastes it.
+        words = ["feddp", "agent", "ledger", "settle", self.account]
+        command = shlex.join([*words, "--dir", str(folder)] if folder else words)
         return (
             "compare both ledgers with the coordinator's operator, stop the agent, then "
-            f"`feddp agent ledger settle {self.account}`"
+            f"`{command}`"
         )
 
 
@@ -113,7 +121,7 @@ class Disputes:
             raise WrongPhase(
                 "ACCOUNT_LEFT_OUT",
                 f"the dispute about account {found.account} is not settled, since settling it would"
-                f" forget what its patients have spent: {found.advice}",
+                f" forget what its patients have spent: {found.advice()}",
             )
         self._connection.execute("DELETE FROM disputes WHERE account = ?", (found.account,))
         return found
@@ -134,5 +142,5 @@ class Disputes:
             raise WrongPhase(
                 "ACCOUNT_LEFT_OUT",
                 "the node does not leave yet: what its patients have spent from account "
-                f"{found.account} stands in this coordinator's ledger alone; {found.advice}",
+                f"{found.account} stands in this coordinator's ledger alone; {found.advice()}",
             )

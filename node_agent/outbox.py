@@ -215,6 +215,7 @@ def _published(folder: Folder, state: State, open_attempts: Sequence[str]) -> di
     """What the next session says first: the Hello itself, made as the agent makes it. Why a data
     set's file cannot be read is known to the running agent alone, and so is its instance's id."""
     steward = Steward(folder)
+    raised = state.ledger.raise_counts()
     rules: Rules | None = None
     fault = ""
     try:
@@ -235,6 +236,7 @@ def _published(folder: Folder, state: State, open_attempts: Sequence[str]) -> di
         state.payers.moved,
         whole=state.account_units if came else None,
         fault=fault,
+        raised={name.removeprefix(f"{state.node}/"): count for name, count in raised.items()},
         quietly=True,
     )
     said.instance_id = ""

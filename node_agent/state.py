@@ -50,11 +50,13 @@ class State:
 
     Attributes:
         node: whose it is.
+        folder: the agent's, in which it lies.
     """
 
     def __init__(self, path: Path, node: str, key: Ed25519PrivateKey) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self.node = node
+        self.folder = path.parent
         # `feddp agent status` may read at the same time.
         self._connection.execute("PRAGMA busy_timeout = 5000")
         self._connection.execute("PRAGMA journal_mode = WAL")

@@ -193,7 +193,9 @@ def _verified(state: State, kept: list[KeptAccount], identity: Identity) -> dict
         "entries": len(entries),
         "problems": problems,
         "heads": heads,
-        "disputes": [{**asdict(one), "do": one.advice} for one in state.disputes.all()],
+        "disputes": [
+            {**asdict(one), "do": one.advice(state.folder)} for one in state.disputes.all()
+        ],
     }
 
 

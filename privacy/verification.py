@@ -40,6 +40,8 @@ class Verification:
         bare_reserves: reservations without the node's signature, of attempts whose post has one.
             The node signs both (docs/privacy.md says when one may be late), so this is no failure
             and worth a question.
+        unsigned_reserves: how many reservations are without it, these among them. Each counts
+            against the limit all the same, until a void that is signed.
         counts: entries by kind, and "open" reservations.
         heads: account -> (seq, hash) of its last entry. A chain that was cut short at its end is
             itself valid: compare the head with the node's own ledger.
@@ -52,6 +54,7 @@ class Verification:
     heads: Mapping[str, tuple[int, str]]
     balances: Mapping[str, Balance]
     bare_reserves: tuple[Place, ...] = ()
+    unsigned_reserves: int = 0
 
     @property
     def ok(self) -> bool:
@@ -72,7 +75,7 @@ class _Chain:
         limits: how many limit entries there were.
         open: its open reservations, in their order; `open_units` is their sum.
         ended: how each attempt that is over ended.
-        bare: seq of the reservation of each open attempt whose reservation is not signed.
+        bare: seq of the reservation of each attempt whose reservation is not signed.
         reserves: the statement and the text of each open attempt's reservation.
     """
 
@@ -184,6 +187,7 @@ def _fold(
         heads={name: (chain.seq, chain.hash) for name, chain in chains.items()},
         balances={name: chain.balance() for name, chain in chains.items()},
         bare_reserves=tuple(bare_reserves),
+        unsigned_reserves=sum(len(chain.bare) for chain in chains.values()),
     )
 
 

@@ -5,6 +5,7 @@ Pure; decides by what the coordinator saw on the wire: who was ordered, and when
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from coordinator.rounds.events import Absence, Offer
 from coordinator.rounds.phases import Attempt, AttemptState, Course, RoundRecord, Training
@@ -18,6 +19,9 @@ LEFT_OUT_ROUNDS = 3
 
 NOT_CHOSEN = "NOT_CHOSEN"
 BUSY = "BUSY"
+
+_VERBS: Final = frozenset({"begins", "gets", "has", "is", "refuses", "works"})
+"""With which a reason goes on from the node's name; the others have a subject of their own."""
 
 
 def choose(
@@ -119,9 +123,12 @@ def warnings(course: Course) -> tuple[str, ...]:
 
 
 def _last_time(text: str) -> str:
-    """What was said then: a predicate of ours, or sentences of the node's own."""
+    """What was said then: a predicate or a clause of ours, or sentences of the node's own."""
     text = text.rstrip(".")
-    return f"last time it {text}" if text[:1].islower() else f'the last time it said: "{text}"'
+    if not text[:1].islower():
+        return f'the last time it said: "{text}"'
+    is_predicate = text.partition(" ")[0] in _VERBS
+    return f"last time it {text}" if is_predicate else f"last time: {text}"
 
 
 def _streak(course: Course, node: str) -> int:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable
+from typing import Final
 
 import structlog
 from sqlalchemy import Connection
@@ -18,6 +19,12 @@ log = structlog.get_logger(__name__)
 PUBLISHED_MAX = 256
 DECLARED_N_MAX = 10**12
 INSTANCE_CHARACTERS_MAX = 64
+
+LOWER_COUNTS: Final = "the lower one counts; raising it is the hospital's: `feddp agent limit`"
+CATCHES_UP: Final = (
+    "nothing: the node's ledger is a copy from before a raise, and says the raised limit once it "
+    "has caught up"
+)
 _REASON = re.compile(r"([A-Z][A-Z_]{0,49})?")
 
 
@@ -72,6 +79,7 @@ def _hear(
                     account.rdp_order,
                     account.epsilon_limit,
                     account.delta,
+                    _raises_known(account),
                 )
             shares.hear(kept, account, hello.open_attempts)
         except FeddpError as error:
@@ -111,17 +119,19 @@ def _raise_limit(connection: Connection, node: str, message: ledger_pb2.LedgerEn
 
 def _limits(connection: Connection, node: str, hello: pb.Hello) -> list[pb.AccountLimit]:
     """What the ledger holds the accounts of a Hello to; says where the node announces others."""
-    announced = {f"{node}/{account.name}": account.epsilon_limit for account in hello.accounts}
+    announced = {f"{node}/{account.name}": account for account in hello.accounts}
     found = []
     for kept in ledger.named_accounts(connection, sorted(announced)):
         limit = kept.filter.epsilon_limit
-        if limit != announced[kept.account]:
+        said = announced[kept.account]
+        if limit != said.epsilon_limit:
+            is_of_before = ledger.is_of_before(connection, kept.account, _raises_known(said))
             log.warning(
                 "account_limits_differ",
                 account=kept.account,
-                announced=announced[kept.account],
+                announced=said.epsilon_limit,
                 in_force=limit,
-                do="the lower one counts; raising it is the hospital's: `feddp agent limit`",
+                do=CATCHES_UP if is_of_before else LOWER_COUNTS,
             )
         name = kept.account.removeprefix(f"{node}/")
         found.append(
@@ -132,6 +142,11 @@ def _limits(connection: Connection, node: str, hello: pb.Hello) -> list[pb.Accou
             )
         )
     return found
+
+
+def _raises_known(account: pb.Account) -> int | None:
+    """How often the node's own ledger says that the limit was raised; None if it does not say."""
+    return account.raises if account.HasField("raises") else None
 
 
 def _highest(connection: Connection, kept: ledger.Account) -> float:

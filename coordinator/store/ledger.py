@@ -64,11 +64,18 @@ def open_account(
     order: int,
     epsilon_limit: float,
     delta: float,
+    raises_known: int | None = None,
 ) -> Account:
     """The account, created at its first mention from what the steward announced.
 
     Filter and delta never change once an entry counts by them. A lower limit that is announced
     later is kept; a higher one is not: that takes two people and an entry, see `limits`.
+
+    Args:
+        raises_known: how many raises of the account the announcing ledger knows. One that knows
+            fewer than the chain holds was put back from an older copy: the lower limit that it
+            announces is of before a raise, and keeping it would undo what two people signed. The
+            node follows the chain, and what it announces then counts. None where it is not told.
 
     Raises:
         Malformed: FILTER_INVALID, or ACCOUNT_CHANGED for another filter or delta.
@@ -100,13 +107,23 @@ def open_account(
             "which never change; set them back in the policy, or use a new account for new "
             "patients",
         )
-    elif announced.limit_units < make_filter(kind, order, row.epsilon_limit, delta).limit_units:
+    elif announced.limit_units < make_filter(
+        kind, order, row.epsilon_limit, delta
+    ).limit_units and not is_of_before(connection, account, raises_known):
         connection.execute(
             update(accounts)
             .where(accounts.c.account == account)
             .values(epsilon_limit=epsilon_limit)
         )
     return read_account(connection, account)
+
+
+def is_of_before(connection: Connection, account: str, raises_known: int | None) -> bool:
+    """Whether a ledger that knows so many raises lacks one that the account's chain holds."""
+    query = select(func.count()).where(
+        entries.c.account == account, entries.c.kind == LimitChange.kind
+    )
+    return raises_known is not None and raises_known < connection.execute(query).scalar_one()
 
 
 def read_account(connection: Connection, account: str) -> Account:

@@ -270,6 +270,7 @@ def verify(
                 "counts": dict(result.counts),
                 "unattested": result.unattested,
                 "bare_reserves": result.bare_reserves,
+                "unsigned_reserves": result.unsigned_reserves,
                 "nodes": sorted({one.node for one in nodes}),
                 "roots_checked": roots_checked(found, result, whole=not data_set),
                 "paid_twice": [asdict(one) | {"text": one.said()} for one in result.paid_twice],

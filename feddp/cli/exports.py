@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from feddp.cli.json_windows import JsonWindow
 from feddp.cli.ledgers import Ledger, Tampered, entry_of, ledger_of, said
-from feddp.cli.witnesses import Witnesses, from_json
+from feddp.cli.witnesses import ACCOUNTS, Witnesses, from_json
 from privacy.ledger import Entry
 from protos.errors import FeddpError, Malformed, NotFound
 
@@ -86,11 +86,9 @@ def from_file(path: Path, progress: Progress = lambda *_: None) -> Ledger:
                     raise Malformed("EXPORT_INVALID", f"its {name} is of another kind")
     except KeyError as error:
         text = f"{error.args[0]} is missing" if error.args[0] in _NAMES else "a field is missing"
-        raise Tampered("(accounts)", 0, f"an account or a witness is not one: {text}") from None
+        raise Tampered(ACCOUNTS, 0, f"an account or a witness is not one: {text}") from None
     except (FeddpError, ValueError, TypeError) as error:
-        raise Tampered(
-            "(accounts)", 0, f"an account or a witness is not one: {said(error)}"
-        ) from None
+        raise Tampered(ACCOUNTS, 0, f"an account or a witness is not one: {said(error)}") from None
     return found
 
 

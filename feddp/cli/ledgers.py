@@ -10,7 +10,7 @@ from feddp.cli.derived import GUARANTEE_FIELD, exported, figure_fault, filter_sa
 from feddp.cli.history import PaidTwice, Passing, faults, here, paid_twice
 from feddp.cli.node_files import Behind, NodeFile, backing, file_faults
 from feddp.cli.output import as_dict, counted
-from feddp.cli.witnesses import Witnesses, from_message, of_accounts
+from feddp.cli.witnesses import Witnesses, from_message, of_accounts, place_said
 from privacy import ledger
 from privacy.filters import Filter
 from privacy.heads import short
@@ -144,7 +144,7 @@ class Tampered(FeddpError):
     """The first thing in a ledger that no coordinator wrote: (account, seq, text)."""
 
     def __init__(self, account: str, seq: int, text: str) -> None:
-        super().__init__("LEDGER_DAMAGED", f"account {account}, entry {seq}: {text}")
+        super().__init__("LEDGER_DAMAGED", f"{place_said(account, seq)}: {text}")
         self.problem = (account, seq, text)
 
 
@@ -193,6 +193,7 @@ class Check:
         counts: entries by kind, and "open" reservations.
         entries: how many there are.
         bare_reserves: reservations without it, of attempts whose post has one.
+        unsigned_reserves: reservations without it, these among them.
         behind: account -> how far nodes' files stand behind it; empty where something is wrong.
         paid_twice: data sets that have paid from several accounts of their node.
     """
@@ -204,6 +205,7 @@ class Check:
     bare_reserves: int = 0
     behind: Mapping[str, Behind] = field(default_factory=dict)
     paid_twice: Sequence[PaidTwice] = ()
+    unsigned_reserves: int = 0
 
     @property
     def ok(self) -> bool:
@@ -262,6 +264,7 @@ def check(found: Ledger, nodes: Sequence[NodeFile] = (), *, whole: bool = True) 
         len(result.bare_reserves),
         {} if problems else backing(found.accounts, found.witnesses, nodes, found.public_keys),
         paid_twice(passing),
+        result.unsigned_reserves,
     )
 
 

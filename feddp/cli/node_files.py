@@ -9,11 +9,9 @@ from typing import Any
 from feddp.cli.history import here
 from feddp.cli.json_windows import once
 from feddp.cli.output import counted
-from feddp.cli.witnesses import Fault, Witnesses, from_json, listed, whole_number
+from feddp.cli.witnesses import NODE_FILES, Fault, Witnesses, from_json, listed, whole_number
 from privacy.heads import LimitInForce, Terms, short, signed_by
 from protos.errors import Malformed, NotFound
-
-NODE_FILES = "(node files)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from feddp.cli import output
 from feddp.cli.ledgers import Check, Ledger
 from feddp.cli.node_files import NodeFile, nodes_said
 from feddp.cli.output import counted
+from feddp.cli.witnesses import place_said
 
 WHAT_TO_DO: Final = (
     "Export it anew and verify again: a file can be damaged, or older than a node's. What stays BAD"
@@ -28,8 +29,18 @@ def print_check(found: Ledger, result: Check, files: Sequence[NodeFile], *, whol
     if result.counts:  # else it could not be read, and nothing was checked
         _print_checked(found, result, files, whole=whole)
     for account, seq, text in result.problems:
-        output.line(f"BAD: account {account}, entry {seq}: {text}")
-    output.line("the ledger verifies" if result.ok else f"the ledger does NOT verify. {WHAT_TO_DO}")
+        output.line(f"BAD: {place_said(account, seq)}: {text}")
+    output.line(_verdict(files) if result.ok else f"the ledger does NOT verify. {WHAT_TO_DO}")
+
+
+def _verdict(files: Sequence[NodeFile]) -> str:
+    """That it verifies, and what that leaves open where no node's file was there."""
+    if files:
+        return "the ledger verifies"
+    return (
+        "the ledger verifies by itself. No node's file was given (--heads): that this is the "
+        "ledger which the nodes have seen, and by which keys they sign, is the coordinator's word"
+    )
 
 
 def _print_checked(found: Ledger, result: Check, files: Sequence[NodeFile], *, whole: bool) -> None:
@@ -54,10 +65,13 @@ def _print_checked(found: Ledger, result: Check, files: Sequence[NodeFile], *, w
     if result.unattested:
         posts = _bare(result.unattested, "post")
         output.line(f"{posts} (no fault)")
+    if result.unsigned_reserves:
+        unsigned = _bare(result.unsigned_reserves, "reservation")
+        output.line(f"{unsigned}; each counts until a signed void (no fault)")
     if result.bare_reserves:
         reserves = _bare(result.bare_reserves, "reservation")
         whose = "whose post does" if result.bare_reserves == 1 else "whose posts do"
-        output.line(f"{reserves}, {whose} (no fault; ask why)")
+        output.line(f"of these {reserves}, {whose} (no fault; ask why)")
 
 
 def _bare(count: int, what: str) -> str:

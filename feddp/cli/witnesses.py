@@ -20,6 +20,12 @@ Place = tuple[str, int]
 """An account and its seq: that of its last entry at some moment, 0 before the first."""
 
 CHECKPOINTS = "(checkpoints)"
+EVERY_ACCOUNT = "*"
+"""What a node's file calls all accounts at once, where it disputes a checkpoint."""
+
+NODE_FILES = "(node files)"
+ACCOUNTS = "(accounts)"
+_OF_NO_ACCOUNT = {NODE_FILES: "the nodes' files", ACCOUNTS: "the accounts and witnesses"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,3 +196,16 @@ def of_accounts(found: Witnesses, names: Iterable[str]) -> Witnesses:
     return replace(
         found, heads=[one for one in found.heads if one.head.account in wanted], moved=None
     )
+
+
+def place_said(account: str, seq: int) -> str:
+    """Where a fault is, for people: what `account` and `seq` of it stand for.
+
+    Args:
+        account: "NODE/NAME", or what stands there for a fault of none.
+        seq: of the entry, or the number of the checkpoint; 0 for a fault of no single one.
+    """
+    if account in (CHECKPOINTS, EVERY_ACCOUNT):
+        return f"checkpoint {seq}" if seq else "the checkpoints"
+    what = _OF_NO_ACCOUNT.get(account, f"account {account}")
+    return f"{what}, entry {seq}" if seq else what

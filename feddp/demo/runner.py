@@ -16,6 +16,7 @@ from feddp.cli import output
 from feddp.cli.failures import FAILED
 from feddp.cli.following import code_of, follow, write_report
 from feddp.cli.ledgers import check, from_client
+from feddp.cli.witnesses import place_said
 from feddp.client import Client
 from feddp.demo import heart
 from feddp.demo.hospital import write_hospital
@@ -31,6 +32,9 @@ from protos.feddp.v1.jobs_pb2 import Job
 TRUST_DOMAIN: Final = "demo.feddp.local"
 START_S_MAX: Final = 60.0
 """How long the coordinator, and then the agents, may take to be there."""
+
+WITNESSED_S_MAX: Final = 10.0
+"""How long the nodes may take, after the job's end, to read its entries and countersign them."""
 
 _NEEDED: Final = ("torch", "opacus", "pyarrow", "sqlalchemy", "alembic", "dp_accounting", "sklearn")
 _INSTALLATIONS: Final = ("coordinator", "agents")
@@ -133,6 +137,7 @@ def _run(
         job = client.submit(_write_job(settings, folder), settings.seed)
         output.line(f"job {job.job_id} submitted")
         job = follow(client, job.job_id, "people", lambda: _require_some(processes))
+        _await_witnesses(client, processes)
         return _conclude(settings, folder, hospitals, client, job, started_s)
 
 
@@ -202,6 +207,21 @@ def _require_some(processes: Processes) -> None:
         raise processes.failed(agents[0], "all four agents have ended")
 
 
+def _await_witnesses(client: Client, processes: Processes) -> None:
+    """The agents are stopped after this, and with them goes who vouches for the ledger: a node
+    reads and countersigns what is new a second after the job's end, and not again before its next
+    session, which a demo does not have."""
+    ended = processes.ended()
+    entries = {one.account: one.entries for one in client.accounts("") if one.node not in ended}
+    deadline_s = time.monotonic() + WITNESSED_S_MAX
+    while time.monotonic() < deadline_s:
+        seen = {(one.account, one.seq) for one in client.checkpoints().countersigned}
+        if all((account, count) in seen for account, count in entries.items() if count):
+            return
+        time.sleep(0.1)
+    output.note("not every node has countersigned its account's last entry in the ledger")
+
+
 def _write_job(settings: Settings, folder: Path) -> Path:
     path = folder / "job.yaml"
     epsilon = settings.epsilon if settings.private else None
@@ -237,7 +257,7 @@ def _conclude(
     if write_report(client, job, folder / "report.html", metrics):
         output.line(f"report         {folder / 'report.html'}")
     for account, seq, what in checked.problems:
-        output.note(f"ledger: account {account}, entry {seq}: {what}")
+        output.note(f"ledger: {place_said(account, seq)}: {what}")
     return code_of(job) if checked.ok else FAILED
 
 

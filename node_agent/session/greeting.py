@@ -60,6 +60,7 @@ def hello(
     whole: Callable[[str], int] | None = None,
     fault: str = "",
     before: pb.Hello | None = None,
+    raised: Mapping[str, int] | None = None,
     *,
     quietly: bool = False,
 ) -> pb.Hello:
@@ -75,6 +76,9 @@ def hello(
         unavailable: data set -> why it cannot be used now.
         whole: what the node's own ledger counts of an account, where the coordinator's cannot know
             it all; None where it does.
+        raised: account without the node's name -> how often its limit was raised, read before
+            `rules` was: a raise that came between makes a number of before, which lowers nothing.
+            None tells nothing of it.
         quietly: log nothing, for a Hello that is shown and not sent.
         fault: why every order is refused whatever it is on, for what the steward's files say. Then
             no account is published, and each data set as one that cannot be used.
@@ -97,6 +101,9 @@ def hello(
         return message
     installed = {f"{info.name}@{info.content_hash}": info for info in tasks.values()}
     accounts, unusable = _accounts(rules.policy, rules.data_sets, fixed, used, refuses, whole, out)
+    if raised is not None:
+        for account in accounts:
+            account.raises = raised.get(account.name, 0)
     allowed: set[str] = set()
     for spec in rules.data_sets:
         has_moved = moved(spec)

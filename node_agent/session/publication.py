@@ -85,6 +85,7 @@ class Publication:
             state.account_units if came else None,
             fault,
             self._said,
+            {name.removeprefix(f"{node}/"): count for name, count in raised.items()},
         )
         self._said = said
         for account in said.accounts:  # the coordinator keeps a lower limit for good, and so do we

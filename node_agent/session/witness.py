@@ -176,5 +176,5 @@ class Witness:
                 account=one.account,
                 seq=one.seq,
                 detail=one.text,
-                do=f"orders on this account are refused; {one.advice}",
+                do=f"orders on this account are refused; {one.advice(self._state.folder)}",
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from coordinator.rpc.greeting import check_hello, greet
+from coordinator.rpc.greeting import CATCHES_UP, check_hello, greet
 from coordinator.store import booking, checkpoints, ledger
 from coordinator.store.database import Database
 from privacy.heads import signed_by
@@ -125,6 +125,31 @@ def test_a_raise_goes_on_from_before_its_hello_lowers_an_account_without_entries
     )
     said = say(database, hello(raise_(1, 1.0, 2.0), announced=0.5))
     assert said == ({"patients": 0.5}, 1, ["limit_raised"])
+
+
+def test_a_node_that_was_put_back_keeps_its_raise_until_it_has_caught_up(
+    database: Database,
+) -> None:
+    """The coordinator's log says that nothing is to be done; afterwards the steward's lower limit
+    counts, since it comes with the number of raises that the chain holds."""
+    say(database, hello(raise_(1, 1.0, 2.0), announced=2.0))
+    message = hello(announced=1.0)
+    message.accounts[0].raises = 0
+    with structlog.testing.capture_logs() as logs:
+        welcome, _ = database.write_now(lambda c: greet(c, NODE, message, 1.0))
+    assert [one.epsilon_limit for one in welcome.limits] == [2.0]
+    assert [one["do"] for one in logs] == [CATCHES_UP]
+    message.accounts[0].raises = 1
+    assert say(database, message) == ({"patients": 1.0}, 0, [])
+
+
+def test_a_raise_between_two_reads_of_a_hello_is_not_undone_by_it(database: Database) -> None:
+    """The number of raises was read before the policy: it is of before the raise that comes along,
+    and so may be the limit."""
+    message = hello(raise_(1, 1.0, 2.0), announced=1.0)
+    message.accounts[0].raises = 0
+    said = say(database, message)
+    assert said == ({"patients": 2.0}, 1, ["limit_raised", "account_limits_differ"])
 
 
 def test_a_coordinator_that_lost_an_account_takes_its_raise_at_once(database: Database) -> None:

@@ -1,10 +1,13 @@
 """Who takes part, how long one is waited for, and what a person is told about those left out."""
 
+import re
 from dataclasses import replace
+
+import pytest
 
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
-from coordinator.rounds import participation
+from coordinator.rounds import participation, planner
 from coordinator.rounds.phases import Aggregating, AttemptState, Ended, Selecting, Training
 from tests.coordinator.playbook import PLAN, Playbook, grants, offers, posted, surveyed, update
 from tests.coordinator.playbook import begun as begun_
@@ -225,6 +228,17 @@ def test_only_a_failed_job_can_be_resumed() -> None:
     book = training_("a", "b", "c") >> e.ResumeRequested("me") << None
     ended = Playbook((book >> e.CancelRequested("me")).phase, []) >> e.ResumeRequested("me") << None
     assert ended.phase.status == "cancelled"
+
+
+@pytest.mark.parametrize(
+    "said", sorted({*planner._REFUSES.values(), *planner._UNAVAILABLE.values()})
+)
+def test_what_the_planner_says_of_a_node_makes_a_sentence(said: str) -> None:
+    """Whether it begins with a verb, or with a subject of its own."""
+    made = participation._last_time(said)
+    assert made.endswith(said)
+    assert not re.match(r"last time it (its|it|the|no|account)\b", made), made
+    assert not re.match(r"last time: (begins|gets|has|is|refuses|works)\b", made), made
 
 
 def test_a_nodes_own_sentences_are_quoted_and_not_made_a_predicate() -> None:

@@ -66,7 +66,7 @@ def test_a_field_that_no_account_has_is_the_first_fault(
     code, said = verify(export)
     assert code == 1
     first = first_fault(said)
-    assert first.startswith(f"BAD: account {BETA}, entry 0: the account has a field '")
+    assert first.startswith(f"BAD: account {BETA}: the account has a field '")
     assert len(first) < 400
     assert "\x1b" not in said
 
@@ -105,7 +105,7 @@ def test_a_lowered_limit_that_is_not_the_nodes_is_the_first_fault(
     code, said = verify(export, file_with(federation, LimitInForce(BETA, own_limit, 0)))
     assert code == 1
     assert first_fault(said).startswith(
-        f"BAD: account {BETA}, entry 0: the account says epsilon_limit {said_limit:g}, and its node"
+        f"BAD: account {BETA}: the account says epsilon_limit {said_limit:g}, and its node"
         f" admits by {own_limit:g}, signed in the file of node beta"
     )
 
@@ -253,7 +253,7 @@ def test_an_account_names_the_node_of_its_own_name(
     assert code == 1
     name = export["accounts"][place]["account"]
     assert first_fault(said).startswith(
-        f"BAD: account {name}, entry 0: the account says node {node!r}, and it is node beta's"
+        f"BAD: account {name}: the account says node {node!r}, and it is node beta's"
     )
 
 
@@ -289,4 +289,4 @@ def test_an_account_without_entries_keeps_its_name(verify: Verify, name: str) ->
     export["accounts"][2]["account"] = name
     code, said = verify(export)
     assert code == 1
-    assert "BAD: account beta/others, entry 0: checkpoint 1 was made over this account" in said
+    assert "BAD: account beta/others: checkpoint 1 was made over this account" in said

@@ -154,10 +154,21 @@ def test_an_empty_file_is_refused(federation: Federation, verify: Verify) -> Non
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ({"node": "nobody"}, "there is a file of node nobody, and no account of that node is here"),
+        (
+            {"node": "nobody"},
+            "BAD: the nodes' files: there is a file of node nobody, and no account of that node",
+        ),
         ({"node": "gamma"}, "the file of node gamma names another ledger key"),
         ({"ledger_public_key": "ab" * 32}, "the file of node beta names another ledger key"),
         ({"coordinator_ledger_key": "ab" * 32}, "another coordinator's ledger key"),
+        (
+            {"disputes": [{"account": "*", "seq": 6, "text": "it is another", "at_s": 1}]},
+            "BAD: checkpoint 6: node beta disputes this: it is another",
+        ),
+        (
+            {"disputes": [{"account": "*", "seq": 0, "text": "the key is another", "at_s": 1}]},
+            "BAD: the checkpoints: node beta disputes this: the key is another",
+        ),
         (
             {"disputes": [{"account": "beta/patients", "seq": 3, "text": "it differs", "at_s": 1}]},
             "BAD: account beta/patients, entry 3: node beta disputes this: it differs",
@@ -257,7 +268,7 @@ def test_what_nobody_can_check_is_not_exported(federation: Federation) -> None:
 
 
 def test_reservations_without_signature_are_counted(federation: Federation, verify: Verify) -> None:
-    """Those whose post is signed: one whose post is not is said with its post."""
+    """All of them, since each counts; and apart those whose post is signed, which is odd."""
     for chain in federation.chains.values():
         for place, one in enumerate(chain):
             if one.statement.kind == "reserve":
@@ -268,7 +279,8 @@ def test_reservations_without_signature_are_counted(federation: Federation, veri
     first = federation.chains["alpha"]
     first[1] = replace(first[1], node_signature=b"")
     said = verify(federation.export())[1]
-    assert "5 reservations carry no signature" in said
+    assert "6 reservations carry no signature of their nodes; each counts until" in said
+    assert "of these 5 reservations carry no signature" in said
     assert "1 post carries no signature of its node" in said
 
 
@@ -307,3 +319,15 @@ def test_what_is_missing_is_said_in_words(run: Run, tmp_path: Path, text: str, s
     assert ran.code == 1
     assert said in ran.out
     assert "Error" not in ran.out
+
+
+def test_a_ledger_that_was_not_compared_with_any_node_says_so_last(
+    federation: Federation, verify: Verify
+) -> None:
+    """It proves less: who rewrites the whole of it, the keys included, is found by no sum."""
+    code, said = verify(federation.export())
+    assert code == 0
+    last = said.splitlines()[-1]
+    assert last.startswith("the ledger verifies by itself. No node's file was given (--heads)")
+    code, said = verify(federation.export(), federation.heads("beta"))
+    assert (code, said.splitlines()[-1]) == (0, "the ledger verifies")

@@ -92,6 +92,7 @@ def test_the_wheels_demo_runs_outside_the_checkout_and_gives_the_fixed_result(
     for pid in json.loads((tmp_path / "d/pids.json").read_text()).values():
         assert not Path(f"/proc/{pid}").exists()
     check_epsilon(installed, tmp_path, result)
+    check_witnessed(installed, tmp_path)
 
 
 def check_epsilon(installed: Path, folder: Path, result: dict[str, object]) -> None:
@@ -109,6 +110,17 @@ def check_epsilon(installed: Path, folder: Path, result: dict[str, object]) -> N
         assert node["epsilon_spent"] <= node["epsilon_limit"]
     verified = feddp(installed, folder, "budget", "verify", "--dir", "d")
     assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+def check_witnessed(installed: Path, folder: Path) -> None:
+    """Each node has read the job's entries to the last one and signed it, before it was stopped."""
+    done = feddp(installed, folder, "budget", "ledger", "--dir", "d", "--json")
+    ledger = json.loads(done.stdout)
+    seen = {(one["account"], one["seq"]) for one in ledger["witnesses"]["heads"]}
+    last = {(one["account"], one["entries"]) for one in ledger["accounts"]}
+    assert len(last) == 4
+    assert last <= seen
+    assert all(entries == 8 for _, entries in last)
 
 
 def test_a_demo_never_writes_over_another(installed: Path, tmp_path: Path) -> None:

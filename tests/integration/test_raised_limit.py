@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from privacy.ledger import LimitChange
+from protos.feddp.v1 import federation_pb2 as pb
 from tests.attackers import drop_guards
 from tests.integration.federation import (
     NODES,
@@ -17,6 +18,7 @@ from tests.integration.federation import (
     run_cli,
     wait_for,
 )
+from tests.integration.test_moving import countersigned, put_back, snapshot, status
 
 NAMES = ("alpha", "beta", "gamma")
 JOB = {"federation": {"rounds": 1, "local_steps": 2}, "privacy": {"target_epsilon": 0.5}}
@@ -79,6 +81,84 @@ def test_a_job_that_waits_goes_on_after_the_raise(coordinator: Federation, tmp_p
     assert job.status == "completed", job.message
     parts = {one.node: one.outcome for one in job.rounds[0].participation}
     assert parts == dict.fromkeys(NAMES, "update") | {"delta": "left_out"}
+
+
+def test_a_ledger_from_before_a_raise_does_not_undo_it(
+    coordinator: Federation, tmp_path: Path
+) -> None:
+    """An older copy is imported, or put back as it is and then imported: the node reads the raise
+    from the chain, the coordinator goes on to hold to it, and what was exported verifies with the
+    node's own file. Then the steward lowers the limit, and is followed."""
+    folder = coordinator.agent("alpha")
+    for name in NAMES:
+        coordinator.add_node(name, epsilon_limit=0.6)
+        coordinator.start(name)
+    coordinator.wait_for_nodes(*NAMES)
+    assert coordinator.wait_for_end(coordinator.submit(null_job(1))).status == "completed"
+    wait_for("it is countersigned", lambda: countersigned(coordinator, "alpha/patients", 2))
+    copy, saved = tmp_path / "copy.db", tmp_path / "saved"
+    cli_json("agent", "ledger", "export", str(copy), "--dir", str(folder))
+    coordinator.terminate("alpha")
+    snapshot(folder, saved)
+    coordinator.start("alpha")
+    coordinator.wait_for_nodes("alpha")
+    raise_limit(coordinator, "alpha", tmp_path)
+    wait_for("the coordinator follows", lambda: limit(coordinator, "alpha") == 2.0)
+    wait_for("it has seen that there", lambda: unseen(coordinator, "alpha") == 0)
+    wait_for("it is countersigned", lambda: countersigned(coordinator, "alpha/patients", 3))
+
+    def catches_up() -> None:
+        """Without a restart, and the limit of now is the raised one on both sides."""
+        wait_for("it knows the raise again", lambda: here(folder)["raises"] == 1)
+        wait_for("it can be ordered", lambda: refuses(coordinator, "alpha") == "")
+        assert here(folder)["epsilon_limit"] == limit(coordinator, "alpha") == 2.0
+        whole = cli_json("budget", "ledger", "--dir", str(coordinator.installation.folder))
+        export, heads = tmp_path / "whole.json", tmp_path / "heads.json"
+        export.write_text(json.dumps(whole))
+        heads.write_text(json.dumps(cli_json("agent", "ledger", "heads", "--dir", str(folder))))
+        code, out, _ = run_cli("budget", "verify", str(export), "--heads", str(heads))
+        assert code == 0, out
+
+    coordinator.kill("alpha")
+    for one in folder.glob("state.db*"):
+        one.unlink()
+    cli_json("agent", "ledger", "import", str(copy), "--dir", str(folder))
+    assert here(folder)["raises"] == 0
+    coordinator.start("alpha")
+    coordinator.wait_for_nodes("alpha")
+    catches_up()
+
+    coordinator.kill("alpha")
+    put_back(saved, folder)
+    coordinator.start("alpha")
+    wait_for("it is found out", lambda: "ledger_rolled_back" in coordinator.log("alpha"))
+    assert limit(coordinator, "alpha") == 2.0
+    coordinator.kill("alpha")
+    own = tmp_path / "own.db"
+    cli_json("agent", "ledger", "export", str(own), "--dir", str(folder))
+    cli_json("agent", "ledger", "import", str(own), "--dir", str(folder))
+    coordinator.start("alpha")
+    coordinator.wait_for_nodes("alpha")
+    catches_up()
+
+    policy = yaml.safe_load((folder / "policy.yaml").read_text())
+    policy["accounts"][0]["epsilon_limit"] = 1.0
+    (folder / "policy.yaml").write_text(yaml.safe_dump(policy))
+    wait_for("the steward is followed", lambda: limit(coordinator, "alpha") == 1.0)
+
+
+def here(folder: Path) -> dict[str, Any]:
+    """The account, as the node's own ledger has it; what the agent says of itself aside."""
+    (account,) = status(folder)["accounts"]
+    return dict(account)
+
+
+def refuses(federation: Federation, name: str) -> str:
+    """Why the node refuses every order on its account, as the coordinator heard it last."""
+    with federation.database() as database:
+        query = "SELECT hello FROM nodes WHERE name = ?"
+        hello = pb.Hello.FromString(database.execute(query, (name,)).fetchone()[0])
+    return hello.accounts[0].refuses
 
 
 def check_database(federation: Federation) -> None:

@@ -402,6 +402,8 @@ def test_status_is_exit_1_while_a_ledger_is_disputed_or_does_not_verify(
     found = json.loads(answer.stdout)
     assert (answer.exit_code, found["in_order"], found["files_in_order"]) == (1, False, True)
     if fault == "dispute":
+        command = f"feddp agent ledger settle {NODE}/patients --dir {folder.root}"
+        assert command in found["ledger"]["disputes"][0]["do"]
         state.settle(f"{NODE}/patients")
         assert CliRunner().invoke(app, asked).exit_code == 0
     state.close()

@@ -1,5 +1,6 @@
 """An old copy of the ledger gives no second budget: what this node has signed counts again."""
 
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from node_agent.admission import Reserved
 from node_agent.alerts import AlertsConfig
 from node_agent.conditions import _ledger as ledger_alerts
 from node_agent.config import Folder
-from node_agent.disputes import Dispute, left_out
+from node_agent.disputes import EVERY_ACCOUNT, Dispute, left_out
 from node_agent.doctor.files import check_policy
 from node_agent.identity import load_identity
 from node_agent.leaving import leave
@@ -99,7 +100,7 @@ def test_an_account_that_was_renamed_after_an_old_copy_refuses_every_order(node:
     found = read(node, "patients", chain())
     assert found is not None
     assert "Put account patients back in policy.yaml" in found.text
-    assert found.advice.startswith("put account patients back in policy.yaml")
+    assert found.advice().startswith("put account patients back in policy.yaml")
     for account in ("others", "patients"):
         reason, message = node.refusal("heart", account)
         assert reason == "ACCOUNT_LEFT_OUT"
@@ -277,6 +278,25 @@ def test_a_coordinator_that_alone_knows_what_was_spent_is_not_left(folder: Folde
         leave(folder.root)
     assert caught.value.reason == "ACCOUNT_LEFT_OUT"
     assert {one for one in folder.root.rglob("*") if one.is_file()} == before | {folder.lock}
+
+
+@pytest.mark.parametrize("account", [EVERY_ACCOUNT, PATIENTS])
+def test_the_command_that_settles_a_dispute_can_be_pasted_into_a_shell(
+    account: str, tmp_path: Path
+) -> None:
+    """A shell with files around takes it as one word each, with the folder: so the dispute ends."""
+    one = Dispute(account, 6, "it is another one", 1.0)
+    for folder in (tmp_path / "hungary", tmp_path / "two words"):
+        command = one.advice(folder).partition("`")[2].partition("`")[0]
+        taken = subprocess.run(
+            ["/bin/sh", "-c", command.replace("feddp", "printf '%s\\n'", 1)],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        words = ["agent", "ledger", "settle", account, "--dir", str(folder)]
+        assert taken.stdout.splitlines() == words
 
 
 def test_settle_takes_the_accounts_name_alone_and_names_what_is_disputed(folder: Folder) -> None:

@@ -225,6 +225,7 @@ class Account(_message.Message):
     HEARD_AT_SEQ_FIELD_NUMBER: _builtins.int
     UNKNOWN_ATTEMPTS_FIELD_NUMBER: _builtins.int
     REFUSES_FIELD_NUMBER: _builtins.int
+    RAISES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Without the node's name."""
     filter: _builtins.str
@@ -245,6 +246,12 @@ class Account(_message.Message):
     """Why the node refuses every order on the account now, as it would say of an order:
     "LEDGER_DISPUTED", "LEDGER_CATCHING_UP" or "LEDGER_ROLLED_BACK". Empty for it does not; agents
     of 0.1.0 never say.
+    """
+    raises: _builtins.int
+    """How often the node's own ledger says that the limit was raised, as it was before the policy was
+    read. With fewer than the coordinator's chain holds, the node's ledger is a copy from before a
+    raise, and a lower `epsilon_limit` is of that copy, not of the steward: it is not followed until
+    the node has caught up. Unset by agents of 0.1.0, whose announcement always counts.
     """
     @_builtins.property
     def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___Share]:
@@ -269,12 +276,15 @@ class Account(_message.Message):
         heard_at_seq: _builtins.int = ...,
         unknown_attempts: _abc.Iterable[_builtins.str] | None = ...,
         refuses: _builtins.str = ...,
+        raises: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_raises", b"_raises", "raises", b"raises"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "epsilon_limit", b"epsilon_limit", "epsilon_per_job_max", b"epsilon_per_job_max", "filter", b"filter", "heard_at_seq", b"heard_at_seq", "name", b"name", "noise_multiplier_min", b"noise_multiplier_min", "rdp_order", b"rdp_order", "refuses", b"refuses", "shares", b"shares", "unaccounted_allowed", b"unaccounted_allowed", "unknown_attempts", b"unknown_attempts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_raises", b"_raises", "delta", b"delta", "epsilon_limit", b"epsilon_limit", "epsilon_per_job_max", b"epsilon_per_job_max", "filter", b"filter", "heard_at_seq", b"heard_at_seq", "name", b"name", "noise_multiplier_min", b"noise_multiplier_min", "raises", b"raises", "rdp_order", b"rdp_order", "refuses", b"refuses", "shares", b"shares", "unaccounted_allowed", b"unaccounted_allowed", "unknown_attempts", b"unknown_attempts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__raises: _TypeAlias = _typing.Literal["raises"]  # noqa: Y015
+    _WhichOneofArgType__raises: _TypeAlias = _typing.Literal["_raises", b"_raises"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__raises) -> _WhichOneofReturnType__raises | None: ...
 
 Global___Account: _TypeAlias = Account  # noqa: Y015
 

@@ -1,5 +1,9 @@
 """The ledger only grows: nothing of ours changes an entry, but for a signature that was missing."""
 
+import contextlib
+import sqlite3
+from pathlib import Path
+
 import pytest
 from sqlalchemy import BigInteger, Float, Integer, String, Text, text
 from sqlalchemy.exc import DBAPIError
@@ -11,7 +15,14 @@ from coordinator.store.engines import is_sqlite
 from coordinator.store.schema import entries
 from privacy.ledger import sign
 from protos.errors import Conflict
-from tests.coordinator.store_conformance.samples import ACCOUNT, KEY, PUBLIC, kinds, statement
+from tests.coordinator.store_conformance.samples import (
+    ACCOUNT,
+    KEY,
+    PUBLIC,
+    kinds,
+    statement,
+    with_account,
+)
 
 COLUMNS = tuple(column.name for column in entries.columns if column.name != "node_signature")
 
@@ -94,6 +105,44 @@ def test_an_entry_is_not_replaced(database: Database, url: str) -> None:
         )
     with pytest.raises(DBAPIError, match="never changed"):
         database.write_now(lambda c: c.execute(text(replacing)))
+
+
+@pytest.mark.parametrize(
+    "replacing",
+    [
+        "INSERT OR REPLACE INTO entries ({names}) SELECT {row} FROM entries WHERE seq = 1",
+        "INSERT OR REPLACE INTO entries (rowid, {names}) SELECT rowid, {row} FROM entries"
+        " WHERE seq = 1",
+        "INSERT OR REPLACE INTO entries (rowid, {names}) SELECT rowid, {new} FROM entries"
+        " WHERE seq = 1",
+        "INSERT OR REPLACE INTO entries ({names}) SELECT {elsewhere} FROM entries WHERE seq = 1",
+        "REPLACE INTO entries ({names}) SELECT {row} FROM entries",
+        "UPDATE OR REPLACE entries SET rowid = 1 WHERE seq = 2",
+    ],
+)
+def test_no_connection_of_sqlites_own_replaces_an_entry(tmp_path: Path, replacing: str) -> None:
+    """Python's, and the command's `sqlite3`, have recursive_triggers off: REPLACE then removes a
+    row, by its place, its attempt or its number, and no DELETE trigger sees it."""
+    path = tmp_path / "c.db"
+    database = Database(f"sqlite:///{path}")
+    database.migrate()
+    with_account(database)
+    for attempt in "xy":
+        database.write_now(lambda c, a=attempt: booking.book(c, statement(a)))
+    before = database.read_now(lambda c: list(ledger.chain(c, ACCOUNT)))
+    database.close()
+    names = f"{', '.join(COLUMNS)}, node_signature"
+    row = names.replace("noise_multiplier", "1000.0")
+    elsewhere = row.replace("seq", "seq + 7")
+    new = elsewhere.replace("attempt_id", "'z'")
+    statement_ = replacing.format(names=names, row=row, elsewhere=elsewhere, new=new)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        with pytest.raises(sqlite3.IntegrityError, match="never changed"):
+            connection.execute(statement_)
+        connection.commit()
+    database = Database(f"sqlite:///{path}")
+    assert database.read_now(lambda c: list(ledger.chain(c, ACCOUNT))) == before
+    database.close()
 
 
 def test_a_sequence_number_is_given_once(database: Database) -> None:

@@ -140,6 +140,21 @@ def test_a_lower_announcement_after_a_raise_is_kept_and_an_old_raise_does_not_re
 
 
 @pytest.mark.parametrize(
+    ("raises_known", "in_force"), [(0, 3.0), (1, 3.0), (2, 0.5), (9, 0.5), (None, 0.5)]
+)
+def test_a_lower_limit_of_a_ledger_from_before_a_raise_undoes_no_raise(
+    database: Database, raises_known: int | None, in_force: float
+) -> None:
+    """A node whose ledger was put back announces what was in force then; a steward who lowers it
+    has a ledger that knows every raise. An agent that tells no number is followed as ever."""
+    database.write_now(record(change()))
+    database.write_now(record(change(2.0, 3.0, 2)))
+    terms = (ACCOUNT, NODE, "gdp", 0, 0.5, 1e-5)
+    kept = database.write_now(lambda c: ledger.open_account(c, *terms, raises_known))
+    assert kept.filter.epsilon_limit == limit(database) == in_force
+
+
+@pytest.mark.parametrize(
     ("one", "signature", "reason"),
     [
         (change(), b"", "SIGNATURE_INVALID"),

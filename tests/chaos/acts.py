@@ -191,6 +191,19 @@ def office(federation: WatchedFederation) -> Jobs:
     return {}
 
 
+def stopped(federation: WatchedFederation) -> Jobs:
+    """The operator stops all work for a moment; a job that was begun waits, and then goes on."""
+    ask = federation.again
+    ask(lambda client: client.pause_all("a look"))
+    pause = ask(lambda client: client.pause())
+    assert (pause.by, pause.reason) == ("operator", "a look")
+    ask(lambda client: client.resume_all())
+    assert ask(lambda client: client.pause()) is None
+    job_id = submit_once(federation, spec())
+    watch(federation, job_id)
+    return {job_id: "completed"}
+
+
 def enrolment(federation: WatchedFederation) -> Jobs:
     """A node joins, is disabled and enabled again."""
     folder = federation.agent(f"{SPARE}-{uuid.uuid4().hex[:6]}")

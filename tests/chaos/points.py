@@ -33,6 +33,8 @@ NOT_SERVING: Final = {
         "coordinator.gateway_certificate:": "only `feddp coordinator gateway`",
         "coordinator.backup:": "only `feddp coordinator backup`",
         "coordinator.backup_check:": "only `feddp coordinator backup --verify`",
+        "coordinator.replica_keys:": "only `feddp coordinator copy-keys`",
+        "coordinator.shared_blobs:": "only with a store that replicas share: test_replicas.py",
         "coordinator.snapshots:": "only `feddp coordinator backup`",
         "coordinator.installation:": "only `feddp coordinator init` and `reissue`",
         "coordinator.store.migrations.": "only the first start after an upgrade changes a table",

@@ -16,6 +16,7 @@ SCENARIOS: Final[dict[str, acts.Scenario]] = {
         acts.again,
         acts.restart,
         acts.cancel,
+        acts.stopped,
         acts.enrolment,
         acts.renewal,
         papers.approval,

@@ -10,6 +10,7 @@ import structlog
 from coordinator.blobs import BlobStore
 from coordinator.damage_watch import DamageWatch
 from coordinator.metrics import Metrics
+from coordinator.pausing import Pausing
 from coordinator.rounds import events as e
 from coordinator.rounds.driver import Rounds
 from coordinator.rounds.effects import Effects
@@ -49,8 +50,9 @@ def test_a_job_whose_state_contradicts_itself_does_not_cost_a_node_its_session(
 
     told: list[Any] = []
     database, sessions = Database(f"sqlite:///{tmp_path / 'c.db'}"), Sessions(30.0, 10.0)
-    effects = Effects(BlobStore(tmp_path), sessions)
-    rounds = OneIsBroken(database, sessions, effects, Metrics())
+    pausing = Pausing(database)
+    effects = Effects(BlobStore(tmp_path), sessions, pausing)
+    rounds = OneIsBroken(database, sessions, effects, Metrics(), pausing)
     with structlog.testing.capture_logs() as said:
         asyncio.run(rounds.node_arrived("a"))
     database.close()

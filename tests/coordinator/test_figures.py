@@ -16,6 +16,7 @@ from coordinator.figures import SELDOM_S, Figures
 from coordinator.installation import init
 from coordinator.jobspec import parse_job
 from coordinator.metrics import Metrics
+from coordinator.pausing import Pausing
 from coordinator.rounds.driver import Rounds
 from coordinator.rounds.effects import Effects
 from coordinator.rounds.events import Absence
@@ -45,8 +46,9 @@ class Installation:
         self.database = Database(storage.database_url)
         self.sessions = Sessions(30.0, 10.0)
         self.metrics = Metrics()
-        effects = Effects(BlobStore(storage.blob_dir, None), self.sessions)
-        self.rounds = Rounds(self.database, self.sessions, effects, self.metrics)
+        pausing = Pausing(self.database)
+        effects = Effects(BlobStore(storage.blob_dir, None), self.sessions, pausing)
+        self.rounds = Rounds(self.database, self.sessions, effects, self.metrics, pausing)
         self.figures = Figures(
             self.metrics,
             self.database,

@@ -55,7 +55,7 @@ def announced_is_enforced(world: World) -> None:
 
     def bad(store: MemoryStore, *terms: Any) -> Any:
         account = open_account(store, *terms)
-        announced = make_filter(*terms[2:])
+        announced = make_filter(*terms[2:6])
         if announced.limit_units > account.filter.limit_units:
             account = replace(account, balance=replace(account.balance, filter=announced))
             store._put(store._accounts, account.account, account)

@@ -60,6 +60,7 @@ class MemoryStore:
             all_nodes=MemoryStore.all_nodes,
             named_accounts=MemoryStore.named_accounts,
             open_account=MemoryStore.open_account,
+            is_of_before=MemoryStore.is_of_before,
             outcome=MemoryStore.outcome,
             keep_hello=MemoryStore.keep_hello,
             node=MemoryStore.node,
@@ -140,7 +141,14 @@ class MemoryStore:
     # The ledger
 
     def open_account(
-        self, account: str, node: str, kind: str, order: int, epsilon_limit: float, delta: float
+        self,
+        account: str,
+        node: str,
+        kind: str,
+        order: int,
+        epsilon_limit: float,
+        delta: float,
+        raises_known: int | None = None,
     ) -> Account:
         """As `coordinator.store.ledger.open_account`."""
         announced = make_filter(kind, order, epsilon_limit, delta)
@@ -151,10 +159,18 @@ class MemoryStore:
             self._chains.setdefault(account, [])
         elif (known.filter.kind, known.filter.order, known.filter.delta) != (kind, order, delta):
             raise Malformed("ACCOUNT_CHANGED", "an account's filter never changes")
-        elif announced.limit_units < known.filter.limit_units:
+        elif announced.limit_units < known.filter.limit_units and not self.is_of_before(
+            account, raises_known
+        ):
             lowered = replace(known, balance=replace(known.balance, filter=announced))
             self._put(self._accounts, account, lowered)
         return self._accounts[account]
+
+    def is_of_before(self, account: str, raises_known: int | None) -> bool:
+        """As `coordinator.store.ledger.is_of_before`."""
+        chain = self._chains[account]
+        raises = sum(isinstance(one.statement, LimitChange) for one in chain)
+        return raises_known is not None and raises_known < raises
 
     def record_raise(
         self, node: str, public_key: bytes, change: LimitChange, signature: bytes

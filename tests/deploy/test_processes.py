@@ -1,7 +1,6 @@
 """What deploy/compose.yaml starts, as processes of this machine, with an Envoy in front."""
 
 import json
-import shutil
 import subprocess
 import urllib.parse
 import urllib.request
@@ -17,6 +16,7 @@ from benchmarks.s3_server import s3_server
 from tests.deploy.test_compose import ROOT, compose
 from tests.integration.federation import NODES, job_file, run_cli, wait_for
 from tests.integration.gateway import GatewayFederation, free_port
+from tests.observing.prometheus import program
 
 NAMES = NODES[:3]
 
@@ -32,7 +32,7 @@ def prometheus(folder: Path, target: str) -> Iterator[str]:
     with (folder / "prometheus.log").open("wb") as log:
         started = subprocess.Popen(
             [
-                *("prometheus", f"--config.file={folder / 'prometheus.yaml'}"),
+                *(program("prometheus"), f"--config.file={folder / 'prometheus.yaml'}"),
                 *(f"--storage.tsdb.path={folder / 'prometheus'}",),
                 f"--web.listen-address=127.0.0.1:{port}",
             ],
@@ -59,7 +59,6 @@ def samples(address: str, expression: str) -> list[float]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Debian's prometheus is not here")
 def test_the_whole_of_compose_runs_a_job_and_is_scraped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

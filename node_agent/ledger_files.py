@@ -75,46 +75,53 @@ def heads(path: Path) -> dict[str, Any]:
     """
     folder, identity = _opened(path)
     with _state(folder.state_db, identity) as state:
-        seen, checkpoints = state.witnessed.heads(), state.witnessed.checkpoints()
-        raises = state.ledger.raise_counts()
         return {
             "node": identity.node,
             "ledger_public_key": identity.ledger_public_key.hex(),
-            "coordinator_ledger_key": state.witnessed.coordinator_key().hex(),
-            "accounts": [
-                _promised(state, one, raises.get(one.account, 0)) for one in state.ledger.accounts()
-            ],
-            "heads": [
-                {
-                    "account": one.account,
-                    "seq": one.seq,
-                    "hash": one.hash,
-                    "node_signature": state.witnessed.sign(one).hex(),
-                }
-                for one in seen
-            ],
-            "checkpoints": [
-                {
-                    "number": one.number,
-                    "prev_hash": one.prev_hash,
-                    "root": one.root,
-                    "signature": one.signature.hex(),
-                }
-                for one in checkpoints
-            ],
-            "epochs": [
-                {
-                    **{name: value for name, value in asdict(one).items() if name != "signature"},
-                    "signature": one.signature.hex(),
-                }
-                for one in state.epochs.all()
-            ],
-            "before": _before(state),
-            "disputes": [
-                {"account": one.account, "seq": one.seq, "text": one.text, "at_s": one.at_s}
-                for one in state.disputes.all()
-            ],
+            **seen_by(state),
         }
+
+
+def seen_by(state: State) -> dict[str, Any]:
+    """See `heads`; without whose it is."""
+    seen, checkpoints = state.witnessed.heads(), state.witnessed.checkpoints()
+    raises = state.ledger.raise_counts()
+    return {
+        "coordinator_ledger_key": state.witnessed.coordinator_key().hex(),
+        "accounts": [
+            _promised(state, one, raises.get(one.account, 0)) for one in state.ledger.accounts()
+        ],
+        "heads": [
+            {
+                "account": one.account,
+                "seq": one.seq,
+                "hash": one.hash,
+                "node_signature": state.witnessed.sign(one).hex(),
+            }
+            for one in seen
+        ],
+        "checkpoints": [
+            {
+                "number": one.number,
+                "prev_hash": one.prev_hash,
+                "root": one.root,
+                "signature": one.signature.hex(),
+            }
+            for one in checkpoints
+        ],
+        "epochs": [
+            {
+                **{name: value for name, value in asdict(one).items() if name != "signature"},
+                "signature": one.signature.hex(),
+            }
+            for one in state.epochs.all()
+        ],
+        "before": _before(state),
+        "disputes": [
+            {"account": one.account, "seq": one.seq, "text": one.text, "at_s": one.at_s}
+            for one in state.disputes.all()
+        ],
+    }
 
 
 def _before(state: State) -> dict[str, Any]:

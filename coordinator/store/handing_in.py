@@ -76,6 +76,8 @@ def take(
         if isinstance(statement, LimitChange):
             limits.record(connection, node, public_key, statement, signature)
     books = Books(connection, hands_in=True)
+    attempts = {one.attempt_id for one, _ in given.statements if isinstance(one, Statement)}
+    books.expect(account_names=[name], attempt_ids=sorted(attempts))
     for statement, signature in given.statements:
         if isinstance(statement, Statement):
             books.take_over(statement, signature)

@@ -1,7 +1,9 @@
 """A coordinator that was restored from a backup takes over from its node what it lost: both
 ledgers of one node, over real gRPC."""
 
+import contextlib
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,9 @@ import pytest
 
 from coordinator.store import booking, checkpoints, epochs, ledger
 from coordinator.store.database import Database
+from node_agent import rollback
 from node_agent.admission import Suspensions
+from privacy.heads import Head
 from privacy.ledger import Statement, append, sign, verify
 from protos.errors import WrongPhase
 from protos.feddp.v1 import witness_pb2 as pb
@@ -127,6 +131,32 @@ def test_without_an_epoch_it_is_a_dispute(
     assert bench.reason() == "LEDGER_DISPUTED"
 
 
+def test_a_dispute_of_before_the_declaration_is_the_stewards_to_end(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that was put back by hand, and then properly: what was disputed is handed in once it
+    is settled."""
+    bench.book(3, first=ENTRIES)
+    bench.look(monkeypatch)
+    spent = bench.posted_units()
+    bench.put_back(declared=False)
+    bench.reserve_there("x")
+    for _ in range(2):
+        bench.look(monkeypatch)
+    assert bench.reason() == "LEDGER_DISPUTED"
+    bench.put_back()
+    bench.look(monkeypatch)
+    assert bench.reason() == "LEDGER_DISPUTED"
+    assert bench.unreconciled() == {ACCOUNT}
+    for one in bench.state.disputes.all():
+        bench.state.settle(one.account)
+    bench.look(monkeypatch)
+    assert bench.state.disputes.all() == []
+    assert bench.reason() == ""
+    assert bench.unreconciled() == frozenset()
+    assert bench.posted_units() == spent == bench.own_units()
+
+
 def test_what_never_reached_the_node_is_void_and_its_order_stays_refused(
     bench: Restorable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +243,37 @@ def test_a_coordinator_that_takes_and_does_not_book_is_disputed(
     bench.look(monkeypatch, Forgets)
     assert [one.account for one in bench.state.disputes.all()] == [ACCOUNT]
     assert bench.reason() == "LEDGER_DISPUTED"
+
+
+def test_a_release_that_came_from_the_chain_alone_is_looked_for_as_well(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ledger that was itself read from the coordinator's chain once has no order of it."""
+    bench.book(1, first=ENTRIES)
+    bench.look(monkeypatch)
+    with contextlib.closing(sqlite3.connect(bench.folder / "state.db")) as opened:
+        opened.execute("DELETE FROM attempts WHERE attempt_id = ?", (f"a{ENTRIES}",))
+        opened.commit()
+    bench.put_back()
+    bench.look(monkeypatch, Forgets)
+    (one,) = bench.state.disputes.all()
+    assert one.text == "what this node has handed in was taken, and is not in the chain"
+
+
+def test_what_the_node_has_signed_before_is_no_roll_back_of_its_own(bench: Restorable) -> None:
+    """The coordinator tells at the greeting what was countersigned, and the chain is yet to be
+    read anew."""
+    bench.put_back()
+    told = bench.database.read_now(epochs.all_of)
+    assert bench.state.handing_in.meet(told, b"", 1.0).kind == "later"
+    head, _ = bench.database.read_now(lambda c: checkpoints.signed_last(c, ACCOUNT))
+    assert head is not None
+    assert head.head.seq == ENTRIES
+    signed = rollback.Signed((head.head, head.signature), ())
+    assert rollback.look(bench.state, NODE, PUBLIC, [signed]) == ""
+    newer = Head(ACCOUNT, ENTRIES + 1, "a" * 64)
+    signed = rollback.Signed((newer, LEDGER_KEY.sign(newer.canonical())), ())
+    assert "this node has signed entry 21" in rollback.look(bench.state, NODE, PUBLIC, [signed])
 
 
 def test_an_older_copy_is_not_looked_at(bench: Restorable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.store import booking, checkpoints, epochs, ledger
 from coordinator.store.database import Database
 from node_agent import rollback
 from node_agent.admission import Suspensions
+from privacy.entries import GENESIS
 from privacy.heads import Head
 from privacy.ledger import Statement, append, sign, verify
 from protos.errors import WrongPhase
@@ -380,3 +382,34 @@ def test_a_coordinator_that_refuses_what_is_handed_in_is_asked_again(
     bench.look(monkeypatch)
     assert bench.reason() == ""
     assert bench.posted_units() == bench.own_units()
+
+
+def test_another_coordinator_is_met_as_one_that_was_never_seen(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its restorations are its own: that it has none is no sign of an older copy."""
+    bench.put_back()
+    bench.look(monkeypatch)
+    assert bench.state.epochs.latest() is not None
+    bench.state.leave()
+    bench.database.close()
+    (bench.folder / "other").mkdir()
+    shutil.copyfile(bench.folder / BACKUP, bench.folder / "other" / "coordinator.db")
+    bench.database = Database(f"sqlite:///{bench.folder / 'other' / 'coordinator.db'}")
+    bench.key = Ed25519PrivateKey.generate()
+    bench.write([], head=GENESIS)
+    empty = "UPDATE accounts SET posted_units = 0"
+    bench.database.write_now(lambda c: c.exec_driver_sql(empty) and None)
+    for table in ("checkpoints", "countersignatures"):
+        delete = f"DELETE FROM {table}"  # noqa: S608 - names of our own
+        bench.database.write_now(lambda c, delete=delete: c.exec_driver_sql(delete) and None)
+    bench.look(monkeypatch)
+    assert bench.state.epochs.all() == []
+    assert bench.state.disputes.all() == []
+    bench.database.write_now(
+        lambda c: epochs.raise_epoch(c, bench.key, now_s=50.0, backup_made_at_s=1.0)
+    )
+    bench.look(monkeypatch)
+    assert bench.state.disputes.all() == []
+    assert bench.unreconciled() == frozenset()
+    assert bench.chain() == [], "what was released with the other one was handed in here"

@@ -11,8 +11,11 @@ from node_agent.own_ledger import OwnLedger
 from privacy.filters import make_filter
 from privacy.ledger import LimitChange, Statement, sign, verify
 from tests.coordinator.store_conformance.test_limits import change
+from tests.integration.restorable import (
+    Restorable,
+    restorable_bench,  # noqa: F401 - a fixture
+)
 from tests.integration.test_restored_history import exported, file_of, found
-from tests.integration.test_restored_ledger import Restorable, bench  # noqa: F401 - a fixture
 from tests.integration.test_witness import (
     ACCOUNT,
     PUBLIC,
@@ -28,7 +31,7 @@ FILTER = make_filter("gdp", 0, 10.0, 1.0e-5)
 class History:
     """One seed."""
 
-    def __init__(self, bench: Restorable, seed: int, patch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    def __init__(self, bench: Restorable, seed: int, patch: pytest.MonkeyPatch) -> None:
         self.bench = bench
         self.dice = random.Random(seed)
         self.patch = patch
@@ -144,7 +147,7 @@ class History:
 
     def holds(self) -> None:
         """Nothing is missing, nothing is charged twice, and officers find nothing."""
-        bench = self.bench  # noqa: F811
+        bench = self.bench
         assert bench.state.disputes.all() == []
         assert bench.unreconciled() == frozenset()
         assert bench.reason() == ""
@@ -166,7 +169,7 @@ class History:
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_nothing_that_was_released_is_missing_after_any_history(
-    bench: Restorable,  # noqa: F811
+    bench: Restorable,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     seed: int,

@@ -15,7 +15,10 @@ from feddp.cli.history import Passing, faults
 from feddp.cli.witnesses import Witnesses, from_json, from_message
 from node_agent.ledger_files import seen_by
 from privacy.ledger import sign
-from tests.integration.test_restored_ledger import Restorable, bench  # noqa: F401 - a fixture
+from tests.integration.restorable import (
+    Restorable,
+    restorable_bench,  # noqa: F401 - a fixture
+)
 from tests.integration.test_witness import (
     ACCOUNT,
     ENTRIES,
@@ -52,7 +55,7 @@ def found(
 
 
 @pytest.fixture
-def restored(bench: Restorable, monkeypatch: pytest.MonkeyPatch) -> Restorable:  # noqa: F811
+def restored(bench: Restorable, monkeypatch: pytest.MonkeyPatch) -> Restorable:
     """Three releases after the backup, and an order that was refused, which nobody hands in; put
     back, handed in, and one more."""
     bench.reserve_there("refused")
@@ -79,7 +82,7 @@ def test_what_a_node_has_seen_before_is_no_fault(restored: Restorable) -> None:
 
 
 def test_a_node_that_has_not_seen_the_restoration_yet_is_not_explained_away(
-    bench: Restorable,  # noqa: F811
+    bench: Restorable,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its file is of before: that the ledger went back is a fault, as it is today."""
@@ -145,7 +148,7 @@ def test_what_is_not_as_signed_is_a_fault(
 
 
 def test_what_the_backup_held_is_not_explained_away(
-    bench: Restorable,  # noqa: F811
+    bench: Restorable,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A head that was seen before the backup was made must be in the chain as it was."""
@@ -208,7 +211,7 @@ def test_an_export_of_an_older_copy_is_a_fault(
     assert any("older copy of the coordinator" in text for text in texts)
 
 
-def test_an_export_without_restorations_reads_as_ever(bench: Restorable) -> None:  # noqa: F811
+def test_an_export_without_restorations_reads_as_ever(bench: Restorable) -> None:
     """One of before has none, and neither has one of a coordinator that was never restored."""
     export, file = exported(bench), file_of(bench)
     assert "restorations" not in export

@@ -4,9 +4,7 @@ ledgers of one node, over real gRPC."""
 import contextlib
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,84 +13,26 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from coordinator.store import booking, checkpoints, epochs, ledger
 from coordinator.store.database import Database
 from node_agent import rollback
-from node_agent.admission import Suspensions
 from privacy.entries import GENESIS
 from privacy.heads import Head
 from privacy.ledger import Statement, append, sign, verify
 from protos.errors import WrongPhase
 from protos.feddp.v1 import witness_pb2 as pb
+from tests.integration.restorable import (
+    BACKUP,
+    Restorable,
+    restorable_bench,  # noqa: F401 - a fixture
+)
 from tests.integration.test_witness import (
     ACCOUNT,
     ENTRIES,
     FILTER,
     PUBLIC,
-    Bench,
     forged,
     seen,  # noqa: F401 - a fixture
 )
 from tests.integration.test_witness import witness_rpc as rpc
 from tests.node_agent.samples import LEDGER_KEY, NODE, order
-
-BACKUP = "backup.db"
-
-
-class Restorable(Bench):
-    """The same with a backup of the coordinator's database."""
-
-    def back_up(self) -> None:
-        """Copy the database."""
-        self.database.close()
-        shutil.copyfile(self.folder / "coordinator.db", self.folder / BACKUP)
-        self.database = Database(f"sqlite:///{self.folder / 'coordinator.db'}")
-
-    def put_back(self, now_s: float = 100.0, *, declared: bool = True) -> None:
-        """Put the backup in its place."""
-        self.database.close()
-        for suffix in ("-wal", "-shm"):
-            (self.folder / f"coordinator.db{suffix}").unlink(missing_ok=True)
-        shutil.copyfile(self.folder / BACKUP, self.folder / "coordinator.db")
-        self.database = Database(f"sqlite:///{self.folder / 'coordinator.db'}")
-        if declared:
-            self.database.write_now(
-                lambda c: epochs.raise_epoch(c, self.key, now_s=now_s, backup_made_at_s=now_s - 50)
-            )
-
-    def reserve_there(self, *attempt_ids: str) -> None:
-        """The coordinator reserves for orders that have not reached the node."""
-        for attempt_id in attempt_ids:
-            one = order(attempt_id, job_id="job-there").statement(NODE, "reserve")
-            self.database.write_now(lambda c, one=one: booking.book(c, one))
-
-    def posted_units(self) -> int:
-        """What the coordinator has booked."""
-        account = self.database.read_now(lambda c: ledger.read_account(c, ACCOUNT))
-        return account.balance.posted_units
-
-    def own_units(self) -> int:
-        """What the node has booked."""
-        kept = self.state.ledger.account(ACCOUNT)
-        assert kept is not None
-        return kept.posted_units
-
-    def unreconciled(self) -> frozenset[str]:
-        """Accounts that the coordinator waits for."""
-        return self.database.read_now(epochs.unreconciled)
-
-    def reason(self) -> str:
-        """Why the node refuses orders on the account."""
-        disputed = frozenset(one.account for one in self.state.disputes.all())
-        waiting = self.state.epochs.to_hand_in()
-        return Suspensions(disputed=disputed, handing_in=waiting).reason(ACCOUNT)
-
-
-@pytest.fixture
-def bench(seen: Path, tmp_path: Path) -> Iterator[Restorable]:  # noqa: F811
-    """20 entries in both ledgers, and a backup of them."""
-    shutil.copytree(seen, tmp_path / "bench")
-    opened = Restorable(tmp_path / "bench")
-    opened.back_up()
-    yield opened
-    opened.close()
 
 
 def test_what_the_backup_lacks_is_handed_in(

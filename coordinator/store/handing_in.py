@@ -46,7 +46,8 @@ def take(
         public_key: the node's raw ledger key.
 
     Raises:
-        WrongPhase: EPOCH_PAST; ATTEMPTS_OPEN; LEDGER_DAMAGED.
+        WrongPhase: EPOCH_PAST; ATTEMPTS_OPEN; LEDGER_DAMAGED; ACCOUNT_RECONCILED, more comes after
+            the node has said that it was all.
         NotFound: ACCOUNT_UNKNOWN, also for another node's account; ATTEMPT_UNKNOWN.
         Malformed: SIGNATURE_INVALID; ACCOUNT_CHANGED, its filter or delta is another one here;
             LIMIT_INVALID, FILTER_INVALID.
@@ -76,10 +77,16 @@ def take(
         if isinstance(statement, LimitChange):
             limits.record(connection, node, public_key, statement, signature)
     books = Books(connection, hands_in=True)
+    attempts = {one.attempt_id for one, _ in given.statements if isinstance(one, Statement)}
+    books.expect(account_names=[name], attempt_ids=sorted(attempts))
     for statement, signature in given.statements:
         if isinstance(statement, Statement):
             books.take_over(statement, signature)
     books.flush()
+    if books.booked and name not in epochs.unreconciled(connection, [name]):
+        raise WrongPhase(
+            "ACCOUNT_RECONCILED", f"node {node} has said before that this was all of {name}"
+        )
     if given.done:
         epochs.reconcile(connection, name, given.epoch, now_s)
     return ledger.read_account(connection, name).entries - before

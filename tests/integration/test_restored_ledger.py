@@ -1,92 +1,38 @@
 """A coordinator that was restored from a backup takes over from its node what it lost: both
 ledgers of one node, over real gRPC."""
 
+import contextlib
 import shutil
-from collections.abc import Iterator
+import sqlite3
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.store import booking, checkpoints, epochs, ledger
 from coordinator.store.database import Database
-from node_agent.admission import Suspensions
+from node_agent import rollback
+from privacy.entries import GENESIS
+from privacy.heads import Head
 from privacy.ledger import Statement, append, sign, verify
 from protos.errors import WrongPhase
 from protos.feddp.v1 import witness_pb2 as pb
+from tests.integration.restorable import (
+    BACKUP,
+    Restorable,
+    restorable_bench,  # noqa: F401 - a fixture
+)
 from tests.integration.test_witness import (
     ACCOUNT,
     ENTRIES,
     FILTER,
     PUBLIC,
-    Bench,
     forged,
     seen,  # noqa: F401 - a fixture
 )
 from tests.integration.test_witness import witness_rpc as rpc
 from tests.node_agent.samples import LEDGER_KEY, NODE, order
-
-BACKUP = "backup.db"
-
-
-class Restorable(Bench):
-    """The same with a backup of the coordinator's database."""
-
-    def back_up(self) -> None:
-        """Copy the database."""
-        self.database.close()
-        shutil.copyfile(self.folder / "coordinator.db", self.folder / BACKUP)
-        self.database = Database(f"sqlite:///{self.folder / 'coordinator.db'}")
-
-    def put_back(self, now_s: float = 100.0, *, declared: bool = True) -> None:
-        """Put the backup in its place."""
-        self.database.close()
-        for suffix in ("-wal", "-shm"):
-            (self.folder / f"coordinator.db{suffix}").unlink(missing_ok=True)
-        shutil.copyfile(self.folder / BACKUP, self.folder / "coordinator.db")
-        self.database = Database(f"sqlite:///{self.folder / 'coordinator.db'}")
-        if declared:
-            self.database.write_now(
-                lambda c: epochs.raise_epoch(c, self.key, now_s=now_s, backup_made_at_s=now_s - 50)
-            )
-
-    def reserve_there(self, *attempt_ids: str) -> None:
-        """The coordinator reserves for orders that have not reached the node."""
-        for attempt_id in attempt_ids:
-            one = order(attempt_id, job_id="job-there").statement(NODE, "reserve")
-            self.database.write_now(lambda c, one=one: booking.book(c, one))
-
-    def posted_units(self) -> int:
-        """What the coordinator has booked."""
-        account = self.database.read_now(lambda c: ledger.read_account(c, ACCOUNT))
-        return account.balance.posted_units
-
-    def own_units(self) -> int:
-        """What the node has booked."""
-        kept = self.state.ledger.account(ACCOUNT)
-        assert kept is not None
-        return kept.posted_units
-
-    def unreconciled(self) -> frozenset[str]:
-        """Accounts that the coordinator waits for."""
-        return self.database.read_now(epochs.unreconciled)
-
-    def reason(self) -> str:
-        """Why the node refuses orders on the account."""
-        disputed = frozenset(one.account for one in self.state.disputes.all())
-        waiting = self.state.epochs.to_hand_in()
-        return Suspensions(disputed=disputed, handing_in=waiting).reason(ACCOUNT)
-
-
-@pytest.fixture
-def bench(seen: Path, tmp_path: Path) -> Iterator[Restorable]:  # noqa: F811
-    """20 entries in both ledgers, and a backup of them."""
-    shutil.copytree(seen, tmp_path / "bench")
-    opened = Restorable(tmp_path / "bench")
-    opened.back_up()
-    yield opened
-    opened.close()
 
 
 def test_what_the_backup_lacks_is_handed_in(
@@ -125,6 +71,32 @@ def test_without_an_epoch_it_is_a_dispute(
     bench.look(monkeypatch)
     assert ACCOUNT in {one.account for one in bench.state.disputes.all()}
     assert bench.reason() == "LEDGER_DISPUTED"
+
+
+def test_a_dispute_of_before_the_declaration_is_the_stewards_to_end(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that was put back by hand, and then properly: what was disputed is handed in once it
+    is settled."""
+    bench.book(3, first=ENTRIES)
+    bench.look(monkeypatch)
+    spent = bench.posted_units()
+    bench.put_back(declared=False)
+    bench.reserve_there("x")
+    for _ in range(2):
+        bench.look(monkeypatch)
+    assert bench.reason() == "LEDGER_DISPUTED"
+    bench.put_back()
+    bench.look(monkeypatch)
+    assert bench.reason() == "LEDGER_DISPUTED"
+    assert bench.unreconciled() == {ACCOUNT}
+    for one in bench.state.disputes.all():
+        bench.state.settle(one.account)
+    bench.look(monkeypatch)
+    assert bench.state.disputes.all() == []
+    assert bench.reason() == ""
+    assert bench.unreconciled() == frozenset()
+    assert bench.posted_units() == spent == bench.own_units()
 
 
 def test_what_never_reached_the_node_is_void_and_its_order_stays_refused(
@@ -213,6 +185,37 @@ def test_a_coordinator_that_takes_and_does_not_book_is_disputed(
     bench.look(monkeypatch, Forgets)
     assert [one.account for one in bench.state.disputes.all()] == [ACCOUNT]
     assert bench.reason() == "LEDGER_DISPUTED"
+
+
+def test_a_release_that_came_from_the_chain_alone_is_looked_for_as_well(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ledger that was itself read from the coordinator's chain once has no order of it."""
+    bench.book(1, first=ENTRIES)
+    bench.look(monkeypatch)
+    with contextlib.closing(sqlite3.connect(bench.folder / "state.db")) as opened:
+        opened.execute("DELETE FROM attempts WHERE attempt_id = ?", (f"a{ENTRIES}",))
+        opened.commit()
+    bench.put_back()
+    bench.look(monkeypatch, Forgets)
+    (one,) = bench.state.disputes.all()
+    assert one.text == "what this node has handed in was taken, and is not in the chain"
+
+
+def test_what_the_node_has_signed_before_is_no_roll_back_of_its_own(bench: Restorable) -> None:
+    """The coordinator tells at the greeting what was countersigned, and the chain is yet to be
+    read anew."""
+    bench.put_back()
+    told = bench.database.read_now(epochs.all_of)
+    assert bench.state.handing_in.meet(told, b"", 1.0).kind == "later"
+    head, _ = bench.database.read_now(lambda c: checkpoints.signed_last(c, ACCOUNT))
+    assert head is not None
+    assert head.head.seq == ENTRIES
+    signed = rollback.Signed((head.head, head.signature), ())
+    assert rollback.look(bench.state, NODE, PUBLIC, [signed]) == ""
+    newer = Head(ACCOUNT, ENTRIES + 1, "a" * 64)
+    signed = rollback.Signed((newer, LEDGER_KEY.sign(newer.canonical())), ())
+    assert "this node has signed entry 21" in rollback.look(bench.state, NODE, PUBLIC, [signed])
 
 
 def test_an_older_copy_is_not_looked_at(bench: Restorable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,3 +322,34 @@ def test_a_coordinator_that_refuses_what_is_handed_in_is_asked_again(
     bench.look(monkeypatch)
     assert bench.reason() == ""
     assert bench.posted_units() == bench.own_units()
+
+
+def test_another_coordinator_is_met_as_one_that_was_never_seen(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its restorations are its own: that it has none is no sign of an older copy."""
+    bench.put_back()
+    bench.look(monkeypatch)
+    assert bench.state.epochs.latest() is not None
+    bench.state.leave()
+    bench.database.close()
+    (bench.folder / "other").mkdir()
+    shutil.copyfile(bench.folder / BACKUP, bench.folder / "other" / "coordinator.db")
+    bench.database = Database(f"sqlite:///{bench.folder / 'other' / 'coordinator.db'}")
+    bench.key = Ed25519PrivateKey.generate()
+    bench.write([], head=GENESIS)
+    empty = "UPDATE accounts SET posted_units = 0"
+    bench.database.write_now(lambda c: c.exec_driver_sql(empty) and None)
+    for table in ("checkpoints", "countersignatures"):
+        delete = f"DELETE FROM {table}"  # noqa: S608 - names of our own
+        bench.database.write_now(lambda c, delete=delete: c.exec_driver_sql(delete) and None)
+    bench.look(monkeypatch)
+    assert bench.state.epochs.all() == []
+    assert bench.state.disputes.all() == []
+    bench.database.write_now(
+        lambda c: epochs.raise_epoch(c, bench.key, now_s=50.0, backup_made_at_s=1.0)
+    )
+    bench.look(monkeypatch)
+    assert bench.state.disputes.all() == []
+    assert bench.unreconciled() == frozenset()
+    assert bench.chain() == [], "what was released with the other one was handed in here"

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from coordinator.keyring import ledger_key
@@ -146,6 +147,31 @@ def test_an_order_of_before_is_posted_once_and_nobody_trains_it_again(
         ran = CliRunner().invoke(app, ["agent", "status", "--dir", str(folder.root)])
         assert "from a backup of" in ran.stdout
         assert "has handed in what it released since" in ran.stdout
+
+    play(tmp_path, scene, kind)
+
+
+def test_an_update_that_waits_for_its_tick_is_over_at_once(
+    tmp_path: Path, kind: type[Restorable]
+) -> None:
+    """Nobody waits for it: it is posted, as it was, and its bytes stay in the hospital."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        assert isinstance(coordinator, Restorable)
+        coordinator.knows(folder)
+        policy = yaml.safe_load(folder.policy_yaml.read_text())
+        folder.policy_yaml.write_text(yaml.safe_dump({**policy, "outcome_tick_s": 600.0}))
+        coordinator.orders = [real_order(deadline_s=3600)]
+        async with RunningAgent(folder, worker):
+            await until(lambda: status(folder.root)["attempts"] == {"spooled": 1})
+            await looked(folder)
+            coordinator.orders = []
+            coordinator.restore(1000.0)
+            coordinator.cut()
+            await until(lambda: status(folder.root)["attempts"] == {"closed": 1})
+            await until(lambda: list((folder.spool / "updates").iterdir()) == [])
+            await until(lambda: coordinator.chain() == [("reserve", "a1"), ("post", "a1")])
+        assert coordinator.submitted == []
 
     play(tmp_path, scene, kind)
 

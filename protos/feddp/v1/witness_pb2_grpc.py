@@ -91,10 +91,10 @@ class WitnessServicer(object):
         """After the coordinator was restored from a backup: what the node's own ledger holds of an
         account and the coordinator's chain lacks, and then, with `done`, that this is all. Until then
         nothing is reserved on the account. All of a call is booked or nothing; safe to retry.
-        Errors: FAILED_PRECONDITION (EPOCH_PAST, ATTEMPTS_OPEN, LEDGER_DAMAGED), NOT_FOUND
-        (ACCOUNT_UNKNOWN, ATTEMPT_UNKNOWN), INVALID_ARGUMENT (SIGNATURE_INVALID, STATEMENT_INVALID,
-        RELEASE_INVALID, LIMIT_INVALID, ACCOUNT_CHANGED, TOO_MANY), ALREADY_EXISTS (ATTEMPT_CONFLICT,
-        ATTEMPT_RESOLVED, LIMIT_CONFLICT), RESOURCE_EXHAUSTED (BUDGET_REFUSED).
+        Errors: FAILED_PRECONDITION (EPOCH_PAST, ATTEMPTS_OPEN, ACCOUNT_RECONCILED, LEDGER_DAMAGED),
+        NOT_FOUND (ACCOUNT_UNKNOWN, ATTEMPT_UNKNOWN), INVALID_ARGUMENT (SIGNATURE_INVALID,
+        STATEMENT_INVALID, RELEASE_INVALID, LIMIT_INVALID, ACCOUNT_CHANGED, TOO_MANY), ALREADY_EXISTS
+        (ATTEMPT_CONFLICT, ATTEMPT_RESOLVED, LIMIT_CONFLICT), RESOURCE_EXHAUSTED (BUDGET_REFUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

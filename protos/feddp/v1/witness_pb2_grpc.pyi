@@ -51,10 +51,10 @@ class WitnessStub:
     """After the coordinator was restored from a backup: what the node's own ledger holds of an
     account and the coordinator's chain lacks, and then, with `done`, that this is all. Until then
     nothing is reserved on the account. All of a call is booked or nothing; safe to retry.
-    Errors: FAILED_PRECONDITION (EPOCH_PAST, ATTEMPTS_OPEN, LEDGER_DAMAGED), NOT_FOUND
-    (ACCOUNT_UNKNOWN, ATTEMPT_UNKNOWN), INVALID_ARGUMENT (SIGNATURE_INVALID, STATEMENT_INVALID,
-    RELEASE_INVALID, LIMIT_INVALID, ACCOUNT_CHANGED, TOO_MANY), ALREADY_EXISTS (ATTEMPT_CONFLICT,
-    ATTEMPT_RESOLVED, LIMIT_CONFLICT), RESOURCE_EXHAUSTED (BUDGET_REFUSED).
+    Errors: FAILED_PRECONDITION (EPOCH_PAST, ATTEMPTS_OPEN, ACCOUNT_RECONCILED, LEDGER_DAMAGED),
+    NOT_FOUND (ACCOUNT_UNKNOWN, ATTEMPT_UNKNOWN), INVALID_ARGUMENT (SIGNATURE_INVALID,
+    STATEMENT_INVALID, RELEASE_INVALID, LIMIT_INVALID, ACCOUNT_CHANGED, TOO_MANY), ALREADY_EXISTS
+    (ATTEMPT_CONFLICT, ATTEMPT_RESOLVED, LIMIT_CONFLICT), RESOURCE_EXHAUSTED (BUDGET_REFUSED).
     """
 
 @_typing.type_check_only
@@ -80,10 +80,10 @@ class WitnessAsyncStub(WitnessStub):
     """After the coordinator was restored from a backup: what the node's own ledger holds of an
     account and the coordinator's chain lacks, and then, with `done`, that this is all. Until then
     nothing is reserved on the account. All of a call is booked or nothing; safe to retry.
-    Errors: FAILED_PRECONDITION (EPOCH_PAST, ATTEMPTS_OPEN, LEDGER_DAMAGED), NOT_FOUND
-    (ACCOUNT_UNKNOWN, ATTEMPT_UNKNOWN), INVALID_ARGUMENT (SIGNATURE_INVALID, STATEMENT_INVALID,
-    RELEASE_INVALID, LIMIT_INVALID, ACCOUNT_CHANGED, TOO_MANY), ALREADY_EXISTS (ATTEMPT_CONFLICT,
-    ATTEMPT_RESOLVED, LIMIT_CONFLICT), RESOURCE_EXHAUSTED (BUDGET_REFUSED).
+    Errors: FAILED_PRECONDITION (EPOCH_PAST, ATTEMPTS_OPEN, ACCOUNT_RECONCILED, LEDGER_DAMAGED),
+    NOT_FOUND (ACCOUNT_UNKNOWN, ATTEMPT_UNKNOWN), INVALID_ARGUMENT (SIGNATURE_INVALID,
+    STATEMENT_INVALID, RELEASE_INVALID, LIMIT_INVALID, ACCOUNT_CHANGED, TOO_MANY), ALREADY_EXISTS
+    (ATTEMPT_CONFLICT, ATTEMPT_RESOLVED, LIMIT_CONFLICT), RESOURCE_EXHAUSTED (BUDGET_REFUSED).
     """
 
 class WitnessServicer(metaclass=_abc_1.ABCMeta):
@@ -130,10 +130,10 @@ class WitnessServicer(metaclass=_abc_1.ABCMeta):
         """After the coordinator was restored from a backup: what the node's own ledger holds of an
         account and the coordinator's chain lacks, and then, with `done`, that this is all. Until then
         nothing is reserved on the account. All of a call is booked or nothing; safe to retry.
-        Errors: FAILED_PRECONDITION (EPOCH_PAST, ATTEMPTS_OPEN, LEDGER_DAMAGED), NOT_FOUND
-        (ACCOUNT_UNKNOWN, ATTEMPT_UNKNOWN), INVALID_ARGUMENT (SIGNATURE_INVALID, STATEMENT_INVALID,
-        RELEASE_INVALID, LIMIT_INVALID, ACCOUNT_CHANGED, TOO_MANY), ALREADY_EXISTS (ATTEMPT_CONFLICT,
-        ATTEMPT_RESOLVED, LIMIT_CONFLICT), RESOURCE_EXHAUSTED (BUDGET_REFUSED).
+        Errors: FAILED_PRECONDITION (EPOCH_PAST, ATTEMPTS_OPEN, ACCOUNT_RECONCILED, LEDGER_DAMAGED),
+        NOT_FOUND (ACCOUNT_UNKNOWN, ATTEMPT_UNKNOWN), INVALID_ARGUMENT (SIGNATURE_INVALID,
+        STATEMENT_INVALID, RELEASE_INVALID, LIMIT_INVALID, ACCOUNT_CHANGED, TOO_MANY), ALREADY_EXISTS
+        (ATTEMPT_CONFLICT, ATTEMPT_RESOLVED, LIMIT_CONFLICT), RESOURCE_EXHAUSTED (BUDGET_REFUSED).
         """
 
 def add_WitnessServicer_to_server(servicer: WitnessServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

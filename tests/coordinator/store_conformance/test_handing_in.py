@@ -196,3 +196,18 @@ def test_raises_come_back_before_what_they_made_possible(restored: Database) -> 
     assert kinds(restored)[3:] == ["limit", "void", "reserve", "post"]
     account = restored.read_now(lambda c: ledger.read_account(c, ACCOUNT))
     assert account.filter.epsilon_limit == 3.0
+
+
+def test_nothing_more_is_taken_once_the_node_has_said_that_this_was_all(
+    restored: Database,
+) -> None:
+    """From then on releases go by orders; what was lost of an answer is answered again."""
+    void = statement("open", kind="void")
+    all_of_it = given(void, *released("x"))
+    hand_in(restored, all_of_it)
+    hand_in(restored, given(done=True))
+    assert hand_in(restored, all_of_it) == 0
+    with pytest.raises(WrongPhase) as caught:
+        hand_in(restored, given(*released("y")))
+    assert caught.value.reason == "ACCOUNT_RECONCILED"
+    assert kinds(restored)[3:] == ["void", "reserve", "post"]

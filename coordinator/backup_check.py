@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from certs.sealing import MAGIC, Opener, is_sealed
 from coordinator import backup_names as names
 from coordinator.backup_archive import Progress
-from coordinator.store import checkpoints, ledger, people
+from coordinator.store import certificates, checkpoints, ledger, people
 from coordinator.store.damage import damaged
 from coordinator.store.database import Database, newest_revision
 from privacy.heads import Checkpoint, checkpoint_fault
@@ -37,6 +37,9 @@ class Checked:
         problems: what is wrong, a sentence each; none for a sound backup.
         missing: what was missing already when it was made.
         entries: ledger entries, all of whose chains were checked.
+        contents: bytes and BLAKE3 of each of its files.
+        config: its coordinator.yaml.
+        trust_domain: of the certificates in its tables; empty where there are none.
     """
 
     format: Mapping[str, Any] = field(default_factory=dict)
@@ -47,6 +50,14 @@ class Checked:
     accounts: int = 0
     missing: tuple[str, ...] = ()
     problems: list[str] = field(default_factory=list)
+    contents: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    config: bytes = b""
+    trust_domain: str = ""
+
+    @property
+    def made_at_s(self) -> float:
+        """When its tables were read, in seconds since the epoch."""
+        return float(self.format.get("made_at") or 0.0)
 
 
 def check(
@@ -61,7 +72,7 @@ def check(
         Malformed: BACKUP_INVALID, it is no backup at all; SEAL_BROKEN, from its first chunk on.
     """
     found = Checked()
-    with _opened(path, password, found) as (file, size), tempfile.TemporaryDirectory() as folder:
+    with opened(path, password, found) as (file, size), tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / names.DATABASE
         seen: dict[str, tuple[int, str]] = {}
         manifest: dict[str, Any] | None = None
@@ -79,6 +90,8 @@ def check(
                         raise _invalid(path)
                     if member.name == names.MANIFEST:
                         manifest = json.loads(data)
+                    if member.name == names.CONFIG:
+                        found.config = data
         except (tarfile.TarError, EOFError, ValueError):
             if not found.format:
                 raise _invalid(path) from None
@@ -89,7 +102,7 @@ def check(
             found.problems.append(error.message)
         if not found.format:
             raise _invalid(path)
-        found.files = len(seen)
+        found.files, found.contents = len(seen), seen
         found.bytes = sum(bytes_ for bytes_, _ in seen.values())
         _compare(found, seen, manifest)
         if copy.exists() and not found.problems:
@@ -98,7 +111,7 @@ def check(
 
 
 @contextmanager
-def _opened(path: Path, password: bytes | None, found: Checked) -> Iterator[tuple[Any, int]]:
+def opened(path: Path, password: bytes | None, found: Checked) -> Iterator[tuple[Any, int]]:
     """(what the archive is read from, bytes of the file)."""
     if not path.is_file():
         raise NotFound("FILE_MISSING", f"there is no file {path}")
@@ -123,7 +136,7 @@ def _read(
 ) -> bytes:
     """Hash a member; its bytes if it is one that is looked into, and the tables to `copy`."""
     hasher, size, kept = blake3(), 0, []
-    keep = member.name in (names.FORMAT_FILE, names.MANIFEST)
+    keep = member.name in (names.FORMAT_FILE, names.MANIFEST, names.CONFIG)
     if keep and member.size > SMALL_BYTES_MAX:
         raise Malformed("BACKUP_INVALID", f"{member.name} is larger than one of ours")
     target = copy.open("wb") if member.name == names.DATABASE else None
@@ -199,6 +212,7 @@ def _check_tables(
     absent = set(updates) | set(models)
     absent -= seen.keys() | set(found.missing)
     found.problems += [f"{name} is named by a job and is not in it" for name in sorted(absent)]
+    found.trust_domain = certificates.trust_domain(connection)
     accounts = ledger.all_accounts(connection)
     found.accounts = len(accounts)
     told = verify(

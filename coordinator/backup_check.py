@@ -43,6 +43,7 @@ class Checked:
     """
 
     format: Mapping[str, Any] = field(default_factory=dict)
+    config: bytes = b""
     sealed: bool = False
     files: int = 0
     bytes: int = 0
@@ -51,7 +52,6 @@ class Checked:
     missing: tuple[str, ...] = ()
     problems: list[str] = field(default_factory=list)
     contents: Mapping[str, tuple[int, str]] = field(default_factory=dict)
-    config: bytes = b""
     trust_domain: str = ""
 
     @property

@@ -108,9 +108,7 @@ def shared_name(name: str) -> str:
     return f"{name.removesuffix('.' + digest)}/{digest}"
 
 
-def _write(
-    content: IO[bytes], target: Path, told: Callable[[int], None]
-) -> tuple[int, str]:
+def _write(content: IO[bytes], target: Path, told: Callable[[int], None]) -> tuple[int, str]:
     """(bytes, BLAKE3) of what was written and synced."""
     hasher, size, beside = blake3(), 0, beside_of(target)
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _OWNERS)

@@ -97,7 +97,8 @@ def restore(
         if restore_marker.left(folder) is not None:
             restore_marker.refuse_unfinished(folder)
         target = target_of(folder, found, database_url, os.environ)
-        return _told(target, found, revocations=len(known))
+        kind, count = _kind(target), len(known)
+        return Restored(folder, found, kind, target.with_keys, revocations=count)
     is_new = not folder.exists()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.ExitStack() as undo:
@@ -136,10 +137,6 @@ def _refuse_damaged(file: Path, found: Checked) -> None:
         f"{file} is not sound, and nothing was written: {'; '.join(told)}"
         f"{f'; and {more} more' if more else ''}. Take an older backup",
     )
-
-
-def _told(target: Target, found: Checked, **more: int) -> Restored:
-    return Restored(target.folder, found, _kind(target), target.with_keys, **more)
 
 
 def _kind(target: Target) -> str:

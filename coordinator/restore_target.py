@@ -206,5 +206,3 @@ def _not_empty(path: Path, why: str) -> Conflict:
 
 def _with_journals(file: Path) -> list[Path]:
     return [file, *(file.with_name(file.name + end) for end in ("-wal", "-shm", "-journal"))]
-
-

@@ -24,7 +24,7 @@ FILE_BYTES_MAX: Final = 256 << 20
 
 COORDINATOR: Final = "coordinator"
 
-Digest = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\Z")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Line(BaseModel):

@@ -28,6 +28,7 @@ from coordinator.metrics import Metrics
 from coordinator.pausing import Pausing
 from coordinator.quarantine import Quarantine
 from coordinator.replicas import Address, Forwarder
+from coordinator.restore_marker import refuse_unfinished
 from coordinator.rounds.driver import Rounds
 from coordinator.rounds.effects import Effects
 from coordinator.rpc.diagnosis import DiagnosisService
@@ -424,8 +425,10 @@ def serve(config_path: Path) -> None:
         Malformed: CONFIG_INVALID, PORT_IN_USE, DATABASE_UNUSABLE, OTEL_MISSING, TRACING_INVALID.
         NotFound: AUTHORITY_MISSING, SERVER_CERTIFICATE_MISSING.
         Conflict: LEASE_LOST, another coordinator has taken over.
+        WrongPhase: RESTORE_UNFINISHED.
     """
     keep_freed(FREED_BYTES_KEPT)
+    refuse_unfinished(config_path.absolute().parent)
     config = load_config(config_path, os.environ)
     monitoring = config.monitoring
     if monitoring.trace_endpoint:

@@ -101,30 +101,32 @@ def restore(
         return Restored(folder, found, kind, target.with_keys, revocations=count)
     is_new = not folder.exists()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with contextlib.ExitStack() as undo:
-        if is_new:
-            undo.callback(_remove_empty, folder)
+    try:
         with restore_marker.only_one(folder):
             # 3. What a restore that was killed has left is finished, or taken away.
-            if (mark := restore_marker.left(folder)) is not None:
-                if (whole := _whole(folder, mark, found)) is not None:
+            if (left := restore_marker.left(folder)) is not None:
+                if (whole := _whole(folder, left, found)) is not None:
                     restore_marker.take_away(folder)
-                    undo.pop_all()
                     return whole
-                restore_marker.clear(mark.made)
+                restore_marker.clear(left.made)
                 restore_marker.take_away(folder)
             # 4. Nothing is there that would be written over.
             target = target_of(folder, found, database_url, os.environ)
             mark = Mark(time.time(), target.made())
             restore_marker.put(folder, mark)
-            undo.callback(restore_marker.take_away, folder)
-            undo.callback(restore_marker.clear, mark.made)
-            # 5. Its files, then its tables.
-            restored = _write(file, password, found, target, known, mark, progress)
-            undo.pop_all()
+            # 5. Its files, then its tables; or nothing of it.
+            with contextlib.ExitStack() as undo:
+                undo.callback(restore_marker.take_away, folder)
+                undo.callback(restore_marker.clear, mark.made)
+                restored = _write(file, password, found, target, known, mark, progress)
+                undo.pop_all()
             restore_marker.clear(target.working())
             restore_marker.take_away(folder)
-    return restored
+            return restored
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # which it refuses where something is in it
 
 
 def _refuse_damaged(file: Path, found: Checked) -> None:
@@ -162,11 +164,6 @@ def _whole(folder: Path, mark: Mark, found: Checked) -> Restored | None:
         database.close()
     restore_marker.clear(target.working())
     return Restored(folder, found, _kind(target), keys=False, finished=True)
-
-
-def _remove_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
 
 
 def _write(

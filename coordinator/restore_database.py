@@ -2,7 +2,9 @@
 be served from, all of it in one transaction."""
 
 import os
+import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +24,7 @@ from coordinator.store.database import MIGRATING, Database
 from coordinator.store.revocations import Revocation
 from coordinator.store.schema import metadata
 from protos.content import sync_directory
+from protos.errors import invariant
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,11 @@ def _address(config: CoordinatorConfig) -> str:
 
 
 def _put_in_place(growing: Path, file: Path) -> None:
-    """Closing it has folded its journal in; the name is the last that it gets."""
+    """Fold its journal in, which a full disk may have kept from happening when it was closed; the
+    name is the last that it gets."""
+    with closing(sqlite3.connect(growing)) as database:
+        (mode,) = database.execute("PRAGMA journal_mode=DELETE").fetchone()
+    invariant(mode == "delete", "nobody else has a database open that is being restored")
     descriptor = os.open(growing, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -5,6 +5,7 @@ It names what the restore makes, so that the next one can take that away, and no
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -81,6 +82,8 @@ def take_away(folder: Path) -> None:
 def clear(made: Sequence[Path]) -> None:
     """Remove what a restore has made, as far as it has come."""
     for path in made:
+        for growing in path.parent.glob(f".{glob.escape(path.name)}.*partial"):
+            growing.unlink()
         if path.is_dir() and not path.is_symlink():
             for one in path.iterdir():  # the folder itself may be where a disk is mounted
                 shutil.rmtree(one) if one.is_dir() and not one.is_symlink() else one.unlink()
@@ -105,8 +108,10 @@ def only_one(folder: Path) -> Iterator[None]:
             raise Conflict(
                 "RESTORE_RUNS", f"another restore into {folder} is under way; wait for it"
             ) from None
-        yield
-        # While it is held: whoever waits for nothing comes later and makes one of their own.
-        (folder / LOCK).unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            # While it is held: whoever comes later makes one of their own.
+            (folder / LOCK).unlink(missing_ok=True)
     finally:
         os.close(descriptor)

@@ -163,6 +163,8 @@ def _refuse_strangers(target: Target) -> None:
     known = {folder / FILE, folder / LOCK, target.config.storage.pki_dir, *target.made()}
     known |= {target.config.storage.revocations_file, folder / PROFILE}
     for one in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if one.match(f".{FILE}.*.partial"):
+            continue  # of one that was killed before it had begun
         if one not in known and not any(one in path.parents for path in known):
             raise _not_empty(one, "the folder is not empty")
 

@@ -1,7 +1,7 @@
 """An installation with a ledger, a job and updates, and backups of it, for tests of restoring."""
 
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from sqlalchemy import Connection, select
 
 from coordinator.backup import backup
 from coordinator.installation import Installation, init
+from coordinator.keyring import ledger_key
 from coordinator.restore import Restored, restore
 from coordinator.rounds import events
 from coordinator.rounds.live import job_to_json
 from coordinator.store import booking, checkpoints, jobs
-from coordinator.keyring import ledger_key
 from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord, ModelRecord
 from coordinator.store.schema import metadata, nodes

@@ -150,6 +150,7 @@ def status(folder: Folder, as_json: Json = False) -> None:
 
 
 def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    from certs.enrolment import spoken
     from node_agent.allowed import DO
 
     ledger = found["ledger"]
@@ -160,6 +161,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("running", "yes" if found["running"] else "no"),
         ("connected", _connected(found)),
         *(("REFUSED", _refused(one)) for one in [found["refused"]] if one),
+        ("certificate", spoken(found["certificate_fingerprint"])),
         ("certificate until", output.moment(found["certificate_expires_at"])),
         ("renews itself", _renewal(found)),
         ("steward's files", _files(found)),

@@ -11,12 +11,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, func, select, update
 
-from coordinator.store import epochs
+from coordinator.store import epochs, limits
 from coordinator.store.damage import damaged, refusal
 from coordinator.store.ledger import account_of, statement_of
 from coordinator.store.schema import accounts, entries, reservations
 from privacy.ledger import Balance, Entry, EntryKind, Pending, Statement, entry_hash
-from protos.errors import NotFound, invariant
+from protos.errors import Conflict, NotFound, invariant
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,10 @@ class Books:
             self._unreconciled |= epochs.unreconciled(self.connection, names)
         for row in kept:
             account = account_of(row, _others(int(held.get(row.account, 0))))
-            self._kept[row.account] = _Kept(account.balance, account.entries, account.head_hash)
+            balance = account.balance
+            if self.hands_in:  # the node may have lowered the limit since; what left, left
+                balance = replace(balance, filter=limits.shown(self.connection, row.account))
+            self._kept[row.account] = _Kept(balance, account.entries, account.head_hash)
 
     def _read_attempts(self, unknown: list[str], reserves: Mapping[str, Statement]) -> None:
         found: dict[str, set[str]] = {one: set() for one in unknown}
@@ -155,6 +158,25 @@ class Books:
             del self._held[attempt_id]
         else:
             self._released.add(attempt_id)
+
+    def take_over(self, statement: Statement, signature: bytes) -> None:
+        """Book what a node hands in after a restoration; what is booked already changes nothing.
+
+        Raises:
+            Conflict: ATTEMPT_CONFLICT, the attempt is booked here with other terms.
+            BudgetRefused, Conflict, NotFound, WrongPhase: as `book`.
+        """
+        attempt_id = statement.attempt_id
+        self.expect(account_names=[statement.account], attempt_ids=[attempt_id])
+        known = self._statements.get(attempt_id)
+        if known is not None and not statement.continues(known):
+            raise Conflict(
+                "ATTEMPT_CONFLICT", f"attempt {attempt_id} is booked here with other terms"
+            )
+        if known is not None and statement.kind == "reserve":
+            self.keep_signature(attempt_id, signature)
+        else:
+            self.book(statement, signature)
 
     def resolve(self, attempt_id: str, kind: str, signature: bytes) -> None:
         """Post or void an attempt; the statement is its reservation's.

@@ -119,17 +119,10 @@ class WitnessService(pb_grpc.WitnessServicer):
         node = caller().node
         if len(request.statements) > STATEMENTS_MAX:
             raise Malformed("TOO_MANY", f"a node hands in at most {STATEMENTS_MAX} at once")
-        said = request.terms
         given = HandedIn(
+            request.account,
             request.epoch,
-            Terms(
-                request.account,
-                said.filter,
-                said.rdp_order,
-                said.delta,
-                said.epsilon_limit_highest,
-            ),
-            said.node_signature,
+            _terms(request) if request.HasField("terms") else None,
             [(statement_from_wire(one), one.node_signature) for one in request.statements],
             request.done,
         )
@@ -147,3 +140,11 @@ class WitnessService(pb_grpc.WitnessServicer):
                 reconciled=request.done,
             )
         return pb.HandInResponse(booked=booked)
+
+
+def _terms(request: pb.HandInRequest) -> tuple[Terms, bytes]:
+    said = request.terms
+    terms = Terms(
+        request.account, said.filter, said.rdp_order, said.delta, said.epsilon_limit_highest
+    )
+    return terms, said.node_signature

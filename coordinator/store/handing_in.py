@@ -20,15 +20,17 @@ class HandedIn:
     """One account, as its node's own ledger has it.
 
     Attributes:
+        account: "NODE/NAME".
         epoch: the number of the newest that the node has seen.
-        terms: what the account's patients were promised at first; `terms.account` is "NODE/NAME".
+        terms: what the account's patients were promised at first, and the node's signature; None
+            where its own ledger has no entry of the account.
         statements: each with the node's signature, in the order in which they are booked.
         done: there is nothing more.
     """
 
+    account: str
     epoch: int
-    terms: Terms
-    terms_signature: bytes
+    terms: tuple[Terms, bytes] | None = None
     statements: Sequence[tuple[Statement | LimitChange, bytes]] = ()
     done: bool = False
 
@@ -51,10 +53,10 @@ def take(
         Conflict: ATTEMPT_CONFLICT, ATTEMPT_RESOLVED, LIMIT_CONFLICT.
         BudgetRefused: the chain would pass the account's limit, and verify no more.
     """
-    name = given.terms.account
+    name = given.account
     if name.partition("/")[0] != node:
         raise NotFound("ACCOUNT_UNKNOWN", f"node {node} has no account {name}")
-    if not signed_by(public_key, given.terms, given.terms_signature):
+    if given.terms is not None and not signed_by(public_key, *given.terms):
         raise Malformed("SIGNATURE_INVALID", f"the terms of {name} are not signed by its node")
     for statement, signature in given.statements:
         if (statement.account, statement.node) != (name, node):
@@ -67,7 +69,8 @@ def take(
     if newest is None or newest.number != given.epoch:
         present = newest.number if newest else FIRST
         raise WrongPhase("EPOCH_PAST", f"this coordinator is at epoch {present}, not {given.epoch}")
-    _open(connection, node, given.terms)
+    if given.terms is not None:
+        _open(connection, node, given.terms[0])
     before = ledger.read_account(connection, name).entries
     for statement, signature in given.statements:
         if isinstance(statement, LimitChange):

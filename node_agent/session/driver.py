@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import structlog
 
-from node_agent import bandwidth, rollback
+from node_agent import bandwidth
 from node_agent.admission import Admission, Decision, Refused, Reserved
 from node_agent.failures import Failures
 from node_agent.launchers.base import Limits, StartWorker
@@ -27,6 +27,7 @@ from node_agent.session.machine import step
 from node_agent.session.messages import message_of
 from node_agent.session.publication import Publication
 from node_agent.session.recovery import recover
+from node_agent.session.restorations import Restorations
 from node_agent.session.traces import AttemptTraces
 from node_agent.session.training import Training
 from node_agent.session.witness import Witness
@@ -96,6 +97,16 @@ class Driver:
             offer_model=self._transfers.offer,
             refused=self._note_refused,
             traced=parts.traces.ordered,
+            admits=lambda told: self._restorations.admits(told),
+        )
+        self._restorations = Restorations(
+            parts.state,
+            parts.ledger,
+            parts.admission.node,
+            self._clock,
+            lambda: self._agent.attempts,
+            self._dispatch,
+            self._link.turn_away,
         )
         self._failures = Failures(parts.logs)
         self._training = Training(
@@ -119,6 +130,7 @@ class Driver:
             parts.admission.filter_of_account,
             self._clock,
             self._looked,
+            self._restorations.met,
         )
         self._publication = Publication(
             parts.state, parts.steward, parts.admission, parts.tasks, parts.unavailable
@@ -148,6 +160,7 @@ class Driver:
         """Work until `stop` is set. Whatever cannot be written ends the agent: it fails closed."""
         state, spool = self._parts.state, self._parts.spool
         resumed = await self._parts.ledger.run(recover, state, spool, self._failures)
+        await self._restorations.recall()
         try:
             async with self._group:
                 self._dispatch(e.Restarted(resumed))
@@ -169,9 +182,9 @@ class Driver:
     def _dispatch(self, event: e.Event) -> None:
         self._agent, asked = step(self._agent, event, self._clock())
         match event:
-            case e.WelcomeReceived(limits=limits, highest=highest, signed=signed):
+            case e.WelcomeReceived(limits=limits, highest=highest):
                 # Before anything that follows: the ledger's thread takes things in turn.
-                self._spawn(self._look_back(signed))
+                self._spawn(self._restorations.welcomed(event.epochs, event.signed))
                 keep = self._parts.state.coordinator_limits.keep
                 self._spawn(self._parts.ledger.run(keep, dict(limits), dict(highest)))
                 log.info("connected", coordinator=self._parts.address)
@@ -187,19 +200,6 @@ class Driver:
                 self._parts.traces.opened(attempt_id, at_s, outcome_s)
         for command in asked:
             self._carry_out(command)
-
-    async def _look_back(self, signed: tuple[rollback.Signed, ...]) -> None:
-        state, node = self._parts.state, self._parts.admission.node
-        key = state.witnessed.public_key
-        text = await self._parts.ledger.run(rollback.look, state, node, key, signed)
-        if text:
-            log.error(
-                "ledger_rolled_back",
-                detail=text,
-                do="no order is accepted: a snapshot or an older disk was put back. Stop the agent "
-                "and import the newest copy of the ledger, or its own if there is none: `feddp "
-                "agent ledger import FILE`",
-            )
 
     def _note_connected(self, since_s: str) -> None:
         self._note(CONNECTED_NOTE, since_s)
@@ -227,6 +227,7 @@ class Driver:
     async def _looked(self) -> None:
         """The coordinator's ledger was read: what it tells of who paid before may keep a data set
         from being published, and then no round may be planned on it."""
+        await self._restorations.recall()
         await self._greet_if_changed(await self._parts.ledger.run(self._publication.barred_now))
 
     async def _greet_if_changed(self, barred: frozenset[str] | None = None) -> None:

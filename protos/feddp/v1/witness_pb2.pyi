@@ -296,7 +296,9 @@ class HandInRequest(_message.Message):
     """
     @_builtins.property
     def terms(self) -> Global___AccountTerms:
-        """What its patients were promised; opens an account that the backup did not have yet."""
+        """What its patients were promised; opens an account that the backup did not have yet. Unset
+        where the node's own ledger has no entry of it.
+        """
 
     @_builtins.property
     def statements(self) -> _containers.RepeatedCompositeFieldContainer[_ledger_pb2.LedgerEntry]:

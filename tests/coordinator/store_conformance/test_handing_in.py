@@ -54,7 +54,7 @@ def given(
     """What a node hands in, signed by it."""
     of = of or terms()
     signed = [(one, sign(key, one)) for one in statements]
-    return HandedIn(epoch, of, KEY.sign(of.canonical()), signed, done)
+    return HandedIn(of.account, epoch, (of, KEY.sign(of.canonical())), signed, done)
 
 
 def hand_in(database: Database, what: HandedIn, node: str = NODE) -> int:
@@ -133,7 +133,7 @@ OTHERS = Ed25519PrivateKey.generate()
             "ACCOUNT_CHANGED",
         ),
         (
-            replace(given(*released("x")), terms=terms(limit=9.0)),
+            replace(given(*released("x")), terms=(terms(limit=9.0), given().terms[1])),
             NODE,
             Malformed,
             "SIGNATURE_INVALID",

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from certs.enrolment import spoken
-from feddp.signing import KEY_FILE, PUBLIC_FILE
+from feddp.signing import KEY_FILE, PUBLIC_FILE, Caps
 from node_agent.identity import load_identity
 from tests.integration.federation import Federation, cli_json, job_file, run_cli, wait_for
 
@@ -87,7 +87,13 @@ def test_a_lost_coordinator_comes_back_and_forgets_nothing(
     password.write_text("a password of this drill\n")
     with hospitals.client() as client:
         token = client.create_token("delta", "edge", 3600).token
-    under_way = hospitals.submit(job(3))
+    # Its signature covers more than its rounds: those that are lost are charged as well.
+    noisy = job_file(
+        federation={"rounds": 3, "min_participants": 3},
+        privacy={"target_epsilon": None, "noise_multiplier": 20.0},
+    )
+    with hospitals.client() as client:
+        under_way = client.submit(noisy, caps=Caps(epsilon_max=8.0)).job_id
     wait_for("a round is published", lambda: hospitals.job(under_way).rounds_done > 0)
     sealed = ("--keys", "--password-file", str(password))
     cli_json("coordinator", "backup", "--dir", str(folder), "--out", str(backup), *sealed)

@@ -179,13 +179,12 @@ class EpochsSeen:
         Returns:
             Where the restoration contradicts what this node has seen before it; or empty.
         """
-        execute, known = self._connection.execute, {one.hash for one in self.all()}
-        latest = self.latest()
+        execute, latest = self._connection.execute, self.latest()
         since_s = latest.restored_at_s if latest is not None else 0
         until_s = told[-1].restored_at_s
-        new = [one for one in told if one.hash not in known]
-        # Of several that were not seen, the one that went back the furthest.
-        back = min(new, key=lambda one: one.checkpoint_number)
+        # The first that the history of before does not have is where the two part.
+        line = self._line(latest)
+        back = next(one for one in told if one.hash not in line)
         row = execute(
             "SELECT number, prev_hash, root, signature FROM seen_checkpoints WHERE number = ?",
             (back.checkpoint_number,),
@@ -197,7 +196,7 @@ class EpochsSeen:
                 "node has seen"
             )
         marks = ", ".join("?" * len(_COLUMNS))
-        for one in new:
+        for one in told:
             execute(
                 f"INSERT OR IGNORE INTO epochs_seen ({_NAMES}) VALUES ({marks})",  # noqa: S608
                 tuple(getattr(one, name) for name in _COLUMNS),
@@ -218,6 +217,14 @@ class EpochsSeen:
         execute("DELETE FROM seen_attempts WHERE attempt_id NOT IN (SELECT * FROM elsewhere)")
         execute("DELETE FROM open_there")
         return text
+
+    def _line(self, latest: Epoch | None) -> frozenset[str]:
+        """Hashes of an epoch and of those before it in its history."""
+        by_hash, found = {one.hash: one for one in self.all()}, set()
+        while latest is not None:
+            found.add(latest.hash)
+            latest = by_hash.get(latest.prev_hash)
+        return frozenset(found)
 
     def owe(self, accounts: Sequence[str]) -> list[str]:
         """Also these are to be handed in; those of them that were not."""

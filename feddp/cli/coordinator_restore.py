@@ -160,9 +160,9 @@ def _next(done: "Restored", *, revocations: bool) -> None:
     steps = [
         "make sure that no process of the old coordinator runs, and that none can start",
         f"feddp coordinator serve --dir {folder}",
-        f"feddp coordinator check --dir {folder}   until every account is handed in",
         f"feddp node list --dir {folder}   for each node that is quarantined, ask its hospital for "
         "the certificate that `feddp agent status` shows; then feddp node release NAME",
+        f"feddp coordinator check --dir {folder}   until every account is handed in",
         "disable and revoke again whom you had shut out since"
         if not revocations
         else "disable again the nodes that you had disabled since",

@@ -12,16 +12,20 @@ import pytest
 import yaml
 
 from benchmarks.postgresql import PostgreSql
+from benchmarks.s3_server import S3Server
 from certs import sealing
 from certs.spiffe import SpiffeId
 from coordinator import restore_marker
 from coordinator.backup import backup
+from coordinator.backup_extract import Places
+from coordinator.blobs import BlobStore
 from coordinator.check import check
 from coordinator.installation import init
 from coordinator.keyring import ledger_public_key
 from coordinator.rounds.live import job_from_json, plan_of, replay
 from coordinator.rounds.phases import AttemptState
 from coordinator.server import serve
+from coordinator.shared_blobs import SharedBlobs
 from coordinator.store import epochs, jobs, joins, leases, ledger, pauses, people, users
 from privacy.verification import verify
 from protos.content import digest_of
@@ -466,3 +470,45 @@ def test_a_killed_restore_leaves_a_postgresql_database_empty(
     done = restored(file, tmp_path / "e")
     assert done.finished
     assert len(rows(url)["epochs"]) == 1
+
+
+def test_models_and_updates_go_to_the_store_that_replicas_share(
+    made: Source, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the names by which a replica with an empty folder finds them."""
+    for name, value in s3.credentials.items():
+        monkeypatch.setenv(name, value)
+    storage = {"blob_url": s3.new_bucket(), "blob_endpoint": s3.endpoint}
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/coordinator.yaml").write_text(yaml.safe_dump({"storage": storage}))
+    restored(made.backup(tmp_path / "b"), tmp_path / "d")
+    replica = BlobStore(tmp_path / "other", SharedBlobs(*storage.values()))
+    assert replica.model(digest_of(MODEL)).read_bytes() == MODEL
+    assert replica.update("a", digest_of(UPDATE)).read_bytes() == UPDATE
+    replica.close()
+
+
+def test_two_restores_into_one_folder_are_one(made: Source, tmp_path: Path) -> None:
+    """The second says so, and the first goes on."""
+    file, folder = made.backup(tmp_path / "b"), tmp_path / "d"
+    said: list[str] = []
+
+    def told(_count: int, share: float) -> None:
+        if share > 0.6 and not said:
+            with pytest.raises(Conflict) as caught:
+                restored(file, folder)
+            said.append(caught.value.reason)
+
+    restored(file, folder, progress=told)
+    assert said == ["RESTORE_RUNS"]
+    assert (folder / "coordinator.db").exists()
+
+
+@pytest.mark.parametrize("name", ["pki/../../evil", "/evil", "updates/../evil." + "0" * 64, "new"])
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    """Whoever forged a backup that is not sealed writes nothing outside of the folder."""
+    places = Places(tmp_path / "db", tmp_path / "blobs", tmp_path / "pki")
+    with pytest.raises(Malformed):
+        places.of(name)
+    inside = places.of("pki/rollover/next.key")
+    assert inside == tmp_path / "pki/rollover/next.key"

@@ -52,10 +52,11 @@ def check(config_path: Path) -> list[Finding]:
         Malformed: CONFIG_INVALID, all faults of the file at once.
     """
     try:
-        refuse_unfinished(config_path.absolute().parent)
+        refuse_unfinished(config_path)
+        config = load_config(config_path, os.environ)
+        refuse_unfinished(config_path, config.storage)
     except WrongPhase as error:
         return [Finding("error", "restore", error.message)]
-    config = load_config(config_path, os.environ)
     found = [Finding("ok", str(config_path), "the configuration is valid")]
     looks = (_authority, _database, _gateway, _blobs, _shared_blobs, _replicas, _ports, _tracing)
     for look in looks:

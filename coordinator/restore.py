@@ -95,7 +95,7 @@ def restore(
     known = revocations.read(revoked or (), ledger, found.trust_domain)
     if dry_run:
         if restore_marker.left(folder) is not None:
-            restore_marker.refuse_unfinished(folder)
+            restore_marker.refuse_unfinished(folder / CONFIG_FILE)
         target = target_of(folder, found, database_url, os.environ)
         kind, count = _kind(target), len(known)
         return Restored(folder, found, kind, target.with_keys, revocations=count)

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from coordinator.config_sections import Storage
+from coordinator.store.diagnosis import sqlite_file
+from coordinator.store.engines import is_sqlite
 from protos.content import sync_directory, write_durable
 from protos.errors import Conflict, Malformed, WrongPhase
 
@@ -34,18 +37,28 @@ class Mark:
     made: tuple[Path, ...]
 
 
-def refuse_unfinished(folder: Path) -> None:
-    """Raise if a restore into this folder was cut off.
+def refuse_unfinished(config_path: Path, storage: Storage | None = None) -> None:
+    """Raise if a restore of this installation was cut off.
+
+    Args:
+        storage: what the configuration says, if it could be read: where that lies elsewhere, in a
+            ConfigMap say, the mark lies in the folder of what it names.
 
     Raises:
         WrongPhase: RESTORE_UNFINISHED.
     """
-    if (folder / FILE).exists():
-        raise WrongPhase(
-            "RESTORE_UNFINISHED",
-            f"a restore into {folder} is under way or was cut off, and what lies there is a part; "
-            "run `feddp coordinator restore` into it again, which begins anew",
-        )
+    places = [config_path.absolute().parent]
+    if storage is not None:
+        places += [storage.pki_dir.parent, storage.blob_dir.parent]
+        if is_sqlite(storage.database_url):
+            places.append(sqlite_file(storage.database_url).parent)
+    for folder in places:
+        if (folder / FILE).exists():
+            raise WrongPhase(
+                "RESTORE_UNFINISHED",
+                f"a restore into {folder} is under way or was cut off, and what lies there is a "
+                "part; run `feddp coordinator restore` into it again, which begins anew",
+            )
 
 
 def left(folder: Path) -> Mark | None:

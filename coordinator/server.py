@@ -440,8 +440,9 @@ def serve(config_path: Path) -> None:
         WrongPhase: RESTORE_UNFINISHED.
     """
     keep_freed(FREED_BYTES_KEPT)
-    refuse_unfinished(config_path.absolute().parent)
+    refuse_unfinished(config_path)
     config = load_config(config_path, os.environ)
+    refuse_unfinished(config_path, config.storage)
     monitoring = config.monitoring
     if monitoring.trace_endpoint:
         from protos import otlp  # OpenTelemetry is loaded where it is asked for

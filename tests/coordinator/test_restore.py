@@ -112,6 +112,9 @@ def test_a_restored_coordinator_is_paused_at_the_next_epoch(made: Source, tmp_pa
     assert epoch.number == 2
     assert pause is not None
     assert pause.reason.startswith("restored from a backup of 20")
+    found = {one.subject: one for one in check(tmp_path / "d/coordinator.yaml")}
+    assert found["restored"].level == "warning"
+    assert found["restored"].text.endswith(f": 1 accounts ({ACCOUNT})")
 
 
 def test_what_was_restored_is_backed_up_and_restored_again(made: Source, tmp_path: Path) -> None:
@@ -366,6 +369,14 @@ def test_a_restore_that_is_killed_is_served_by_nobody_and_done_again(
         assert (folder / restore_marker.FILE).exists()
         with pytest.raises(WrongPhase, match="run `feddp coordinator restore` into it again"):
             serve(folder / "coordinator.yaml")
+        storage = {"database_url": url_of(folder), "pki_dir": str(folder / "pki")}
+        (tmp_path / "mounted").mkdir()
+        elsewhere = tmp_path / "mounted/coordinator.yaml"
+        elsewhere.write_text(yaml.safe_dump({"storage": storage}))
+        with pytest.raises(WrongPhase, match="run `feddp coordinator restore` into it again"):
+            serve(elsewhere)
+        for one in (folder / "coordinator.yaml", elsewhere):
+            assert [(f.level, f.subject) for f in check(one)] == [("error", "restore")]
         with pytest.raises(WrongPhase):
             restored(file, folder, dry_run=True)
     done = restored(file, folder)
@@ -423,8 +434,11 @@ def test_sqlite_to_postgresql_and_back(
             database.write_now(
                 lambda c: c.exec_driver_sql("UPDATE entries SET steps = 1 WHERE seq = 1")
             )
-        people_ = database.read_now(users.all_users)
-    assert set(people_) == {"operator"}
+        assert set(database.read_now(users.all_users)) == {"operator"}
+        following = database.write_now(
+            lambda c: c.exec_driver_sql("SELECT nextval('checkpoints_number_seq')").scalar_one()
+        )
+    assert following == before["checkpoints"][-1][0] + 1
     backup(tmp_path / "d/coordinator.yaml", tmp_path / "p", keys=True, password=PASSWORD)
     restored(tmp_path / "p", tmp_path / "e", database_url="sqlite:///coordinator.db")
     assert is_same(before, rows(url_of(tmp_path / "e")))

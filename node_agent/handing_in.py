@@ -1,6 +1,6 @@
 """What this node's own ledger holds of an account and a restored coordinator's chain lacks.
 
-SQLite is used by the caller's thread, within its transaction.
+SQLite is used by the caller's thread.
 """
 
 import json
@@ -10,9 +10,13 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from node_agent.epochs_seen import EpochsSeen
+from node_agent.disputes import EVERY_ACCOUNT, Dispute, Disputes
+from node_agent.durable import transaction
+from node_agent.epochs_seen import EpochsSeen, Meeting, meet
 from node_agent.kept_attempts import KeptAttempts
 from node_agent.own_ledger import OwnLedger
+from node_agent.witnessed import Witnessed
+from privacy.epochs import Epoch
 from privacy.heads import Terms
 from privacy.ledger import Entry, LimitChange, Statement, from_json, sign, to_json
 
@@ -32,7 +36,8 @@ class Owed:
 
 
 class HandingIn:
-    """Compares the node's own ledger with what was read of the coordinator's chain."""
+    """Compares the node's own ledger with what was read of the coordinator's chain. Each method is
+    a transaction of its own, but for `note_open`, which is within the caller's."""
 
     def __init__(
         self,
@@ -40,13 +45,55 @@ class HandingIn:
         key: Ed25519PrivateKey,
         ledger: OwnLedger,
         attempts: KeptAttempts,
+        witnessed: Witnessed,
+        disputes: Disputes,
         epochs: EpochsSeen,
     ) -> None:
         self._connection = connection
         self._key = key
         self._ledger = ledger
         self._attempts = attempts
+        self._witnessed = witnessed
+        self._disputes = disputes
         self._epochs = epochs
+
+    def meet(self, told: Sequence[Epoch], key: bytes, now_s: float) -> Meeting:
+        """Hold the epochs that the coordinator tells against those seen, and accept a later one.
+
+        Args:
+            key: the coordinator's raw ledger key, as it says; counts where none is known yet.
+        """
+        with transaction(self._connection):
+            known = self._witnessed.coordinator_key() or key
+            met = meet(self._epochs.all(), known, told, now_s)
+            text = met.text
+            if met.kind == "later":
+                self._witnessed.keep_coordinator_key(known)
+                text = self._epochs.accept(told)
+            if text:
+                number = told[-1].number if told else 0
+                self._disputes.add(Dispute(EVERY_ACCOUNT, number, text, now_s))
+            return met
+
+    def owe(self, accounts: Sequence[str]) -> list[str]:
+        """See `EpochsSeen.owe`."""
+        with transaction(self._connection):
+            return self._epochs.owe(accounts)
+
+    def waits(self) -> bool:
+        """Whether an account is left that needs no person to be handed in."""
+        accounts = self._epochs.to_hand_in()
+        return any(self._disputes.on(account) is None for account in accounts)
+
+    def handed_in(self, account: str) -> None:
+        """See `EpochsSeen.handed_in`."""
+        with transaction(self._connection):
+            self._epochs.handed_in(account)
+
+    def read_open(self, entries: Sequence[Entry]) -> None:
+        """See `note_open`."""
+        with transaction(self._connection):
+            self.note_open(entries)
 
     def note_open(self, entries: Sequence[Entry]) -> None:
         """Keep what a chain that is read anew holds reserved."""
@@ -63,15 +110,21 @@ class HandingIn:
                 query = "DELETE FROM open_there WHERE attempt_id = ?"
                 self._connection.execute(query, (said.attempt_id,))
 
-    def owed(self, account: str) -> Owed | None:
-        """What the account's chain, as far as it was read, lacks; None while an attempt on it is
-        still under way here.
+    def owed(self) -> list[tuple[str, Owed]]:
+        """What each account's chain, as far as it was read, lacks; without those that are disputed,
+        or on which an attempt is still under way.
 
         An attempt that the chain holds reserved and that never came here is void from now on: its
         order will be refused.
         """
-        if self._attempts.pending_on(account):
-            return None
+        with transaction(self._connection):
+            return [
+                (account, self._owed_of(account))
+                for account in sorted(self._epochs.to_hand_in())
+                if self._disputes.on(account) is None and not self._attempts.pending_on(account)
+            ]
+
+    def _owed_of(self, account: str) -> Owed:
         kept = self._ledger.account(account)
         terms = None
         if kept is not None:

@@ -18,9 +18,10 @@ from node_agent.account_filters import FixedFilter
 from node_agent.approvals import Approvals
 from node_agent.config import Folder
 from node_agent.coordinator_limits import CoordinatorLimits
-from node_agent.disputes import EVERY_ACCOUNT, Dispute, Disputes
-from node_agent.epochs_seen import EpochsSeen, Meeting, meet
-from node_agent.handing_in import HandingIn, Owed
+from node_agent.disputes import Dispute, Disputes
+from node_agent.durable import transaction
+from node_agent.epochs_seen import EpochsSeen
+from node_agent.handing_in import HandingIn
 from node_agent.job_mandates import JobMandates
 from node_agent.judgement import Standing
 from node_agent.kept_attempts import AttemptRow, AttemptState, Fate, KeptAttempts
@@ -31,7 +32,6 @@ from node_agent.payers import Payers
 from node_agent.state_schema import prepare
 from node_agent.tasks.registry import Purpose
 from node_agent.witnessed import Witnessed
-from privacy.epochs import Epoch
 from privacy.filters import Filter
 from privacy.heads import Checkpoint, Head
 from privacy.ledger import Entry, Kind, Pending
@@ -75,7 +75,15 @@ class State:
         self.witnessed = Witnessed(
             self._connection, node, self.ledger, key, self.disputes, self.epochs
         )
-        self._handing_in = HandingIn(self._connection, key, self.ledger, self.attempts, self.epochs)
+        self.handing_in = HandingIn(
+            self._connection,
+            key,
+            self.ledger,
+            self.attempts,
+            self.witnessed,
+            self.disputes,
+            self.epochs,
+        )
         self.mandates = JobMandates(self._connection)
         self.approvals = Approvals(self._connection)
 
@@ -244,62 +252,13 @@ class State:
         with self._transaction():
             self.payers.note_signed(entries, self.witnessed.public_key)
             if account in self.epochs.to_hand_in():
-                self._handing_in.note_open(entries)
+                self.handing_in.note_open(entries)
             return self.witnessed.follow(account, entries, filter_, now_s)
 
     def note_signed(self, entries: Sequence[Entry]) -> None:
         """See `Payers.note_signed`."""
         with self._transaction():
             self.payers.note_signed(entries, self.witnessed.public_key)
-
-    def note_open(self, entries: Sequence[Entry]) -> None:
-        """See `HandingIn.note_open`."""
-        with self._transaction():
-            self._handing_in.note_open(entries)
-
-    def meet(self, told: Sequence[Epoch], key: bytes, now_s: float) -> Meeting:
-        """Hold the epochs that the coordinator tells against those seen, and accept a later one.
-
-        Args:
-            key: the coordinator's raw ledger key, as it says; counts where none is known yet.
-        """
-        with self._transaction():
-            known = self.witnessed.coordinator_key() or key
-            met = meet(self.epochs.all(), known, told, now_s)
-            text = met.text
-            if met.kind == "later":
-                self.witnessed.keep_coordinator_key(known)
-                text = self.epochs.accept(told)
-            if text:
-                number = told[-1].number if told else 0
-                self.disputes.add(Dispute(EVERY_ACCOUNT, number, text, now_s))
-            return met
-
-    def owe(self, accounts: Sequence[str]) -> list[str]:
-        """See `EpochsSeen.owe`."""
-        with self._transaction():
-            return self.epochs.owe(accounts)
-
-    def owed(self) -> list[tuple[str, Owed]]:
-        """What is to be handed in, by account; not of those that are disputed, nor of those where
-        an attempt is still under way. See `HandingIn.owed`."""
-        with self._transaction():
-            found = [
-                (account, self._handing_in.owed(account))
-                for account in sorted(self.epochs.to_hand_in())
-                if self.disputes.on(account) is None
-            ]
-            return [(account, owed) for account, owed in found if owed is not None]
-
-    def waits_to_hand_in(self) -> bool:
-        """Whether an account is left that needs no person to be handed in."""
-        accounts = self.epochs.to_hand_in()
-        return any(self.disputes.on(account) is None for account in accounts)
-
-    def handed_in(self, account: str) -> None:
-        """See `EpochsSeen.handed_in`."""
-        with self._transaction():
-            self.epochs.handed_in(account)
 
     def compare(
         self, heads: Sequence[Head], expected: Collection[str], now_s: float
@@ -396,18 +355,6 @@ class State:
 
     @contextlib.contextmanager
     def _transaction(self, *, durable: bool = True) -> Iterator[None]:
-        """All or nothing. Not durable: a machine that loses its power may lose it, too, with all
-        that such transactions wrote since the last durable one; a killed process loses nothing."""
-        if not durable:
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
+        """See `transaction`."""
+        with transaction(self._connection, durable=durable):
             yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        else:
-            self._connection.execute("COMMIT")
-        finally:
-            if not durable:
-                self._connection.execute("PRAGMA synchronous = FULL")

@@ -25,6 +25,7 @@ from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.link import Link
 from node_agent.session.machine import step
 from node_agent.session.messages import message_of
+from node_agent.session.models import Models
 from node_agent.session.publication import Publication
 from node_agent.session.recovery import recover
 from node_agent.session.restorations import Restorations
@@ -147,7 +148,7 @@ class Driver:
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
         self._of_attempt: dict[str, set[asyncio.Task[None]]] = {}
-        self._recent_models: dict[str, list[str]] = {}
+        self._models = Models(self._transfers, parts.spool, parts.ledger)
         self._applied: tuple[object, ...] = parts.steward.stamp()
 
     def renewed(self, channel: grpc.aio.Channel) -> None:
@@ -188,21 +189,18 @@ class Driver:
                 keep = self._parts.state.coordinator_limits.keep
                 self._spawn(self._parts.ledger.run(keep, dict(limits), dict(highest)))
                 log.info("connected", coordinator=self._parts.address)
-                self._note_connected(f"{self._clock():.3f}")
+                self._note(CONNECTED_NOTE, f"{self._clock():.3f}")
                 self._note(REFUSED_NOTE, "")
                 self._witness.soon()
             case e.JobEndedReceived(job_id):
                 self._spawn(self._parts.ledger.run(self._parts.state.mandates.end, job_id))
                 self._witness.soon()
             case e.Disconnected():
-                self._note_connected("")
+                self._note(CONNECTED_NOTE, "")
             case e.DataOpened(attempt_id, at_s, outcome_s):
                 self._parts.traces.opened(attempt_id, at_s, outcome_s)
         for command in asked:
             self._carry_out(command)
-
-    def _note_connected(self, since_s: str) -> None:
-        self._note(CONNECTED_NOTE, since_s)
 
     def _note_refused(self, error: FeddpError) -> None:
         """For `feddp agent status`, which works beside the agent and asks nobody."""
@@ -355,18 +353,14 @@ class Driver:
     async def _fetch(self, order: Order) -> None:
         try:
             with self._parts.traces.span("download", order.attempt_id):
-                await self._transfers.fetch(order.base_model_digest, order.base_model_bytes)
+                some_are_over = await self._models.fetch(order)
         except FeddpError as error:
             log.error("model_unavailable", reason=error.reason, **_fields(order))
             message = f"The round's model could not be fetched: {error.reason}."
             said = told("MODEL_UNAVAILABLE", message)
             self._dispatch(e.WorkImpossible(order.attempt_id, "MODEL_UNAVAILABLE", said))
             return
-        recent = self._recent_models.setdefault(order.job_id, [])
-        if order.base_model_digest not in recent[-1:]:
-            recent.append(order.base_model_digest)
-        if recent[:-2]:
-            del recent[:-2]
+        if some_are_over:
             self._spawn(self._sweep_models())
         self._dispatch(e.ModelReady(order.attempt_id))
 
@@ -393,15 +387,11 @@ class Driver:
 
     def _forget_models(self) -> None:
         jobs = {one.order.job_id for one in self._agent.attempts} | {*self._agent.workers}
-        self._recent_models = {
-            job_id: kept for job_id, kept in self._recent_models.items() if job_id in jobs
-        }
+        self._models.keep_jobs(jobs)
         self._spawn(self._sweep_models())
 
     async def _sweep_models(self) -> None:
-        needed = {one.order.base_model_digest for one in self._agent.attempts}
-        needed.update(*self._recent_models.values())
-        await self._parts.ledger.soon(self._parts.spool.keep_models, needed)
+        await self._models.sweep({one.order.base_model_digest for one in self._agent.attempts})
 
 
 def _fields(order: Order) -> dict[str, Any]:

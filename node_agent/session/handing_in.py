@@ -40,7 +40,7 @@ async def hand_in(
         grpc.RpcError: the coordinator does not answer.
     """
     taken = set()
-    for account, owed in await ledger.run(state.owed):
+    for account, owed in await ledger.run(state.handing_in.owed):
         for first in range(0, len(owed.statements), STATEMENTS_MAX):
             request = await _request(state, ledger, account, owed)
             request.statements.extend(
@@ -71,7 +71,7 @@ async def finish(
         grpc.RpcError: the coordinator does not answer.
     """
     found = []
-    for account, owed in await ledger.run(state.owed):
+    for account, owed in await ledger.run(state.handing_in.owed):
         if owed.statements:
             if account in taken:  # else it was refused, which was logged
                 head = await ledger.run(state.witnessed.head, account)
@@ -81,7 +81,7 @@ async def finish(
         request = await _request(state, ledger, account, owed)
         request.done = True
         if await _called(stub, request, timeout_s):
-            await ledger.run(state.handed_in, account)
+            await ledger.run(state.handing_in.handed_in, account)
             log.info("account_handed_in", account=account)
     return found
 

@@ -71,7 +71,9 @@ class Restorations:
     async def welcomed(self, told: Sequence[Epoch], signed: tuple[rollback.Signed, ...]) -> None:
         """Take what a Welcome says of the past, before any order that follows it."""
         if self._key:
-            await self.met(await self._ledger.run(self._state.meet, told, b"", self._clock()))
+            await self.met(
+                await self._ledger.run(self._state.handing_in.meet, told, b"", self._clock())
+            )
         await self._look_back(signed)
 
     async def met(self, meeting: Meeting) -> None:

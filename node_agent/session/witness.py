@@ -93,7 +93,7 @@ class Witness:
                 log.info("ledger_not_followed", reason=from_rpc(error).reason)
             except FeddpError as error:
                 log.error("ledger_unreadable", reason=error.reason, detail=error.message)
-            if await self._ledger.run(self._state.waits_to_hand_in):
+            if await self._ledger.run(self._state.handing_in.waits):
                 asyncio.get_running_loop().call_later(HAND_IN_AGAIN_S, self.soon)
 
     async def look(self) -> None:
@@ -143,7 +143,7 @@ class Witness:
         answer = await self._ask()
         told = [epoch_from_wire(one) for one in answer.epochs]
         key = answer.coordinator_ledger_key
-        meeting = await self._ledger.run(self._state.meet, told, key, self._clock())
+        meeting = await self._ledger.run(self._state.handing_in.meet, told, key, self._clock())
         if self._met is not None:
             await self._met(meeting)
         if meeting.refusal is not None:
@@ -151,11 +151,11 @@ class Witness:
         if meeting.kind == "later":  # what was seen of the history that ended was put aside
             answer = await self._ask()
         waited_for = list(answer.unreconciled) if told else []
-        new = await self._ledger.run(self._state.owe, waited_for)
+        new = await self._ledger.run(self._state.handing_in.owe, waited_for)
         for account in new:
             seen = await self._ledger.run(self._state.witnessed.head, account)
             async for some in self._entries(account, 0, seen.seq):
-                await self._ledger.run(self._state.note_open, some)
+                await self._ledger.run(self._state.handing_in.read_open, some)
         return answer
 
     def _expected(self, taken: Collection[str] = ()) -> frozenset[str]:

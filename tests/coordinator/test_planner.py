@@ -151,6 +151,8 @@ def test_large_data_sets_are_sampled_and_small_ones_are_not() -> None:
         ({"connected": False}, "OFFLINE"),
         ({"disabled": True}, "DISABLED"),
         ({"account": None}, "ACCOUNT_UNKNOWN"),
+        ({"restored_from": "2026-11-27 05:00:00 UTC"}, "LEDGER_RECONCILING"),
+        ({"restored_from": "2026-11-27 05:00:00 UTC", "damaged": True}, "LEDGER_DAMAGED"),
         ({"data_set": federation.DataSet(name="heart-disease")}, "TASK_NOT_ALLOWED"),
         ({"data_set": federation.DataSet(unavailable="DATA_SET_WITHDRAWN")}, "DATA_SET_WITHDRAWN"),
     ],

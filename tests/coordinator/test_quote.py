@@ -296,3 +296,13 @@ def test_a_hospital_whose_stewards_files_are_broken_is_named_with_its_reason(
         found = quote(one, HASH, nodes, 100)
         assert of(found, "b").reason == reason
         assert said in of(found, "b").message
+
+
+def test_a_quote_says_of_which_backup_a_hospital_is_still_to_hand_in() -> None:
+    """Nothing is planned on its account before, whatever it could pay."""
+    nodes = hospitals(None, None)
+    nodes[1] = replace(nodes[1], restored_from="2026-11-27 05:00:00 UTC")
+    quoted = quote(job(), HASH, nodes, 1000)
+    assert [one.reason for one in quoted.nodes] == ["", "LEDGER_RECONCILING"]
+    assert "from a backup of 2026-11-27 05:00:00 UTC" in quoted.nodes[1].message
+    assert "has not yet handed in" in quoted.nodes[1].message

@@ -315,7 +315,7 @@ def test_a_coordinator_that_refuses_what_is_handed_in_is_asked_again(
     bench.look(monkeypatch, Refuses)
     assert bench.state.disputes.all() == []
     assert bench.reason() == "LEDGER_RECONCILING"
-    assert bench.state.waits_to_hand_in()
+    assert bench.state.handing_in.waits()
     bench.look(monkeypatch)
     assert bench.reason() == ""
     assert bench.posted_units() == bench.own_units()

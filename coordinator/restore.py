@@ -16,7 +16,7 @@ from typing import Final
 from coordinator import restore_marker, revocations
 from coordinator.backup_archive import Progress
 from coordinator.backup_check import Checked, check
-from coordinator.backup_extract import Places, extract
+from coordinator.backup_extract import extract
 from coordinator.config import load_config
 from coordinator.installation import CONFIG_FILE
 from coordinator.keyring import ledger_public_key
@@ -112,7 +112,7 @@ def restore(
                 restore_marker.take_away(folder)
             # 4. Nothing is there that would be written over.
             target = target_of(folder, found, database_url, os.environ)
-            mark = Mark(time.time(), target.made())
+            mark = Mark(time.time(), target.made(found))
             restore_marker.put(folder, mark)
             # 5. Its files, then its tables; or nothing of it.
             with contextlib.ExitStack() as undo:
@@ -176,11 +176,10 @@ def _write(
     progress: Progress,
 ) -> Restored:
     storage = target.config.storage
-    places = Places(target.work, storage.blob_dir, storage.pki_dir if target.with_keys else None)
     shared = SharedBlobs(storage.blob_url, storage.blob_endpoint) if storage.blob_url else None
     try:
         blobs = extract(
-            *(file, password, found, places, shared),
+            *(file, password, found, target.places(), shared),
             lambda count, share: progress(count, CHECK_SHARE + share * FILES_SHARE),
         )
     finally:

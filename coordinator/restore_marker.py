@@ -5,10 +5,9 @@ It names what the restore makes, so that the next one can take that away, and no
 
 import contextlib
 import fcntl
-import glob
 import json
 import os
-import shutil
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,8 @@ from protos.errors import Conflict, Malformed, WrongPhase
 
 FILE: Final = "restore-unfinished.json"
 LOCK: Final = ".restore.lock"
+PARTIAL: Final = ".partial"
+"""How the name of a file ends that grows beside its own, see `protos.content`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Mark:
 
     Attributes:
         at_s: its moment; the pause that it writes into the database has the same.
-        made: files and folders that were not there, or empty, before it began.
+        made: files that were not there before it began, then the folders that they lie in.
     """
 
     at_s: float
@@ -93,13 +94,18 @@ def take_away(folder: Path) -> None:
 
 
 def clear(made: Sequence[Path]) -> None:
-    """Remove what a restore has made, as far as it has come."""
+    """Remove what a restore has made, as far as it has come, and nothing else: a folder that holds
+    something of somebody else's stays."""
+    names: dict[Path, set[str]] = defaultdict(set)
     for path in made:
-        for growing in path.parent.glob(f".{glob.escape(path.name)}.*partial"):
-            growing.unlink()
+        names[path.parent].add(path.name)
+    for folder, known in names.items():
+        for growing in folder.glob(f".*{PARTIAL}"):
+            name = growing.name[1 : -len(PARTIAL)]
+            if name in known or name.rpartition(".")[0] in known:
+                growing.unlink()
+    for path in made:
         if path.is_dir() and not path.is_symlink():
-            for one in path.iterdir():  # the folder itself may be where a disk is mounted
-                shutil.rmtree(one) if one.is_dir() and not one.is_symlink() else one.unlink()
             with contextlib.suppress(OSError):
                 path.rmdir()
         else:

@@ -11,7 +11,9 @@ from typing import Any, Final
 import yaml
 from sqlalchemy import Connection, inspect, select
 
+from certs.profile_folder import BUNDLE, CHAIN, DESCRIPTION, KEY, NEXT_KEY
 from coordinator.backup_check import Checked
+from coordinator.backup_extract import Places
 from coordinator.config import CoordinatorConfig, config_from
 from coordinator.installation import CONFIG_FILE
 from coordinator.keyring import ledger_public_key
@@ -29,6 +31,7 @@ WORK: Final = ".restore.db"
 """The backup's tables while they are read; in the installation's folder."""
 
 PROFILE: Final = "operator"
+PROFILE_FILES: Final = (KEY, NEXT_KEY, CHAIN, BUNDLE, DESCRIPTION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +70,32 @@ class Target:
         """The SQLite database until it is whole."""
         return beside_of(self.database_file) if self.database_file is not None else None
 
-    def made(self) -> tuple[Path, ...]:
-        """All that a restore makes here."""
-        found = [self.config.storage.blob_dir, *self.working()]
+    def made(self, found: Checked) -> tuple[Path, ...]:
+        """All that a restore makes here: files, then the folders that they lie in, inmost first."""
+        places = self.places()
+        files = [path for name in found.contents if (path := places.of(name)) is not None]
+        files += self.working()
         if self.database_file is not None and self.growing is not None:
-            found += [*_with_journals(self.growing), *_with_journals(self.database_file)]
-        if self.with_keys:
-            found.append(self.config.storage.pki_dir)
+            files += [*_with_journals(self.growing), *_with_journals(self.database_file)]
         if self.config_text is not None:
-            found.append(self.folder / CONFIG_FILE)
+            files.append(self.folder / CONFIG_FILE)
         if self.with_profile:
-            found.append(self.folder / PROFILE)
-        return tuple(found)
+            files += [self.folder / PROFILE / name for name in PROFILE_FILES]
+        roots = {places.blobs, *([places.pki] if places.pki else [])}
+        folders = roots | {
+            parent
+            for path in files
+            for parent in path.parents
+            if any(root in parent.parents for root in roots)
+        }
+        if self.with_profile:
+            folders.add(self.folder / PROFILE)
+        return (*files, *sorted(folders, key=lambda one: -len(one.parts)))
+
+    def places(self) -> Places:
+        """Where the backup's files go."""
+        storage = self.config.storage
+        return Places(self.work, storage.blob_dir, storage.pki_dir if self.with_keys else None)
 
 
 def target_of(
@@ -113,7 +130,7 @@ def target_of(
     elif target.database_file.exists():
         raise _not_empty(target.database_file, "a database is there")
     if text is not None:
-        _refuse_strangers(target)
+        _refuse_strangers(target, found)
     return target
 
 
@@ -157,10 +174,10 @@ def _refuse_files(blobs: Path) -> None:
         raise _not_empty(blobs, "it holds models, updates or other files")
 
 
-def _refuse_strangers(target: Target) -> None:
+def _refuse_strangers(target: Target, found: Checked) -> None:
     """A new installation goes into a folder that has nothing but what it can use."""
     folder = target.folder
-    known = {folder / FILE, folder / LOCK, target.config.storage.pki_dir, *target.made()}
+    known = {folder / FILE, folder / LOCK, target.config.storage.pki_dir, *target.made(found)}
     known |= {target.config.storage.revocations_file, folder / PROFILE}
     for one in sorted(folder.iterdir()) if folder.is_dir() else ():
         if one.match(f".{FILE}.*.partial"):

@@ -386,6 +386,21 @@ def test_a_restore_that_is_killed_is_served_by_nobody_and_done_again(
     assert not [one for one in names(folder) if "restore" in one or "partial" in one]
 
 
+def test_what_somebody_put_into_half_a_restore_is_not_removed(made: Source, tmp_path: Path) -> None:
+    """It is named, with a second restore as with a first."""
+    file, folder = made.backup(tmp_path / "b"), tmp_path / "d"
+    killed = subprocess.run([sys.executable, "-c", KILLED, file, folder, "0.85"], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    mine = (folder / "pki/mine.key", folder / "blobs/updates/mine")
+    for one in mine:
+        one.write_text("the only copy")
+    with pytest.raises(Conflict) as caught:
+        restored(file, folder)
+    assert caught.value.reason == "RESTORE_TARGET_NOT_EMPTY"
+    assert [one.read_text() for one in mine] == ["the only copy"] * 2
+    assert names(folder) == ["blobs", "blobs/updates", "blobs/updates/mine", "pki", "pki/mine.key"]
+
+
 def test_a_full_disk_leaves_the_folder_as_it_was(made: Source, tmp_path: Path) -> None:
     """A real one, of several sizes; with room the same command works."""
     file = made.backup(tmp_path / "b")

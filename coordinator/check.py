@@ -58,7 +58,10 @@ def check(config_path: Path) -> list[Finding]:
     except WrongPhase as error:
         return [Finding("error", "restore", error.message)]
     found = [Finding("ok", str(config_path), "the configuration is valid")]
-    looks = (_authority, _database, _gateway, _blobs, _shared_blobs, _replicas, _ports, _tracing)
+    looks = (
+        *(_authority, _database, _gateway, _blobs, _revocations, _shared_blobs, _replicas),
+        *(_ports, _tracing),
+    )
     for look in looks:
         found.extend(look(config))
     found.extend(Finding(one.level, one.key, one.text) for one in effects(config))
@@ -221,6 +224,18 @@ def _blobs(config: CoordinatorConfig) -> Iterator[Finding]:
             "error",
             "storage.blob_dir",
             f"{existing} cannot be written by this user; models go there",
+        )
+
+
+def _revocations(config: CoordinatorConfig) -> Iterator[Finding]:
+    file = config.storage.revocations_file
+    writable = file if file.exists() else file.parent
+    if not writable.exists() or not os.access(writable, os.W_OK):
+        yield Finding(
+            "warning",
+            "storage.revocations_file",
+            f"{file} cannot be written by this user: a restore from a backup would not know who "
+            "was revoked after it",
         )
 
 

@@ -7,12 +7,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 from structlog.testing import capture_logs
 
 from certs import sealing
 from certs.authority import Authority
 from certs.enrolment import new_key
 from certs.spiffe import SpiffeId
+from coordinator.check import check
 from coordinator.identities import Identities
 from coordinator.keyring import ledger_public_key
 from coordinator.revocations import RevocationsFile, read
@@ -208,3 +210,14 @@ def test_a_revoked_user_is_no_operator_after_a_restore(made: Source, tmp_path: P
         found = database.read_now(lambda c: users.standings(c, DOMAIN, time.time()))
     assert found["carol"].status == "revoked"
     assert rows(f"sqlite:///{tmp_path / 'd/coordinator.db'}")["users"]
+
+
+def test_the_check_says_where_revocations_cannot_be_kept(made: Source, tmp_path: Path) -> None:
+    """Before the first of them is lost to a restore."""
+    config = made.made.config
+    assert "storage.revocations_file" not in {one.subject for one in check(config)}
+    settings = yaml.safe_load(config.read_text())
+    settings["storage"] = {"revocations_file": str(tmp_path / "no-such-folder/r")}
+    config.write_text(yaml.safe_dump(settings))
+    (found,) = [one for one in check(config) if one.subject == "storage.revocations_file"]
+    assert (found.level, "would not know who was revoked" in found.text) == ("warning", True)

@@ -12,6 +12,7 @@ from benchmarks.ledger_verify import Verify
 from benchmarks.many_sessions import ManySessions
 from benchmarks.null_round import NullRounds
 from benchmarks.replicated import Replicated
+from benchmarks.restoring import Restore
 from benchmarks.results import Result
 from benchmarks.startup import Startup
 
@@ -65,6 +66,7 @@ ALL: Final[Mapping[str, Case]] = {
     "replicas-4x40KB": Replicated(4, KB_40, warm_up=5, rounds=80, seconds_max=120),
     "replicas-4x100MB": Replicated(4, MB_100, warm_up=1, rounds=4, seconds_max=240),
     "ledger-verify-1M": Verify(entries=1_000_000),
+    "restore-1gb": Restore(entries=200_000, models=10),
     "gateway-unary-passthrough": Unary("passthrough", warm_up=200, calls=2000),
     "gateway-unary-terminate": Unary("terminate", warm_up=200, calls=2000),
     "gateway-upload-40ms": Upload("terminate", 0.040, model_bytes=MB_100 * 4, times=3),

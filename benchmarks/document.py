@@ -17,11 +17,13 @@ def main() -> None:
     """Replace each table whose results there are; the others stay."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.document", description=__doc__)
     parser.add_argument("--bench", type=Path, default=Path("build/bench.json"))
+    parser.add_argument("--restore", type=Path, default=Path("build/bench-restore.json"))
     parser.add_argument("--peers", type=Path, default=Path("build/bench-peers.json"))
     options = parser.parse_args()
     text = DOCUMENT.read_text(encoding="utf-8")
     for name, path, floor in (
         ("bench", options.bench, "floor"),
+        ("restore", options.restore, "floor"),
         ("peers", options.peers, "flower"),
     ):
         if not path.exists():

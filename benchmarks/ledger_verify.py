@@ -48,7 +48,7 @@ class Verify:
 
     def run(self, case: str) -> list[Result]:
         """One verification in memory, with as many processes as there are cores; one command."""
-        entries, filters, keys = _ledger(self.entries)
+        entries, filters, keys = signed_ledger(self.entries)
         cores = os.cpu_count() or 1
         cpu_s = _cpu_s()
         _signatures_s(entries[:cores], keys, cores)
@@ -133,7 +133,8 @@ def _cpu_s() -> float:
     return sum(one.ru_utime + one.ru_stime for one in map(resource.getrusage, kinds))
 
 
-def _ledger(count: int) -> tuple[list[Entry], dict[str, Filter], dict[str, bytes]]:
+def signed_ledger(count: int) -> tuple[list[Entry], dict[str, Filter], dict[str, bytes]]:
+    """(so many entries, filter of each account, public key of each node)."""
     signers = {node: Ed25519PrivateKey.generate() for node in NODES}
     heads: dict[str, Entry] = {}
     entries = []

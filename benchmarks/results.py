@@ -74,6 +74,7 @@ ROUND_BOUNDS = {
     ("ledger-verify-100k", "verify_time"): Bound(3),
     ("ledger-verify-1M", "verify_time"): Bound(30),
     ("ledger-verify-1M", "command_time"): Bound(30),
+    ("restore-1gb", "restore_time"): Bound(300),
     ("gateway-unary-passthrough", "unary_p50"): Bound(1.3, "ratio"),
     ("gateway-upload-40ms", "upload_rate"): Bound(20, is_least=True),
     **{

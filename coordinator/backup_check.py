@@ -1,9 +1,10 @@
 """`feddp coordinator backup --verify`: reads a backup back, and says what is wrong with it."""
 
 import json
+import os
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +17,18 @@ from sqlalchemy.exc import SQLAlchemyError
 from certs.sealing import MAGIC, Opener, is_sealed
 from coordinator import backup_names as names
 from coordinator.backup_archive import Progress
-from coordinator.store import checkpoints, ledger, people
+from coordinator.store import certificates, checkpoints, ledger, people
 from coordinator.store.damage import damaged
 from coordinator.store.database import Database, newest_revision
+from coordinator.store.ledger import Account
 from privacy.heads import Checkpoint, checkpoint_fault
+from privacy.ledger import Entry
 from privacy.verification import verify
 from protos.content import CHUNK_BYTES
 from protos.errors import FeddpError, InvariantBroken, Malformed, NotFound
+
+MANY_ENTRIES: Final = 20_000
+"""From so many on, a process for each core pays."""
 
 SMALL_BYTES_MAX: Final = 256 << 20
 """Of the manifest: some 150 bytes for each file in the backup."""
@@ -37,9 +43,13 @@ class Checked:
         problems: what is wrong, a sentence each; none for a sound backup.
         missing: what was missing already when it was made.
         entries: ledger entries, all of whose chains were checked.
+        contents: bytes and BLAKE3 of each of its files.
+        config: its coordinator.yaml.
+        trust_domain: of the certificates in its tables; empty where there are none.
     """
 
     format: Mapping[str, Any] = field(default_factory=dict)
+    config: bytes = b""
     sealed: bool = False
     files: int = 0
     bytes: int = 0
@@ -47,6 +57,13 @@ class Checked:
     accounts: int = 0
     missing: tuple[str, ...] = ()
     problems: list[str] = field(default_factory=list)
+    contents: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    trust_domain: str = ""
+
+    @property
+    def made_at_s(self) -> float:
+        """When its tables were read, in seconds since the epoch."""
+        return float(self.format.get("made_at") or 0.0)
 
 
 def check(
@@ -61,7 +78,7 @@ def check(
         Malformed: BACKUP_INVALID, it is no backup at all; SEAL_BROKEN, from its first chunk on.
     """
     found = Checked()
-    with _opened(path, password, found) as (file, size), tempfile.TemporaryDirectory() as folder:
+    with opened(path, password, found) as (file, size), tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / names.DATABASE
         seen: dict[str, tuple[int, str]] = {}
         manifest: dict[str, Any] | None = None
@@ -79,6 +96,8 @@ def check(
                         raise _invalid(path)
                     if member.name == names.MANIFEST:
                         manifest = json.loads(data)
+                    if member.name == names.CONFIG:
+                        found.config = data
         except (tarfile.TarError, EOFError, ValueError):
             if not found.format:
                 raise _invalid(path) from None
@@ -89,7 +108,7 @@ def check(
             found.problems.append(error.message)
         if not found.format:
             raise _invalid(path)
-        found.files = len(seen)
+        found.files, found.contents = len(seen), seen
         found.bytes = sum(bytes_ for bytes_, _ in seen.values())
         _compare(found, seen, manifest)
         if copy.exists() and not found.problems:
@@ -98,7 +117,7 @@ def check(
 
 
 @contextmanager
-def _opened(path: Path, password: bytes | None, found: Checked) -> Iterator[tuple[Any, int]]:
+def opened(path: Path, password: bytes | None, found: Checked) -> Iterator[tuple[Any, int]]:
     """(what the archive is read from, bytes of the file)."""
     if not path.is_file():
         raise NotFound("FILE_MISSING", f"there is no file {path}")
@@ -123,7 +142,7 @@ def _read(
 ) -> bytes:
     """Hash a member; its bytes if it is one that is looked into, and the tables to `copy`."""
     hasher, size, kept = blake3(), 0, []
-    keep = member.name in (names.FORMAT_FILE, names.MANIFEST)
+    keep = member.name in (names.FORMAT_FILE, names.MANIFEST, names.CONFIG)
     if keep and member.size > SMALL_BYTES_MAX:
         raise Malformed("BACKUP_INVALID", f"{member.name} is larger than one of ours")
     target = copy.open("wb") if member.name == names.DATABASE else None
@@ -199,12 +218,15 @@ def _check_tables(
     absent = set(updates) | set(models)
     absent -= seen.keys() | set(found.missing)
     found.problems += [f"{name} is named by a job and is not in it" for name in sorted(absent)]
+    found.trust_domain = certificates.trust_domain(connection)
     accounts = ledger.all_accounts(connection)
     found.accounts = len(accounts)
+    many = sum(one.entries for one in accounts) >= MANY_ENTRIES
     told = verify(
-        (entry for one in accounts for entry in ledger.chain(connection, one.account)),
+        _Chains(connection, accounts),
         {one.account: one.verifying_filter for one in accounts},
         {one.name: one.ledger_public_key for one in people.all_nodes(connection)},
+        processes=(os.cpu_count() or 1) if many else 1,
     )
     found.entries = sum(told.counts[kind] for kind in ("reserve", "post", "void", "limit"))
     found.problems += [
@@ -215,6 +237,18 @@ def _check_tables(
         for account in sorted(damaged(connection))
     ]
     _check_checkpoints(connection, found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chains:
+    """Every entry, account by account, as often as it is asked for."""
+
+    connection: Connection
+    accounts: Sequence[Account]
+
+    def __iter__(self) -> Iterator[Entry]:
+        for one in self.accounts:
+            yield from ledger.chain(self.connection, one.account)
 
 
 def _check_checkpoints(connection: Connection, found: Checked) -> None:

@@ -18,20 +18,22 @@ from coordinator.config import CoordinatorConfig, effects, load_config
 from coordinator.gateway_watch import state_of
 from coordinator.keyring import ledger_public_key
 from coordinator.pausing import said
+from coordinator.restore_marker import refuse_unfinished
 from coordinator.server_certificate import read_pair
 from coordinator.shared_blobs import SharedBlobs
-from coordinator.store import backups, pauses, people, users
+from coordinator.store import backups, epochs, pauses, people, users
 from coordinator.store.database import Database, newest_revision
 from coordinator.store.diagnosis import fault, write_fault
 from coordinator.store.engines import now_s
 from protos import otlp
-from protos.errors import FeddpError
+from protos.errors import FeddpError, WrongPhase
 
 CLOCK_S = 5.0
 """Leases, tokens and certificates are compared with the clock; a few seconds hurt nobody."""
 
 EXPIRES_SOON_DAYS = 14
 AUTHORITY_SOON_DAYS = 180
+ACCOUNTS_NAMED_MAX = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +51,17 @@ def check(config_path: Path) -> list[Finding]:
     Raises:
         Malformed: CONFIG_INVALID, all faults of the file at once.
     """
-    config = load_config(config_path, os.environ)
+    try:
+        refuse_unfinished(config_path)
+        config = load_config(config_path, os.environ)
+        refuse_unfinished(config_path, config.storage)
+    except WrongPhase as error:
+        return [Finding("error", "restore", error.message)]
     found = [Finding("ok", str(config_path), "the configuration is valid")]
-    looks = (_authority, _database, _gateway, _blobs, _shared_blobs, _replicas, _ports, _tracing)
+    looks = (
+        *(_authority, _database, _gateway, _blobs, _revocations, _shared_blobs, _replicas),
+        *(_ports, _tracing),
+    )
     for look in looks:
         found.extend(look(config))
     found.extend(Finding(one.level, one.key, one.text) for one in effects(config))
@@ -174,10 +184,32 @@ def _standing(database: Database) -> Iterator[Finding]:
         yield Finding(
             "warning", "pause", f"{said(pause)}; `feddp coordinator resume` lets it go on"
         )
+    yield from _restored(database)
     made_s = database.read_now(backups.last_success_at)
     when = f"{datetime.fromtimestamp(made_s, UTC):%Y-%m-%d %H:%M} UTC"
     text = f"the newest is of {when}" if made_s else "none was made: `feddp coordinator backup`"
     yield Finding("note", "backup", text)
+
+
+def _restored(database: Database) -> Iterator[Finding]:
+    epoch = database.read_now(epochs.newest)
+    if epoch is None:
+        return
+    text = (
+        f"epoch {epoch.number}: restored at {epoch.restored} from a backup of {epoch.backup_made}"
+    )
+    left = sorted(database.read_now(epochs.unreconciled))
+    if not left:
+        yield Finding("ok", "restored", f"{text}; every account was handed in")
+        return
+    named = ", ".join(left[:ACCOUNTS_NAMED_MAX])
+    more = f" and {len(left) - ACCOUNTS_NAMED_MAX} more" if left[ACCOUNTS_NAMED_MAX:] else ""
+    yield Finding(
+        "warning",
+        "restored",
+        f"{text}; not yet handed in by their nodes, so that nothing is reserved on them: "
+        f"{len(left)} accounts ({named}{more})",
+    )
 
 
 def _blobs(config: CoordinatorConfig) -> Iterator[Finding]:
@@ -192,6 +224,18 @@ def _blobs(config: CoordinatorConfig) -> Iterator[Finding]:
             "error",
             "storage.blob_dir",
             f"{existing} cannot be written by this user; models go there",
+        )
+
+
+def _revocations(config: CoordinatorConfig) -> Iterator[Finding]:
+    file = config.storage.revocations_file
+    writable = file if file.exists() else file.parent
+    if not writable.exists() or not os.access(writable, os.W_OK):
+        yield Finding(
+            "warning",
+            "storage.revocations_file",
+            f"{file} cannot be written by this user: a restore from a backup would not know who "
+            "was revoked after it",
         )
 
 

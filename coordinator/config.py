@@ -14,7 +14,7 @@ from coordinator.store.engines import is_sqlite
 from coordinator.strict_yaml import read_mapping
 from protos.errors import Malformed
 
-__all__ = ["CoordinatorConfig", "Finding", "effects", "load_config", "render_full"]
+__all__ = ["CoordinatorConfig", "Finding", "config_from", "effects", "load_config", "render_full"]
 
 REASON = "CONFIG_INVALID"
 FILE_BYTES_MAX = 1 << 20
@@ -36,6 +36,15 @@ def load_config(path: Path, environ: Mapping[str, str]) -> CoordinatorConfig:
         raise Malformed(
             REASON, f"{path}: cannot be read ({error.strerror}); `feddp coordinator init` makes one"
         ) from None
+    return config_from(data, path, environ)
+
+
+def config_from(data: bytes, path: Path, environ: Mapping[str, str]) -> CoordinatorConfig:
+    """As `load_config`, of a file that is not written yet.
+
+    Raises:
+        Malformed: CONFIG_INVALID.
+    """
     raw: dict[str, Any] = {
         # A section whose keys are all commented out is null in YAML.
         name: {} if value is None else value

@@ -277,11 +277,18 @@ class Storage(Section):
         "The authority's keys and certificates; `feddp coordinator init` makes it.",
         allowed="a folder",
     )
+    revocations_file: Path = key(
+        Path("revocations.jsonl"),
+        "Every revoked certificate, one a line, appended as it is revoked: `feddp coordinator"
+        " restore` needs to know who was revoked after the backup. Best on another disk than the"
+        " database, or shipped elsewhere; each replica appends what it has revoked.",
+        allowed="a file in a folder that is there",
+    )
     model_bytes_max: int = key(
         4 << 30, "Largest model, and largest update.", unit="bytes", ge=1024, le=1 << 40
     )
 
-    @field_validator("blob_dir", "pki_dir")
+    @field_validator("blob_dir", "pki_dir", "revocations_file")
     @classmethod
     def _resolved(cls, value: Path, info: ValidationInfo) -> Path:
         return beside_config(value, info) or value

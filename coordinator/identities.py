@@ -5,14 +5,20 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+import structlog
+
 from certs.peer import Peer, peer_of
 from certs.registry import CertificateRecord, admit
 from certs.spiffe import SpiffeId
 from coordinator.authz import Caller
 from coordinator.gateway import Metadata, forwarded_fingerprint, forwarded_fingerprints
-from coordinator.store import certificates, people, users
+from coordinator.revocations import RevocationsFile
+from coordinator.store import certificates, epochs, people, revocations, users
 from coordinator.store.database import Database
+from privacy.epochs import Epoch
 from protos.errors import NotAllowed, Unauthenticated
+
+log = structlog.get_logger(__name__)
 
 ENDED_KEPT_S = 30 * 86_400.0
 """A certificate that ended longer ago is unknown: each node leaves one a week, and reading them
@@ -28,14 +34,26 @@ class Identities:
 
     Args:
         gateway_sidecar: a second proxy stands behind the gateway that ends TLS.
+        revocations: where each revoked certificate is kept, too.
 
     Attributes:
         known: how many certificates there were when it was read.
+        restored: every restoration from a backup, in order.
+        is_behind: not every revocation could be written to `revocations`; the next reload tries
+            again.
     """
 
     def __init__(
-        self, database: Database, trust_domain: str, *, gateway_sidecar: bool = False
+        self,
+        database: Database,
+        trust_domain: str,
+        *,
+        gateway_sidecar: bool = False,
+        revocations: RevocationsFile | None = None,
     ) -> None:
+        self._revocations = revocations
+        self.restored: list[Epoch] = []
+        self.is_behind = False
         self._database = database
         self._gateway_sidecar = gateway_sidecar
         self._trust_domain = trust_domain
@@ -62,6 +80,27 @@ class Identities:
         self._disabled = {node.name for node in nodes if node.status == "disabled"}
         self._quarantined = await self._database.read(people.all_quarantines)
         self._revoked = await self._database.read(certificates.revoked_identities)
+        self.restored = await self._database.read(epochs.all_of)
+        if self._revocations is not None:
+            await self._keep_revocations(self._revocations)
+
+    async def _keep_revocations(self, file: RevocationsFile) -> None:
+        """Before whoever revoked is told that it is done."""
+        revoked = await self._database.read(revocations.revoked)
+        try:
+            await asyncio.to_thread(file.keep, revoked)
+        except OSError as error:
+            if not self.is_behind:
+                log.error(
+                    "revocations_not_kept",
+                    file=str(file.path),
+                    fault=error.strerror,
+                    do="they are in force; a restore from a backup would not know of them. Make "
+                    "room, or let this user write there (storage.revocations_file)",
+                )
+            self.is_behind = True
+        else:
+            self.is_behind = False
 
     def peer(
         self, auth_context: Mapping[str, list[bytes]], metadata: Metadata | None = None
@@ -116,7 +155,10 @@ class Identities:
             Unauthenticated: as `certs.registry.admit`.
             NotAllowed: NODE_DISABLED, NODE_QUARANTINED, USER_UNKNOWN.
         """
-        admit(peer, self._certificates.get(peer.fingerprint), datetime.now(UTC))
+        record = self._certificates.get(peer.fingerprint)
+        if record is None and self.restored:
+            raise _lost(peer.spiffe_id, self.restored[-1])
+        admit(peer, record, datetime.now(UTC))
         identity: SpiffeId = peer.spiffe_id
         if identity.kind == "node":
             if identity.name in self._disabled:
@@ -179,6 +221,21 @@ class Identities:
                 name, end_s = record.spiffe_id.name, record.not_after.timestamp()
                 ends[name] = max(ends.get(name, 0.0), end_s)
         return ends
+
+
+def _lost(identity: SpiffeId, epoch: Epoch) -> Unauthenticated:
+    """How a certificate is refused that a restored coordinator does not know."""
+    again = (
+        f"an operator invites you again with `feddp user invite {identity.name}`"
+        if identity.kind == "user"
+        else "if the node had joined before that backup, its operator is told and lets it in; else "
+        "join again with a new token"
+    )
+    return Unauthenticated(
+        "CERTIFICATE_UNKNOWN",
+        f"the certificate of {identity} is not in this coordinator's registry, which was restored "
+        f"from a backup of {epoch.backup_made}: {again}",
+    )
 
 
 def quarantined(node: str, why: str) -> NotAllowed:

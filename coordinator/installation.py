@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
+from sqlalchemy import Connection
 
 from certs.authority import PERSON_LIFETIME, Authority
 from certs.enrolment import key_digest, new_key, private_pem, save_private_key
@@ -182,18 +183,29 @@ def reissue_operator(folder: Path) -> Path:
 
 
 def _issue_operator(folder: Path, authority: Authority, database: Database, address: str) -> Path:
-    folder.mkdir(mode=0o700)
+    now = datetime.now(UTC)
+    database.write_now(lambda inside: issue_operator(inside, folder, authority, address, now))
+    user = users.User(OPERATOR, OPERATOR_ROLES, "default")
+    database.write_now(lambda connection: users.add_user(connection, user))
+    return folder
+
+
+def issue_operator(
+    connection: Connection, folder: Path, authority: Authority, address: str, now: datetime
+) -> None:
+    """Make the operator's profile in `folder`; its certificate counts once this commits.
+
+    Args:
+        address: "host:port" that the profile dials.
+    """
+    folder.mkdir(mode=0o700, exist_ok=True)
     key = waiting_key(folder)
     issued = authority.issue(
         key.public_key(),
         SpiffeId(authority.trust_domain, "user", OPERATOR),
-        now=datetime.now(UTC),
+        now=now,
         lifetime=PERSON_LIFETIME,
     )
-    digest = key_digest(key.public_key())
-    database.write_now(lambda connection: certificates.add(connection, issued, digest))
-    user = users.User(OPERATOR, OPERATOR_ROLES, "default")
-    database.write_now(lambda connection: users.add_user(connection, user))
+    certificates.add(connection, issued, key_digest(key.public_key()))
     describe(folder, address, OPERATOR)
     adopt(folder, issued.chain_pem, authority.trust_bundle)
-    return folder

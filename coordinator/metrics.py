@@ -128,6 +128,11 @@ class Metrics:
             "1 while all work is paused: no order goes out.",
             registry=self.registry,
         )
+        self._epoch = Gauge(
+            "feddp_epoch",
+            "How often this coordinator was restored from a backup, and one more.",
+            registry=self.registry,
+        )
         self._backup = Gauge(
             "feddp_backup_last_success_timestamp_seconds",
             "When what the newest backup holds was read, in seconds since 1970; 0 for none.",
@@ -320,7 +325,8 @@ class Metrics:
         """Show when one of the installation's own certificates ends."""
         self._expiry.labels(holder).set(ends_at_s)
 
-    def operations(self, *, paused: bool, backup_at_s: float) -> None:
-        """Show whether work is paused, and when the newest backup was made."""
+    def operations(self, *, paused: bool, backup_at_s: float, epoch: int) -> None:
+        """Show whether work is paused, when the newest backup was made, and the epoch."""
+        self._epoch.set(epoch)
         self._paused.set(paused)
         self._backup.set(backup_at_s)

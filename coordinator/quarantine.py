@@ -1,4 +1,5 @@
-"""A node whose old certificate is shown after the new one is in use is shut out altogether.
+"""A node whose old certificate is shown after the new one is in use is shut out altogether; and one
+whose certificate a restored registry has lost, see `lost_certificates`.
 
 Somebody else holds its key: a thief, a copy of its folder, a machine that was rolled back. Which
 of the two is the hospital's, the coordinator cannot tell, so neither goes on until a person has
@@ -12,8 +13,11 @@ from typing import Final
 import structlog
 from sqlalchemy import Connection
 
+from certs.authority import Authority
+from certs.enrolment import spoken
 from certs.peer import Peer
 from coordinator.identities import Identities, quarantined
+from coordinator.lost_certificates import Lost, lost_of, shut_out, window_of
 from coordinator.sessions import Sessions
 from coordinator.store import joins
 from coordinator.store.database import Database
@@ -28,9 +32,21 @@ It is refused all the same."""
 
 
 class Quarantine:
-    """Shuts nodes out."""
+    """Shuts nodes out.
 
-    def __init__(self, database: Database, identities: Identities, sessions: Sessions) -> None:
+    Attributes:
+        authority: what issues now.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        identities: Identities,
+        sessions: Sessions,
+        authority: Authority,
+    ) -> None:
+        self.authority = authority
+        self._asked: set[str] = set()
         self._database = database
         self._identities = identities
         self._sessions = sessions
@@ -47,6 +63,44 @@ class Quarantine:
         task = asyncio.create_task(self._shut_out(node, self._identities.generation(peer)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def lost(self, pem: bytes, peer: Peer) -> None:
+        """A certificate that is not registered was shown. Called on the event loop; returns at
+        once.
+
+        Args:
+            pem: the certificate; TLS has checked who signed it.
+        """
+        node = peer.spiffe_id.name
+        if peer.spiffe_id.kind != "node" or not self._identities.restored or node in self._asked:
+            return
+        if self._identities.quarantine_of(node):
+            return
+        shown = lost_of(pem, peer.spiffe_id)
+        if shown.fingerprint != peer.fingerprint:
+            return  # a gateway's connection: what it was shown is not here
+        self._asked.add(node)
+        task = asyncio.create_task(self._shut_out_lost(shown))
+        self._tasks.add(task)
+        task.add_done_callback(lambda _: self._asked.discard(node))
+        task.add_done_callback(self._tasks.discard)
+
+    async def _shut_out_lost(self, shown: Lost) -> None:
+        if window_of(shown, self._identities.restored) is None:
+            return
+        authority = self.authority
+        if not await self._database.write(lambda inside: shut_out(inside, authority, shown)):
+            return
+        await self._identities.reload()
+        node = shown.identity.name
+        log.error(
+            "node_quarantined",
+            node=node,
+            certificate=spoken(shown.fingerprint),
+            do="it was issued after the backup that this coordinator was restored from: compare it "
+            "with what `feddp agent status` shows at the hospital, then `feddp node release "
+            f"{node}`",
+        )
 
     async def _shut_out(self, node: str, generation: int) -> None:
         why = (

@@ -28,6 +28,8 @@ from coordinator.metrics import Metrics
 from coordinator.pausing import Pausing
 from coordinator.quarantine import Quarantine
 from coordinator.replicas import Address, Forwarder
+from coordinator.restore_marker import refuse_unfinished
+from coordinator.revocations import RevocationsFile
 from coordinator.rounds.driver import Rounds
 from coordinator.rounds.effects import Effects
 from coordinator.rpc.diagnosis import DiagnosisService
@@ -48,6 +50,7 @@ from coordinator.store import backups, certificates, ledger, people, users
 from coordinator.store import jobs as job_store
 from coordinator.store.damage import damaged
 from coordinator.store.database import Database
+from privacy.epochs import FIRST
 from protos import tracing
 from protos.allocation import keep_freed
 from protos.errors import Conflict, Malformed
@@ -116,9 +119,14 @@ class Coordinator:
         federation = config.federation
         self.sessions = Sessions(federation.node_silent_s, federation.node_disconnected_s)
         self.identities = Identities(
-            self.database, self.authority.trust_domain, gateway_sidecar=server.gateway_sidecar
+            self.database,
+            self.authority.trust_domain,
+            gateway_sidecar=server.gateway_sidecar,
+            revocations=RevocationsFile(
+                storage.revocations_file, public_bytes_of(self._ledger_key)
+            ),
         )
-        self._quarantine = Quarantine(self.database, self.identities, self.sessions)
+        self._quarantine = Quarantine(self.database, self.identities, self.sessions, self.authority)
         self._pausing = Pausing(self.database)
         effects = Effects(self.blobs, self.sessions, self._pausing)
         self.rounds = Rounds(self.database, self.sessions, effects, self.metrics, self._pausing)
@@ -207,7 +215,8 @@ class Coordinator:
         self.sessions.begin()
         await self.identities.reload()
         await asyncio.to_thread(self._certificate.refresh)
-        main = self._server(Gate(self.identities, self.metrics, self._quarantine.seen))
+        watch = self._quarantine
+        main = self._server(Gate(self.identities, self.metrics, watch.seen, watch.lost))
         self._add_services(main)
         _bind(main, server.host, server.port, self._certificate.mutual())
         enrolment = self._server(Gate(None, self.metrics))
@@ -335,6 +344,7 @@ class Coordinator:
         self.authority = authority
         self._enrolling.authority = self._renewing.authority = authority
         self._nodes.authority = self._users.authority = authority
+        self._quarantine.authority = authority
 
     async def _keep_certificate(self) -> None:
         """Reload and renew what the ports show and trust."""
@@ -343,7 +353,8 @@ class Coordinator:
             try:
                 await asyncio.to_thread(self._certificate.refresh)
                 # `feddp coordinator reissue` writes beside us.
-                if await self.database.read(certificates.count) != self.identities.known:
+                found = await self.database.read(certificates.count)
+                if found != self.identities.known or self.identities.is_behind:
                     await self.identities.reload()
             except Exception:
                 log.exception("certificate_refresh_failed")
@@ -369,7 +380,9 @@ class Coordinator:
         self.metrics.jobs(await self.database.read(job_store.counts))
         made_at_s = await self.database.read(backups.last_success_at)
         paused = self._pausing.now is not None
-        self.metrics.operations(paused=paused, backup_at_s=made_at_s)
+        restored = self.identities.restored
+        epoch = restored[-1].number if restored else FIRST
+        self.metrics.operations(paused=paused, backup_at_s=made_at_s, epoch=epoch)
         self._damage.found(await self.database.read(damaged))
         domain, now_s = self.authority.trust_domain, time.time()
         self._gateway.found(await self.database.read(lambda c: state_of(c, domain, now_s)))
@@ -424,9 +437,12 @@ def serve(config_path: Path) -> None:
         Malformed: CONFIG_INVALID, PORT_IN_USE, DATABASE_UNUSABLE, OTEL_MISSING, TRACING_INVALID.
         NotFound: AUTHORITY_MISSING, SERVER_CERTIFICATE_MISSING.
         Conflict: LEASE_LOST, another coordinator has taken over.
+        WrongPhase: RESTORE_UNFINISHED.
     """
     keep_freed(FREED_BYTES_KEPT)
+    refuse_unfinished(config_path)
     config = load_config(config_path, os.environ)
+    refuse_unfinished(config_path, config.storage)
     monitoring = config.monitoring
     if monitoring.trace_endpoint:
         from protos import otlp  # OpenTelemetry is loaded where it is asked for

@@ -1,6 +1,7 @@
 """Every table of a database at one moment, in a SQLite file, beside a running coordinator."""
 
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def snapshot(url: str, copy: Path) -> None:
         target.migrate()
 
         def take(source: Connection) -> None:
-            target.write_now(lambda inside: _copy(source, inside))
+            target.write_now(lambda inside: copy_rows(source, inside))
 
         source_database.read_now(take)
     finally:
@@ -48,8 +49,18 @@ def snapshot(url: str, copy: Path) -> None:
         target.close()
 
 
-def _copy(source: Connection, target: Connection) -> None:
+def copy_rows(
+    source: Connection, target: Connection, told: Callable[[int], None] = lambda _: None
+) -> None:
+    """Write every row of one database into the empty tables of another, of whatever kind.
+
+    Args:
+        told: the number of rows so far.
+    """
+    number = 0
     for table in metadata.sorted_tables:  # those that others refer to come first
         rows = source.execution_options(yield_per=ROWS_AT_ONCE).execute(select(table))
         for some in rows.mappings().partitions():
             target.execute(table.insert(), [dict(row) for row in some])
+            number += len(some)
+            told(number)

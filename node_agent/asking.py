@@ -15,7 +15,7 @@ from node_agent.shapes import PUBLIC_KEY, name_like
 from privacy.calibration import units_for
 from privacy.filters import Filter
 from protos.content import digest_of
-from protos.errors import FeddpError, NotAllowed
+from protos.errors import FeddpError, Malformed, NotAllowed
 
 DAY_S: Final = 86_400
 
@@ -93,6 +93,16 @@ def mandate_of(order: Order) -> Mandate | None:
     """
     signed = order.signed()
     return None if signed is None else parse(signed.body)
+
+
+def resumption_of(order: Order) -> int:
+    """How often the order's job was resumed, as its mandate says; 0 where nobody signed one that
+    can be read. Whether it is any good is for others to check."""
+    try:
+        mandate = mandate_of(order)
+    except Malformed:
+        return 0
+    return mandate.resumption if mandate is not None else 0
 
 
 def check_asked(

@@ -7,6 +7,7 @@ from typing import Final
 
 import grpc
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -48,6 +49,12 @@ class Identity:
     def node(self) -> str:
         """The node's name."""
         return self.spiffe_id.name
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the certificate's DER, hexadecimal."""
+        leaf = x509.load_pem_x509_certificates(self.chain)[0]
+        return leaf.fingerprint(hashes.SHA256()).hex()
 
     @property
     def ledger_public_key(self) -> bytes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Literal
 
+from node_agent.asking import resumption_of
 from node_agent.orders import Order
 from node_agent.policy import ShareKind
 from protos.errors import invariant
@@ -134,12 +135,22 @@ class KeptAttempts:
             order.attempt_id,
         )
 
-    def round_of(self, job_id: str) -> int:
-        """The highest round that a job has worked at here; 0 for none."""
-        return self._number(
+    def round_of(self, order: Order) -> int:
+        """The highest round that the order's job has worked at here; 0 for none.
+
+        Rounds from before its engineer resumed it do not count: a coordinator that was restored
+        from a backup goes on from an earlier one, and may do so once somebody has signed it.
+        """
+        signed = resumption_of(order)
+        highest = self._number(
             "SELECT coalesce(max(round), 0) FROM attempts WHERE job_id = ? AND outcome != 'void'",
-            job_id,
+            order.job_id,
         )
+        if highest <= order.round or not signed:
+            return highest
+        rows = self._rows("WHERE job_id = ? AND outcome != 'void'", order.job_id)
+        orders = (one.order for one in rows)
+        return max((one.round for one in orders if resumption_of(one) >= signed), default=0)
 
     def job_units(self, job_id: str, account: str) -> int:
         """Filter units, posted and reserved, of a job on "NODE/NAME"."""

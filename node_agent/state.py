@@ -109,7 +109,7 @@ class State:
             purpose=purpose,
             purpose_units=share_units(order.account, "purpose", purpose),
             project_units=share_units(order.account, "project", order.project),
-            job_round=self.attempts.round_of(order.job_id),
+            job_round=self.attempts.round_of(order),
             round_unresolved=self.attempts.others_unresolved(order) > 0,
             unresolved=self.attempts.unresolved(),
         )

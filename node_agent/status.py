@@ -44,6 +44,7 @@ def status(path: Path) -> dict[str, Any]:
         "node_class": config.node_class,
         "coordinator": config.coordinator,
         "enrollment": config.enrollment,
+        "certificate_fingerprint": identity.fingerprint,
         "certificate_expires_at": identity.expires_at.timestamp(),
         "certificate_renews_at": identity.renews_at.timestamp(),
         "running": running,

@@ -1,6 +1,7 @@
 """How a job ends, and what becomes of its open attempts."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Final
 
 from coordinator.rounds import commands as c
@@ -18,6 +19,8 @@ from coordinator.rounds.phases import (
 from protos.errors import invariant
 
 Step = tuple[Phase, list[c.Command]]
+
+RESTORED: Final = "RESTORED"
 
 EXHAUSTED_NAMED_MAX: Final = 8
 """Hospitals whose limit the end of a job names; `feddp job show` has the others' figures."""
@@ -88,6 +91,30 @@ def cancel(phase: Phase, event: e.CancelRequested, now_s: float) -> Step:
 
 def fail(phase: Phase, event: e.StepFailed, now_s: float) -> Step:
     return end_job(phase.course, "failed", event.message, now_s, current_round(phase))
+
+
+def restored(phase: Phase, event: e.CoordinatorRestored, now_s: float) -> Step:
+    """Fail the job; whoever looks resumes it.
+
+    Open attempts are closed here and stay reserved in the ledger: the node knows what it released
+    after the backup was made, and hands it in, or signs that it never had the order.
+    """
+    record = current_round(phase)
+    for attempt in record.opened if record is not None else ():
+        closed = replace(
+            attempt,
+            state=AttemptState.LOST,
+            ended_at_s=now_s,
+            reason=RESTORED,
+            message="was open when the backup was made; the node tells what became of it",
+        )
+        record = record.with_attempt(closed) if record is not None else None
+    made = datetime.fromtimestamp(event.backup_made_at_s, UTC)
+    message = (
+        f"{RESTORED}: the coordinator was restored from a backup of {made:%Y-%m-%d %H:%M} UTC; "
+        "`feddp job resume` goes on from the last model that was published before it"
+    )
+    return Ended(phase.course, "failed", message, now_s, "", record), [c.EndJob()]
 
 
 def exhausted_message(absences: tuple[e.Absence, ...]) -> str:

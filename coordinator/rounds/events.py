@@ -223,6 +223,14 @@ class StepFailed:
     kind: Literal["StepFailed"] = "StepFailed"
 
 
+@dataclass(frozen=True, slots=True)
+class CoordinatorRestored:
+    """The journal is a backup's: what became of the job after `backup_made_at_s` is not in it."""
+
+    backup_made_at_s: float
+    kind: Literal["CoordinatorRestored"] = "CoordinatorRestored"
+
+
 Event = (
     JobSubmitted
     | NodesSurveyed
@@ -242,6 +250,7 @@ Event = (
     | ResumeRequested
     | CoordinatorRestarted
     | StepFailed
+    | CoordinatorRestored
 )
 
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(

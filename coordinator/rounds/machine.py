@@ -99,6 +99,10 @@ _TABLE: dict[tuple[type[Phase], type[e.Event]], Handler] = {
         (phase, e.StepFailed): ending.fail
         for phase in (Selecting, Reserving, Training, Aggregating, Publishing, Closing)
     },
+    **{
+        (phase, e.CoordinatorRestored): ending.restored
+        for phase in (Selecting, Reserving, Training, Aggregating, Publishing, Closing)
+    },
 }
 
 _NODES: frozenset[type[e.Event]] = frozenset({e.NodeReturned, e.NodeWasLost, e.NodesSurveyed})

@@ -16,7 +16,7 @@ class AttemptState(Enum):
     NO_UPDATE = "no_update"  # the data was opened, nothing came of it, posted whole
     REFUSED = "refused"  # the node signed that it never opened the data, voided
     LATE = "late"  # open when the round closed at its deadline, posted whole
-    LOST = "lost"  # open when the round closed without its node, posted whole
+    LOST = "lost"  # open when the round closed without its node, posted whole; or RESTORED
 
 
 @dataclass(frozen=True, slots=True)

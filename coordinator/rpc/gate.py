@@ -60,6 +60,8 @@ class Gate(grpc.aio.ServerInterceptor):
     Args:
         identities: None on the enrolment port, where callers have no certificate.
         superseded: told of each superseded certificate that is shown.
+        lost: told of each certificate that is not registered, PEM, and whose it is. Behind a
+            gateway that ends TLS nobody here sees such a certificate.
     """
 
     def __init__(
@@ -67,7 +69,9 @@ class Gate(grpc.aio.ServerInterceptor):
         identities: Identities | None,
         metrics: Metrics,
         superseded: Callable[[Peer], None] = lambda _: None,
+        lost: Callable[[bytes, Peer], None] = lambda *_: None,
     ) -> None:
+        self._lost = lost
         self._identities = identities
         self._superseded = superseded
         self._metrics = metrics
@@ -110,6 +114,8 @@ class Gate(grpc.aio.ServerInterceptor):
             if error.reason == "CERTIFICATE_SUPERSEDED":
                 self._say_superseded(self._identities, seen)
                 self._superseded(seen)
+            elif error.reason == "CERTIFICATE_UNKNOWN" and seen.spiffe_id.kind == "node":
+                self._lost(context.auth_context()["x509_pem_cert"][0], seen)  # type: ignore[index]
             raise
         allow(method, who)
         _peer.set(seen)

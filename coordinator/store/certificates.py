@@ -78,6 +78,12 @@ def count(connection: Connection) -> int:
     return int(connection.execute(select(func.count()).select_from(certificates)).scalar_one())
 
 
+def trust_domain(connection: Connection) -> str:
+    """Whose certificates these are; empty where there are none."""
+    one = connection.scalar(select(certificates.c.spiffe_id).limit(1))
+    return SpiffeId.parse(one).trust_domain if one is not None else ""
+
+
 def _record(row: Row[Any]) -> CertificateRecord:
     return CertificateRecord(
         row.fingerprint,

@@ -28,7 +28,7 @@ ROLLBACKS_MAX: Final = 5
 PAUSE_S: Final = 0.02
 """Before it begins again, so that the transaction that it gave way to gets the lock first."""
 
-_MIGRATING: Final = 0x6665_6464_7000
+MIGRATING: Final = 0x6665_6464_7000
 """Key of PostgreSQL's advisory lock: two coordinators that start together upgrade one by one."""
 
 
@@ -113,7 +113,7 @@ class Database:
             with self._writer.begin() as connection:
                 begun = True
                 if connection.dialect.name == "postgresql":
-                    connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATING})"))
+                    connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATING})"))
                 if (unusable := tables_fault(connection)) is not None:
                     raise unusable
                 if _revision(connection) != newest_revision():

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, true
 
 from coordinator.store.schema import pauses
 
@@ -22,14 +22,25 @@ def current(connection: Connection) -> Pause | None:
     return Pause(row.at, row.by, row.reason) if row is not None and row.paused else None
 
 
+def begin(connection: Connection, now_s: float, by: str, reason: str) -> None:
+    """Pause, also where a pause is on: from now on it is this one."""
+    _add(connection, at=now_s, by=by, reason=reason, paused=True)
+
+
+def began_at(connection: Connection, at_s: float) -> bool:
+    """Whether a pause began at exactly this moment."""
+    wanted = select(pauses.c.number).where(pauses.c.at == at_s, pauses.c.paused == true())
+    return connection.execute(wanted).first() is not None
+
+
 def keep(connection: Connection, now_s: float, by: str, reason: str, *, paused: bool) -> bool:
     """Pause or go on; False if it was so already, and then nothing is written."""
     if (current(connection) is not None) == paused:
         return False
-    newest = connection.scalar(select(pauses.c.number).order_by(pauses.c.number.desc()).limit(1))
-    connection.execute(
-        pauses.insert().values(
-            number=(newest or 0) + 1, at=now_s, paused=paused, by=by, reason=reason
-        )
-    )
+    _add(connection, at=now_s, by=by, reason=reason, paused=paused)
     return True
+
+
+def _add(connection: Connection, **values: object) -> None:
+    newest = connection.scalar(select(pauses.c.number).order_by(pauses.c.number.desc()).limit(1))
+    connection.execute(pauses.insert().values(number=(newest or 0) + 1, **values))

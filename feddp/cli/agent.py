@@ -150,6 +150,7 @@ def status(folder: Folder, as_json: Json = False) -> None:
 
 
 def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    from certs.enrolment import spoken
     from node_agent.allowed import DO
 
     ledger = found["ledger"]
@@ -161,6 +162,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("connected", _connected(found)),
         *(("REFUSED", _refused(one)) for one in [found["refused"]] if one),
         *(("RESTORED", _restored(one)) for one in [found["coordinator_restored"]] if one),
+        ("certificate", spoken(found["certificate_fingerprint"])),
         ("certificate until", output.moment(found["certificate_expires_at"])),
         ("renews itself", _renewal(found)),
         ("steward's files", _files(found)),

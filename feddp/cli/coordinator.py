@@ -12,6 +12,7 @@ from feddp.cli import (
     coordinator_gateway,
     coordinator_pause,
     coordinator_replica,
+    coordinator_restore,
     output,
 )
 from feddp.cli.failures import FAILED
@@ -23,6 +24,7 @@ app.add_typer(coordinator_authority.app, name="ca-rollover")
 app.command()(coordinator_authority.reissue)
 app.command()(coordinator_gateway.gateway)
 app.command()(coordinator_backup.backup)
+app.command()(coordinator_restore.restore)
 app.command()(coordinator_pause.pause)
 app.command()(coordinator_pause.resume)
 app.command("copy-keys")(coordinator_replica.copy_keys)

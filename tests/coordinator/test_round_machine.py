@@ -335,3 +335,17 @@ def test_a_failed_step_ends_the_job_with_its_reason() -> None:
     book = training("a", "b", "c") >> e.StepFailed("the disk is gone")
     assert (book.phase.status, book.phase.message) == ("failed", "the disk is gone")
     assert all(not a.is_open for a in book.phase.unfinished.attempts)
+
+
+def test_a_restored_job_fails_and_leaves_its_open_attempts_to_their_nodes() -> None:
+    """Nothing is booked for them here: the node knows what it released after the backup."""
+    book = training("a", "b", "c") >> update("a1") >> e.CoordinatorRestored(0.0)
+    assert book.commands == [c.EndJob()]
+    assert book.phase.status == "failed"
+    assert book.phase.message.startswith("RESTORED: ")
+    assert "1970-01-01 00:00 UTC" in book.phase.message
+    reasons = {a.node: a.reason for a in book.phase.unfinished.attempts}
+    assert reasons == {"a": "", "b": "RESTORED", "c": "RESTORED"}
+    book = book >> e.ResumeRequested("operator", "r1")
+    assert isinstance(book.phase, Training)
+    assert [a.node for a in book.phase.round.received] == ["a"]

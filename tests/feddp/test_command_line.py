@@ -18,7 +18,7 @@ from feddp.cli.app import app
 COMMANDS = [
     "demo",
     *(f"coordinator {verb}" for verb in ("init", "serve", "check", "gateway", "reissue")),
-    *(f"coordinator {verb}" for verb in ("backup", "pause", "resume")),
+    *(f"coordinator {verb}" for verb in ("backup", "restore", "pause", "resume")),
     "coordinator copy-keys",
     *(f"coordinator ca-rollover {verb}" for verb in ("status", "begin", "switch", "finish")),
     *(f"node {verb}" for verb in ("token", "list", "show", "disable", "enable")),

@@ -3,6 +3,7 @@
 import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,14 @@ import pytest
 from node_agent.admission import Admission, Refused, Reserved, Spent
 from node_agent.config import Folder
 from node_agent.judgement import Standing
+from node_agent.orders import Order
 from node_agent.state import State
 from node_agent.steward import Steward
 from privacy.filters import make_filter
 from privacy.ledger import signature_ok, verify
 from protos.errors import Malformed
+from protos.feddp.v1.mandates_pb2 import SignedMandate
+from tests.certs.test_mandates import MANDATE
 from tests.node_agent.samples import (
     DATA_SET,
     EPOCHS_DROPPED,
@@ -354,3 +358,27 @@ def test_a_larger_model_than_the_agent_takes_is_refused(
     answer = admission().decide(order(base_model_bytes=(1 << 20) + 1))
     assert isinstance(answer, Refused)
     assert answer.reason == "MODEL_TOO_LARGE"
+
+
+def test_rounds_from_before_an_engineer_resumed_the_job_do_not_count(reopen: Reopen) -> None:
+    """A coordinator that was restored from a backup goes on from an earlier round, once somebody
+    has signed that; what was signed before allows no such thing."""
+
+    def signed(attempt_id: str, round_: int, resumption: int) -> Order:
+        body = replace(MANDATE, resumption=resumption).body()
+        return order(attempt_id, round=round_, mandate=SignedMandate(body=body, signature=b"s"))
+
+    state = reopen()
+    for number in (1, 2, 3):
+        state.reserve(signed(f"a{number}", number, 0), FILTER)
+        state.open(f"a{number}", 100.0, 0.0)
+        state.spool(f"a{number}", "d" * 64)
+    state = reopen()
+    assert state.standing(signed("again", 2, 0)).job_round == 3
+    assert state.standing(order("unsigned", round=2)).job_round == 3
+    assert state.standing(signed("resumed", 2, 1)).job_round == 0
+    state.reserve(signed("resumed", 2, 1), FILTER)
+    assert state.standing(signed("older", 1, 1)).job_round == 2
+    assert state.standing(signed("next", 3, 1)).job_round <= 3
+    unreadable = order("x", round=2, mandate=SignedMandate(body=b"no mandate", signature=b"s"))
+    assert state.standing(unreadable).job_round == 3

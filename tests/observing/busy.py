@@ -31,7 +31,7 @@ def busy() -> Metrics:
     one.nodes({"enrolled": 1}, 0, 1)
     one.left_out("alpha", 3)
     one.users(1)
-    one.operations(paused=False, backup_at_s=1.0)
+    one.operations(paused=False, backup_at_s=1.0, epoch=1)
     one.node_certificate("alpha", 1.0)
     one.node_certificate_life(604_800.0)
     for holder in get_args(Holder):

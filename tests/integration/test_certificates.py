@@ -197,7 +197,8 @@ def test_a_restarted_agent_is_not_a_second_one(coordinator: Federation) -> None:
     """It connects at once, whether it was killed or its machine vanished without a word."""
     coordinator.add_node("alpha")
     coordinator.start("alpha")
-    coordinator.wait_for_nodes("alpha")
+    # Its own word: the coordinator knows that it is connected a moment before the agent does.
+    wait_for("it is there", lambda: len(named(coordinator, "alpha", "connected")) == 1)
     coordinator.kill("alpha")
     began_s = time.monotonic()
     coordinator.start("alpha")

@@ -127,6 +127,13 @@ def chart_values() -> set[str]:
     return _dotted(yaml.safe_load((ROOT / "charts/feddp/values.yaml").read_text()))
 
 
+def is_key(name: str) -> bool:
+    """Whether it is a key of the configuration or a value of the chart, also a value that is told
+    among its siblings without what they all begin with."""
+    values = chart_values()
+    return name in configuration_keys() | values or any(v.endswith(f".{name}") for v in values)
+
+
 @cache
 def literals() -> set[str]:
     """Words in capitals with an underscore, in any string of the programs."""

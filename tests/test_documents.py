@@ -9,10 +9,9 @@ from coordinator.metrics import Metrics
 from tests.document_facts import (
     ROOT,
     anchors,
-    chart_values,
     commands,
-    configuration_keys,
     help_of,
+    is_key,
     is_module,
     is_reason,
     is_whole,
@@ -61,7 +60,7 @@ def test_each_key_of_a_configuration_and_each_value_of_the_chart_exists(page: st
     """Between backticks and with its section; a value may end in what it holds."""
     for name in re.findall(rf"`((?:{SECTIONS}|{VALUES})(?:\.\w+)+)[`:]", PAGES[page]):
         if not name.endswith(FILES) and not is_module(name):
-            assert name in configuration_keys() | chart_values(), name
+            assert is_key(name), name
 
 
 @pytest.mark.parametrize("page", PAGES)

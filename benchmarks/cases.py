@@ -6,6 +6,7 @@ from typing import Final, Protocol
 from benchmarks.dp_step import DpStep
 from benchmarks.fleet import Fleet
 from benchmarks.gateway_calls import Unary, Upload
+from benchmarks.growth import Growth
 from benchmarks.idle import Idle
 from benchmarks.ledger import Admission, Reservations
 from benchmarks.ledger_verify import Verify
@@ -65,6 +66,12 @@ ALL: Final[Mapping[str, Case]] = {
     "fleet-1000": Fleet(1000, KB_40, rounds=3, seconds_max=300),
     "replicas-4x40KB": Replicated(4, KB_40, warm_up=5, rounds=80, seconds_max=120),
     "replicas-4x100MB": Replicated(4, MB_100, warm_up=1, rounds=4, seconds_max=240),
+    "growth-4x40KB": Growth("sqlite", 4, KB_40, warm_up=5, rounds=100, seconds_max=180),
+    "growth-16x40KB": Growth("sqlite", 16, KB_40, warm_up=5, rounds=100, seconds_max=240),
+    "growth-4x40KB-postgresql": Growth(
+        "postgresql", 4, KB_40, warm_up=5, rounds=100, seconds_max=240
+    ),
+    "growth-4x100MB": Growth("sqlite", 4, MB_100, warm_up=1, rounds=8, seconds_max=240),
     "ledger-verify-1M": Verify(entries=1_000_000),
     "restore-1gb": Restore(entries=200_000, models=10),
     "gateway-unary-passthrough": Unary("passthrough", warm_up=200, calls=2000),

@@ -164,8 +164,12 @@ class Federation:
 
 
 @contextmanager
-def federation(nodes: int) -> Iterator[Federation]:
-    """A running coordinator with `nodes` connected agents; stopped and removed afterwards."""
+def federation(nodes: int, database_url: str = "") -> Iterator[Federation]:
+    """A running coordinator with `nodes` connected agents; stopped and removed afterwards.
+
+    Args:
+        database_url: an empty PostgreSQL database instead of a SQLite file.
+    """
     with tempfile.TemporaryDirectory(prefix="feddp-bench-") as name:
         folder = Path(name)
         port, enrollment_port, health_port = choose_ports(None)
@@ -176,6 +180,7 @@ def federation(nodes: int) -> Iterator[Federation]:
             port=port,
             enrollment_port=enrollment_port,
             health_port=health_port,
+            database_url=database_url,
         )
         names = tuple(f"node-{number}" for number in range(nodes))
         made = Federation(folder, installation, names, Processes(folder))

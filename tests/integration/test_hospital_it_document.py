@@ -10,13 +10,13 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
 from node_agent.alerts import AlertsConfig
+from tests.integration.document_blocks import Block, put_in, shell_blocks
 from tests.integration.federation import Federation, null_job, run_cli, write_data
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -25,43 +25,15 @@ FIRST, LAST = ("Install", "Join"), ("Another coordinator", "Uninstall")
 """Sections that the others rest on, and those after which there is nothing left to try."""
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One shell block.
-
-    Attributes:
-        how: what stands after `sh`.
-    """
-
-    section: str
-    how: str
-    text: str
-
-    @property
-    def reason(self) -> str:
-        """Why it is not run; empty if it is."""
-        return self.how.partition("not run:")[2].strip()
-
-    def lines(self) -> list[str]:
-        """Commands, continued lines joined."""
-        joined = self.text.replace("\\\n", " ")
-        return [line.strip() for line in joined.splitlines() if line.strip()]
-
-
 def blocks() -> list[Block]:
     """Every shell block in the order of work."""
-    found = []
-    for part in re.split(r"^## ", TEXT, flags=re.MULTILINE)[1:]:
-        title, _, body = part.partition("\n")
-        for match in re.finditer(r"^```sh([^\n]*)\n(.*?)^```", body, re.DOTALL | re.MULTILINE):
-            found.append(Block(title.strip(), match[1].strip(), match[2]))
 
     def order(one: Block) -> int:
         if one.section in FIRST:
             return FIRST.index(one.section)
         return 10 + LAST.index(one.section) if one.section in LAST else 5
 
-    return sorted(found, key=order)
+    return sorted(shell_blocks(TEXT), key=order)
 
 
 class Site:
@@ -98,11 +70,7 @@ class Site:
             "GATEWAY": str(self.folder / "gateway"),
         }
         (self.folder / "gateway").mkdir(exist_ok=True)
-        text = re.sub(rf"\b({'|'.join(names)})\b", lambda match: names[match[1]], block.text)
-        left = re.findall(r"\b[A-Z]{3,}(?:_[A-Z]+)*\b(?![=:])", re.sub(r"\$\{?\w+", "", text))
-        left = [one for one in left if one in block.text and one not in names]
-        assert not left, f"{left} stand for nothing here: name them, or say that it is not run"
-        expected = int(words[words.index("exit") + 1]) if "exit" in words else 0
+        text = put_in(block, names)
         done = subprocess.run(
             ["bash", "-ec", text],
             cwd=self.folder,
@@ -117,7 +85,7 @@ class Site:
             timeout=180,
             check=False,
         )
-        assert done.returncode == expected, f"{block.text}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == block.exit_code, f"{block.text}\n{done.stdout}\n{done.stderr}"
         if "other" in words:
             self.now = self.other
         if "agent join" in block.text and self.job == "none":

@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 from coordinator.config import CoordinatorConfig
 from coordinator.store.database import Database, newest_revision
 from coordinator.store.diagnosis import fault
-from coordinator.store.serving import LEASES_FROM, revision_of
+from coordinator.store.serving import LEASES_FROM, oldest_that_serves, revision_of
 from coordinator.store.upgrade import Migration, migrations_after, need_a_stop, who_serves
 from protos.errors import Malformed
 
@@ -21,12 +21,14 @@ class UpgradePlan:
         migrations: what would run, in order.
         served_by: the host of the coordinator that serves; "" for none, or where an older version
             that tells nothing of itself made the tables.
+        oldest_that_serves: the revision of the oldest version that may serve them as they are.
     """
 
     revision: str
     newest: str
     migrations: tuple[Migration, ...]
     served_by: str
+    oldest_that_serves: str
 
     @property
     def needs_stop(self) -> bool:
@@ -45,7 +47,7 @@ def plan_from(revision: str) -> UpgradePlan:
     newest = newest_revision()
     if not (len(revision) == len(newest) and revision.isdecimal()):
         raise Malformed("REVISION_UNKNOWN", f"a revision has {len(newest)} digits, as {newest} has")
-    return UpgradePlan(revision, newest, tuple(migrations_after(revision)), "")
+    return UpgradePlan(revision, newest, tuple(migrations_after(revision)), "", revision)
 
 
 def plan(config: CoordinatorConfig) -> UpgradePlan:
@@ -59,13 +61,14 @@ def plan(config: CoordinatorConfig) -> UpgradePlan:
     database = Database(config.storage.database_url)
     try:
         # In a write transaction, as it locks the lease for a moment.
-        revision, holder = database.write_now(_look)
+        revision, oldest, holder = database.write_now(_look)
     finally:
         database.close()
     found = plan_from(revision)
-    return UpgradePlan(revision, found.newest, found.migrations, holder)
+    return UpgradePlan(revision, found.newest, found.migrations, holder, oldest)
 
 
-def _look(connection: Connection) -> tuple[str, str]:
+def _look(connection: Connection) -> tuple[str, str, str]:
     held = who_serves(connection)
-    return revision_of(connection) or "", held.holder.split(" ")[0] if held is not None else ""
+    host = held.holder.split(" ")[0] if held is not None else ""
+    return revision_of(connection) or "", oldest_that_serves(connection) or "", host

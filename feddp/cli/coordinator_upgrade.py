@@ -75,6 +75,7 @@ def _show(found: "UpgradePlan", as_json: bool, *, done: bool) -> None:
                 "newest": found.newest,
                 "needs_stop": found.needs_stop,
                 "served_by": found.served_by,
+                "oldest_that_serves": found.oldest_that_serves,
                 "migrations": [
                     {
                         "revision": one.revision,
@@ -95,7 +96,9 @@ def _show(found: "UpgradePlan", as_json: bool, *, done: bool) -> None:
         output.line(f"the tables were at {found.revision} and are at {found.newest}")
     else:
         served = f"; {found.served_by} serves them now" if found.served_by else ""
-        output.line(f"the tables are at {found.revision}, this version's are {found.newest}{served}")
+        output.line(
+            f"the tables are at {found.revision}, this version's are {found.newest}{served}"
+        )
         output.line(
             "stop every coordinator of an older version first"
             if found.needs_stop

@@ -58,7 +58,7 @@ def of_processes(found: plain.Plain, green: str, copying: Copying) -> Iterator[S
         copying.drain_s,
         resume_blue,
     )
-    back = (start_blue, *resume_blue)
+    back = (start_blue, found.waited(blue_name), *resume_blue)
     yield Step(f"{blue_name}: stop", (found.filled(found.stop, blue_name),), back=back)
     yield Step("a copy for green", copying.commands, back=back)
     back = (found.filled(found.stop, green_name), *back)

@@ -49,6 +49,11 @@ class Plain:
         """What reads a replica's page."""
         return ("curl", "-fsS", f"{self.replicas[name]}/{page}")
 
+    def waited(self, name: str) -> Command:
+        """For a way back, which is pasted: ends when the replica is ready."""
+        retry = ("--retry", f"{self.wait_s:.0f}", "--retry-delay", "1", "--retry-all-errors")
+        return ("curl", "-fsS", *retry, f"{self.replicas[name]}/ready")
+
     def put(self, name: str, version: str) -> tuple[Command, ...]:
         """What has a stopped process run a version."""
         return (
@@ -138,7 +143,11 @@ class Plain:
         return tuple(
             command
             for name in reversed(names)
-            for command in (self.filled(self.stop, name), *self.put(name, version))
+            for command in (
+                self.filled(self.stop, name),
+                *self.put(name, version),
+                self.waited(name),
+            )
         )
 
 

@@ -1,10 +1,12 @@
 """The scripts of deploy/upgrade on three real coordinators of one PostgreSQL, while a job runs."""
 
+import functools
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -94,25 +96,41 @@ def federation(
         federation.close()
 
 
+@dataclass(slots=True)
+class Gaps:
+    """The longest times, in seconds, that no replica said that it leads, and that none of an
+    operator's calls was answered."""
+
+    leaderless_s: float = 0.0
+    unanswered_s: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.leaderless_s:.1f} s without a leader, {self.unanswered_s:.1f} s no answer"
+
+
 @contextmanager
-def leaderless(federation: ManagedFederation) -> Iterator[list[float]]:
-    """The longest time that no replica said that it leads, in seconds."""
-    longest, done = [0.0], threading.Event()
+def watched(federation: ManagedFederation) -> Iterator[Gaps]:
+    """What is seen from outside meanwhile."""
+    found, done = Gaps(), threading.Event()
 
-    def watch() -> None:
-        led_s = time.monotonic()
+    def longest(holds: Callable[[], bool], name: str) -> None:
+        held_s = time.monotonic()
         while not done.wait(0.05):
-            if any(map(federation.leads, REPLICAS)):
-                led_s = time.monotonic()
-            longest[0] = max(longest[0], time.monotonic() - led_s)
+            if holds():
+                held_s = time.monotonic()
+            setattr(found, name, max(getattr(found, name), time.monotonic() - held_s))
 
-    thread = threading.Thread(target=watch)
-    thread.start()
+    led = functools.partial(longest, lambda: any(map(federation.leads, REPLICAS)), "leaderless_s")
+    served = functools.partial(longest, federation.is_served, "unanswered_s")
+    threads = [threading.Thread(target=one) for one in (led, served)]
+    for thread in threads:
+        thread.start()
     try:
-        yield longest
+        yield found
     finally:
         done.set()
-        thread.join()
+        for thread in threads:
+            thread.join()
 
 
 def test_a_job_goes_through_a_rolling_upgrade_and_the_way_back(
@@ -130,13 +148,13 @@ def test_a_job_goes_through_a_rolling_upgrade_and_the_way_back(
     )
     rounds_done(federation, job_id, 2)
     first = federation.leader()
-    with leaderless(federation) as longest:
+    with watched(federation) as gaps:
         options = federation.options(federation.now, following, tmp_path / "one.backup")
         done = script("rolling", *options, "--run")
     assert done.returncode == 0, done.stdout + done.stderr
     with capsys.disabled():
-        sys.stdout.write(f"\nrolling upgrade: without a leader for {longest[0]:.1f} s\n")
-    assert longest[0] < MOVED_S_MAX
+        sys.stdout.write(f"\nrolling upgrade: {gaps}\n")
+    assert max(gaps.leaderless_s, gaps.unanswered_s) < MOVED_S_MAX
     assert {federation.service.version(name) for name in REPLICAS} == {following.name}
     assert done.stdout.index(f"{first}: stop ...") > max(
         done.stdout.index(f"{name}: stop ...") for name in REPLICAS if name != first
@@ -145,13 +163,13 @@ def test_a_job_goes_through_a_rolling_upgrade_and_the_way_back(
     plan = printed_json(federation.now, "coordinator", "upgrade", "--plan", "--dir", folder)
     assert plan["revision"] > plan["newest"] == plan["oldest_that_serves"]
 
-    with leaderless(federation) as longest:
+    with watched(federation) as gaps:
         options = federation.options(following, federation.now, tmp_path / "two.backup")
         done = script("rollback", *options, "--run")
     assert done.returncode == 0, done.stdout + done.stderr
     with capsys.disabled():
-        sys.stdout.write(f"rollback: without a leader for {longest[0]:.1f} s\n")
-    assert longest[0] < MOVED_S_MAX
+        sys.stdout.write(f"rollback: {gaps}\n")
+    assert max(gaps.leaderless_s, gaps.unanswered_s) < MOVED_S_MAX
     assert {federation.service.version(name) for name in REPLICAS} == {NOW}
     after = federation.wait_for_end(job_id, 240)
     assert (after.status, after.rounds_done) == ("completed", ROUNDS), after.message

@@ -140,8 +140,8 @@ def test_the_script_brings_a_release_to_this_version(released: Released) -> None
 def test_hospitals_of_this_version_wait_for_their_coordinator_to_be_upgraded(
     released: Released,
 ) -> None:
-    """They connect to the release and release nothing there: it has none of their tasks, they refuse
-    what it sends on unsigned, and an engineer of now is told that the coordinator is older."""
+    """They connect to the release and tell it nothing: it has none of their tasks, they refuse what
+    it sends on unsigned, and an engineer of now is told that the coordinator is older."""
     for name in HOSPITALS:
         with released.client() as client:
             token = client.create_token(name, "edge", 3600).token
@@ -156,13 +156,13 @@ def test_hospitals_of_this_version_wait_for_their_coordinator_to_be_upgraded(
     with pytest.raises(FeddpError, match="older than this program"):
         released.submit(by_noise)
     job_id = released.submit(job_file(federation={"rounds": 2}))
-    wait_for(
-        "every hospital has refused",
-        lambda: (
-            {one.reason for one in released.job(job_id).waiting} == {"ORDER_UNSIGNED"}
-            and len(released.job(job_id).waiting) == len(HOSPITALS)
-        ),
-    )
+
+    def all_refused() -> bool:
+        parts = [one for done in released.job(job_id).rounds for one in done.participation]
+        ended = {(one.node, one.outcome, one.reason) for one in parts if one.outcome}
+        return ended >= {(name, "refused", "ORDER_UNSIGNED") for name in HOSPITALS}
+
+    wait_for("every hospital has refused", all_refused, 30)
     listed = printed_json(released.old, "budget", "ledger", "--dir", released.blue)["entries"]
     assert {one["kind"] for one in listed} == {"reserve", "void"}
     assert all(one["epsilon_spent"] == 0 for one in _spent(released, job_id))

@@ -22,6 +22,7 @@ RULES: dict[str, frozenset[str]] = {
     "Witness/ReadHeads": frozenset({"node"}),
     "Witness/ReadEntries": frozenset({"node"}),
     "Witness/Countersign": frozenset({"node"}),
+    "Witness/HandIn": frozenset({"node"}),
     "Transfer/Download": _TRAINING | {"operator", "privacy-officer"},
     "Transfer/Upload": _TRAINING,
     "Transfer/UploadStatus": _TRAINING,

@@ -19,14 +19,14 @@ from coordinator.rounds.phases import (
     Training,
 )
 from coordinator.store import checkpoints as checkpoint_store
-from coordinator.store import ledger, limits, people, shares
+from coordinator.store import epochs, ledger, limits, people, shares
 from coordinator.store.jobs import ModelRecord
 from coordinator.store.joins import WaitingJoin
 from privacy.accounting import epsilon_spent
 from privacy.figures import Figures, figures_of
 from privacy.filters import make_filter
 from privacy.releases import Release
-from privacy.wire import checkpoint_to_wire, head_to_wire
+from privacy.wire import checkpoint_to_wire, epoch_to_wire, head_to_wire
 from protos.errors import BudgetRefused
 from protos.feddp.v1 import budgets_pb2, jobs_pb2, models_pb2, nodes_pb2
 
@@ -178,6 +178,17 @@ def checkpoints(
         leaves=[
             budgets_pb2.CheckpointLeaves(added=added)
             for added in checkpoint_store.leaves_added(connection)
+        ],
+        restorations=[
+            budgets_pb2.Restoration(
+                epoch=epoch_to_wire(one),
+                places=map(head_to_wire, epochs.places(connection, one.number)),
+                reconciled=[
+                    budgets_pb2.ReconciledAccount(account=at.account, seq=at.seq)
+                    for at in epochs.reconciled_at(connection, one.number)
+                ],
+            )
+            for one in epochs.all_of(connection)
         ],
     )
 

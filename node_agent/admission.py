@@ -71,6 +71,8 @@ class Suspensions:
     """Accounts on which every order is refused, whatever it asks, until somebody acts.
 
     Attributes:
+        handing_in: what this node's ledger holds of them is not yet in the ledger of a coordinator
+            that was restored.
         approvals: how many jobs were approved here; what was refused before may be asked again.
     """
 
@@ -79,11 +81,17 @@ class Suspensions:
     outside_hours: bool = False
     approvals: int = 0
     rolled_back: bool = False
+    handing_in: frozenset[str] = frozenset()
 
     def reason(
         self, account: str
     ) -> Literal[
-        "LEDGER_ROLLED_BACK", "LEDGER_CATCHING_UP", "LEDGER_DISPUTED", "OUTSIDE_HOURS", ""
+        "LEDGER_ROLLED_BACK",
+        "LEDGER_CATCHING_UP",
+        "LEDGER_DISPUTED",
+        "LEDGER_RECONCILING",
+        "OUTSIDE_HOURS",
+        "",
     ]:
         """Why orders on "NODE/NAME" are refused; empty where they are judged."""
         if self.rolled_back:
@@ -92,6 +100,8 @@ class Suspensions:
             return "LEDGER_CATCHING_UP"
         if self.disputed & {account, EVERY_ACCOUNT}:
             return "LEDGER_DISPUTED"
+        if account in self.handing_in:
+            return "LEDGER_RECONCILING"
         return "OUTSIDE_HOURS" if self.outside_hours else ""
 
 
@@ -149,6 +159,8 @@ class Admission:
             check_asked(rules.policy.who_may_ask, order, self.node, self._clock(), None)
         except FeddpError as error:
             return Refusal(error.reason, error.message)
+        if f"{self.node}/{order.account}" in self._state.epochs.to_hand_in():
+            return Refusal("LEDGER_RECONCILING", _RECONCILING)
         refusal = judge_terms(rules.policy, rules.data_sets, self._tasks(), order)
         if refusal is not None:
             return refusal
@@ -179,6 +191,7 @@ class Admission:
             self._is_outside_hours(),
             self._state.approvals.count(),
             bool(note(ROLLED_BACK_NOTE)),
+            self._state.epochs.to_hand_in(),
         )
 
     def withdrawn(self, orders: Sequence[Order]) -> list[tuple[Order, Refusal]]:
@@ -272,6 +285,8 @@ class Admission:
                 f"This node's ledger and the coordinator's disagree about account {order.account}; "
                 "its data steward sees in `feddp agent status` what ends it.",
             )
+        if reason == "LEDGER_RECONCILING" or self._state.epochs.is_voided(order.attempt_id):
+            raise NotAllowed("LEDGER_RECONCILING", _RECONCILING)
         if reason == "OUTSIDE_HOURS":
             refusal = _outside_hours(rules.policy)
             raise NotAllowed(refusal.reason, refusal.message)
@@ -317,6 +332,12 @@ def _read(spec: DataSetSpec, order: Order) -> str:
 _ROLLED_BACK: Final = (
     "This node's ledger lacks what the node has signed, as after a snapshot was put back; its IT "
     "stops the agent and runs `feddp agent ledger import`."
+)
+
+
+_RECONCILING: Final = (
+    "The coordinator was restored from a backup, and this node has not yet handed in what it "
+    "released since on this account; the order is one of before that."
 )
 
 

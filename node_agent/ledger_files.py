@@ -21,7 +21,7 @@ from node_agent.notes import RESTORED_NOTE, ROLLED_BACK_NOTE
 from node_agent.own_ledger import KeptAccount
 from node_agent.state import State, ledger_missing
 from node_agent.whose import require_access
-from privacy.heads import LimitInForce, Terms
+from privacy.heads import Head, LimitInForce, Terms
 from privacy.ledger import Verification, verify
 from protos.content import beside_of, sync_directory
 from protos.disks import disk_trouble
@@ -75,38 +75,67 @@ def heads(path: Path) -> dict[str, Any]:
     """
     folder, identity = _opened(path)
     with _state(folder.state_db, identity) as state:
-        seen, checkpoints = state.witnessed.heads(), state.witnessed.checkpoints()
-        raises = state.ledger.raise_counts()
         return {
             "node": identity.node,
             "ledger_public_key": identity.ledger_public_key.hex(),
-            "coordinator_ledger_key": state.witnessed.coordinator_key().hex(),
-            "accounts": [
-                _promised(state, one, raises.get(one.account, 0)) for one in state.ledger.accounts()
-            ],
-            "heads": [
-                {
-                    "account": one.account,
-                    "seq": one.seq,
-                    "hash": one.hash,
-                    "node_signature": state.witnessed.sign(one).hex(),
-                }
-                for one in seen
-            ],
-            "checkpoints": [
-                {
-                    "number": one.number,
-                    "prev_hash": one.prev_hash,
-                    "root": one.root,
-                    "signature": one.signature.hex(),
-                }
-                for one in checkpoints
-            ],
-            "disputes": [
-                {"account": one.account, "seq": one.seq, "text": one.text, "at_s": one.at_s}
-                for one in state.disputes.all()
-            ],
+            **seen_by(state),
         }
+
+
+def seen_by(state: State) -> dict[str, Any]:
+    """See `heads`; without whose it is."""
+    seen, checkpoints = state.witnessed.heads(), state.witnessed.checkpoints()
+    raises = state.ledger.raise_counts()
+    return {
+        "coordinator_ledger_key": state.witnessed.coordinator_key().hex(),
+        "accounts": [
+            _promised(state, one, raises.get(one.account, 0)) for one in state.ledger.accounts()
+        ],
+        "heads": [
+            {
+                "account": one.account,
+                "seq": one.seq,
+                "hash": one.hash,
+                "node_signature": state.witnessed.sign(one).hex(),
+            }
+            for one in seen
+        ],
+        "checkpoints": [
+            {
+                "number": one.number,
+                "prev_hash": one.prev_hash,
+                "root": one.root,
+                "signature": one.signature.hex(),
+            }
+            for one in checkpoints
+        ],
+        "epochs": [
+            {
+                **{name: value for name, value in asdict(one).items() if name != "signature"},
+                "signature": one.signature.hex(),
+            }
+            for one in state.epochs.all()
+        ],
+        "before": _before(state),
+        "disputes": [
+            {"account": one.account, "seq": one.seq, "text": one.text, "at_s": one.at_s}
+            for one in state.disputes.all()
+        ],
+    }
+
+
+def _before(state: State) -> dict[str, Any]:
+    """What was seen of histories that the coordinator's restorations have ended."""
+    heads: list[dict[str, Any]] = []
+    checkpoints: list[dict[str, Any]] = []
+    for one in state.epochs.before():
+        what, when = one.what, {"since_s": one.since_s, "until_s": one.until_s}
+        if isinstance(what, Head):
+            signature = state.witnessed.sign(what).hex()
+            heads.append({**asdict(what), "node_signature": signature, **when})
+        else:
+            checkpoints.append({**asdict(what), "signature": what.signature.hex(), **when})
+    return {"heads": heads, "checkpoints": checkpoints}
 
 
 def _promised(state: State, kept: KeptAccount, raises: int) -> dict[str, Any]:

@@ -79,11 +79,12 @@ def _lacks(state: State, node: str, public_key: bytes, signed: Signed) -> str:
             return ""
         if state.disputes.on(head.account) is not None or witnessed.is_settled(head.account):
             return ""
-        seen = witnessed.head(head.account)
-        if seen.seq < head.seq:
+        # While a restored coordinator's chain is read anew, what was seen before counts.
+        seen = max(witnessed.head(head.account).seq, state.epochs.head_before(head.account))
+        if seen < head.seq:
             return (
                 f"this node has signed entry {head.seq} of the coordinator's account "
-                f"{head.account}, and its own state knows them up to entry {seen.seq}"
+                f"{head.account}, and its own state knows them up to entry {seen}"
             )
     for entry in signed.posted:
         said = entry.statement

@@ -19,6 +19,9 @@ from node_agent.approvals import Approvals
 from node_agent.config import Folder
 from node_agent.coordinator_limits import CoordinatorLimits
 from node_agent.disputes import Dispute, Disputes
+from node_agent.durable import transaction
+from node_agent.epochs_seen import EpochsSeen
+from node_agent.handing_in import HandingIn
 from node_agent.job_mandates import JobMandates
 from node_agent.judgement import Standing
 from node_agent.kept_attempts import AttemptRow, AttemptState, Fate, KeptAttempts
@@ -68,7 +71,19 @@ class State:
         self.payers = Payers(self._connection, node)
         self.ledger = OwnLedger(self._connection, key, self.payers)
         self.disputes = Disputes(self._connection, node)
-        self.witnessed = Witnessed(self._connection, node, self.ledger, key, self.disputes)
+        self.epochs = EpochsSeen(self._connection)
+        self.witnessed = Witnessed(
+            self._connection, node, self.ledger, key, self.disputes, self.epochs
+        )
+        self.handing_in = HandingIn(
+            self._connection,
+            key,
+            self.ledger,
+            self.attempts,
+            self.witnessed,
+            self.disputes,
+            self.epochs,
+        )
         self.mandates = JobMandates(self._connection)
         self.approvals = Approvals(self._connection)
 
@@ -236,6 +251,8 @@ class State:
         """See `Witnessed.follow`; who paid is kept of all of them, also after a dispute."""
         with self._transaction():
             self.payers.note_signed(entries, self.witnessed.public_key)
+            if account in self.epochs.to_hand_in():
+                self.handing_in.note_open(entries)
             return self.witnessed.follow(account, entries, filter_, now_s)
 
     def note_signed(self, entries: Sequence[Entry]) -> None:
@@ -338,18 +355,6 @@ class State:
 
     @contextlib.contextmanager
     def _transaction(self, *, durable: bool = True) -> Iterator[None]:
-        """All or nothing. Not durable: a machine that loses its power may lose it, too, with all
-        that such transactions wrote since the last durable one; a killed process loses nothing."""
-        if not durable:
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
+        """See `transaction`."""
+        with transaction(self._connection, durable=durable):
             yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        else:
-            self._connection.execute("COMMIT")
-        finally:
-            if not durable:
-                self._connection.execute("PRAGMA synchronous = FULL")

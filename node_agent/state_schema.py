@@ -6,6 +6,7 @@ from typing import Final
 
 from node_agent.approvals import SCHEMA as APPROVALS_SCHEMA
 from node_agent.disputes import SCHEMA as DISPUTES_SCHEMA
+from node_agent.epochs_seen import SCHEMA as EPOCHS_SCHEMA
 from node_agent.job_mandates import SCHEMA as MANDATES_SCHEMA
 from node_agent.kept_attempts import SCHEMA as ATTEMPTS_SCHEMA
 from node_agent.kept_attempts import SHARES_ADDED, KeptAttempts
@@ -18,12 +19,13 @@ from node_agent.payers import TAKEN_OVER
 from node_agent.witnessed import SCHEMA as WITNESS_SCHEMA
 from protos.errors import Malformed
 
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 """2 since the coordinator's ledger is followed, 3 since a limit is raised by an entry, 4 since it
-is kept which account each data set has paid from, 5 since orders are signed."""
+is kept which account each data set has paid from, 5 since orders are signed, 6 since a
+coordinator that was restored says so."""
 
 _FOLLOWED: Final = f"{WITNESS_SCHEMA}{DISPUTES_SCHEMA}"
-_ASKED: Final = f"{MANDATES_SCHEMA}{APPROVALS_SCHEMA}"
+_ASKED: Final = f"{MANDATES_SCHEMA}{APPROVALS_SCHEMA}{EPOCHS_SCHEMA}"
 
 _STEPS: Final = {
     0: f"{NOTES_SCHEMA}{ATTEMPTS_SCHEMA}{LEDGER_SCHEMA}{_FOLLOWED}{RAISES_SCHEMA}{PAYERS_SCHEMA}"
@@ -32,6 +34,7 @@ _STEPS: Final = {
     2: f"{RAISES_SCHEMA}{PAYERS_SCHEMA}{TAKEN_OVER}{_ASKED}",
     3: f"{PAYERS_SCHEMA}{TAKEN_OVER}{_ASKED}",
     4: _ASKED,
+    5: EPOCHS_SCHEMA,
 }
 """What brings a database of each older version to this one."""
 

@@ -50,6 +50,7 @@ def status(path: Path) -> dict[str, Any]:
         "connected": False,
         "connected_since": None,
         "refused": None,
+        "coordinator_restored": None,
         "rules": {"ok": True, "message": ""},
         "installed_tasks": sorted(f"{i.name}@{i.content_hash}" for i in installed().values()),
         "data_sets": [],
@@ -97,6 +98,7 @@ def status(path: Path) -> dict[str, Any]:
             since = state.notes.read(CONNECTED_NOTE)
             refused = state.notes.read(REFUSED_NOTE)
             answer["refused"] = json.loads(refused) if refused else None
+            answer["coordinator_restored"] = _restored(state)
             answer["attempts"] = state.attempts.counts()
             answer["ledger"] = _verified(state, kept, identity)
             answer["ledger"]["rolled_back"] = state.notes.read(ROLLED_BACK_NOTE)
@@ -196,6 +198,19 @@ def _verified(state: State, kept: list[KeptAccount], identity: Identity) -> dict
         "disputes": [
             {**asdict(one), "do": one.advice(state.folder)} for one in state.disputes.all()
         ],
+    }
+
+
+def _restored(state: State) -> dict[str, Any] | None:
+    """The latest restoration of the coordinator, and what of it is still to be done here."""
+    latest = state.epochs.latest()
+    if latest is None:
+        return None
+    return {
+        "epoch": latest.number,
+        "restored_at": latest.restored_at_s,
+        "backup_made_at": latest.backup_made_at_s,
+        "to_hand_in": sorted(state.epochs.to_hand_in()),
     }
 
 

@@ -13,6 +13,7 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node_agent.disputes import EVERY_ACCOUNT, Dispute, Disputes
+from node_agent.epochs_seen import EpochsSeen
 from node_agent.own_ledger import OwnLedger
 from node_agent.reconciliation import Reconciliation
 from privacy.filters import Filter
@@ -51,9 +52,11 @@ class Witnessed:
         ledger: OwnLedger,
         key: Ed25519PrivateKey,
         disputes: Disputes,
+        epochs: EpochsSeen,
     ) -> None:
         self._connection = connection
         self._disputes = disputes
+        self._epochs = epochs
         self._key = key
         self._public_key = key.public_key().public_bytes_raw()
         self._own = Reconciliation(node, ledger, self._public_key)
@@ -104,6 +107,13 @@ class Witnessed:
 
     # Following
 
+    def keep_coordinator_key(self, key: bytes) -> None:
+        """The key that signs checkpoints and epochs, where none is known yet."""
+        if not self.coordinator_key():
+            self._connection.execute(
+                "INSERT INTO meta VALUES (?, ?)", (_COORDINATOR_KEY, key.hex())
+            )
+
     def follow(
         self, account: str, entries: Sequence[Entry], filter_: Filter | None, now_s: float
     ) -> Dispute | None:
@@ -139,14 +149,16 @@ class Witnessed:
         self._disputes.end_left_out(account, head.seq)
         return None
 
-    def unseen(self) -> frozenset[str]:
+    def unseen(self, apart: Collection[str] = ()) -> frozenset[str]:
         """Attempts that the coordinator has told us to be over and booked, and whose booking we
-        have not seen yet."""
+        have not seen yet; of other accounts than `apart`."""
         query = (
-            "SELECT attempts.attempt_id FROM attempts LEFT JOIN seen_attempts USING (attempt_id)"
+            "SELECT attempts.attempt_id, account FROM attempts"
+            " LEFT JOIN seen_attempts USING (attempt_id)"
             " WHERE state = 'closed' AND outcome = 'post' AND coalesce(kind, '') != 'post'"
         )
-        return frozenset(attempt_id for (attempt_id,) in self._connection.execute(query))
+        rows = self._connection.execute(query)
+        return frozenset(attempt_id for attempt_id, account in rows if account not in apart)
 
     def compare(self, announced: Head, expected: Collection[str], now_s: float) -> Dispute | None:
         """Whether the coordinator stands where we have followed it to, with all that we booked.
@@ -201,10 +213,8 @@ class Witnessed:
                 (one.number, one.prev_hash, one.root, one.signature),
             )
             before = one
-        if new and not known:
-            self._connection.execute(
-                "INSERT INTO meta VALUES (?, ?)", (_COORDINATOR_KEY, key.hex())
-            )
+        if new:
+            self.keep_coordinator_key(key)
         if new and leaves and root_of(leaves) != new[-1].root:
             text = f"checkpoint {new[-1].number} is not over the heads that came with it"
             return self._disputes.add(Dispute(EVERY_ACCOUNT, new[-1].number, text, now_s))
@@ -237,6 +247,7 @@ class Witnessed:
         if account == EVERY_ACCOUNT:
             execute("DELETE FROM seen_checkpoints")
             execute("DELETE FROM meta WHERE key = ?", (_COORDINATOR_KEY,))
+            self._epochs.forget()
         return found
 
     def begin_anew(self) -> None:
@@ -246,6 +257,7 @@ class Witnessed:
         for table in ("seen_heads", "seen_checkpoints", "settled"):
             execute(f"DELETE FROM {table}")  # noqa: S608 - names of our own
         self._disputes.forget()
+        self._epochs.begin_anew()
         execute("DELETE FROM meta WHERE key = ?", (_COORDINATOR_KEY,))
         execute(
             "INSERT OR REPLACE INTO seen_attempts SELECT attempt_id, 'post' FROM attempts"

@@ -76,7 +76,7 @@ class Balance:
             return self.reserve(statement, digest)
         one = self._pending_of(statement.attempt_id)
         if one is not None and one.digest != (digest or statement.digest()):
-            raise _conflict(statement.attempt_id)
+            raise conflict(statement.attempt_id)
         return self._resolve(statement.attempt_id, statement.kind)
 
     def reserve(self, statement: Statement, digest: str = "") -> "Balance":
@@ -104,16 +104,10 @@ class Balance:
         one = self._pending_of(attempt_id)
         if one is not None:
             if one.digest != digest:
-                raise _conflict(attempt_id)
+                raise conflict(attempt_id)
             return self
-        units = self.filter.cost_units(statement.release)
-        if units > 0 and units > self.filter.limit_units - self.posted_units - self.pending_units:
-            raise BudgetRefused(
-                "BUDGET_REFUSED",
-                f"Account {statement.account} has {self.remaining_units} of "
-                f"{self.filter.limit_units} {self.filter.kind} units left and attempt "
-                f"{attempt_id} costs {units}: use more noise or fewer steps, or stop here.",
-            )
+        held_units = self.posted_units + self.pending_units
+        units = cost_within(self.filter, held_units, statement)
         added = Pending(attempt_id, units, digest, statement.mechanism != "none")
         return self._with((*self.pending, added))
 
@@ -156,7 +150,7 @@ class Balance:
             )
         one = self._pending_of(attempt_id)
         if one is None:
-            raise NotFound("ATTEMPT_UNKNOWN", f"Attempt {attempt_id} was never reserved here.")
+            raise unknown(attempt_id)
         rest = tuple(other for other in self.pending if other is not one)
         if kind == "void":
             return self._with(rest, voided=self.voided | {attempt_id})
@@ -187,7 +181,31 @@ class Balance:
         )
 
 
-def _conflict(attempt_id: str) -> Conflict:
+def cost_within(filter_: Filter, held_units: int, statement: Statement) -> int:
+    """Units that a reservation costs where so many are posted or reserved already.
+
+    Raises:
+        BudgetRefused: as `Balance.reserve`.
+    """
+    units = filter_.cost_units(statement.release)
+    left = filter_.limit_units - held_units
+    if units > 0 and units > left:
+        raise BudgetRefused(
+            "BUDGET_REFUSED",
+            f"Account {statement.account} has {max(0, left)} of {filter_.limit_units} "
+            f"{filter_.kind} units left and attempt {statement.attempt_id} costs {units}: use more "
+            "noise or fewer steps, or stop here.",
+        )
+    return units
+
+
+def unknown(attempt_id: str) -> NotFound:
+    """What ends was never reserved."""
+    return NotFound("ATTEMPT_UNKNOWN", f"Attempt {attempt_id} was never reserved here.")
+
+
+def conflict(attempt_id: str) -> Conflict:
+    """What ends is not what was reserved."""
     return Conflict(
         "ATTEMPT_CONFLICT",
         f"Attempt {attempt_id} is reserved with another statement; a new one needs a new id.",

@@ -67,14 +67,13 @@ class Statement:
         if self.kind not in KINDS:
             raise invalid("kind is reserve, post or void")
         # The quick look first: a ledger has millions of statements, and nearly all are plain.
-        for text in (self.attempt_id, self.project, self.node, self.account, self.unit):
-            if type(text) is not str or not 0 < len(text) <= TEXT_MAX or not text.isascii():
-                self._check_texts()
-                break
-        for text in (self.dataset, self.job_id):
-            if type(text) is not str or len(text) > TEXT_MAX or not text.isascii():
-                self._check_texts()
-                break
+        named = (self.attempt_id, self.project, self.node, self.account, self.unit)
+        try:
+            together = "".join((*named, self.dataset, self.job_id))
+        except TypeError:
+            together = ""
+        if not 0 < len(together) <= TEXT_MAX or not together.isascii() or "" in named:
+            self._check_texts()
         for name, value in (("round", self.round), ("declared_n", self.declared_n)):
             if type(value) is not int or not 0 <= value <= COUNT_MAX:
                 raise invalid(f"{name} is a whole number, not negative")
@@ -179,7 +178,7 @@ ENTRY_FIELDS: Final = ("seq", *STATEMENT_FIELDS, "prev_hash", "hash", "node_sign
 _ENDS: Final = ("seq", "prev_hash", "hash", "node_signature")
 """What an entry adds to its statement."""
 _ENDS_OF: Final = itemgetter(*_ENDS)
-_ENTRY_NAMES: Final = frozenset(ENTRY_FIELDS)
+_SIGNATURE_CHARS: Final = 2 * SIGNATURE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,19 +252,36 @@ def from_json(value: Mapping[str, Any]) -> Entry:
     if type(value) is not dict and not isinstance(value, Mapping):
         raise Malformed("ENTRY_INVALID", "An entry is a set of named fields.")
     is_limit = value.get("kind") == LimitChange.kind
-    if not (value.keys() >= set(_ENDS) if is_limit else value.keys() == _ENTRY_NAMES):
-        raise Malformed("ENTRY_INVALID", f"An entry has the fields {', '.join(ENTRY_FIELDS)}.")
-    seq, prev_hash, digest, signature = _ENDS_OF(value)
+    try:
+        seq, prev_hash, digest, signature = _ENDS_OF(value)
+        # As many names as there are, and each of them there: no other is.
+        fields = None if is_limit else _FIELDS_OF(value)
+    except KeyError:
+        raise _wrong_fields() from None
+    if not is_limit and len(value) != len(ENTRY_FIELDS):
+        raise _wrong_fields()
     if type(seq) is not int or not 1 <= seq <= COUNT_MAX:
         raise Malformed("ENTRY_INVALID", "seq is a whole number from 1.")
-    for name, one in (("prev_hash", prev_hash), ("hash", digest)):
-        if not is_hex(one) or len(one) != len(GENESIS):
-            raise Malformed("ENTRY_INVALID", f"{name} is 64 lower-case hexadecimal digits.")
-    if not is_hex(signature) or len(signature) not in (0, 2 * SIGNATURE_BYTES):
-        raise Malformed("ENTRY_INVALID", "node_signature is empty or 128 hexadecimal digits.")
+    _check_hex(prev_hash, digest, signature)
     statement: Statement | LimitChange
-    if is_limit:
+    if fields is None:
         statement = change_of({name: one for name, one in value.items() if name not in _ENDS})
     else:
-        statement = Statement(*_FIELDS_OF(value))
+        statement = Statement(*fields)
     return Entry(seq, statement, prev_hash, digest, bytes.fromhex(signature))
+
+
+def _wrong_fields() -> Malformed:
+    return Malformed("ENTRY_INVALID", f"An entry has the fields {', '.join(ENTRY_FIELDS)}.")
+
+
+def _check_hex(prev_hash: object, digest: object, signature: object) -> None:
+    # All three at one look, since nearly all are plain; then which of them is not.
+    if isinstance(prev_hash, str) and isinstance(digest, str) and isinstance(signature, str):
+        hashes, chars = len(prev_hash) == len(digest) == len(GENESIS), len(signature)
+        if hashes and chars in (0, _SIGNATURE_CHARS) and is_hex(prev_hash + digest + signature):
+            return
+    for name, one in (("prev_hash", prev_hash), ("hash", digest)):
+        if not isinstance(one, str) or not is_hex(one) or len(one) != len(GENESIS):
+            raise Malformed("ENTRY_INVALID", f"{name} is 64 lower-case hexadecimal digits.")
+    raise Malformed("ENTRY_INVALID", "node_signature is empty or 128 hexadecimal digits.")

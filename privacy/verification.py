@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from privacy.balance import Balance, Pending
+from privacy.balance import Balance, Pending, conflict, cost_within, unknown
 from privacy.entries import GENESIS, Entry, Statement, StatementText, is_signed
 from privacy.filters import Filter
 from privacy.limits import LimitChange, fault_of
@@ -73,7 +73,8 @@ class _Chain:
     Attributes:
         filter: with the limit that is in force after the entries so far.
         limits: how many limit entries there were.
-        open: its open reservations, in their order; `open_units` is their sum.
+        open: its open reservations, in their order, without their digests; `open_units` is their
+            sum.
         ended: how each attempt that is over ended.
         bare: seq of the reservation of each attempt whose reservation is not signed.
         reserves: the statement and the text of each open attempt's reservation.
@@ -94,7 +95,10 @@ class _Chain:
 
     def balance(self) -> Balance:
         """What the entries so far add up to."""
-        held = tuple(self.open.values())
+        held = tuple(
+            one._replace(digest=self.reserves[one.attempt_id][1].digest())
+            for one in self.open.values()
+        )
         return Balance(self.filter, self.posted_units, held, guarantee=self.guarantee)
 
 
@@ -267,27 +271,25 @@ def _book(chain: _Chain, statement: Statement, written: StatementText) -> str | 
     if attempt_id in chain.ended:
         return f"attempt {attempt_id} had already ended in {chain.ended[attempt_id]}"
     own = chain.open.get(attempt_id)
-    if statement.kind == "reserve" and own is not None:
-        return f"attempt {attempt_id} is reserved twice"
-    # Of the other reservations only the sum counts: a tuple of all would be copied at each entry.
-    if own is not None and chain.reserves[attempt_id][1] is written:
-        digest = own.digest
-    else:
-        digest = written.digest()
-    others = Pending("", chain.open_units - (own.units if own else 0), "")
-    pending = (others,) if own is None else (others, own)
-    before = Balance(chain.filter, chain.posted_units, pending, guarantee=chain.guarantee)
-    try:
-        after = before.apply(statement, digest)
-    except FeddpError as error:
-        return error.message
-    chain.posted_units, chain.guarantee = after.posted_units, after.guarantee
-    if own is None:
-        added = chain.open[attempt_id] = after.pending[-1]
+    if statement.kind == "reserve":
+        if own is not None:
+            return f"attempt {attempt_id} is reserved twice"
+        try:
+            units = cost_within(chain.filter, chain.posted_units + chain.open_units, statement)
+        except FeddpError as error:
+            return error.message
+        chain.open[attempt_id] = Pending(attempt_id, units, "", statement.mechanism != "none")
         chain.reserves[attempt_id] = statement, written
-        chain.open_units += added.units
-    else:
-        del chain.open[attempt_id], chain.reserves[attempt_id]
-        chain.open_units -= own.units
-        chain.ended[attempt_id] = statement.kind
+        chain.open_units += units
+        return None
+    if own is None:
+        return unknown(attempt_id).message
+    if chain.reserves[attempt_id][1] is not written:
+        return conflict(attempt_id).message
+    del chain.open[attempt_id], chain.reserves[attempt_id]
+    chain.open_units -= own.units
+    chain.ended[attempt_id] = statement.kind
+    if statement.kind == "post":
+        chain.posted_units += own.units
+        chain.guarantee = chain.guarantee and own.accounted
     return None

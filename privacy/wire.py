@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from privacy.entries import STATEMENT_FIELDS, Entry, from_json
+from privacy.entries import STATEMENT_FIELDS, Entry, Statement, from_json
+from privacy.epochs import Epoch
 from privacy.heads import Checkpoint, Head
 from privacy.limits import CHANGE_FIELDS, LimitChange, change_of
 from protos.feddp.v1 import ledger_pb2, witness_pb2
@@ -33,6 +34,26 @@ def limit_from_wire(message: ledger_pb2.LedgerEntry) -> LimitChange:
         Malformed: ENTRY_INVALID, STATEMENT_INVALID.
     """
     return change_of(_statement_fields(message))
+
+
+def statement_to_wire(
+    statement: Statement | LimitChange, signature: bytes
+) -> ledger_pb2.LedgerEntry:
+    """What is in no chain of the receiver's yet, to be sent."""
+    if isinstance(statement, LimitChange):
+        return limit_to_wire(statement, signature)
+    return ledger_pb2.LedgerEntry(**statement.fields(), node_signature=signature)
+
+
+def statement_from_wire(message: ledger_pb2.LedgerEntry) -> Statement | LimitChange:
+    """What arrived without a place in a chain.
+
+    Raises:
+        Malformed: STATEMENT_INVALID or RELEASE_INVALID.
+    """
+    if message.kind == LimitChange.kind:
+        return limit_from_wire(message)
+    return Statement(**_statement_fields(message))
 
 
 def entry_from_wire(message: ledger_pb2.LedgerEntry) -> Entry:
@@ -86,6 +107,18 @@ def head_to_wire(head: Head, signature: bytes = b"") -> witness_pb2.LedgerHead:
 def head_from_wire(message: witness_pb2.LedgerHead) -> Head:
     """A head that arrived."""
     return Head(message.account, message.seq, message.hash)
+
+
+def epoch_to_wire(one: Epoch) -> witness_pb2.CoordinatorEpoch:
+    """An epoch, to be sent."""
+    return witness_pb2.CoordinatorEpoch(
+        **{name: getattr(one, name) for name in Epoch.__dataclass_fields__}
+    )
+
+
+def epoch_from_wire(message: witness_pb2.CoordinatorEpoch) -> Epoch:
+    """An epoch that arrived."""
+    return Epoch(**{name: getattr(message, name) for name in Epoch.__dataclass_fields__})
 
 
 def checkpoint_to_wire(one: Checkpoint) -> witness_pb2.LedgerCheckpoint:

@@ -18,7 +18,7 @@ from coordinator.rounds.live import LiveJob
 from coordinator.rounds.node_facts import NodeFacts
 from coordinator.rounds.phases import Publishing, Reserving, Training
 from coordinator.sessions import Sessions
-from coordinator.store import damage, ledger, people, shares
+from coordinator.store import damage, epochs, ledger, people, shares
 from coordinator.store.booking import Books
 from protos.errors import BudgetRefused, FeddpError
 from protos.feddp.v1 import federation_pb2 as federation
@@ -62,6 +62,8 @@ class Answers:
         names = [name for _, _, name in found]
         known = {a.account: a for a in ledger.named_accounts(connection, names)}
         damaged = damage.damaged(connection, names)
+        unreconciled = epochs.unreconciled(connection, names)
+        epoch = epochs.newest(connection) if unreconciled else None
         facts = []
         for node, data_set, name in found:
             account = known.get(name)  # missing if its policy was refused; the planner says so
@@ -83,6 +85,7 @@ class Answers:
                     shares=_shares(connection, live, node.hello, account, steward),
                     barred=self._paused(node.name) or _barred(live, node.name, time.time()),
                     damaged=name in damaged,
+                    restored_from=epoch.backup_made if epoch and name in unreconciled else "",
                 )
             )
         return facts

@@ -26,6 +26,8 @@ class NodeFacts:
         shares: limits of its policy, within the account's, that this job counts against.
         barred: what was signed of the job keeps it from this node, or all work is paused.
         damaged: the account's chain here is not what was kept of it.
+        restored_from: the moment of the backup that the coordinator was restored from, where the
+            node has not handed in its account since; empty where it has.
     """
 
     node: str
@@ -42,6 +44,7 @@ class NodeFacts:
     shares: tuple[Share, ...] = ()
     barred: Absence | None = None
     damaged: bool = False
+    restored_from: str = ""
 
     def local_steps(self, job: Job) -> int:
         """Steps of a round there."""

@@ -8,7 +8,7 @@ from coordinator.jobspec import Job
 from coordinator.rounds.allowances import allowances, tightest
 from coordinator.rounds.events import Absence, Offer
 from coordinator.rounds.node_facts import NodeFacts
-from coordinator.store import damage
+from coordinator.store import damage, epochs
 from coordinator.store.ledger import Account
 from privacy.accounting import round_up
 from privacy.calibration import REPORT_SLACK_UNITS, noise_multiplier_for
@@ -24,6 +24,8 @@ _REFUSES: Final = {
     "OUTSIDE_HOURS": "begins work only in the hours that its data steward allows",
     "LEDGER_CATCHING_UP": "its ledger was restored from a copy and is still reading what was spent "
     "since",
+    "LEDGER_RECONCILING": "the coordinator was restored from a backup, and the node has not yet "
+    "handed in what it released since",
     "LEDGER_ROLLED_BACK": "its ledger went back in time, as when a snapshot is restored; its IT "
     "runs `feddp agent ledger import`",
     "": "refuses every order on the account now; its data steward knows why",
@@ -108,6 +110,9 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
         return _absent(facts, "ACCOUNT_UNKNOWN", "its policy has no valid account for the data set")
     if facts.damaged:
         return _absent(facts, damage.REASON, damage.said(account.account))
+    if facts.restored_from:
+        said = epochs.said(account.account, facts.restored_from)
+        return _absent(facts, epochs.REASON, said)
     if steward.refuses:
         return _absent(facts, steward.refuses, _REFUSES.get(steward.refuses, _REFUSES[""]))
     if job.mechanism == "none" and not steward.unaccounted_allowed:

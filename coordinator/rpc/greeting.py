@@ -8,8 +8,15 @@ from typing import Final
 import structlog
 from sqlalchemy import Connection
 
-from coordinator.store import checkpoints, ledger, limits, people, shares
-from privacy.wire import entry_to_wire, head_to_wire, limit_from_wire
+from coordinator.store import checkpoints, epochs, ledger, limits, people, shares
+from privacy.epochs import FIRST
+from privacy.wire import (
+    entry_to_wire,
+    epoch_from_wire,
+    epoch_to_wire,
+    head_to_wire,
+    limit_from_wire,
+)
 from protos.errors import FeddpError, Malformed
 from protos.feddp.v1 import federation_pb2 as pb
 from protos.feddp.v1 import ledger_pb2
@@ -52,8 +59,27 @@ def greet(
         closed=closed,
         limits=_limits(connection, node, hello),
         signed=[_signed(connection, f"{node}/{account.name}") for account in hello.accounts],
+        epochs=map(epoch_to_wire, epochs.all_of(connection)),
     )
+    if hello.HasField("epoch_seen"):
+        _tell_if_older(connection, node, hello)
     return welcome, raised
+
+
+def _tell_if_older(connection: Connection, node: str, hello: pb.Hello) -> None:
+    """Say so where the node has seen a later restoration than this database knows; it refuses
+    whatever it is told."""
+    seen, newest = epoch_from_wire(hello.epoch_seen), epochs.newest(connection)
+    if newest is None or newest.restored_at_s < seen.restored_at_s:
+        log.error(
+            "older_copy_runs",
+            node=node,
+            epoch=newest.number if newest else FIRST,
+            epoch_seen=seen.number,
+            restored=seen.restored,
+            do="the node knows a later restoration of this coordinator, and refuses this one: stop "
+            "it, and run the later one; or restore this one, which declares that it counts",
+        )
 
 
 def _new_accounts(connection: Connection, node: str, hello: pb.Hello) -> list[pb.Account]:

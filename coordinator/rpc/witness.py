@@ -4,16 +4,26 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Connection
 
 from certs.enrolment import public_bytes_of
 from coordinator.rpc.gate import Context, caller
-from coordinator.store import checkpoints, ledger, people
+from coordinator.store import checkpoints, epochs, ledger, people
 from coordinator.store.checkpoints import Countersigned
 from coordinator.store.database import Database
+from coordinator.store.handing_in import HandedIn, take
+from privacy.heads import Terms
 from privacy.ledger import Entry
-from privacy.wire import checkpoint_to_wire, entry_to_wire, head_from_wire, head_to_wire
+from privacy.wire import (
+    checkpoint_to_wire,
+    entry_to_wire,
+    epoch_to_wire,
+    head_from_wire,
+    head_to_wire,
+    statement_from_wire,
+)
 from protos.errors import Malformed, NotFound
 from protos.feddp.v1 import witness_pb2 as pb
 from protos.feddp.v1 import witness_pb2_grpc as pb_grpc
@@ -26,6 +36,11 @@ BATCH = 500
 """Entries in one message: some 300 KiB."""
 
 HEADS_MAX = 256
+
+STATEMENTS_MAX = 500
+"""Handed in at once."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -45,11 +60,15 @@ class WitnessService(pb_grpc.WitnessServicer):
             new = checkpoints.after(connection, request.after_checkpoint, CHECKPOINTS_MAX)
             newest = checkpoints.newest(connection)
             reached = newest is not None and newest[0] in new
+            heads = checkpoints.heads(connection, node)
+            names = [head.account for head in heads]
             return pb.ReadHeadsResponse(
-                heads=map(head_to_wire, checkpoints.heads(connection, node)),
+                heads=map(head_to_wire, heads),
                 checkpoints=map(checkpoint_to_wire, new),
                 leaves=newest[1] if newest is not None and reached else [],
                 coordinator_ledger_key=public_bytes_of(self.key),
+                epochs=map(epoch_to_wire, epochs.all_of(connection)),
+                unreconciled=sorted(epochs.unreconciled(connection, names)),
             )
 
         def if_current(connection: Connection) -> pb.ReadHeadsResponse | None:
@@ -94,3 +113,38 @@ class WitnessService(pb_grpc.WitnessServicer):
 
         await self.database.write(work)
         return pb.CountersignResponse()
+
+    async def HandIn(self, request: pb.HandInRequest, context: Context) -> pb.HandInResponse:
+        """See witness.proto."""
+        node = caller().node
+        if len(request.statements) > STATEMENTS_MAX:
+            raise Malformed("TOO_MANY", f"a node hands in at most {STATEMENTS_MAX} at once")
+        given = HandedIn(
+            request.account,
+            request.epoch,
+            _terms(request) if request.HasField("terms") else None,
+            [(statement_from_wire(one), one.node_signature) for one in request.statements],
+            request.done,
+        )
+
+        def work(connection: Connection) -> int:
+            public_key = people.node(connection, node).ledger_public_key
+            return take(connection, node, public_key, given, time.time())
+
+        booked = await self.database.write(work)
+        if booked or request.done:
+            log.warning(
+                "account_handed_in",
+                account=request.account,
+                entries=booked,
+                reconciled=request.done,
+            )
+        return pb.HandInResponse(booked=booked)
+
+
+def _terms(request: pb.HandInRequest) -> tuple[Terms, bytes]:
+    said = request.terms
+    terms = Terms(
+        request.account, said.filter, said.rdp_order, said.delta, said.epsilon_limit_highest
+    )
+    return terms, said.node_signature

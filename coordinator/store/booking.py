@@ -11,11 +11,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, func, select, update
 
+from coordinator.store import epochs, limits
 from coordinator.store.damage import damaged, refusal
 from coordinator.store.ledger import account_of, statement_of
 from coordinator.store.schema import accounts, entries, reservations
 from privacy.ledger import Balance, Entry, EntryKind, Pending, Statement, entry_hash
-from protos.errors import NotFound, invariant
+from protos.errors import Conflict, NotFound, invariant
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +48,13 @@ class Books:
     Attributes:
         made: reserve statements that the caller knows; only their kinds are read.
         booked: entries that were flushed, by kind.
+        hands_in: what is booked comes from the node, after the coordinator was restored.
     """
 
     connection: Connection
     made: Mapping[str, Statement] = field(default_factory=dict)
     booked: Counter[EntryKind] = field(default_factory=Counter)
+    hands_in: bool = False
     _kept: dict[str, _Kept] = field(default_factory=dict)
     _kinds: dict[str, frozenset[str]] = field(default_factory=dict)
     _statements: dict[str, Statement] = field(default_factory=dict)
@@ -60,6 +63,7 @@ class Books:
     _released: set[str] = field(default_factory=set)
     _signatures: list[dict[str, object]] = field(default_factory=list)
     _damaged: set[str] = field(default_factory=set)
+    _unreconciled: set[str] = field(default_factory=set)
 
     def expect(
         self, *, account_names: Collection[str] = (), attempt_ids: Collection[str] = ()
@@ -86,9 +90,14 @@ class Books:
         kept = self.connection.execute(_LOCKED, {"names": names}).all()
         held = {row.account: row.units for row in self.connection.execute(_HELD, {"names": names})}
         self._damaged |= damaged(self.connection, names)
+        if not self.hands_in:
+            self._unreconciled |= epochs.unreconciled(self.connection, names)
         for row in kept:
             account = account_of(row, _others(int(held.get(row.account, 0))))
-            self._kept[row.account] = _Kept(account.balance, account.entries, account.head_hash)
+            balance = account.balance
+            if self.hands_in:  # the node may have lowered the limit since; what left, left
+                balance = replace(balance, filter=limits.shown(self.connection, row.account))
+            self._kept[row.account] = _Kept(balance, account.entries, account.head_hash)
 
     def _read_attempts(self, unknown: list[str], reserves: Mapping[str, Statement]) -> None:
         found: dict[str, set[str]] = {one: set() for one in unknown}
@@ -114,7 +123,8 @@ class Books:
 
         Raises:
             BudgetRefused, Conflict, NotFound: as `privacy.ledger.Balance`; nothing was booked.
-            WrongPhase: LEDGER_DAMAGED, nor is anything booked on this account until it is mended.
+            WrongPhase: LEDGER_DAMAGED, nor is anything booked on this account until it is mended;
+                LEDGER_RECONCILING, nor is anything reserved there until its node has handed in.
         """
         attempt_id = statement.attempt_id
         self.expect(account_names=[statement.account], attempt_ids=[attempt_id])
@@ -124,6 +134,8 @@ class Books:
         if statement.account in self._damaged:
             raise refusal(statement.account)
         kinds = self._kinds[attempt_id]
+        if statement.account in self._unreconciled and statement.kind == "reserve" and not kinds:
+            raise epochs.refusal(self.connection, statement.account)
         before = replace(
             kept.balance,
             posted=frozenset({attempt_id} if "post" in kinds else ()),
@@ -146,6 +158,25 @@ class Books:
             del self._held[attempt_id]
         else:
             self._released.add(attempt_id)
+
+    def take_over(self, statement: Statement, signature: bytes) -> None:
+        """Book what a node hands in after a restoration; what is booked already changes nothing.
+
+        Raises:
+            Conflict: ATTEMPT_CONFLICT, the attempt is booked here with other terms.
+            BudgetRefused, Conflict, NotFound, WrongPhase: as `book`.
+        """
+        attempt_id = statement.attempt_id
+        self.expect(account_names=[statement.account], attempt_ids=[attempt_id])
+        known = self._statements.get(attempt_id)
+        if known is not None and not statement.continues(known):
+            raise Conflict(
+                "ATTEMPT_CONFLICT", f"attempt {attempt_id} is booked here with other terms"
+            )
+        if known is not None and statement.kind == "reserve":
+            self.keep_signature(attempt_id, signature)
+        else:
+            self.book(statement, signature)
 
     def resolve(self, attempt_id: str, kind: str, signature: bytes) -> None:
         """Post or void an attempt; the statement is its reservation's.

@@ -57,7 +57,7 @@ def record(
         raise Conflict(
             "LIMIT_CONFLICT", f"raise {number} of {change.account} is recorded with other terms"
         )
-    text = fault_of(change, _shown(connection, change.account, known), len(known))
+    text = fault_of(change, shown(connection, change.account), len(known))
     if text:
         raise Malformed("LIMIT_INVALID", f"{change.account}: {text}")
     if damaged(connection, [change.account]):
@@ -118,8 +118,9 @@ def _raised_to(text: str | None) -> float | None:
     return float(value) if type(value) in (int, float) and math.isfinite(value) else None
 
 
-def _shown(connection: Connection, account: str, known: Sequence[LimitChange]) -> Filter:
-    """The account's filter at the limit that its chain shows."""
+def shown(connection: Connection, account: str) -> Filter:
+    """The account's filter at the limit that its chain shows, whatever it was lowered to since."""
+    known = raises(connection, account)
     return known[-1].raised() if known else read_account(connection, account).verifying_filter
 
 

@@ -249,3 +249,26 @@ pauses = Table(  # every pause and resumption of all work, in their order; never
     Column("by", String(63), nullable=False),
     Column("reason", Text, nullable=False),
 )
+
+epochs = Table(  # each restoration of this database from a backup; never changed
+    "epochs",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),  # from 2
+    Column("restored_at_s", BigInteger, nullable=False),
+    Column("backup_made_at_s", BigInteger, nullable=False),
+    Column("checkpoint_number", BigInteger, nullable=False),
+    Column("checkpoint_hash", String(64), nullable=False),
+    Column("heads_root", String(64), nullable=False),
+    Column("prev_hash", String(64), nullable=False),
+    Column("signature", LargeBinary, nullable=False),
+    Column("heads", Text, nullable=False),  # JSON: [account, seq, hash] of every account's head
+)
+
+reconciled = Table(  # accounts whose nodes have handed in, at each epoch; never changed
+    "reconciled",
+    metadata,
+    Column("account", String(127), ForeignKey("accounts.account"), primary_key=True),
+    Column("epoch", Integer, ForeignKey("epochs.number"), primary_key=True),
+    Column("seq", Integer, nullable=False),  # of the chain's newest entry then
+    Column("at", Float, nullable=False),
+)

@@ -160,6 +160,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("running", "yes" if found["running"] else "no"),
         ("connected", _connected(found)),
         *(("REFUSED", _refused(one)) for one in [found["refused"]] if one),
+        *(("RESTORED", _restored(one)) for one in [found["coordinator_restored"]] if one),
         ("certificate until", output.moment(found["certificate_expires_at"])),
         ("renews itself", _renewal(found)),
         ("steward's files", _files(found)),
@@ -212,8 +213,23 @@ def _rolled_back(text: str) -> str:
 
 
 def _refused(said: dict[str, Any]) -> str:
-    """The coordinator's own words; they say what to do."""
-    return f"by the coordinator at {output.moment(said['at'])}: {said['reason']}: {said['message']}"
+    """In the words of who refuses; they say what to do."""
+    who = "this node" if said["reason"].startswith("COORDINATOR_") else "the coordinator"
+    return f"by {who} at {output.moment(said['at'])}: {said['reason']}: {said['message']}"
+
+
+def _restored(said: dict[str, Any]) -> str:
+    waiting = said["to_hand_in"]
+    rest = (
+        f"; orders on {', '.join(waiting)} are refused until this node has handed in what it "
+        "released since, which it does by itself"
+        if waiting
+        else "; this node has handed in what it released since"
+    )
+    return (
+        f"the coordinator, at {output.moment(said['restored_at'])}, from a backup of "
+        f"{output.moment(said['backup_made_at'])} (epoch {said['epoch']}){rest}"
+    )
 
 
 def _renewal(found: dict[str, Any]) -> str:

@@ -274,6 +274,7 @@ def verify(
                 "nodes": sorted({one.node for one in nodes}),
                 "roots_checked": roots_checked(found, result, whole=not data_set),
                 "paid_twice": [asdict(one) | {"text": one.said()} for one in result.paid_twice],
+                "restorations": [one.said() for one in found.witnesses.restorations],
                 "behind": {name: asdict(one) for name, one in result.behind.items()},
                 "problems": [
                     {"account": account, "seq": seq, "text": text}

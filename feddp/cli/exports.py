@@ -106,6 +106,8 @@ _NAMES: Final = frozenset(
         *("account", "node", "filter", "rdp_order", "epsilon_limit_highest", "delta"),
         *("ledger_public_key", "coordinator_ledger_key", "heads", "checkpoints", "seq", "hash"),
         *("node_signature", "number", "prev_hash", "root", "signature", *_ACCOUNT_FIELDS),
+        *("restored_at_s", "backup_made_at_s", "checkpoint_number", "checkpoint_hash"),
+        *("heads_root", "places", "reconciled"),
     )
 )
 """Those that may be told as missing: a file's own text is not printed as if it were ours."""
@@ -135,7 +137,7 @@ def _beside_entries(window: JsonWindow) -> dict[str, Any]:
     return content
 
 
-_LISTS: Final = frozenset({"entries", "accounts", "heads", "checkpoints"})
+_LISTS: Final = frozenset({"entries", "accounts", "heads", "checkpoints", "restorations"})
 
 
 def _witnesses(window: JsonWindow) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from feddp.cli.output import counted
+from feddp.cli.restorations import NodePast, coordinator_faults, forks, node_faults
 from feddp.cli.witnesses import CHECKPOINTS, Fault, Place, Witnesses
 from privacy.entries import GENESIS, Entry, Statement
 from privacy.heads import Checkpoint, Head, checkpoint_fault, root_of, short, signed_by
@@ -53,6 +54,8 @@ class Passing:
                 seen[signed.head.seq].add(signed.head.account)
             for account, seq in chain.from_iterable(each.moved or ()):
                 seen[seq].add(account)
+            for head in _further(each):
+                seen[head.seq].add(head.account)
         for entry in self.entries:
             one = entry.statement
             account = one.account
@@ -128,7 +131,29 @@ def faults(passed: Passing, keys: Mapping[str, bytes], *, whole: bool) -> list[F
             found.append((CHECKPOINTS, 0, f"{text}; export it anew, of all data sets"))
     for one in nodes:
         found += _absent(kept, one)
-    return found
+    return found + _restorations(kept, nodes, passed, whole=whole)
+
+
+def _further(each: Witnesses) -> Iterator[Head]:
+    """Heads that a witness speaks of beside its own."""
+    for one in each.restorations:
+        yield from one.places
+    for past in each.past:
+        if isinstance(past.what, Head):
+            yield past.what
+
+
+def _restorations(
+    kept: Witnesses, nodes: Sequence[Witnesses], passed: Passing, *, whole: bool
+) -> list[Fault]:
+    here, key, shown = kept.restorations, kept.coordinator_key, kept.checkpoints
+    found = coordinator_faults(here, key, shown, passed.hashes, whole=whole)
+    pasts = [
+        NodePast(one.source, one.node_key, one.epochs, one.past, one.checkpoints) for one in nodes
+    ]
+    for one in pasts:
+        found += node_faults(one, here, key, shown, passed.hashes, passed.counts)
+    return found + forks(pasts)
 
 
 def _roots(kept: Witnesses, passed: Passing) -> list[Fault]:

@@ -10,6 +10,9 @@ from pydantic_core import from_json
 WINDOW: Final = 1 << 20
 """Characters that are read at once."""
 
+_TOGETHER: Final = 1 << 16
+"""Characters of flat objects that are read at one stroke."""
+
 _AHEAD: Final = 3
 """Characters that must follow a value before it is over: "1" may go on as 1e+5."""
 
@@ -32,22 +35,21 @@ def once(members: list[tuple[str, Any]]) -> dict[str, Any]:
 _decode: Final = JSONDecoder(object_pairs_hook=once).raw_decode
 
 
-def _flat(text: str, at: int) -> tuple[dict[str, Any] | None, int]:
-    """The object that begins at `at` and where it ends, read in half the time; or None.
+def _flat(text: str, at: int, end: int) -> list[dict[str, Any]] | None:
+    """The objects, with commas between, from `at` to `end`; or None. In a third of the time.
 
-    Only of an object whose first "}" is its end, so that there is none in it, nor in its texts.
-    None also where it is no such object, is cut off, or may have a name twice: each member has a
-    colon, so that as many members as colons are all that there are.
+    Only of objects within which there is no other. None also where they are no such objects, are
+    cut off, or may have a name twice: each member has a colon, so that as many members as colons
+    are all that there are.
     """
-    end = text.find("}", at) + 1
-    one = text[at:end]
+    some = text[at:end]
     try:
-        found = from_json(one, allow_inf_nan=False)
+        found: list[Any] = from_json(f"[{some}]", allow_inf_nan=False)
     except ValueError:
-        return None, at
-    if type(found) is dict and len(found) == one.count(":"):
-        return found, end
-    return None, at
+        return None
+    if all(type(one) is dict for one in found) and sum(map(len, found)) == some.count(":"):
+        return found
+    return None
 
 
 class JsonWindow:
@@ -100,22 +102,24 @@ class JsonWindow:
         while True:
             yield self.value()
             # What follows in the window is done here, without the calls: it is most of the time.
-            text, comma = self._text, ""
-            while True:
-                if not comma or not text.startswith(comma, self._at):
-                    between = _COMMA.match(text, self._at)
-                    if between is None:
-                        break
-                    comma = between[0]
-                value, at = _flat(text, self._at + len(comma))
-                if value is None:
-                    try:
-                        value, at = _decode(text, self._at + len(comma))
-                    except JSONDecodeError:
-                        break  # cut off by the window, or no JSON: `value` tells
-                if at + _AHEAD > len(text):
+            text, one_by_one_to = self._text, 0
+            while between := _COMMA.match(text, self._at):
+                at = between.end()
+                end = text.rfind("}", at, min(at + _TOGETHER, len(text) - _AHEAD)) + 1
+                if end > max(at, one_by_one_to):
+                    found = _flat(text, at, end)
+                    if found:
+                        self._at = end
+                        yield from found
+                        continue
+                    one_by_one_to = end
+                try:
+                    value, end = _decode(text, at)
+                except JSONDecodeError:
+                    break  # cut off by the window, or no JSON: `value` tells
+                if end + _AHEAD > len(text):
                     break
-                self._at = at
+                self._at = end
                 yield value
             if self._next() == "]":
                 self._take("]")

@@ -56,6 +56,8 @@ def _print_checked(found: Ledger, result: Check, files: Sequence[NodeFile], *, w
     output.line(f"and {found.witnesses.said()}{beside}")
     for name, one in result.behind.items():
         output.line(f"behind {name}: {one.said(_entries_of(found, name))}")
+    for restoration in found.witnesses.restorations:
+        output.line(restoration.said())
     for paid in result.paid_twice:
         output.line(f"NOTE: {paid.said()}")
     if not found.witnesses.heads and result.entries:

@@ -5,8 +5,11 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from feddp.cli import restorations as restored
 from feddp.cli.output import counted
+from feddp.cli.restorations import RESTORATIONS, Past, Restoration
 from privacy.entries import Entry
+from privacy.epochs import Epoch
 from privacy.heads import Checkpoint, Head, head_of
 from privacy.wire import checkpoint_from_wire, head_from_wire
 
@@ -49,6 +52,9 @@ class Witnesses:
             known, as in a node's file.
         coordinator_key: raw; empty if there is none yet.
         node_key: raw ledger key, of a node's own file; empty for the coordinator's.
+        restorations: of the coordinator, in order, as it shows them itself.
+        epochs: those that a node has seen, by date.
+        past: what a node has seen of histories that restorations have ended.
     """
 
     source: str
@@ -57,6 +63,9 @@ class Witnesses:
     moved: Sequence[Sequence[Place]] | None = None
     coordinator_key: bytes = b""
     node_key: bytes = b""
+    restorations: Sequence[Restoration] = ()
+    epochs: Sequence[Epoch] = ()
+    past: Sequence[Past] = ()
 
     def said(self) -> str:
         """How much is proven, for people."""
@@ -68,8 +77,10 @@ class Witnesses:
 
     def export(self) -> dict[str, Any]:
         """As `from_json` takes it."""
+        told = [restored.export(one) for one in self.restorations]
         return {
             "coordinator_ledger_key": self.coordinator_key.hex(),
+            **({"restorations": told} if told else {}),
             "heads": [
                 {
                     "account": one.head.account,
@@ -132,6 +143,7 @@ def from_message(
             else None
         ),
         coordinator_key=message.coordinator_ledger_key,
+        restorations=restored.from_message(message),
     )
 
 
@@ -173,6 +185,12 @@ def from_json(value: Mapping[str, Any], source: str) -> Witnesses:
         ),
         coordinator_key=bytes.fromhex(value["coordinator_ledger_key"]),
         node_key=bytes.fromhex(value.get("ledger_public_key", "")),
+        # Exports and files of before restorations were declared have none of these.
+        restorations=[
+            restored.restoration_of(one) for one in listed(value.get("restorations", []))
+        ],
+        epochs=[restored.epoch_of(one) for one in listed(value.get("epochs", []))],
+        past=restored.past_of(value["before"]) if "before" in value else (),
     )
 
 
@@ -194,7 +212,10 @@ def of_accounts(found: Witnesses, names: Iterable[str]) -> Witnesses:
     """What speaks of some accounts alone: a root is over all of them, so that none can be made."""
     wanted = set(names)
     return replace(
-        found, heads=[one for one in found.heads if one.head.account in wanted], moved=None
+        found,
+        heads=[one for one in found.heads if one.head.account in wanted],
+        moved=None,
+        restorations=[restored.of_accounts(one, wanted) for one in found.restorations],
     )
 
 
@@ -207,5 +228,7 @@ def place_said(account: str, seq: int) -> str:
     """
     if account in (CHECKPOINTS, EVERY_ACCOUNT):
         return f"checkpoint {seq}" if seq else "the checkpoints"
+    if account == RESTORATIONS:
+        return f"restoration {seq}" if seq else "the restorations"
     what = _OF_NO_ACCOUNT.get(account, f"account {account}")
     return f"{what}, entry {seq}" if seq else what

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import structlog
 
-from node_agent import bandwidth, rollback
+from node_agent import bandwidth
 from node_agent.admission import Admission, Decision, Refused, Reserved
 from node_agent.failures import Failures
 from node_agent.launchers.base import Limits, StartWorker
@@ -25,8 +25,10 @@ from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.link import Link
 from node_agent.session.machine import step
 from node_agent.session.messages import message_of
+from node_agent.session.models import Models
 from node_agent.session.publication import Publication
 from node_agent.session.recovery import recover
+from node_agent.session.restorations import Restorations
 from node_agent.session.traces import AttemptTraces
 from node_agent.session.training import Training
 from node_agent.session.witness import Witness
@@ -96,6 +98,16 @@ class Driver:
             offer_model=self._transfers.offer,
             refused=self._note_refused,
             traced=parts.traces.ordered,
+            admits=lambda told: self._restorations.admits(told),
+        )
+        self._restorations = Restorations(
+            parts.state,
+            parts.ledger,
+            parts.admission.node,
+            self._clock,
+            lambda: self._agent.attempts,
+            self._dispatch,
+            self._link.turn_away,
         )
         self._failures = Failures(parts.logs)
         self._training = Training(
@@ -119,6 +131,7 @@ class Driver:
             parts.admission.filter_of_account,
             self._clock,
             self._looked,
+            self._restorations.met,
         )
         self._publication = Publication(
             parts.state, parts.steward, parts.admission, parts.tasks, parts.unavailable
@@ -135,7 +148,7 @@ class Driver:
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
         self._of_attempt: dict[str, set[asyncio.Task[None]]] = {}
-        self._recent_models: dict[str, list[str]] = {}
+        self._models = Models(self._transfers, parts.spool, parts.ledger)
         self._applied: tuple[object, ...] = parts.steward.stamp()
 
     def renewed(self, channel: grpc.aio.Channel) -> None:
@@ -148,6 +161,7 @@ class Driver:
         """Work until `stop` is set. Whatever cannot be written ends the agent: it fails closed."""
         state, spool = self._parts.state, self._parts.spool
         resumed = await self._parts.ledger.run(recover, state, spool, self._failures)
+        await self._restorations.recall()
         try:
             async with self._group:
                 self._dispatch(e.Restarted(resumed))
@@ -169,40 +183,24 @@ class Driver:
     def _dispatch(self, event: e.Event) -> None:
         self._agent, asked = step(self._agent, event, self._clock())
         match event:
-            case e.WelcomeReceived(limits=limits, highest=highest, signed=signed):
+            case e.WelcomeReceived(limits=limits, highest=highest):
                 # Before anything that follows: the ledger's thread takes things in turn.
-                self._spawn(self._look_back(signed))
+                self._spawn(self._restorations.welcomed(event.epochs, event.signed))
                 keep = self._parts.state.coordinator_limits.keep
                 self._spawn(self._parts.ledger.run(keep, dict(limits), dict(highest)))
                 log.info("connected", coordinator=self._parts.address)
-                self._note_connected(f"{self._clock():.3f}")
+                self._note(CONNECTED_NOTE, f"{self._clock():.3f}")
                 self._note(REFUSED_NOTE, "")
                 self._witness.soon()
             case e.JobEndedReceived(job_id):
                 self._spawn(self._parts.ledger.run(self._parts.state.mandates.end, job_id))
                 self._witness.soon()
             case e.Disconnected():
-                self._note_connected("")
+                self._note(CONNECTED_NOTE, "")
             case e.DataOpened(attempt_id, at_s, outcome_s):
                 self._parts.traces.opened(attempt_id, at_s, outcome_s)
         for command in asked:
             self._carry_out(command)
-
-    async def _look_back(self, signed: tuple[rollback.Signed, ...]) -> None:
-        state, node = self._parts.state, self._parts.admission.node
-        key = state.witnessed.public_key
-        text = await self._parts.ledger.run(rollback.look, state, node, key, signed)
-        if text:
-            log.error(
-                "ledger_rolled_back",
-                detail=text,
-                do="no order is accepted: a snapshot or an older disk was put back. Stop the agent "
-                "and import the newest copy of the ledger, or its own if there is none: `feddp "
-                "agent ledger import FILE`",
-            )
-
-    def _note_connected(self, since_s: str) -> None:
-        self._note(CONNECTED_NOTE, since_s)
 
     def _note_refused(self, error: FeddpError) -> None:
         """For `feddp agent status`, which works beside the agent and asks nobody."""
@@ -227,6 +225,7 @@ class Driver:
     async def _looked(self) -> None:
         """The coordinator's ledger was read: what it tells of who paid before may keep a data set
         from being published, and then no round may be planned on it."""
+        await self._restorations.recall()
         await self._greet_if_changed(await self._parts.ledger.run(self._publication.barred_now))
 
     async def _greet_if_changed(self, barred: frozenset[str] | None = None) -> None:
@@ -354,18 +353,14 @@ class Driver:
     async def _fetch(self, order: Order) -> None:
         try:
             with self._parts.traces.span("download", order.attempt_id):
-                await self._transfers.fetch(order.base_model_digest, order.base_model_bytes)
+                some_are_over = await self._models.fetch(order)
         except FeddpError as error:
             log.error("model_unavailable", reason=error.reason, **_fields(order))
             message = f"The round's model could not be fetched: {error.reason}."
             said = told("MODEL_UNAVAILABLE", message)
             self._dispatch(e.WorkImpossible(order.attempt_id, "MODEL_UNAVAILABLE", said))
             return
-        recent = self._recent_models.setdefault(order.job_id, [])
-        if order.base_model_digest not in recent[-1:]:
-            recent.append(order.base_model_digest)
-        if recent[:-2]:
-            del recent[:-2]
+        if some_are_over:
             self._spawn(self._sweep_models())
         self._dispatch(e.ModelReady(order.attempt_id))
 
@@ -392,15 +387,11 @@ class Driver:
 
     def _forget_models(self) -> None:
         jobs = {one.order.job_id for one in self._agent.attempts} | {*self._agent.workers}
-        self._recent_models = {
-            job_id: kept for job_id, kept in self._recent_models.items() if job_id in jobs
-        }
+        self._models.keep_jobs(jobs)
         self._spawn(self._sweep_models())
 
     async def _sweep_models(self) -> None:
-        needed = {one.order.base_model_digest for one in self._agent.attempts}
-        needed.update(*self._recent_models.values())
-        await self._parts.ledger.soon(self._parts.spool.keep_models, needed)
+        await self._models.sweep({one.order.base_model_digest for one in self._agent.attempts})
 
 
 def _fields(order: Order) -> dict[str, Any]:

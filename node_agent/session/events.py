@@ -5,6 +5,7 @@ from typing import Literal
 
 from node_agent.orders import Order
 from node_agent.rollback import Signed
+from privacy.epochs import Epoch
 
 Outcome = Literal["post", "void"]
 
@@ -60,12 +61,14 @@ class WelcomeReceived:
         limits: (account without the node, the epsilon that the coordinator holds it to).
         highest: the same with the highest that its chain shows, for accounts with entries.
         signed: what this node has signed last, by the coordinator's ledger.
+        epochs: its restorations, in order.
     """
 
     closed: tuple[tuple[str, Outcome], ...] = ()
     limits: tuple[tuple[str, float], ...] = ()
     highest: tuple[tuple[str, float], ...] = ()
     signed: tuple[Signed, ...] = ()
+    epochs: tuple[Epoch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

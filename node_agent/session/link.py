@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import grpc
@@ -15,6 +15,8 @@ from node_agent.orders import Order
 from node_agent.rollback import from_wire as signed_from_wire
 from node_agent.session import events as e
 from node_agent.session.stream import Outbox, Stream
+from privacy.epochs import Epoch
+from privacy.wire import epoch_from_wire
 from protos.errors import FeddpError
 from protos.feddp.v1 import federation_pb2 as pb
 from protos.status import from_rpc
@@ -49,6 +51,7 @@ class Link:
         offer_model: takes the digest and the bytes of a small model that came with an order.
         refused: takes why the coordinator gives no session.
         traced: takes an attempt's id and where its order stands in a trace.
+        admits: why a coordinator with these restorations is refused; None where it is not.
 
     Attributes:
         outbox: of the stream that is spoken on; None while there is none.
@@ -66,6 +69,7 @@ class Link:
         offer_model: Callable[[str, bytes], None] = lambda _digest, _data: None,
         refused: Callable[[FeddpError], None] = lambda _error: None,
         traced: Callable[[str, str], None] = lambda _attempt_id, _traceparent: None,
+        admits: Callable[[Sequence[Epoch]], FeddpError | None] = lambda _epochs: None,
     ) -> None:
         self.outbox: Outbox | None = None
         self.newest: Outbox | None = None
@@ -78,6 +82,8 @@ class Link:
         self._offer_model = offer_model
         self._refused = refused
         self._traced = traced
+        self._admits = admits
+        self._refusal: FeddpError | None = None
         self._backoff = Backoff()
         self._enough = asyncio.Event()
         self._renewed = asyncio.Event()
@@ -93,6 +99,11 @@ class Link:
         """End the stream; another follows."""
         self._enough.set()
 
+    def turn_away(self, why: FeddpError) -> None:
+        """End the stream: nothing more is heard of this coordinator until the next one."""
+        self._refusal = why
+        self._enough.set()
+
     def renewed(self, channel: grpc.aio.Channel) -> None:
         """Move to a connection with a newer certificate, make before break."""
         self._channel = channel
@@ -105,7 +116,7 @@ class Link:
                 ready = await self._until_ready()
                 try:
                     await self._session()
-                    delay_s = self._backoff.next_s()
+                    delay_s = self._after_end()
                 except grpc.RpcError as error:
                     delay_s = self._after(error, ready)
                 await self._sleep(delay_s)
@@ -132,6 +143,7 @@ class Link:
         Raises:
             grpc.RpcError: how the coordinator or the network ended it.
         """
+        self._refusal = None
         self._enough.clear()
         self._renewed.clear()
         stream = self._open()
@@ -148,7 +160,7 @@ class Link:
             fault = await stream.close()
             self._dispatch(e.Disconnected())
         # How a replaced certificate's stream ended says nothing about the newer one.
-        if fault is not None and stream.channel is self._channel:
+        if fault is not None and stream.channel is self._channel and self._refusal is None:
             raise fault
 
     def _open(self) -> Stream:
@@ -195,8 +207,14 @@ class Link:
             await old.close()
 
     def _take(self, stream: Stream, message: pb.CoordinatorMessage) -> None:
+        if self._refusal is not None:
+            return
         match message.WhichOneof("message"):
             case "welcome":
+                epochs = tuple(map(epoch_from_wire, message.welcome.epochs))
+                if (refusal := self._admits(epochs)) is not None:
+                    self.turn_away(refusal)
+                    return
                 self.outbox = stream.outbox
                 stream.welcomed.set()
                 self._backoff.reset()
@@ -213,6 +231,7 @@ class Link:
                         tuple(filter(_is_limit, limits)),
                         tuple(filter(_is_limit, highest)),
                         signed,
+                        epochs,
                     )
                 )
             case "work_order":
@@ -229,6 +248,14 @@ class Link:
                 self._dispatch(e.DrainReceived())
             case _:
                 log.warning("message_unknown")
+
+    def _after_end(self) -> float:
+        """How long to wait after a session that ended well, or that was ended here."""
+        if self._refusal is None:
+            return self._backoff.next_s()
+        self._refused(self._refusal)
+        self._complain("coordinator_refused", self._refusal)
+        return SLOW_S
 
     def _after(self, error: grpc.RpcError, ready: bool) -> float:
         """How long to wait, after saying what went wrong."""
@@ -275,6 +302,7 @@ _ADVICE: Final = {
     "token: `feddp agent join TOKEN --again`",
     "identity_in_use": "the agent goes on trying; if another machine has a copy of this folder, "
     "stop one of the two",
+    "coordinator_refused": "the agent goes on trying; tell the coordinator's operator",
     "session_refused": "the agent goes on trying; compare the versions of agent and coordinator",
 }
 

@@ -11,6 +11,7 @@ from node_agent.session.greeting import hello, warn_of_limits
 from node_agent.state import State
 from node_agent.steward import Steward
 from node_agent.tasks.registry import TaskInfo
+from privacy.wire import epoch_to_wire
 from protos.errors import FeddpError
 from protos.feddp.v1 import federation_pb2 as pb
 
@@ -87,6 +88,9 @@ class Publication:
             self._said,
             {name.removeprefix(f"{node}/"): count for name, count in raised.items()},
         )
+        latest = state.epochs.latest()
+        if latest is not None and not state.notes.read(LEFT_NOTE):
+            said.epoch_seen.CopyFrom(epoch_to_wire(latest))
         self._said = said
         for account in said.accounts:  # the coordinator keeps a lower limit for good, and so do we
             state.lower(account.name, account.epsilon_limit, raised)

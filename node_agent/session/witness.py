@@ -1,15 +1,17 @@
 """Follows the coordinator's ledger: reads what is new of this node's accounts, checks it, signs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import Final
 
 import grpc
 import structlog
 
 from node_agent.disputes import Dispute
+from node_agent.epochs_seen import Meeting
 from node_agent.notes import LEFT_NOTE, RESTORED_NOTE
 from node_agent.session.countersigning import countersign
+from node_agent.session.handing_in import finish, hand_in
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.state import State
 from privacy.filters import Filter
@@ -18,6 +20,7 @@ from privacy.ledger import Entry
 from privacy.wire import (
     checkpoint_from_wire,
     entry_from_wire,
+    epoch_from_wire,
     head_from_wire,
     head_to_wire,
 )
@@ -34,6 +37,9 @@ look."""
 
 CALL_TIMEOUT_S: Final = 20.0
 
+HAND_IN_AGAIN_S: Final = 5.0
+"""Until what could not be handed in is tried again: orders wait for it."""
+
 
 class Witness:
     """Looks whenever it is asked to; a coordinator that cannot be asked is asked again later.
@@ -42,6 +48,7 @@ class Witness:
         filter_of_account: how "NODE/NAME" counts by the steward's policy; None if it is not in it.
         clock: seconds.
         looked: what is done after each look.
+        met: takes what the coordinator's restorations turned out to be.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class Witness:
         filter_of_account: Callable[[str], Filter | None],
         clock: Callable[[], float],
         looked: Callable[[], Awaitable[None]] | None = None,
+        met: Callable[[Meeting], Awaitable[None]] | None = None,
     ) -> None:
         self._stub = pb_grpc.WitnessStub(channel)
         self._filter_of_account = filter_of_account
@@ -59,6 +67,7 @@ class Witness:
         self._ledger = ledger
         self._clock = clock
         self._looked = looked
+        self._met = met
         self._wanted = asyncio.Event()
 
     def use(self, channel: grpc.aio.Channel) -> None:
@@ -84,6 +93,8 @@ class Witness:
                 log.info("ledger_not_followed", reason=from_rpc(error).reason)
             except FeddpError as error:
                 log.error("ledger_unreadable", reason=error.reason, detail=error.message)
+            if await self._ledger.run(self._state.handing_in.waits):
+                asyncio.get_running_loop().call_later(HAND_IN_AGAIN_S, self.soon)
 
     async def look(self) -> None:
         """Follow the coordinator's ledger to where it stands, and countersign what holds.
@@ -94,19 +105,71 @@ class Witness:
         """
         if await self._ledger.run(self._state.notes.read, LEFT_NOTE):
             await self._arrive()
-        expected = await self._ledger.run(self._state.witnessed.unseen)
+        answer = await self._meet()
+        if answer is None:
+            return
+        expected = await self._ledger.run(self._expected)
         before = await self._ledger.run(self._state.witnessed.heads)
-        heads = await self._follow_checkpoints()
-        for head in heads:
-            await self._follow(head)
+        heads = await self._read(answer)
+        taken = await hand_in(self._stub, self._state, self._ledger, CALL_TIMEOUT_S)
+        if taken:
+            expected = await self._ledger.run(self._expected, taken)
+            heads = await self._read(await self._ask())
         disputes = await self._ledger.run(self._state.compare, heads, expected, self._clock())
         self._report(disputes)
+        for head, text in await finish(
+            self._stub, self._state, self._ledger, taken, CALL_TIMEOUT_S
+        ):
+            self._report([await self._ledger.run(self._state.deny, head, text, self._clock())])
         await self._ledger.run(self._state.notes.keep, RESTORED_NOTE, "")
         # Those seen before as well: what lies below a head is not read again, and a chain that was
         # changed there and goes on from what we have seen shows in this alone.
         signed = await self._ledger.run(self._signed, before, heads)
         for head, text in await countersign(self._stub, signed, CALL_TIMEOUT_S):
             self._report([await self._ledger.run(self._state.deny, head, text, self._clock())])
+
+    async def _ask(self) -> pb.ReadHeadsResponse:
+        newest = await self._ledger.run(self._state.witnessed.newest_checkpoint)
+        request = pb.ReadHeadsRequest(after_checkpoint=newest.number if newest else 0)
+        answer: pb.ReadHeadsResponse = await self._stub.ReadHeads(request, timeout=CALL_TIMEOUT_S)
+        return answer
+
+    async def _meet(self) -> pb.ReadHeadsResponse | None:
+        """Hold the coordinator's restorations against those seen; its answer, or None where it is
+        refused.
+
+        Accounts that it waits for are owed, and what it holds reserved on them is read.
+        """
+        answer = await self._ask()
+        told = [epoch_from_wire(one) for one in answer.epochs]
+        key = answer.coordinator_ledger_key
+        meeting = await self._ledger.run(self._state.handing_in.meet, told, key, self._clock())
+        if self._met is not None:
+            await self._met(meeting)
+        if meeting.refusal is not None:
+            return None
+        if meeting.kind == "later":  # what was seen of the history that ended was put aside
+            answer = await self._ask()
+        waited_for = list(answer.unreconciled) if told else []
+        new = await self._ledger.run(self._state.handing_in.owe, waited_for)
+        for account in new:
+            seen = await self._ledger.run(self._state.witnessed.head, account)
+            async for some in self._entries(account, 0, seen.seq):
+                await self._ledger.run(self._state.handing_in.read_open, some)
+        return answer
+
+    def _expected(self, taken: Collection[str] = ()) -> frozenset[str]:
+        """Attempts that the chains must hold as posted: of an account that is yet to be handed in
+        only once it was."""
+        waiting = self._state.epochs.to_hand_in() - {*taken}
+        return self._state.witnessed.unseen(waiting)
+
+    async def _read(self, answer: pb.ReadHeadsResponse) -> list[Head]:
+        """Follow everything to where it stands; the heads that were announced."""
+        heads = await self._follow_checkpoints(answer)
+        for head in heads:
+            await self._follow(head)
+        return heads
 
     async def _arrive(self) -> None:
         """The node left a coordinator: is this another one?"""
@@ -118,12 +181,9 @@ class Witness:
                 "on to count what was spent before",
             )
 
-    async def _follow_checkpoints(self) -> list[Head]:
+    async def _follow_checkpoints(self, answer: pb.ReadHeadsResponse) -> list[Head]:
         """This node's heads, as announced with the newest checkpoint."""
         while True:
-            newest = await self._ledger.run(self._state.witnessed.newest_checkpoint)
-            request = pb.ReadHeadsRequest(after_checkpoint=newest.number if newest else 0)
-            answer = await self._stub.ReadHeads(request, timeout=CALL_TIMEOUT_S)
             heads = [head_from_wire(one) for one in answer.heads]
             new = [checkpoint_from_wire(one) for one in answer.checkpoints]
             disputes = await self._ledger.run(
@@ -132,6 +192,7 @@ class Witness:
             self._report(disputes)
             if disputes or not new or answer.leaves:
                 return heads
+            answer = await self._ask()
 
     def _keep_checkpoints(
         self, key: bytes, new: Sequence[Checkpoint], leaves: Sequence[str], heads: Sequence[Head]
@@ -141,20 +202,26 @@ class Witness:
     async def _follow(self, head: Head) -> None:
         """Read an account's entries up to its head; after a dispute only for who paid by them."""
         seen = await self._ledger.run(self._state.witnessed.head, head.account)
-        after, disputed = seen.seq, False
-        while after < head.seq:
-            request = pb.ReadEntriesRequest(account=head.account, after_seq=after)
+        disputed = False
+        async for some in self._entries(head.account, seen.seq, head.seq):
+            if disputed:
+                await self._ledger.run(self._state.note_signed, some)
+            elif dispute := await self._ledger.run(self._take, head.account, some):
+                self._report([dispute])
+                disputed = True
+
+    async def _entries(self, account: str, after: int, upto: int) -> AsyncIterator[list[Entry]]:
+        """An account's entries after one, up to another, some at a time. Fewer where it announces
+        more than it gives; `compare` says what that means."""
+        while after < upto:
+            request = pb.ReadEntriesRequest(account=account, after_seq=after)
             before = after
             async for answer in self._stub.ReadEntries(request, timeout=CALL_TIMEOUT_S):
-                some = [entry_from_wire(one) for one in answer.entries if one.seq <= head.seq]
+                some = [entry_from_wire(one) for one in answer.entries if one.seq <= upto]
                 after = max([after, *(one.seq for one in some)])
-                if disputed:
-                    await self._ledger.run(self._state.note_signed, some)
-                elif dispute := await self._ledger.run(self._take, head.account, some):
-                    self._report([dispute])
-                    disputed = True
+                yield some
             if after == before:
-                return  # it announces more than it gives; `compare` says what that means
+                return
 
     def _take(self, account: str, entries: Sequence[Entry]) -> Dispute | None:
         return self._state.follow(account, entries, self._filter_of_account(account), self._clock())

@@ -23,6 +23,8 @@ from node_agent.launchers.base import Limits, WorkerDied
 from node_agent.launchers.local import LocalWorker
 from node_agent.state import State
 from node_agent.tasks.registry import installed
+from privacy.epochs import Epoch
+from privacy.wire import epoch_to_wire
 from protos.content import digest_of
 from protos.errors import FeddpError
 from protos.feddp.v1 import federation_pb2 as pb
@@ -156,6 +158,7 @@ class FakeCoordinator(federation_pb2_grpc.FederationServicer, transfer_pb2_grpc.
         orders: sent after each Welcome.
         closed: what the next Welcomes say is closed.
         limits: what they say the accounts are held to.
+        epochs: when they say that it was restored.
         lose_answers: so many answers to SubmitUpdate get lost after they took effect.
         cut_uploads: so many uploads break after their first message.
         heartbeat_s: what the agent is asked for.
@@ -169,6 +172,7 @@ class FakeCoordinator(federation_pb2_grpc.FederationServicer, transfer_pb2_grpc.
         self.orders: list[pb.WorkOrder] = []
         self.closed: list[pb.AttemptClosed] = []
         self.limits: list[pb.AccountLimit] = []
+        self.epochs: list[Epoch] = []
         self.refuse_session: FeddpError | None = None
         self.refuse_download: FeddpError | None = None
         self.lose_answers = 0
@@ -247,6 +251,7 @@ class FakeCoordinator(federation_pb2_grpc.FederationServicer, transfer_pb2_grpc.
                         heartbeat_interval_s=self.heartbeat_s,
                         closed=self.closed,
                         limits=self.limits,
+                        epochs=map(epoch_to_wire, self.epochs),
                     )
                     queue.put_nowait(pb.CoordinatorMessage(welcome=welcome))
                     for order in self.orders:

@@ -120,3 +120,13 @@ def write_rules(folder: Path, policy_: dict[str, Any] | None = None, data_sets: 
         if not source.exists():
             source.parent.mkdir(parents=True, exist_ok=True)
             source.write_text(",".join([one["patient"], one["label"], *one["columns"]]) + "\n")
+
+
+EPOCHS_DROPPED = "".join(
+    f"DROP TABLE {name};"
+    for name in (
+        *("epochs_seen", "heads_before", "checkpoints_before", "to_hand_in", "open_there"),
+        *("voided_unheard", "elsewhere"),
+    )
+)
+"""What brings a `state.db` back to before a coordinator that was restored said so."""

@@ -17,6 +17,7 @@ from privacy.ledger import signature_ok, verify
 from protos.errors import Malformed
 from tests.node_agent.samples import (
     DATA_SET,
+    EPOCHS_DROPPED,
     LEDGER_KEY,
     NODE,
     POLICY,
@@ -174,7 +175,7 @@ def test_a_database_of_0_1_0_is_taken_over(reopen: Reopen, tmp_path: Path) -> No
             "DROP TABLE seen_heads; DROP TABLE seen_attempts; DROP TABLE seen_checkpoints;"
             "DROP TABLE disputes; DROP TABLE settled; DROP TABLE raises; DROP TABLE payers;"
             "DROP TABLE job_mandates; DROP TABLE approvals;"
-            "PRAGMA user_version = 1;"
+            f"{EPOCHS_DROPPED}PRAGMA user_version = 1;"
         )
     state = reopen()
     assert state.standing(order("other", project="one")).project_units == COST
@@ -191,7 +192,7 @@ def test_a_database_from_before_raises_is_taken_over(reopen: Reopen, tmp_path: P
     with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as old:
         old.executescript(
             "DROP TABLE raises; DROP TABLE payers; DROP TABLE job_mandates; DROP TABLE approvals;"
-            "PRAGMA user_version = 2;"
+            f"{EPOCHS_DROPPED}PRAGMA user_version = 2;"
         )
     state = reopen()
     assert state.ledger.accounts()[0].epsilon_limit == 10.0

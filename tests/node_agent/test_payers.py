@@ -36,6 +36,7 @@ from tests.node_agent.agent_federation import (
 )
 from tests.node_agent.samples import (
     DATA_SET,
+    EPOCHS_DROPPED,
     LEDGER_KEY,
     NO_DATA,
     NODE,
@@ -381,7 +382,7 @@ def test_a_ledger_of_the_schemas_between_is_taken_over(node: Node, version: int)
         raises = "DROP TABLE raises;" if version == 2 else ""
         old.executescript(
             f"DROP TABLE payers; DROP TABLE job_mandates; DROP TABLE approvals; {raises}"
-            f"PRAGMA user_version = {version};"
+            f"{EPOCHS_DROPPED}PRAGMA user_version = {version};"
         )
     node.reopen()
     assert node.state.ledger.entries() == before

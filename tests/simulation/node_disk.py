@@ -28,7 +28,7 @@ class NodeDisk:
         self.attempts, self.standing = self.state.attempts, self.state.standing
         self.signature, self.fixed_filter = self.state.signature, self.state.fixed_filter
         self.notes, self.disputes = self.state.notes, self.state.disputes
-        self.witnessed = self.state.witnessed
+        self.witnessed, self.epochs = self.state.witnessed, self.state.epochs
         self.mandates, self.approvals = self.state.mandates, self.state.approvals
         self.accounts_kept, self.payers = self.state.accounts_kept, self.state.payers
         self.coordinator_limits = self.state.coordinator_limits

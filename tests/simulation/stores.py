@@ -68,6 +68,8 @@ class MemoryStore:
             raises=MemoryStore.raises,
             signed_last=MemoryStore.signed_last,
             damaged=MemoryStore.damaged,
+            unreconciled=MemoryStore.unreconciled,
+            all_of=MemoryStore.epochs,
         )
         return [
             (turns, "Books", MemoryBooks),
@@ -76,10 +78,12 @@ class MemoryStore:
             (answers, "people", tables),
             (answers, "ledger", tables),
             (answers, "damage", tables),
+            (answers, "epochs", tables),
             (greeting, "ledger", tables),
             (greeting, "people", tables),
             (greeting, "limits", tables),
             (greeting, "checkpoints", tables),
+            (greeting, "epochs", tables),
         ]
 
     @contextlib.contextmanager
@@ -223,6 +227,14 @@ class MemoryStore:
             for one in self.named_accounts(names)
             if (one.entries, one.head_hash) != _last(self._chains.get(one.account, []))
         )
+
+    def unreconciled(self, names: Sequence[str]) -> frozenset[str]:
+        """As `coordinator.store.epochs.unreconciled`: nothing is restored here."""
+        return frozenset()
+
+    def epochs(self) -> list[Any]:
+        """As `coordinator.store.epochs.all_of`."""
+        return []
 
     def kinds(self, attempt_id: str) -> frozenset[str]:
         """What is booked of an attempt."""

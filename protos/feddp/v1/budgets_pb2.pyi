@@ -260,6 +260,7 @@ class ListCheckpointsResponse(_message.Message):
     COUNTERSIGNED_FIELD_NUMBER: _builtins.int
     COORDINATOR_LEDGER_KEY_FIELD_NUMBER: _builtins.int
     LEAVES_FIELD_NUMBER: _builtins.int
+    RESTORATIONS_FIELD_NUMBER: _builtins.int
     coordinator_ledger_key: _builtins.bytes
     """Raw Ed25519 key that signs the checkpoints."""
     @_builtins.property
@@ -274,6 +275,10 @@ class ListCheckpointsResponse(_message.Message):
     def leaves(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckpointLeaves]:
         """What each root is made of, one for each of `checkpoints`."""
 
+    @_builtins.property
+    def restorations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Restoration]:
+        """Every restoration of the coordinator from a backup, in order."""
+
     def __init__(
         self,
         *,
@@ -281,14 +286,74 @@ class ListCheckpointsResponse(_message.Message):
         countersigned: _abc.Iterable[_witness_pb2.LedgerHead] | None = ...,
         coordinator_ledger_key: _builtins.bytes = ...,
         leaves: _abc.Iterable[Global___CheckpointLeaves] | None = ...,
+        restorations: _abc.Iterable[Global___Restoration] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "coordinator_ledger_key", b"coordinator_ledger_key", "countersigned", b"countersigned", "leaves", b"leaves"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "coordinator_ledger_key", b"coordinator_ledger_key", "countersigned", b"countersigned", "leaves", b"leaves", "restorations", b"restorations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListCheckpointsResponse: _TypeAlias = ListCheckpointsResponse  # noqa: Y015
+
+@_typing.final
+class Restoration(_message.Message):
+    """One restoration, and what became of the accounts in it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
+    RECONCILED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def epoch(self) -> _witness_pb2.CoordinatorEpoch: ...
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[_witness_pb2.LedgerHead]:
+        """Where every account stood in the backup; `heads_root` of the epoch is made of them."""
+
+    @_builtins.property
+    def reconciled(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReconciledAccount]:
+        """Accounts that their nodes have handed in since."""
+
+    def __init__(
+        self,
+        *,
+        epoch: _witness_pb2.CoordinatorEpoch | None = ...,
+        places: _abc.Iterable[_witness_pb2.LedgerHead] | None = ...,
+        reconciled: _abc.Iterable[Global___ReconciledAccount] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "places", b"places", "reconciled", b"reconciled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Restoration: _TypeAlias = Restoration  # noqa: Y015
+
+@_typing.final
+class ReconciledAccount(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    account: _builtins.str
+    seq: _builtins.int
+    """Of its newest entry then: what stands between its place in the backup and this came from its
+    node.
+    """
+    def __init__(
+        self,
+        *,
+        account: _builtins.str = ...,
+        seq: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "seq", b"seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReconciledAccount: _TypeAlias = ReconciledAccount  # noqa: Y015
 
 @_typing.final
 class CheckpointLeaves(_message.Message):

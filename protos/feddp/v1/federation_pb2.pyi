@@ -109,6 +109,7 @@ class Hello(_message.Message):
     OPEN_ATTEMPTS_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_SEEN_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """1 for this file."""
     agent_version: _builtins.str
@@ -135,6 +136,12 @@ class Hello(_message.Message):
         `kind`, `node`, `account`, `limit` and `node_signature`, the rest unset. Taken once each.
         """
 
+    @_builtins.property
+    def epoch_seen(self) -> _witness_pb2.CoordinatorEpoch:
+        """The latest restoration of this coordinator that the node has seen; unset before the first.
+        One that the coordinator does not know itself tells that it is an older copy.
+        """
+
     def __init__(
         self,
         *,
@@ -146,10 +153,11 @@ class Hello(_message.Message):
         open_attempts: _abc.Iterable[_builtins.str] | None = ...,
         limits: _abc.Iterable[_ledger_pb2.LedgerEntry] | None = ...,
         instance_id: _builtins.str = ...,
+        epoch_seen: _witness_pb2.CoordinatorEpoch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch_seen", b"epoch_seen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "agent_version", b"agent_version", "data_sets", b"data_sets", "instance_id", b"instance_id", "limits", b"limits", "open_attempts", b"open_attempts", "protocol_version", b"protocol_version", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "agent_version", b"agent_version", "data_sets", b"data_sets", "epoch_seen", b"epoch_seen", "instance_id", b"instance_id", "limits", b"limits", "open_attempts", b"open_attempts", "protocol_version", b"protocol_version", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -382,6 +390,7 @@ class Welcome(_message.Message):
     CLOSED_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     SIGNED_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
     heartbeat_interval_s: _builtins.int
     """The most seconds between two heartbeats."""
     @_builtins.property
@@ -398,6 +407,10 @@ class Welcome(_message.Message):
         node whose own ledger lacks that has gone back in time, and refuses orders.
         """
 
+    @_builtins.property
+    def epochs(self) -> _containers.RepeatedCompositeFieldContainer[_witness_pb2.CoordinatorEpoch]:
+        """Every restoration of the coordinator, in order; none where there was none."""
+
     def __init__(
         self,
         *,
@@ -405,10 +418,11 @@ class Welcome(_message.Message):
         closed: _abc.Iterable[Global___AttemptClosed] | None = ...,
         limits: _abc.Iterable[Global___AccountLimit] | None = ...,
         signed: _abc.Iterable[Global___Signed] | None = ...,
+        epochs: _abc.Iterable[_witness_pb2.CoordinatorEpoch] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "heartbeat_interval_s", b"heartbeat_interval_s", "limits", b"limits", "signed", b"signed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "epochs", b"epochs", "heartbeat_interval_s", b"heartbeat_interval_s", "limits", b"limits", "signed", b"signed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos.feddp.v1 import ledger_pb2 as protos_dot_feddp_dot_v1_dot_ledger__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/feddp/v1/witness.proto\x12\x08\x66\x65\x64\x64p.v1\x1a\x1cprotos/feddp/v1/ledger.proto\",\n\x10ReadHeadsRequest\x12\x18\n\x10\x61\x66ter_checkpoint\x18\x01 \x01(\x04\"\x99\x01\n\x11ReadHeadsResponse\x12#\n\x05heads\x18\x01 \x03(\x0b\x32\x14.feddp.v1.LedgerHead\x12/\n\x0b\x63heckpoints\x18\x02 \x03(\x0b\x32\x1a.feddp.v1.LedgerCheckpoint\x12\x0e\n\x06leaves\x18\x03 \x03(\t\x12\x1e\n\x16\x63oordinator_ledger_key\x18\x04 \x01(\x0c\"P\n\nLedgerHead\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x0c\n\x04hash\x18\x03 \x01(\t\x12\x16\n\x0enode_signature\x18\x04 \x01(\x0c\"V\n\x10LedgerCheckpoint\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x11\n\tprev_hash\x18\x02 \x01(\t\x12\x0c\n\x04root\x18\x03 \x01(\t\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"8\n\x12ReadEntriesRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x04\"=\n\x13ReadEntriesResponse\x12&\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x15.feddp.v1.LedgerEntry\"9\n\x12\x43ountersignRequest\x12#\n\x05heads\x18\x01 \x03(\x0b\x32\x14.feddp.v1.LedgerHead\"\x15\n\x13\x43ountersignResponse2\xe9\x01\n\x07Witness\x12\x44\n\tReadHeads\x12\x1a.feddp.v1.ReadHeadsRequest\x1a\x1b.feddp.v1.ReadHeadsResponse\x12L\n\x0bReadEntries\x12\x1c.feddp.v1.ReadEntriesRequest\x1a\x1d.feddp.v1.ReadEntriesResponse0\x01\x12J\n\x0b\x43ountersign\x12\x1c.feddp.v1.CountersignRequest\x1a\x1d.feddp.v1.CountersignResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/feddp/v1/witness.proto\x12\x08\x66\x65\x64\x64p.v1\x1a\x1cprotos/feddp/v1/ledger.proto\",\n\x10ReadHeadsRequest\x12\x18\n\x10\x61\x66ter_checkpoint\x18\x01 \x01(\x04\"\xdb\x01\n\x11ReadHeadsResponse\x12#\n\x05heads\x18\x01 \x03(\x0b\x32\x14.feddp.v1.LedgerHead\x12/\n\x0b\x63heckpoints\x18\x02 \x03(\x0b\x32\x1a.feddp.v1.LedgerCheckpoint\x12\x0e\n\x06leaves\x18\x03 \x03(\t\x12\x1e\n\x16\x63oordinator_ledger_key\x18\x04 \x01(\x0c\x12*\n\x06\x65pochs\x18\x05 \x03(\x0b\x32\x1a.feddp.v1.CoordinatorEpoch\x12\x14\n\x0cunreconciled\x18\x06 \x03(\t\"\xc1\x01\n\x10\x43oordinatorEpoch\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x15\n\rrestored_at_s\x18\x02 \x01(\x03\x12\x18\n\x10\x62\x61\x63kup_made_at_s\x18\x03 \x01(\x03\x12\x19\n\x11\x63heckpoint_number\x18\x04 \x01(\x04\x12\x17\n\x0f\x63heckpoint_hash\x18\x05 \x01(\t\x12\x12\n\nheads_root\x18\x06 \x01(\t\x12\x11\n\tprev_hash\x18\x07 \x01(\t\x12\x11\n\tsignature\x18\x08 \x01(\x0c\"P\n\nLedgerHead\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x0c\n\x04hash\x18\x03 \x01(\t\x12\x16\n\x0enode_signature\x18\x04 \x01(\x0c\"V\n\x10LedgerCheckpoint\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x11\n\tprev_hash\x18\x02 \x01(\t\x12\x0c\n\x04root\x18\x03 \x01(\t\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"8\n\x12ReadEntriesRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x04\"=\n\x13ReadEntriesResponse\x12&\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x15.feddp.v1.LedgerEntry\"9\n\x12\x43ountersignRequest\x12#\n\x05heads\x18\x01 \x03(\x0b\x32\x14.feddp.v1.LedgerHead\"\x15\n\x13\x43ountersignResponse\"\x8f\x01\n\rHandInRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12%\n\x05terms\x18\x03 \x01(\x0b\x32\x16.feddp.v1.AccountTerms\x12)\n\nstatements\x18\x04 \x03(\x0b\x32\x15.feddp.v1.LedgerEntry\x12\x0c\n\x04\x64one\x18\x05 \x01(\x08\" \n\x0eHandInResponse\x12\x0e\n\x06\x62ooked\x18\x01 \x01(\x04\"w\n\x0c\x41\x63\x63ountTerms\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12\x11\n\trdp_order\x18\x02 \x01(\r\x12\r\n\x05\x64\x65lta\x18\x03 \x01(\x01\x12\x1d\n\x15\x65psilon_limit_highest\x18\x04 \x01(\x01\x12\x16\n\x0enode_signature\x18\x05 \x01(\x0c\x32\xa6\x02\n\x07Witness\x12\x44\n\tReadHeads\x12\x1a.feddp.v1.ReadHeadsRequest\x1a\x1b.feddp.v1.ReadHeadsResponse\x12L\n\x0bReadEntries\x12\x1c.feddp.v1.ReadEntriesRequest\x1a\x1d.feddp.v1.ReadEntriesResponse0\x01\x12J\n\x0b\x43ountersign\x12\x1c.feddp.v1.CountersignRequest\x1a\x1d.feddp.v1.CountersignResponse\x12;\n\x06HandIn\x12\x17.feddp.v1.HandInRequest\x1a\x18.feddp.v1.HandInResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,19 +35,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READHEADSREQUEST']._serialized_start=73
   _globals['_READHEADSREQUEST']._serialized_end=117
   _globals['_READHEADSRESPONSE']._serialized_start=120
-  _globals['_READHEADSRESPONSE']._serialized_end=273
-  _globals['_LEDGERHEAD']._serialized_start=275
-  _globals['_LEDGERHEAD']._serialized_end=355
-  _globals['_LEDGERCHECKPOINT']._serialized_start=357
-  _globals['_LEDGERCHECKPOINT']._serialized_end=443
-  _globals['_READENTRIESREQUEST']._serialized_start=445
-  _globals['_READENTRIESREQUEST']._serialized_end=501
-  _globals['_READENTRIESRESPONSE']._serialized_start=503
-  _globals['_READENTRIESRESPONSE']._serialized_end=564
-  _globals['_COUNTERSIGNREQUEST']._serialized_start=566
-  _globals['_COUNTERSIGNREQUEST']._serialized_end=623
-  _globals['_COUNTERSIGNRESPONSE']._serialized_start=625
-  _globals['_COUNTERSIGNRESPONSE']._serialized_end=646
-  _globals['_WITNESS']._serialized_start=649
-  _globals['_WITNESS']._serialized_end=882
+  _globals['_READHEADSRESPONSE']._serialized_end=339
+  _globals['_COORDINATOREPOCH']._serialized_start=342
+  _globals['_COORDINATOREPOCH']._serialized_end=535
+  _globals['_LEDGERHEAD']._serialized_start=537
+  _globals['_LEDGERHEAD']._serialized_end=617
+  _globals['_LEDGERCHECKPOINT']._serialized_start=619
+  _globals['_LEDGERCHECKPOINT']._serialized_end=705
+  _globals['_READENTRIESREQUEST']._serialized_start=707
+  _globals['_READENTRIESREQUEST']._serialized_end=763
+  _globals['_READENTRIESRESPONSE']._serialized_start=765
+  _globals['_READENTRIESRESPONSE']._serialized_end=826
+  _globals['_COUNTERSIGNREQUEST']._serialized_start=828
+  _globals['_COUNTERSIGNREQUEST']._serialized_end=885
+  _globals['_COUNTERSIGNRESPONSE']._serialized_start=887
+  _globals['_COUNTERSIGNRESPONSE']._serialized_end=908
+  _globals['_HANDINREQUEST']._serialized_start=911
+  _globals['_HANDINREQUEST']._serialized_end=1054
+  _globals['_HANDINRESPONSE']._serialized_start=1056
+  _globals['_HANDINRESPONSE']._serialized_end=1088
+  _globals['_ACCOUNTTERMS']._serialized_start=1090
+  _globals['_ACCOUNTTERMS']._serialized_end=1209
+  _globals['_WITNESS']._serialized_start=1212
+  _globals['_WITNESS']._serialized_end=1506
 # @@protoc_insertion_point(module_scope)

@@ -47,6 +47,8 @@ class ReadHeadsResponse(_message.Message):
     CHECKPOINTS_FIELD_NUMBER: _builtins.int
     LEAVES_FIELD_NUMBER: _builtins.int
     COORDINATOR_LEDGER_KEY_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
+    UNRECONCILED_FIELD_NUMBER: _builtins.int
     coordinator_ledger_key: _builtins.bytes
     """Raw Ed25519 key that signs the checkpoints; the same for ever."""
     @_builtins.property
@@ -61,6 +63,14 @@ class ReadHeadsResponse(_message.Message):
         node, in alphabetic order.
         """
 
+    @_builtins.property
+    def epochs(self) -> _containers.RepeatedCompositeFieldContainer[Global___CoordinatorEpoch]:
+        """Every restoration of the coordinator, in order; none where there was none."""
+
+    @_builtins.property
+    def unreconciled(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The node's accounts, "NODE/NAME", that it has not handed in at the newest of `epochs`."""
+
     def __init__(
         self,
         *,
@@ -68,14 +78,63 @@ class ReadHeadsResponse(_message.Message):
         checkpoints: _abc.Iterable[Global___LedgerCheckpoint] | None = ...,
         leaves: _abc.Iterable[_builtins.str] | None = ...,
         coordinator_ledger_key: _builtins.bytes = ...,
+        epochs: _abc.Iterable[Global___CoordinatorEpoch] | None = ...,
+        unreconciled: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "coordinator_ledger_key", b"coordinator_ledger_key", "heads", b"heads", "leaves", b"leaves"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "coordinator_ledger_key", b"coordinator_ledger_key", "epochs", b"epochs", "heads", b"heads", "leaves", b"leaves", "unreconciled", b"unreconciled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadHeadsResponse: _TypeAlias = ReadHeadsResponse  # noqa: Y015
+
+@_typing.final
+class CoordinatorEpoch(_message.Message):
+    """One restoration of the coordinator from a backup; docs/privacy.md gives its bytes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    RESTORED_AT_S_FIELD_NUMBER: _builtins.int
+    BACKUP_MADE_AT_S_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_NUMBER_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_HASH_FIELD_NUMBER: _builtins.int
+    HEADS_ROOT_FIELD_NUMBER: _builtins.int
+    PREV_HASH_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """From 2: a coordinator that was never restored is at epoch 1, and signs nothing about that."""
+    restored_at_s: _builtins.int
+    """Both in seconds since 1970."""
+    backup_made_at_s: _builtins.int
+    checkpoint_number: _builtins.int
+    """The newest checkpoint in the backup; 0 and 64 zeros for none."""
+    checkpoint_hash: _builtins.str
+    heads_root: _builtins.str
+    """As a checkpoint's root, over the heads in the backup."""
+    prev_hash: _builtins.str
+    signature: _builtins.bytes
+    """Ed25519 by the coordinator's ledger key."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        restored_at_s: _builtins.int = ...,
+        backup_made_at_s: _builtins.int = ...,
+        checkpoint_number: _builtins.int = ...,
+        checkpoint_hash: _builtins.str = ...,
+        heads_root: _builtins.str = ...,
+        prev_hash: _builtins.str = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_made_at_s", b"backup_made_at_s", "checkpoint_hash", b"checkpoint_hash", "checkpoint_number", b"checkpoint_number", "heads_root", b"heads_root", "number", b"number", "prev_hash", b"prev_hash", "restored_at_s", b"restored_at_s", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CoordinatorEpoch: _TypeAlias = CoordinatorEpoch  # noqa: Y015
 
 @_typing.final
 class LedgerHead(_message.Message):
@@ -217,3 +276,103 @@ class CountersignResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CountersignResponse: _TypeAlias = CountersignResponse  # noqa: Y015
+
+@_typing.final
+class HandInRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
+    STATEMENTS_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    account: _builtins.str
+    """"NODE/NAME"."""
+    epoch: _builtins.int
+    """The number of the newest epoch that the node has seen."""
+    done: _builtins.bool
+    """The node holds nothing more of this account. Refused while the chain holds reservations that
+    nobody has resolved.
+    """
+    @_builtins.property
+    def terms(self) -> Global___AccountTerms:
+        """What its patients were promised; opens an account that the backup did not have yet. Unset
+        where the node's own ledger has no entry of it.
+        """
+
+    @_builtins.property
+    def statements(self) -> _containers.RepeatedCompositeFieldContainer[_ledger_pb2.LedgerEntry]:
+        """Each with its signature, and without `seq`, `prev_hash` and `hash`; at most 500, in the order
+        in which they are to be booked.
+        """
+
+    def __init__(
+        self,
+        *,
+        account: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        terms: Global___AccountTerms | None = ...,
+        statements: _abc.Iterable[_ledger_pb2.LedgerEntry] | None = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "done", b"done", "epoch", b"epoch", "statements", b"statements", "terms", b"terms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HandInRequest: _TypeAlias = HandInRequest  # noqa: Y015
+
+@_typing.final
+class HandInResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOOKED_FIELD_NUMBER: _builtins.int
+    booked: _builtins.int
+    """Entries that were added."""
+    def __init__(
+        self,
+        *,
+        booked: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["booked", b"booked"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HandInResponse: _TypeAlias = HandInResponse  # noqa: Y015
+
+@_typing.final
+class AccountTerms(_message.Message):
+    """The terms of a node's own ledger; docs/privacy.md gives their bytes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    RDP_ORDER_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    EPSILON_LIMIT_HIGHEST_FIELD_NUMBER: _builtins.int
+    NODE_SIGNATURE_FIELD_NUMBER: _builtins.int
+    filter: _builtins.str
+    rdp_order: _builtins.int
+    delta: _builtins.float
+    epsilon_limit_highest: _builtins.float
+    node_signature: _builtins.bytes
+    """Ed25519 by the node's ledger key."""
+    def __init__(
+        self,
+        *,
+        filter: _builtins.str = ...,
+        rdp_order: _builtins.int = ...,
+        delta: _builtins.float = ...,
+        epsilon_limit_highest: _builtins.float = ...,
+        node_signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "epsilon_limit_highest", b"epsilon_limit_highest", "filter", b"filter", "node_signature", b"node_signature", "rdp_order", b"rdp_order"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AccountTerms: _TypeAlias = AccountTerms  # noqa: Y015

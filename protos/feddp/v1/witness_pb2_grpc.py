@@ -51,6 +51,11 @@ class WitnessStub(object):
                 request_serializer=protos_dot_feddp_dot_v1_dot_witness__pb2.CountersignRequest.SerializeToString,
                 response_deserializer=protos_dot_feddp_dot_v1_dot_witness__pb2.CountersignResponse.FromString,
                 _registered_method=True)
+        self.HandIn = channel.unary_unary(
+                '/feddp.v1.Witness/HandIn',
+                request_serializer=protos_dot_feddp_dot_v1_dot_witness__pb2.HandInRequest.SerializeToString,
+                response_deserializer=protos_dot_feddp_dot_v1_dot_witness__pb2.HandInResponse.FromString,
+                _registered_method=True)
 
 
 class WitnessServicer(object):
@@ -82,6 +87,19 @@ class WitnessServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HandIn(self, request, context):
+        """After the coordinator was restored from a backup: what the node's own ledger holds of an
+        account and the coordinator's chain lacks, and then, with `done`, that this is all. Until then
+        nothing is reserved on the account. All of a call is booked or nothing; safe to retry.
+        Errors: FAILED_PRECONDITION (EPOCH_PAST, ATTEMPTS_OPEN, LEDGER_DAMAGED), NOT_FOUND
+        (ACCOUNT_UNKNOWN, ATTEMPT_UNKNOWN), INVALID_ARGUMENT (SIGNATURE_INVALID, STATEMENT_INVALID,
+        RELEASE_INVALID, LIMIT_INVALID, ACCOUNT_CHANGED, TOO_MANY), ALREADY_EXISTS (ATTEMPT_CONFLICT,
+        ATTEMPT_RESOLVED, LIMIT_CONFLICT), RESOURCE_EXHAUSTED (BUDGET_REFUSED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WitnessServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -99,6 +117,11 @@ def add_WitnessServicer_to_server(servicer, server):
                     servicer.Countersign,
                     request_deserializer=protos_dot_feddp_dot_v1_dot_witness__pb2.CountersignRequest.FromString,
                     response_serializer=protos_dot_feddp_dot_v1_dot_witness__pb2.CountersignResponse.SerializeToString,
+            ),
+            'HandIn': grpc.unary_unary_rpc_method_handler(
+                    servicer.HandIn,
+                    request_deserializer=protos_dot_feddp_dot_v1_dot_witness__pb2.HandInRequest.FromString,
+                    response_serializer=protos_dot_feddp_dot_v1_dot_witness__pb2.HandInResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -184,6 +207,33 @@ class Witness(object):
             '/feddp.v1.Witness/Countersign',
             protos_dot_feddp_dot_v1_dot_witness__pb2.CountersignRequest.SerializeToString,
             protos_dot_feddp_dot_v1_dot_witness__pb2.CountersignResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HandIn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feddp.v1.Witness/HandIn',
+            protos_dot_feddp_dot_v1_dot_witness__pb2.HandInRequest.SerializeToString,
+            protos_dot_feddp_dot_v1_dot_witness__pb2.HandInResponse.FromString,
             options,
             channel_credentials,
             insecure,

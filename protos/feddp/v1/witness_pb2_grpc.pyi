@@ -47,6 +47,15 @@ class WitnessStub:
     """Hands in the node's signatures over what it has checked. Safe to retry.
     Errors: INVALID_ARGUMENT (SIGNATURE_INVALID), FAILED_PRECONDITION (HEAD_UNKNOWN).
     """
+    HandIn: _grpc.UnaryUnaryMultiCallable[_witness_pb2.HandInRequest, _witness_pb2.HandInResponse]
+    """After the coordinator was restored from a backup: what the node's own ledger holds of an
+    account and the coordinator's chain lacks, and then, with `done`, that this is all. Until then
+    nothing is reserved on the account. All of a call is booked or nothing; safe to retry.
+    Errors: FAILED_PRECONDITION (EPOCH_PAST, ATTEMPTS_OPEN, LEDGER_DAMAGED), NOT_FOUND
+    (ACCOUNT_UNKNOWN, ATTEMPT_UNKNOWN), INVALID_ARGUMENT (SIGNATURE_INVALID, STATEMENT_INVALID,
+    RELEASE_INVALID, LIMIT_INVALID, ACCOUNT_CHANGED, TOO_MANY), ALREADY_EXISTS (ATTEMPT_CONFLICT,
+    ATTEMPT_RESOLVED, LIMIT_CONFLICT), RESOURCE_EXHAUSTED (BUDGET_REFUSED).
+    """
 
 @_typing.type_check_only
 class WitnessAsyncStub(WitnessStub):
@@ -66,6 +75,15 @@ class WitnessAsyncStub(WitnessStub):
     Countersign: _aio.UnaryUnaryMultiCallable[_witness_pb2.CountersignRequest, _witness_pb2.CountersignResponse]  # type: ignore[assignment]
     """Hands in the node's signatures over what it has checked. Safe to retry.
     Errors: INVALID_ARGUMENT (SIGNATURE_INVALID), FAILED_PRECONDITION (HEAD_UNKNOWN).
+    """
+    HandIn: _aio.UnaryUnaryMultiCallable[_witness_pb2.HandInRequest, _witness_pb2.HandInResponse]  # type: ignore[assignment]
+    """After the coordinator was restored from a backup: what the node's own ledger holds of an
+    account and the coordinator's chain lacks, and then, with `done`, that this is all. Until then
+    nothing is reserved on the account. All of a call is booked or nothing; safe to retry.
+    Errors: FAILED_PRECONDITION (EPOCH_PAST, ATTEMPTS_OPEN, LEDGER_DAMAGED), NOT_FOUND
+    (ACCOUNT_UNKNOWN, ATTEMPT_UNKNOWN), INVALID_ARGUMENT (SIGNATURE_INVALID, STATEMENT_INVALID,
+    RELEASE_INVALID, LIMIT_INVALID, ACCOUNT_CHANGED, TOO_MANY), ALREADY_EXISTS (ATTEMPT_CONFLICT,
+    ATTEMPT_RESOLVED, LIMIT_CONFLICT), RESOURCE_EXHAUSTED (BUDGET_REFUSED).
     """
 
 class WitnessServicer(metaclass=_abc_1.ABCMeta):
@@ -101,6 +119,21 @@ class WitnessServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_witness_pb2.CountersignResponse, _abc.Awaitable[_witness_pb2.CountersignResponse]]:
         """Hands in the node's signatures over what it has checked. Safe to retry.
         Errors: INVALID_ARGUMENT (SIGNATURE_INVALID), FAILED_PRECONDITION (HEAD_UNKNOWN).
+        """
+
+    @_abc_1.abstractmethod
+    def HandIn(
+        self,
+        request: _witness_pb2.HandInRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_witness_pb2.HandInResponse, _abc.Awaitable[_witness_pb2.HandInResponse]]:
+        """After the coordinator was restored from a backup: what the node's own ledger holds of an
+        account and the coordinator's chain lacks, and then, with `done`, that this is all. Until then
+        nothing is reserved on the account. All of a call is booked or nothing; safe to retry.
+        Errors: FAILED_PRECONDITION (EPOCH_PAST, ATTEMPTS_OPEN, LEDGER_DAMAGED), NOT_FOUND
+        (ACCOUNT_UNKNOWN, ATTEMPT_UNKNOWN), INVALID_ARGUMENT (SIGNATURE_INVALID, STATEMENT_INVALID,
+        RELEASE_INVALID, LIMIT_INVALID, ACCOUNT_CHANGED, TOO_MANY), ALREADY_EXISTS (ATTEMPT_CONFLICT,
+        ATTEMPT_RESOLVED, LIMIT_CONFLICT), RESOURCE_EXHAUSTED (BUDGET_REFUSED).
         """
 
 def add_WitnessServicer_to_server(servicer: WitnessServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

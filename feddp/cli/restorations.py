@@ -1,0 +1,311 @@
+"""Restorations of the coordinator: what an export says of them, what nodes' files know, and which
+of what nodes have seen they explain."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from feddp.cli.output import counted
+from privacy.entries import GENESIS, is_signed
+from privacy.epochs import Epoch, epochs_fault
+from privacy.heads import Checkpoint, Head, root_of, short, signed_by
+from privacy.wire import epoch_from_wire, head_from_wire
+
+if TYPE_CHECKING:
+    from protos.feddp.v1 import budgets_pb2
+
+Fault = tuple[str, int, str]
+"""(account, seq or number, what is wrong)."""
+
+RESTORATIONS = "(restorations)"
+
+
+@dataclass(frozen=True, slots=True)
+class Restoration:
+    """One restoration, as the coordinator shows it.
+
+    Attributes:
+        places: where each account stood in the backup.
+        reconciled: account -> seq of its newest entry when its node had handed it in.
+    """
+
+    epoch: Epoch
+    places: Sequence[Head] = ()
+    reconciled: Mapping[str, int] | None = None
+
+    def place(self, account: str) -> int:
+        """Where an account stood; 0 for one that the backup does not have."""
+        return next((one.seq for one in self.places if one.account == account), 0)
+
+    def said(self) -> str:
+        """In one line for people."""
+        done = self.reconciled or {}
+        handed = {account: seq - self.place(account) for account, seq in sorted(done.items())}
+        parts = [
+            f"{counted(count, 'entry')} of {account} {'was' if count == 1 else 'were'} handed in "
+            "again"
+            for account, count in handed.items()
+        ]
+        waiting = sorted({one.account for one in self.places} - done.keys())
+        parts += [f"{account} is not handed in yet" for account in waiting]
+        return (
+            f"epoch {self.epoch.number}: restored at {self.epoch.restored}, from a backup of "
+            f"{self.epoch.backup_made}: {'; '.join(parts) or 'it held no account'}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What a node has seen of a history that a restoration has ended.
+
+    Attributes:
+        signature: the node's over a head, the coordinator's over a checkpoint.
+        since_s: `restored_at_s` of the latest epoch that the node had seen then; 0 for none.
+    """
+
+    what: Head | Checkpoint
+    signature: bytes
+    since_s: int
+
+
+def from_message(message: "budgets_pb2.ListCheckpointsResponse") -> list[Restoration]:
+    """As the coordinator keeps them."""
+    return [
+        Restoration(
+            epoch_from_wire(one.epoch),
+            [head_from_wire(at) for at in one.places],
+            {at.account: at.seq for at in one.reconciled},
+        )
+        for one in message.restorations
+    ]
+
+
+def epoch_json(one: Epoch) -> dict[str, Any]:
+    """As `epoch_of` takes it."""
+    names = (name for name in Epoch.__dataclass_fields__ if name != "signature")
+    return {**{name: getattr(one, name) for name in names}, "signature": one.signature.hex()}
+
+
+def export(one: Restoration) -> dict[str, Any]:
+    """As `restoration_of` takes it."""
+    done = sorted((one.reconciled or {}).items())
+    return {
+        **epoch_json(one.epoch),
+        "places": [{"account": at.account, "seq": at.seq, "hash": at.hash} for at in one.places],
+        "reconciled": [{"account": account, "seq": seq} for account, seq in done],
+    }
+
+
+def epoch_of(value: Mapping[str, Any]) -> Epoch:
+    """Of an export or a node's file.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
+    return Epoch(
+        _whole(value["number"]),
+        _whole(value["restored_at_s"]),
+        _whole(value["backup_made_at_s"]),
+        _whole(value["checkpoint_number"]),
+        str(value["checkpoint_hash"]),
+        str(value["heads_root"]),
+        str(value["prev_hash"]),
+        bytes.fromhex(value["signature"]),
+    )
+
+
+def restoration_of(value: Mapping[str, Any]) -> Restoration:
+    """Of an export. Raises as `epoch_of`."""
+    return Restoration(
+        epoch_of(value),
+        [
+            Head(str(at["account"]), _whole(at["seq"]), str(at["hash"]))
+            for at in list(value["places"])
+        ],
+        {str(at["account"]): _whole(at["seq"]) for at in list(value["reconciled"])},
+    )
+
+
+def past_of(value: Mapping[str, Any]) -> list[Past]:
+    """`before` of a node's file. Raises as `epoch_of`."""
+    heads = [
+        Past(
+            Head(str(one["account"]), _whole(one["seq"]), str(one["hash"])),
+            bytes.fromhex(one["node_signature"]),
+            _whole(one["since_s"]),
+        )
+        for one in list(value["heads"])
+    ]
+    checkpoints = []
+    for one in list(value["checkpoints"]):
+        signature = bytes.fromhex(one["signature"])
+        made = Checkpoint(_whole(one["number"]), str(one["prev_hash"]), str(one["root"]), signature)
+        checkpoints.append(Past(made, signature, _whole(one["since_s"])))
+    return [*heads, *checkpoints]
+
+
+def of_accounts(one: Restoration, wanted: Collection[str]) -> Restoration:
+    """What speaks of some accounts alone."""
+    done = {name: seq for name, seq in (one.reconciled or {}).items() if name in wanted}
+    return Restoration(one.epoch, [at for at in one.places if at.account in wanted], done)
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError("a whole number was to be here")
+    return value
+
+
+def coordinator_faults(
+    restorations: Sequence[Restoration],
+    key: bytes,
+    checkpoints: Iterable[Checkpoint],
+    hashes: Mapping[tuple[str, int], str],
+    *,
+    whole: bool,
+) -> list[Fault]:
+    """Where restorations are not signed, not chained, or not of these entries.
+
+    Args:
+        key: the coordinator's raw ledger key.
+        hashes: (account, seq) -> hash of the entry, for every place.
+        whole: the entries are of every account; else the roots cannot be made.
+    """
+    if text := epochs_fault([one.epoch for one in restorations], key):
+        return [(RESTORATIONS, 0, text)]
+    shown = {one.number: one.hash for one in checkpoints}
+    for one in restorations:
+        epoch = one.epoch
+        number, digest = epoch.checkpoint_number, epoch.checkpoint_hash
+        if number and shown.get(number) != digest:
+            text = f"epoch {epoch.number} names another checkpoint {number} than the one here"
+            return [(RESTORATIONS, epoch.number, text)]
+        for at in one.places:
+            if at.seq and hashes.get((at.account, at.seq)) != at.hash:
+                text = (
+                    f"epoch {epoch.number} says that the backup ended with entry {at.seq}, "
+                    f"{short(at.hash)}, and that is not the entry here"
+                )
+                return [(at.account, at.seq, text)]
+        if whole and root_of(at.leaf() for at in one.places) != epoch.heads_root:
+            text = (
+                f"epoch {epoch.number} was signed over other places than the export tells: they "
+                "were changed, or an account was left out"
+            )
+            return [(RESTORATIONS, epoch.number, text)]
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class NodePast:
+    """What one node's file says of restorations.
+
+    Attributes:
+        source: the node.
+        epochs: every one that it has seen, by date.
+        past: what it has seen of histories that they ended.
+        checkpoints: those of the present history.
+    """
+
+    source: str
+    node_key: bytes
+    epochs: Sequence[Epoch]
+    past: Sequence[Past]
+    checkpoints: Sequence[Checkpoint]
+
+
+def node_faults(
+    node: NodePast,
+    restorations: Sequence[Restoration],
+    key: bytes,
+    checkpoints: Iterable[Checkpoint],
+    hashes: Mapping[tuple[str, int], str],
+    accounts: Iterable[str],
+) -> list[Fault]:
+    """Where a node's file knows restorations that are not here, or has seen what none of those that
+    it knows explains.
+
+    Args:
+        accounts: those of the ledger; what is said of others is passed over.
+    """
+    found: list[Fault] = []
+    known, here = {one.hash for one in node.epochs}, {one.epoch.hash for one in restorations}
+    latest = max(
+        (one.epoch.restored_at_s for one in restorations if one.epoch.hash in known), default=0
+    )
+    for one in node.epochs:
+        if not is_signed(key, one.canonical(), one.signature):
+            text = f"epoch {one.number} in node {node.source}'s file is not the coordinator's"
+            found.append((RESTORATIONS, one.number, text))
+        elif one.hash not in here and one.restored_at_s > latest:
+            text = (
+                f"node {node.source} has seen epoch {one.number}, restored at {one.restored}, and "
+                "it is not here: this is the ledger of an older copy of the coordinator"
+            )
+            found.append((RESTORATIONS, one.number, text))
+    shown, known_accounts = {one.number: one.hash for one in checkpoints}, {*accounts}
+    for past in node.past:
+        ended = _ended(past.since_s, node.epochs, restorations, known)
+        what = past.what
+        if isinstance(what, Checkpoint):
+            if not signed_by(key, what, past.signature):
+                text = f"it is not signed by the coordinator ({node.source})"
+                found.append((RESTORATIONS, what.number, f"checkpoint {what.number}: {text}"))
+            elif ended and what.number > ended.epoch.checkpoint_number:
+                continue
+            elif shown.get(what.number) != what.hash:
+                text = (
+                    f"node {node.source} has seen another checkpoint {what.number}, which no "
+                    "restoration that it knows explains"
+                )
+                found.append((RESTORATIONS, what.number, text))
+            continue
+        if what.account not in known_accounts or not what.seq:
+            continue
+        if not signed_by(node.node_key, what, past.signature):
+            text = f"the head that {node.source} held before a restoration is not signed by it"
+            found.append((what.account, what.seq, text))
+        elif ended and what.seq > ended.place(what.account):
+            continue
+        elif hashes.get((what.account, what.seq)) != what.hash:
+            text = (
+                f"node {node.source} has seen another entry {what.seq}, {short(what.hash)}, before "
+                "a restoration whose backup held it: the history was rewritten"
+            )
+            found.append((what.account, what.seq, text))
+    return found
+
+
+def _ended(
+    since_s: int, epochs: Sequence[Epoch], restorations: Sequence[Restoration], known: set[str]
+) -> Restoration | None:
+    """The restoration after which a history went on otherwise: the first one here that is not of
+    that history. None for one that the node does not know, or where there is none."""
+    by_hash = {one.hash: one for one in epochs}
+    at = next((one for one in epochs if one.restored_at_s == since_s), None)
+    line: set[str] = set()
+    while at is not None:
+        line.add(at.hash)
+        at = by_hash.get(at.prev_hash) if at.prev_hash != GENESIS else None
+    first = next((one for one in restorations if one.epoch.hash not in line), None)
+    return first if first is not None and first.epoch.hash in known else None
+
+
+def forks(nodes: Sequence[NodePast]) -> list[Fault]:
+    """Two nodes that have seen two checkpoints of one number in one history, ended or not."""
+    found: list[Fault] = []
+    seen: dict[tuple[int, int], tuple[str, str]] = {}
+    for node in nodes:
+        present = max((one.restored_at_s for one in node.epochs), default=0)
+        held = [(present, one) for one in node.checkpoints]
+        held += [(p.since_s, p.what) for p in node.past if isinstance(p.what, Checkpoint)]
+        for since_s, one in held:
+            source, digest = seen.setdefault((since_s, one.number), (node.source, one.hash))
+            if digest != one.hash:
+                text = (
+                    f"{source} and {node.source} hold different ones of number {one.number}, "
+                    f"{short(digest)} and {short(one.hash)}: the history was forked"
+                )
+                found.append((RESTORATIONS, one.number, text))
+                break
+    return found

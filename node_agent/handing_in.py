@@ -1,0 +1,174 @@
+"""What this node's own ledger holds of an account and a restored coordinator's chain lacks.
+
+SQLite is used by the caller's thread.
+"""
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from node_agent.disputes import EVERY_ACCOUNT, Dispute, Disputes
+from node_agent.durable import transaction
+from node_agent.epochs_seen import EpochsSeen, Meeting, meet
+from node_agent.kept_attempts import KeptAttempts
+from node_agent.own_ledger import OwnLedger
+from node_agent.witnessed import Witnessed
+from privacy.epochs import Epoch
+from privacy.heads import Terms
+from privacy.ledger import Entry, LimitChange, Statement, from_json, sign, to_json
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """What is handed in of one account.
+
+    Attributes:
+        terms: of the node's own ledger; None where it has no entry of the account.
+        statements: each with this node's signature: voids, then raises, then releases, each of
+            these in the order in which this node has booked them.
+    """
+
+    terms: tuple[Terms, bytes] | None
+    statements: Sequence[tuple[Statement | LimitChange, bytes]]
+
+
+class HandingIn:
+    """Compares the node's own ledger with what was read of the coordinator's chain. Each method is
+    a transaction of its own, but for `note_open`, which is within the caller's."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        key: Ed25519PrivateKey,
+        ledger: OwnLedger,
+        attempts: KeptAttempts,
+        witnessed: Witnessed,
+        disputes: Disputes,
+        epochs: EpochsSeen,
+    ) -> None:
+        self._connection = connection
+        self._key = key
+        self._ledger = ledger
+        self._attempts = attempts
+        self._witnessed = witnessed
+        self._disputes = disputes
+        self._epochs = epochs
+
+    def meet(self, told: Sequence[Epoch], key: bytes, now_s: float) -> Meeting:
+        """Hold the epochs that the coordinator tells against those seen, and accept a later one.
+
+        Args:
+            key: the coordinator's raw ledger key, as it says; counts where none is known yet.
+        """
+        with transaction(self._connection):
+            known = self._witnessed.coordinator_key() or key
+            met = meet(self._epochs.all(), known, told, now_s)
+            text = met.text
+            if met.kind == "later":
+                self._witnessed.keep_coordinator_key(known)
+                text = self._epochs.accept(told)
+            if text:
+                number = told[-1].number if told else 0
+                self._disputes.add(Dispute(EVERY_ACCOUNT, number, text, now_s))
+            return met
+
+    def owe(self, accounts: Sequence[str]) -> list[str]:
+        """See `EpochsSeen.owe`."""
+        with transaction(self._connection):
+            return self._epochs.owe(accounts)
+
+    def waits(self) -> bool:
+        """Whether an account is left that needs no person to be handed in."""
+        accounts = self._epochs.to_hand_in()
+        return any(self._disputes.on(account) is None for account in accounts)
+
+    def handed_in(self, account: str) -> None:
+        """See `EpochsSeen.handed_in`."""
+        with transaction(self._connection):
+            self._epochs.handed_in(account)
+
+    def read_open(self, entries: Sequence[Entry]) -> None:
+        """See `note_open`."""
+        with transaction(self._connection):
+            self.note_open(entries)
+
+    def note_open(self, entries: Sequence[Entry]) -> None:
+        """Keep what a chain that is read anew holds reserved."""
+        for entry in entries:
+            said = entry.statement
+            if not isinstance(said, Statement):
+                continue
+            if said.kind == "reserve":
+                self._connection.execute(
+                    "INSERT OR REPLACE INTO open_there VALUES (?, ?, ?)",
+                    (said.attempt_id, said.account, json.dumps(to_json(entry))),
+                )
+            else:
+                query = "DELETE FROM open_there WHERE attempt_id = ?"
+                self._connection.execute(query, (said.attempt_id,))
+
+    def owed(self) -> list[tuple[str, Owed]]:
+        """What each account's chain, as far as it was read, lacks; without those that are disputed,
+        or on which an attempt is still under way.
+
+        An attempt that the chain holds reserved and that never came here is void from now on: its
+        order will be refused.
+        """
+        with transaction(self._connection):
+            return [
+                (account, self._owed_of(account))
+                for account in sorted(self._epochs.to_hand_in())
+                if self._disputes.on(account) is None and not self._attempts.pending_on(account)
+            ]
+
+    def _owed_of(self, account: str) -> Owed:
+        kept = self._ledger.account(account)
+        terms = None
+        if kept is not None:
+            fixed = kept.fixed
+            said = Terms(account, fixed.kind, fixed.order, fixed.delta, kept.epsilon_limit_highest)
+            terms = (said, self._key.sign(said.canonical()))
+        raises = [one for one in self._ledger.unseen_raises() if one[0].account == account]
+        found: list[Statement | LimitChange] = [
+            *self._voids(account),
+            *(change for change, _ in raises),
+            *self._releases(account),
+        ]
+        return Owed(terms, [(one, sign(self._key, one)) for one in found])
+
+    def _voids(self, account: str) -> list[Statement]:
+        rows = self._connection.execute(
+            "SELECT entry FROM open_there WHERE account = ? ORDER BY rowid", (account,)
+        )
+        found = []
+        for (text,) in rows.fetchall():
+            statement = from_json(json.loads(text)).statement
+            if not isinstance(statement, Statement):
+                continue
+            own = {one.kind for one in self._ledger.statements_of(statement.attempt_id)}
+            if "post" in own:
+                continue
+            if not own and self._attempts.find(statement.attempt_id) is None:
+                self._epochs.note_voided(statement.attempt_id)
+            found.append(statement.resolved("void"))
+        return found
+
+    def _releases(self, account: str) -> list[Statement]:
+        """Reservation and post of each release that the chain does not hold as posted; one that it
+        holds as void is a dispute, and cannot be handed in."""
+        rows = self._connection.execute(
+            "SELECT entry FROM entries LEFT JOIN seen_attempts USING (attempt_id)"
+            " WHERE account = ? AND entries.kind = 'post'"
+            " AND coalesce(seen_attempts.kind, 'reserve') = 'reserve'"
+            " AND attempt_id NOT IN (SELECT attempt_id FROM elsewhere) ORDER BY seq",
+            (account,),
+        )
+        found = []
+        for (text,) in rows:
+            statement = from_json(json.loads(text)).statement
+            if isinstance(statement, Statement):
+                found += [statement.resolved("reserve"), statement]
+        return found

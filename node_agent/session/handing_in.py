@@ -1,0 +1,127 @@
+"""Hands in, account by account, what a restored coordinator's chain lacks."""
+
+from collections.abc import Collection
+from typing import Final
+
+import grpc
+import structlog
+
+from node_agent.handing_in import Owed
+from node_agent.session.ledger_thread import LedgerThread
+from node_agent.state import State
+from privacy.heads import Head
+from privacy.wire import statement_to_wire
+from protos.errors import BudgetRefused, Conflict, Malformed, NotFound, WrongPhase
+from protos.feddp.v1 import witness_pb2 as pb
+from protos.feddp.v1 import witness_pb2_grpc as pb_grpc
+from protos.status import from_rpc
+
+log = structlog.get_logger(__name__)
+
+STATEMENTS_MAX: Final = 400
+"""In one call: some 250 KiB."""
+
+REFUSED: Final = (Malformed, NotFound, Conflict, WrongPhase, BudgetRefused)
+"""What the coordinator says of what was handed in; other errors are of the way to it."""
+
+
+async def hand_in(
+    stub: "pb_grpc.WitnessAsyncStub",
+    state: State,
+    ledger: LedgerThread,
+    timeout_s: float,
+) -> frozenset[str]:
+    """Hand in what was read to be missing.
+
+    Returns:
+        The accounts of which something was taken: their chains are to be read again.
+
+    Raises:
+        grpc.RpcError: the coordinator does not answer.
+    """
+    taken = set()
+    for account, owed in await ledger.run(state.handing_in.owed):
+        for first in range(0, len(owed.statements), STATEMENTS_MAX):
+            request = await _request(state, ledger, account, owed)
+            request.statements.extend(
+                statement_to_wire(*one) for one in owed.statements[first : first + STATEMENTS_MAX]
+            )
+            if not await _called(stub, request, timeout_s):
+                break
+            taken.add(account)
+    return frozenset(taken)
+
+
+async def finish(
+    stub: "pb_grpc.WitnessAsyncStub",
+    state: State,
+    ledger: LedgerThread,
+    taken: Collection[str],
+    timeout_s: float,
+) -> list[tuple[Head, str]]:
+    """Say of each account that its chain now holds all that this node knows.
+
+    Args:
+        taken: what `hand_in` gave; the chains were read since.
+
+    Returns:
+        Accounts whose chain does not hold what was taken, with what is wrong.
+
+    Raises:
+        grpc.RpcError: the coordinator does not answer.
+    """
+    found = []
+    for account, owed in await ledger.run(state.handing_in.owed):
+        if owed.statements:
+            if account in taken:  # else it was refused, which was logged
+                head = await ledger.run(state.witnessed.head, account)
+                text = "what this node has handed in was taken, and is not in the chain"
+                found.append((head, text))
+            continue
+        request = await _request(state, ledger, account, owed)
+        request.done = True
+        if await _called(stub, request, timeout_s):
+            await ledger.run(state.handing_in.handed_in, account)
+            log.info("account_handed_in", account=account)
+    return found
+
+
+async def _request(
+    state: State, ledger: LedgerThread, account: str, owed: Owed
+) -> pb.HandInRequest:
+    latest = await ledger.run(state.epochs.latest)
+    request = pb.HandInRequest(account=account, epoch=latest.number if latest else 0)
+    if owed.terms is not None:
+        terms, signature = owed.terms
+        request.terms.CopyFrom(
+            pb.AccountTerms(
+                filter=terms.filter,
+                rdp_order=terms.rdp_order,
+                delta=terms.delta,
+                epsilon_limit_highest=terms.epsilon_limit_highest,
+                node_signature=signature,
+            )
+        )
+    return request
+
+
+async def _called(
+    stub: "pb_grpc.WitnessAsyncStub", request: pb.HandInRequest, timeout_s: float
+) -> bool:
+    """Whether it was taken; what cannot be is logged, and the account stays as it is."""
+    try:
+        await stub.HandIn(request, timeout=timeout_s)
+    except grpc.RpcError as error:
+        found = from_rpc(error)
+        if not isinstance(found, REFUSED):
+            raise
+        log.error(
+            "hand_in_refused",
+            account=request.account,
+            reason=found.reason,
+            detail=found.message,
+            do="orders on this account are refused until it is handed in; compare both ledgers "
+            "with the coordinator's operator",
+        )
+        return False
+    return True

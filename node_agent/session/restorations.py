@@ -1,0 +1,118 @@
+"""What a session does where a ledger went back in time: the coordinator's, which says so by a
+signed epoch, or this node's own, which the coordinator's memory of its signatures shows."""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import structlog
+
+from node_agent import rollback
+from node_agent.epochs_seen import Meeting, meet
+from node_agent.notes import LEFT_NOTE
+from node_agent.session import events as e
+from node_agent.session.attempts import Attempt, Phase
+from node_agent.session.ledger_thread import LedgerThread
+from node_agent.state import State
+from privacy.epochs import Epoch
+from protos.errors import FeddpError
+
+log = structlog.get_logger(__name__)
+
+_OPENED: Final = (Phase.TRAINING, Phase.HOLDING, Phase.SUBMITTING, Phase.TELLING)
+
+
+class Restorations:
+    """Knows what this node has seen, so that a session is refused before anything is said on it.
+
+    Args:
+        node: this node's name.
+        clock: seconds since 1970.
+        attempts: those that the agent works on.
+        dispatch: takes events.
+        turn_away: ends the session for a reason.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        ledger: LedgerThread,
+        node: str,
+        clock: Callable[[], float],
+        attempts: Callable[[], Sequence[Attempt]],
+        dispatch: Callable[[e.Event], None],
+        turn_away: Callable[[FeddpError], None],
+    ) -> None:
+        self._state = state
+        self._ledger = ledger
+        self._node = node
+        self._clock = clock
+        self._attempts = attempts
+        self._dispatch = dispatch
+        self._turn_away = turn_away
+        self._seen: tuple[Epoch, ...] = ()
+        self._key = b""
+
+    async def recall(self) -> None:
+        """Read what was seen."""
+        self._seen, self._key = await self._ledger.run(self._read)
+
+    def _read(self) -> tuple[tuple[Epoch, ...], bytes]:
+        # Until the first look at its ledger nobody knows which coordinator it is.
+        left = self._state.notes.read(LEFT_NOTE)
+        key = b"" if left else self._state.witnessed.coordinator_key()
+        return tuple(self._state.epochs.all()), key
+
+    def admits(self, told: Sequence[Epoch]) -> FeddpError | None:
+        """Why a coordinator that greets with these is refused; None where it is not."""
+        if not self._key:
+            return None
+        return meet(self._seen, self._key, told, self._clock()).refusal
+
+    async def welcomed(self, told: Sequence[Epoch], signed: tuple[rollback.Signed, ...]) -> None:
+        """Take what a Welcome says of the past, before any order that follows it."""
+        if self._key:
+            await self.met(
+                await self._ledger.run(self._state.handing_in.meet, told, b"", self._clock())
+            )
+        await self._look_back(signed)
+
+    async def met(self, meeting: Meeting) -> None:
+        """Go by what the coordinator's epochs turned out to be."""
+        await self.recall()
+        if meeting.refusal is not None:
+            self._turn_away(meeting.refusal)
+            return
+        latest = self._seen[-1] if self._seen else None
+        if meeting.kind == "later" and latest is not None:
+            log.warning(
+                "coordinator_restored",
+                epoch=latest.number,
+                restored=latest.restored,
+                backup_made=latest.backup_made,
+                do="nothing: this node hands in what the coordinator's ledger lacks of its own, "
+                "and takes orders again after that",
+            )
+        if meeting.kind == "fault":
+            log.error("coordinator_epoch_false", detail=meeting.text)
+        await self._end_what_was_ordered_before()
+
+    async def _end_what_was_ordered_before(self) -> None:
+        """Orders of before the restoration: nobody waits for what comes of them."""
+        accounts = await self._ledger.run(self._state.epochs.to_hand_in)
+        for attempt in list(self._attempts()):
+            if f"{self._node}/{attempt.order.account}" in accounts:
+                outcome: e.Outcome = "post" if attempt.phase in _OPENED else "void"
+                log.warning("order_of_before", attempt_id=attempt.attempt_id, outcome=outcome)
+                self._dispatch(e.AttemptClosedReceived(attempt.attempt_id, outcome))
+
+    async def _look_back(self, signed: tuple[rollback.Signed, ...]) -> None:
+        state, key = self._state, self._state.witnessed.public_key
+        text = await self._ledger.run(rollback.look, state, self._node, key, signed)
+        if text:
+            log.error(
+                "ledger_rolled_back",
+                detail=text,
+                do="no order is accepted: a snapshot or an older disk was put back. Stop the agent "
+                "and import the newest copy of the ledger, or its own if there is none: `feddp "
+                "agent ledger import FILE`",
+            )

@@ -1,0 +1,321 @@
+"""A coordinator that was restored from a backup takes over from its node what it lost: both
+ledgers of one node, over real gRPC."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator.store import booking, checkpoints, epochs, ledger
+from coordinator.store.database import Database
+from node_agent.admission import Suspensions
+from privacy.ledger import Statement, append, sign, verify
+from protos.errors import WrongPhase
+from protos.feddp.v1 import witness_pb2 as pb
+from tests.integration.test_witness import (
+    ACCOUNT,
+    ENTRIES,
+    FILTER,
+    PUBLIC,
+    Bench,
+    forged,
+    seen,  # noqa: F401 - a fixture
+)
+from tests.integration.test_witness import witness_rpc as rpc
+from tests.node_agent.samples import LEDGER_KEY, NODE, order
+
+BACKUP = "backup.db"
+
+
+class Restorable(Bench):
+    """The same with a backup of the coordinator's database."""
+
+    def back_up(self) -> None:
+        """Copy the database."""
+        self.database.close()
+        shutil.copyfile(self.folder / "coordinator.db", self.folder / BACKUP)
+        self.database = Database(f"sqlite:///{self.folder / 'coordinator.db'}")
+
+    def put_back(self, now_s: float = 100.0, *, declared: bool = True) -> None:
+        """Put the backup in its place."""
+        self.database.close()
+        for suffix in ("-wal", "-shm"):
+            (self.folder / f"coordinator.db{suffix}").unlink(missing_ok=True)
+        shutil.copyfile(self.folder / BACKUP, self.folder / "coordinator.db")
+        self.database = Database(f"sqlite:///{self.folder / 'coordinator.db'}")
+        if declared:
+            self.database.write_now(
+                lambda c: epochs.raise_epoch(c, self.key, now_s=now_s, backup_made_at_s=now_s - 50)
+            )
+
+    def reserve_there(self, *attempt_ids: str) -> None:
+        """The coordinator reserves for orders that have not reached the node."""
+        for attempt_id in attempt_ids:
+            one = order(attempt_id, job_id="job-there").statement(NODE, "reserve")
+            self.database.write_now(lambda c, one=one: booking.book(c, one))
+
+    def posted_units(self) -> int:
+        """What the coordinator has booked."""
+        account = self.database.read_now(lambda c: ledger.read_account(c, ACCOUNT))
+        return account.balance.posted_units
+
+    def own_units(self) -> int:
+        """What the node has booked."""
+        kept = self.state.ledger.account(ACCOUNT)
+        assert kept is not None
+        return kept.posted_units
+
+    def unreconciled(self) -> frozenset[str]:
+        """Accounts that the coordinator waits for."""
+        return self.database.read_now(epochs.unreconciled)
+
+    def reason(self) -> str:
+        """Why the node refuses orders on the account."""
+        disputed = frozenset(one.account for one in self.state.disputes.all())
+        waiting = self.state.epochs.to_hand_in()
+        return Suspensions(disputed=disputed, handing_in=waiting).reason(ACCOUNT)
+
+
+@pytest.fixture
+def bench(seen: Path, tmp_path: Path) -> Iterator[Restorable]:  # noqa: F811
+    """20 entries in both ledgers, and a backup of them."""
+    shutil.copytree(seen, tmp_path / "bench")
+    opened = Restorable(tmp_path / "bench")
+    opened.back_up()
+    yield opened
+    opened.close()
+
+
+def test_what_the_backup_lacks_is_handed_in(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator's account has spent again what the node's own ledger says; nothing is
+    disputed, and the next restoration finds the same."""
+    bench.book(3, first=ENTRIES)
+    bench.look(monkeypatch)
+    spent = bench.posted_units()
+    for number in (1, 2):
+        bench.put_back(now_s=100.0 * number)
+        assert bench.posted_units() < spent
+        assert bench.unreconciled() == {ACCOUNT}
+        bench.look(monkeypatch)
+        assert bench.state.disputes.all() == []
+        assert bench.posted_units() == spent == bench.own_units()
+        assert bench.unreconciled() == frozenset()
+        assert bench.reason() == ""
+    chain = bench.chain()
+    account = bench.database.read_now(lambda c: ledger.read_account(c, ACCOUNT))
+    assert verify(chain, {ACCOUNT: account.verifying_filter}, {NODE: PUBLIC}).ok
+    kept = bench.database.read_now(checkpoints.countersigned)
+    assert [one.head.seq for one in kept] == [ENTRIES, ENTRIES + 6]
+    bench.look(monkeypatch)
+    assert len(bench.chain()) == ENTRIES + 6, "the same again changes nothing"
+
+
+def test_without_an_epoch_it_is_a_dispute(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ever: nobody has said that it was a backup."""
+    bench.book(3, first=ENTRIES)
+    bench.look(monkeypatch)
+    bench.put_back(declared=False)
+    bench.look(monkeypatch)
+    assert ACCOUNT in {one.account for one in bench.state.disputes.all()}
+    assert bench.reason() == "LEDGER_DISPUTED"
+
+
+def test_what_never_reached_the_node_is_void_and_its_order_stays_refused(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node signs that, and a coordinator that orders it after all gets nothing."""
+    bench.reserve_there("lost")
+    bench.back_up()
+    bench.put_back()
+    bench.look(monkeypatch)
+    last = bench.chain()[-1]
+    assert isinstance(last.statement, Statement)
+    assert (last.statement.attempt_id, last.statement.kind) == ("lost", "void")
+    assert last.node_signature == sign(LEDGER_KEY, last.statement)
+    assert bench.state.epochs.is_voided("lost")
+    assert bench.unreconciled() == frozenset()
+
+
+def test_an_account_waits_while_an_attempt_is_under_way(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is handed in once it has ended, and its post with it; nothing is charged twice."""
+    one = order("late", job_id="job-late")
+    bench.database.write_now(lambda c: booking.book(c, one.statement(NODE, "reserve")))
+    bench.state.reserve(one, FILTER)
+    bench.state.open("late", 1.0, 1.0)
+    bench.back_up()
+    bench.put_back()
+    bench.look(monkeypatch)
+    assert bench.unreconciled() == {ACCOUNT}
+    assert bench.reason() == "LEDGER_RECONCILING"
+    assert bench.state.disputes.all() == []
+    bench.state.close_attempt("late", "post")
+    bench.look(monkeypatch)
+    assert bench.unreconciled() == frozenset()
+    assert bench.posted_units() == bench.own_units()
+    assert [e.statement.kind for e in bench.chain()][ENTRIES:] == ["reserve", "post"]
+
+
+def test_an_epoch_erases_nothing(bench: Restorable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an operator cuts off and declares to be a backup comes back from the node."""
+    spent = bench.posted_units()
+    bench.database.write_now(
+        lambda c: epochs.raise_epoch(c, bench.key, now_s=100.0, backup_made_at_s=50.0)
+    )
+    short = bench.chain()[: ENTRIES // 2]
+    bench.write(short)
+    bench.database.write_now(
+        lambda c: c.exec_driver_sql("UPDATE accounts SET posted_units = posted_units / 2")
+    )
+    bench.database.write_now(lambda c: c.exec_driver_sql("DELETE FROM countersignatures"))
+    bench.look(monkeypatch)
+    assert bench.posted_units() == spent
+    assert bench.state.disputes.all() == []
+
+
+@pytest.mark.parametrize("k", [1, ENTRIES // 2, ENTRIES])
+def test_what_a_restored_chain_says_otherwise_than_the_node_is_a_dispute(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch, k: int
+) -> None:
+    """An epoch excuses what is missing, and nothing that is there; also below what was seen."""
+    bench.write(forged(bench.chain(), k, lambda one: replace(one, project="another")))
+    bench.database.write_now(
+        lambda c: epochs.raise_epoch(c, bench.key, now_s=100.0, backup_made_at_s=50.0)
+    )
+    bench.look(monkeypatch)
+    assert [one.account for one in bench.state.disputes.all()] == [ACCOUNT]
+    assert bench.reason() == "LEDGER_DISPUTED"
+    assert bench.unreconciled() == {ACCOUNT}
+
+
+class Forgets(rpc.WitnessService):
+    """Says that it has booked what is handed in, and has not."""
+
+    async def HandIn(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        return pb.HandInResponse(booked=len(request.statements))
+
+
+def test_a_coordinator_that_takes_and_does_not_book_is_disputed(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node reads its chain again after it has handed in."""
+    bench.book(1, first=ENTRIES)
+    bench.look(monkeypatch)
+    bench.put_back()
+    bench.look(monkeypatch, Forgets)
+    assert [one.account for one in bench.state.disputes.all()] == [ACCOUNT]
+    assert bench.reason() == "LEDGER_DISPUTED"
+
+
+def test_an_older_copy_is_not_looked_at(bench: Restorable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it is compared, taken or signed once a later restoration was seen."""
+    bench.put_back(now_s=200.0)
+    bench.look(monkeypatch)
+    before = bench.state.witnessed.heads()
+    for declared in (False, True):
+        bench.put_back(now_s=100.0, declared=declared)
+        if not declared:  # it would go on as if nothing had been
+            bench.book(1, first=ENTRIES)
+        bench.look(monkeypatch)
+        assert bench.state.witnessed.heads() == before
+        assert bench.state.disputes.all() == []
+
+
+def test_an_epoch_of_another_key_is_a_dispute(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only who holds the coordinator's ledger key may declare a restoration."""
+    bench.put_back()
+    bench.database.write_now(lambda c: c.exec_driver_sql("DROP TRIGGER epochs_are_kept") and None)
+    bench.database.write_now(
+        lambda c: c.exec_driver_sql("UPDATE epochs SET backup_made_at_s = 1") and None
+    )
+    bench.look(monkeypatch)
+    assert [one.account for one in bench.state.disputes.all()] == ["*"]
+    assert bench.state.epochs.all() == []
+
+
+def test_a_restoration_that_names_another_checkpoint_is_a_dispute(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stood before the backup is no secret to nodes, and not excused."""
+    other = append(order("x").statement(NODE, "reserve"), None)
+    bench.database.write_now(lambda c: c.exec_driver_sql("DELETE FROM checkpoints") and None)
+    bench.write([other])
+    bench.database.write_now(lambda c: checkpoints.renew(c, bench.key, 5.0))
+    bench.database.write_now(
+        lambda c: epochs.raise_epoch(c, bench.key, now_s=100.0, backup_made_at_s=50.0)
+    )
+    bench.look(monkeypatch)
+    assert "*" in {one.account for one in bench.state.disputes.all()}
+
+
+def test_nothing_is_reserved_before_it_is_handed_in(bench: Restorable) -> None:
+    """By the booking itself, whoever asks for it."""
+    bench.put_back()
+    with pytest.raises(WrongPhase) as caught:
+        bench.reserve_there("x")
+    assert caught.value.reason == "LEDGER_RECONCILING"
+
+
+def test_an_account_of_a_later_date_than_the_backup_is_handed_in(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator opens it by the terms that its node has signed."""
+    bench.database.write_now(
+        lambda c: ledger.open_account(c, f"{NODE}/others", NODE, "gdp", 0, 10.0, 1.0e-5)
+    )
+    bench.book(2, first=ENTRIES, account="others")
+    bench.look(monkeypatch)
+    bench.put_back()
+    bench.look(monkeypatch)
+    assert bench.state.disputes.all() == []
+    assert bench.unreconciled() == frozenset()
+    others = bench.database.read_now(lambda c: ledger.read_account(c, f"{NODE}/others"))
+    assert others.entries == 4
+
+
+def test_what_was_released_with_another_coordinator_is_not_handed_in(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator's chain holds its own releases, restored or not."""
+    old = order("elsewhere", job_id="job-elsewhere")
+    bench.state.reserve(old, FILTER)
+    bench.state.open("elsewhere", 1.0, 1.0)
+    bench.state.lose("elsewhere")
+    bench.state.close_attempt("elsewhere", "post")
+    bench.state.witnessed.begin_anew()
+    bench.put_back()
+    bench.look(monkeypatch)
+    assert bench.state.disputes.all() == []
+    assert bench.unreconciled() == frozenset()
+    assert len(bench.chain()) == ENTRIES
+
+
+def test_a_coordinator_that_refuses_what_is_handed_in_is_asked_again(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The account stays closed to orders, and nothing is lost."""
+    bench.book(1, first=ENTRIES)
+    bench.look(monkeypatch)
+    bench.put_back()
+
+    class Refuses(rpc.WitnessService):
+        async def HandIn(self, request: Any, context: Any) -> Any:  # noqa: N802
+            raise WrongPhase("LEDGER_DAMAGED", "the chain is damaged")
+
+    bench.look(monkeypatch, Refuses)
+    assert bench.state.disputes.all() == []
+    assert bench.reason() == "LEDGER_RECONCILING"
+    assert bench.state.handing_in.waits()
+    bench.look(monkeypatch)
+    assert bench.reason() == ""
+    assert bench.posted_units() == bench.own_units()

@@ -121,14 +121,20 @@ def _database(config: CoordinatorConfig) -> Iterator[Finding]:
     try:
         if text := write_fault(config.storage.database_url):
             yield Finding("error", "storage.database_url", text)
-        if database.revision() == newest_revision():
+        if (revision := database.revision() or "") >= newest_revision():
             yield from _standing(database)
         else:
             yield Finding(
                 "warning",
                 "storage.database_url",
                 "an older version made these tables; serving upgrades them for good, so back "
-                "them up first",
+                "them up first (`feddp coordinator upgrade --plan` says what it takes)",
+            )
+        if revision > newest_revision():
+            yield Finding(
+                "note",
+                "storage.database_url",
+                "a newer version has upgraded these tables, and lets this one serve them",
             )
         known = database.read_now(users.all_users)
         nodes = database.read_now(people.all_nodes)

@@ -11,9 +11,10 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
 from coordinator.store import leases
-from coordinator.store.database import Database
+from coordinator.store.database import Database, newer_fault, newest_revision
 from coordinator.store.engines import is_busy, now_s
 from coordinator.store.leases import HeldLease, Lease
+from coordinator.store.serving import is_outgrown
 from protos.errors import FeddpError, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -84,12 +85,20 @@ class Leadership:
         self._renewing = asyncio.create_task(self._renew())
 
     def _try(self, connection: Connection) -> Lease | HeldLease | None:
-        """The lease, or who holds it; None if that changed while it was looked at."""
+        """The lease, or who holds it; None if that changed while it was looked at.
+
+        Raises:
+            Malformed: DATABASE_NEWER, the tables were upgraded since this process started, and
+                not for its version.
+        """
         held = leases.look(connection, NAME)
         gone = held if held is not None and is_gone(held.holder) else None
         lease = leases.take(
             connection, NAME, this_process(), now_s(connection), gone=gone, address=self._address
         )
+        # After it: an upgrade that was under way has kept the lease's row until it was done.
+        if is_outgrown(connection, newest_revision()):
+            raise newer_fault()
         return lease or leases.look(connection, NAME)
 
     async def _renew(self) -> None:

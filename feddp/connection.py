@@ -11,7 +11,7 @@ import grpc
 
 from certs.credentials import channel_credentials
 from feddp.profile import Profile
-from protos.errors import Unavailable
+from protos.errors import RemoteError, Unavailable
 from protos.status import from_rpc
 
 _PAUSE_S_MIN = 0.2
@@ -90,6 +90,13 @@ class Connection:
                 return
             if error.reason == "UNREACHABLE":
                 raise self.unreached() from None
+            if error.reason == "UNIMPLEMENTED":
+                raise RemoteError(
+                    error.reason,
+                    f"the coordinator at {self._profile.address} is older than this program, and "
+                    "does not know this request; use the program of its version, or have the "
+                    "coordinator upgraded",
+                ) from None
             raise error from None
 
     def unreached(self) -> Unavailable:

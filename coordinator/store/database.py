@@ -9,14 +9,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from coordinator.store.engines import is_sqlite, reader_engine, was_rolled_back, writer_engine
+from coordinator.store.engines import (
+    alone_engine,
+    is_busy,
+    is_sqlite,
+    reader_engine,
+    was_rolled_back,
+    writer_engine,
+)
+from coordinator.store.leases import HeldLease
 from coordinator.store.schema import metadata
+from coordinator.store.serving import LEASES_FROM, is_outgrown, revision_of
 from protos.disks import disk_trouble
-from protos.errors import Limited, Malformed, Unavailable
+from protos.errors import FeddpError, Limited, Malformed, Unavailable
 
 T = TypeVar("T")
 
@@ -28,6 +37,12 @@ ROLLBACKS_MAX: Final = 5
 PAUSE_S: Final = 0.02
 """Before it begins again, so that the transaction that it gave way to gets the lock first."""
 
+LOOK_AGAIN_S: Final = 0.25
+"""While it is seen whether a lease that is in the way is renewed."""
+
+LOCK_S: Final = 2
+"""How long an upgrade waits for a table, so long as a coordinator may be serving."""
+
 MIGRATING: Final = 0x6665_6464_7000
 """Key of PostgreSQL's advisory lock: two coordinators that start together upgrade one by one."""
 
@@ -38,19 +53,15 @@ def newest_revision() -> str:
 
 
 def tables_fault(connection: Connection) -> Malformed | None:
-    """Why this version cannot use the tables that are there; None also where there are none, or
-    those of an older version.
+    """Why this version cannot use the tables that are there; None also where there are none, those
+    of an older version, or those of a newer one that lets this one serve.
 
     Returns:
         DATABASE_NEWER or TABLES_MISSING.
     """
-    revision = _revision(connection)
-    if revision is not None and revision > newest_revision():
-        return Malformed(
-            "DATABASE_NEWER",
-            "the database was upgraded by a newer version of feddp; serve it with that one",
-        )
-    if revision != newest_revision():
+    if is_outgrown(connection, newest_revision()):
+        return newer_fault()
+    if (revision_of(connection) or "") < newest_revision():
         return None
     missing = sorted(metadata.tables.keys() - set(inspect(connection).get_table_names()))
     if not missing:
@@ -62,11 +73,18 @@ def tables_fault(connection: Connection) -> Malformed | None:
     )
 
 
-def _revision(connection: Connection) -> str | None:
-    if not inspect(connection).has_table("alembic_version"):
-        return None
-    found: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
-    return found
+def _gives_way(error: DBAPIError, *, alone: bool) -> bool:
+    """Whether an upgrade met somebody who holds what it needs."""
+    on_server = getattr(error.orig, "sqlstate", None) is not None
+    return was_rolled_back(error) or (is_busy(error) and (on_server or alone))
+
+
+def newer_fault() -> Malformed:
+    """That only newer versions may serve these tables now."""
+    return Malformed(
+        "DATABASE_NEWER",
+        "the database was upgraded by a newer version of feddp; serve it with that one",
+    )
 
 
 class Database:
@@ -97,45 +115,108 @@ class Database:
         return f"Database({make_url(self._url).render_as_string(hide_password=True)})"
 
     def migrate(self) -> None:
-        """Create or upgrade the tables.
+        """Create or upgrade the tables; leave those of a newer version that lets this one serve.
 
         Raises:
             Malformed: DATABASE_UNUSABLE, the database cannot be opened or upgraded;
                 DATABASE_NEWER, TABLES_MISSING.
+            Conflict: OLDER_VERSION_SERVES.
             Limited: DISK_FULL.
-            Unavailable: DATABASE_UNREACHABLE.
+            Unavailable: DATABASE_UNREACHABLE; DATABASE_BUSY, somebody keeps a table locked.
         """
         database = make_url(self._url).database
         if is_sqlite(self._url) and database:
             Path(database).parent.mkdir(parents=True, exist_ok=True)
-        begun = False
+        seen: HeldLease | None = None
+        while (held := self._migrate_if_free()) is not None:
+            if seen is not None and held != seen:
+                # It was renewed: whoever holds it lives.
+                from coordinator.store.upgrade import refusal
+
+                raise refusal(self.revision(), held.holder)
+            seen = held
+            time.sleep(LOOK_AGAIN_S)
+
+    def _migrate_if_free(self) -> HeldLease | None:
+        """Once: the lease that keeps it from being done."""
+        tries = 0
+        while True:
+            engine = self._migrator()
+            begun = False
+            try:
+                with engine.begin() as connection:
+                    begun = True
+                    return self._migrate(connection)
+            except SQLAlchemyError as error:
+                alone = engine is not self._writer
+                if isinstance(error, DBAPIError) and _gives_way(error, alone=alone):
+                    tries += 1
+                    if tries <= ROLLBACKS_MAX and not alone:
+                        time.sleep(tries * random.uniform(PAUSE_S, 2 * PAUSE_S))
+                        continue
+                    raise self._busy(alone=alone) from None
+                if not begun and not is_sqlite(self._url):
+                    raise self._unreached(error) from None
+                raise self._unusable(error) from error
+            finally:
+                if engine is not self._writer:
+                    engine.dispose()
+
+    def _migrator(self) -> Engine:
+        """The writer; where a version that knows no leases made the tables of a SQLite file, one
+        that has the file for itself: nothing else would tell that such a version serves it."""
+        if not is_sqlite(self._url):
+            return self._writer
         try:
             with self._writer.begin() as connection:
-                begun = True
-                if connection.dialect.name == "postgresql":
-                    connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATING})"))
-                if (unusable := tables_fault(connection)) is not None:
-                    raise unusable
-                if _revision(connection) != newest_revision():
-                    # Loading it takes 0.1 s and 10 MiB, for nothing at all but the first start.
-                    from coordinator.store.upgrade import upgrade
+                revision = revision_of(connection)
+        except SQLAlchemyError:
+            return self._writer  # and what is wrong is told where it is used
+        if revision is None or revision >= LEASES_FROM:
+            return self._writer
+        self._writer.dispose()
+        self._reader.dispose()
+        return alone_engine(self._url)
 
-                    upgrade(connection)
-        except SQLAlchemyError as error:
-            if not begun and not is_sqlite(self._url):
-                raise self._unreached(error) from None
-            if disk_trouble(error) == "full":
-                where = database if is_sqlite(self._url) else "the database's server"
-                raise Limited(
-                    "DISK_FULL",
-                    f"disk full: free room on the disk of {where} (or raise the quota), and run "
-                    "the same again. This is no sign of damage: nothing has to be put back",
-                ) from None
-            raise Malformed(
-                "DATABASE_UNUSABLE",
-                f"the database cannot be opened or upgraded ({type(error).__name__}); check "
-                "storage.database_url and that this user may write there",
-            ) from error
+    def _migrate(self, connection: Connection) -> HeldLease | None:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATING})"))
+            # Whoever serves waits behind a table that is asked for: not for long.
+            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_S}s'"))
+        if (unusable := tables_fault(connection)) is not None:
+            raise unusable
+        if (revision_of(connection) or "") >= newest_revision():
+            return None
+        # Loading it takes 0.1 s and 10 MiB, for nothing at all but the first start.
+        from coordinator.store.upgrade import upgrade
+
+        return upgrade(connection)
+
+    def _busy(self, *, alone: bool) -> FeddpError:
+        if alone:
+            from coordinator.store.upgrade import refusal
+
+            return refusal(self.revision(), "")
+        return Unavailable(
+            "DATABASE_BUSY",
+            "the tables cannot be upgraded now, as somebody keeps one locked (a backup that is "
+            "being written, say); nothing was changed. Start again when that is done",
+        )
+
+    def _unusable(self, error: SQLAlchemyError) -> FeddpError:
+        if disk_trouble(error) == "full":
+            database = make_url(self._url).database
+            where = database if is_sqlite(self._url) else "the database's server"
+            return Limited(
+                "DISK_FULL",
+                f"disk full: free room on the disk of {where} (or raise the quota), and run "
+                "the same again. This is no sign of damage: nothing has to be put back",
+            )
+        return Malformed(
+            "DATABASE_UNUSABLE",
+            f"the database cannot be opened or upgraded ({type(error).__name__}); check "
+            "storage.database_url and that this user may write there",
+        )
 
     def revision(self) -> str | None:
         """Which migration the tables are at; None where there are none.
@@ -143,7 +224,7 @@ class Database:
         Raises:
             Unavailable: DATABASE_UNREACHABLE.
         """
-        return self.read_now(_revision)
+        return self.read_now(revision_of)
 
     def write_now(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a write transaction on this thread (start-up and command line).

@@ -76,14 +76,20 @@ def reader_engine(url: str) -> Engine:
     return _postgresql(url, {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True})
 
 
-def _sqlite(url: str, begin: str) -> Engine:
+def alone_engine(url: str) -> Engine:
+    """Connections to a SQLite file that nobody else has open, for as long as they are: to begin is
+    refused as busy while any other process has it."""
+    return _sqlite(url, "BEGIN EXCLUSIVE", ("locking_mode=EXCLUSIVE",))
+
+
+def _sqlite(url: str, begin: str, first: tuple[str, ...] = ()) -> Engine:
     engine = create_engine(url)
 
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the transaction begins in `_on_begin`, not by itself
         cursor = connection.cursor()
-        for pragma in _SQLITE_PRAGMAS:
+        for pragma in (*first, *_SQLITE_PRAGMAS):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.execute(f"PRAGMA busy_timeout={WAIT_S * 1000}")
         cursor.close()

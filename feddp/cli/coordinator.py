@@ -13,6 +13,7 @@ from feddp.cli import (
     coordinator_pause,
     coordinator_replica,
     coordinator_restore,
+    coordinator_upgrade,
     output,
 )
 from feddp.cli.failures import FAILED
@@ -28,6 +29,7 @@ app.command()(coordinator_restore.restore)
 app.command()(coordinator_pause.pause)
 app.command()(coordinator_pause.resume)
 app.command("copy-keys")(coordinator_replica.copy_keys)
+app.command()(coordinator_upgrade.upgrade)
 
 Port = Annotated[int, typer.Option(min=1, max=65535)]
 Config = Annotated[

@@ -20,6 +20,7 @@ COMMANDS = [
     *(f"coordinator {verb}" for verb in ("init", "serve", "check", "gateway", "reissue")),
     *(f"coordinator {verb}" for verb in ("backup", "restore", "pause", "resume")),
     "coordinator copy-keys",
+    "coordinator upgrade",
     *(f"coordinator ca-rollover {verb}" for verb in ("status", "begin", "switch", "finish")),
     *(f"node {verb}" for verb in ("token", "list", "show", "disable", "enable")),
     *(f"node {verb}" for verb in ("approve", "reject", "release", "revoke")),

@@ -7,6 +7,7 @@ revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 branch_labels = None
 depends_on = None
+OLDER_MAY_SERVE = False  # True: see coordinator/store/upgrade.py, and the test of the marks
 
 
 def upgrade() -> None:

@@ -6,6 +6,7 @@ revision = "0010"
 down_revision = "0009"
 branch_labels = None
 depends_on = None
+OLDER_MAY_SERVE = True
 
 COLUMNS = (
     *("account", "seq", "kind", "attempt_id", "project", "node", "dataset", "job_id", "round"),

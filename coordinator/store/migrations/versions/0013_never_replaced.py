@@ -6,6 +6,7 @@ revision = "0013"
 down_revision = "0012"
 branch_labels = None
 depends_on = None
+OLDER_MAY_SERVE = True
 
 SAYS = (
     "ledger entries are never changed or replaced: account and seq, and attempt and kind, are "

@@ -7,6 +7,7 @@ revision = "0014"
 down_revision = "0013"
 branch_labels = None
 depends_on = None
+OLDER_MAY_SERVE = False
 
 KEPT = {"epochs": ("number",), "reconciled": ("account", "epoch")}
 """Tables that only grow, with their keys; guarded as 0004, 0010 and 0013 guard entries."""

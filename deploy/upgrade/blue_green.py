@@ -1,0 +1,173 @@
+"""Replace a coordinator's version by a stop: the new one begins on a copy, the old one is kept.
+
+    python deploy/upgrade/blue_green.py --help
+
+All work is paused first, and nothing is under way when blue is stopped. Green begins on a copy,
+paused as well; until it is resumed it has booked nothing, and blue can be started again as it was.
+Prints its plan; with --run, does it and stops at the first step that fails.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import helm
+import plain
+from steps import Command, Ledger, Step, carry_out, is_ready, no_job_runs
+
+REASON = "an upgrade"
+
+
+@dataclass(frozen=True, slots=True)
+class Copying:
+    """What is paused, and how the copy is made.
+
+    Attributes:
+        pauses: whether blue knows how to pause; 0.1.0 does not.
+        commands: that copy what blue leaves to where green begins.
+        drain_s: how long the hospitals have for what they accepted.
+    """
+
+    pauses: bool
+    commands: tuple[Command, ...]
+    drain_s: float
+
+
+def of_processes(found: plain.Plain, green: str, copying: Copying) -> Iterator[Step]:
+    """From the first of the processes to the second."""
+    ledger = Ledger()
+    blue_name, green_name = found.replicas
+    at, there = ("--dir", found.folder), ("--dir", green)
+    feddp = found.feddp
+    start_blue = found.filled(found.start, blue_name)
+    resume_blue = (feddp(found.old, "coordinator", "resume", *at),) if copying.pauses else ()
+    yield from found.before(ledger)
+    if copying.pauses:
+        pause = ("coordinator", "pause", "--all", "--reason", REASON)
+        yield Step("no order goes out", (feddp(found.old, *pause, *at),), back=resume_blue)
+    else:
+        yield Step(
+            "no job is under way", (feddp(found.old, "job", "list", *at, "--json"),), no_job_runs
+        )
+    yield Step(
+        "wait for what the hospitals accepted",
+        (feddp(found.old, "budget", "ledger", *at, "--json"),),
+        ledger.nothing_open,
+        copying.drain_s,
+        resume_blue,
+    )
+    back = (start_blue, found.waited(blue_name), *resume_blue)
+    yield Step(f"{blue_name}: stop", (found.filled(found.stop, blue_name),), back=back)
+    yield Step("a copy for green", copying.commands, back=back)
+    back = (found.filled(found.stop, green_name), *back)
+    yield Step(f"{green_name}: start {found.new}", found.put(green_name, found.new), back=back)
+    yield Step(
+        f"{green_name}: wait until it is ready",
+        (found.page(green_name, "ready"),),
+        is_ready,
+        found.wait_s,
+        back,
+    )
+    yield Step(
+        "the new version finds no error",
+        (feddp(found.new, "coordinator", "check", *there),),
+        back=back,
+    )
+    yield Step(
+        "the ledger verifies, and green has booked nothing",
+        (feddp(found.new, "budget", "verify", *there, "--json"),),
+        ledger.unchanged,
+        back=back,
+    )
+    yield Step(
+        "blue is as it was, and could be started again",
+        (
+            feddp(found.old, "coordinator", "check", *at),
+            feddp(found.old, "budget", "verify", *at, "--json"),
+        ),
+        lambda printed: ledger.unchanged(printed[1:]),
+        back=back,
+    )
+    if copying.pauses:
+        resume = feddp(found.new, "coordinator", "resume", *there)
+        yield Step("work goes on; from here, green alone", (resume,), back=back)
+
+
+def of_release(
+    found: helm.Helm, profile: str, replicas: int, sets: list[str], copying: Copying
+) -> Iterator[Step]:
+    """The pods of blue go, and those of green come with another database."""
+    ledger = Ledger()
+    feddp = f"{found.here}/bin/feddp"
+    resume = (feddp, "coordinator", "resume", "--profile", profile)
+    yield from found.before(ledger)
+    pause = ("coordinator", "pause", "--all", "--reason", REASON, "--profile", profile)
+    yield Step("no order goes out", ((feddp, *pause),), back=(resume,))
+    yield Step(
+        "wait for what the hospitals accepted",
+        (found.inside("budget", "ledger", "--json"),),
+        ledger.nothing_open,
+        copying.drain_s,
+        (resume,),
+    )
+    scaled = found.kubectl("scale", found.set_name, f"--replicas={replicas}")
+    back = (scaled, found.rolled_out(), resume)
+    pods = [f"pod/{found.release}-feddp-coordinator-{number}" for number in range(replicas)]
+    yield Step(
+        "blue: every pod ends",
+        (
+            found.kubectl("scale", found.set_name, "--replicas=0"),
+            found.kubectl("wait", "--for=delete", *pods, f"--timeout={found.wait_s:.0f}s"),
+        ),
+        back=back,
+    )
+    yield Step("a copy for green", copying.commands, back=back)
+    more = [word for one in sets for word in ("--set", one)]
+    for step in (*found.replaced(*more), *found.after(ledger.unchanged)):
+        yield Step(step.says, step.commands, step.expect, step.within_s, (*found.back, resume))
+    yield Step("work goes on; from here, green alone", (resume,), back=(*found.back, resume))
+
+
+def main() -> int:
+    """The exit code: 0 done, 1 stopped at a step, 2 wrong usage."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    plain.add_options(parser)
+    helm.add_options(parser)
+    plain.add_common_options(parser)
+    parser.add_argument("--green-dir", default="", help="a new folder, which the copy makes")
+    parser.add_argument(
+        "--copy",
+        action="append",
+        default=[],
+        metavar="COMMAND",
+        help="copies what blue leaves; default: cp -a DIR GREEN_DIR. Repeatable",
+    )
+    parser.add_argument("--no-pause", action="store_true", help="blue is 0.1.0, and no job runs")
+    parser.add_argument("--drain-s", type=float, default=900.0, help="for what was accepted")
+    parser.add_argument("--profile", default="", help="with --helm: an operator's profile")
+    parser.add_argument("--replicas", type=int, default=1, help="with --helm: how many there are")
+    parser.add_argument("--set", action="append", default=[], help="with --helm: green's database")
+    given = parser.parse_args()
+    if given.helm:
+        release = helm.helm_of(parser, given, ("new", "digest", "profile", "copy", "set"))
+        copying = Copying(True, tuple(tuple(shlex.split(c)) for c in given.copy), given.drain_s)
+        steps = [*of_release(release, given.profile, given.replicas, given.set, copying)]
+        return carry_out(f"blue-green upgrade of {given.helm}", steps, run=given.run)
+    if not given.green_dir:
+        parser.error("--green-dir is needed")
+    found = plain.plain_of(parser, given)
+    if len(found.replicas) != 2:
+        parser.error("--replica is given twice: blue, then green")
+    commands = given.copy or [shlex.join(["cp", "-a", given.dir, given.green_dir])]
+    copying = Copying(
+        not given.no_pause, tuple(tuple(shlex.split(one)) for one in commands), given.drain_s
+    )
+    title = f"blue-green upgrade to {found.new}; work waits until its end"
+    steps = [*of_processes(found, given.green_dir, copying)]
+    return carry_out(title, steps, run=given.run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""Steps of a procedure: printed first, then done one by one, each checked before the next.
+
+Nothing but the standard library, so that it runs wherever a Python is.
+"""
+
+import json
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+LOOK_AGAIN_S: Final = 0.5
+COMMAND_S_MAX: Final = 3600.0
+TOLD_CHARACTERS: Final = 2000
+
+Command = tuple[str, ...]
+Expect = Callable[[Sequence[str]], str]
+"""Is given what each of the step's commands printed; what is wrong with that, or ""."""
+
+
+def anything(_: Sequence[str]) -> str:
+    """Whatever it printed, it ended with 0."""
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step.
+
+    Attributes:
+        says: what it is for.
+        commands: run one after the other, without a shell.
+        expect: what they must have printed.
+        within_s: they are run again until all ended with 0 and printed what is expected.
+        back: the commands that take back what was done up to here, should this step fail; None
+            where there is no way back.
+    """
+
+    says: str
+    commands: tuple[Command, ...]
+    expect: Expect = anything
+    within_s: float = 0.0
+    back: tuple[Command, ...] | None = ()
+
+
+@dataclass(slots=True)
+class Ledger:
+    """How many entries there were, so that none is missing afterwards."""
+
+    entries: int = 0
+
+    def before(self, printed: Sequence[str]) -> str:
+        """Of `budget verify --json`: remember how many there are."""
+        found = json.loads(printed[0])
+        self.entries = int(found["entries"])
+        return "" if found["verified"] else "the ledger does not verify"
+
+    def after(self, printed: Sequence[str]) -> str:
+        """Of `budget verify --json`: nothing was lost."""
+        found = json.loads(printed[0])
+        if not found["verified"]:
+            return "the ledger does not verify"
+        if found["entries"] < self.entries:
+            return f"{self.entries} entries were there before, and now {found['entries']}"
+        return ""
+
+    def unchanged(self, printed: Sequence[str]) -> str:
+        """Of `budget verify --json`: nothing was lost, and nothing booked."""
+        found = json.loads(printed[0])
+        if found["entries"] > self.entries:
+            return f"{found['entries'] - self.entries} entries were booked meanwhile"
+        return self.after(printed)
+
+    def nothing_open(self, printed: Sequence[str]) -> str:
+        """Of `budget ledger --json`: every reservation is posted or void."""
+        entries = json.loads(printed[0])["entries"]
+        reserved = {one["attempt_id"] for one in entries if one["kind"] == "reserve"}
+        done = {one["attempt_id"] for one in entries if one["kind"] in ("post", "void")}
+        if still := reserved - done:
+            return f"{len(still)} reservations are still open at the hospitals"
+        self.entries = len(entries)
+        return ""
+
+
+def no_job_runs(printed: Sequence[str]) -> str:
+    """Of `job list --json`: none is under way."""
+    found: Any = json.loads(printed[0])
+    listed = found["jobs"] if isinstance(found, dict) else found
+    running = [one["job_id"] for one in listed if not one.get("ended_at")]
+    return f"jobs are not at their end: {', '.join(running)}" if running else ""
+
+
+def may_roll(printed: Sequence[str]) -> str:
+    """Of `coordinator upgrade --plan --json`: older coordinators may serve meanwhile."""
+    found = json.loads(printed[-1])
+    if not found["needs_stop"]:
+        return ""
+    stop = [one["revision"] for one in found["migrations"] if not one["older_may_serve"]]
+    return f"the migrations {', '.join(stop)} need a stop: use blue_green.py instead"
+
+
+def may_go_back(printed: Sequence[str]) -> str:
+    """Of `coordinator upgrade --plan --json`, of the newer version and of the older one."""
+    oldest = json.loads(printed[0])["oldest_that_serves"]
+    newest = json.loads(printed[1])["newest"]
+    if newest >= oldest:
+        return ""
+    return (
+        f"the older version knows the tables up to {newest}, and they may be served from {oldest} "
+        "on: go forward, or back to a backup (docs/upgrading.md)"
+    )
+
+
+def is_ready(printed: Sequence[str]) -> str:
+    """Of /ready."""
+    return "" if json.loads(printed[0]).get("ready") else "it is not ready"
+
+
+def one_leads(printed: Sequence[str]) -> str:
+    """Of the /metrics of every replica."""
+    leading = sum(LEADS in page for page in printed)
+    return "" if leading == 1 else f"{leading} of them lead"
+
+
+LEADS: Final = "feddp_leading 1.0"
+
+
+def carry_out(title: str, steps: Sequence[Step], *, run: bool) -> int:
+    """Print the plan and, if so asked, do it; the exit code."""
+    print(title)
+    for number, step in enumerate(steps, 1):
+        print(f"{number:>2}. {step.says}")
+        for command in step.commands:
+            print(f"      {shlex.join(command)}")
+    if not run:
+        print("nothing was done: --run does it")
+        return 0
+    missing = sorted(
+        {one[0] for step in steps for one in step.commands if not shutil.which(one[0])}
+    )
+    if missing:
+        print(f"nothing was done: not found here: {', '.join(missing)}")
+        return 2
+    for number, step in enumerate(steps, 1):
+        print(f"{number:>2}. {step.says} ...", flush=True)
+        began_s = time.monotonic()
+        wrong = _until(step)
+        if wrong:
+            return _stopped(number, step, wrong)
+        print(f"    done after {time.monotonic() - began_s:.1f} s", flush=True)
+    print("done: every step was checked")
+    return 0
+
+
+def _until(step: Step) -> str:
+    """Do it, again where it is waited for; what is wrong, or ""."""
+    deadline_s = time.monotonic() + step.within_s
+    while True:
+        wrong = _once(step)
+        if not wrong or time.monotonic() >= deadline_s:
+            return wrong
+        time.sleep(LOOK_AGAIN_S)
+
+
+def _once(step: Step) -> str:
+    printed = []
+    for command in step.commands:
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=COMMAND_S_MAX,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return f"{shlex.join(command)} did not end within {COMMAND_S_MAX:.0f} s"
+        if done.returncode != 0:
+            said = (done.stdout + done.stderr).strip()[-TOLD_CHARACTERS:]
+            return f"{shlex.join(command)} ended with {done.returncode}:\n{said}"
+        printed.append(done.stdout)
+    try:
+        return step.expect(printed)
+    except (ValueError, KeyError, TypeError):
+        return f"{shlex.join(step.commands[-1])} printed something else than expected"
+
+
+def _stopped(number: int, step: Step, wrong: str) -> int:
+    print(f"stopped at step {number}: {wrong}")
+    if step.back is None:
+        print("there is no way back from here: docs/upgrading.md says how to go on")
+        return 1
+    if not step.back:
+        print("nothing was changed: there is nothing to take back")
+        return 1
+    print("to go back:")
+    for command in step.back:
+        print(f"      {shlex.join(command)}")
+    return 1
+
+
+def replies(commands: Sequence[Command]) -> list[str]:
+    """What each command printed; "" for one that failed."""
+    found = []
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        found.append(done.stdout if done.returncode == 0 else "")
+    return found

@@ -1,0 +1,235 @@
+"""The scripts of deploy/upgrade for a release of the chart.
+
+There is no cluster: `kubectl` and `helm` are stand-ins that note how they are called and answer as
+given; `feddp` is the real one.
+"""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator.backup import backup
+from coordinator.installation import init
+from coordinator.store.database import newest_revision
+from tests.deploy.versions import commands, next_release, script, version_folder, way_back
+
+DIGEST = "sha256:" + "ab" * 32
+STAND_IN = """#!{python}
+import json, pathlib, shutil, sys
+here = pathlib.Path({here!r})
+words = [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]
+with (here / "calls").open("a") as file:
+    file.write(json.dumps(words) + "\\n")
+said = " ".join(words)
+for part, answer in json.loads((here / "answers.json").read_text()):
+    if part in said:
+        if answer is None:
+            sys.exit("it does not")
+        print(json.dumps(answer))
+        break
+if " cp " in said:
+    shutil.copy(here / "made.backup", words[-1])
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Stand-ins on PATH, and what they were asked."""
+
+    folder: Path
+    now: Path
+    following: Path
+
+    def answers(self, first: dict[str, Any] | None = None) -> None:
+        """What a command prints if a text is in it, null to fail; the first that is counts."""
+        revision = newest_revision()
+        usual = {
+            "budget verify": {"verified": True, "entries": 4},
+            "budget ledger": {"entries": [{"attempt_id": "a", "kind": "void"}] * 4},
+            "upgrade --plan": {
+                "revision": revision,
+                "oldest_that_serves": revision,
+                "needs_stop": False,
+                "migrations": [],
+            },
+        }
+        found = [*(first or {}).items(), *usual.items()]
+        (self.folder / "answers.json").write_text(json.dumps(found))
+
+    def calls(self) -> list[list[str]]:
+        """Each call, in order."""
+        path = self.folder / "calls"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def run(self, name: str, *words: object) -> Any:
+        """A script with the release `fed`."""
+        return script(
+            *(name, "--helm", "fed", "--namespace", "hospitals", "--chart", "charts/feddp"),
+            *("--backup", self.folder / "copied.backup", *words),
+            PATH=f"{self.folder}{os.pathsep}{os.environ['PATH']}",
+        )
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """A real backup, two versions, and the stand-ins."""
+    folder = tmp_path_factory.mktemp("cluster")
+    made = init(folder / "c", "test.example")
+    backup(made.config, folder / "made.backup")
+    for name in ("kubectl", "helm"):
+        program = folder / name
+        program.write_text(STAND_IN.format(python=sys.executable, here=str(folder)))
+        program.chmod(0o755)
+    following = next_release(folder / "next", older_may_serve=True)
+    return Cluster(folder, version_folder(folder, "now"), following)
+
+
+@pytest.fixture(autouse=True)
+def fresh(cluster: Cluster) -> None:
+    """Nothing was asked yet."""
+    (cluster.folder / "calls").unlink(missing_ok=True)
+    (cluster.folder / "copied.backup").unlink(missing_ok=True)
+    cluster.answers()
+
+
+def changing(calls: list[list[str]]) -> list[str]:
+    """Those that change something in the cluster, shortened."""
+    verbs = ("upgrade fed", "rollback fed", "scale", "rollout status", "wait", "test fed", " cp ")
+    return [" ".join(one) for one in calls if any(verb in " ".join(one) for verb in verbs)]
+
+
+ROLLED_OUT = (
+    "kubectl --namespace hospitals rollout status statefulset/fed-feddp-coordinator --timeout=120s"
+)
+
+
+def test_a_release_is_rolled_after_checks_and_a_backup_that_was_read_here(
+    cluster: Cluster,
+) -> None:
+    """In this order, and the ledger is looked at afterwards; the plan alone asks nothing."""
+    words = ("--new", cluster.following, "--digest", DIGEST)
+    planned = cluster.run("rolling", *words)
+    assert planned.returncode == 0
+    assert cluster.calls() == []
+    done = cluster.run("rolling", *words, "--run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    copied, upgraded, rolled, tested = changing(cluster.calls())
+    assert copied.endswith(str(cluster.folder / "copied.backup"))
+    assert upgraded == (
+        "helm upgrade fed charts/feddp --namespace hospitals --values values.yaml "
+        f"--set coordinator.image.digest={DIGEST}"
+    )
+    assert rolled == ROLLED_OUT
+    assert tested == "helm test fed --namespace hospitals"
+    said = [" ".join(one) for one in cluster.calls()]
+    verified = [place for place, one in enumerate(said) if "budget verify" in one]
+    assert len(verified) == 2
+    assert verified[0] < said.index(copied) < said.index(upgraded) < verified[1]
+    asked = [one.replace("REVISION", newest_revision()) for one in commands(planned.stdout)]
+    for one in said[1:]:  # the first looks up the revision that is asked about
+        assert one in asked
+
+
+@pytest.mark.parametrize(
+    ("fails", "answer", "says"),
+    [
+        ("rollout status", None, "wait until every pod is replaced"),
+        ("test fed", None, "the chart's own test"),
+        ("budget verify", {"verified": False, "entries": 4}, "the ledger does not verify"),
+        ("--verify", None, "the backup is sound"),
+    ],
+)
+def test_what_fails_stops_it_and_the_way_back_is_said(
+    cluster: Cluster, fails: str, answer: object, says: str
+) -> None:
+    """Before the upgrade there is nothing to take back; after it, the release's revision."""
+    cluster.answers({fails: answer})
+    done = cluster.run("rolling", "--new", cluster.following, "--digest", DIGEST, "--run")
+    assert done.returncode == 1
+    before, _, after = done.stdout.partition("stopped at")
+    assert says in before.splitlines()[-1] + after
+    if any("helm" in one[0] for one in cluster.calls()):
+        assert [" ".join(one) for one in way_back(done.stdout)] == [
+            "helm rollback fed --namespace hospitals",
+            ROLLED_OUT,
+        ]
+    else:
+        assert "nothing was changed" in done.stdout
+
+
+def test_a_ledger_that_lost_entries_is_found(cluster: Cluster) -> None:
+    """Fewer than before the upgrade: it stops."""
+    calls = cluster.folder / "kubectl"
+    kept = calls.read_text()
+    # It answers with one entry less each time.
+    calls.write_text(
+        kept.replace(
+            "        print(json.dumps(answer))",
+            "        if 'entries' in answer and 'verified' in answer:\n"
+            "            answer['entries'] -= len((here / 'calls').read_text())\n"
+            "        print(json.dumps(answer))",
+        )
+    )
+    try:
+        done = cluster.run("rolling", "--new", cluster.following, "--digest", DIGEST, "--run")
+    finally:
+        calls.write_text(kept)
+    assert done.returncode == 1
+    assert "entries were there before, and now" in done.stdout
+
+
+def test_blue_green_stops_every_pod_before_the_copy(cluster: Cluster) -> None:
+    """Paused, drained, scaled to none, copied; the new release has the copy, and goes on."""
+    pause = ("coordinator pause", "coordinator resume")
+    real = cluster.now / "bin/feddp"
+    kept = real.read_text()
+    # Nobody serves here: the pause is noted as the other calls are.
+    shutil.copy(cluster.folder / "kubectl", cluster.folder / "feddp")
+    real.write_text(
+        f'#!/bin/sh\ncase "$*" in *pause*|*resume*) exec {cluster.folder}/feddp "$@";; esac\n'
+        + kept.partition("\n")[2]
+    )
+    try:
+        done = cluster.run(
+            *("blue_green", "--new", cluster.now, "--digest", DIGEST, "--replicas", 2),
+            *("--profile", "fed/operator", "--copy", "kubectl copy-the-database"),
+            *("--set", "coordinator.database.urlSecret.name=green", "--run"),
+        )
+    finally:
+        real.write_text(kept)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = [" ".join(one) for one in cluster.calls()]
+    order = [
+        pause[0],
+        "budget ledger",
+        "scale statefulset/fed-feddp-coordinator --replicas=0",
+        "wait --for=delete pod/fed-feddp-coordinator-0 pod/fed-feddp-coordinator-1",
+        "kubectl copy-the-database",
+        "urlSecret.name=green",
+        "rollout status",
+        "helm test fed",
+        pause[1],
+    ]
+    places = [next(at for at, one in enumerate(said) if part in one) for part in order]
+    assert places == sorted(places), said
+
+
+def test_a_release_goes_back_only_where_the_older_version_may_serve(cluster: Cluster) -> None:
+    """Else nothing is changed, and what is left to do is said."""
+    done = cluster.run("rollback", "--old", cluster.now, "--run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert changing(cluster.calls())[1:3] == ["helm rollback fed --namespace hospitals", ROLLED_OUT]
+    (cluster.folder / "calls").unlink()
+    (cluster.folder / "copied.backup").unlink()
+    newer = {"revision": "9999", "oldest_that_serves": "9999", "needs_stop": False}
+    cluster.answers({"upgrade --plan": newer})
+    done = cluster.run("rollback", "--old", cluster.now, "--run")
+    assert done.returncode == 1
+    assert "go forward, or back to a backup" in done.stdout
+    assert changing(cluster.calls()) == []

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from operator import itemgetter
 
 from feddp.cli.output import counted
 from feddp.cli.restorations import NodePast, coordinator_faults, forks, node_faults
@@ -239,8 +240,11 @@ def _heads(
     whole: bool,
 ) -> list[Fault]:
     found: list[Fault] = []
+    rewritten: set[str] = set()
     for one in seen.heads:
         head = one.head
+        if head.account in rewritten:  # then every later head is another one, too
+            continue
         node = head.account.partition("/")[0]
         count = passed.counts.get(head.account, 0)
         digest = passed.hashes.get((head.account, head.seq))
@@ -269,10 +273,36 @@ def _heads(
         elif digest != head.hash:
             text = (
                 f"node {node} has seen another entry {head.seq}, {short(head.hash)}, than the one "
-                f"here, {short(digest)}: the history was rewritten"
+                f"here, {short(digest)}: the history was rewritten, {_since(head, passed, key)}"
             )
             found.append((head.account, head.seq, text))
+            rewritten.add(head.account)
     return found
+
+
+def _since(head: Head, passed: Passing, key: bytes) -> str:
+    """From where on, as far as heads tell that its node has signed: an entry that was changed and
+    hashed anew looks like any other, and so do those after it."""
+    below = sorted(
+        (
+            (one.head.seq, one)
+            for each in passed.witnesses
+            for one in each.heads
+            if one.head.account == head.account and one.head.seq < head.seq
+        ),
+        key=itemgetter(0),
+        reverse=True,
+    )
+    for seq, one in below:
+        digest = passed.hashes.get((head.account, seq))
+        if digest == one.head.hash and signed_by(key, one.head, one.signature):
+            first = seq + 1
+            said = f"and entry {seq} is as the node has signed it"
+            break
+    else:
+        first, said = 1, "and no earlier head that the node has signed is here"
+    between = f"one of the entries {first} to {head.seq}" if first < head.seq else f"entry {first}"
+    return f"from {between} on, {said}"
 
 
 def _checkpoints(seen: Witnesses) -> list[Fault]:

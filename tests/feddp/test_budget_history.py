@@ -1,13 +1,16 @@
 """`feddp budget verify` with checkpoints and nodes' files: what was left out is found."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import Run, Verify
 from federation_ledger import NODES, Federation, empty_account, refit, two_attempts_each
+
+from privacy import ledger
+from privacy.heads import head_of
 
 
 def test_a_right_ledger_verifies_beside_every_nodes_file(
@@ -331,3 +334,31 @@ def test_a_ledger_that_was_not_compared_with_any_node_says_so_last(
     assert last.startswith("the ledger verifies by itself. No node's file was given (--heads)")
     code, said = verify(federation.export(), federation.heads("beta"))
     assert (code, said.splitlines()[-1]) == (0, "the ledger verifies")
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_chain_that_was_written_anew_is_said_to_be_so_from_where_its_node_last_agrees(
+    federation: Federation, verify: Verify, earlier: bool
+) -> None:
+    """Its hashes are right again, and what is not signed may be changed: where it began lies
+    between the newest head that the node has signed as it is, and the first that is another one."""
+    seen = federation.export()["witnesses"]["heads"]
+    key, chain = federation.keys["alpha"], federation.chains["alpha"]
+    if earlier:
+        head = head_of(chain[1])
+        signature = key.sign(head.canonical()).hex()
+        seen.insert(0, {**asdict(head), "node_signature": signature})
+    for number in (2, 3):
+        forged = replace(chain[number].statement, project="another")
+        chain[number] = ledger.append(forged, chain[number - 1])
+    export = federation.export()
+    export["witnesses"]["heads"] = seen
+    code, said = verify(export)
+    assert code == 1
+    line = "node alpha has seen another entry 4, "
+    assert said.count(line) == 1
+    if earlier:
+        expected = "one of the entries 3 to 4 on, and entry 2 is as the node has signed it"
+    else:
+        expected = "one of the entries 1 to 4 on, and no earlier head that the node has signed"
+    assert f"the history was rewritten, from {expected}" in said

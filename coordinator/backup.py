@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -98,12 +98,14 @@ def backup(
     keys: bool = False,
     password: bytes | None = None,
     progress: Progress = lambda *_: None,
+    accept: Callable[[Path], None] = lambda _: None,
 ) -> Backup:
     """Write a backup to `out`; beside it first, then renamed, whole or not at all.
 
     Args:
         keys: put the installation's keys and certificates in.
         password: seals the file.
+        accept: looks at the whole file before it gets its name; what it raises leaves nothing.
 
     Raises:
         Conflict: FILE_EXISTS, BACKUP_RUNS.
@@ -145,6 +147,7 @@ def backup(
                 f"{TRIES_MAX} times something changed while it was read, and nothing was written; "
                 "try again, or after `feddp coordinator pause`",
             )
+        accept(beside)
         size = beside.stat().st_size
         _refuse_existing(out)
         beside.replace(out)

@@ -5,11 +5,12 @@ oldest go first, and the process ends without them after `CLOSE_S`.
 """
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import grpc
@@ -25,6 +26,9 @@ CLOSE_S: Final = 1.5
 """For what is left at the end. Together with `ABORT_S` below the 2 s that an end may take."""
 
 ABORT_S: Final = 0.3
+
+_HEADERS: Final = "OTEL_EXPORTER_OTLP_HEADERS"
+_TRACES_HEADERS: Final = "OTEL_EXPORTER_OTLP_TRACES_HEADERS"
 
 MISSING: Final = (
     "traces need OpenTelemetry, which is not installed: pip install 'feddp[otel]', or take the "
@@ -146,6 +150,35 @@ def _close(send_the_rest: Callable[[], None], abort: Callable[[], None]) -> None
         aborting = threading.Thread(target=abort, name="no-spans", daemon=True)
         aborting.start()
         aborting.join(ABORT_S)
+
+
+def export_nothing(endpoint: str, *, ca_file: Path | None = None) -> None:
+    """Export no span and wait for the answer, by the settings that `begin` would use.
+
+    Raises:
+        Malformed: OTEL_MISSING, TRACING_INVALID.
+        grpc.RpcError: the collector's answer, or that there was none within `EXPORT_TIMEOUT_S`.
+    """
+    try:
+        from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as pb
+        from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as pb_grpc
+        from opentelemetry.util.re import parse_env_headers
+    except ImportError:
+        raise Malformed("OTEL_MISSING", MISSING) from None
+    parts = urlsplit(endpoint)
+    said = os.environ.get(_TRACES_HEADERS) or os.environ.get(_HEADERS) or ""
+    metadata = tuple(parse_env_headers(said, liberal=True).items())
+    credentials = _credentials(ca_file) or grpc.ssl_channel_credentials()
+    plain = parts.scheme == "http"
+    with (
+        grpc.insecure_channel(parts.netloc)
+        if plain
+        else grpc.secure_channel(parts.netloc, credentials)
+    ) as channel:
+        stub: Any = pb_grpc.TraceServiceStub
+        stub(channel).Export(
+            pb.ExportTraceServiceRequest(), timeout=EXPORT_TIMEOUT_S, metadata=metadata
+        )
 
 
 def _credentials(ca_file: Path | None) -> grpc.ChannelCredentials | None:

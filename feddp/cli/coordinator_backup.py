@@ -1,7 +1,8 @@
 """`feddp coordinator backup`: a whole coordinator in one file, and what such a file holds."""
 
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,7 @@ from feddp.cli.progress import Progress
 if TYPE_CHECKING:
     from coordinator.backup import Backup
     from coordinator.backup_check import Checked
+    from coordinator.backup_folder import Kept
 
 Config = Annotated[
     Path | None,
@@ -23,6 +25,7 @@ Folder = Annotated[
     typer.Option("--dir", metavar="DIR", help="Its folder instead. Default: $FEDDP_DIR."),
 ]
 TOLD_MAX = 20
+KEEP_DEFAULT = 7
 
 
 def backup(
@@ -30,6 +33,18 @@ def backup(
     folder: Folder = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="A new file, its owner's alone.")
+    ] = None,
+    out_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--out-dir",
+            metavar="DIR",
+            help="For a schedule: a new file in this folder, read back, then the oldest removed.",
+        ),
+    ] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option("--keep", metavar="N", help="With --out-dir: backups that stay. Default: 7."),
     ] = None,
     verify: Annotated[
         Path | None,
@@ -50,15 +65,38 @@ def backup(
 
     --keys adds the authority's, the ledger's and the server's; whoever has those can be this
     coordinator. With --verify FILE a backup is read back instead: its digests, its ledger's
-    chains and signatures; exit code 1 if something is wrong with it.
+    chains and signatures; exit code 1 if something is wrong with it. With --out-dir both are done,
+    and the oldest beyond --keep removed once the new one is known to be sound; exit code 1 if
+    something that the tables name was missing.
     """
     from coordinator.backup import read_password
     from protos.errors import Malformed
 
-    if (out is None) == (verify is None):
-        raise Malformed("USAGE", "give --out FILE to write a backup, or --verify FILE to read one")
+    if [out, out_dir, verify].count(None) != 2:
+        raise Malformed(
+            "USAGE",
+            "give one of --out FILE to write a backup, --out-dir DIR to write one and remove the "
+            "oldest, and --verify FILE to read one",
+        )
+    if keep is not None and out_dir is None:
+        raise Malformed("USAGE", "--keep goes with --out-dir DIR, the folder that it empties")
     password = read_password(password_file) if password_file is not None else None
-    if out is not None:
+    if out_dir is not None:
+        from coordinator.backup_folder import backup_into
+        from feddp.cli.coordinator import config_path
+
+        with Progress("bytes") as progress:
+            kept = backup_into(
+                config_path(config, folder),
+                out_dir,
+                keep=KEEP_DEFAULT if keep is None else keep,
+                now_s=time.time(),
+                keys=keys,
+                password=password,
+                progress=progress.told,
+            )
+        _show_kept(kept, as_json)
+    elif out is not None:
         from coordinator.backup import backup as write_backup
         from feddp.cli.coordinator import config_path
 
@@ -74,21 +112,47 @@ def backup(
         _show_checked(verify, found, as_json)
 
 
-def _show_made(made: "Backup", as_json: bool) -> None:
+def _show_kept(kept: "Kept", as_json: bool) -> None:
     if as_json:
         output.print_json(
-            {
-                "file": str(made.file),
-                "made_at": made.made_at_s,
-                "bytes": made.bytes,
-                "files": made.files,
-                "sealed": made.sealed,
-                "keys": made.keys,
-                "missing": list(made.missing),
-                "recorded": made.recorded,
-            }
+            _as_dict(kept.backup)
+            | {"entries": kept.checked.entries, "removed": list(kept.removed), "kept": kept.kept}
         )
+    else:
+        _say_made(kept.backup)
+        output.line(
+            f"read back and sound: {kept.checked.accounts} accounts, {kept.checked.entries} entries"
+        )
+        for name in kept.removed:
+            output.line(f"removed {name}")
+        output.line(f"{kept.kept} in {kept.backup.file.parent}")
+    if kept.backup.missing:
+        # Nobody reads the output of a schedule; a job that failed is seen.
+        raise typer.Exit(FAILED)
+
+
+def _show_made(made: "Backup", as_json: bool) -> None:
+    if as_json:
+        output.print_json(_as_dict(made))
         return
+    _say_made(made)
+    output.line(f"check it: feddp coordinator backup --verify {made.file}")
+
+
+def _as_dict(made: "Backup") -> dict[str, Any]:
+    return {
+        "file": str(made.file),
+        "made_at": made.made_at_s,
+        "bytes": made.bytes,
+        "files": made.files,
+        "sealed": made.sealed,
+        "keys": made.keys,
+        "missing": list(made.missing),
+        "recorded": made.recorded,
+    }
+
+
+def _say_made(made: "Backup") -> None:
     what = "sealed, with keys" if made.keys else "sealed" if made.sealed else "not sealed"
     output.line(f"{made.file}: {made.bytes:,} bytes, {made.files} files, {what}")
     for name in made.missing[:TOLD_MAX]:
@@ -99,7 +163,6 @@ def _show_made(made: "Backup", as_json: bool) -> None:
         output.line(
             "warning: an older version made the tables, so that the time of this backup is not kept"
         )
-    output.line(f"check it: feddp coordinator backup --verify {made.file}")
 
 
 def _show_checked(path: Path, found: "Checked", as_json: bool) -> None:

@@ -19,6 +19,7 @@ from node_agent.doctor.rows import check_rows
 from node_agent.doctor.stream import check_stream
 from node_agent.doctor.tls import NAMES as TLS_NAMES
 from node_agent.doctor.tls import check_tls, clock_by_certificate
+from node_agent.doctor.traces import check_traces
 from node_agent.identity import Identity
 from node_agent.installation import read_folder
 from node_agent.proxy import ProxyConfig, Route, route_to
@@ -91,6 +92,8 @@ def examine(
         yield machine.check_disk(folder)
     if patient.config is not None:
         yield check_alerts(patient.config.alerts)
+    if patient.config is not None and folder is not None:
+        yield check_traces(patient.config.tracing, folder.root)
     yield machine.check_memory(patient.config)
     say("loading what training needs")
     yield machine.check_training()

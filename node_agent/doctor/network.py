@@ -83,13 +83,27 @@ def connect(route: Route) -> socket.socket:
 
 def _looked_up(target: str, *, is_proxy: bool) -> Check:
     host, port = split_address(target)
+    if is_proxy:
+        return looked_up(host, port, "the proxy's name", _spelling(is_proxy))
+    return looked_up(host, port, "the coordinator's name", _spelling(is_proxy))
+
+
+def looked_up(host: str, port: int, whose: str, spelling: str) -> Check:
+    """That a name is known here.
+
+    Args:
+        whose: such as "the coordinator's name".
+        spelling: what to do where there is no such name.
+
+    Raises:
+        Blocked: it is not.
+    """
     if _is_address(host):
         return Check("name", "ok", f"{host} is an address; no name to look up")
     with_thread = ThreadPoolExecutor(1, "lookup")
     looking = with_thread.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     # A resolver that does not answer is given up, its thread ends with the process.
     with_thread.shutdown(wait=False)
-    whose = "the proxy's name" if is_proxy else "the coordinator's name"
     try:
         found = looking.result(LOOKUP_S_MAX)
     except FutureTimeout:
@@ -98,9 +112,9 @@ def _looked_up(target: str, *, is_proxy: bool) -> Check:
         if error.errno == socket.EAI_AGAIN:
             fault, do = "the DNS server does not answer", _DNS_SERVER
         else:
-            fault, do = "no such name", _spelling(is_proxy)
+            fault, do = "no such name", spelling
     except (OSError, UnicodeError):
-        fault, do = "it cannot be looked up", _spelling(is_proxy)
+        fault, do = "it cannot be looked up", spelling
     else:
         addresses = sorted({str(one[4][0]) for one in found})
         more = f" and {len(addresses) - SHOWN_MAX} more" if len(addresses) > SHOWN_MAX else ""

@@ -52,6 +52,14 @@ def servers(found: list[Object]) -> dict[str, dict[str, Any]]:
 def tls_routes(found: list[Object]) -> dict[str, tuple[str, int]]:
     """SNI -> the Service and port that an unopened connection goes to."""
     routes = {}
+    for one in (each for each in found if each["kind"] == "TLSRoute"):
+        (rule,), namespace = one["spec"]["rules"], one["metadata"]["namespace"]
+        (to,) = rule["backendRefs"]
+        assert to["kind"] == "Service"
+        for host in one["spec"]["hostnames"]:
+            routes[host] = (f"{to['name']}.{namespace}.svc.cluster.local", to["port"])
+    if routes:
+        return routes
     for route in named(found, "VirtualService")["spec"]["tls"]:
         (match,), (to,) = route["match"], route["route"]
         for host in match["sniHosts"]:

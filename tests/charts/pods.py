@@ -19,7 +19,7 @@ class Pod:
 
     Args:
         folder: stands for the root of the pod's file system.
-        name: of the StatefulSet.
+        name: of the StatefulSet, or of the CronJob.
         environment: over the containers' own: what differs here, and what Secrets hold.
         found: what was rendered.
     """
@@ -34,10 +34,10 @@ class Pod:
         self.folder = folder
         self._environment = environment
         self._found = found
-        spec = named(found, "StatefulSet", name)["spec"]["template"]["spec"]
+        spec = _spec(found, name)
         self.spec: dict[str, Any] = spec
         self._containers = {
-            one["name"]: one for one in [*spec["initContainers"], *spec["containers"]]
+            one["name"]: one for one in [*spec.get("initContainers", []), *spec["containers"]]
         }
         for path in (
             "var/lib/feddp",
@@ -46,6 +46,7 @@ class Pod:
             "etc/feddp/steward",
             "etc/feddp/join",
             "etc/feddp/installation",
+            "etc/feddp/backup",
         ):
             (folder / path).mkdir(parents=True, exist_ok=True)
         program = folder / "bin/feddp"
@@ -80,7 +81,7 @@ class Pod:
     def mount_configuration(self) -> Path:
         """The ConfigMap's file over the one that was installed, as the pod mounts it."""
         text = named(self._found, "ConfigMap", NAME)["data"]["coordinator.yaml"]
-        for container in [self.spec["initContainers"][1], *self.spec["containers"]]:
+        for container in [*self.spec.get("initContainers", [])[1:], *self.spec["containers"]]:
             (mount,) = [one for one in container["volumeMounts"] if one["name"] == "config"]
             assert mount["subPath"] == "coordinator.yaml"
         path = Path(self.here(mount["mountPath"]))
@@ -103,6 +104,17 @@ class Pod:
         process = self.start(name)
         said, _ = process.communicate(timeout=120)
         return process.returncode, said
+
+
+def _spec(found: list[Object], name: str) -> dict[str, Any]:
+    (one,) = [
+        each
+        for each in found
+        if each["kind"] in ("StatefulSet", "CronJob") and each["metadata"]["name"] == name
+    ]
+    outer = one["spec"]["jobTemplate"] if one["kind"] == "CronJob" else one
+    spec: dict[str, Any] = outer["spec"]["template"]["spec"]
+    return spec
 
 
 def leads(pod: Pod) -> bool:

@@ -4,6 +4,11 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from tests.charts.backup_policies import (
+    backups_are_one_at_a_time,
+    backups_are_where_their_volume_is,
+    backups_reach_the_state_and_nothing_else,
+)
 from tests.charts.rendering import Object
 from tests.charts.replica_policies import (
     one_goes_at_a_time,
@@ -24,6 +29,9 @@ def _pods(found: list[Object]) -> Iterator[tuple[str, dict[str, Any], dict[str, 
     for one in found:
         if one["kind"] == "Pod":
             yield one["metadata"]["name"], one["metadata"], one["spec"]
+        elif one["kind"] == "CronJob":
+            template = one["spec"]["jobTemplate"]["spec"]["template"]
+            yield one["metadata"]["name"], template["metadata"], template["spec"]
         elif one["kind"] in ("StatefulSet", "Deployment", "Job"):
             template = one["spec"]["template"]
             yield one["metadata"]["name"], template["metadata"], template["spec"]
@@ -260,6 +268,9 @@ POLICIES: Final[dict[str, Policy]] = {
         replicas_reach_each_other,
         replicas_on_machines_of_their_own,
         one_goes_at_a_time,
+        backups_are_one_at_a_time,
+        backups_are_where_their_volume_is,
+        backups_reach_the_state_and_nothing_else,
         disruption_budget,
         volumes_are_kept,
         no_secret_in_the_clear,

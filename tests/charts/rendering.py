@@ -104,6 +104,40 @@ REPLICAS: Final[Values] = {
         "installation": {"secretName": "feddp-installation"},
     }
 }
+BACKUP: Final[Values] = {
+    "coordinator": {
+        "backup": {
+            "enabled": True,
+            "claim": "feddp-backups",
+            "passwordSecret": {"name": "feddp-backup"},
+        }
+    }
+}
+TOLD: Final[Values] = {
+    "coordinator": {
+        "config": {"monitoring": {"trace_endpoint": "https://collector.example:4317"}},
+        "tracing": {
+            "caConfigMap": {"name": "collector-ca"},
+            "headersSecret": {"name": "collector"},
+            "peers": [{"namespace": "observability"}],
+        },
+        "alertWebhook": {
+            "urlSecret": {"name": "feddp-alerts"},
+            "caConfigMap": {"name": "alerts-ca", "key": "bundle.pem"},
+            "signingSecret": {"name": "feddp-alerts", "key": "signing"},
+            "peers": [{"cidr": "198.51.100.9/32"}],
+            "port": 8443,
+        },
+    }
+}
+GATEWAY_API: Final[Values] = {
+    "istio": {
+        "enabled": True,
+        "api": "gateway-api",
+        "gateway": {"name": "hospitals"},
+        "allowedSources": ["192.0.2.0/24"],
+    }
+}
 WATCHED: Final[Values] = {
     "monitoring": {
         "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
@@ -143,13 +177,19 @@ MATRIX: Final[dict[str, Values]] = {
     "terminate": merged(COORDINATOR, TERMINATE, WATCHED),
     "postgresql": merged(COORDINATOR, ISTIO, POSTGRESQL, WATCHED),
     "dashboards": merged(COORDINATOR, ISTIO, DASHBOARDS),
+    "backup": merged(COORDINATOR, ISTIO, BACKUP),
+    "backup-sidecar": merged(COORDINATOR, ISTIO, BACKUP, STORE, {"istio": {"sidecar": True}}),
+    "told": merged(COORDINATOR, ISTIO, TOLD),
+    "gateway-api": merged(COORDINATOR, GATEWAY_API),
     "object-store": merged(COORDINATOR, ISTIO, STORE),
     "replicas": merged(COORDINATOR, ISTIO, REPLICAS, WATCHED, {"istio": {"sidecar": True}}),
-    "replicas-terminate": merged(COORDINATOR, TERMINATE, REPLICAS),
+    "replicas-terminate": merged(COORDINATOR, TERMINATE, REPLICAS, BACKUP),
     "without-istio": merged(COORDINATOR, CLIENTS, EXPOSED),
     "agent": merged({"coordinator": {"enabled": False}}, AGENT),
     "full-agent": merged({"coordinator": {"enabled": False}}, AGENT, FULL_AGENT),
-    "everything": merged(COORDINATOR, TERMINATE, POSTGRESQL, REPLICAS, WATCHED, AGENT, FULL_AGENT),
+    "everything": merged(
+        COORDINATOR, TERMINATE, POSTGRESQL, REPLICAS, BACKUP, TOLD, WATCHED, AGENT, FULL_AGENT
+    ),
 }
 
 

@@ -24,6 +24,7 @@ from tests.charts.rendering import (
 
 FOLDER = Path("/var/lib/feddp/installation")
 URL = "postgresql+psycopg://feddp:word@database.example:5432/feddp"
+WEBHOOK = "https://alerts.example/hook?token=word"
 POD_IP = "fd00:10::7"
 WITH_COORDINATOR = [case for case in MATRIX if not case.endswith("agent")]
 
@@ -35,7 +36,11 @@ def loaded(found: list[dict[str, Any]], folder: Path) -> CoordinatorConfig:
     (container,) = named(found, "StatefulSet", "fed-feddp-coordinator")["spec"]["template"]["spec"][
         "containers"
     ]
-    given = {"FEDDP_STORAGE__DATABASE_URL": URL, "FEDDP_SERVER__REPLICA_HOST": POD_IP}
+    given = {
+        "FEDDP_STORAGE__DATABASE_URL": URL,
+        "FEDDP_SERVER__REPLICA_HOST": POD_IP,
+        "FEDDP_MONITORING__ALERT_WEBHOOK": WEBHOOK,
+    }
     environment = {
         one["name"]: one["value"] if "value" in one else given.get(one["name"], "from a Secret")
         for one in container["env"]

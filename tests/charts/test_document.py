@@ -10,6 +10,7 @@ import helm_python
 import pytest
 import yaml
 
+from tests.charts import custom_resources
 from tests.charts.rendering import (
     CHART,
     COORDINATOR,
@@ -26,7 +27,8 @@ from tests.charts.rendering import (
 )
 
 TEXT = (ROOT / "docs/helm.md").read_text()
-EXAMPLES: list[str] = re.findall(r"^```yaml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+SHOWN: list[str] = re.findall(r"^```yaml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+EXAMPLES = [one for one in SHOWN if not one.startswith("apiVersion:")]
 
 
 def commands(text: str) -> set[tuple[str, ...]]:
@@ -47,7 +49,7 @@ def commands(text: str) -> set[tuple[str, ...]]:
 def test_each_example_of_the_document_is_taken() -> None:
     """The first is a whole file; the others are over it, or a release of their own."""
     first, *others = [yaml.safe_load(one) for one in EXAMPLES]
-    assert len(others) == 3
+    assert len(others) == 6
     assert len(EXAMPLES[0].splitlines()) == 9
     base: Values = merged(first)
     for values in (base, *(merged(base, one) for one in others if "nodeAgent" not in one)):
@@ -55,6 +57,53 @@ def test_each_example_of_the_document_is_taken() -> None:
     (agent,) = [one for one in others if "nodeAgent" in one]
     kinds = [one["kind"] for one in objects(agent)]
     assert kinds.count("StatefulSet") == 1
+
+
+def test_the_gateway_of_the_document_takes_what_the_chart_attaches() -> None:
+    """Of the name and namespace of the routes, with a listener for their port that passes TLS
+    through and takes routes of the release's namespace; by the Gateway API's own definition."""
+    (gateway,) = [yaml.safe_load(one) for one in SHOWN if one.startswith("apiVersion:")]
+    assert custom_resources.faults(gateway) == []
+    (values,) = [yaml.safe_load(one) for one in EXAMPLES if "gateway-api" in one]
+    found = objects(merged(COORDINATOR, values))
+    routes = [one for one in found if one["kind"] == "TLSRoute"]
+    assert len(routes) == 2
+    (listener,) = gateway["spec"]["listeners"]
+    for route in routes:
+        (parent,) = route["spec"]["parentRefs"]
+        wanted = {**gateway["metadata"], "kind": gateway["kind"], "port": listener["port"]}
+        assert wanted.items() <= parent.items()
+        assert route["apiVersion"] == gateway["apiVersion"]
+    assert (listener["protocol"], listener["tls"]) == ("TLS", {"mode": "Passthrough"})
+    allowed = listener["allowedRoutes"]["namespaces"]["selector"]["matchLabels"]
+    assert allowed == {"kubernetes.io/metadata.name": NAMESPACE}
+
+
+def test_the_first_backup_of_document_and_notes_is_the_charts_own() -> None:
+    """The CronJob, the container and the Secrets that are named are those of the release."""
+    notes = render(MATRIX["backup"])["templates/NOTES.txt"]
+    job = named(of("backup"), "CronJob")
+    name = job["metadata"]["name"]
+    spec = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert f"--from=cronjob/{name} " in TEXT
+    assert f"--from=cronjob/{name} {name}-first" in notes
+    assert f"logs -f job/{name}-first -c {spec['containers'][0]['name']}" in notes
+    (values,) = [yaml.safe_load(one) for one in EXAMPLES if "claim: feddp-backups" in one]
+    shown = named(objects(merged(COORDINATOR, ISTIO, values)), "CronJob")
+    volumes = shown["spec"]["jobTemplate"]["spec"]["template"]["spec"]["volumes"]
+    (secret,) = [one["secret"] for one in volumes if "secret" in one]
+    assert f"create secret generic {secret['secretName']} --from-file=password" in TEXT
+    assert secret["items"] == [{"key": "password", "path": "password"}]
+    assert "Back up the volume" not in notes
+    assert "coordinator.backup.enabled" in render(MATRIX["ten-lines"])["templates/NOTES.txt"]
+
+
+def test_there_is_no_autoscaler_and_the_document_says_why() -> None:
+    """One that adds pods that stand by would only look like capacity."""
+    kinds = {one["kind"] for case in MATRIX for one in of(case)}
+    assert "HorizontalPodAutoscaler" not in kinds
+    assert "Nothing is gained by a HorizontalPodAutoscaler" in TEXT
+    assert "They carry no more than one does." in TEXT
 
 
 def test_several_coordinators_of_the_document_get_what_its_commands_make() -> None:

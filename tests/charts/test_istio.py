@@ -46,6 +46,45 @@ def test_passthrough_routes_each_name_as_the_tested_envoy_does() -> None:
     assert not [one for one in found if one["kind"] == "EnvoyFilter"]
 
 
+def test_the_gateway_api_routes_as_istios_own_resources_do() -> None:
+    """By the same names to the same ports, unopened, with the same time-outs, on the port and the
+    Gateway that the values name; and nothing of Istio's own gateway is left beside it."""
+    found, istio = of("gateway-api"), of("ten-lines")
+    assert tls_routes(found) == tls_routes(istio)
+    for service in (COORDINATOR, ENROLMENT):
+        assert rule_for(found, service) == rule_for(istio, service)
+    for route in (one for one in found if one["kind"] == "TLSRoute"):
+        assert route["spec"]["parentRefs"] == [
+            {
+                "group": "gateway.networking.k8s.io",
+                "kind": "Gateway",
+                "name": "hospitals",
+                "namespace": "istio-ingress",
+                "port": 443,
+            }
+        ]
+    kinds = {one["kind"] for one in found}
+    assert kinds.isdisjoint({"Gateway", "VirtualService", "EnvoyFilter"})
+    assert {one["kind"] for one in istio} - kinds == {"Gateway", "VirtualService"}
+
+
+def test_the_gateway_api_lets_in_that_gateway_alone() -> None:
+    """By the label that Istio gives a Gateway's pods; and the hospitals' networks, by its name."""
+    found = of("gateway-api")
+    (rule, _) = named(found, "NetworkPolicy", COORDINATOR)["spec"]["ingress"]
+    assert {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "istio-ingress"}},
+        "podSelector": {"matchLabels": {"gateway.networking.k8s.io/gateway-name": "hospitals"}},
+    } in rule["from"]
+    policy = named(found, "AuthorizationPolicy")
+    gateway = {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "hospitals"}
+    assert policy["metadata"]["namespace"] == "istio-ingress"
+    assert policy["spec"]["targetRefs"] == [gateway]
+    assert "selector" not in policy["spec"]
+    terminating = named(of("terminate"), "AuthorizationPolicy")["spec"]["rules"][0]["when"]
+    assert policy["spec"]["rules"][0]["when"] == terminating
+
+
 @pytest.mark.parametrize("mode", ["passthrough", "terminate"])
 def test_time_outs_and_ways_are_those_of_the_tested_envoy(mode: str) -> None:
     """Connecting, and idle connections that are passed through; no connection has an age."""

@@ -11,6 +11,7 @@ from tests.charts.rendering import CHART, MATRIX, objects, of
 HELPERS, COORDINATOR = "templates/_helpers.tpl", "templates/coordinator/statefulset.yaml"
 AGENT, ACCESS = "templates/node-agent/statefulset.yaml", "templates/coordinator/access.yaml"
 CONTAINER = "templates/coordinator/_container.tpl"
+BACKUP = "templates/coordinator/backup.yaml"
 NETWORK, TEST = "templates/networkpolicies.yaml", "templates/coordinator/test.yaml"
 
 BROKEN: dict[str, list[tuple[str, str, str]]] = {
@@ -53,7 +54,10 @@ BROKEN: dict[str, list[tuple[str, str, str]]] = {
         (TEST, "limits: {cpu: 500m, memory: 256Mi}", "limits: {cpu: 500m}"),
     ],
     "no_service_variables": [(HELPERS, "enableServiceLinks: false", "enableServiceLinks: true")],
-    "temporary_is_bounded": [(COORDINATOR, "sizeLimit: 1Gi", "medium: Memory")],
+    "temporary_is_bounded": [
+        (COORDINATOR, "sizeLimit: 1Gi", "medium: Memory"),
+        (BACKUP, "sizeLimit: {{ $b.scratchSize }}", "medium: Memory"),
+    ],
     "default_deny": [
         (NETWORK, "policyTypes: [Ingress, Egress]\n  egress:\n    - to:\n        {{-",
          "policyTypes: [Egress]\n  egress:\n    - to:\n        {{-"),
@@ -89,6 +93,28 @@ BROKEN: dict[str, list[tuple[str, str, str]]] = {
         (COORDINATOR, "minReadySeconds: 10", "minReadySeconds: 0"),
         (ACCESS, "Unavailable: {{ $c.podDisruptionBudget.maxUnavailable }}", "Unavailable: 2"),
     ],
+    "backups_are_one_at_a_time": [
+        (BACKUP, "concurrencyPolicy: Forbid", "concurrencyPolicy: Allow"),
+        (BACKUP, "startingDeadlineSeconds: 3600", "startingDeadlineSeconds: 5"),
+        (BACKUP, "      activeDeadlineSeconds: {{ $b.deadlineSeconds }}\n", ""),
+        (BACKUP, "backoffLimit: 1", "backoffLimit: 6"),
+        (BACKUP, "restartPolicy: Never", "restartPolicy: OnFailure"),
+    ],
+    "backups_are_where_their_volume_is": [
+        (BACKUP, "- topologyKey: kubernetes.io/hostname", "- topologyKey: topology.kubernetes"
+         ".io/zone"),
+        (BACKUP, "requiredDuringSchedulingIgnored", "preferredDuringSchedulingIgnored"),
+        (BACKUP, '(list . "coordinator") | nindent 22', '(list . "backup") | nindent 22'),
+        (BACKUP, "{{- if not $shared }}", "{{- if false }}"),
+    ],
+    "backups_reach_the_state_and_nothing_else": [
+        (NETWORK, '{{- include "feddp.selector" (list . "backup") | nindent 6 }}',
+         '{{- include "feddp.selector" (list . "other") | nindent 6 }}'),
+        (NETWORK, "  egress:\n    {{- $state | nindent 4 }}",
+         "  ingress: [{}]\n  egress:\n    {{- $state | nindent 4 }}"),
+        (NETWORK, "  egress:\n    {{- $state | nindent 4 }}",
+         "  egress:\n    {{- $state | nindent 4 }}\n    - {}"),
+    ],
     "disruption_budget": [
         (ACCESS, "kind: PodDisruptionBudget", "kind: ConfigMap"),
         (ACCESS, '(list . "coordinator") | nindent 6', '(list . "other") | nindent 6'),
@@ -96,11 +122,14 @@ BROKEN: dict[str, list[tuple[str, str, str]]] = {
     "volumes_are_kept": [(COORDINATOR, "whenDeleted: Retain", "whenDeleted: Delete")],
     "no_secret_in_the_clear": [
         (ACCESS, "kind: ServiceAccount", "kind: Secret"),
-        (COORDINATOR, "{name: TRUST_DOMAIN, value: {{ $c.trustDomain | quote }}}",
+        (CONTAINER, "{name: TRUST_DOMAIN, value: {{ $c.trustDomain | quote }}}",
          '{name: TRUST_DOMAIN, value: "postgresql+psycopg://feddp:word@db/feddp"}'),
     ],
 }  # fmt: skip
 """For each policy: (template, what it says, what a careless change would make of it)."""
+
+SEEN_IN = {"backups_are_where_their_volume_is": "backup"}
+"""Policies that say nothing of the case of the matrix that has everything."""
 
 WITHOUT_BUDGET = {("disruption_budget", "without-istio")}
 """The case of the matrix that switches it off."""
@@ -127,7 +156,7 @@ def test_a_template_that_breaks_a_policy_is_found(
     text = (chart / template).read_text()
     assert before in text, "the template says something else now; break it in another way"
     (chart / template).write_text(text.replace(before, after))
-    assert POLICIES[policy](objects(MATRIX["everything"] | {}, chart))
+    assert POLICIES[policy](objects(MATRIX[SEEN_IN.get(policy, "everything")], chart))
 
 
 def test_the_agent_writes_in_its_folder_alone() -> None:

@@ -23,7 +23,7 @@ from feddp.client import Client
 from feddp.demo.processes import choose_ports
 from feddp.profile import Profile
 from tests.charts.pods import NAME, Pod, leads, ready
-from tests.charts.rendering import COORDINATOR, ISTIO, REPLICAS, ROOT, merged, objects
+from tests.charts.rendering import COORDINATOR, ISTIO, REPLICAS, ROOT, Values, merged, objects
 from tests.integration.federation import wait_for
 
 DOCUMENT = (ROOT / "docs/helm.md").read_text()
@@ -51,12 +51,14 @@ files, and of the folders in it nothing."""
 class Replicas:
     """Pods of several coordinators, with the Secret that the operator made of an installation."""
 
-    def __init__(self, folder: Path, url: str, s3: S3Server) -> None:
+    def __init__(self, folder: Path, url: str, s3: S3Server, over: Values | None = None) -> None:
+        self.bucket = s3.new_bucket()
         own = {
-            "objectStore": {"url": s3.new_bucket(), "endpoint": s3.endpoint},
+            "objectStore": {"url": self.bucket, "endpoint": s3.endpoint},
             "trustDomain": "hospitals.example",
         }
-        self.found = objects(merged(COORDINATOR, ISTIO, REPLICAS, {"coordinator": own}))
+        values = merged(COORDINATOR, ISTIO, REPLICAS, {"coordinator": own}, over or {})
+        self.found = objects(values)
         self.made = folder / "made"
         init(
             self.made,
@@ -71,8 +73,9 @@ class Replicas:
         self._secrets = {"FEDDP_STORAGE__DATABASE_URL": url, **s3.credentials}
         self._running: list[subprocess.Popen[str]] = []
 
-    def pod(self, name: str) -> Pod:
-        """One of them; the address by which the others reach it, and its ports, are its own."""
+    def pod(self, name: str, of: str = NAME) -> Pod:
+        """One of them, or another pod of the release; the address by which the others reach it, and
+        its ports, are its own."""
         names = ("PORT", "ENROLLMENT_PORT", "HEALTH_PORT")
         ports = dict(zip(names, choose_ports(None), strict=True))
         environment = {
@@ -81,7 +84,7 @@ class Replicas:
             "FEDDP_SERVER__HOST": "127.0.0.1",
             "FEDDP_SERVER__REPLICA_HOST": "127.0.0.1",
         }
-        return Pod(self._folder / name, NAME, environment, self.found)
+        return Pod(self._folder / name, of, environment, self.found)
 
     def mount_secret(self, pods: Sequence[Pod], pki: Path) -> None:
         """What the document's command makes of a pki folder, where the pods mount it."""

@@ -12,15 +12,18 @@ import yaml
 from charts.generate import VALUES, at, comments, main, schema_at
 from tests.charts.rendering import (
     AGENT,
+    BACKUP,
     CHART,
     CLIENTS,
     COORDINATOR,
+    GATEWAY_API,
     ISTIO,
     MATRIX,
     POSTGRESQL,
     REPLICAS,
     STORE,
     TERMINATE,
+    TOLD,
     Values,
     merged,
     objects,
@@ -80,6 +83,39 @@ BAD: dict[str, list[Any]] = {
     "coordinator.installation.secretName": ["Secret", "a b"],
     "coordinator.serverCertificate.certManager.issuer.kind": ["issuer"],
     "coordinator.serverCertificate.certManager.duration": ["90d", "0h", 2160],
+    "coordinator.gatewaySidecar": ["true", 1],
+    "coordinator.tracing.caConfigMap.name": ["CA", "-----BEGIN CERTIFICATE-----"],
+    "coordinator.tracing.headersSecret.key": ["", "a=b"],
+    "coordinator.tracing.peers": [[{"cidr": "collector.example"}], "observability"],
+    "coordinator.alertWebhook.urlSecret.name": ["https://alerts.example/hook"],
+    "coordinator.alertWebhook.caConfigMap.key": ["a/b"],
+    "coordinator.alertWebhook.signingSecret.name": ["Secret"],
+    "coordinator.alertWebhook.peers": [[{"podLabels": {"a": "b"}}]],
+    "coordinator.alertWebhook.port": [0, "443"],
+    "coordinator.backup.enabled": ["yes"],
+    "coordinator.backup.schedule": [
+        "",
+        "daily",
+        "@daily",
+        "15 2 * *",
+        "15 2 * * * *",
+        "60 2 * * *",
+        "0 24 * * *",
+        "0 0 0 * *",
+        "0 0 1 13 *",
+        "0 0 * * 7",
+        "0 0 * * MON",
+        "*/0 * * * *",
+        " 15 2 * * *",
+    ],
+    "coordinator.backup.timeZone": ["", "europe/berlin", "+01:00", "TZ=UTC"],
+    "coordinator.backup.keep": [0, -1, 1001, "7", 1.5],
+    "coordinator.backup.keys": ["no"],
+    "coordinator.backup.passwordSecret.name": ["hunter 2", "Secret"],
+    "coordinator.backup.claim": ["/srv/backups", "Claim"],
+    "coordinator.backup.deadlineSeconds": [59, 86401, "6h"],
+    "coordinator.backup.scratchSize": ["10", "10G"],
+    "coordinator.backup.resources.limits.memory": ["1G"],
     "coordinator.storage.size": ["20", "20G", "0Gi", 20],
     "coordinator.storage.storageClass": ["Fast"],
     "coordinator.service.type": ["ExternalName", "clusterip"],
@@ -119,6 +155,8 @@ BAD: dict[str, list[Any]] = {
     "nodeAgent.egress.ports": [[], [0], ["443"], 443],
     "nodeAgent.shutdown.graceSeconds": [29],
     "istio.mode": ["simple", "TERMINATE"],
+    "istio.api": ["gatewayapi", ""],
+    "istio.gateway.name": ["ns/name", "a.b", "Gateway"],
     "istio.gateway.namespace": ["istio.ingress", ""],
     "istio.gateway.selector": [{"istio": "in gress"}, {"istio": None}],
     "istio.gateway.port": [0, "443"],
@@ -280,6 +318,68 @@ CLASHES: dict[str, tuple[Values, str]] = {
     "cert-manager": (
         merged(GOOD, {"coordinator": {"serverCertificate": {"certManager": {"enabled": True}}}}),
         "needs serverCertificate.secretName",
+    ),
+    "collector-without-address": (
+        merged(GOOD, {"coordinator": {"tracing": {"headersSecret": {"name": "a"}}}}),
+        "belong to a collector",
+    ),
+    "collector-without-tls": (
+        merged(
+            GOOD,
+            TOLD,
+            {"coordinator": {"config": {"monitoring": {"trace_endpoint": "http://c:4317"}}}},
+        ),
+        "by http no certificate is looked at",
+    ),
+    "two-webhooks": (
+        merged(
+            GOOD, TOLD, {"coordinator": {"config": {"monitoring": {"alert_webhook": "https://a"}}}}
+        ),
+        "both say where alerts go",
+    ),
+    "webhook-without-address": (
+        merged(GOOD, {"coordinator": {"alertWebhook": {"peers": [{"namespace": "a"}]}}}),
+        "belong to a receiver",
+    ),
+    "sidecar-behind-the-charts-gateway": (
+        merged(COORDINATOR, TERMINATE, {"coordinator": {"gatewaySidecar": True}}),
+        "every node would be refused",
+    ),
+    "backup-without-claim": (
+        merged(GOOD, BACKUP, {"coordinator": {"backup": {"claim": ""}}}),
+        "the PersistentVolumeClaim that backups go to",
+    ),
+    "backup-beside-what-it-is-of": (
+        merged(
+            GOOD,
+            BACKUP,
+            {
+                "coordinator": {
+                    "backup": {"claim": "data-fed-feddp-coordinator-0"},
+                }
+            },
+        ),
+        "is lost with it",
+    ),
+    "backup-on-the-given-claim": (
+        merged(GOOD, BACKUP, {"coordinator": {"storage": {"existingClaim": "feddp-backups"}}}),
+        "is lost with it",
+    ),
+    "backup-of-keys-in-the-clear": (
+        merged(GOOD, BACKUP, {"coordinator": {"backup": {"passwordSecret": {"name": ""}}}}),
+        "a backup that holds keys is always sealed",
+    ),
+    "gateway-api-terminates": (
+        merged(COORDINATOR, TERMINATE, {"istio": {"api": "gateway-api", "gateway": {"name": "a"}}}),
+        "only an EnvoyFilter on Istio's own Gateway",
+    ),
+    "gateway-api-without-gateway": (
+        merged(COORDINATOR, GATEWAY_API, {"istio": {"gateway": {"name": ""}}}),
+        "to which the TLSRoutes attach",
+    ),
+    "gateway-for-istio": (
+        merged(GOOD, {"istio": {"gateway": {"name": "a"}}}),
+        "finds its pods by istio.gateway.selector",
     ),
     "grace": (
         merged(GOOD, {"coordinator": {"shutdown": {"preStopSeconds": 45}}}),

@@ -51,6 +51,34 @@
     {{- fail "coordinator.serverCertificate.certManager needs serverCertificate.secretName, the Secret that it makes, and certManager.issuer.name." -}}
     {{- end -}}
   {{- end -}}
+  {{- $endpoint := dig "monitoring" "trace_endpoint" "" $c.config -}}
+  {{- if and (not $endpoint) (or $c.tracing.caConfigMap.name $c.tracing.headersSecret.name $c.tracing.peers) -}}
+  {{- fail "coordinator.tracing.caConfigMap, headersSecret and peers belong to a collector, which coordinator.config.monitoring.trace_endpoint names; set it, or leave them out." -}}
+  {{- end -}}
+  {{- if and $c.tracing.caConfigMap.name (hasPrefix "http:" $endpoint) -}}
+  {{- fail "coordinator.tracing.caConfigMap goes with an https address in coordinator.config.monitoring.trace_endpoint: by http no certificate is looked at." -}}
+  {{- end -}}
+  {{- $webhook := dig "monitoring" "alert_webhook" "" $c.config -}}
+  {{- if and $webhook $c.alertWebhook.urlSecret.name -}}
+  {{- fail "coordinator.alertWebhook.urlSecret and coordinator.config.monitoring.alert_webhook both say where alerts go; keep the Secret, where the address holds a password, else the other." -}}
+  {{- end -}}
+  {{- if and (not (include "feddp.alertsGo" .)) (or $c.alertWebhook.caConfigMap.name $c.alertWebhook.signingSecret.name $c.alertWebhook.peers) -}}
+  {{- fail "coordinator.alertWebhook.caConfigMap, signingSecret and peers belong to a receiver; name it in coordinator.alertWebhook.urlSecret or coordinator.config.monitoring.alert_webhook, or leave them out." -}}
+  {{- end -}}
+  {{- if and $c.gatewaySidecar $i.enabled -}}
+  {{- fail "coordinator.gatewaySidecar is for a gateway and a proxy of your own, without istio.enabled: the chart's gateway speaks to the coordinator itself, and with two elements wanted in its header every node would be refused." -}}
+  {{- end -}}
+  {{- if $c.backup.enabled -}}
+    {{- if not $c.backup.claim -}}
+    {{- fail "coordinator.backup.claim is needed with coordinator.backup.enabled: the PersistentVolumeClaim that backups go to. The chart makes none, as what is to outlive an installation should not be part of it." -}}
+    {{- end -}}
+    {{- if eq $c.backup.claim ($c.storage.existingClaim | default (printf "data-%s-0" (include "feddp.coordinator" .))) -}}
+    {{- fail "coordinator.backup.claim must be another claim than the coordinator's own: a backup on the volume that it is of is lost with it." -}}
+    {{- end -}}
+    {{- if and $c.backup.keys (not $c.backup.passwordSecret.name) -}}
+    {{- fail "coordinator.backup.passwordSecret.name is needed with coordinator.backup.keys: a backup that holds keys is always sealed. Make one from `openssl rand -base64 32`, and keep that elsewhere, too." -}}
+    {{- end -}}
+  {{- end -}}
   {{- if lt (int $c.shutdown.graceSeconds) (add (int $c.shutdown.preStopSeconds) 20 | int) -}}
   {{- fail "coordinator.shutdown.graceSeconds must be at least preStopSeconds and 20 more: the coordinator lets its sessions go for 5 s and then ends what it is writing; killed before that, it starts by repeating it." -}}
   {{- end -}}
@@ -81,6 +109,15 @@
   {{- end -}}
   {{- if eq $c.hosts.enrolment $c.hosts.coordinator -}}
   {{- fail "coordinator.hosts.enrolment must be another name than coordinator.hosts.coordinator: the gateway tells the two apart by it." -}}
+  {{- end -}}
+  {{- if and (eq $i.api "gateway-api") (eq $i.mode "terminate") -}}
+  {{- fail "istio.api gateway-api goes with istio.mode passthrough: what the gateway must say on about a node's certificate, only an EnvoyFilter on Istio's own Gateway can have it say." -}}
+  {{- end -}}
+  {{- if and (eq $i.api "gateway-api") (not $i.gateway.name) -}}
+  {{- fail "istio.gateway.name is needed with istio.api gateway-api: the Gateway in istio.gateway.namespace, with a listener that passes TLS through, to which the TLSRoutes attach." -}}
+  {{- end -}}
+  {{- if and (eq $i.api "istio") $i.gateway.name -}}
+  {{- fail "istio.gateway.name is for istio.api gateway-api: Istio's own Gateway finds its pods by istio.gateway.selector." -}}
   {{- end -}}
   {{- if and (eq $i.mode "terminate") (not $i.gateway.credentialName) -}}
   {{- fail "istio.gateway.credentialName is needed with istio.mode terminate: the Secret with the gateway's certificate, which `feddp coordinator gateway` issues." -}}

@@ -9,6 +9,7 @@
 
 {{- define "feddp.coordinator" -}}{{ include "feddp.fullname" . }}-coordinator{{- end -}}
 {{- define "feddp.enrolment" -}}{{ include "feddp.fullname" . }}-enrolment{{- end -}}
+{{- define "feddp.backup" -}}{{ include "feddp.fullname" . }}-backup{{- end -}}
 {{- define "feddp.agent" -}}{{ include "feddp.fullname" . }}-agent{{- end -}}
 
 {{/* Labels of every object. Takes a list: the root, and the component. */}}
@@ -122,6 +123,57 @@ securityContext:
   {{- end }}
 {{- end }}
 {{- end }}
+{{- end -}}
+
+{{/* Ways out to what holds a coordinator's state, and a sidecar's to its control plane: rules of a
+network policy. */}}
+{{- define "feddp.coordinator.state" -}}
+{{- $c := .Values.coordinator -}}
+{{- if $c.objectStore.url }}
+- ports:
+    - {protocol: TCP, port: {{ $c.objectStore.port }}}
+  {{- with $c.objectStore.peers }}
+  to:
+    {{- include "feddp.peers" . | nindent 4 }}
+  {{- end }}
+{{- end }}
+{{- if eq $c.database.kind "postgresql" }}
+- ports:
+    - {protocol: TCP, port: {{ $c.database.port }}}
+  {{- with $c.database.peers }}
+  to:
+    {{- include "feddp.peers" . | nindent 4 }}
+  {{- end }}
+{{- end }}
+{{- if and .Values.istio.enabled .Values.istio.sidecar }}
+- ports:
+    - {protocol: TCP, port: 15012}
+  to:
+    {{- include "feddp.peers" (list (dict "namespace" .Values.istio.controlPlaneNamespace)) | nindent 4 }}
+{{- end }}
+{{- end -}}
+
+{{/* Annotations of a pod that has a sidecar. */}}
+{{- define "feddp.sidecarAnnotations" -}}
+# The sidecar is there before the coordinator asks for its database.
+proxy.istio.io/config: '{"holdApplicationUntilProxyStarts": true}'
+{{- end -}}
+
+{{/* "true" where the coordinator posts alerts. */}}
+{{- define "feddp.alertsGo" -}}
+{{- $c := .Values.coordinator -}}
+{{- if or $c.alertWebhook.urlSecret.name (dig "monitoring" "alert_webhook" "" $c.config) }}true{{ end -}}
+{{- end -}}
+
+{{/* Labels of the gateway's pods: those of a Gateway of the Gateway API are given by Istio. */}}
+{{- define "feddp.gatewayLabels" -}}
+{{- with .Values.istio.gateway -}}
+{{- if .name }}
+gateway.networking.k8s.io/gateway-name: {{ .name }}
+{{- else }}
+{{- toYaml .selector }}
+{{- end }}
+{{- end -}}
 {{- end -}}
 
 {{/* The port that nodes dial, and the one for joining. */}}

@@ -10,6 +10,7 @@ from typing import Final
 
 from node_agent.config import Folder
 from node_agent.handover import hand_over, owners
+from node_agent.program import program_places
 from node_agent.whose import groups_of, may
 from protos.content import write_durable
 from protos.errors import Malformed, NotAllowed, NotFound
@@ -122,7 +123,7 @@ class Service:
             group=self.group,
             command=self.command,
             # What lies under a home, the program itself included, is read but not written.
-            home="read-only" if _under_home(self.folder, self.command) else "yes",
+            home="read-only" if _under_home(self.folder, *program_places(self.command)) else "yes",
             devices="# GPU: the devices stay visible." if self.gpu else "PrivateDevices=yes",
         )
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from feddp.cli.app import app
 from node_agent.config import Folder
 from node_agent.handover import hand_over, owners
+from node_agent.program import program_places
 from node_agent.service import Service, install, weaknesses
 from node_agent.service_advice import advice
 from protos.errors import Conflict, Malformed, NotAllowed, NotFound
@@ -293,3 +294,32 @@ def test_a_folder_that_is_a_link_is_named_by_where_it_leads(folder: Path) -> Non
     link.symlink_to(folder)
     with pytest.raises(Conflict, match=str(folder)):
         install(service(link), STEWARD, folder.parent)
+
+
+def test_a_program_that_the_service_cannot_start_is_named(folder: Path) -> None:
+    """As pipx installs it for root: a link in a home to a script, whose Python lies there too."""
+    open_, closed = folder.parent / "opt", folder.parent / "root"
+    for one in (open_, closed):
+        one.mkdir(mode=0o755)
+    (closed / "python").symlink_to("/usr/bin/env")
+    (open_ / "feddp").write_text(f"#!{closed}/python\n")
+    (open_ / "feddp").chmod(0o755)
+    (open_ / "link").symlink_to(open_ / "feddp")
+    here = service(folder, command=open_ / "link")
+    assert "/usr/bin/env" in map(str, program_places(here.command))
+    assert not [text for text in advice(here, STEWARD) if "may not be" in text]
+    closed.chmod(0o700)
+    (said,) = [text for text in advice(here, STEWARD) if "may not be" in text]
+    assert said.startswith(f"{closed} may not be entered by {AGENT}, so that the service cannot")
+    assert "/opt/feddp" in said
+    hidden = [text for text in advice(here, STEWARD) if "it cannot start" in text]
+    assert len(hidden) == 1
+    (open_ / "feddp").write_text("#!/home/it/.pyenv/bin/python\n")
+    assert "ProtectHome=read-only" in here.unit()
+
+
+def test_the_python_of_a_long_path_is_found(tmp_path: Path) -> None:
+    """Where pip starts it by way of the shell."""
+    script = tmp_path / "feddp"
+    script.write_text('#!/bin/sh\n\'\'\'exec\' "/a b/bin/python" "$0" "$@"\n')
+    assert program_places(script) == [script, Path("/a b/bin/python")]

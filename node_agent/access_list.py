@@ -19,7 +19,7 @@ _UNDEFINED: Final = 0xFFFFFFFF
 _ALL: Final = 7
 
 
-def is_offered(path: Path) -> bool:
+def is_offered(path: Path | int) -> bool:
     """Whether the file system that holds a path has access lists."""
     try:
         os.getxattr(path, NAME)
@@ -28,7 +28,7 @@ def is_offered(path: Path) -> bool:
     return True
 
 
-def let_in(folder: Path, uid: int) -> None:
+def let_in(folder: Path | int, uid: int) -> None:
     """Let a user, besides a folder's owner and group, read, write and enter it; nobody else.
 
     Any list of before is replaced. Uid 0 needs none: only takes that of before away.

@@ -163,9 +163,24 @@ def read_yaml(path: Path, reason: str) -> dict[str, Any]:
         value = yaml.safe_load(text)
     except PermissionError:
         raise Malformed(reason, unreadable(path)) from None
-    except (OSError, UnicodeDecodeError):
+    except FileNotFoundError:
         raise Malformed(
-            reason, f"{path} cannot be read; write it, or restore it from a backup"
+            reason, f"{path} is missing; write it, or restore it from a backup"
+        ) from None
+    except IsADirectoryError:
+        raise Malformed(
+            reason, f"{path} is a folder; move it away and put the file in its place"
+        ) from None
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise Malformed(
+            reason,
+            f"{path} is not UTF-8 text near line {line}; write that line anew, or save the file as "
+            "UTF-8 in the editor",
+        ) from None
+    except OSError as error:
+        raise Malformed(
+            reason, f"{path} cannot be read: {error.strerror}; look at its disk"
         ) from None
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)

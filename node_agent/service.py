@@ -1,4 +1,4 @@
-"""The systemd unit of an agent, and who owns what in its folder."""
+"""The systemd unit of an agent, and whether its user is apart from the steward."""
 
 import grp
 import os
@@ -8,20 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from node_agent import access_list
 from node_agent.config import Folder
+from node_agent.handover import hand_over, owners
+from node_agent.program import program_places
 from node_agent.whose import groups_of, may
 from protos.content import write_durable
 from protos.errors import Malformed, NotAllowed, NotFound
 
 UNIT_FOLDER: Final = Path("/etc/systemd/system")
 
-FOLDER_MODE: Final = 0o3770
-"""The service's group may make files in the folder, and nobody may remove another one's: so the
-agent cannot put a policy of its own in the place of the steward's. What an editor of the steward's
-makes anew there gets the service's group, so that the agent can read it."""
-
-STEWARD_MODE: Final = 0o640
 HOMES: Final = ("/home", "/root", "/run/user")
 
 _UNIT: Final = """\
@@ -128,53 +123,9 @@ class Service:
             group=self.group,
             command=self.command,
             # What lies under a home, the program itself included, is read but not written.
-            home="read-only" if _under_home(self.folder, self.command) else "yes",
+            home="read-only" if _under_home(self.folder, *program_places(self.command)) else "yes",
             devices="# GPU: the devices stay visible." if self.gpu else "PrivateDevices=yes",
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Who a path is given to, and its mode; `mode` 0 leaves that as it is.
-
-    Attributes:
-        guest: a user who may make files there too, by the folder's access list; empty for nobody.
-    """
-
-    path: Path
-    user: str
-    group: str
-    mode: int
-    guest: str = ""
-
-    def __str__(self) -> str:
-        mode = f"{self.mode:04o}" if self.mode else "mode as it is"
-        guest = f", and {self.guest} may make files there (access list)" if self.guest else ""
-        return f"{self.user}:{self.group} {mode} {self.path}{guest}"
-
-
-def owners(service: Service, steward: str) -> list[Owner]:
-    """Who shall own what in an agent's folder.
-
-    The steward owns the two files that say what is allowed, root the folder, and the service's user
-    the rest: IT acts as that user (`sudo -u feddp feddp agent ...`), so that no command leaves a
-    file there that the agent cannot write. The steward gets into the folder by its access list and
-    not by the service's group, which may be given the records to read.
-    """
-    folder, user, group = Folder(service.folder), service.user, service.group
-    guest = "" if steward == "root" else steward
-    found = [
-        Owner(folder.root, "root", group, FOLDER_MODE, guest),
-        Owner(folder.agent_yaml, user, group, STEWARD_MODE),
-        Owner(folder.policy_yaml, steward, group, STEWARD_MODE),
-        Owner(folder.datasets_yaml, steward, group, STEWARD_MODE),
-    ]
-    for part in (folder.identity, folder.spool, folder.logs):
-        found.append(Owner(part, user, group, 0o700))
-        found += [Owner(one, user, group, 0) for one in sorted(part.rglob("*"))]
-    for name in ("state.db", "state.db-wal", "state.db-shm", "agent.lock"):
-        found.append(Owner(folder.root / name, user, group, 0o600))
-    return [one for one in found if one.path.exists()]
 
 
 def require_fit(service: Service, steward: str) -> None:
@@ -205,6 +156,7 @@ def install(service: Service, steward: str, unit_folder: Path = UNIT_FOLDER) -> 
         NotAllowed: ROOT_NEEDED.
         NotFound: NOT_JOINED; USER_UNKNOWN, with the command that makes it.
         Malformed: PATH_UNUSABLE, USER_IS_ROOT, STEWARD_IS_AGENT.
+        Conflict: LINK_IN_FOLDER.
     """
     text = service.unit()
     require_fit(service, steward)
@@ -212,16 +164,9 @@ def install(service: Service, steward: str, unit_folder: Path = UNIT_FOLDER) -> 
         raise NotAllowed("ROOT_NEEDED", "only root may install a service; use sudo, or --dry-run")
     for name in (service.user, steward):
         _uid(name)
-    given = [
-        (one, _uid(one.user), _gid(one.group, service.user)) for one in owners(service, steward)
-    ]
-    for one, uid, gid in given:
-        # Not through a link that somebody who may write there has put in the place.
-        os.chown(one.path, uid, gid, follow_symlinks=False)
-        if one.mode and not one.path.is_symlink():
-            one.path.chmod(one.mode)
-    if access_list.is_offered(service.folder):  # else `advice` says what to do
-        access_list.let_in(service.folder, _uid(steward))
+    gids = {"root": 0, service.group: _gid(service.group, service.user)}
+    given = owners(service.folder, service.user, service.group, steward)
+    hand_over(service.folder, given, _uid, gids.__getitem__)
     path = unit_folder / service.name
     write_durable(path, text.encode(), 0o644)
     return path

@@ -4,9 +4,12 @@ import grp
 import pwd
 import stat
 from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Final
 
 from node_agent import access_list
 from node_agent.datasets import load_data_sets
+from node_agent.program import program_places
 from node_agent.service import Service
 from node_agent.whose import groups_of, may
 from protos.errors import FeddpError
@@ -16,7 +19,8 @@ def advice(service: Service, steward: str) -> list[str]:
     """What would keep the service or the steward from working, as far as it can be seen; a sentence
     each."""
     found = [*_ways_in(service, steward)]
-    if any(service.folder.is_relative_to(one) for one in ("/tmp", "/var/tmp")):  # noqa: S108
+    found += _ways_to_the_program(service)
+    if _is_temporary(service.folder):
         found.append(
             f"{service.folder} lies below a folder for temporary files, and the service has one of "
             "its own: it will not find its files; move DIR, to /var/lib for instance"
@@ -39,6 +43,50 @@ def advice(service: Service, steward: str) -> list[str]:
                     f"{service.group} {path}` and `chmod g+r {path}`, its folders too"
                 )
     return found
+
+
+def _is_temporary(path: Path) -> bool:
+    return any(path.is_relative_to(one) for one in ("/tmp", "/var/tmp"))  # noqa: S108
+
+
+def _ways_to_the_program(service: Service) -> Iterator[str]:
+    """What keeps the agent's user from `feddp` or from the Python that it starts; the first thing
+    for each reason."""
+    places = program_places(service.command)
+    for path in places:
+        if _is_temporary(path):
+            yield (
+                f"{path} lies below a folder for temporary files, and the service has one of its "
+                f"own: it cannot start {service.command}; {_INSTALL}"
+            )
+            break
+    try:
+        uid = pwd.getpwnam(service.user).pw_uid
+    except KeyError:
+        return
+    groups = groups_of(uid)
+    for path in places:
+        for one in [*reversed(path.parents), path]:
+            try:
+                may_pass = may(one.stat(), uid, groups, stat.S_IXOTH)
+            except FileNotFoundError:
+                yield f"{one} is not there, so that {service.command} cannot start; {_INSTALL}"
+                return
+            except OSError:
+                return  # closed to this process too: only root can look further
+            if not may_pass:
+                what = "entered" if one.is_dir() else "run"
+                yield (
+                    f"{one} may not be {what} by {service.user}, so that the service cannot start "
+                    f"{service.command}; {_INSTALL}"
+                )
+                return
+
+
+_INSTALL: Final = (
+    "install feddp where everybody may read it, as a virtual environment in /opt/feddp, and run "
+    "this again with that feddp"
+)
 
 
 def _ways_in(service: Service, steward: str) -> Iterator[str]:

@@ -37,7 +37,8 @@ def install_service(
     commands on it as that user. Run it again for another --steward. Starting it stays with you, as
     the last line says.
     """
-    from node_agent.service import Service, install, owners, require_fit
+    from node_agent.handover import owners
+    from node_agent.service import Service, install, require_fit
     from node_agent.service_advice import advice
 
     service = Service(folder.absolute(), user, group or user, _command(), gpu)
@@ -46,7 +47,7 @@ def install_service(
         require_fit(service, steward)
         output.note(f"would write {unit_folder / service.name}:")
         sys.stdout.write(text)
-        for one in owners(service, steward):
+        for one in owners(service.folder, user, service.group, steward):
             output.note(f"would be given: {one}")
         for sentence in advice(service, steward):
             output.note(f"WARNING: {sentence}")

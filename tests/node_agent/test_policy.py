@@ -390,3 +390,17 @@ def test_a_wrong_value_is_named_with_its_account(
         load_policy(tmp_path / "policy.yaml")
     pattern = said.replace("(others)", re.escape("(others)"))
     assert re.search(pattern, caught.value.message), caught.value.message
+
+
+def test_a_file_that_is_missing_a_folder_or_no_utf_8_is_told_as_that(tmp_path: Path) -> None:
+    """Three faults, three remedies; of a wrong byte the line."""
+    path = tmp_path / "policy.yaml"
+    with pytest.raises(Malformed, match="is missing; write it, or restore it"):
+        load_policy(path)
+    path.mkdir()
+    with pytest.raises(Malformed, match="is a folder; move it away"):
+        load_policy(path)
+    path.rmdir()
+    path.write_bytes(b"accounts: []\n# M\xfcller\n")
+    with pytest.raises(Malformed, match="is not UTF-8 text near line 2"):
+        load_policy(path)

@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 
 from feddp.cli.app import app
 from node_agent.config import Folder
-from node_agent.service import Service, install, owners, weaknesses
+from node_agent.handover import hand_over, owners
+from node_agent.program import program_places
+from node_agent.service import Service, install, weaknesses
 from node_agent.service_advice import advice
-from protos.errors import Malformed, NotAllowed, NotFound
+from protos.errors import Conflict, Malformed, NotAllowed, NotFound
 from tests.node_agent.samples import write_rules
 
 AGENT, STEWARD = "daemon", "games"
@@ -185,7 +187,7 @@ def test_an_unknown_user_is_named_with_the_command_that_makes_it(folder: Path) -
     with pytest.raises(NotFound, match="useradd --system"):
         install(service(folder, user="no-such", group="no-such"), STEWARD, folder.parent)
     assert folder.stat().st_mode == before
-    assert owners(service(folder), STEWARD)[0].path == folder
+    assert owners(folder, AGENT, AGENT, STEWARD)[0].path == folder
 
 
 def test_a_folder_without_an_agent_is_told(tmp_path: Path) -> None:
@@ -220,3 +222,104 @@ def test_a_dry_run_names_the_unit_and_refuses_what_the_real_one_does(
     assert "would write /etc/systemd/system/feddp-agent-svc.service" in ran.stderr
     assert f"mode as it is {named / 'identity/node.crt'}" in ran.stderr
     assert CliRunner().invoke(app, [*words, str(tmp_path / "nope")]).exit_code != 0
+
+
+def _as_agent(folder: Path, script: str) -> None:
+    """What the agent's user does in the folder that it works in, by a shell."""
+    assert as_user(AGENT, folder, lambda: subprocess.run(["sh", "-ec", script], check=True))
+
+
+LINKED: dict[str, str] = {
+    "the place of logs": 'mv logs spool/logs.old; ln -s "{victim}" logs',
+    "the place of the ledger": 'rm state.db; ln -s "{victim}/shadow" state.db',
+    "a file in the spool": 'ln -s "{victim}/shadow" spool/shadow',
+    "a folder in the spool": 'mkdir spool/in; ln -s "{victim}" spool/in/deep',
+    "a pipe": "mkfifo spool/pipe",
+}
+
+
+@pytest.mark.parametrize("script", LINKED.values(), ids=LINKED)
+def test_a_link_that_the_agents_user_made_gives_it_nothing(folder: Path, script: str) -> None:
+    """Installed again, as after an upgrade: refused with the path, and nothing changes hands."""
+    if os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    victim, units = folder.parent / "victim", folder.parent / "units"
+    (victim / "sub").mkdir(parents=True)
+    units.mkdir()
+    (victim / "shadow").write_text("secret")
+    install(service(folder), STEWARD, units)
+    _as_agent(folder, script.format(victim=victim))
+    with pytest.raises(Conflict, match="not given to anybody"):
+        install(service(folder), "root", units)
+    assert {one.lstat().st_uid for one in (victim, *victim.rglob("*"))} == {0}
+    assert (folder / "policy.yaml").stat().st_uid == pwd.getpwnam(STEWARD).pw_uid
+
+
+def test_a_second_name_of_a_file_elsewhere_is_refused(folder: Path) -> None:
+    """Where a kernel lets anybody make one."""
+    if os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    victim = folder.parent / "shadow"
+    victim.write_text("secret")
+    os.link(victim, folder / "spool" / "x")
+    with pytest.raises(Conflict, match="hard links"):
+        install(service(folder), STEWARD, folder.parent)
+    assert victim.stat().st_uid == 0
+
+
+def test_a_link_that_is_made_after_the_look_is_not_followed(folder: Path) -> None:
+    """Between the list and the giving, at its end and on the way."""
+    if os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    victim = folder.parent / "victim"
+    (victim / "a").mkdir(parents=True)
+    (folder / "spool" / "in").mkdir()
+    (folder / "spool" / "in" / "a").mkdir()
+    for swapped in ("spool/in/a", "spool/in"):
+        given = owners(folder, AGENT, AGENT, STEWARD)
+        (folder / swapped).rename(folder.parent / swapped.replace("/", "-"))
+        (folder / swapped).symlink_to(victim / "a" if swapped.endswith("a") else victim)
+        with pytest.raises(Conflict, match="is a link"):
+            hand_over(folder, given, lambda _: 1, lambda _: 1)
+        assert {one.stat().st_uid for one in (victim, victim / "a")} == {0}
+        (folder / swapped).unlink()
+        (folder.parent / swapped.replace("/", "-")).rename(folder / swapped)
+
+
+def test_a_folder_that_is_a_link_is_named_by_where_it_leads(folder: Path) -> None:
+    """Whoever may change the link must not choose what root gives away."""
+    if os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    link = folder.parent / "link"
+    link.symlink_to(folder)
+    with pytest.raises(Conflict, match=str(folder)):
+        install(service(link), STEWARD, folder.parent)
+
+
+def test_a_program_that_the_service_cannot_start_is_named(folder: Path) -> None:
+    """As pipx installs it for root: a link in a home to a script, whose Python lies there too."""
+    open_, closed = folder.parent / "opt", folder.parent / "root"
+    for one in (open_, closed):
+        one.mkdir(mode=0o755)
+    (closed / "python").symlink_to("/usr/bin/env")
+    (open_ / "feddp").write_text(f"#!{closed}/python\n")
+    (open_ / "feddp").chmod(0o755)
+    (open_ / "link").symlink_to(open_ / "feddp")
+    here = service(folder, command=open_ / "link")
+    assert "/usr/bin/env" in map(str, program_places(here.command))
+    assert not [text for text in advice(here, STEWARD) if "may not be" in text]
+    closed.chmod(0o700)
+    (said,) = [text for text in advice(here, STEWARD) if "may not be" in text]
+    assert said.startswith(f"{closed} may not be entered by {AGENT}, so that the service cannot")
+    assert "/opt/feddp" in said
+    hidden = [text for text in advice(here, STEWARD) if "it cannot start" in text]
+    assert len(hidden) == 1
+    (open_ / "feddp").write_text("#!/home/it/.pyenv/bin/python\n")
+    assert "ProtectHome=read-only" in here.unit()
+
+
+def test_the_python_of_a_long_path_is_found(tmp_path: Path) -> None:
+    """Where pip starts it by way of the shell."""
+    script = tmp_path / "feddp"
+    script.write_text('#!/bin/sh\n\'\'\'exec\' "/a b/bin/python" "$0" "$@"\n')
+    assert program_places(script) == [script, Path("/a b/bin/python")]

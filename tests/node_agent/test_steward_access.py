@@ -29,7 +29,8 @@ from feddp.cli.app import app, main
 from feddp.cli.failures import NOT_FOUND, USAGE
 from node_agent import access_list
 from node_agent.config import Folder
-from node_agent.service import Service, install, owners
+from node_agent.handover import owners
+from node_agent.service import Service, install
 from node_agent.service_advice import advice
 from node_agent.status import status
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
@@ -217,7 +218,7 @@ def test_a_dry_run_shows_the_access_list_and_what_would_keep_the_steward_out(sit
     words += ["--steward", site.steward, "--dir", str(site.folder.root)]
     ran = CliRunner().invoke(app, words)
     assert f"{site.folder.root}, and {site.steward} may make files there" in ran.stderr
-    assert owners(site.service(), "root")[0].guest == ""
+    assert owners(site.folder.root, site.agent, site.agent, "root")[0].guest == ""
     site.folder.root.parent.chmod(0o700)
     said = "\n".join(advice(site.service(), site.steward))
     assert f"may not be entered by {site.steward}" in said

@@ -57,6 +57,7 @@ NOT_SET: Final = {
     "server.ssl_enabled": "it cannot be switched off",
     "storage.blob_dir": "on the pod's volume",
     "storage.pki_dir": "on the pod's volume",
+    "storage.revocations_file": "on the pod's volume, apart from a database beside it",
     "federation.model_registry": "storage.blob_dir goes before it",
 }
 """Settings that the chart's user cannot change, with the reason."""

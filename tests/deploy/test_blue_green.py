@@ -150,6 +150,8 @@ def test_rolling_is_refused_where_a_stop_is_needed(pair: Pair) -> None:
     """Before anything is changed, by the script; and by the next release itself, started beside."""
     options = pair.options()
     options[2:4] = []  # the folder of green
+    # Nodes look at the ledger a moment after they connect, which makes the first checkpoint.
+    wait_for("the first checkpoint", lambda: verified(pair.now, pair.blue)["roots_checked"])
     before = verified(pair.now, pair.blue)
     done = script("rolling", *options, "--run")
     assert done.returncode == 1

@@ -34,10 +34,10 @@ def test_every_procedure_is_shown_for_processes_and_for_a_release() -> None:
     assert any("--restore " in words for _, words, _ in SHOWN)
 
 
-def test_a_version_that_cannot_restore_is_found_before_anything_is_stopped(
+def test_an_older_version_that_is_not_there_is_found_before_anything_is_stopped(
     tmp_path: object,
 ) -> None:
-    """The rollback to a backup asks the older version first."""
+    """The rollback to a backup looks for it first."""
     done = script(
         *("rollback", "--dir", tmp_path, "--old", "/usr", "--new", "/usr", "--backup", "b"),
         *("--restore", "c", "--restored-dir", "d", "--stopped", "a", "--replica", "r=http://x"),

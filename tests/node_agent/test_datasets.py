@@ -148,7 +148,7 @@ def test_file_that_is_no_declaration_is_refused(tmp_path: Path, text: str) -> No
 
 def test_absent_file_is_refused(tmp_path: Path) -> None:
     """A folder without the file is named."""
-    with pytest.raises(Malformed, match="datasets.yaml is missing"):
+    with pytest.raises(Malformed, match=r"datasets\.yaml is missing"):
         load_data_sets(tmp_path)
 
 

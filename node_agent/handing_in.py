@@ -16,6 +16,7 @@ from node_agent.epochs_seen import EpochsSeen, Meeting, meet
 from node_agent.kept_attempts import KeptAttempts
 from node_agent.own_ledger import OwnLedger
 from node_agent.witnessed import Witnessed
+from privacy.canonical import COUNT_MAX
 from privacy.epochs import Epoch
 from privacy.heads import Terms
 from privacy.ledger import Entry, LimitChange, Statement, from_json, sign, to_json
@@ -71,7 +72,7 @@ class HandingIn:
                 self._witnessed.keep_coordinator_key(known)
                 text = self._epochs.accept(told)
             if text:
-                number = told[-1].number if told else 0
+                number = min(told[-1].number, COUNT_MAX) if told else 0
                 self._disputes.add(Dispute(EVERY_ACCOUNT, number, text, now_s))
             return met
 

@@ -15,6 +15,7 @@ from typing import Final
 from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from privacy.canonical import COUNT_MAX, is_hex
 from privacy.entries import GENESIS, is_signed
 from privacy.heads import Checkpoint, root_of, short
 
@@ -85,7 +86,7 @@ def moment(at_s: float) -> str:
     try:
         return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except (ValueError, OverflowError, OSError):  # what somebody signed need not be a date
-        return f"second {at_s:g}"
+        return f"second {at_s} since 1970"
 
 
 def sign_epoch(
@@ -124,6 +125,8 @@ def epochs_fault(epochs: Sequence[Epoch], public_key: bytes) -> str:
     """
     before: Epoch | None = None
     for one in epochs:
+        if text := _form_fault(one):
+            return text
         number = FIRST + 1 if before is None else before.number + 1
         if one.number != number:
             return f"epoch {number} is missing, repeated or out of place: found {one.number}"
@@ -138,3 +141,14 @@ def epochs_fault(epochs: Sequence[Epoch], public_key: bytes) -> str:
             )
         before = one
     return ""
+
+
+def _form_fault(one: Epoch) -> str:
+    """Why this is no epoch, whoever signed it: what no store could keep."""
+    counts = (one.number, one.restored_at_s, one.backup_made_at_s, one.checkpoint_number)
+    hashes = (one.checkpoint_hash, one.heads_root, one.prev_hash)
+    if all(0 <= each <= COUNT_MAX for each in counts) and all(
+        is_hex(each) and len(each) == len(GENESIS) for each in hashes
+    ):
+        return ""
+    return "an epoch has a number, a time or a hash that is none"

@@ -148,12 +148,12 @@ def _restorations(
     kept: Witnesses, nodes: Sequence[Witnesses], passed: Passing, *, whole: bool
 ) -> list[Fault]:
     here, key, shown = kept.restorations, kept.coordinator_key, kept.checkpoints
-    found = coordinator_faults(here, key, shown, passed.hashes, whole=whole)
+    found = coordinator_faults(here, key, shown, passed.hashes, passed.counts, whole=whole)
     pasts = [
         NodePast(one.source, one.node_key, one.epochs, one.past, one.checkpoints) for one in nodes
     ]
     for one in pasts:
-        found += node_faults(one, here, key, shown, passed.hashes, passed.counts)
+        found += node_faults(one, here, key, shown, passed.hashes, passed.counts, whole=whole)
     return found + forks(pasts)
 
 

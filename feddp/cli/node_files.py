@@ -118,7 +118,8 @@ def from_node_file(path: Path) -> NodeFile:
         raise Malformed(
             "HEADS_INVALID", f"{path} is not what `feddp agent ledger heads --json` prints"
         ) from None
-    if not (found.seen.heads or found.seen.checkpoints or found.disputes):
+    seen = found.seen
+    if not (seen.heads or seen.checkpoints or seen.past or found.disputes):
         raise Malformed(
             "HEADS_EMPTY",
             f"{path}: node {found.node} has seen no entry and no checkpoint, which proves nothing; "

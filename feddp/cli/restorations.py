@@ -5,7 +5,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from feddp.cli.json_windows import once
 from feddp.cli.output import counted
+from privacy.canonical import COUNT_MAX
 from privacy.entries import GENESIS, is_signed
 from privacy.epochs import Epoch, epochs_fault
 from privacy.heads import Checkpoint, Head, root_of, short, signed_by
@@ -122,7 +124,7 @@ def restoration_of(value: Mapping[str, Any]) -> Restoration:
             Head(str(at["account"]), _whole(at["seq"]), str(at["hash"]))
             for at in list(value["places"])
         ],
-        {str(at["account"]): _whole(at["seq"]) for at in list(value["reconciled"])},
+        once([(_name(at["account"]), _whole(at["seq"])) for at in list(value["reconciled"])]),
     )
 
 
@@ -150,8 +152,14 @@ def of_accounts(one: Restoration, wanted: Collection[str]) -> Restoration:
     return Restoration(one.epoch, [at for at in one.places if at.account in wanted], done)
 
 
+def _name(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a name was to be here")
+    return value
+
+
 def _whole(value: Any) -> int:
-    if type(value) is not int:
+    if type(value) is not int or not 0 <= value <= COUNT_MAX:
         raise TypeError("a whole number was to be here")
     return value
 
@@ -161,6 +169,7 @@ def coordinator_faults(
     key: bytes,
     checkpoints: Iterable[Checkpoint],
     hashes: Mapping[tuple[str, int], str],
+    counts: Mapping[str, int],
     *,
     whole: bool,
 ) -> list[Fault]:
@@ -169,6 +178,7 @@ def coordinator_faults(
     Args:
         key: the coordinator's raw ledger key.
         hashes: (account, seq) -> hash of the entry, for every place.
+        counts: account -> its entries.
         whole: the entries are of every account; else the roots cannot be made.
     """
     if text := epochs_fault([one.epoch for one in restorations], key):
@@ -187,6 +197,13 @@ def coordinator_faults(
                     f"{short(at.hash)}, and that is not the entry here"
                 )
                 return [(at.account, at.seq, text)]
+        for account, seq in (one.reconciled or {}).items():
+            if not one.place(account) <= seq <= counts.get(account, 0):
+                text = (
+                    f"epoch {epoch.number} says that its node had handed it in at entry {seq}, and "
+                    f"the backup had {one.place(account)}, and {counts.get(account, 0)} are here"
+                )
+                return [(account, seq, text)]
         if whole and root_of(at.leaf() for at in one.places) != epoch.heads_root:
             text = (
                 f"epoch {epoch.number} was signed over other places than the export tells: they "
@@ -220,13 +237,16 @@ def node_faults(
     key: bytes,
     checkpoints: Iterable[Checkpoint],
     hashes: Mapping[tuple[str, int], str],
-    accounts: Iterable[str],
+    counts: Mapping[str, int],
+    *,
+    whole: bool,
 ) -> list[Fault]:
     """Where a node's file knows restorations that are not here, or has seen what none of those that
     it knows explains.
 
     Args:
-        accounts: those of the ledger; what is said of others is passed over.
+        counts: account -> its entries here.
+        whole: the entries are of every account; else what is said of others is passed over.
     """
     found: list[Fault] = []
     known, here = {one.hash for one in node.epochs}, {one.epoch.hash for one in restorations}
@@ -243,7 +263,7 @@ def node_faults(
                 "it is not here: this is the ledger of an older copy of the coordinator"
             )
             found.append((RESTORATIONS, one.number, text))
-    shown, known_accounts = {one.number: one.hash for one in checkpoints}, {*accounts}
+    shown = {one.number: one.hash for one in checkpoints}
     for past in node.past:
         ended = _ended(past.since_s, node.epochs, restorations, known)
         what = past.what
@@ -260,13 +280,22 @@ def node_faults(
                 )
                 found.append((RESTORATIONS, what.number, text))
             continue
-        if what.account not in known_accounts or not what.seq:
+        if not what.seq or (not whole and what.account not in counts):
             continue
         if not signed_by(node.node_key, what, past.signature):
             text = f"the head that {node.source} held before a restoration is not signed by it"
             found.append((what.account, what.seq, text))
         elif ended and what.seq > ended.place(what.account):
-            continue
+            # One that follows it counts as well: then the node has handed in to that.
+            later = (one for one in restorations if one.epoch.number >= ended.epoch.number)
+            if not any(what.account in (one.reconciled or {}) for one in later):
+                text = (
+                    f"node {node.source} had seen entry {what.seq} before the restoration at "
+                    f"{ended.epoch.restored}; {counts.get(what.account, 0)} entries are here, and "
+                    "the node has not handed in the rest. It does so at its next session: export "
+                    "the ledger anew after that"
+                )
+                found.append((what.account, what.seq, text))
         elif hashes.get((what.account, what.seq)) != what.hash:
             text = (
                 f"node {node.source} has seen another entry {what.seq}, {short(what.hash)}, before "

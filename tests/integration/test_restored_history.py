@@ -117,6 +117,18 @@ def _another_epoch_in_the_file(export: Json, file: Json) -> None:
     file["epochs"][0]["heads_root"] = "0" * 64
 
 
+def _handed_in_to_where_it_is_not(export: Json, file: Json) -> None:
+    export["restorations"][0]["reconciled"][0]["seq"] += 100
+
+
+def _handed_in_before_the_backup(export: Json, file: Json) -> None:
+    export["restorations"][0]["reconciled"][0]["seq"] = 0
+
+
+def _not_handed_in(export: Json, file: Json) -> None:
+    export["restorations"][0]["reconciled"] = []
+
+
 def _another_head_before(export: Json, file: Json) -> None:
     file["before"]["heads"][0]["seq"] = ENTRIES
 
@@ -134,6 +146,9 @@ def _another_checkpoint_before(export: Json, file: Json) -> None:
         _no_place,
         _not_known_to_the_node,
         _another_epoch_in_the_file,
+        _handed_in_to_where_it_is_not,
+        _handed_in_before_the_backup,
+        _not_handed_in,
         _another_head_before,
         _another_checkpoint_before,
     ],

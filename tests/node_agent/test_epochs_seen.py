@@ -88,3 +88,21 @@ def test_restorations_in_the_order_of_their_dates_alone_are_a_history() -> None:
     early = replace(THIRD, restored_at_s=999)
     signed = replace(early, signature=KEY.sign(early.canonical()))
     assert "not later" in epochs_fault([SECOND, signed], PUBLIC)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"checkpoint_number": 2**64 - 1},
+        {"heads_root": "no hex"},
+        {"checkpoint_hash": "a" * 100_000},
+        {"restored_at_s": 10**400},
+        {"backup_made_at_s": -1},
+    ],
+)
+def test_an_epoch_that_no_store_could_keep_is_a_fault(change: dict[str, int | str]) -> None:
+    """Though it is signed: the node disputes, and does not end on it."""
+    made = replace(SECOND, **change)  # type: ignore[arg-type]
+    made = replace(made, signature=KEY.sign(made.canonical()))
+    assert meet([], PUBLIC, [made], NOW_S).kind == "fault"
+    assert made.restored, "it can be told to people"

@@ -105,10 +105,12 @@ class Witness:
         """
         if await self._ledger.run(self._state.notes.read, LEFT_NOTE):
             await self._arrive()
+        # Before anything is asked: what ends after that need not be in the answer.
+        over = await self._ledger.run(self._state.witnessed.unseen)
         answer = await self._meet()
         if answer is None:
             return
-        expected = await self._ledger.run(self._expected)
+        expected = over & await self._ledger.run(self._expected)
         before = await self._ledger.run(self._state.witnessed.heads)
         heads = await self._read(answer)
         taken = await hand_in(self._stub, self._state, self._ledger, CALL_TIMEOUT_S)

@@ -242,6 +242,26 @@ class Busy(witness_rpc.WitnessService):
         return await super().Countersign(request, context)
 
 
+def test_an_attempt_that_ends_after_the_heads_were_told_raises_none(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in no answer of before; the next look finds it there."""
+    waiting = [lambda: bench.book(1, first=ENTRIES)]
+
+    class Overtaken(witness_rpc.WitnessService):
+        async def ReadHeads(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+            answer = await super().ReadHeads(request, context)
+            if waiting:
+                await asyncio.to_thread(waiting.pop())
+            return answer
+
+    bench.look(monkeypatch, Overtaken)
+    assert bench.state.disputes.all() == []
+    bench.look(monkeypatch)
+    assert bench.state.disputes.all() == []
+    assert bench.state.witnessed.head(ACCOUNT).seq == ENTRIES + 2
+
+
 def busy(happens: Callable[[], None]) -> type[Busy]:
     """Such a coordinator; it happens once."""
     waiting = [happens]

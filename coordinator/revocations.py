@@ -70,14 +70,12 @@ class RevocationsFile:
             return 0
         lines = [{COORDINATOR: self._coordinator, **asdict(one)} for one in new]
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
-        existed = self.path.exists()
         try:
             with self.path.open("ab") as file:
                 file.write(text.encode())
                 file.flush()
                 os.fsync(file.fileno())
-            if not existed:
-                sync_directory(self.path.parent)
+            sync_directory(self.path.parent)
         except OSError:
             self._kept = None  # a part may have been written
             raise

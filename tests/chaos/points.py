@@ -39,7 +39,6 @@ NOT_SERVING: Final = {
         "coordinator.restore:": "only `feddp coordinator restore`",
         "coordinator.restore_database:": "only `feddp coordinator restore`",
         "coordinator.restore_marker:": "only `feddp coordinator restore`",
-        "coordinator.revocations:RevocationsFile.keep:sync:2": "only where the file is not there",
         "coordinator.rounds.events:CoordinatorRestored:": "only `feddp coordinator restore`",
         "coordinator.rpc.witness:WitnessService.HandIn:": "only after a restore: test_restored_*",
         "coordinator.replica_keys:": "only `feddp coordinator copy-keys`",

@@ -74,6 +74,11 @@ def meet(seen: Sequence[Epoch], key: bytes, told: Sequence[Epoch], now_s: float)
     """
     if fault := epochs_fault(told, key):
         return Meeting("fault", fault)
+    of_moment = {one.restored_at_s: one.hash for one in seen}
+    for one in told:
+        if of_moment.get(one.restored_at_s, one.hash) != one.hash:
+            text = f"epoch {one.number} is another one than this node has seen of that moment"
+            return Meeting("fault", text)
     latest, newest = (one[-1] if one else None for one in (seen, told))
     if newest == latest:
         return Meeting("same")
@@ -90,9 +95,6 @@ def meet(seen: Sequence[Epoch], key: bytes, told: Sequence[Epoch], now_s: float)
         )
     if newest is None:  # unreachable: then `latest` is a restoration, and this one is older
         return Meeting("same")
-    if latest is not None and newest.restored_at_s == latest.restored_at_s:
-        text = f"epoch {newest.number} is another one than this node has seen of that moment"
-        return Meeting("fault", text)
     if newest.restored_at_s > now_s + AHEAD_S_MAX:
         return Meeting(
             "refused",
@@ -100,7 +102,7 @@ def meet(seen: Sequence[Epoch], key: bytes, told: Sequence[Epoch], now_s: float)
                 "COORDINATOR_EPOCH_AHEAD",
                 f"the coordinator says that it was restored at {newest.restored}, which is still "
                 "to come: compare this machine's clock with the coordinator's, whose operator "
-                "restores it once more with the right time",
+                "sets it right and restores once more, from a backup of before that restoration",
             ),
         )
     return Meeting("later")

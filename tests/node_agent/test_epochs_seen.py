@@ -21,6 +21,8 @@ def restored(before: Epoch | None, at_s: float, key: Ed25519PrivateKey = KEY) ->
 
 SECOND = restored(None, 1000)
 THIRD = restored(SECOND, 2000)
+OTHER = sign_epoch(KEY, None, None, "x", restored_at_s=1000, backup_made_at_s=1)
+"""Of the second's moment, from another backup."""
 AGAIN = restored(None, 3000)
 """From the same backup as the second: it knows nothing of it."""
 
@@ -42,11 +44,8 @@ AGAIN = restored(None, 3000)
         ([], [SECOND, SECOND], "fault"),
         ([], [replace(SECOND, backup_made_at_s=1)], "fault"),
         ([], [restored(None, 1000, Ed25519PrivateKey.generate())], "fault"),
-        (
-            [SECOND],
-            [sign_epoch(KEY, None, None, "x", restored_at_s=1000, backup_made_at_s=1)],
-            "fault",
-        ),
+        ([SECOND], [OTHER], "fault"),
+        ([SECOND], [OTHER, restored(OTHER, 2000)], "fault"),
         ([], [restored(None, NOW_S + AHEAD_S_MAX)], "later"),
         ([], [restored(None, NOW_S + AHEAD_S_MAX + 1)], "refused"),
     ],

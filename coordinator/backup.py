@@ -6,7 +6,6 @@ tables are old: then all of it begins anew. What was written before a failure is
 """
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from typing import Final
 from sqlalchemy.engine import make_url
 
 from certs.sealing import Sealer
+from coordinator.alone import alone
 from coordinator.backup_archive import Archive, Moved, Progress, json_bytes
 from coordinator.backup_names import (
     CONFIG,
@@ -284,18 +284,12 @@ def _only_one(blob_dir: Path) -> Iterator[Path]:
     """
     scratch = blob_dir / SCRATCH
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(scratch / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(
-                "BACKUP_RUNS", "another backup of this installation is being written; wait for it"
-            ) from None
-        with tempfile.TemporaryDirectory(dir=_emptied(scratch), prefix="now-") as folder:
-            yield Path(folder)
-    finally:
-        os.close(descriptor)
+    text = "another backup of this installation is being written; wait for it"
+    with (
+        alone(scratch / "lock", "BACKUP_RUNS", text),
+        tempfile.TemporaryDirectory(dir=_emptied(scratch), prefix="now-") as folder,
+    ):
+        yield Path(folder)
 
 
 def _emptied(scratch: Path) -> Path:

@@ -8,16 +8,13 @@ written; only then are older ones removed. One that is not complete removes none
 coordinator that has lost its models does not push the last good backup out.
 """
 
-import contextlib
-import fcntl
-import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from coordinator.alone import alone
 from coordinator.backup import Backup, backup
 from coordinator.backup_archive import Progress
 from coordinator.backup_check import Checked, check
@@ -87,7 +84,8 @@ def backup_into(
 
     stem = f"feddp-{datetime.fromtimestamp(now_s, UTC):%Y%m%dT%H%M%SZ}"
     out, whole = folder / f"{stem}{INCOMPLETE}", folder / f"{stem}.backup"
-    with _alone(folder):
+    running = f"another backup is being written into {folder}; wait for it"
+    with alone(folder / LOCK, "BACKUP_RUNS", running):
         if whole.exists() or whole.is_symlink():
             raise Conflict("FILE_EXISTS", f"{whole} exists and is not written over")
         for left in _names(folder, partial=True):
@@ -134,23 +132,3 @@ def _unsound(checked: Checked) -> WrongPhase:
         f"{'; '.join(checked.problems[:TOLD_MAX])}{more}. Run `feddp coordinator check` and `feddp "
         "budget verify`; `--out FILE` writes one at any rate",
     )
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One at a time in a folder, also of several machines that share it.
-
-    Raises:
-        Conflict: BACKUP_RUNS.
-    """
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(
-                "BACKUP_RUNS", f"another backup is being written into {folder}; wait for it"
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)

@@ -4,20 +4,19 @@ It names what the restore makes, so that the next one can take that away, and no
 """
 
 import contextlib
-import fcntl
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from coordinator.alone import alone
 from coordinator.config_sections import Storage
 from coordinator.store.diagnosis import sqlite_file
 from coordinator.store.engines import is_sqlite
 from protos.content import sync_directory, write_durable
-from protos.errors import Conflict, Malformed, WrongPhase
+from protos.errors import Malformed, WrongPhase
 
 FILE: Final = "restore-unfinished.json"
 LOCK: Final = ".restore.lock"
@@ -119,18 +118,10 @@ def only_one(folder: Path) -> Iterator[None]:
     Raises:
         Conflict: RESTORE_RUNS.
     """
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(
-                "RESTORE_RUNS", f"another restore into {folder} is under way; wait for it"
-            ) from None
+    text = f"another restore into {folder} is under way; wait for it"
+    with alone(folder / LOCK, "RESTORE_RUNS", text):
         try:
             yield
         finally:
             # While it is held: whoever comes later makes one of their own.
             (folder / LOCK).unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)

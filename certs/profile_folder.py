@@ -45,11 +45,16 @@ def adopt(folder: Path, chain: bytes, bundle: bytes) -> None:
     sync_directory(folder)
 
 
-def describe(folder: Path, address: str, name: str) -> None:
+DEFAULT_PROJECT: Final = "default"
+
+
+def describe(folder: Path, address: str, name: str, project: str = DEFAULT_PROJECT) -> None:
     """Write whose profile it is, and at which coordinator.
 
     Args:
         address: "host:port" of the mTLS port.
     """
-    described = yaml.safe_dump({"address": address, "name": name})
-    write_durable(folder / DESCRIPTION, described.encode())
+    described = {"address": address, "name": name}
+    if project != DEFAULT_PROJECT:  # a profile without it can be read by every release
+        described["project"] = project
+    write_durable(folder / DESCRIPTION, yaml.safe_dump(described).encode())

@@ -11,6 +11,7 @@ PEOPLES_ROLES: Final = ("operator", "engineer", "privacy-officer")
 """What a person may be; a node is nothing else."""
 
 _PEOPLE: frozenset[str] = frozenset(PEOPLES_ROLES)
+_OF_EVERY_PROJECT: frozenset[str] = frozenset({"operator", "privacy-officer"})
 _TRAINING: frozenset[str] = frozenset({"engineer", "node"})
 
 RULES: dict[str, frozenset[str]] = {
@@ -67,13 +68,19 @@ class Caller:
 
     Attributes:
         node: the node's name, or empty for people.
-        project: people see and touch their own project's jobs and models.
+        project: an engineer's; whose jobs they submit and resume.
     """
 
     name: str
     roles: frozenset[str]
     project: str = ""
     node: str = ""
+
+    def sees(self, project: str) -> bool:
+        """Whether a project's jobs and models are shown to them: to engineers those of their own,
+        to operators and privacy officers every one's.
+        """
+        return project == self.project or not _OF_EVERY_PROJECT.isdisjoint(self.roles)
 
 
 def allow(method: str, caller: Caller) -> None:

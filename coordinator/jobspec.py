@@ -177,7 +177,7 @@ class JobSpec(Section):
     dataset: str = key(
         ..., "The name that nodes publish it under.", pattern=_NAME, allowed=_NAME_WORDS
     )
-    project: str = key("default", "Who shares the job.", pattern=_NAME, allowed=_NAME_WORDS)
+    project: str = key("default", "That of whoever submits it.", pattern=_NAME, allowed=_NAME_WORDS)
     priority: int = key(
         0, "Among jobs that want the same nodes, a higher one goes first.", ge=-100, le=100
     )

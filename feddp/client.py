@@ -324,14 +324,15 @@ class Client:
         return node
 
     def invite_user(
-        self, user: str, roles: Iterable[str], ttl_s: int = 86400
+        self, user: str, roles: Iterable[str], ttl_s: int = 86400, project: str = ""
     ) -> InviteUserResponse:
         """A token with which one person joins; an earlier unused one of theirs is void from now on.
 
         Args:
             roles: of "operator", "engineer" and "privacy-officer", at least one.
+            project: whose jobs an engineer submits and sees; empty: "default".
         """
-        request = users_pb2.InviteUserRequest(user=user, roles=roles, ttl_s=ttl_s)
+        request = users_pb2.InviteUserRequest(user=user, roles=roles, ttl_s=ttl_s, project=project)
         with self._connection.errors():
             answer: InviteUserResponse = self._users.InviteUser(request, timeout=CALL_TIMEOUT_S)
         return answer

@@ -12,6 +12,7 @@ from certs.enrolment import make_csr
 from certs.profile_folder import (
     BUNDLE,
     CHAIN,
+    DEFAULT_PROJECT,
     DESCRIPTION,
     KEY,
     NEXT_KEY,
@@ -45,6 +46,7 @@ class Joined:
         address: "host:port" of the mTLS port.
         expires_at: last moment of the certificate, UTC.
         root_fingerprint: SHA-256 of the root that the token pins, for people to compare.
+        project: whose jobs and models they see and submit, if they are an engineer.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Joined:
     folder: Path
     expires_at: datetime
     root_fingerprint: str
+    project: str
 
 
 def join(token: str, folder: Path, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> Joined:
@@ -92,7 +95,8 @@ def join(token: str, folder: Path, connect_timeout_s: float = CONNECT_TIMEOUT_S)
         answer.trust_bundle,
         (answer.user, answer.spiffe_id),
     )
-    describe(folder, answer.coordinator_address, identity.name)
+    project = answer.project or DEFAULT_PROJECT
+    describe(folder, answer.coordinator_address, identity.name, project)
     adopt(folder, answer.certificate_chain, answer.trust_bundle)
     return Joined(
         identity.name,
@@ -102,6 +106,7 @@ def join(token: str, folder: Path, connect_timeout_s: float = CONNECT_TIMEOUT_S)
         folder,
         leaf.not_valid_after_utc,
         parsed.fingerprint,
+        project,
     )
 
 

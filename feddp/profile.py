@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from certs.profile_folder import BUNDLE, CHAIN, DESCRIPTION, KEY, NEXT_KEY
+from certs.profile_folder import BUNDLE, CHAIN, DEFAULT_PROJECT, DESCRIPTION, KEY, NEXT_KEY
 from protos.errors import Malformed, NotFound
 
 PROFILE_VARIABLE = "FEDDP_PROFILE"
@@ -24,6 +24,7 @@ class _ProfileFile(BaseModel):
 
     address: str = Field(pattern=r"^\S+:\d{1,5}$", description="host:port of the mTLS port")
     name: str = Field(min_length=1, description="the name that the certificate carries")
+    project: str = Field(DEFAULT_PROJECT, min_length=1, description="whose jobs they submit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Profile:
         key: private key, PEM.
         chain: certificate and the issuing authority's, PEM, leaf first.
         bundle: the root that is trusted, PEM.
+        project: whose jobs they submit, when they joined.
     """
 
     folder: Path
@@ -45,6 +47,7 @@ class Profile:
     key: bytes
     chain: bytes
     bundle: bytes
+    project: str = DEFAULT_PROJECT
 
     @classmethod
     def load(cls, folder: Path) -> "Profile":
@@ -77,7 +80,7 @@ class Profile:
                 "PROFILE_INVALID",
                 f"{folder / 'profile.yaml'} must hold `address: HOST:PORT` and `name: NAME`",
             ) from None
-        return cls(folder, entry.address, entry.name, key, chain, bundle)
+        return cls(folder, entry.address, entry.name, key, chain, bundle, entry.project)
 
 
 def installation_around(folder: Path) -> Path | None:

@@ -162,6 +162,7 @@ class EnrollmentService(pb_grpc.EnrollmentServicer):
             user=joined.user.name,
             roles=sorted(joined.user.roles),
             coordinator_address=self._address,
+            project=joined.user.project,
         )
 
     def _issue(

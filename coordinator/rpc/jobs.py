@@ -6,10 +6,12 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from sqlalchemy import Connection
 
 from coordinator import aggregation, mandates, quoting, views
+from coordinator.authz import Caller
 from coordinator.blobs import BlobStore
 from coordinator.config import CoordinatorConfig
 from coordinator.jobspec import Job, parse_job
@@ -140,8 +142,7 @@ class JobsService(pb_grpc.JobsServicer):
         """
         who = caller()
         job = parse_job(spec, self.config)
-        if job.project != who.project:
-            raise NotAllowed("PROJECT", f"{who.name} submits jobs of project {who.project} only")
+        _check_own(who, job.project, "submits")
         check_published(job, task_hash, await self.database.read(people.all_nodes))
         return job
 
@@ -161,10 +162,10 @@ class JobsService(pb_grpc.JobsServicer):
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         """See jobs.proto."""
-        project = caller().project
+        who = caller()
         found: list[pb.Job] = []
         for record in await self.database.read(job_store.listed):
-            if record.project == project:
+            if who.sees(record.project):
                 view = await self._view(await self.rounds.job(record.job_id))
                 view.ClearField("rounds")
                 found.append(view)
@@ -208,7 +209,9 @@ class JobsService(pb_grpc.JobsServicer):
     ) -> pb.ResumeJobResponse:
         """See jobs.proto."""
         _check_request_id(request.request_id)
-        mandate = self._resumption(await self._mine(request.job_id), request)
+        live = await self._mine(request.job_id)
+        _check_own(caller(), live.record.project, "resumes")
+        mandate = self._resumption(live, request)
         live = await self.rounds.resume(request.job_id, caller().name, request.request_id, mandate)
         return pb.ResumeJobResponse(job=await self._view(live))
 
@@ -234,7 +237,7 @@ class JobsService(pb_grpc.JobsServicer):
 
     async def _mine(self, job_id: str) -> LiveJob:
         live = await self.rounds.job(job_id)
-        if live.record.project != caller().project:
+        if not caller().sees(live.record.project):
             raise NotFound("JOB_UNKNOWN", f"there is no job {job_id}; `feddp job list` shows them")
         return live
 
@@ -279,3 +282,20 @@ async def _first_turn(live: LiveJob) -> None:
 def _check_request_id(request_id: str) -> None:
     if not 1 <= len(request_id) <= 64:
         raise Malformed("REQUEST_ID", "request_id is 1 to 64 characters of the caller's choice")
+
+
+def _check_own(who: Caller, project: str, what: Literal["submits", "resumes"]) -> None:
+    """Refuse to ask for work in another project's name; for whoever may look at it, too.
+
+    Raises:
+        NotAllowed: PROJECT.
+    """
+    if project != who.project:
+        remedy = f"an engineer of {project} resumes it"
+        if what == "submits":
+            remedy = f"write `project: {who.project}` in the job's file"
+        raise NotAllowed(
+            "PROJECT",
+            f"{who.name} {what} jobs of project {who.project} only, and this one's is "
+            f"{project}; {remedy}",
+        )

@@ -271,8 +271,8 @@ class ModelsService(models_pb2_grpc.ModelsServicer):
 
     async def _mine(self, job_id: str | None) -> list[job_store.ModelRecord]:
         found = await self.database.read(lambda connection: job_store.models_of(connection, job_id))
-        project = caller().project
-        return [m for m in found if m.project == project and m.kind != "initial"]
+        who = caller()
+        return [m for m in found if who.sees(m.project) and m.kind != "initial"]
 
     async def ListModels(
         self, request: models_pb2.ListModelsRequest, context: Context

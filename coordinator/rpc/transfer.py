@@ -118,7 +118,7 @@ class TransferService(pb_grpc.TransferServicer):
             allowed = self._is_ordered(who.node, digest)
         else:
             models = await self.database.read(job_store.models_of)
-            allowed = any(m.digest == digest and m.project == who.project for m in models)
+            allowed = any(m.digest == digest and who.sees(m.project) for m in models)
         if not allowed:
             raise NotAllowed("NOT_ALLOWED", f"{who.name} may not read model {digest[:12]}…")
 

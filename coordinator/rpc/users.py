@@ -1,6 +1,7 @@
 """Users: operators let people in, and out again."""
 
 import asyncio
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ log = structlog.get_logger(__name__)
 TTL_S_MIN, TTL_S_MAX = 60, 7 * 86400
 
 PROJECT: Final = "default"
+"""Of whoever is invited without one."""
+
+_PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 @dataclass(slots=True)
@@ -47,7 +51,7 @@ class UsersService(pb_grpc.UsersServicer):
         self, request: pb.InviteUserRequest, context: Context
     ) -> pb.InviteUserResponse:
         """See users.proto."""
-        user = User(check_name(request.user), _roles(request.roles), PROJECT)
+        user = User(check_name(request.user), _roles(request.roles), _project(request.project))
         check_ttl(request.ttl_s)
         root = self.authority.root_der
         token = JoinToken(self.enrollment_address, new_secret(), root, "user")
@@ -66,7 +70,13 @@ class UsersService(pb_grpc.UsersServicer):
             )
 
         await self.database.write(work)
-        log.warning("user_invited", user=user.name, roles=sorted(user.roles), by=by)
+        log.warning(
+            "user_invited",
+            user=user.name,
+            roles=sorted(user.roles),
+            project=user.project,
+            by=by,
+        )
         return pb.InviteUserResponse(
             token=token.encode(), expires_at=expires_at_s, root_fingerprint=token.fingerprint
         )
@@ -175,6 +185,21 @@ def _roles(wanted: Sequence[str]) -> frozenset[str]:
     return frozenset(wanted)
 
 
+def _project(wanted: str) -> str:
+    """The project that a person is to have.
+
+    Raises:
+        Malformed: PROJECT_INVALID.
+    """
+    if wanted and not _PROJECT.fullmatch(wanted):
+        raise Malformed(
+            "PROJECT_INVALID",
+            f"{wanted[:80]!a} cannot be a project's name; use 1 to 63 letters, digits, '.', '_' "
+            "and '-', a letter or digit first",
+        )
+    return wanted or PROJECT
+
+
 def _wire(standing: users.Standing) -> pb.User:
     return pb.User(
         name=standing.name,
@@ -184,4 +209,5 @@ def _wire(standing: users.Standing) -> pb.User:
         invitation_expires_at=standing.invitation_ends_at_s,
         last_used_at=standing.last_used_at_s,
         invited_by=standing.invited_by,
+        project=standing.project,
     )

@@ -55,6 +55,7 @@ class Standing:
         invitation_ends_at_s: of an open invitation; 0 for none.
         last_used_at_s: of the newest call; 0 for none that is known.
         invited_by: empty for whoever came with the installation.
+        project: as the roles.
 
     Times are seconds since the epoch.
     """
@@ -66,6 +67,7 @@ class Standing:
     invitation_ends_at_s: float
     last_used_at_s: float
     invited_by: str
+    project: str
 
     def is_operator(self, now_s: float) -> bool:
         """Whether this person can invite others now."""
@@ -219,6 +221,7 @@ def _standing(
         invited.expires_at if invited is not None and is_open else 0.0,
         known.last_used_at if known is not None else 0.0,
         invited.invited_by if invited is not None else "",
+        source.project if source is not None else "",
     )
 
 

@@ -128,18 +128,19 @@ def quote(
 
 @app.command("list")
 def list_(folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False) -> None:
-    """Every job of your project, newest first."""
+    """Every job of your project, newest first; as operator or privacy officer, of all projects."""
     with connect(folder, profile) as client:
         jobs = client.jobs()
     if as_json:
         output.print_json({"jobs": [output.as_dict(job) for job in jobs]})
         return
     output.table(
-        ("ID", "NAME", "STATUS", "ROUNDS", "DATA SET", "SUBMITTED"),
+        ("ID", "NAME", "PROJECT", "STATUS", "ROUNDS", "DATA SET", "SUBMITTED"),
         [
             (
                 job.job_id,
                 job.name,
+                job.project,
                 job.status,
                 f"{job.rounds_done}/{job.rounds_planned}",
                 job.data_set,

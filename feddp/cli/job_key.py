@@ -1,9 +1,14 @@
 """`feddp job key`: the key with which an engineer signs jobs."""
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from feddp.cli import output
 from feddp.cli.options import Dir, Json, ProfileFolder
+
+if TYPE_CHECKING:
+    from feddp.profile import Profile
 
 app = typer.Typer(
     help="The key that signs your jobs; hospitals pin its public half.", no_args_is_help=True
@@ -45,7 +50,7 @@ def new(folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False
         return
     output.line(f"{selected.folder / KEY_FILE} is your key, readable by its owner alone")
     output.line(f"{selected.folder / PUBLIC_FILE} is for the hospitals; in their policy.yaml:")
-    _lines(selected.name, public)
+    _lines(selected, public)
     if warning:
         output.note(f"WARNING: {warning}")
 
@@ -61,10 +66,11 @@ def show(folder: Dir = None, profile: ProfileFolder = None, as_json: Json = Fals
     if as_json:
         output.print_json({"name": selected.name, "public_key": public})
         return
-    _lines(selected.name, public)
+    _lines(selected, public)
 
 
-def _lines(name: str, public: str) -> None:
+def _lines(selected: "Profile", public: str) -> None:
     output.line("who_may_ask:")
     output.line("  engineers:")
-    output.line(f'    - {{name: {name}, public_key: "{public}", projects: [default]}}')
+    of = f'{{name: {selected.name}, public_key: "{public}", projects: [{selected.project}]}}'
+    output.line(f"    - {of}")

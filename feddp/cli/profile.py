@@ -52,6 +52,7 @@ def join(
             {
                 "name": made.name,
                 "roles": list(made.roles),
+                "project": made.project,
                 "identity": made.identity,
                 "address": made.address,
                 "folder": str(made.folder),
@@ -64,7 +65,10 @@ def join(
 
 
 def _joined(made: "Joined") -> None:
-    output.line(f"joined as {made.name} ({', '.join(made.roles)}); coordinator {made.address}")
+    roles = ", ".join(made.roles)
+    output.line(
+        f"joined as {made.name} ({roles}; project {made.project}); coordinator {made.address}"
+    )
     output.line(
         f"certificate until {output.moment(made.expires_at.timestamp())}; every command warns in "
         "its last 30 days, and `feddp profile renew` gets the next one"
@@ -105,6 +109,7 @@ def _show(selected: "Selection", as_json: bool) -> None:
             {
                 "name": loaded.name,
                 "identity": found.identity,
+                "project": loaded.project,
                 "address": loaded.address,
                 "folder": str(loaded.folder),
                 "certificate_expires_at": found.expires_at.timestamp(),
@@ -117,6 +122,7 @@ def _show(selected: "Selection", as_json: bool) -> None:
         [
             ("name", loaded.name),
             ("identity", found.identity),
+            ("project", loaded.project),
             ("coordinator", loaded.address),
             ("folder", str(loaded.folder)),
             ("certificate until", output.moment(found.expires_at.timestamp())),

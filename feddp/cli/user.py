@@ -32,6 +32,14 @@ def invite(
     valid: Annotated[
         str, typer.Option(help="How long the token may be redeemed: 30m, 24h, 7d.")
     ] = "24h",
+    project: Annotated[
+        str,
+        typer.Option(
+            metavar="PROJECT",
+            help="Whose jobs and models an engineer sees, submits and resumes; operators and "
+            "privacy officers see every project's.",
+        ),
+    ] = "default",
     folder: Dir = None,
     profile: ProfileFolder = None,
     as_json: Json = False,
@@ -39,7 +47,7 @@ def invite(
     """Make a token with which one person joins; it is shown once and works once."""
     ttl_s = life_of_token(valid, "--valid")
     with connect(folder, profile) as client:
-        made = client.invite_user(name, role, ttl_s)
+        made = client.invite_user(name, role, ttl_s, project)
     if as_json:
         output.print_json(
             {
@@ -47,6 +55,7 @@ def invite(
                 "expires_at": made.expires_at,
                 "user": name,
                 "roles": sorted(set(role)),
+                "project": project,
                 "root_fingerprint": made.root_fingerprint,
             }
         )
@@ -68,11 +77,12 @@ def list_(folder: Dir = None, profile: ProfileFolder = None, as_json: Json = Fal
         output.print_json({"users": [output.as_dict(user) for user in users]})
         return
     output.table(
-        ("NAME", "ROLES", "STATUS", "CERTIFICATE UNTIL", "LAST USED", "INVITED BY"),
+        ("NAME", "ROLES", "PROJECT", "STATUS", "CERTIFICATE UNTIL", "LAST USED", "INVITED BY"),
         [
             (
                 user.name,
                 ", ".join(user.roles),
+                user.project,
                 _status(user),
                 output.moment(user.certificate_expires_at) if user.certificate_expires_at else "-",
                 output.moment(user.last_used_at),

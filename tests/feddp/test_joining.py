@@ -340,7 +340,7 @@ def test_the_command_shows_the_root_and_what_is_next(
     ran = run("profile", "join", token, "--profile", "mine")
     assert ran.code == 0
     assert fingerprint in ran.err
-    assert "joined as ana (engineer)" in ran.out
+    assert "joined as ana (engineer; project default)" in ran.out
     assert f"export FEDDP_PROFILE={tmp_path / 'mine'}" in ran.out
     assert "feddp job key new" in ran.out
     again = run("profile", "join", token, "--profile", "mine", "--json")

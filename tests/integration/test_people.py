@@ -249,9 +249,9 @@ def test_the_list_says_what_has_run_out(coordinator: Federation) -> None:
         database.execute("UPDATE certificates SET not_after = 1 WHERE spiffe_id LIKE '%/ana'")
     out = run_cli("user", "list", "--dir", root(coordinator))[1].splitlines()
     assert [" ".join(line.split()) for line in out[1:3]] == [
-        "ana engineer, privacy-officer joined, CERTIFICATE ENDED 1970-01-01 00:00:01 UTC never "
-        "operator",
-        "ben engineer invited, EXPIRED - never operator",
+        "ana engineer, privacy-officer default joined, CERTIFICATE ENDED 1970-01-01 00:00:01 UTC "
+        "never operator",
+        "ben engineer default invited, EXPIRED - never operator",
     ]
 
 

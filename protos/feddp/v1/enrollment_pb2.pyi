@@ -135,6 +135,7 @@ class JoinUserResponse(_message.Message):
     USER_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
     COORDINATOR_ADDRESS_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
     certificate_chain: _builtins.bytes
     """The person's certificate and the issuing authority's, PEM, leaf first."""
     trust_bundle: _builtins.bytes
@@ -144,6 +145,8 @@ class JoinUserResponse(_message.Message):
     user: _builtins.str
     coordinator_address: _builtins.str
     """"host:port" of the coordinator's mTLS port."""
+    project: _builtins.str
+    """Empty from a coordinator of before there was more than one: "default"."""
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What they may do."""
@@ -157,10 +160,11 @@ class JoinUserResponse(_message.Message):
         user: _builtins.str = ...,
         roles: _abc.Iterable[_builtins.str] | None = ...,
         coordinator_address: _builtins.str = ...,
+        project: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_chain", b"certificate_chain", "coordinator_address", b"coordinator_address", "roles", b"roles", "spiffe_id", b"spiffe_id", "trust_bundle", b"trust_bundle", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_chain", b"certificate_chain", "coordinator_address", b"coordinator_address", "project", b"project", "roles", b"roles", "spiffe_id", b"spiffe_id", "trust_bundle", b"trust_bundle", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

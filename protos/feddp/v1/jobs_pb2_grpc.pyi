@@ -42,7 +42,9 @@ class JobsStub:
     (JOB_ID_TAKEN).
     """
     ListJobs: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]
-    """Called by engineers, operators and privacy officers; of their project. Safe to retry."""
+    """Called by engineers, for those of their project, and by operators and privacy officers, for all.
+    Safe to retry.
+    """
     GetJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.GetJobResponse]
     """As ListJobs. Errors: NOT_FOUND (JOB_UNKNOWN)."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_jobs_pb2.WatchJobRequest, _jobs_pb2.WatchJobResponse]
@@ -80,7 +82,9 @@ class JobsAsyncStub(JobsStub):
     (JOB_ID_TAKEN).
     """
     ListJobs: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]  # type: ignore[assignment]
-    """Called by engineers, operators and privacy officers; of their project. Safe to retry."""
+    """Called by engineers, for those of their project, and by operators and privacy officers, for all.
+    Safe to retry.
+    """
     GetJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.GetJobResponse]  # type: ignore[assignment]
     """As ListJobs. Errors: NOT_FOUND (JOB_UNKNOWN)."""
     WatchJob: _aio.UnaryStreamMultiCallable[_jobs_pb2.WatchJobRequest, _jobs_pb2.WatchJobResponse]  # type: ignore[assignment]
@@ -127,7 +131,9 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.ListJobsResponse, _abc.Awaitable[_jobs_pb2.ListJobsResponse]]:
-        """Called by engineers, operators and privacy officers; of their project. Safe to retry."""
+        """Called by engineers, for those of their project, and by operators and privacy officers, for all.
+        Safe to retry.
+        """
 
     @_abc_1.abstractmethod
     def GetJob(

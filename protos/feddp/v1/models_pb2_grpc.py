@@ -52,7 +52,8 @@ class ModelsServicer(object):
     """
 
     def ListModels(self, request, context):
-        """Called by engineers, operators and privacy officers; of their project. Safe to retry.
+        """Called by engineers, for those of their project, and by operators and privacy officers, for all.
+        Safe to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

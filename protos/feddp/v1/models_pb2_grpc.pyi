@@ -34,7 +34,9 @@ class ModelsStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelsAsyncStub: ...
     ListModels: _grpc.UnaryUnaryMultiCallable[_models_pb2.ListModelsRequest, _models_pb2.ListModelsResponse]
-    """Called by engineers, operators and privacy officers; of their project. Safe to retry."""
+    """Called by engineers, for those of their project, and by operators and privacy officers, for all.
+    Safe to retry.
+    """
     GetModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.GetModelRequest, _models_pb2.GetModelResponse]
     """As ListModels. Errors: NOT_FOUND (MODEL_UNKNOWN)."""
 
@@ -44,7 +46,9 @@ class ModelsAsyncStub(ModelsStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_models_pb2.ListModelsRequest, _models_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Called by engineers, operators and privacy officers; of their project. Safe to retry."""
+    """Called by engineers, for those of their project, and by operators and privacy officers, for all.
+    Safe to retry.
+    """
     GetModel: _aio.UnaryUnaryMultiCallable[_models_pb2.GetModelRequest, _models_pb2.GetModelResponse]  # type: ignore[assignment]
     """As ListModels. Errors: NOT_FOUND (MODEL_UNKNOWN)."""
 
@@ -57,7 +61,9 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.ListModelsResponse, _abc.Awaitable[_models_pb2.ListModelsResponse]]:
-        """Called by engineers, operators and privacy officers; of their project. Safe to retry."""
+        """Called by engineers, for those of their project, and by operators and privacy officers, for all.
+        Safe to retry.
+        """
 
     @_abc_1.abstractmethod
     def GetModel(

@@ -63,8 +63,8 @@ class TransferServicer(object):
     """
 
     def Download(self, request, context):
-        """Called by nodes for the model of a round that they were ordered to train, and by engineers
-        for models of their project. May end before `length` bytes; go on from there. Safe to retry.
+        """Called by nodes for the model of a round that they were ordered to train, by engineers for
+        models of their project, and by operators and privacy officers for any. May end before `length` bytes; go on from there. Safe to retry.
         Errors: NOT_FOUND (BLOB_MISSING), PERMISSION_DENIED (NOT_ALLOWED),
         INVALID_ARGUMENT (RANGE_INVALID), UNAVAILABLE (TRANSFERS_BUSY, with a delay).
         """

@@ -38,8 +38,8 @@ class TransferStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TransferAsyncStub: ...
     Download: _grpc.UnaryStreamMultiCallable[_transfer_pb2.DownloadRequest, _transfer_pb2.DownloadResponse]
-    """Called by nodes for the model of a round that they were ordered to train, and by engineers
-    for models of their project. May end before `length` bytes; go on from there. Safe to retry.
+    """Called by nodes for the model of a round that they were ordered to train, by engineers for
+    models of their project, and by operators and privacy officers for any. May end before `length` bytes; go on from there. Safe to retry.
     Errors: NOT_FOUND (BLOB_MISSING), PERMISSION_DENIED (NOT_ALLOWED),
     INVALID_ARGUMENT (RANGE_INVALID), UNAVAILABLE (TRANSFERS_BUSY, with a delay).
     """
@@ -68,8 +68,8 @@ class TransferAsyncStub(TransferStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Download: _aio.UnaryStreamMultiCallable[_transfer_pb2.DownloadRequest, _transfer_pb2.DownloadResponse]  # type: ignore[assignment]
-    """Called by nodes for the model of a round that they were ordered to train, and by engineers
-    for models of their project. May end before `length` bytes; go on from there. Safe to retry.
+    """Called by nodes for the model of a round that they were ordered to train, by engineers for
+    models of their project, and by operators and privacy officers for any. May end before `length` bytes; go on from there. Safe to retry.
     Errors: NOT_FOUND (BLOB_MISSING), PERMISSION_DENIED (NOT_ALLOWED),
     INVALID_ARGUMENT (RANGE_INVALID), UNAVAILABLE (TRANSFERS_BUSY, with a delay).
     """
@@ -101,8 +101,8 @@ class TransferServicer(metaclass=_abc_1.ABCMeta):
         request: _transfer_pb2.DownloadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_transfer_pb2.DownloadResponse], _abc.AsyncIterator[_transfer_pb2.DownloadResponse]]:
-        """Called by nodes for the model of a round that they were ordered to train, and by engineers
-        for models of their project. May end before `length` bytes; go on from there. Safe to retry.
+        """Called by nodes for the model of a round that they were ordered to train, by engineers for
+        models of their project, and by operators and privacy officers for any. May end before `length` bytes; go on from there. Safe to retry.
         Errors: NOT_FOUND (BLOB_MISSING), PERMISSION_DENIED (NOT_ALLOWED),
         INVALID_ARGUMENT (RANGE_INVALID), UNAVAILABLE (TRANSFERS_BUSY, with a delay).
         """

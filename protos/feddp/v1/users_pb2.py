@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/feddp/v1/users.proto\x12\x08\x66\x65\x64\x64p.v1\"?\n\x11InviteUserRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\r\n\x05roles\x18\x02 \x03(\t\x12\r\n\x05ttl_s\x18\x03 \x01(\r\"Q\n\x12InviteUserResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x12\n\nexpires_at\x18\x02 \x01(\x01\x12\x18\n\x10root_fingerprint\x18\x03 \x01(\t\"\x12\n\x10ListUsersRequest\"2\n\x11ListUsersResponse\x12\x1d\n\x05users\x18\x01 \x03(\x0b\x32\x0e.feddp.v1.User\"!\n\x11RevokeUserRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\"2\n\x12RevokeUserResponse\x12\x1c\n\x04user\x18\x01 \x01(\x0b\x32\x0e.feddp.v1.User\"\x9c\x01\n\x04User\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05roles\x18\x02 \x03(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x1e\n\x16\x63\x65rtificate_expires_at\x18\x04 \x01(\x01\x12\x1d\n\x15invitation_expires_at\x18\x05 \x01(\x01\x12\x14\n\x0clast_used_at\x18\x06 \x01(\x01\x12\x12\n\ninvited_by\x18\x07 \x01(\t2\xdf\x01\n\x05Users\x12G\n\nInviteUser\x12\x1b.feddp.v1.InviteUserRequest\x1a\x1c.feddp.v1.InviteUserResponse\x12\x44\n\tListUsers\x12\x1a.feddp.v1.ListUsersRequest\x1a\x1b.feddp.v1.ListUsersResponse\x12G\n\nRevokeUser\x12\x1b.feddp.v1.RevokeUserRequest\x1a\x1c.feddp.v1.RevokeUserResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/feddp/v1/users.proto\x12\x08\x66\x65\x64\x64p.v1\"P\n\x11InviteUserRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\r\n\x05roles\x18\x02 \x03(\t\x12\r\n\x05ttl_s\x18\x03 \x01(\r\x12\x0f\n\x07project\x18\x04 \x01(\t\"Q\n\x12InviteUserResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x12\n\nexpires_at\x18\x02 \x01(\x01\x12\x18\n\x10root_fingerprint\x18\x03 \x01(\t\"\x12\n\x10ListUsersRequest\"2\n\x11ListUsersResponse\x12\x1d\n\x05users\x18\x01 \x03(\x0b\x32\x0e.feddp.v1.User\"!\n\x11RevokeUserRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\"2\n\x12RevokeUserResponse\x12\x1c\n\x04user\x18\x01 \x01(\x0b\x32\x0e.feddp.v1.User\"\xad\x01\n\x04User\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05roles\x18\x02 \x03(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x1e\n\x16\x63\x65rtificate_expires_at\x18\x04 \x01(\x01\x12\x1d\n\x15invitation_expires_at\x18\x05 \x01(\x01\x12\x14\n\x0clast_used_at\x18\x06 \x01(\x01\x12\x12\n\ninvited_by\x18\x07 \x01(\t\x12\x0f\n\x07project\x18\x08 \x01(\t2\xdf\x01\n\x05Users\x12G\n\nInviteUser\x12\x1b.feddp.v1.InviteUserRequest\x1a\x1c.feddp.v1.InviteUserResponse\x12\x44\n\tListUsers\x12\x1a.feddp.v1.ListUsersRequest\x1a\x1b.feddp.v1.ListUsersResponse\x12G\n\nRevokeUser\x12\x1b.feddp.v1.RevokeUserRequest\x1a\x1c.feddp.v1.RevokeUserResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,19 +32,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.feddp.v1.users_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INVITEUSERREQUEST']._serialized_start=41
-  _globals['_INVITEUSERREQUEST']._serialized_end=104
-  _globals['_INVITEUSERRESPONSE']._serialized_start=106
-  _globals['_INVITEUSERRESPONSE']._serialized_end=187
-  _globals['_LISTUSERSREQUEST']._serialized_start=189
-  _globals['_LISTUSERSREQUEST']._serialized_end=207
-  _globals['_LISTUSERSRESPONSE']._serialized_start=209
-  _globals['_LISTUSERSRESPONSE']._serialized_end=259
-  _globals['_REVOKEUSERREQUEST']._serialized_start=261
-  _globals['_REVOKEUSERREQUEST']._serialized_end=294
-  _globals['_REVOKEUSERRESPONSE']._serialized_start=296
-  _globals['_REVOKEUSERRESPONSE']._serialized_end=346
-  _globals['_USER']._serialized_start=349
-  _globals['_USER']._serialized_end=505
-  _globals['_USERS']._serialized_start=508
-  _globals['_USERS']._serialized_end=731
+  _globals['_INVITEUSERREQUEST']._serialized_end=121
+  _globals['_INVITEUSERRESPONSE']._serialized_start=123
+  _globals['_INVITEUSERRESPONSE']._serialized_end=204
+  _globals['_LISTUSERSREQUEST']._serialized_start=206
+  _globals['_LISTUSERSREQUEST']._serialized_end=224
+  _globals['_LISTUSERSRESPONSE']._serialized_start=226
+  _globals['_LISTUSERSRESPONSE']._serialized_end=276
+  _globals['_REVOKEUSERREQUEST']._serialized_start=278
+  _globals['_REVOKEUSERREQUEST']._serialized_end=311
+  _globals['_REVOKEUSERRESPONSE']._serialized_start=313
+  _globals['_REVOKEUSERRESPONSE']._serialized_end=363
+  _globals['_USER']._serialized_start=366
+  _globals['_USER']._serialized_end=539
+  _globals['_USERS']._serialized_start=542
+  _globals['_USERS']._serialized_end=765
 # @@protoc_insertion_point(module_scope)

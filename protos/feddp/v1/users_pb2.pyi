@@ -25,10 +25,15 @@ class InviteUserRequest(_message.Message):
     USER_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
     TTL_S_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
     user: _builtins.str
     """Lower-case letters, digits and "-", 1 to 63."""
     ttl_s: _builtins.int
     """60 to 604800."""
+    project: _builtins.str
+    """Whose jobs and models an engineer sees, submits and resumes: 1 to 63 of letters, digits, ".", "_"
+    and "-". Empty: "default".
+    """
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """At least one of "operator", "engineer" and "privacy-officer"."""
@@ -39,10 +44,11 @@ class InviteUserRequest(_message.Message):
         user: _builtins.str = ...,
         roles: _abc.Iterable[_builtins.str] | None = ...,
         ttl_s: _builtins.int = ...,
+        project: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["roles", b"roles", "ttl_s", b"ttl_s", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["project", b"project", "roles", b"roles", "ttl_s", b"ttl_s", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -161,6 +167,7 @@ class User(_message.Message):
     INVITATION_EXPIRES_AT_FIELD_NUMBER: _builtins.int
     LAST_USED_AT_FIELD_NUMBER: _builtins.int
     INVITED_BY_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     status: _builtins.str
     """"invited" (token made, also one that has expired), "joined" (also with a certificate that has
@@ -174,6 +181,7 @@ class User(_message.Message):
     """Seconds since the epoch, of the newest call, some seconds late; 0 for none that is known."""
     invited_by: _builtins.str
     """Who made the newest invitation; empty for whoever came with the installation."""
+    project: _builtins.str
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Of an invitation that is open: those that it gives."""
@@ -188,10 +196,11 @@ class User(_message.Message):
         invitation_expires_at: _builtins.float = ...,
         last_used_at: _builtins.float = ...,
         invited_by: _builtins.str = ...,
+        project: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_expires_at", b"certificate_expires_at", "invitation_expires_at", b"invitation_expires_at", "invited_by", b"invited_by", "last_used_at", b"last_used_at", "name", b"name", "roles", b"roles", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_expires_at", b"certificate_expires_at", "invitation_expires_at", b"invitation_expires_at", "invited_by", b"invited_by", "last_used_at", b"last_used_at", "name", b"name", "project", b"project", "roles", b"roles", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

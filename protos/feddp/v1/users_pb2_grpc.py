@@ -60,8 +60,8 @@ class UsersServicer(object):
         """Makes an invitation: a token with which one person joins, once, by Enrollment.JoinUser. Called
         by operators. Not safe to retry blindly: each call makes a token and voids that person's earlier
         unused one.
-        Errors: INVALID_ARGUMENT (NAME_INVALID, ROLE_INVALID, TTL_INVALID), ALREADY_EXISTS (USER_EXISTS:
-        somebody of that name has joined, and their certificate is valid).
+        Errors: INVALID_ARGUMENT (NAME_INVALID, ROLE_INVALID, TTL_INVALID, PROJECT_INVALID),
+        ALREADY_EXISTS (USER_EXISTS: somebody of that name has joined, and their certificate is valid).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

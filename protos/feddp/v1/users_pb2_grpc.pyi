@@ -37,8 +37,8 @@ class UsersStub:
     """Makes an invitation: a token with which one person joins, once, by Enrollment.JoinUser. Called
     by operators. Not safe to retry blindly: each call makes a token and voids that person's earlier
     unused one.
-    Errors: INVALID_ARGUMENT (NAME_INVALID, ROLE_INVALID, TTL_INVALID), ALREADY_EXISTS (USER_EXISTS:
-    somebody of that name has joined, and their certificate is valid).
+    Errors: INVALID_ARGUMENT (NAME_INVALID, ROLE_INVALID, TTL_INVALID, PROJECT_INVALID),
+    ALREADY_EXISTS (USER_EXISTS: somebody of that name has joined, and their certificate is valid).
     """
     ListUsers: _grpc.UnaryUnaryMultiCallable[_users_pb2.ListUsersRequest, _users_pb2.ListUsersResponse]
     """Everybody, by name. Called by operators. Safe to retry."""
@@ -59,8 +59,8 @@ class UsersAsyncStub(UsersStub):
     """Makes an invitation: a token with which one person joins, once, by Enrollment.JoinUser. Called
     by operators. Not safe to retry blindly: each call makes a token and voids that person's earlier
     unused one.
-    Errors: INVALID_ARGUMENT (NAME_INVALID, ROLE_INVALID, TTL_INVALID), ALREADY_EXISTS (USER_EXISTS:
-    somebody of that name has joined, and their certificate is valid).
+    Errors: INVALID_ARGUMENT (NAME_INVALID, ROLE_INVALID, TTL_INVALID, PROJECT_INVALID),
+    ALREADY_EXISTS (USER_EXISTS: somebody of that name has joined, and their certificate is valid).
     """
     ListUsers: _aio.UnaryUnaryMultiCallable[_users_pb2.ListUsersRequest, _users_pb2.ListUsersResponse]  # type: ignore[assignment]
     """Everybody, by name. Called by operators. Safe to retry."""
@@ -84,8 +84,8 @@ class UsersServicer(metaclass=_abc_1.ABCMeta):
         """Makes an invitation: a token with which one person joins, once, by Enrollment.JoinUser. Called
         by operators. Not safe to retry blindly: each call makes a token and voids that person's earlier
         unused one.
-        Errors: INVALID_ARGUMENT (NAME_INVALID, ROLE_INVALID, TTL_INVALID), ALREADY_EXISTS (USER_EXISTS:
-        somebody of that name has joined, and their certificate is valid).
+        Errors: INVALID_ARGUMENT (NAME_INVALID, ROLE_INVALID, TTL_INVALID, PROJECT_INVALID),
+        ALREADY_EXISTS (USER_EXISTS: somebody of that name has joined, and their certificate is valid).
         """
 
     @_abc_1.abstractmethod

@@ -16,6 +16,7 @@ from feddp.cli import (
     coordinator_upgrade,
     output,
 )
+from feddp.cli.coordinator_place import Config, Folder, config_path
 from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
 from feddp.process import loading
@@ -32,14 +33,6 @@ app.command("copy-keys")(coordinator_replica.copy_keys)
 app.command()(coordinator_upgrade.upgrade)
 
 Port = Annotated[int, typer.Option(min=1, max=65535)]
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="The coordinator.yaml of the installation."),
-]
-Folder = Annotated[
-    Path | None,
-    typer.Option("--dir", metavar="DIR", help="Its folder instead. Default: $FEDDP_DIR."),
-]
 
 
 @app.command()
@@ -135,23 +128,3 @@ def check(config: Config = None, folder: Folder = None, as_json: Json = False) -
         output.line("the check failed" if failed else "the check found no error")
     if failed:
         raise typer.Exit(FAILED)
-
-
-def config_path(config: Path | None, folder: Path | None) -> Path:
-    """The configuration that the options or the environment select.
-
-    Raises:
-        Malformed: CONFIG_MISSING.
-    """
-    if config is not None:
-        return config
-    from feddp.profile import CONFIG_NAME, DIR_VARIABLE, installation_in
-    from protos.errors import Malformed
-
-    if folder is None and (text := os.environ.get(DIR_VARIABLE)):
-        folder = Path(text)
-    if folder is None:
-        raise Malformed(
-            "CONFIG_MISSING", "which coordinator? Give --config FILE or --dir DIR, or set FEDDP_DIR"
-        )
-    return installation_in(folder) / CONFIG_NAME

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from feddp.cli import output
+from feddp.cli.coordinator_place import Config, Folder, config_path
 from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
 from feddp.cli.progress import Progress
@@ -16,14 +17,6 @@ if TYPE_CHECKING:
     from coordinator.backup_check import Checked
     from coordinator.backup_folder import Kept
 
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="The coordinator.yaml of the installation."),
-]
-Folder = Annotated[
-    Path | None,
-    typer.Option("--dir", metavar="DIR", help="Its folder instead. Default: $FEDDP_DIR."),
-]
 TOLD_MAX = 20
 KEEP_DEFAULT = 7
 
@@ -83,7 +76,6 @@ def backup(
     password = read_password(password_file) if password_file is not None else None
     if out_dir is not None:
         from coordinator.backup_folder import backup_into
-        from feddp.cli.coordinator import config_path
 
         with Progress("bytes") as progress:
             kept = backup_into(
@@ -98,7 +90,6 @@ def backup(
         _show_kept(kept, as_json)
     elif out is not None:
         from coordinator.backup import backup as write_backup
-        from feddp.cli.coordinator import config_path
 
         path = config_path(config, folder)
         with Progress("bytes") as progress:

@@ -1,24 +1,15 @@
 """`feddp coordinator upgrade`: the tables, and what upgrading them asks of older coordinators."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from feddp.cli import output
+from feddp.cli.coordinator_place import Config, Folder, config_path
 from feddp.cli.options import Json
 
 if TYPE_CHECKING:
     from coordinator.upgrading import UpgradePlan
-
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="The coordinator.yaml of the installation."),
-]
-Folder = Annotated[
-    Path | None,
-    typer.Option("--dir", metavar="DIR", help="Its folder instead. Default: $FEDDP_DIR."),
-]
 
 
 def upgrade(
@@ -47,7 +38,6 @@ def upgrade(
     from coordinator import upgrading
     from coordinator.config import load_config
     from coordinator.store.database import Database
-    from feddp.cli.coordinator import config_path
     from protos.errors import Malformed
 
     if revision and not plan:

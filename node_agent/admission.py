@@ -285,7 +285,7 @@ class Admission:
                 f"This node's ledger and the coordinator's disagree about account {order.account}; "
                 "its data steward sees in `feddp agent status` what ends it.",
             )
-        if reason == "LEDGER_RECONCILING" or self._state.epochs.is_voided(order.attempt_id):
+        if reason == "LEDGER_RECONCILING" or self._state.epochs.is_closed(order.attempt_id):
             raise NotAllowed("LEDGER_RECONCILING", _RECONCILING)
         if reason == "OUTSIDE_HOURS":
             refusal = _outside_hours(rules.policy)

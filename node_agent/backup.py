@@ -16,7 +16,6 @@ from typing import IO, Final
 from node_agent.config import Folder
 from node_agent.installation import locked, read_folder
 from node_agent.ledger_files import export
-from node_agent.notes import RESTORED_NOTE
 from node_agent.state import State
 from protos.content import beside_of, naming, sync_directory
 from protos.errors import Conflict, Malformed, NotFound
@@ -114,8 +113,7 @@ def restore(source: Path, path: Path) -> list[str]:
         _, identity = read_folder(folder)
         state = State(ledger, identity.node, identity.ledger_key)
         try:
-            # What was under way when the copy was made ended since, one way or the other.
-            state.notes.keep(RESTORED_NOTE, "yes")
+            state.become_copy()
         finally:
             state.close()
         for part in (folder.spool, folder.logs):

@@ -7,11 +7,11 @@ later one its chains are read anew, and what the node's own ledger holds beside 
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from privacy.epochs import FIRST, Epoch, epochs_fault
+from privacy.epochs import FIRST, Epoch, epochs_fault, line_of, made_after, parting
 from privacy.heads import Checkpoint, Head
 from protos.errors import FeddpError, WrongPhase
 
@@ -39,7 +39,7 @@ CREATE TABLE elsewhere (attempt_id TEXT PRIMARY KEY) STRICT;
 """`since_s` and `until_s` of what was seen before a restoration: that of the restoration seen
 before (0 for none), and of the one that ended it. `to_hand_in`: accounts that are not handed in
 yet. `open_there`: what the coordinator's chain holds reserved on them. `voided_unheard`: attempts
-that this node has signed void without ever having had their orders. `elsewhere`: attempts and
+of which this node has signed the outcome without having their orders. `elsewhere`: attempts and
 raises of before this coordinator."""
 
 AHEAD_S_MAX: Final = 86_400
@@ -56,7 +56,7 @@ class Meeting:
     Attributes:
         kind: "same" as known; a "later" one; one that is not its own signed history ("fault");
             one that is refused.
-        text: of a fault, what it is.
+        text: of a fault, what it is; of a later one, where it contradicts what this node has seen.
         refusal: why every order, and the session, is refused.
     """
 
@@ -154,21 +154,22 @@ class EpochsSeen:
         return found + [SeenBefore(Checkpoint(*row[:4]), *row[4:]) for row in checkpoints]
 
     def head_before(self, account: str) -> int:
-        """Up to which entry the account was seen when its chain is read anew; 0 where it is not."""
-        row = self._connection.execute(
-            "SELECT seq FROM heads_before JOIN to_hand_in USING (account) WHERE account = ?"
-            " ORDER BY until_s DESC LIMIT 1",
+        """Up to which entry the account was ever seen, when its chain is read anew; 0 where it is
+        not."""
+        (seq,) = self._connection.execute(
+            "SELECT coalesce(max(seq), 0) FROM heads_before JOIN to_hand_in USING (account)"
+            " WHERE account = ?",
             (account,),
         ).fetchone()
-        return int(row[0]) if row else 0
+        return int(seq)
 
     def to_hand_in(self) -> frozenset[str]:
         """Accounts, "NODE/NAME", that are not handed in yet."""
         rows = self._connection.execute("SELECT account FROM to_hand_in")
         return frozenset(account for (account,) in rows)
 
-    def is_voided(self, attempt_id: str) -> bool:
-        """Whether this node has signed it void without having had its order."""
+    def is_closed(self, attempt_id: str) -> bool:
+        """Whether this node has signed what became of it without having its order."""
         query = "SELECT 1 FROM voided_unheard WHERE attempt_id = ?"
         return self._connection.execute(query, (attempt_id,)).fetchone() is not None
 
@@ -184,19 +185,10 @@ class EpochsSeen:
         execute, latest = self._connection.execute, self.latest()
         since_s = latest.restored_at_s if latest is not None else 0
         until_s = told[-1].restored_at_s
-        # The first that the history of before does not have is where the two part.
-        line = self._line(latest)
-        back = next(one for one in told if one.hash not in line)
-        row = execute(
-            "SELECT number, prev_hash, root, signature FROM seen_checkpoints WHERE number = ?",
-            (back.checkpoint_number,),
-        ).fetchone()
-        text = ""
-        if row is not None and Checkpoint(*row).hash != back.checkpoint_hash:
-            text = (
-                f"epoch {back.number} names another checkpoint {back.checkpoint_number} than this "
-                "node has seen"
-            )
+        seen = self.all()
+        line = line_of(seen, latest)
+        text = self._contradiction(seen, line, told)
+        number = parting(line, told)
         marks = ", ".join("?" * len(_COLUMNS))
         for one in told:
             execute(
@@ -213,20 +205,48 @@ class EpochsSeen:
         execute(
             "INSERT OR REPLACE INTO checkpoints_before SELECT number, prev_hash, root, signature,"
             " ?, ? FROM seen_checkpoints WHERE number > ?",
-            (since_s, until_s, back.checkpoint_number),
+            (since_s, until_s, number),
         )
-        execute("DELETE FROM seen_checkpoints WHERE number > ?", (back.checkpoint_number,))
+        execute("DELETE FROM seen_checkpoints WHERE number > ?", (number,))
         execute("DELETE FROM seen_attempts WHERE attempt_id NOT IN (SELECT * FROM elsewhere)")
         execute("DELETE FROM open_there")
         return text
 
-    def _line(self, latest: Epoch | None) -> frozenset[str]:
-        """Hashes of an epoch and of those before it in its history."""
-        by_hash, found = {one.hash: one for one in self.all()}, set()
-        while latest is not None:
-            found.add(latest.hash)
-            latest = by_hash.get(latest.prev_hash)
-        return frozenset(found)
+    def _contradiction(
+        self, seen: Sequence[Epoch], line: Sequence[Epoch], told: Sequence[Epoch]
+    ) -> str:
+        """Whether this node has seen another checkpoint where a restoration that is new to it found
+        one, in that history: since then it may have followed another one.
+
+        Args:
+            line: the history that it follows.
+        """
+        known = {one.hash for one in seen}
+        for at, new in enumerate(told):
+            origin = made_after(told[:at], new.checkpoint_number)
+            if new.hash not in known and any(
+                checkpoint.hash != new.checkpoint_hash
+                for history, checkpoint in self._held(seen, line, new.checkpoint_number)
+                if made_after(history, checkpoint.number) == origin
+            ):
+                return (
+                    f"epoch {new.number} names another checkpoint {new.checkpoint_number} than "
+                    "this node has seen"
+                )
+        return ""
+
+    def _held(
+        self, seen: Sequence[Epoch], line: Sequence[Epoch], number: int
+    ) -> Iterator[tuple[Sequence[Epoch], Checkpoint]]:
+        """Each checkpoint of this number that was ever seen, with the history in which it was."""
+        columns = "SELECT number, prev_hash, root, signature"
+        query = f"{columns} FROM seen_checkpoints WHERE number = ?"
+        for row in self._connection.execute(query, (number,)):
+            yield line, Checkpoint(*row)
+        of_moment = {one.restored_at_s: one for one in seen}
+        query = f"{columns}, since_s FROM checkpoints_before WHERE number = ?"
+        for *row, since_s in self._connection.execute(query, (number,)):
+            yield line_of(seen, of_moment.get(since_s)), Checkpoint(*row)
 
     def owe(self, accounts: Sequence[str]) -> list[str]:
         """Also these are to be handed in; those of them that were not."""
@@ -240,8 +260,8 @@ class EpochsSeen:
         self._connection.execute("DELETE FROM to_hand_in WHERE account = ?", (account,))
         self._connection.execute("DELETE FROM open_there WHERE account = ?", (account,))
 
-    def note_voided(self, attempt_id: str) -> None:
-        """See `is_voided`."""
+    def note_closed(self, attempt_id: str) -> None:
+        """See `is_closed`."""
         query = "INSERT OR IGNORE INTO voided_unheard VALUES (?)"
         self._connection.execute(query, (attempt_id,))
 

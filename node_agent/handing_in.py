@@ -5,21 +5,36 @@ SQLite is used by the caller's thread.
 
 import json
 import sqlite3
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from certs.enrolment import public_bytes_of
 from node_agent.disputes import EVERY_ACCOUNT, Dispute, Disputes
 from node_agent.durable import transaction
 from node_agent.epochs_seen import EpochsSeen, Meeting, meet
 from node_agent.kept_attempts import KeptAttempts
+from node_agent.notes import COPY_NOTE, RESTORED_NOTE, ROLLED_BACK_NOTE, Notes
 from node_agent.own_ledger import OwnLedger
+from node_agent.reconciliation import Reconciliation
 from node_agent.witnessed import Witnessed
 from privacy.canonical import COUNT_MAX
 from privacy.epochs import Epoch
+from privacy.filters import Filter
 from privacy.heads import Terms
-from privacy.ledger import Entry, LimitChange, Statement, from_json, sign, to_json
+from privacy.ledger import (
+    Entry,
+    LimitChange,
+    Statement,
+    append,
+    from_json,
+    sign,
+    signature_ok,
+    to_json,
+)
+
+FilterOf = Callable[[str], Filter | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +59,9 @@ class HandingIn:
         self,
         connection: sqlite3.Connection,
         key: Ed25519PrivateKey,
+        node: str,
         ledger: OwnLedger,
+        notes: Notes,
         attempts: KeptAttempts,
         witnessed: Witnessed,
         disputes: Disputes,
@@ -52,7 +69,10 @@ class HandingIn:
     ) -> None:
         self._connection = connection
         self._key = key
+        self._public_key = public_bytes_of(key)
         self._ledger = ledger
+        self._own = Reconciliation(node, ledger, attempts, self._public_key)
+        self._notes = notes
         self._attempts = attempts
         self._witnessed = witnessed
         self._disputes = disputes
@@ -67,13 +87,12 @@ class HandingIn:
         with transaction(self._connection):
             known = self._witnessed.coordinator_key() or key
             met = meet(self._epochs.all(), known, told, now_s)
-            text = met.text
             if met.kind == "later":
                 self._witnessed.keep_coordinator_key(known)
-                text = self._epochs.accept(told)
-            if text:
+                met = replace(met, text=self._epochs.accept(told))
+            if met.text:
                 number = min(told[-1].number, COUNT_MAX) if told else 0
-                self._disputes.add(Dispute(EVERY_ACCOUNT, number, text, now_s))
+                self._disputes.add(Dispute(EVERY_ACCOUNT, number, met.text, now_s))
             return met
 
     def owe(self, accounts: Sequence[str]) -> list[str]:
@@ -111,21 +130,27 @@ class HandingIn:
                 query = "DELETE FROM open_there WHERE attempt_id = ?"
                 self._connection.execute(query, (said.attempt_id,))
 
-    def owed(self) -> list[tuple[str, Owed]]:
+    def owed(self, filter_of_account: FilterOf) -> list[tuple[str, Owed]]:
         """What each account's chain, as far as it was read, lacks; without those that are disputed,
         or on which an attempt is still under way.
 
-        An attempt that the chain holds reserved and that never came here is void from now on: its
-        order will be refused.
+        An attempt that the chain holds reserved and that never came here is over from now on: its
+        order will be refused. It is void, unless this ledger cannot know that it never came: then
+        it is spent.
+
+        Args:
+            filter_of_account: how "NODE/NAME" counts by the steward's policy; None if it is not in
+                it. What the account's own entries have fixed comes first.
         """
         with transaction(self._connection):
             return [
-                (account, self._owed_of(account))
+                (account, self._owed_of(account, filter_of_account(account)))
                 for account in sorted(self._epochs.to_hand_in())
                 if self._disputes.on(account) is None and not self._attempts.pending_on(account)
             ]
 
-    def _owed_of(self, account: str) -> Owed:
+    def _owed_of(self, account: str, filter_: Filter | None) -> Owed:
+        voids = self._voids(account, filter_)
         kept = self._ledger.account(account)
         terms = None
         if kept is not None:
@@ -134,28 +159,44 @@ class HandingIn:
             terms = (said, self._key.sign(said.canonical()))
         raises = [one for one in self._ledger.unseen_raises() if one[0].account == account]
         found: list[Statement | LimitChange] = [
-            *self._voids(account),
+            *voids,
             *(change for change, _ in raises),
             *self._releases(account),
         ]
         return Owed(terms, [(one, sign(self._key, one)) for one in found])
 
-    def _voids(self, account: str) -> list[Statement]:
+    def _voids(self, account: str, filter_: Filter | None) -> list[Statement]:
         rows = self._connection.execute(
             "SELECT entry FROM open_there WHERE account = ? ORDER BY rowid", (account,)
         )
         found = []
         for (text,) in rows.fetchall():
-            statement = from_json(json.loads(text)).statement
+            entry = from_json(json.loads(text))
+            statement = entry.statement
             if not isinstance(statement, Statement):
                 continue
             own = {one.kind for one in self._ledger.statements_of(statement.attempt_id)}
             if "post" in own:
                 continue
             if not own and self._attempts.find(statement.attempt_id) is None:
-                self._epochs.note_voided(statement.attempt_id)
+                self._epochs.note_closed(statement.attempt_id)
+                if self._may_have_come(entry):
+                    self._spend(statement.resolved("post"), filter_)
+                    continue
             found.append(statement.resolved("void"))
         return found
+
+    def _may_have_come(self, reservation: Entry) -> bool:
+        """Whether an attempt that this ledger does not hold may have been worked at here: the node
+        has signed for it, or this ledger was a copy once, or is one that nobody has told it of."""
+        if signature_ok(self._public_key, reservation.statement, reservation.node_signature):
+            return True
+        return any(self._notes.read(name) for name in (COPY_NOTE, RESTORED_NOTE, ROLLED_BACK_NOTE))
+
+    def _spend(self, post: Statement, filter_: Filter | None) -> None:
+        """Book it here; `_releases` hands it in. An account that is neither in this ledger nor in
+        the policy stays reserved there, which counts as well."""
+        self._own.adopt(append(post, None, sign(self._key, post)), filter_)
 
     def _releases(self, account: str) -> list[Statement]:
         """Reservation and post of each release that the chain does not hold as posted; one that it

@@ -58,6 +58,11 @@ Fate = Literal["UPDATE_ACKNOWLEDGED", "UPDATE_REJECTED", "UPDATE_WITHDRAWN", "UP
 removed here, or its file was gone, before that."""
 
 
+IN_A_COPY: Final = "IN_A_COPY"
+"""`reason` of an attempt that was reserved in a copy of this ledger that was put back: it may have
+been opened after the copy was made."""
+
+
 @dataclass(frozen=True, slots=True)
 class AttemptRow:
     """One attempt, as it stands.
@@ -68,7 +73,7 @@ class AttemptRow:
         update_digest: of the spooled update; empty for none.
         outcome: how the node's ledger has booked it; empty while it is reserved or opened.
         reason: why it was refused; of an attempt with an update what became of that, a `Fate`, or
-            empty where it is not known.
+            empty where it is not known; or IN_A_COPY.
     """
 
     order: Order
@@ -201,6 +206,11 @@ class KeptAttempts:
             " WHERE attempt_id = ? AND state = 'reserved'"
         )
         return self._connection.execute(query, (opened_at_s, tick_s, attempt_id)).rowcount == 1
+
+    def doubt_reserved(self) -> None:
+        """From reserved to opened, IN_A_COPY."""
+        query = "UPDATE attempts SET state = 'opened', reason = ? WHERE state = 'reserved'"
+        self._connection.execute(query, (IN_A_COPY,))
 
     # Inside
 

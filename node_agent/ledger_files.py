@@ -17,7 +17,7 @@ from node_agent.config import Folder
 from node_agent.disputes import Dispute
 from node_agent.identity import CHAIN, LEDGER_KEY, Identity
 from node_agent.installation import locked, read_folder
-from node_agent.notes import RESTORED_NOTE, ROLLED_BACK_NOTE
+from node_agent.notes import ROLLED_BACK_NOTE
 from node_agent.own_ledger import KeptAccount
 from node_agent.state import State, ledger_missing
 from node_agent.whose import require_access
@@ -216,7 +216,7 @@ def restore(path: Path, source: Path) -> int:
             _require_own(beside, identity, source)
             with _state(beside, identity) as copied:
                 count = _sound(copied, identity, source)
-                copied.notes.keep(RESTORED_NOTE, "yes")
+                copied.become_copy()
                 copied.notes.keep(ROLLED_BACK_NOTE, "")
                 if folder.state_db.exists():
                     _require_newer(copied, folder, identity, source)

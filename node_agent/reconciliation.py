@@ -2,6 +2,7 @@
 other, and what is booked of it that the node has signed and lost."""
 
 from node_agent.disputes import left_out
+from node_agent.kept_attempts import IN_A_COPY, KeptAttempts
 from node_agent.own_ledger import OwnLedger
 from node_agent.payers import FROM_CHAIN
 from privacy.filters import Filter
@@ -17,16 +18,20 @@ class Reconciliation:
         public_key: the node's raw ledger key.
     """
 
-    def __init__(self, node: str, ledger: OwnLedger, public_key: bytes) -> None:
+    def __init__(
+        self, node: str, ledger: OwnLedger, attempts: KeptAttempts, public_key: bytes
+    ) -> None:
         self._node = node
         self._ledger = ledger
+        self._attempts = attempts
         self._public_key = public_key
 
     def differs(self, entry: Entry) -> str:
         """Where an entry of the coordinator's contradicts our own ledger; empty where it does not.
 
         A post of an attempt that we never heard of, or that we know to be unopened, is a charge
-        too many and no lie: nobody could prove otherwise when it was made.
+        too many and no lie: nobody could prove otherwise when it was made. So is our own post of
+        an attempt that a copy of this ledger held reserved, and that we had signed void since.
         """
         statement = entry.statement
         if statement.node != self._node:
@@ -45,9 +50,13 @@ class Reconciliation:
         if statement.kind == "void":
             if not entry.node_signature:
                 return f"attempt {attempt_id} is void without this node's signature"
-            if "post" in own:
+            if "post" in own and not self._is_doubted(attempt_id):
                 return f"attempt {attempt_id} is void there and posted here"
         return ""
+
+    def _is_doubted(self, attempt_id: str) -> bool:
+        row = self._attempts.find(attempt_id)
+        return row is not None and row.reason == IN_A_COPY
 
     def adopt(self, entry: Entry, filter_: Filter | None) -> str:
         """Book a post or a raise that we have signed and lost; why that is impossible, or empty."""

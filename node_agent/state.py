@@ -25,7 +25,7 @@ from node_agent.handing_in import HandingIn
 from node_agent.job_mandates import JobMandates
 from node_agent.judgement import Standing
 from node_agent.kept_attempts import AttemptRow, AttemptState, Fate, KeptAttempts
-from node_agent.notes import LEFT_NOTE, MOVED_NOTE, Notes
+from node_agent.notes import COPY_NOTE, LEFT_NOTE, MOVED_NOTE, RESTORED_NOTE, Notes
 from node_agent.orders import Order
 from node_agent.own_ledger import KeptAccount, OwnLedger
 from node_agent.payers import Payers
@@ -73,12 +73,14 @@ class State:
         self.disputes = Disputes(self._connection, node)
         self.epochs = EpochsSeen(self._connection)
         self.witnessed = Witnessed(
-            self._connection, node, self.ledger, key, self.disputes, self.epochs
+            self._connection, node, self.ledger, self.attempts, key, self.disputes, self.epochs
         )
         self.handing_in = HandingIn(
             self._connection,
             key,
+            node,
             self.ledger,
+            self.notes,
             self.attempts,
             self.witnessed,
             self.disputes,
@@ -322,6 +324,14 @@ class State:
         """See `Witnessed.settle`."""
         with self._transaction():
             return self.witnessed.settle(account)
+
+    def become_copy(self) -> None:
+        """This ledger was put back from a copy. What was reserved when that was made may have been
+        opened and sent since: it is lost at the next start, and so posted whole."""
+        with self._transaction():
+            self.notes.keep(RESTORED_NOTE, "yes")
+            self.notes.keep(COPY_NOTE, "yes")
+            self.attempts.doubt_reserved()
 
     def recover(self) -> list[str]:
         """After a restart: what was opened and not spooled is lost, and posted whole."""

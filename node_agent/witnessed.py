@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node_agent.disputes import EVERY_ACCOUNT, Dispute, Disputes
 from node_agent.epochs_seen import EpochsSeen
+from node_agent.kept_attempts import KeptAttempts
 from node_agent.own_ledger import OwnLedger
 from node_agent.reconciliation import Reconciliation
 from privacy.filters import Filter
@@ -50,6 +51,7 @@ class Witnessed:
         connection: sqlite3.Connection,
         node: str,
         ledger: OwnLedger,
+        attempts: KeptAttempts,
         key: Ed25519PrivateKey,
         disputes: Disputes,
         epochs: EpochsSeen,
@@ -59,7 +61,7 @@ class Witnessed:
         self._epochs = epochs
         self._key = key
         self._public_key = key.public_key().public_bytes_raw()
-        self._own = Reconciliation(node, ledger, self._public_key)
+        self._own = Reconciliation(node, ledger, attempts, self._public_key)
 
     # Reading
 
@@ -151,11 +153,13 @@ class Witnessed:
 
     def unseen(self, apart: Collection[str] = ()) -> frozenset[str]:
         """Attempts that the coordinator has told us to be over and booked, and whose booking we
-        have not seen yet; of other accounts than `apart`."""
+        have not seen yet; of other accounts than `apart`. One that we find void there is a dispute,
+        or was ours to give back."""
         query = (
             "SELECT attempts.attempt_id, account FROM attempts"
             " LEFT JOIN seen_attempts USING (attempt_id)"
-            " WHERE state = 'closed' AND outcome = 'post' AND coalesce(kind, '') != 'post'"
+            " WHERE state = 'closed' AND outcome = 'post'"
+            " AND coalesce(kind, '') NOT IN ('post', 'void')"
         )
         rows = self._connection.execute(query)
         return frozenset(attempt_id for attempt_id, account in rows if account not in apart)

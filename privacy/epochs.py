@@ -117,6 +117,41 @@ def sign_epoch(
     return replace(unsigned, signature=key.sign(unsigned.canonical()))
 
 
+def line_of(epochs: Iterable[Epoch], latest: Epoch | None) -> list[Epoch]:
+    """The restorations of the history in which `latest` stands, in order; [] for None."""
+    by_hash = {one.hash: one for one in epochs}
+    found: list[Epoch] = []
+    while latest is not None:
+        found.append(latest)
+        latest = by_hash.get(latest.prev_hash)
+    return found[::-1]
+
+
+def made_after(line: Sequence[Epoch], checkpoint_number: int) -> str:
+    """The `hash` of the restoration after which a history made a checkpoint; GENESIS: before the
+    first. Two histories have one checkpoint of a number in common if this is the same in both.
+
+    Args:
+        line: as `line_of` gives it.
+    """
+    return next(
+        (one.hash for one in reversed(line) if checkpoint_number > one.checkpoint_number), GENESIS
+    )
+
+
+def parting(one: Sequence[Epoch], other: Sequence[Epoch]) -> int:
+    """The number of the last checkpoint that two histories have in common: each went on otherwise
+    from where the first restoration that is not the other's found it, or a later one of an older
+    backup. COUNT_MAX for one and the same history.
+    """
+    pairs = zip(one, other, strict=False)
+    same = next(
+        (at for at, (a, b) in enumerate(pairs) if a.hash != b.hash), min(len(one), len(other))
+    )
+    apart = (epoch.checkpoint_number for epoch in (*one[same:], *other[same:]))
+    return min(apart, default=COUNT_MAX)
+
+
 def epochs_fault(epochs: Sequence[Epoch], public_key: bytes) -> str:
     """Why these are not all restorations of one history, in order; empty when they are.
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from feddp.cli.json_windows import once
 from feddp.cli.output import counted
 from privacy.canonical import COUNT_MAX
-from privacy.entries import GENESIS, is_signed
-from privacy.epochs import Epoch, epochs_fault
+from privacy.entries import is_signed
+from privacy.epochs import Epoch, epochs_fault, line_of, parting
 from privacy.heads import Checkpoint, Head, root_of, short, signed_by
 from privacy.wire import epoch_from_wire, head_from_wire
 
@@ -265,13 +265,13 @@ def node_faults(
             found.append((RESTORATIONS, one.number, text))
     shown = {one.number: one.hash for one in checkpoints}
     for past in node.past:
-        ended = _ended(past.since_s, node.epochs, restorations, known)
+        ended = _ended(past.since_s, node.epochs, restorations)
         what = past.what
         if isinstance(what, Checkpoint):
             if not signed_by(key, what, past.signature):
                 text = f"it is not signed by the coordinator ({node.source})"
                 found.append((RESTORATIONS, what.number, f"checkpoint {what.number}: {text}"))
-            elif ended and what.number > ended.epoch.checkpoint_number:
+            elif ended and what.number > ended.checkpoint_number:
                 continue
             elif shown.get(what.number) != what.hash:
                 text = (
@@ -287,11 +287,12 @@ def node_faults(
             found.append((what.account, what.seq, text))
         elif ended and what.seq > ended.place(what.account):
             # One that follows it counts as well: then the node has handed in to that.
-            later = (one for one in restorations if one.epoch.number >= ended.epoch.number)
+            by = ended.by.epoch
+            later = (one for one in restorations if one.epoch.number >= by.number)
             if not any(what.account in (one.reconciled or {}) for one in later):
                 text = (
                     f"node {node.source} had seen entry {what.seq} before the restoration at "
-                    f"{ended.epoch.restored}; {counts.get(what.account, 0)} entries are here, and "
+                    f"{by.restored}; {counts.get(what.account, 0)} entries are here, and "
                     "the node has not handed in the rest. It does so at its next session: export "
                     "the ledger anew after that"
                 )
@@ -305,19 +306,38 @@ def node_faults(
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """Where a history that a node has seen and the one here went on otherwise.
+
+    Attributes:
+        by: the first restoration here that is not of that history.
+        checkpoint_number: of the last checkpoint that both have.
+        is_branch: that history had a restoration that is not here. Where accounts stood in it
+            nobody tells; all that its node knows is handed in.
+    """
+
+    by: Restoration
+    checkpoint_number: int
+    is_branch: bool
+
+    def place(self, account: str) -> int:
+        """Up to which entry of an account both are the same for certain."""
+        return 0 if self.is_branch else self.by.place(account)
+
+
 def _ended(
-    since_s: int, epochs: Sequence[Epoch], restorations: Sequence[Restoration], known: set[str]
-) -> Restoration | None:
-    """The restoration after which a history went on otherwise: the first one here that is not of
-    that history. None for one that the node does not know, or where there is none."""
-    by_hash = {one.hash: one for one in epochs}
-    at = next((one for one in epochs if one.restored_at_s == since_s), None)
-    line: set[str] = set()
-    while at is not None:
-        line.add(at.hash)
-        at = by_hash.get(at.prev_hash) if at.prev_hash != GENESIS else None
-    first = next((one for one in restorations if one.epoch.hash not in line), None)
-    return first if first is not None and first.epoch.hash in known else None
+    since_s: int, epochs: Sequence[Epoch], restorations: Sequence[Restoration]
+) -> _Ended | None:
+    """None where the history did not end, or by a restoration that the node does not know."""
+    line = line_of(epochs, next((one for one in epochs if one.restored_at_s == since_s), None))
+    there, known = ({one.hash for one in some} for some in (line, epochs))
+    first = next((one for one in restorations if one.epoch.hash not in there), None)
+    if first is None or first.epoch.hash not in known:
+        return None
+    here = [one.epoch for one in restorations]
+    is_branch = not there <= {one.hash for one in here}
+    return _Ended(first, parting(line, here), is_branch)
 
 
 def forks(nodes: Sequence[NodePast]) -> list[Fault]:

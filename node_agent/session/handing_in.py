@@ -6,7 +6,7 @@ from typing import Final
 import grpc
 import structlog
 
-from node_agent.handing_in import Owed
+from node_agent.handing_in import FilterOf, Owed
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.state import State
 from privacy.heads import Head
@@ -29,9 +29,13 @@ async def hand_in(
     stub: "pb_grpc.WitnessAsyncStub",
     state: State,
     ledger: LedgerThread,
+    filter_of_account: FilterOf,
     timeout_s: float,
 ) -> frozenset[str]:
     """Hand in what was read to be missing.
+
+    Args:
+        filter_of_account: see `HandingIn.owed`.
 
     Returns:
         The accounts of which something was taken: their chains are to be read again.
@@ -40,7 +44,7 @@ async def hand_in(
         grpc.RpcError: the coordinator does not answer.
     """
     taken = set()
-    for account, owed in await ledger.run(state.handing_in.owed):
+    for account, owed in await ledger.run(state.handing_in.owed, filter_of_account):
         for first in range(0, len(owed.statements), STATEMENTS_MAX):
             request = await _request(state, ledger, account, owed)
             request.statements.extend(
@@ -56,12 +60,14 @@ async def finish(
     stub: "pb_grpc.WitnessAsyncStub",
     state: State,
     ledger: LedgerThread,
+    filter_of_account: FilterOf,
     taken: Collection[str],
     timeout_s: float,
 ) -> list[tuple[Head, str]]:
     """Say of each account that its chain now holds all that this node knows.
 
     Args:
+        filter_of_account: see `HandingIn.owed`.
         taken: what `hand_in` gave; the chains were read since.
 
     Returns:
@@ -71,7 +77,7 @@ async def finish(
         grpc.RpcError: the coordinator does not answer.
     """
     found = []
-    for account, owed in await ledger.run(state.handing_in.owed):
+    for account, owed in await ledger.run(state.handing_in.owed, filter_of_account):
         if owed.statements:
             if account in taken:  # else it was refused, which was logged
                 head = await ledger.run(state.witnessed.head, account)

@@ -92,8 +92,12 @@ class Restorations:
                 do="nothing: this node hands in what the coordinator's ledger lacks of its own, "
                 "and takes orders again after that",
             )
-        if meeting.kind == "fault":
-            log.error("coordinator_epoch_false", detail=meeting.text)
+        if meeting.text:
+            log.error(
+                "coordinator_epoch_false",
+                detail=meeting.text,
+                do="orders are refused: `feddp agent status` says what ends that",
+            )
         await self._end_what_was_ordered_before()
 
     async def _end_what_was_ordered_before(self) -> None:

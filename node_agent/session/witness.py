@@ -113,14 +113,16 @@ class Witness:
         expected = over & await self._ledger.run(self._expected)
         before = await self._ledger.run(self._state.witnessed.heads)
         heads = await self._read(answer)
-        taken = await hand_in(self._stub, self._state, self._ledger, CALL_TIMEOUT_S)
+        taken = await hand_in(
+            self._stub, self._state, self._ledger, self._filter_of_account, CALL_TIMEOUT_S
+        )
         if taken:
             expected = await self._ledger.run(self._expected, taken)
             heads = await self._read(await self._ask())
         disputes = await self._ledger.run(self._state.compare, heads, expected, self._clock())
         self._report(disputes)
         for head, text in await finish(
-            self._stub, self._state, self._ledger, taken, CALL_TIMEOUT_S
+            self._stub, self._state, self._ledger, self._filter_of_account, taken, CALL_TIMEOUT_S
         ):
             self._report([await self._ledger.run(self._state.deny, head, text, self._clock())])
         await self._ledger.run(self._state.notes.keep, RESTORED_NOTE, "")

@@ -111,7 +111,7 @@ def test_what_never_reached_the_node_is_void_and_its_order_stays_refused(
     assert isinstance(last.statement, Statement)
     assert (last.statement.attempt_id, last.statement.kind) == ("lost", "void")
     assert last.node_signature == sign(LEDGER_KEY, last.statement)
-    assert bench.state.epochs.is_voided("lost")
+    assert bench.state.epochs.is_closed("lost")
     assert bench.unreconciled() == frozenset()
 
 

@@ -1,0 +1,174 @@
+"""A coordinator's backup beside a node's ledger that is a copy itself, and older backups restored
+before newer ones: both ledgers of one node, over real gRPC."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from coordinator.store import booking, checkpoints, epochs
+from coordinator.store.database import Database
+from privacy.ledger import Statement, sign
+from tests.integration.restorable import (
+    BACKUP,
+    Restorable,
+    restorable_bench,  # noqa: F401 - a fixture
+)
+from tests.integration.test_restored_history import exported, file_of, found
+from tests.integration.test_witness import (
+    ENTRIES,
+    FILTER,
+    seen,  # noqa: F401 - a fixture
+)
+from tests.node_agent.samples import LEDGER_KEY, NODE, order
+
+
+def reserve_signed(bench: Restorable, attempt_id: str) -> None:
+    """The chain holds a reservation that the node accepted, and the node's own ledger does not."""
+    one = order(attempt_id, job_id="job-there").statement(NODE, "reserve")
+    bench.database.write_now(lambda c: booking.book(c, one, sign(LEDGER_KEY, one)))
+
+
+def reserve_unsigned(bench: Restorable, attempt_id: str) -> None:
+    """The order went out before the backup; whether it was accepted after it, nobody knows any
+    more: the node's ledger was put back from a copy."""
+    bench.reserve_there(attempt_id)
+    bench.state.become_copy()
+
+
+@pytest.mark.parametrize("reserve", [reserve_signed, reserve_unsigned])
+def test_what_a_node_may_have_worked_at_is_spent_and_never_given_back(
+    bench: Restorable,
+    monkeypatch: pytest.MonkeyPatch,
+    reserve: Callable[[Restorable, str], None],
+) -> None:
+    """A void needs that this ledger cannot have lost the attempt; else it is posted whole, signed,
+    in both ledgers, and its order stays refused."""
+    before = bench.own_units()
+    reserve(bench, "lost")
+    bench.back_up()
+    bench.put_back()
+    bench.look(monkeypatch)
+    last = bench.chain()[-1]
+    assert isinstance(last.statement, Statement)
+    assert (last.statement.attempt_id, last.statement.kind) == ("lost", "post")
+    assert last.node_signature == sign(LEDGER_KEY, last.statement)
+    cost = FILTER.cost_units(last.statement.release)
+    assert bench.own_units() == before + cost == bench.posted_units()
+    assert bench.state.epochs.is_closed("lost")
+    assert bench.state.disputes.all() == []
+    assert bench.unreconciled() == frozenset()
+    bench.look(monkeypatch)
+    assert bench.own_units() == before + cost, "once"
+
+
+def test_what_a_copy_holds_reserved_is_spent_unless_the_node_had_given_it_back(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been opened after the copy was made. What the node had signed void since is void
+    in the chain, posted in its own ledger, and no dispute."""
+    before = bench.own_units()
+    for attempt_id in ("opened", "given-back"):
+        bench.state.reserve(order(attempt_id, job_id=f"job-{attempt_id}"), FILTER)
+        one = order(attempt_id, job_id=f"job-{attempt_id}").statement(NODE, "reserve")
+        bench.database.write_now(lambda c, one=one: booking.book(c, one, sign(LEDGER_KEY, one)))
+    void = order("given-back", job_id="job-given-back").statement(NODE, "void")
+    bench.database.write_now(lambda c: booking.book(c, void, sign(LEDGER_KEY, void)))
+    bench.back_up()
+    bench.state.become_copy()
+    assert bench.state.recover() == ["opened", "given-back"]
+    for attempt_id in ("opened", "given-back"):
+        bench.state.close_attempt(attempt_id, "void")
+    bench.put_back()
+    bench.look(monkeypatch)
+    assert bench.state.disputes.all() == []
+    assert bench.unreconciled() == frozenset()
+    kinds = {e.statement.attempt_id: e.statement.kind for e in bench.chain()}
+    assert (kinds["opened"], kinds["given-back"]) == ("post", "void")
+    cost = FILTER.cost_units(void.release)
+    assert (bench.posted_units(), bench.own_units()) == (before + cost, before + 2 * cost)
+
+
+def test_a_void_that_the_chain_holds_of_an_update_that_left_is_a_dispute(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ever, where this ledger is no copy."""
+    one = order("left", job_id="job-left")
+    bench.state.reserve(one, FILTER)
+    bench.state.open("left", 1.0, 1.0)
+    bench.state.lose("left")
+    for kind in ("reserve", "void"):
+        said = replace(one.statement(NODE, "reserve"), kind=kind)
+        bench.database.write_now(lambda c, said=said: booking.book(c, said, sign(LEDGER_KEY, said)))
+    bench.look(monkeypatch)
+    assert "void there and posted here" in bench.state.disputes.all()[0].text
+
+
+class Shelf:
+    """Backups of one coordinator, of several moments."""
+
+    def __init__(self, bench: Restorable) -> None:
+        self._bench = bench
+
+    def back_up(self, name: str) -> None:
+        """Keep one more."""
+        self._bench.back_up()
+        shutil.copyfile(self._bench.folder / BACKUP, self._bench.folder / name)
+
+    def put_back(self, name: str, now_s: float) -> None:
+        """Restore one of them at a moment."""
+        shutil.copyfile(self._bench.folder / name, self._bench.folder / BACKUP)
+        self._bench.put_back(now_s=now_s)
+
+
+@pytest.mark.parametrize("third", ["newer", "older", "between"])
+def test_an_older_backup_may_be_restored_first_and_a_newer_one_after_it(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch, third: str
+) -> None:
+    """The newer one knows nothing of the first restoration, and holds checkpoints whose numbers the
+    ended history had as well: none is another than the node has seen in that history."""
+    shelf = Shelf(bench)
+    for number, name in enumerate(("older", "between", "newer")):
+        shelf.back_up(name)
+        bench.book(2, first=ENTRIES + 2 * number)
+        bench.look(monkeypatch)
+    spent = bench.own_units()
+    for number, name in enumerate(("older", "newer", third)):
+        shelf.put_back(name, now_s=100.0 * (number + 1))
+        bench.look(monkeypatch)
+        assert bench.state.disputes.all() == [], (number, name)
+        for more in range(3):
+            bench.book(1, first=100 * (number + 1) + more)
+            bench.look(monkeypatch)
+        assert bench.unreconciled() == frozenset()
+        assert bench.posted_units() == bench.own_units() > spent
+        assert bench.reason() == ""
+        assert found(bench, exported(bench), file_of(bench)) == [], "officers find no fault either"
+
+
+def test_a_newer_backup_that_was_rewritten_is_found_after_an_older_one_as_well(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the node saw of that history before the first restoration is held against it."""
+    shelf = Shelf(bench)
+    for number, name in enumerate(("older", "between")):
+        shelf.back_up(name)
+        bench.book(2, first=ENTRIES + 2 * number)
+        bench.look(monkeypatch)
+    shelf.put_back("older", 100.0)
+    bench.look(monkeypatch)
+    for more in range(3):
+        bench.book(1, first=100 + more)
+        bench.look(monkeypatch)
+    bench.database.close()
+    shutil.copyfile(bench.folder / "between", bench.folder / "coordinator.db")
+    bench.database = Database(f"sqlite:///{bench.folder / 'coordinator.db'}")
+    bench.reserve_there("instead")
+    bench.database.write_now(lambda c: checkpoints.renew(c, bench.key, 150.0))
+    bench.database.write_now(
+        lambda c: epochs.raise_epoch(c, bench.key, now_s=200.0, backup_made_at_s=50.0)
+    )
+    bench.look(monkeypatch)
+    assert "names another checkpoint 3" in bench.state.disputes.all()[0].text
+    assert found(bench, exported(bench), file_of(bench)) != []

@@ -31,7 +31,10 @@ class JoinRequest(_message.Message):
     secret: _builtins.str
     """The token's single-use secret, as text."""
     csr: _builtins.bytes
-    """PKCS#10 request, DER. Only its public key is used: the authority writes every name itself."""
+    """PKCS#10 request, DER. Only its public key is used: the authority writes every name itself. It
+    names nobody; or, as its common name, the node whose ledger the machine keeps, so that a token
+    for another one is refused (CSR_NAMES) and not used up.
+    """
     ledger_public_key: _builtins.bytes
     """Raw Ed25519 public key (32 bytes) of the node's ledger."""
     ledger_key_proof: _builtins.bytes

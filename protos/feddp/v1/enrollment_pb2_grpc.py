@@ -72,7 +72,8 @@ class EnrollmentServicer(object):
         Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED),
         INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES, LEDGER_KEY_INVALID), PERMISSION_DENIED
         (NODE_DISABLED, JOIN_REJECTED, LEDGER_KEY_CHANGED: a node that joins again must hold the ledger
-        key that it had). INVALID_ARGUMENT (TOKEN_FOR_PERSON: see JoinUser).
+        key that it had; LEDGER_KEY_OF_ANOTHER: a node of another name has it, and the token is not
+        used up). INVALID_ARGUMENT (TOKEN_FOR_PERSON: see JoinUser).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

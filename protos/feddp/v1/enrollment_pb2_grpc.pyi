@@ -44,7 +44,8 @@ class EnrollmentStub:
     Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED),
     INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES, LEDGER_KEY_INVALID), PERMISSION_DENIED
     (NODE_DISABLED, JOIN_REJECTED, LEDGER_KEY_CHANGED: a node that joins again must hold the ledger
-    key that it had). INVALID_ARGUMENT (TOKEN_FOR_PERSON: see JoinUser).
+    key that it had; LEDGER_KEY_OF_ANOTHER: a node of another name has it, and the token is not
+    used up). INVALID_ARGUMENT (TOKEN_FOR_PERSON: see JoinUser).
     """
     JoinUser: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.JoinUserRequest, _enrollment_pb2.JoinUserResponse]
     """Redeems a person's invitation for a certificate. Called by anyone who holds its token.
@@ -84,7 +85,8 @@ class EnrollmentAsyncStub(EnrollmentStub):
     Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED),
     INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES, LEDGER_KEY_INVALID), PERMISSION_DENIED
     (NODE_DISABLED, JOIN_REJECTED, LEDGER_KEY_CHANGED: a node that joins again must hold the ledger
-    key that it had). INVALID_ARGUMENT (TOKEN_FOR_PERSON: see JoinUser).
+    key that it had; LEDGER_KEY_OF_ANOTHER: a node of another name has it, and the token is not
+    used up). INVALID_ARGUMENT (TOKEN_FOR_PERSON: see JoinUser).
     """
     JoinUser: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.JoinUserRequest, _enrollment_pb2.JoinUserResponse]  # type: ignore[assignment]
     """Redeems a person's invitation for a certificate. Called by anyone who holds its token.
@@ -127,7 +129,8 @@ class EnrollmentServicer(metaclass=_abc_1.ABCMeta):
         Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED),
         INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES, LEDGER_KEY_INVALID), PERMISSION_DENIED
         (NODE_DISABLED, JOIN_REJECTED, LEDGER_KEY_CHANGED: a node that joins again must hold the ledger
-        key that it had). INVALID_ARGUMENT (TOKEN_FOR_PERSON: see JoinUser).
+        key that it had; LEDGER_KEY_OF_ANOTHER: a node of another name has it, and the token is not
+        used up). INVALID_ARGUMENT (TOKEN_FOR_PERSON: see JoinUser).
         """
 
     @_abc_1.abstractmethod

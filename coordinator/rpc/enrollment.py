@@ -1,5 +1,6 @@
 """Enrollment: a token becomes a certificate, and an ended certificate its successor."""
 
+import time
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -175,8 +176,7 @@ class EnrollmentService(pb_grpc.EnrollmentServicer):
         self, request: pb.ChallengeRequest, context: Context
     ) -> pb.ChallengeResponse:
         """See enrollment.proto."""
-        self._check_enabled()
-        return pb.ChallengeResponse(nonce=self._challenges.new())
+        return pb.ChallengeResponse(nonce=self._challenges.new(), server_time_s=time.time())
 
     async def Recover(self, request: pb.RecoverRequest, context: Context) -> pb.RecoverResponse:
         """See enrollment.proto."""

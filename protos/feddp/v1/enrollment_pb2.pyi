@@ -189,16 +189,20 @@ class ChallengeResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NONCE_FIELD_NUMBER: _builtins.int
+    SERVER_TIME_S_FIELD_NUMBER: _builtins.int
     nonce: _builtins.bytes
     """Opaque; at most 64 bytes."""
+    server_time_s: _builtins.float
+    """The coordinator's clock, seconds since 1970; 0 from an older coordinator."""
     def __init__(
         self,
         *,
         nonce: _builtins.bytes = ...,
+        server_time_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "server_time_s", b"server_time_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -92,8 +92,9 @@ class EnrollmentServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Challenge(self, request, context):
-        """A nonce for Recover, good for two minutes. Called by anyone; nothing is kept for it. Safe to
-        retry. Errors: PERMISSION_DENIED (RECOVERY_DISABLED).
+        """A nonce for Recover, good for two minutes, and the time: a machine whose clock says that its
+        certificate has ended learns whether it is the clock. Called by anyone; nothing is kept for it.
+        Safe to retry. Errors: none of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

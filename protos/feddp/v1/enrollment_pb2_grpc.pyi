@@ -56,8 +56,9 @@ class EnrollmentStub:
     FAILED_PRECONDITION (AUTHORITY_EXPIRED).
     """
     Challenge: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ChallengeRequest, _enrollment_pb2.ChallengeResponse]
-    """A nonce for Recover, good for two minutes. Called by anyone; nothing is kept for it. Safe to
-    retry. Errors: PERMISSION_DENIED (RECOVERY_DISABLED).
+    """A nonce for Recover, good for two minutes, and the time: a machine whose clock says that its
+    certificate has ended learns whether it is the clock. Called by anyone; nothing is kept for it.
+    Safe to retry. Errors: none of its own.
     """
     Recover: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.RecoverRequest, _enrollment_pb2.RecoverResponse]
     """The next certificate of a node whose newest one has ended, proved by that one's key. Called by
@@ -97,8 +98,9 @@ class EnrollmentAsyncStub(EnrollmentStub):
     FAILED_PRECONDITION (AUTHORITY_EXPIRED).
     """
     Challenge: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ChallengeRequest, _enrollment_pb2.ChallengeResponse]  # type: ignore[assignment]
-    """A nonce for Recover, good for two minutes. Called by anyone; nothing is kept for it. Safe to
-    retry. Errors: PERMISSION_DENIED (RECOVERY_DISABLED).
+    """A nonce for Recover, good for two minutes, and the time: a machine whose clock says that its
+    certificate has ended learns whether it is the clock. Called by anyone; nothing is kept for it.
+    Safe to retry. Errors: none of its own.
     """
     Recover: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.RecoverRequest, _enrollment_pb2.RecoverResponse]  # type: ignore[assignment]
     """The next certificate of a node whose newest one has ended, proved by that one's key. Called by
@@ -153,8 +155,9 @@ class EnrollmentServicer(metaclass=_abc_1.ABCMeta):
         request: _enrollment_pb2.ChallengeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_enrollment_pb2.ChallengeResponse, _abc.Awaitable[_enrollment_pb2.ChallengeResponse]]:
-        """A nonce for Recover, good for two minutes. Called by anyone; nothing is kept for it. Safe to
-        retry. Errors: PERMISSION_DENIED (RECOVERY_DISABLED).
+        """A nonce for Recover, good for two minutes, and the time: a machine whose clock says that its
+        certificate has ended learns whether it is the clock. Called by anyone; nothing is kept for it.
+        Safe to retry. Errors: none of its own.
         """
 
     @_abc_1.abstractmethod

@@ -253,7 +253,13 @@ def test_a_proxy_that_wants_more_than_basic_is_named(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "found"), [("403 Forbidden", "it refuses"), ("504 Gateway Timeout", "cannot reach")]
+    ("status", "found"),
+    [
+        ("403 Forbidden", "it refuses"),
+        ("504 Gateway Timeout", "cannot reach"),
+        ("511 Network Authentication Required", "a login page (captive portal) stands there"),
+        ("302 Found\r\nLocation: http://login.example/", "and leads to http://login.example/"),
+    ],
 )
 def test_a_refusing_proxy_is_told_from_one_that_cannot_go_on(
     site: Site, status: str, found: str

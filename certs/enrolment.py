@@ -6,6 +6,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.x509.oid import NameOID
 
 from certs.keyfiles import (
     load_certificate_key,
@@ -54,9 +55,15 @@ def new_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def make_csr(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A PKCS#10 request, DER, signed by `key`. It names nobody: the authority writes the names."""
-    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+def make_csr(key: ec.EllipticCurvePrivateKey, name: str = "") -> bytes:
+    """A PKCS#10 request, DER, signed by `key`. The authority writes the names.
+
+    Args:
+        name: whose certificate it must be, or none: a token for another name is refused, and not
+            used up. Empty to name nobody.
+    """
+    named = [x509.NameAttribute(NameOID.COMMON_NAME, name)] if name else []
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name(named))
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 

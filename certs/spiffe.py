@@ -23,8 +23,8 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise Malformed(
             "NAME_INVALID",
-            f"{_shown(name)} cannot be a name; use 1 to 63 lower-case letters, digits and "
-            "hyphens, with no hyphen at either end",
+            f"{_shown(name)} cannot be a name; use 1 to 63 of a-z, 0-9 and - (no capitals, "
+            "no umlauts, no dots), with no - at either end",
         )
     return name
 

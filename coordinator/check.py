@@ -1,7 +1,6 @@
 """`feddp coordinator check`: would this configuration serve, and what will surprise somebody?"""
 
 import os
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from certs.authority import Authority
 from certs.credentials import server_credentials
+from coordinator.check_ports import ports_found
 from coordinator.config import CoordinatorConfig, effects, load_config
 from coordinator.gateway_watch import state_of
 from coordinator.keyring import ledger_public_key
@@ -277,23 +277,5 @@ def _replicas(config: CoordinatorConfig) -> Iterator[Finding]:
 
 
 def _ports(config: CoordinatorConfig) -> Iterator[Finding]:
-    server = config.server
-    for host, port, name in (
-        (server.host, server.port, "server.port"),
-        (server.host, server.enrollment_port, "server.enrollment_port"),
-        (server.health_host, server.health_port, "server.health_port"),
-    ):
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                yield Finding(
-                    "warning",
-                    name,
-                    f"port {port} cannot be opened now ({error.strerror}): this coordinator runs "
-                    "already, or another program holds it",
-                )
-            else:
-                yield Finding("ok", name, f"port {port} is free")
+    for name, is_fine, text in ports_found(config):
+        yield Finding("ok" if is_fine else "warning", name, text)

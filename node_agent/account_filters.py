@@ -77,12 +77,18 @@ def filter_of(
 
 def account_fault(policy: Policy, data_sets: Sequence[DataSetSpec]) -> str:
     """Why an account of a policy could not be used, whatever was spent; empty where all can."""
+    return next(iter(account_faults(policy, data_sets)), "")
+
+
+def account_faults(policy: Policy, data_sets: Sequence[DataSetSpec]) -> list[str]:
+    """As `account_fault`, of each account that could not."""
+    found = []
     for account in policy.accounts:
         try:
             filter_of(account, data_sets, None)
         except FeddpError as error:
-            return error.message
-    return ""
+            found.append(error.message)
+    return found
 
 
 def not_raised(account: AccountPolicy, fixed: FixedFilter | None) -> str:

@@ -47,11 +47,7 @@ class TransferPolicy(BaseModel):
     @field_validator("hours")
     @classmethod
     def _readable(cls, value: list[str]) -> list[str]:
-        for one in value:
-            begin, end = _minutes(one)
-            if begin == end:
-                raise ValueError(f"{one!r} begins where it ends; leave hours out for always")
-        return value
+        return readable_hours(value)
 
     def is_open(self, now: datetime) -> bool:
         """Whether model bytes may move at this local time."""
@@ -66,6 +62,19 @@ class TransferPolicy(BaseModel):
         """The limit in bytes."""
         megabits = self.megabits_per_second_max
         return None if megabits is None else megabits * 125_000
+
+
+def readable_hours(value: list[str]) -> list[str]:
+    """The same.
+
+    Raises:
+        ValueError: one of them is no time window.
+    """
+    for one in value:
+        begin, end = _minutes(one)
+        if begin == end:
+            raise ValueError(f"{one!r} begins where it ends; leave hours out for always")
+    return value
 
 
 def _minutes(span: str) -> tuple[int, int]:

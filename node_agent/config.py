@@ -7,10 +7,11 @@ from typing import Annotated, Any, Final, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from certs.spiffe import check_name, check_trust_domain
 from node_agent.alerts import AlertsConfig
-from node_agent.faults import first_of, place_of, sentence
+from node_agent.faults import counted, place_of, sentence, to_tell
 from node_agent.launchers.settings import LauncherSettings, LocalSettings
 from node_agent.proxy import ProxyConfig
 from node_agent.shapes import shaped
@@ -202,23 +203,28 @@ def parse(
         tell_value: a fault says the value as well; for files that hold no secret.
 
     Raises:
-        Malformed: `reason`; the message names an unknown key or else the first wrong one.
+        Malformed: `reason`; the message names each wrong key, those that are unknown first.
     """
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        fault = first_of(error.errors(include_url=False))
-        key, text = place_of(model, fault["loc"]).key, sentence(model, fault)
-        if fault["type"] == "float_type" and _is_number_text(fault["input"]):
-            text += "; YAML reads 1e-5 as text: write 1.0e-5"
-        if key:
-            key += _name_at(value, fault["loc"])
-            wrong = fault["input"]
-            if tell_value and fault["type"] != "extra_forbidden" and _is_scalar(wrong):
-                text += f"; it says {ascii(wrong)[:VALUE_CHARS_MAX]}"
-        raise Malformed(
-            reason, f"{path}: key {key}: {text}" if key else f"{path}: {text}"
-        ) from None
+        faults = to_tell(model, error.errors(include_url=False))
+    texts = [_told(model, value, one, tell_value=tell_value) for one in faults]
+    raise Malformed(reason, f"{path}: {counted(texts)}")
+
+
+def _told(
+    model: type[BaseModel], value: dict[str, Any], fault: ErrorDetails, *, tell_value: bool
+) -> str:
+    key, text = place_of(model, fault["loc"]).key, sentence(model, fault)
+    if fault["type"] == "float_type" and _is_number_text(fault["input"]):
+        text += "; YAML reads 1e-5 as text: write 1.0e-5"
+    if not key:
+        return text
+    wrong = fault["input"]
+    if tell_value and fault["type"] not in ("extra_forbidden", "missing") and _is_scalar(wrong):
+        text += f"; it says {ascii(wrong)[:VALUE_CHARS_MAX]}"
+    return f"key {key}{_name_at(value, fault['loc'])}: {text}"
 
 
 def _name_at(value: Any, loc: tuple[int | str, ...]) -> str:

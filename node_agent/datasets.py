@@ -15,14 +15,16 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from node_agent.config import read_yaml
-from node_agent.faults import first_of, place_of, sentence
+from node_agent.faults import counted, place_of, sentence, to_tell
 from node_agent.shapes import name_like
 from node_agent.sources.database import Database
 from protos.errors import Malformed
 
 FILE_NAME: Final = "datasets.yaml"
+WRONG_TOLD_MAX: Final = 20
 NAME_CHARS_SHOWN_MAX: Final = 64
 CATEGORIES_MAX: Final = 1000
 COLUMNS_MAX: Final = 10_000
@@ -161,8 +163,18 @@ def load_data_sets(folder: Path) -> list[DataSetSpec]:
     try:
         entries = _File.model_validate(content).data_sets
     except ValidationError as error:
-        raise _invalid(path, f"has a wrong shape: {_first(_File, error)}") from None
-    specs = [_spec(path, number, entry) for number, entry in enumerate(entries, start=1)]
+        raise _invalid(path, f"has a wrong shape: {_faults(_File, error)}") from None
+    specs: list[DataSetSpec] = []
+    wrong: list[str] = []
+    for number, entry in enumerate(entries, start=1):
+        try:
+            specs.append(_spec(path.parent, entry))
+        except ValidationError as error:
+            wrong.append(f"{_title(number, entry)}: {_faults(DataSetSpec, error)}")
+    if wrong:
+        told = "; and ".join(wrong[:WRONG_TOLD_MAX])
+        many = "a wrong data set" if len(wrong) == 1 else f"{len(wrong)} wrong data sets:"
+        raise _invalid(path, f"has {many} {told}")
     for name, times in Counter(spec.name for spec in specs).items():
         if times > 1:
             raise _invalid(path, f"declares data set {name!r} {times} times; names must differ")
@@ -199,16 +211,15 @@ def schema_json(spec: DataSetSpec) -> str:
     return json.dumps({"columns": columns}, sort_keys=True)
 
 
-def _spec(path: Path, number: int, entry: dict[str, Any]) -> DataSetSpec:
+def _spec(folder: Path, entry: dict[str, Any]) -> DataSetSpec:
+    return _in_folder(DataSetSpec.model_validate(entry), folder)
+
+
+def _title(number: int, entry: dict[str, Any]) -> str:
     name = entry.get("name")
-    title = f"data set number {number}"
     if isinstance(name, str) and len(name) <= NAME_CHARS_SHOWN_MAX:
-        title = f"data set {name!r}"
-    try:
-        spec = DataSetSpec.model_validate(entry)
-    except ValidationError as error:
-        raise _invalid(path, f"has a wrong {title}: {_first(DataSetSpec, error)}") from None
-    return _in_folder(spec, path.parent)
+        return repr(name)
+    return f"number {number}"
 
 
 def _in_folder(spec: DataSetSpec, folder: Path) -> DataSetSpec:
@@ -222,11 +233,13 @@ def _in_folder(spec: DataSetSpec, folder: Path) -> DataSetSpec:
     return spec.model_copy(update=changed)
 
 
-def _first(model: type[BaseModel], error: ValidationError) -> str:
-    """An unknown key or else the first fault, and what is wrong; the steward mends one and runs
-    again."""
-    faults = error.errors(include_url=False)
-    fault = first_of(faults)
+def _faults(model: type[BaseModel], error: ValidationError) -> str:
+    """What is wrong with each key."""
+    faults = to_tell(model, error.errors(include_url=False))
+    return counted([_told(model, one) for one in faults])
+
+
+def _told(model: type[BaseModel], fault: ErrorDetails) -> str:
     key, text = place_of(model, fault["loc"]).key, sentence(model, fault)
     if fault["loc"] == ("patient",) and fault["type"] == "string_type":
         text = (

@@ -50,6 +50,7 @@ from node_agent.identity import (
     load_identity,
     settle,
 )
+from node_agent.kept_name import NOT_USED_UP, USED_UP, for_another, kept_name
 from node_agent.proxy import OPTION, ProxyConfig, Route, route_to
 from node_agent.renewal import pending_key
 from node_agent.state import State, ledger_missing
@@ -120,7 +121,9 @@ def join(
         Malformed: TOKEN_INVALID, PROXY_INVALID; JOIN_ANSWER_INVALID, the coordinator's answer does
             not hold; PASSPHRASE_MISSING, PASSPHRASE_SHORT, PASSPHRASE_WRONG.
         Conflict: ALREADY_JOINED, AGENT_RUNNING.
-        NotAllowed: JOIN_REJECTED, LEDGER_KEY_CHANGED, NODE_DISABLED; OTHER_USER.
+        Malformed: TOKEN_FOR_ANOTHER_NODE, the folder keeps another one's ledger; LEDGER_INVALID.
+        NotAllowed: JOIN_REJECTED, LEDGER_KEY_CHANGED, LEDGER_KEY_OF_ANOTHER, NODE_DISABLED;
+            OTHER_USER.
         WrongPhase: JOIN_PENDING.
         Unauthenticated: TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED.
         Unavailable: UNREACHABLE.
@@ -153,6 +156,7 @@ def _joined(
     encrypt_keys: bool,
     ask: Callable[[pb.JoinRequest, contextlib.ExitStack], pb.JoinResponse],
 ) -> JoinResult:
+    kept = kept_name(folder, former)
     # Undone unless the coordinator may have redeemed the token for these keys.
     with contextlib.ExitStack() as undo:
         for part in (*reversed(folder.root.parents), folder.root, folder.identity):
@@ -160,7 +164,7 @@ def _joined(
                 part.mkdir(mode=0o700)
                 undo.callback(_remove_folder, part)
         key, ledger_key = _keys(folder.identity, former, encrypt_keys, undo)
-        csr = make_csr(key)
+        csr = make_csr(key, kept)
         request = pb.JoinRequest(
             secret=parsed.secret,
             csr=csr,
@@ -170,8 +174,13 @@ def _joined(
         if former is not None:
             request.former_certificate = former.chain
             request.former_key_proof = prove_rejoin(key_in(former.key), csr)
-        answer = ask(request, undo)
-        undo.pop_all()
+        try:
+            answer = ask(request, undo)
+        except FeddpError as error:
+            if kept and error.reason == "CSR_NAMES":
+                raise for_another(folder, kept, NOT_USED_UP) from None
+            raise
+        made = undo.pop_all()
     spiffe_id, leaf = check_answer(
         parsed,
         key.public_key(),
@@ -179,8 +188,9 @@ def _joined(
         answer.trust_bundle,
         (answer.node, answer.spiffe_id),
     )
-    if former is not None and former.node != spiffe_id.name:
-        raise answer_invalid(f"it is for node {spiffe_id.name} and this folder is {former.node}'s")
+    if kept not in ("", spiffe_id.name):  # by a coordinator that does not look at names
+        made.close()
+        raise for_another(folder, kept, USED_UP)
     return _write(folder, parsed, answer, spiffe_id, leaf, ledger_key, settings)
 
 

@@ -14,11 +14,13 @@ from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from node_agent.known_keys import advice
+from node_agent.known_keys import advice, nearest
 from node_agent.shapes import Shape
 
 _TAGS: Final = ("<number>", "<category>")
 """Of the two forms of a column's type, see `node_agent.datasets`."""
+
+FAULTS_TOLD_MAX: Final = 20
 
 _KINDS: Final = {
     "int_type": "a whole number",
@@ -63,9 +65,27 @@ class Place:
     field: FieldInfo | None
 
 
-def first_of(faults: Sequence[ErrorDetails]) -> ErrorDetails:
-    """The one to tell: a mistyped key is also missing under its own name, and says more."""
-    return next((one for one in faults if one["type"] == "extra_forbidden"), faults[0])
+def to_tell(model: type[BaseModel], faults: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Those of one file that say something: a mistyped key is also missing under its own name, and
+    says more. Unknown keys come first."""
+    unknown = [one for one in faults if one["type"] == "extra_forbidden"]
+    meant = {(one["loc"][:-1], nearest(model, one["loc"])) for one in unknown}
+    others = [
+        one
+        for one in faults
+        if one["type"] != "extra_forbidden"
+        and not (one["type"] == "missing" and (one["loc"][:-1], str(one["loc"][-1])) in meant)
+    ]
+    return unknown + others
+
+
+def counted(texts: Sequence[str]) -> str:
+    """Several faults in one line, each with its number; one as it is."""
+    if len(texts) == 1:
+        return texts[0]
+    told = texts[:FAULTS_TOLD_MAX]
+    listed = "; ".join(f"({number}) {text}" for number, text in enumerate(told, start=1))
+    return f"{len(texts)} faults{f', the first {len(told)}' * (told != texts)}: {listed}"
 
 
 def place_of(model: type[BaseModel], loc: Sequence[str | int]) -> Place:

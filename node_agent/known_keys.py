@@ -14,11 +14,17 @@ def advice(model: type[BaseModel], place: Sequence[str | int]) -> str:
     Args:
         place: where it stands, its own name last, as pydantic gives it.
     """
+    if near := nearest(model, place):
+        return f"there is no such key; did you mean {near}?"
+    known = sorted(_model_at(model, place[:-1]).model_fields)
+    return f"there is no such key; known here: {', '.join(known)}"
+
+
+def nearest(model: type[BaseModel], place: Sequence[str | int]) -> str:
+    """The known key that an unknown one is most like; empty where none is."""
     known = list(_model_at(model, place[:-1]).model_fields)
     near = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
-    if near:
-        return f"there is no such key; did you mean {near[0]}?"
-    return f"there is no such key; known here: {', '.join(sorted(known))}"
+    return near[0] if near else ""
 
 
 def _model_at(model: type[BaseModel], place: Sequence[str | int]) -> type[BaseModel]:

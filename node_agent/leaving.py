@@ -144,7 +144,7 @@ def move(token: str, path: Path) -> JoinResult:
             if not (isinstance(error, Unavailable) and (folder.identity / KEY).exists()):
                 _put_back(folder)
                 seen.unlink()
-            if error.reason == "STATE_OF_ANOTHER_NODE":
+            if error.reason == "TOKEN_FOR_ANOTHER_NODE":
                 raise _for_another(folder, identity.node) from None
             raise
         shutil.rmtree(folder.root / FORMER)

@@ -56,12 +56,26 @@ def kept_ledger(folder: Folder) -> Kept | None:
     left = not folder.agent_yaml.exists() and not (folder.identity / CHAIN).exists()
     if not left or not folder.state_db.exists() or not key.exists():
         return None
+    node = node_of_ledger(folder)
+    return Kept(node, load_ledger_key(key)) if node else None
+
+
+def node_of_ledger(folder: Folder) -> str:
+    """Whose accounts a folder's `state.db` holds; empty where it has not begun.
+
+    Raises:
+        Malformed: LEDGER_INVALID.
+    """
+    if not folder.state_db.exists():
+        return ""
     try:
         with contextlib.closing(sqlite3.connect(folder.state_db)) as opened:
+            if not opened.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
+                return ""
             row = opened.execute("SELECT value FROM meta WHERE key = 'node'").fetchone()
     except sqlite3.DatabaseError as error:
         raise _unusable(error, folder.state_db, folder.state_db) from None
-    return Kept(row[0], load_ledger_key(key)) if row else None
+    return str(row[0]) if row else ""
 
 
 def heads(path: Path) -> dict[str, Any]:

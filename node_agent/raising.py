@@ -77,7 +77,8 @@ def make_key(name: str, out: Path) -> str:
     if not re.fullmatch(STEWARD_NAME, name):
         raise Malformed(
             "NAME_INVALID",
-            f"{name} cannot be a steward's name; use letters, digits, dots, hyphens, underscores",
+            f"{name} cannot be a steward's name; use 1 to 63 of A-Z, a-z, 0-9, . - _, with a "
+            "letter or a digit first",
         )
     if not out.absolute().parent.is_dir():
         raise NotFound("FOLDER_MISSING", f"{out.absolute().parent} is not a folder; make it first")

@@ -31,6 +31,7 @@ from certs.issued import check_bundle, check_issued
 from certs.keyfiles import is_encrypted, key_in, stored_pem
 from certs.proofs import prove_recovery
 from node_agent.backoff import Backoff, is_shut_out
+from node_agent.clock import SET_CLOCK
 from node_agent.identity import (
     BUNDLE,
     CHAIN,
@@ -60,6 +61,9 @@ TRIES_MIN: Final = 20
 AT_MOST_IN_WINDOW: Final = 4
 """Renewals that succeed in the last third of a life; 14 hours apart, of 168. If the clocks differ
 by days each new certificate may look due at once, and must not be asked for again at once."""
+
+
+ENDED: Final = "it has ended by this machine's clock"
 
 
 class Renewal:
@@ -205,7 +209,7 @@ class Renewal:
             detail=error.message,
             until=self.identity.expires_at.isoformat(),
             delay_s=round(delay_s, 1),
-            do=_advice(error),
+            do=_advice(error, ended=self._now() >= self.identity.expires_at),
         )
         return delay_s
 
@@ -260,7 +264,7 @@ def check_renewed(
     if spiffe_id != identity.spiffe_id:
         raise _answer_invalid(f"it is for {spiffe_id}")
     if leaf.not_valid_after_utc <= now:
-        raise _answer_invalid("it has ended; check the clocks of both machines")
+        raise _answer_invalid(ENDED)
 
 
 def switch(folder: Path, chain: bytes, bundle: bytes = b"") -> None:
@@ -283,8 +287,18 @@ def _not_written(folder: Path, error: OSError) -> FeddpError:
     return Malformed("IDENTITY_NOT_WRITTEN", f"{folder} cannot be written ({error.strerror})")
 
 
-def _advice(error: FeddpError) -> str:
-    end = "before the certificate ends"
+def _advice(error: FeddpError, *, ended: bool) -> str:
+    """What to do about a renewal that failed.
+
+    Args:
+        ended: the present certificate, by this machine's clock.
+    """
+    end = "soon, as the certificate has ended" if ended else "before the certificate ends"
+    if error.reason == "RENEWAL_ANSWER_INVALID" and ENDED in error.message:
+        return (
+            f"{SET_CLOCK}: `feddp agent doctor` compares it with the coordinator's. If it is "
+            "right, send this line to the coordinator's operator"
+        )
     if error.reason == "UNIMPLEMENTED":
         return f"the coordinator is of an older version; ask its operator to upgrade it {end}"
     if error.reason == "IDENTITY_NOT_WRITTEN":

@@ -44,8 +44,7 @@ def name_like(example: str) -> AfterValidator:
     """A name of something of this hospital's."""
     return shaped(
         NAME_PATTERN,
-        "a name of 1 to 63 letters, digits, dots, dashes or underscores that begins with a letter "
-        "or a digit",
+        "a name of 1 to 63 of A-Z, a-z, 0-9, . - _ that begins with a letter or a digit",
         example,
     )
 

@@ -1,10 +1,11 @@
 """The steward's two files, read again whenever they changed."""
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from node_agent.account_filters import account_faults
 from node_agent.config import Folder
 from node_agent.datasets import DataSetSpec, load_data_sets
 from node_agent.policy import Policy, load_policy
@@ -63,8 +64,8 @@ class Steward:
     def _read(self) -> Rules:
         policy = load_policy(self._folder.policy_yaml)
         rules = Rules(policy, tuple(load_data_sets(self._folder.root)))
-        require_accounts(rules.data_sets, [one.name for one in policy.accounts])
-        _require_signed(rules)
+        for fault in _faults_between(rules):
+            raise fault
         return rules
 
     def stamp(self) -> tuple[object, ...]:
@@ -75,19 +76,73 @@ class Steward:
         return (_stamp(self._folder.policy_yaml), _stamp(self._folder.datasets_yaml))
 
 
+def checked_rules(folder: Folder) -> Rules:
+    """The rules of the files as they are, for whoever mends them: all that is wrong is told at
+    once, also what leaves the rest in force.
+
+    Raises:
+        Malformed: POLICY_INVALID, DATASETS_INVALID or DATA_SET_UNSIGNED, the first one's; a line
+            for each.
+    """
+    found: list[Malformed] = []
+    policy = data_sets = None
+    try:
+        policy = load_policy(folder.policy_yaml)
+    except Malformed as error:
+        found.append(error)
+    try:
+        data_sets = load_data_sets(folder.root)
+    except Malformed as error:
+        found.append(error)
+    if policy is None or data_sets is None:
+        raise _together(found)
+    rules = Rules(policy, tuple(data_sets))
+    found += _faults_between(rules)
+    texts = [slip] if (slip := unknown_names(rules)) else []
+    texts += [f"policy.yaml: {one}" for one in account_faults(policy, data_sets)]
+    found += [Malformed("POLICY_INVALID", one) for one in texts]
+    if found:
+        raise _together(found)
+    return rules
+
+
+def _together(found: Sequence[Malformed]) -> Malformed:
+    return Malformed(found[0].reason, "\n".join(one.message for one in found))
+
+
 def require_accounts(data_sets: Sequence[DataSetSpec], accounts: Collection[str]) -> None:
     """Each data set is paid by an account that there is.
 
     Raises:
         Malformed: DATASETS_INVALID.
     """
-    known = ", ".join(accounts) or "none"
     for one in data_sets:
         if one.account not in accounts:
-            raise Malformed(
-                "DATASETS_INVALID",
+            raise _unpaid(one, accounts)
+
+
+def _unpaid(spec: DataSetSpec, accounts: Collection[str]) -> Malformed:
+    known = ", ".join(accounts) or "none"
+    return Malformed(
+        "DATASETS_INVALID",
+        f"datasets.yaml: data set {spec.name} is paid by account {spec.account}, and "
+        f"policy.yaml has no such account; it has: {known}",
+    )
+
+
+def _faults_between(rules: Rules) -> Iterator[Malformed]:
+    """Of what the two files say together: each data set is paid by an account that there is, and
+    that a steward has signed where there are several."""
+    accounts = [one.name for one in rules.policy.accounts]
+    for one in rules.data_sets:
+        if one.account not in accounts:
+            yield _unpaid(one, accounts)
+        elif not rules.policy.is_signed_for(one.name, one.account):
+            yield Malformed(
+                "DATA_SET_UNSIGNED",
                 f"datasets.yaml: data set {one.name} is paid by account {one.account}, and "
-                f"policy.yaml has no such account; it has: {known}",
+                f"{rules.policy.disjoint_signed_by} has not signed that its patients are in no "
+                "other account: `feddp agent vouch` signs the data sets as they are declared now",
             )
 
 
@@ -135,17 +190,6 @@ def in_force(folder: Folder, *, running: bool) -> str:
         "The agent that runs goes on by the rules that it read before, if neither file was gone "
         "since"
     )
-
-
-def _require_signed(rules: Rules) -> None:
-    for one in rules.data_sets:
-        if not rules.policy.is_signed_for(one.name, one.account):
-            raise Malformed(
-                "DATA_SET_UNSIGNED",
-                f"datasets.yaml: data set {one.name} is paid by account {one.account}, and "
-                f"{rules.policy.disjoint_signed_by} has not signed that its patients are in no "
-                "other account: `feddp agent vouch` signs the data sets as they are declared now",
-            )
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

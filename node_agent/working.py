@@ -5,7 +5,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from node_agent.bandwidth import TransferPolicy
+from node_agent.bandwidth import TransferPolicy, readable_hours
 from node_agent.launchers.base import WORKER_BYTES_MIN, Limits
 
 
@@ -31,7 +31,7 @@ class WorkPolicy(BaseModel):
     @field_validator("hours")
     @classmethod
     def _readable(cls, value: list[str]) -> list[str]:
-        return TransferPolicy(hours=value).hours
+        return readable_hours(value)
 
     def is_open(self, now: datetime) -> bool:
         """Whether work may begin at this local time."""

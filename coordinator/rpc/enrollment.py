@@ -1,5 +1,6 @@
 """Enrollment: a token becomes a certificate, and an ended certificate its successor."""
 
+import time
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -77,7 +78,7 @@ class EnrollmentService(pb_grpc.EnrollmentServicer):
             won = people.redeem(connection, secret_hash, digest, now.timestamp())
             identity = SpiffeId(self.authority.trust_domain, "node", won.node)
             check_names(request.csr, identity)
-            # 3. A name keeps its ledger key.
+            # 3. A name keeps its ledger key, and no other name gets that.
             if won.ledger_public_key not in (b"", request.ledger_public_key):
                 raise NotAllowed(
                     "LEDGER_KEY_CHANGED",
@@ -86,6 +87,8 @@ class EnrollmentService(pb_grpc.EnrollmentServicer):
                 )
             if won.chain:
                 return won, won.chain
+            if not won.ledger_public_key:
+                people.require_own_ledger_key(connection, won.node, request.ledger_public_key)
             # 4. A known name needs its old key, or a person who has heard the steward.
             known = bool(won.ledger_public_key)
             strange = known and (
@@ -174,8 +177,7 @@ class EnrollmentService(pb_grpc.EnrollmentServicer):
         self, request: pb.ChallengeRequest, context: Context
     ) -> pb.ChallengeResponse:
         """See enrollment.proto."""
-        self._check_enabled()
-        return pb.ChallengeResponse(nonce=self._challenges.new())
+        return pb.ChallengeResponse(nonce=self._challenges.new(), server_time_s=time.time())
 
     async def Recover(self, request: pb.RecoverRequest, context: Context) -> pb.RecoverResponse:
         """See enrollment.proto."""

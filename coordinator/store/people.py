@@ -1,5 +1,6 @@
 """Nodes and their tokens; people are in `users`."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,6 +212,31 @@ def redeem(connection: Connection, secret_hash: str, key_digest: str, now_s: flo
         row.approval,
         row.why is not None,
     )
+
+
+def require_own_ledger_key(connection: Connection, name: str, ledger_public_key: bytes) -> None:
+    """Refuse a new name for a machine that has one: two of them would be that machine twice.
+
+    Names that share a key since before this was looked at go on; `name` is none of them. Of two
+    that ask at once, the second sees the first.
+
+    Raises:
+        NotAllowed: LEDGER_KEY_OF_ANOTHER.
+    """
+    if connection.dialect.name == "postgresql":  # SQLite writes one transaction at a time
+        lock = int.from_bytes(hashlib.sha256(ledger_public_key).digest()[:8], signed=True)
+        connection.execute(select(func.pg_advisory_xact_lock(lock)))
+    of_it = (nodes.c.ledger_public_key == ledger_public_key) & (nodes.c.name != name)
+    other = connection.execute(
+        select(nodes.c.name).where(of_it).order_by(nodes.c.name).limit(1)
+    ).scalar_one_or_none()
+    if other is not None:
+        raise NotAllowed(
+            "LEDGER_KEY_OF_ANOTHER",
+            f"this folder's ledger key is node {other}'s, and no second name is given to one "
+            f"machine: ask the coordinator's operator for a token for {other} (`feddp node token "
+            f"{other}`), or join as {name} in a folder of its own",
+        )
 
 
 def enrol(

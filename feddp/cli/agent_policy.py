@@ -10,7 +10,7 @@ import typer
 from feddp.cli import output
 from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
-from feddp.cli.policy_faults import starts_said, verdict_of
+from feddp.cli.policy_faults import asking_said, starts_said, verdict_of
 
 if TYPE_CHECKING:
     from node_agent.explaining import Said
@@ -28,20 +28,18 @@ Folder = Annotated[
 def check(folder: Folder, as_json: Json = False) -> None:
     """Whether policy.yaml and datasets.yaml hold, by themselves and by this node's own ledger.
 
-    Exit code 2 if a file is wrong, key by key and name by name; 1 if the agent refuses orders for
-    what the files say and its ledger knows. The agent may run. What is wrong with a data set's own
-    files, and a task in `allow` that is not installed, are warnings, and leave the exit code at 0.
+    Exit code 2 if a file is wrong, with all that is, key by key and name by name; 1 if the agent
+    refuses orders for what the files say and its ledger knows. The agent may run. What is wrong
+    with a data set's own files, and a task in `allow` that is not installed, are warnings, and
+    leave the exit code at 0; so is a policy by which nobody may ask.
     """
-    from node_agent.account_filters import account_fault
+    from node_agent.config import Folder as AgentFolder
     from node_agent.status import files_alone, status
-    from node_agent.steward import require_known_names
+    from node_agent.steward import checked_rules
     from node_agent.whose import seen_as_another
-    from protos.errors import Malformed, NotAllowed, NotFound
+    from protos.errors import NotAllowed, NotFound
 
-    rules = _rules(folder)
-    require_known_names(rules)
-    if fault := account_fault(rules.policy, rules.data_sets):
-        raise Malformed("POLICY_INVALID", f"policy.yaml: {fault}")
+    rules = checked_rules(AgentFolder(folder.absolute()))
     unread = ""
     try:
         found = status(folder)
@@ -53,7 +51,8 @@ def check(folder: Folder, as_json: Json = False) -> None:
         if error.reason != "OTHER_USER":
             raise
         found, unread = files_alone(rules), error.message
-    said = verdict_of(found, unread, seen_as_another(folder))
+    asked = asking_said(rules.policy.who_may_ask)
+    said = verdict_of(found, unread, seen_as_another(folder), asked=asked)
     starts = [text for text in map(starts_said, found["accounts"]) if text]
     counts = {"accounts": len(rules.policy.accounts), "data_sets": len(rules.data_sets)}
     ok = not said.refused

@@ -2,12 +2,19 @@
 
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from feddp.cli import output
+from feddp.cli.options import Json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from node_agent.handover import Owner
 
 Folder = Annotated[
     Path, typer.Option("--dir", metavar="DIR", readable=False, help="The agent's folder.")
@@ -29,6 +36,7 @@ def install_service(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the unit on stdout; change nothing.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Write the systemd unit of this folder's agent, and give its files to their owners.
 
@@ -45,14 +53,23 @@ def install_service(
     if dry_run:
         text = service.unit()
         require_fit(service, steward)
+        given = owners(service.folder, user, service.group, steward)
+        warnings = advice(service, steward)
+        if as_json:
+            _print(unit_folder / service.name, text, given, warnings, written=False)
+            return
         output.note(f"would write {unit_folder / service.name}:")
         sys.stdout.write(text)
-        for one in owners(service.folder, user, service.group, steward):
+        for one in given:
             output.note(f"would be given: {one}")
-        for sentence in advice(service, steward):
+        for sentence in warnings:
             output.note(f"WARNING: {sentence}")
         return
     path = install(service, steward, unit_folder)
+    if as_json:
+        given = owners(service.folder, user, service.group, steward)
+        _print(path, service.unit(), given, advice(service, steward), written=True)
+        return
     output.line(f"wrote {path}; policy.yaml and datasets.yaml belong to {steward}, who edits them")
     if steward != "root":
         output.line(f"{steward} checks them: feddp agent policy check --dir {folder}")
@@ -61,6 +78,23 @@ def install_service(
     output.line(f"check it: systemd-analyze verify {path}")
     output.line(f"commands on {folder} from now on: sudo -u {user} feddp agent ...")
     output.line(f"start it: systemctl daemon-reload && systemctl enable --now {path.name}")
+
+
+def _print(
+    path: Path, unit: str, given: "Sequence[Owner]", warnings: "Sequence[str]", *, written: bool
+) -> None:
+    output.print_json(
+        {
+            "unit_file": str(path),
+            "unit": unit,
+            "written": written,
+            "owners": [
+                asdict(one) | {"path": str(one.path), "mode": f"{one.mode:04o}" if one.mode else ""}
+                for one in given
+            ],
+            "warnings": list(warnings),
+        }
+    )
 
 
 def _command() -> Path:

@@ -3,10 +3,13 @@ else a steward should know. It finds nothing itself, so that both commands say t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from feddp.cli import output
 from feddp.cli.budget import STAGES
+
+if TYPE_CHECKING:
+    from node_agent.asking import AskingPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +27,21 @@ class Verdict:
     notes: Sequence[str]
 
 
-def verdict_of(found: Mapping[str, Any], unread: str = "", as_another: str = "") -> Verdict:
+def verdict_of(
+    found: Mapping[str, Any], unread: str = "", as_another: str = "", *, asked: str = ""
+) -> Verdict:
     """Of an agent's status, as `node_agent` gives it; its ledger is None where it has none yet.
 
     Args:
         unread: why the ledger could not be read, where there may be one.
         as_another: what follows from a data set's fault, seen by another user than the agent's.
+        asked: that nobody may ask for work, see `asking_said`; empty where somebody may.
     """
     from node_agent.allowed import DO
 
     accounts, data_sets, ledger = found["accounts"], found["data_sets"], found["ledger"]
     refused: list[str] = []
-    warnings: list[str] = []
+    warnings: list[str] = [asked] if asked else []
     notes: list[str] = []
     if not found["rules"]["ok"]:
         refused.append(found["rules"]["message"])
@@ -81,6 +87,18 @@ def _of_the_ledger(ledger: Mapping[str, Any]) -> list[str]:
             for one in ledger["disputes"]
         ),
     ]
+
+
+def asking_said(policy: "AskingPolicy") -> str:
+    """That no order will be taken, whoever asks, and what to do; empty where somebody may ask."""
+    if policy.unsigned == "allow" or policy.engineers:
+        return ""
+    return (
+        "no order will be taken (ORDER_UNSIGNED), as who_may_ask pins no engineer's key: pin one "
+        "(the engineer makes it with `feddp job key new`, and gives you its public half by another "
+        "way than the coordinator), or write `unsigned: allow` there to take what the coordinator "
+        "sends"
+    )
 
 
 def starts_said(account: Mapping[str, Any]) -> str:

@@ -3,16 +3,19 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 from certs.tokens import JoinToken
+from node_agent.clock import SET_CLOCK
 from node_agent.config import AgentConfig, Folder
 from node_agent.doctor import files, machine
 from node_agent.doctor.alerts import check_alerts
 from node_agent.doctor.coordinator import ASKED, check_coordinator, clock_check
+from node_agent.doctor.enrolment import ahead_there
 from node_agent.doctor.network import check_network
 from node_agent.doctor.report import Check, skipped
 from node_agent.doctor.rows import check_rows
@@ -83,7 +86,7 @@ def examine(
         rows: whether to read the records and count in them, for a terminal.
         say: takes lines on what is under way.
     """
-    yield from _outside(patient, hold_s, say)
+    clock = yield from _outside(patient, hold_s, say)
     if patient.identity is None:
         yield from skipped("only joining tries it, which uses it up", "token")
     folder, identity = patient.folder, patient.identity
@@ -100,13 +103,15 @@ def examine(
     yield machine.check_gpu()
     if folder is not None and identity is not None:
         enrollment = patient.config.enrollment if patient.config is not None else ""
-        yield files.check_certificate(identity, files.now(), enrollment)
+        yield files.check_certificate(identity, files.now(), clock, enrollment)
         yield files.check_ledger(folder)
         yield from _steward(folder, identity, rows=rows, say=say)
 
 
-def _outside(patient: Patient, hold_s: float, say: Callable[[str], None]) -> Iterator[Check]:
-    """From the name to the stream."""
+def _outside(
+    patient: Patient, hold_s: float, say: Callable[[str], None]
+) -> Generator[Check, None, Check]:
+    """From the name to the stream; returns the check of the clock, which it has yielded too."""
     route, identity = patient.route, patient.identity
     checks, is_open, date_s = check_network(route)
     yield from checks
@@ -119,22 +124,30 @@ def _outside(patient: Patient, hold_s: float, say: Callable[[str], None]) -> Ite
         yield from skipped("the way to the coordinator is not open", *TLS_NAMES)
     by_certificate = clock_by_certificate(shown, files.now()) if shown is not None else None
     fit = shown is not None and all(one.result != "failed" for one in checks)
-    # A session with it is refused in the handshake, which gRPC would tell as a broken connection.
-    ended = identity is not None and identity.expires_at <= files.now()
+    ahead_s = _ahead_of(patient) if fit and by_certificate is None else None
+    ended = identity is not None and identity.expires_at <= _there(ahead_s)
     answers = False
+    said: list[Check] = []
+    if fit and identity is not None and by_certificate is None:
+        said, answers = _asked(route, identity, ahead_s, ended=ended, say=say)
     if by_certificate is not None:
         # gRPC would only say that the handshake failed.
-        yield by_certificate
+        clock = by_certificate
+        yield clock
         yield from skipped("not before the clock is right", *(n for n in ASKED if n != "clock"))
-    elif fit and identity is not None and not ended:
-        say("asking the coordinator")
-        checks, answers = asyncio.run(check_coordinator(route, identity))
-        yield from checks
+    elif said:
+        yield from said
+        (clock,) = (one for one in said if one.name == "clock")
     else:
         why = "there is no TLS connection to it" if identity is not None else "not joined yet"
         why = "this node's certificate has ended: see `certificate`" if fit and ended else why
         yield from skipped(why, *(name for name in ASKED if name != "clock"))
-        yield _clock_without_coordinator(date_s, asked_s, has_certificate=fit)
+        clock = (
+            _clock_without_coordinator(date_s, asked_s, has_certificate=fit)
+            if ahead_s is None
+            else clock_check(ahead_s, "the coordinator's")
+        )
+        yield clock
     if hold_s <= 0:
         yield from skipped("--hold 0", "stream")
     elif answers and identity is not None:
@@ -142,6 +155,62 @@ def _outside(patient: Patient, hold_s: float, say: Callable[[str], None]) -> Ite
     else:
         why = "was not asked" if ended else "does not answer a test"
         yield from skipped(f"the coordinator {why}", "stream")
+    return clock
+
+
+def _asked(
+    route: Route,
+    identity: Identity,
+    ahead_s: float | None,
+    *,
+    ended: bool,
+    say: Callable[[str], None],
+) -> tuple[list[Check], bool]:
+    """As `check_coordinator`; nothing where the certificate has ended.
+
+    Args:
+        ahead_s: the coordinator's clock before this machine's; None where it is not known.
+        ended: by the coordinator's clock, or by this machine's where that is not known.
+    """
+    if ended and ahead_s is not None:
+        return [], False
+    say("asking the coordinator")
+    checks, answers = asyncio.run(check_coordinator(route, identity))
+    # One that has ended is refused in the handshake, which gRPC tells as a broken connection.
+    if ended and checks[0].result != "ok":
+        return [], False
+    place = ASKED.index("clock")
+    if checks[place].result == "skipped":
+        if ahead_s is not None:
+            checks[place] = clock_check(ahead_s, "the coordinator's")
+        elif ended:
+            checks[place] = Check("clock", "failed", _TAKEN, SET_CLOCK)
+    return checks, answers
+
+
+_TAKEN: Final = (
+    "this machine's clock is ahead: by it this node's certificate has ended, and the coordinator "
+    "takes it"
+)
+
+
+def _ahead_of(patient: Patient) -> float | None:
+    """How far the coordinator's clock is before this machine's, by its enrolment port; None where
+    there is a session to ask in, and where it does not tell."""
+    identity, config, folder = patient.identity, patient.config, patient.folder
+    if identity is None:
+        return ahead_there(patient.route, patient.bundle)
+    if identity.expires_at > files.now() or config is None or folder is None:
+        return None
+    if not config.enrollment:
+        return None
+    route = route_to(config.enrollment, config.proxy, folder.root, os.environ)
+    return ahead_there(route, patient.bundle)
+
+
+def _there(ahead_s: float | None) -> datetime:
+    """The coordinator's clock; this machine's where that is not known."""
+    return files.now() + timedelta(seconds=ahead_s or 0.0)
 
 
 def _clock_without_coordinator(

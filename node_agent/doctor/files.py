@@ -4,8 +4,11 @@ import sqlite3
 from datetime import UTC, datetime
 from typing import Final
 
+from cryptography import x509
+
 from node_agent.account_filters import account_fault
 from node_agent.allowed import DO, dead_entries, usable_tasks
+from node_agent.clock import SET_CLOCK
 from node_agent.config import Folder
 from node_agent.datasets import DataSetSpec
 from node_agent.doctor.report import Check, span
@@ -23,23 +26,40 @@ from protos.errors import FeddpError
 BUSY_S: Final = 5.0
 
 
-def check_certificate(identity: Identity, now: datetime, enrollment: str = "") -> Check:
+def check_certificate(
+    identity: Identity, now: datetime, clock: Check, enrollment: str = ""
+) -> Check:
     """How long the node's certificate holds.
 
     Args:
+        clock: what was found of the clock that `now` is by.
         enrollment: "host:port" where the agent replaces one that has ended; empty for nowhere.
     """
     left_s = (identity.expires_at - now).total_seconds()
     due_s = (now - identity.renews_at).total_seconds()
+    begins = x509.load_pem_x509_certificates(identity.chain)[0].not_valid_before_utc
+    if now < begins:
+        before = span((begins - now).total_seconds())
+        found = f"it begins in {before} only, by this machine's clock, which is behind"
+        return Check("certificate", "failed", found, SET_CLOCK)
+    if left_s <= 0 and clock.result == "failed":
+        found = f"it ended {span(-left_s)} ago, by this machine's clock, which is wrong"
+        do = (
+            f"{SET_CLOCK}, then run this again: by a wrong clock the agent cannot use another "
+            "certificate either"
+        )
+        return Check("certificate", "failed", found, do)
     if left_s <= 0:
         again = "ask the operator for a token and join again in this folder: the ledger stays"
-        do = f"if the clock is right, {again}"
+        do = again
         if enrollment:
             do = (
                 f"let the agent run, and reach {enrollment}: it gets another by itself, as long "
                 "after the end as the coordinator allows (30 days unless its operator chose "
                 f"otherwise); where its log says that it is refused, {again}"
             )
+        if clock.result == "skipped":
+            do = f"see that this machine's clock is right, as nobody could be asked; then {do}"
         found = f"it ended {span(-left_s)} ago, by this machine's clock"
         return Check("certificate", "failed", found, do)
     found = f"valid {span(left_s)} more"

@@ -17,6 +17,7 @@ CONNECT_S_MAX: Final = 5.0
 ANSWER_S_MAX: Final = 10.0
 HEAD_BYTES_MAX: Final = 16_384
 SHOWN_MAX: Final = 4
+PLACE_CHARS_MAX: Final = 200
 NAMES: Final = ("name", "tcp", "proxy")
 
 REQUEST: Final = "`feddp agent doctor --firewall-request` prints the rules to ask for"
@@ -36,11 +37,13 @@ class ProxyAnswer:
 
     Attributes:
         date_s: by its Date header, seconds since the epoch; None without one.
+        page: where it leads to in place of a tunnel; empty where it does not.
     """
 
     status: int
     schemes: tuple[str, ...]
     date_s: float | None
+    page: str = ""
 
 
 def check_network(route: Route) -> tuple[list[Check], bool, float | None]:
@@ -205,7 +208,8 @@ def _read_head(head: str) -> ProxyAnswer | None:
         date_s = email.utils.parsedate_to_datetime(date).timestamp() if date else None
     except ValueError:
         date_s = None
-    return ProxyAnswer(int(words[1]), schemes, date_s)
+    place = next((value for name, value in fields if name == "location"), "")
+    return ProxyAnswer(int(words[1]), schemes, date_s, place[:PLACE_CHARS_MAX])
 
 
 def _proxy_check(route: Route, answer: ProxyAnswer) -> Check:
@@ -229,6 +233,13 @@ def _proxy_check(route: Route, answer: ProxyAnswer) -> Check:
                 "after --proxy-credentials-file"
                 if route.source == OPTION
                 else "as `credentials_file` under `proxy` in agent.yaml"
+            )
+        case 511 | 301 | 302 | 303 | 307 | 308:
+            where = f" and leads to {ascii(answer.page)[1:-1]}" if answer.page else ""
+            found = f"that is no proxy's answer: a login page (captive portal) stands there{where}"
+            do = (
+                "log in to this network by its page, or ask those who run it to let this machine "
+                f"out without one; and check that {route.proxy}, from {route.source}, is the proxy"
             )
         case 502 | 503 | 504:
             found = "it cannot reach the coordinator"

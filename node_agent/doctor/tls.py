@@ -127,7 +127,11 @@ def _cut(route: Route, how: str) -> Check:
     return Check("tls", "failed", f"the connection to {route.address} {how}", _CUT)
 
 
-_NOT_TLS: Final = "check host and port of `coordinator` in agent.yaml with its operator"
+_NOT_TLS: Final = (
+    "check host and port of `coordinator` in agent.yaml with its operator; in a network with a "
+    "login page (captive portal), which answers for everybody, log in first or ask to be let out "
+    "without one"
+)
 _CUT: Final = (
     "a firewall that looks into TLS cuts it (it may know the name or refuse TLS 1.3), or a gateway "
     f"does not know the name: ask for an exception ({REQUEST}), and the operator for the name"

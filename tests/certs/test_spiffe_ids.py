@@ -51,11 +51,14 @@ def test_every_name_of_the_rule_is_taken(name: str) -> None:
     ],
 )
 def test_other_names_are_refused(name: str) -> None:
-    """Any other name is NAME_INVALID, in the function and in the identity."""
+    """Any other name is NAME_INVALID, in the function and in the identity, and told what may be."""
     for attempt in (check_name, lambda n: SpiffeId("h.example", "node", n)):
         with pytest.raises(Malformed) as caught:
             attempt(name)
         assert caught.value.reason == "NAME_INVALID"
+        assert (
+            "1 to 63 of a-z, 0-9 and - (no capitals, no umlauts, no dots)" in caught.value.message
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,17 @@
 """`feddp coordinator check` says what is wrong and what to do; so does a start."""
 
 import os
+import socket
 import sqlite3
-from contextlib import closing
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 from sqlalchemy import text
 
 from benchmarks.postgresql import PostgreSql
@@ -16,7 +22,9 @@ from coordinator.installation import Installation, init
 from coordinator.store import pauses
 from coordinator.store.database import Database
 from coordinator.store.diagnosis import fault, write_fault
+from feddp.demo.processes import choose_ports
 from protos.errors import Malformed
+from tests.integration.federation import wait_for
 
 
 @pytest.fixture
@@ -130,3 +138,65 @@ def test_a_pause_and_the_newest_backup_are_told(installation: Installation, tmp_
     [(level, text_)] = said(installation, "pause")
     assert (level, "1970-01-01 00:00 UTC by op: a leak" in text_) == ("warning", True)
     assert "the newest is of 2" in said(installation, "backup")[0][1]
+
+
+def ports_of(made: Installation) -> dict[str, tuple[str, str]]:
+    """(level, text) of each port."""
+    found = check(made.config)
+    return {one.subject: (one.level, one.text) for one in found if one.subject.endswith("port")}
+
+
+def configured(made: Installation, ports: list[int]) -> None:
+    """Where it would listen."""
+    config = yaml.safe_load(made.config.read_text()) or {}
+    names = ("port", "enrollment_port", "health_port")
+    config["server"] = {**config.get("server", {}), **dict(zip(names, ports, strict=True))}
+    made.config.write_text(yaml.safe_dump(config))
+
+
+def test_a_port_that_another_program_holds_is_told_from_the_coordinators_own(
+    installation: Installation, tmp_path: Path
+) -> None:
+    """The coordinator of this folder is known by its certificate, and is no fault; that of another
+    installation, whatever its health page says, and a program that says nothing, are warned of."""
+    ports = choose_ports(None)
+    configured(installation, ports)
+    assert {level for level, _ in ports_of(installation).values()} == {"ok"}
+    other = init(tmp_path / "other", "other.example")
+    configured(other, ports)
+    with serving(installation):
+        for level, text in ports_of(installation).values():
+            assert (level, "is this coordinator's, which runs" in text) == ("ok", True)
+        for level, text in ports_of(other).values():
+            assert (level, "another program holds it" in text) == ("warning", True)
+    with socket.create_server(("127.0.0.1", ports[0])):
+        found = ports_of(installation)
+    assert found["server.port"][0] == "warning"
+    assert found["server.health_port"] == ("ok", f"port {ports[2]} is free")
+
+
+@contextmanager
+def serving(made: Installation) -> Iterator[None]:
+    """A coordinator in a process of its own, once it is ready."""
+    port = yaml.safe_load(made.config.read_text())["server"]["health_port"]
+    words = ["coordinator", "serve", "--config", str(made.config)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "feddp", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for("it is ready", lambda: is_ready(port), 60)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def is_ready(port: int) -> bool:
+    """What /ready says."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False

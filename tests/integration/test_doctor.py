@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import yaml
 
 from node_agent.doctor import coordinator as asking
 from node_agent.doctor import machine, stream
@@ -254,11 +256,66 @@ def test_a_machine_whose_clock_is_two_days_off_is_told(
         assert "before the coordinator's certificate begins" in clock
 
 
-@pytest.mark.parametrize(("moved", "found"), [("-2d", "2 days behind"), ("+2d", "2 days ahead of")])
-def test_an_agent_whose_clock_is_two_days_off_logs_it(
+def doctor(moved: str, *words: str) -> dict[str, Check]:
+    """What the command finds under a moved clock."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "feddp", "agent", "doctor", *words, "--hold", "0", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=moved_clock(moved),
+    )
+    return {one["name"]: Check(**one) for one in json.loads(ran.stdout)["checks"]}
+
+
+@pytest.mark.parametrize("asked", ["enrolment", "session"])
+def test_a_clock_past_the_certificates_end_is_found(
+    coordinator: Federation, identity: Identity, asked: str
+) -> None:
+    """By the time that the enrolment port tells; where agent.yaml names none, the coordinator still
+    takes the certificate, and tells it in a session. To let the agent run is no remedy."""
+    folder = coordinator.agent("alpha")
+    if asked == "session":
+        config = yaml.safe_load((folder / "agent.yaml").read_text())
+        (folder / "agent.yaml").write_text(yaml.safe_dump({**config, "enrollment": ""}))
+    found = doctor("+10d", "--dir", str(folder))
+    assert found["coordinator"].result == "ok"
+    assert found["clock"].result == "failed"
+    assert found["clock"].found == "this machine's clock is 10 days ahead of the coordinator's"
+    assert found["certificate"].result == "failed"
+    assert found["certificate"].do.startswith("set the clock, and keep it set")
+    assert "let the agent run" not in found["certificate"].do
+
+
+def test_a_clock_before_the_certificates_begin_is_found(
+    coordinator: Federation, identity: Identity
+) -> None:
+    """The coordinator's certificate began later than now, as the node's own."""
+    found = doctor("-2d", "--dir", str(coordinator.agent("alpha")))
+    assert found["clock"].result == "failed"
+    assert found["certificate"].result == "failed"
+    assert found["certificate"].found.startswith("it begins in ")
+    assert found["certificate"].do.startswith("set the clock, and keep it set")
+
+
+def test_a_clock_is_compared_before_joining(coordinator: Federation) -> None:
+    """With the token alone, and without using it up."""
+    token = run_cli("node", "token", "beta", "--dir", str(coordinator.installation.folder))[1]
+    found = doctor("+2d", "--token", token.split()[-1])
+    assert found["clock"].result == "failed"
+    assert found["clock"].found == "this machine's clock is 2 days ahead of the coordinator's"
+    assert doctor("+0d", "--token", token.split()[-1])["clock"].result == "ok"
+
+
+@pytest.mark.parametrize(
+    ("moved", "found"),
+    [("-2d", "2 days behind"), ("+2d", "2 days ahead of"), ("+20d", "20 days ahead of")],
+)
+def test_an_agent_whose_clock_is_days_off_logs_it(
     coordinator: Federation, identity: Identity, moved: str, found: str
 ) -> None:
-    """A real agent: two days ahead it works, two days behind it has no session."""
+    """A real agent: two days ahead it works, two days behind it has no session, twenty days ahead
+    each certificate that it gets has ended already."""
     words = ["agent", "run", "--dir", str(coordinator.agent("alpha"))]
     agent = subprocess.Popen(
         [sys.executable, "-m", "feddp", *words],
@@ -269,7 +326,8 @@ def test_an_agent_whose_clock_is_two_days_off_logs_it(
     )
     ending = threading.Timer(60.0, agent.kill)
     ending.start()
-    wanted = {"clock_off"} if moved == "+2d" else {"clock_off", "coordinator_unreachable"}
+    other = {"-2d": {"coordinator_unreachable"}, "+20d": {"certificate_renewal_failed"}}
+    wanted = {"clock_off", *other.get(moved, ())}
     said: dict[str, str] = {}
     try:
         assert agent.stdout is not None

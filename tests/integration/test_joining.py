@@ -14,9 +14,11 @@ import pytest
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from certs.credentials import channel_credentials
 from certs.enrolment import (
+    load_ledger_key,
     make_csr,
     new_key,
     new_ledger_key,
@@ -271,6 +273,64 @@ def test_a_known_name_needs_its_old_key_or_the_stewards_word(coordinator: Federa
     coordinator.wait_for_nodes("alpha")
 
 
+def test_a_folder_that_keeps_a_ledger_joins_under_its_own_name_only(
+    coordinator: Federation,
+) -> None:
+    """A token for another one is refused, is not used up, and leaves nothing: after `leave`, and
+    with the old certificate; the coordinator looks at the ledger key of whoever says no name."""
+    coordinator.add_node("alpha")
+    folder = coordinator.agent("alpha")
+    with coordinator.client() as client:
+        token = client.create_token("other").token
+
+    def refused(*options: str) -> str:
+        before = kept_files(folder)
+        code, _, err = run_cli("agent", "join", token, "--dir", str(folder), "--json", *options)
+        error = json.loads(err)["error"]
+        assert (code, error["reason"]) == (2, "TOKEN_FOR_ANOTHER_NODE")
+        assert kept_files(folder) == before
+        return str(error["message"])
+
+    assert "ask the coordinator's operator for a token for alpha" in refused("--again")
+    cli_json("agent", "leave", "--dir", str(folder), "--yes")
+    for name in ("policy.yaml", "datasets.yaml"):  # a join would write them
+        (folder / name).unlink()
+    assert "restore" not in refused()
+    with coordinator.client() as client:
+        assert (client.node("other").status, client.node("other").waiting_key) == ("invited", "")
+    # An older agent, or one that keeps the key and lost the rest, names nobody.
+    key = load_ledger_key(folder / "identity/ledger.key")
+    parsed = JoinToken.parse(token)
+    assert redeem(parsed, make_csr(new_key()), key) == "LEDGER_KEY_OF_ANOTHER"
+    # The token is as good as before, for a machine of its own.
+    join(token, coordinator.folder / "machine of its own")
+
+
+def test_names_that_share_a_ledger_key_since_before_go_on(coordinator: Federation) -> None:
+    """Both join again, each in its own folder."""
+    coordinator.add_node("alpha")
+    coordinator.add_node("beta")
+    with coordinator.database() as database:
+        (shared,) = database.execute(
+            "SELECT ledger_public_key FROM nodes WHERE name = 'alpha'"
+        ).fetchone()
+        database.execute("UPDATE nodes SET ledger_public_key = ? WHERE name = 'beta'", (shared,))
+        database.commit()
+    ledger_key = (coordinator.agent("alpha") / "identity/ledger.key").read_bytes()
+    (coordinator.agent("beta") / "identity/ledger.key").write_bytes(ledger_key)
+    for name in ("alpha", "beta"):
+        with coordinator.client() as client:
+            token = client.create_token(name, rejoin=True).token
+        assert join(token, coordinator.agent(name), again=True).node == name
+
+
+def kept_files(folder: Path) -> dict[str, bytes]:
+    """But for SQLite's own, and the key that a renewal of this identity goes on with."""
+    found = {str(one.relative_to(folder)): one for one in folder.rglob("*") if one.is_file()}
+    passing = ("state.db-wal", "state.db-shm", "agent.lock", "identity/next.key")
+    return {name: one.read_bytes() for name, one in found.items() if name not in passing}
+
+
 def opened(node: RawNode) -> bool:
     try:
         node.open()
@@ -298,9 +358,9 @@ def test_a_join_that_asks_for_other_names_gets_nothing(
     assert redeem(token, make_csr(new_key())) == ""
 
 
-def redeem(token: JoinToken, csr: bytes) -> str:
+def redeem(token: JoinToken, csr: bytes, ledger_key: Ed25519PrivateKey | None = None) -> str:
     """The reason of a refusal; empty for a certificate."""
-    ledger_key = new_ledger_key()
+    ledger_key = ledger_key or new_ledger_key()
     request = pb.JoinRequest(
         secret=token.secret,
         csr=csr,

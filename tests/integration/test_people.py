@@ -120,7 +120,7 @@ def test_when_somebody_called_last_is_shown(coordinator: Federation) -> None:
     [
         (["ana", "--role", "enginer"], "ROLE_INVALID", "did you mean engineer?"),
         (["ana", "--role", "node"], "ROLE_INVALID", "privacy-officer"),
-        (["Ana!", "--role", "engineer"], "NAME_INVALID", "lower-case"),
+        (["Ana!", "--role", "engineer"], "NAME_INVALID", "a-z, 0-9 and -"),
         (["operator", "--role", "engineer"], "USER_EXISTS", "feddp user revoke operator"),
         (["ana", "--role", "engineer", "--valid", "8d"], "TTL_INVALID", "7 days"),
         (["ana", "--role", "engineer", "--valid", "1s"], "TTL_INVALID", "60"),

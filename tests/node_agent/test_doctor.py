@@ -26,7 +26,7 @@ from certs.spiffe import SpiffeId
 from certs.tokens import JoinToken, new_secret
 from node_agent.config import Folder
 from node_agent.doctor import coordinator as asking
-from node_agent.doctor import machine, network
+from node_agent.doctor import files, machine, network
 from node_agent.doctor.examine import examine, joined, joining
 from node_agent.doctor.files import check_ledger, check_policy
 from node_agent.doctor.firewall import request_for
@@ -55,13 +55,15 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 class OldCoordinator:
     """A real mTLS port that serves nothing: what an older coordinator is to the newest test."""
 
-    def __init__(self, authority: Authority, now: datetime, hosts: list[str]) -> None:
+    def __init__(
+        self, authority: Authority, now: datetime, hosts: list[str], days: float = 7
+    ) -> None:
         self.key = new_key()
         self.issued = authority.issue(
             self.key.public_key(),
             SpiffeId(TRUST_DOMAIN, "coordinator"),
             now=now,
-            lifetime=NODE_LIFETIME,
+            lifetime=timedelta(days=days),
             ip_addresses=[one for one in hosts if one[0].isdigit()],
             dns_names=[one for one in hosts if not one[0].isdigit()],
         )
@@ -251,7 +253,13 @@ def test_a_proxy_that_wants_more_than_basic_is_named(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "found"), [("403 Forbidden", "it refuses"), ("504 Gateway Timeout", "cannot reach")]
+    ("status", "found"),
+    [
+        ("403 Forbidden", "it refuses"),
+        ("504 Gateway Timeout", "cannot reach"),
+        ("511 Network Authentication Required", "a login page (captive portal) stands there"),
+        ("302 Found\r\nLocation: http://login.example/", "and leads to http://login.example/"),
+    ],
 )
 def test_a_refusing_proxy_is_told_from_one_that_cannot_go_on(
     site: Site, status: str, found: str
@@ -565,11 +573,32 @@ def test_a_certificate_that_can_be_replaced_says_that_the_agent_does_it(tmp_path
         assert checks["certificate"].result == "failed"
         assert results(checks, "coordinator", "version", "stream") == ["skipped"] * 3
         assert checks["clock"].result == "skipped"
-        assert checks["certificate"].do.startswith("let the agent run, and reach 127.0.0.1:18444")
+        do = checks["certificate"].do
+        assert do.startswith("see that this machine's clock is right, as nobody could be asked; ")
+        assert "let the agent run, and reach 127.0.0.1:18444" in do
         site.write(enrollment="")
         assert "ask the operator for a token" in site.examined()["certificate"].do
     finally:
         site.coordinator.stop()
+
+
+def test_an_older_coordinator_that_takes_an_ended_certificate_shows_the_clock(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It tells no time; that it lets the node in says that the certificate has not ended there."""
+    ahead = datetime.now(UTC) + timedelta(days=8)
+    site.coordinator.stop()
+    site.coordinator = OldCoordinator(site.authority, datetime.now(UTC), ["127.0.0.1"], 90)
+    site.write(coordinator=f"127.0.0.1:{site.coordinator.port}")
+    monkeypatch.setattr(files, "now", lambda: ahead)
+    checks = site.examined()
+    assert checks["coordinator"].result == "ok"
+    assert (checks["clock"].result, "the coordinator takes it" in checks["clock"].found) == (
+        "failed",
+        True,
+    )
+    assert "chrony" in checks["certificate"].do
+    assert "let the agent run" not in checks["certificate"].do
 
 
 def test_the_ledger_is_only_read(site: Site) -> None:

@@ -14,6 +14,7 @@ from feddp.cli.app import app
 from node_agent import leaving
 from node_agent.config import Folder
 from node_agent.identity import load_identity
+from node_agent.kept_name import NOT_USED_UP, for_another
 from node_agent.leaving import leave, move
 from node_agent.ledger_files import export, heads
 from node_agent.notes import LEFT_NOTE, MOVED_NOTE
@@ -96,11 +97,9 @@ def test_a_refused_token_leaves_the_folder_as_it_was(
 def test_a_token_for_another_name_is_told_with_whom_to_ask(
     agent: Folder, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The ledger refuses the name that came; the folder is as it was, and nothing is restored."""
-    before, key = files(agent), load_identity(agent.identity).ledger_key
-    with pytest.raises(Malformed) as refused:
-        State(agent.state_db, "other", key)
-    joining(monkeypatch, refused.value, "node.key")
+    """Another coordinator's, not this one's; the folder is as it was, and nothing is restored."""
+    before = files(agent)
+    joining(monkeypatch, for_another(agent, NODE, NOT_USED_UP), "node.key")
     with pytest.raises(Malformed) as caught:
         move(token, agent.root)
     assert caught.value.reason == "TOKEN_FOR_ANOTHER_NODE"

@@ -347,6 +347,8 @@ def test_an_answer_that_does_not_hold_changes_nothing(tmp_path: Path, fault: str
                 await coordinator.heard("heartbeat")
         reasons = {one["reason"] for one in said if one["event"] == "certificate_renewal_failed"}
         assert reasons == {"RENEWAL_ANSWER_INVALID"}
+        do = {one["do"] for one in said if one["event"] == "certificate_renewal_failed"}
+        assert all(("chrony" in one) == (fault == "ended") for one in do)
         assert (folder.identity / "node.crt").read_bytes() == before
         assert coordinator.sessions == 1
 

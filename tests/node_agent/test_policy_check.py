@@ -18,6 +18,7 @@ from node_agent.state import State
 from node_agent.status import status
 from privacy.filters import make_filter
 from privacy.heads import Head
+from protos.errors import Malformed
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
 from tests.node_agent.samples import DATA_SET, NODE, POLICY, order
 
@@ -172,3 +173,82 @@ def test_there_may_be_no_ledger_yet(folder: Folder) -> None:
     assert "it starts at epsilon 0.73" in words
     (folder.root / "train.csv").unlink()
     assert "data set heart: " in check(folder)[1]["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    "pinned", [None, {"engineers": []}, {"unsigned": "refuse"}, {"unsigned": "allow"}]
+)
+def test_a_policy_by_which_nobody_may_ask_is_warned_of(
+    folder: Folder, pinned: dict[str, Any] | None
+) -> None:
+    """As every policy of 0.1.0 is: it holds, and no order is taken; what to do is said."""
+    policy = yaml.safe_load(folder.policy_yaml.read_text())
+    del policy["who_may_ask"]
+    more = {} if pinned is None else {"who_may_ask": pinned}
+    folder.policy_yaml.write_text(yaml.safe_dump(policy | more))
+    code, answer, words = check(folder)
+    assert (code, answer["ok"]) == (0, True)
+    if pinned == {"unsigned": "allow"}:
+        assert "ORDER_UNSIGNED" not in words
+        return
+    (warning,) = answer["warnings"]
+    assert warning.startswith("no order will be taken (ORDER_UNSIGNED)")
+    assert "`feddp job key new`" in warning
+    assert f"WARNING: {warning}" in words
+
+
+def faults(folder: Folder) -> list[str]:
+    """What the command says of files that do not hold, by lines."""
+    ran = CliRunner().invoke(app, ["agent", "policy", "check", "--dir", str(folder.root)])
+    assert isinstance(ran.exception, Malformed)
+    return ran.exception.message.splitlines()
+
+
+def test_all_faults_of_both_files_are_told_at_once(folder: Folder) -> None:
+    """A mistyped key is not told a second time as the one that is missing."""
+    account = {**ACCOUNT, "epsilon_limit": "ten", "epsilon_per_job_mx": 2.0, "delta": -1.0}
+    del account["epsilon_per_job_max"]
+    policy = {"accounts": [account], "work": {"hours": ["25:00-06:00"]}, "withdrawn": "all"}
+    folder.policy_yaml.write_text(yaml.safe_dump(policy))
+    wrong = [{**DATA_SET, "declared_n": 0, "version": "one"}, {**DATA_SET, "labl": "x"}]
+    folder.datasets_yaml.write_text(yaml.safe_dump({"data_sets": wrong}))
+    of_policy, of_data_sets = faults(folder)
+    assert " 5 faults: (1) key accounts.0.epsilon_per_job_mx" in of_policy
+    for key in ("accounts.0.epsilon_limit", "accounts.0.delta", "work.hours", "withdrawn"):
+        assert f"key {key}" in of_policy
+    assert "missing" not in of_policy
+    assert "hours.hours" not in of_policy
+    for text in (
+        "has 2 wrong data sets: 'heart': 2 faults: ",
+        "key declared_n",
+        "key version",
+        "labl",
+    ):
+        assert text in of_data_sets
+
+
+def test_what_the_files_say_together_is_told_at_once(folder: Folder) -> None:
+    """Each by itself holds: an account that there is not, names of no data set, a delta."""
+    policy = {
+        "accounts": [{**ACCOUNT, "delta": 0.1}],
+        "withdrawn": ["hart"],
+        "who_may_ask": {"unsigned": "allow"},
+    }
+    folder.policy_yaml.write_text(yaml.safe_dump(policy))
+    other = {**DATA_SET, "name": "lungs", "account": "others"}
+    third = {**DATA_SET, "name": "liver", "account": "third"}
+    folder.datasets_yaml.write_text(yaml.safe_dump({"data_sets": [DATA_SET, other, third]}))
+    lungs, liver, withdrawn, delta = faults(folder)
+    assert "lungs is paid by account others" in lungs
+    assert "liver is paid by account third" in liver
+    assert "did you mean heart?" in withdrawn
+    assert "delta" in delta
+
+
+def test_a_file_with_many_faults_tells_the_first_of_them(folder: Folder) -> None:
+    """The line has a bound, and says how many there are."""
+    folder.policy_yaml.write_text(yaml.safe_dump({"withdrawn": list(range(1000))}))
+    (told,) = faults(folder)
+    assert "1000 faults, the first 20: (1) key withdrawn.0" in told
+    assert "(20) key withdrawn.19" in told
+    assert "(21)" not in told

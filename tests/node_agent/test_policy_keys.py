@@ -99,7 +99,7 @@ def test_a_key_like_no_other_gets_the_known_ones(tmp_path: Path) -> None:
         ),
         (
             "accounts: [{name: patients, epsilon_per_project: {'a b': 8.0}}]",
-            "key accounts.0.epsilon_per_project (patients): must be a name of 1 to 63 letters",
+            "key accounts.0.epsilon_per_project (patients): must be a name of 1 to 63 of A-Z",
         ),
         (
             "accounts: [{name: patients, delta: 1.0e-5}]",

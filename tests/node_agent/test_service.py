@@ -1,5 +1,6 @@
 """The systemd unit, and that the agent's user cannot change what the steward says."""
 
+import json
 import os
 import pwd
 import shutil
@@ -222,6 +223,12 @@ def test_a_dry_run_names_the_unit_and_refuses_what_the_real_one_does(
     assert "would write /etc/systemd/system/feddp-agent-svc.service" in ran.stderr
     assert f"mode as it is {named / 'identity/node.crt'}" in ran.stderr
     assert CliRunner().invoke(app, [*words, str(tmp_path / "nope")]).exit_code != 0
+    as_json = CliRunner().invoke(app, [*words, str(named), "--json"])
+    found = json.loads(as_json.stdout)
+    assert found["unit_file"] == "/etc/systemd/system/feddp-agent-svc.service"
+    assert (found["unit"], found["written"]) == (ran.stdout, False)
+    assert {"path": str(named), "mode": "3770"}.items() <= found["owners"][0].items()
+    assert all(f"WARNING: {one}" in ran.stderr for one in found["warnings"])
 
 
 def _as_agent(folder: Path, script: str) -> None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n protos/feddp/v1/enrollment.proto\x12\x08\x66\x65\x64\x64p.v1\"\x95\x01\n\x0bJoinRequest\x12\x0e\n\x06secret\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\x12\x19\n\x11ledger_public_key\x18\x03 \x01(\x0c\x12\x18\n\x10ledger_key_proof\x18\x04 \x01(\x0c\x12\x18\n\x10\x66ormer_key_proof\x18\x05 \x01(\x0c\x12\x1a\n\x12\x66ormer_certificate\x18\x06 \x01(\x0c\"\x91\x01\n\x0cJoinResponse\x12\x19\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\x0c\x12\x14\n\x0ctrust_bundle\x18\x02 \x01(\x0c\x12\x11\n\tspiffe_id\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\x12\n\nnode_class\x18\x05 \x01(\t\x12\x1b\n\x13\x63oordinator_address\x18\x06 \x01(\t\".\n\x0fJoinUserRequest\x12\x0e\n\x06secret\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\"\xa1\x01\n\x10JoinUserResponse\x12\x19\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\x0c\x12\x14\n\x0ctrust_bundle\x18\x02 \x01(\x0c\x12\x11\n\tspiffe_id\x18\x03 \x01(\t\x12\x0c\n\x04user\x18\x04 \x01(\t\x12\r\n\x05roles\x18\x05 \x03(\t\x12\x1b\n\x13\x63oordinator_address\x18\x06 \x01(\t\x12\x0f\n\x07project\x18\x07 \x01(\t\"\x12\n\x10\x43hallengeRequest\"\"\n\x11\x43hallengeResponse\x12\r\n\x05nonce\x18\x01 \x01(\x0c\"P\n\x0eRecoverRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\x12\r\n\x05proof\x18\x04 \x01(\x0c\"V\n\x0fRecoverResponse\x12\x19\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\x0c\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\x14\n\x0ctrust_bundle\x18\x03 \x01(\x0c\x32\x8c\x02\n\nEnrollment\x12\x35\n\x04Join\x12\x15.feddp.v1.JoinRequest\x1a\x16.feddp.v1.JoinResponse\x12\x41\n\x08JoinUser\x12\x19.feddp.v1.JoinUserRequest\x1a\x1a.feddp.v1.JoinUserResponse\x12\x44\n\tChallenge\x12\x1a.feddp.v1.ChallengeRequest\x1a\x1b.feddp.v1.ChallengeResponse\x12>\n\x07Recover\x12\x18.feddp.v1.RecoverRequest\x1a\x19.feddp.v1.RecoverResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n protos/feddp/v1/enrollment.proto\x12\x08\x66\x65\x64\x64p.v1\"\x95\x01\n\x0bJoinRequest\x12\x0e\n\x06secret\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\x12\x19\n\x11ledger_public_key\x18\x03 \x01(\x0c\x12\x18\n\x10ledger_key_proof\x18\x04 \x01(\x0c\x12\x18\n\x10\x66ormer_key_proof\x18\x05 \x01(\x0c\x12\x1a\n\x12\x66ormer_certificate\x18\x06 \x01(\x0c\"\x91\x01\n\x0cJoinResponse\x12\x19\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\x0c\x12\x14\n\x0ctrust_bundle\x18\x02 \x01(\x0c\x12\x11\n\tspiffe_id\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\x12\n\nnode_class\x18\x05 \x01(\t\x12\x1b\n\x13\x63oordinator_address\x18\x06 \x01(\t\".\n\x0fJoinUserRequest\x12\x0e\n\x06secret\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\"\xa1\x01\n\x10JoinUserResponse\x12\x19\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\x0c\x12\x14\n\x0ctrust_bundle\x18\x02 \x01(\x0c\x12\x11\n\tspiffe_id\x18\x03 \x01(\t\x12\x0c\n\x04user\x18\x04 \x01(\t\x12\r\n\x05roles\x18\x05 \x03(\t\x12\x1b\n\x13\x63oordinator_address\x18\x06 \x01(\t\x12\x0f\n\x07project\x18\x07 \x01(\t\"\x12\n\x10\x43hallengeRequest\"9\n\x11\x43hallengeResponse\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x15\n\rserver_time_s\x18\x02 \x01(\x01\"P\n\x0eRecoverRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\x12\r\n\x05proof\x18\x04 \x01(\x0c\"V\n\x0fRecoverResponse\x12\x19\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\x0c\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\x14\n\x0ctrust_bundle\x18\x03 \x01(\x0c\x32\x8c\x02\n\nEnrollment\x12\x35\n\x04Join\x12\x15.feddp.v1.JoinRequest\x1a\x16.feddp.v1.JoinResponse\x12\x41\n\x08JoinUser\x12\x19.feddp.v1.JoinUserRequest\x1a\x1a.feddp.v1.JoinUserResponse\x12\x44\n\tChallenge\x12\x1a.feddp.v1.ChallengeRequest\x1a\x1b.feddp.v1.ChallengeResponse\x12>\n\x07Recover\x12\x18.feddp.v1.RecoverRequest\x1a\x19.feddp.v1.RecoverResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,11 +42,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHALLENGEREQUEST']._serialized_start=558
   _globals['_CHALLENGEREQUEST']._serialized_end=576
   _globals['_CHALLENGERESPONSE']._serialized_start=578
-  _globals['_CHALLENGERESPONSE']._serialized_end=612
-  _globals['_RECOVERREQUEST']._serialized_start=614
-  _globals['_RECOVERREQUEST']._serialized_end=694
-  _globals['_RECOVERRESPONSE']._serialized_start=696
-  _globals['_RECOVERRESPONSE']._serialized_end=782
-  _globals['_ENROLLMENT']._serialized_start=785
-  _globals['_ENROLLMENT']._serialized_end=1053
+  _globals['_CHALLENGERESPONSE']._serialized_end=635
+  _globals['_RECOVERREQUEST']._serialized_start=637
+  _globals['_RECOVERREQUEST']._serialized_end=717
+  _globals['_RECOVERRESPONSE']._serialized_start=719
+  _globals['_RECOVERRESPONSE']._serialized_end=805
+  _globals['_ENROLLMENT']._serialized_start=808
+  _globals['_ENROLLMENT']._serialized_end=1076
 # @@protoc_insertion_point(module_scope)

@@ -31,7 +31,10 @@ class JoinRequest(_message.Message):
     secret: _builtins.str
     """The token's single-use secret, as text."""
     csr: _builtins.bytes
-    """PKCS#10 request, DER. Only its public key is used: the authority writes every name itself."""
+    """PKCS#10 request, DER. Only its public key is used: the authority writes every name itself. It
+    names nobody; or, as its common name, the node whose ledger the machine keeps, so that a token
+    for another one is refused (CSR_NAMES) and not used up.
+    """
     ledger_public_key: _builtins.bytes
     """Raw Ed25519 public key (32 bytes) of the node's ledger."""
     ledger_key_proof: _builtins.bytes
@@ -190,16 +193,20 @@ class ChallengeResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NONCE_FIELD_NUMBER: _builtins.int
+    SERVER_TIME_S_FIELD_NUMBER: _builtins.int
     nonce: _builtins.bytes
     """Opaque; at most 64 bytes."""
+    server_time_s: _builtins.float
+    """The coordinator's clock, seconds since 1970; 0 from an older coordinator."""
     def __init__(
         self,
         *,
         nonce: _builtins.bytes = ...,
+        server_time_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "server_time_s", b"server_time_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -72,7 +72,8 @@ class EnrollmentServicer(object):
         Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED),
         INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES, LEDGER_KEY_INVALID), PERMISSION_DENIED
         (NODE_DISABLED, JOIN_REJECTED, LEDGER_KEY_CHANGED: a node that joins again must hold the ledger
-        key that it had). INVALID_ARGUMENT (TOKEN_FOR_PERSON: see JoinUser).
+        key that it had; LEDGER_KEY_OF_ANOTHER: a node of another name has it, and the token is not
+        used up). INVALID_ARGUMENT (TOKEN_FOR_PERSON: see JoinUser).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,8 +92,9 @@ class EnrollmentServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Challenge(self, request, context):
-        """A nonce for Recover, good for two minutes. Called by anyone; nothing is kept for it. Safe to
-        retry. Errors: PERMISSION_DENIED (RECOVERY_DISABLED).
+        """A nonce for Recover, good for two minutes, and the time: a machine whose clock says that its
+        certificate has ended learns whether it is the clock. Called by anyone; nothing is kept for it.
+        Safe to retry. Errors: none of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

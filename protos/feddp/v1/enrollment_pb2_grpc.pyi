@@ -44,7 +44,8 @@ class EnrollmentStub:
     Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED),
     INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES, LEDGER_KEY_INVALID), PERMISSION_DENIED
     (NODE_DISABLED, JOIN_REJECTED, LEDGER_KEY_CHANGED: a node that joins again must hold the ledger
-    key that it had). INVALID_ARGUMENT (TOKEN_FOR_PERSON: see JoinUser).
+    key that it had; LEDGER_KEY_OF_ANOTHER: a node of another name has it, and the token is not
+    used up). INVALID_ARGUMENT (TOKEN_FOR_PERSON: see JoinUser).
     """
     JoinUser: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.JoinUserRequest, _enrollment_pb2.JoinUserResponse]
     """Redeems a person's invitation for a certificate. Called by anyone who holds its token.
@@ -55,8 +56,9 @@ class EnrollmentStub:
     FAILED_PRECONDITION (AUTHORITY_EXPIRED).
     """
     Challenge: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ChallengeRequest, _enrollment_pb2.ChallengeResponse]
-    """A nonce for Recover, good for two minutes. Called by anyone; nothing is kept for it. Safe to
-    retry. Errors: PERMISSION_DENIED (RECOVERY_DISABLED).
+    """A nonce for Recover, good for two minutes, and the time: a machine whose clock says that its
+    certificate has ended learns whether it is the clock. Called by anyone; nothing is kept for it.
+    Safe to retry. Errors: none of its own.
     """
     Recover: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.RecoverRequest, _enrollment_pb2.RecoverResponse]
     """The next certificate of a node whose newest one has ended, proved by that one's key. Called by
@@ -84,7 +86,8 @@ class EnrollmentAsyncStub(EnrollmentStub):
     Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED),
     INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES, LEDGER_KEY_INVALID), PERMISSION_DENIED
     (NODE_DISABLED, JOIN_REJECTED, LEDGER_KEY_CHANGED: a node that joins again must hold the ledger
-    key that it had). INVALID_ARGUMENT (TOKEN_FOR_PERSON: see JoinUser).
+    key that it had; LEDGER_KEY_OF_ANOTHER: a node of another name has it, and the token is not
+    used up). INVALID_ARGUMENT (TOKEN_FOR_PERSON: see JoinUser).
     """
     JoinUser: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.JoinUserRequest, _enrollment_pb2.JoinUserResponse]  # type: ignore[assignment]
     """Redeems a person's invitation for a certificate. Called by anyone who holds its token.
@@ -95,8 +98,9 @@ class EnrollmentAsyncStub(EnrollmentStub):
     FAILED_PRECONDITION (AUTHORITY_EXPIRED).
     """
     Challenge: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ChallengeRequest, _enrollment_pb2.ChallengeResponse]  # type: ignore[assignment]
-    """A nonce for Recover, good for two minutes. Called by anyone; nothing is kept for it. Safe to
-    retry. Errors: PERMISSION_DENIED (RECOVERY_DISABLED).
+    """A nonce for Recover, good for two minutes, and the time: a machine whose clock says that its
+    certificate has ended learns whether it is the clock. Called by anyone; nothing is kept for it.
+    Safe to retry. Errors: none of its own.
     """
     Recover: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.RecoverRequest, _enrollment_pb2.RecoverResponse]  # type: ignore[assignment]
     """The next certificate of a node whose newest one has ended, proved by that one's key. Called by
@@ -127,7 +131,8 @@ class EnrollmentServicer(metaclass=_abc_1.ABCMeta):
         Errors: UNAUTHENTICATED (TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED),
         INVALID_ARGUMENT (CSR_INVALID, CSR_NAMES, LEDGER_KEY_INVALID), PERMISSION_DENIED
         (NODE_DISABLED, JOIN_REJECTED, LEDGER_KEY_CHANGED: a node that joins again must hold the ledger
-        key that it had). INVALID_ARGUMENT (TOKEN_FOR_PERSON: see JoinUser).
+        key that it had; LEDGER_KEY_OF_ANOTHER: a node of another name has it, and the token is not
+        used up). INVALID_ARGUMENT (TOKEN_FOR_PERSON: see JoinUser).
         """
 
     @_abc_1.abstractmethod
@@ -150,8 +155,9 @@ class EnrollmentServicer(metaclass=_abc_1.ABCMeta):
         request: _enrollment_pb2.ChallengeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_enrollment_pb2.ChallengeResponse, _abc.Awaitable[_enrollment_pb2.ChallengeResponse]]:
-        """A nonce for Recover, good for two minutes. Called by anyone; nothing is kept for it. Safe to
-        retry. Errors: PERMISSION_DENIED (RECOVERY_DISABLED).
+        """A nonce for Recover, good for two minutes, and the time: a machine whose clock says that its
+        certificate has ended learns whether it is the clock. Called by anyone; nothing is kept for it.
+        Safe to retry. Errors: none of its own.
         """
 
     @_abc_1.abstractmethod

@@ -1,13 +1,16 @@
 """Nodes and their join tokens."""
 
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy import Connection
 
 from coordinator.store import people
 from coordinator.store.database import Database
 from coordinator.store.schema import certificates
-from protos.errors import Conflict, Unauthenticated
+from protos.errors import Conflict, NotAllowed, Unauthenticated
 from tests.coordinator.store_conformance.samples import NODE, PUBLIC, SPIFFE, invite
 
 
@@ -88,3 +91,69 @@ def test_a_new_token_voids_the_unused_one_before(database: Database) -> None:
     with pytest.raises(Unauthenticated, match="does not know"):
         database.write_now(lambda c: people.redeem(c, "s", "key", 10.0))
     assert database.write_now(lambda c: people.redeem(c, "t", "key", 10.0)).node_class == "hpc"
+
+
+def invited(database: Database, name: str) -> None:
+    """A name that nobody has joined with yet; its token's secret is the name."""
+    database.write_now(
+        lambda c: people.invite(
+            c, name, "edge", name, spiffe_id=f"s/{name}", now_s=1.0, expires_at_s=1000.0
+        )
+    )
+
+
+def joins(
+    connection: Connection,
+    name: str,
+    key: bytes = PUBLIC,
+    redeemed: Callable[[], object] = lambda: None,
+) -> None:
+    """One that has this ledger key joins, as far as the tables go."""
+    people.redeem(connection, name, f"key of {name}", 10.0)
+    redeemed()
+    people.require_own_ledger_key(connection, name, key)
+    people.enrol(connection, name, name, key, b"chain")
+
+
+def test_a_ledger_key_gets_one_name(database: Database) -> None:
+    """A second one is refused, also while the first is disabled, and its token stays as it was."""
+    joined(database)
+    database.write_now(lambda c: people.set_status(c, NODE, "disabled"))
+    invited(database, "second")
+    for _ in range(2):
+        with pytest.raises(NotAllowed) as caught:
+            database.write_now(lambda c: joins(c, "second"))
+        assert caught.value.reason == "LEDGER_KEY_OF_ANOTHER"
+        assert f"a token for {NODE} (`feddp node token {NODE}`)" in caught.value.message
+    database.write_now(lambda c: people.redeem(c, "second", "another key", 10.0))
+    database.write_now(lambda c: people.require_own_ledger_key(c, "second", b"its own"))
+    database.write_now(lambda c: people.require_own_ledger_key(c, NODE, PUBLIC))
+
+
+def test_of_two_names_that_ask_at_once_with_one_ledger_key_one_gets_it(
+    url: str, database: Database
+) -> None:
+    """On PostgreSQL both have redeemed their tokens in open transactions before either looks for
+    the key; SQLite lets one begin after the other."""
+    both = threading.Barrier(2)
+    within = database.read_now(lambda c: c.dialect.name) == "postgresql"
+
+    def attempt(name: str) -> bool:
+        key = name.partition("-")[2].encode()
+        own = Database(url)
+        try:
+            if not within:
+                both.wait(30)
+            own.write_now(lambda c: joins(c, name, key, lambda: within and both.wait(30)))
+        except NotAllowed:
+            return False
+        finally:
+            own.close()
+        return True
+
+    for number in range(10):
+        names = (f"first-{number}", f"second-{number}")
+        for name in names:
+            invited(database, name)
+        with ThreadPoolExecutor(2) as pool:
+            assert sorted(pool.map(attempt, names)) == [False, True]

@@ -63,6 +63,7 @@ def verdict_of(found: Mapping[str, Any], unread: str = "", as_another: str = "")
         )
     else:
         refused += _of_the_ledger(ledger)
+        notes += [text for text in [ledger["older"]] if text]
     if ledger is not None and not ledger["missing"] and not ledger["entries"]:
         notes.append("this node's ledger has no entry yet, so that nothing binds the accounts")
     return Verdict(*(_plain(one) for one in (refused, warnings, notes)))

@@ -14,20 +14,19 @@ from tests.integration.federation import Federation, job_file, run_cli, wait_for
 
 release = test_releases.release
 
-NODE = "alpha"
+NODE, OTHER = "alpha", "beta"
 
 
 @pytest.fixture
 def federation(release: Release, tmp_path: Path) -> Iterator[Federation]:
-    """Coordinator and one hospital, both of the release, after one job."""
+    """Coordinator and two hospitals, all of the release."""
     made = Federation(tmp_path)
     _install(made, release)
-    made.configure(min_participants=1)
     made.start("coordinator")
     try:
-        _join(made, release, NODE)
-        made.start(NODE)
-        trained(made, release)
+        for name in (NODE, OTHER):
+            _join(made, release, name)
+            made.start(name)
         yield made
     finally:
         made.stop()
@@ -35,11 +34,11 @@ def federation(release: Release, tmp_path: Path) -> Iterator[Federation]:
 
 def trained(federation: Federation, release: Release) -> str:
     """A job that the release's engineer submits completes; its id."""
-    federation.wait_for_nodes(NODE)
+    federation.wait_for_nodes(NODE, OTHER)
     file = federation.folder / "job.yaml"
     file.write_bytes(
         job_file(
-            federation={"rounds": 1, "min_participants": 1},
+            federation={"rounds": 1, "min_participants": 2},
             privacy={"target_epsilon": None, "noise_multiplier": 20.0},
         )
     )
@@ -64,11 +63,7 @@ def test_a_releases_agent_starts_again_after_this_versions_commands(
     agent of this version starts, and then all of it is there."""
     folder, out = federation.agent(NODE), tmp_path / "out"
     out.mkdir()
-    released = schema(folder)
-    job_id = json.loads(
-        release.feddp("job", "list", "--json", "--dir", str(federation.installation.folder))
-    )[0]
-    job_id = str(job_id["job_id"])
+    job_id, released = trained(federation, release), schema(folder)
     readers = (
         *(["policy", "check"], ["policy", "show"], ["policy", "explain", job_id], ["status"]),
         *(["outbox"], ["digest"], ["doctor", "--hold", "0"], ["approve", "--list"], ["leave"]),
@@ -94,13 +89,13 @@ def test_a_releases_agent_starts_again_after_this_versions_commands(
     federation.start(NODE)
     trained(federation, release)
     federation.terminate(NODE)
-    entries = json.loads(release.feddp("agent", "status", "--dir", str(folder), "--json"))[
-        "ledger"
-    ]["entries"]
+    said = release.feddp("agent", "status", "--dir", str(folder), "--json")
+    before = json.loads(said)["ledger"]
+    assert before["entries"] == 4
 
     del federation.trees[NODE]
     federation.start(NODE)
     wait_for("this version's agent brings it along", lambda: schema(folder)[0] != released[0])
     code, said, _ = run_cli("agent", "status", "--dir", str(folder), "--json")
     ledger = json.loads(said)["ledger"]
-    assert (ledger["entries"], ledger["verified"], ledger["older"]) == (entries, True, "")
+    assert (ledger["entries"], ledger["verified"], ledger["older"]) == (before["entries"], True, "")

@@ -53,7 +53,7 @@ def kept_ledger(folder: Folder) -> Kept | None:
     if not left or not folder.state_db.exists() or not key.exists():
         return None
     try:
-        with read_only(folder.state_db) as opened:
+        with read_only(folder.state_db, in_place=True) as opened:
             row = opened.execute("SELECT value FROM meta WHERE key = 'node'").fetchone()
     except sqlite3.DatabaseError as error:
         raise _unusable(error, folder.state_db, folder.state_db) from None
@@ -161,7 +161,7 @@ def export(path: Path, out: Path) -> int:
     if not out.parent.is_dir():
         raise NotFound("FOLDER_MISSING", f"{out.parent} is not a folder; make it first")
     _copy(folder.state_db, out)
-    with _read(out, identity) as copied:
+    with _read(out, identity, in_place=True) as copied:
         return _sound(copied, identity, out)
 
 
@@ -241,9 +241,9 @@ def _state(path: Path, identity: Identity | Kept) -> Iterator[State]:
 
 
 @contextlib.contextmanager
-def _read(path: Path, identity: Identity | Kept) -> Iterator[State]:
+def _read(path: Path, identity: Identity | Kept, *, in_place: bool = False) -> Iterator[State]:
     try:
-        with reading_file(path, identity) as state:
+        with reading_file(path, identity, in_place=in_place) as state:
             yield state
     except sqlite3.DatabaseError as error:
         raise _unusable(error, path, path) from None

@@ -74,16 +74,19 @@ def writing(folder: Folder, owner: Owner) -> Iterator[State]:
 
 
 @contextlib.contextmanager
-def reading_file(path: Path, owner: Owner) -> Iterator[State]:
+def reading_file(path: Path, owner: Owner, *, in_place: bool = False) -> Iterator[State]:
     """The same of any file. One of an older schema is read as this version will have it, in a
     database of this process alone; `State.older` says so.
 
+    Args:
+        in_place: as `read_only`.
+
     Raises:
         Malformed: STATE_NEWER, STATE_OF_ANOTHER_NODE.
-        Limited, Unavailable, sqlite3.DatabaseError: as `read_only`.
+        Limited, Unavailable, OSError, sqlite3.DatabaseError: as `read_only`.
     """
     with contextlib.ExitStack() as stack:
-        connection = stack.enter_context(read_only(path))
+        connection = stack.enter_context(read_only(path, in_place=in_place))
         version = version_of(connection)
         if version < SCHEMA_VERSION:
             # Without a name: in memory, and what is too much for it in a file that has no name.
@@ -96,17 +99,24 @@ def reading_file(path: Path, owner: Owner) -> Iterator[State]:
 
 
 @contextlib.contextmanager
-def read_only(path: Path) -> Iterator[sqlite3.Connection]:
+def read_only(path: Path, *, in_place: bool = False) -> Iterator[sqlite3.Connection]:
     """A database as it lies there, of whatever schema, for reading.
 
+    Args:
+        in_place: one at rest is not copied: for a moment's question, or a file that only this
+            process knows. Who began to write to it meanwhile could tear what is read.
+
     Raises:
-        Limited: DISK_FULL, there is no room for a copy where one is needed.
+        Limited: DISK_FULL, TMPDIR_UNUSABLE, there is no room for a copy where one is needed.
+        OSError: it is not there, or may not be read.
         Unavailable: LEDGER_BUSY, as `snapshot`.
         sqlite3.DatabaseError: it is none.
     """
     with contextlib.ExitStack() as stack:
         connection = _live(path)
-        if connection is None:
+        if connection is None and in_place and not Path(f"{path}{LOG}").exists():
+            connection = _connected(f"{path.absolute().as_uri()}?mode=ro&immutable=1")
+        elif connection is None:
             copy = Path(stack.enter_context(_temporary(path))) / path.name
             snapshot(path, copy)
             connection = _connected(f"{copy.as_uri()}?mode=ro&immutable=1")
@@ -190,9 +200,9 @@ def _temporary(path: Path) -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory(prefix="feddp-ledger-")
     except OSError as error:
         raise Limited(
-            "DISK_FULL",
-            f"{path} is read from a copy, and there is no folder for one: name a folder that can "
-            f"be written in TMPDIR ({error.strerror})",
+            "TMPDIR_UNUSABLE",
+            f"{path} is read from a copy, and nowhere can one be written: name a folder in TMPDIR "
+            f"that can be written ({error.strerror})",
         ) from None
 
 
@@ -220,8 +230,8 @@ def _copy(part: Path, copy: Path) -> None:
                 raise
             raise Limited(
                 "DISK_FULL",
-                f"there is no room for a copy of {part} in {copy.parent}: free room there, or name "
-                "another disk",
+                f"disk full: there is no room for a copy of {part} in {copy.parent}; free room "
+                "there, or name another disk (for what is only read, a folder in TMPDIR)",
             ) from None
 
 

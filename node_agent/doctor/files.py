@@ -161,7 +161,7 @@ PAYERS_SINCE: Final = 4
 
 def _rolled_back(folder: Folder) -> str:
     """What the agent has noted of a ledger that went back in time; empty where it did not."""
-    with read_only(folder.state_db) as connection:
+    with read_only(folder.state_db, in_place=True) as connection:
         asked = "SELECT value FROM meta WHERE key = ?"
         row = connection.execute(asked, (ROLLED_BACK_NOTE,)).fetchone()
     return str(row[0]) if row else ""
@@ -173,7 +173,7 @@ def _ledger(folder: Folder) -> tuple[int, int, list[str]]:
     Raises:
         sqlite3.Error, OSError, FeddpError: as `read_only`.
     """
-    with read_only(folder.state_db) as connection:
+    with read_only(folder.state_db, in_place=True) as connection:
         version = version_of(connection)
         (entries,) = connection.execute("SELECT count(*) FROM entries").fetchone()
         kept = "SELECT account FROM entries"

@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +28,7 @@ from node_agent.state import State
 from node_agent.state_schema import SCHEMA_VERSION
 from node_agent.status import status
 from privacy.filters import make_filter
-from protos.errors import FeddpError, Unavailable
+from protos.errors import FeddpError, Limited, Unavailable
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
 from tests.node_agent.samples import EPOCHS_DROPPED, LEDGER_KEY, NODE, order
 
@@ -167,6 +168,19 @@ def test_a_ledger_that_a_crash_left_open_is_read_whole(folder: Folder, tmp_path:
         assert state.notes.read(CONNECTED_NOTE) == "1.5"
         assert len(state.ledger.entries()) == 2
     assert {one.name: one.read_bytes() for one in copy.parent.iterdir()} == before
+
+
+def test_where_no_copy_can_be_written_a_folder_is_asked_for_and_a_copy_is_saved_all_the_same(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that was booted to be rescued may have no /tmp; doctor and an export need none."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(Limited) as refused:
+        status(folder.root)
+    assert refused.value.reason == "TMPDIR_UNUSABLE"
+    assert "TMPDIR" in refused.value.message
+    assert check_ledger(folder).result == "ok"
+    assert export(folder.root, tmp_path / "copy.db") == 2
 
 
 def test_a_reader_cannot_write(folder: Folder) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_a_releases_agent_starts_again_after_this_versions_commands(
     federation: Federation, release: Release, tmp_path: Path
 ) -> None:
     """All that read work beside it, and what writes refuses; nothing is brought along before an
-    agent of this version starts, and then all of it is there."""
+    agent of this version starts, and then all of it is there. A copy is of the release, too."""
     folder, out = federation.agent(NODE), tmp_path / "out"
     out.mkdir()
     job_id, released = trained(federation, release), schema(folder)
@@ -86,6 +87,10 @@ def test_a_releases_agent_starts_again_after_this_versions_commands(
     code, said, _ = run_cli("agent", "policy", "check", "--dir", str(folder))
     assert "brings it along when it starts" in said
 
+    # What this version saved is the release's too.
+    for suffix in ("-wal", "-shm"):
+        (folder / f"state.db{suffix}").unlink(missing_ok=True)
+    shutil.copyfile(out / "stopped/copy.db", folder / "state.db")
     federation.start(NODE)
     trained(federation, release)
     federation.terminate(NODE)

@@ -184,10 +184,17 @@ def test_where_no_copy_can_be_written_a_folder_is_asked_for_and_a_copy_is_saved_
 
 
 def test_a_reader_cannot_write(folder: Folder) -> None:
-    """Neither to the ledger that an agent has open, nor to the copy of one that is at rest."""
-    for opened in (held(folder), contextlib.nullcontext()):
+    """Neither to the ledger that an agent has open, nor to what stands for one that is at rest, or
+    of an older release: what it wrote would be lost without a word."""
+    for version in (SCHEMA_VERSION, 1):
+        brought_back(folder, version)
         with (
-            opened,
+            reading(folder, load_identity(folder.identity)) as state,
+            pytest.raises(sqlite3.OperationalError, match="readonly"),
+        ):
+            state.notes.keep("a", "b")
+        with (
+            held(folder),
             reading(folder, load_identity(folder.identity)) as state,
             pytest.raises(sqlite3.OperationalError, match="readonly"),
         ):

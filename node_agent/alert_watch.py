@@ -10,7 +10,7 @@ import structlog
 
 from node_agent.alert_sinks import File, Sink, sinks
 from node_agent.alerts import Alert, AlertsConfig
-from node_agent.conditions import conditions
+from node_agent.conditions import conditions, note_connection
 from node_agent.config import Folder
 from node_agent.digest import digest_text
 from node_agent.identity import Identity, load_identity
@@ -61,6 +61,7 @@ class AlertWatch:
         """Once."""
         with contextlib.suppress(FeddpError):  # in the middle of a change: the last one tells
             self._identity = await asyncio.to_thread(load_identity, self._folder.identity)
+        await self._ledger.run(note_connection, self._state, time.time())
         now = await self._ledger.run(
             conditions,
             self._folder,

@@ -63,14 +63,18 @@ def _certificate(identity: Identity, now_s: float) -> list[Alert]:
     return []
 
 
-def _connection(state: State, config: AlertsConfig, now_s: float) -> list[Alert]:
-    if state.notes.read(CONNECTED_NOTE):
-        if state.notes.read(LOST_NOTE):
-            state.notes.keep(LOST_NOTE, "")
-        return []
-    since = state.notes.read(LOST_NOTE)
-    if not since:
+def note_connection(state: State, now_s: float) -> None:
+    """Keep since when there is no session; for the agent, as `conditions` only reads."""
+    connected, lost = state.notes.read(CONNECTED_NOTE), state.notes.read(LOST_NOTE)
+    if connected and lost:
+        state.notes.keep(LOST_NOTE, "")
+    elif not connected and not lost:
         state.notes.keep(LOST_NOTE, f"{now_s:.3f}")
+
+
+def _connection(state: State, config: AlertsConfig, now_s: float) -> list[Alert]:
+    since = state.notes.read(LOST_NOTE)
+    if state.notes.read(CONNECTED_NOTE) or not since:
         return []
     away_s = now_s - float(since)
     if away_s < config.disconnected_after_s:

@@ -15,7 +15,8 @@ from node_agent.failures import kept as kept_failures
 from node_agent.identity import Identity
 from node_agent.installation import read_folder
 from node_agent.outbox import standing_of
-from node_agent.state import State, ledger_missing
+from node_agent.reading import reading
+from node_agent.state import State
 from node_agent.steward import Steward
 from privacy.ledger import Statement
 
@@ -28,15 +29,10 @@ def digest(path: Path, days: float) -> dict[str, Any]:
     """
     folder = Folder(path.absolute())
     _, identity = read_folder(folder)
-    if not folder.state_db.exists():
-        raise ledger_missing(folder)
     config = load_config(folder).alerts
-    state = State(folder.state_db, identity.node, identity.ledger_key)
-    try:
+    with reading(folder, identity) as state:
         since_s = time.time() - days * 86_400.0
         return digest_of(folder, identity, state, Steward(folder), config, since_s)
-    finally:
-        state.close()
 
 
 def digest_text(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from node_agent.account_filters import filter_of
+from node_agent.approvals import Asked
 from node_agent.asking import check_asked, check_caps
 from node_agent.config import Folder
 from node_agent.datasets import DataSetSpec
@@ -17,7 +18,8 @@ from node_agent.installation import read_folder
 from node_agent.judgement import Refusal, spending_verdicts, verdicts
 from node_agent.orders import Order
 from node_agent.payers import require_kept
-from node_agent.state import State, ledger_missing
+from node_agent.reading import reading, writing
+from node_agent.state import State
 from node_agent.steward import Rules, Steward
 from node_agent.tasks.registry import installed, parse_config
 from protos.errors import FeddpError, NotFound
@@ -49,7 +51,7 @@ def order_of_job(path: Path, job_id: str) -> Order:
         NotFound: NOT_JOINED, LEDGER_MISSING, JOB_UNKNOWN.
         Malformed: CONFIG_INVALID, IDENTITY_INVALID.
     """
-    with opened(path) as state:
+    with _reading(path) as state:
         found = state.attempts.orders_of(job_id)
         if not found:
             raise NotFound(
@@ -70,23 +72,39 @@ def explain(path: Path, order: Order, *, from_file: bool = False) -> list[Said]:
     """
     folder = Folder(path.absolute())
     rules = Steward(folder).rules()
-    with opened(path) as state:
+    with _reading(path) as state:
         return list(_said(state, rules, order, from_file))
 
 
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[State]:
-    """The state of an agent's folder; the agent may run.
+def asked_for_approval(path: Path) -> list[Asked]:
+    """Jobs that wait for approval, and those that were let in; the agent may run.
 
     Raises:
         NotFound: NOT_JOINED, LEDGER_MISSING.
         Malformed: CONFIG_INVALID, IDENTITY_INVALID.
     """
+    with _reading(path) as state:
+        return state.approvals.all()
+
+
+def let_in(path: Path, job_id: str) -> Asked:
+    """Approve a job that waits; the agent may run.
+
+    Raises:
+        NotFound: APPROVAL_UNKNOWN; and as `asked_for_approval`.
+        WrongPhase: STATE_OLDER.
+    """
     folder = Folder(path.absolute())
     _, identity = read_folder(folder)
-    if not folder.state_db.exists():
-        raise ledger_missing(folder)
-    with contextlib.closing(State(folder.state_db, identity.node, identity.ledger_key)) as state:
+    with writing(folder, identity) as state:
+        return state.approvals.approve(job_id, time.time())
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[State]:
+    folder = Folder(path.absolute())
+    _, identity = read_folder(folder)
+    with reading(folder, identity) as state:
         yield state
 
 

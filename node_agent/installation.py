@@ -9,7 +9,7 @@ from typing import Final
 
 from node_agent.config import AgentConfig, Folder, load_config
 from node_agent.identity import Identity, load_identity
-from protos.errors import Conflict, Malformed
+from protos.errors import Conflict, Limited, Malformed
 
 LOCK_TRIES: Final = 10
 LOCK_WAIT_S: Final = 0.1
@@ -32,13 +32,30 @@ def read_folder(folder: Folder) -> tuple[AgentConfig, Identity]:
     return config, identity
 
 
+def require_writable(folder: Folder) -> None:
+    """The folder's file system takes writes, if the folder is there.
+
+    Raises:
+        Limited: DISK_READ_ONLY.
+    """
+    if folder.root.is_dir() and os.statvfs(folder.root).f_flag & os.ST_RDONLY:
+        raise Limited(
+            "DISK_READ_ONLY",
+            f"{folder.root} is read-only, and this has to write there; nothing was changed. A disk "
+            "that fails is made so by the kernel (see `dmesg`). What only reads works all the "
+            "same: `feddp agent backup FILE` saves everything to another disk",
+        )
+
+
 @contextlib.contextmanager
 def locked(folder: Folder) -> Iterator[None]:
     """Hold the folder; the kernel lets go of it when the process ends, however it ends.
 
     Raises:
         Conflict: AGENT_RUNNING.
+        Limited: DISK_READ_ONLY.
     """
+    require_writable(folder)
     descriptor = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         for left in reversed(range(LOCK_TRIES)):
@@ -61,7 +78,7 @@ def locked(folder: Folder) -> Iterator[None]:
 def is_locked(folder: Folder) -> bool:
     """Whether an agent runs on the folder."""
     try:
-        descriptor = os.open(folder.lock, os.O_RDWR)
+        descriptor = os.open(folder.lock, os.O_RDONLY)  # on a read-only disk too
     except FileNotFoundError:
         return False
     try:

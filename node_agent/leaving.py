@@ -22,6 +22,7 @@ from node_agent.enrol import JoinResult, join
 from node_agent.identity import BUNDLE, CHAIN, KEY, LEDGER_KEY, NEXT_KEY, Identity
 from node_agent.installation import locked, read_folder
 from node_agent.ledger_files import heads, kept_ledger
+from node_agent.reading import reading
 from node_agent.state import State, ledger_missing
 from node_agent.whose import require_access
 from protos.content import sync_directory, write_durable
@@ -71,7 +72,7 @@ def plan(path: Path, *, forget_ledger: bool = False) -> Leaving:
     stays = [folder.policy_yaml, folder.datasets_yaml, folder.logs]
     unfinished = 0
     if folder.state_db.exists():
-        with _state(folder, identity) as state:
+        with reading(folder, identity) as state:
             unfinished = len(state.attempts.live())
     elif not forget_ledger:
         raise ledger_missing(folder)
@@ -169,7 +170,7 @@ def _let_go(folder: Folder, identity: Identity) -> Path:
         The file of what it has seen.
     """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    with _state(folder, identity) as state:
+    with reading(folder, identity) as state:
         state.disputes.require_counted()
     seen = heads(folder.root)
     path = folder.root / f"heads-{stamp}.json"

@@ -2,13 +2,11 @@
 
 import contextlib
 import os
-import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -19,6 +17,7 @@ from node_agent.identity import CHAIN, LEDGER_KEY, Identity
 from node_agent.installation import locked, read_folder
 from node_agent.notes import ROLLED_BACK_NOTE
 from node_agent.own_ledger import KeptAccount
+from node_agent.reading import read_only, reading_file, snapshot
 from node_agent.state import State, ledger_missing
 from node_agent.whose import require_access
 from privacy.heads import Head, LimitInForce, Terms
@@ -26,9 +25,6 @@ from privacy.ledger import Verification, verify
 from protos.content import beside_of, sync_directory
 from protos.disks import disk_trouble
 from protos.errors import Conflict, FeddpError, Limited, Malformed, NotFound
-
-ROOM_BYTES_MIN: Final = 64 << 10
-"""SQLite takes 32 KiB to open a ledger that nobody has open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +65,7 @@ def node_of_ledger(folder: Folder) -> str:
     if not folder.state_db.exists():
         return ""
     try:
-        with contextlib.closing(sqlite3.connect(folder.state_db)) as opened:
+        with read_only(folder.state_db, in_place=True) as opened:
             if not opened.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
                 return ""
             row = opened.execute("SELECT value FROM meta WHERE key = 'node'").fetchone()
@@ -88,7 +84,7 @@ def heads(path: Path) -> dict[str, Any]:
         NotFound: NOT_JOINED, LEDGER_MISSING.
     """
     folder, identity = _opened(path)
-    with _state(folder.state_db, identity) as state:
+    with _read(folder.state_db, identity) as state:
         return {
             "node": identity.node,
             "ledger_public_key": identity.ledger_public_key.hex(),
@@ -178,33 +174,9 @@ def export(path: Path, out: Path) -> int:
         raise Conflict("FILE_EXISTS", f"{out} exists and is not written over; choose another name")
     if not out.parent.is_dir():
         raise NotFound("FOLDER_MISSING", f"{out.parent} is not a folder; make it first")
-    try:
-        _copy(folder.state_db, out)
-    except Limited:
-        if not _is_full(folder.root) or _is_full(out.parent):
-            raise
-        _copy_at_rest(folder, out)
-    with _state(out, identity) as copied:
+    _copy(folder.state_db, out)
+    with _read(out, identity, in_place=True) as copied:
         return _sound(copied, identity, out)
-
-
-def _copy_at_rest(folder: Folder, out: Path) -> None:
-    """Where the folder's disk has no room even to open the ledger, and no agent has it open: its
-    files are copied first, and opened where there is room.
-
-    Raises:
-        Conflict: AGENT_RUNNING.
-    """
-    with (
-        locked(folder),
-        tempfile.TemporaryDirectory(dir=out.parent, prefix=".feddp-ledger-") as beside,
-    ):
-        copy = Path(beside) / folder.state_db.name
-        for suffix in ("", "-wal"):
-            part = Path(f"{folder.state_db}{suffix}")
-            if part.exists():
-                shutil.copyfile(part, f"{copy}{suffix}")
-        _copy(copy, out)
 
 
 def restore(path: Path, source: Path) -> int:
@@ -282,14 +254,17 @@ def _state(path: Path, identity: Identity | Kept) -> Iterator[State]:
         state.close()
 
 
+@contextlib.contextmanager
+def _read(path: Path, identity: Identity | Kept, *, in_place: bool = False) -> Iterator[State]:
+    try:
+        with reading_file(path, identity, in_place=in_place) as state:
+            yield state
+    except sqlite3.DatabaseError as error:
+        raise _unusable(error, path, path) from None
+
+
 def _unusable(error: sqlite3.DatabaseError, source: Path, out: Path) -> FeddpError:
     """What a database's error means: a disk that takes no more is no damaged ledger."""
-    if disk_trouble(error) and _is_full(source.parent) and not _is_full(out.parent):
-        return Limited(
-            "DISK_FULL",
-            f"{source} cannot be opened: its own disk, that of {source.parent}, is full; free some "
-            "room there. Nothing was changed",
-        )
     if disk_trouble(error):
         return Limited(
             "DISK_FULL",
@@ -299,13 +274,9 @@ def _unusable(error: sqlite3.DatabaseError, source: Path, out: Path) -> FeddpErr
     return Malformed("LEDGER_INVALID", f"{source} is no ledger that can be read")
 
 
-def _is_full(folder: Path) -> bool:
-    return shutil.disk_usage(folder).free < ROOM_BYTES_MIN
-
-
 def _require_newer(copied: State, folder: Folder, identity: Identity | Kept, source: Path) -> None:
     """The copy holds all entries of the folder's ledger, and learns what it knows of sources."""
-    with _state(folder.state_db, identity) as present:
+    with _read(folder.state_db, identity) as present:
         # A copy that caught up from the coordinator's chain does not know the sources.
         for paid in present.payers.payments():
             copied.payers.note(paid)
@@ -337,17 +308,11 @@ def _require_own(copy: Path, identity: Identity | Kept, source: Path) -> None:
 
 
 def _copy(source: Path, out: Path) -> None:
-    """A consistent copy in one file, readable by its owner alone."""
+    """A consistent copy in one file, readable by its owner alone, and on the disk."""
     out.unlink(missing_ok=True)
-    os.close(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     try:
-        with (
-            contextlib.closing(sqlite3.connect(source)) as old,
-            contextlib.closing(sqlite3.connect(out)) as new,
-        ):
-            old.backup(new)
+        snapshot(source, out)
     except sqlite3.DatabaseError as error:
-        out.unlink(missing_ok=True)
         raise _unusable(error, source, out) from None
     descriptor = os.open(out, os.O_RDONLY)
     try:

@@ -17,8 +17,9 @@ from node_agent.kept_attempts import AttemptRow
 from node_agent.notes import LEFT_NOTE, MOVED_NOTE
 from node_agent.own_ledger import KeptAccount
 from node_agent.payers import require_kept
+from node_agent.reading import reading
 from node_agent.session.greeting import hello
-from node_agent.state import State, ledger_missing
+from node_agent.state import State
 from node_agent.steward import Rules, Steward
 from node_agent.tasks.registry import installed
 from protos.errors import FeddpError
@@ -107,10 +108,7 @@ def outbox(path: Path, job_id: str = "") -> dict[str, Any]:
     """
     folder = Folder(path.absolute())
     _, identity = read_folder(folder)
-    if not folder.state_db.exists():
-        raise ledger_missing(folder)
-    state = State(folder.state_db, identity.node, identity.ledger_key)
-    try:
+    with reading(folder, identity) as state:
         kept = {one.account: one for one in state.ledger.accounts()}
         spent = {name: asdict(booked_of(state, one)) for name, one in kept.items()}
         booked = {}
@@ -120,8 +118,6 @@ def outbox(path: Path, job_id: str = "") -> dict[str, Any]:
         rows = state.attempts.all()
         live = [row.order.attempt_id for row in state.attempts.live()]
         published = _published(folder, state, live)
-    finally:
-        state.close()
     items = [
         _item(row, identity.node, folder, kept, booked)
         for row in rows

@@ -23,7 +23,8 @@ from node_agent.notes import RESTORED_NOTE, ROLLED_BACK_NOTE
 from node_agent.own_ledger import KeptAccount
 from node_agent.policy import STEWARD_NAME, AccountPolicy, Policy, StewardPolicy
 from node_agent.proposals import Proposal
-from node_agent.state import State, ledger_missing
+from node_agent.reading import reading, writing
+from node_agent.state import State
 from node_agent.steward import Rules, Steward, require_accounts
 from node_agent.vouching import Vouched, sign_vouched
 from privacy.filters import Filter
@@ -170,14 +171,14 @@ def record(path: Path, file: Path, *, dry_run: bool = False) -> Outlook:
     From then on the node holds to the new limit; a running agent tells the coordinator at once.
 
     Raises:
-        WrongPhase: NOT_AGREED, PROPOSAL_STALE.
+        WrongPhase: NOT_AGREED, PROPOSAL_STALE, STATE_OLDER.
         NotAllowed, Malformed, NotFound: as `propose` and `approve`.
     """
     proposal = proposals.load(file)
     change = proposal.change()
     with (
-        _at(path, proposals.account_in(change.account, file)) as here,
-        here.state.raising() as ledger,
+        _at(path, proposals.account_in(change.account, file), to_write=not dry_run) as here,
+        contextlib.nullcontext(here.state.ledger) if dry_run else here.state.raising() as ledger,
     ):
         # Policy and ledger are read again in here: nobody else can write to the ledger meanwhile.
         here = _here(here.state, Steward(Folder(path.absolute())), here.node, here.policy.name)
@@ -267,16 +268,11 @@ class _Here:
 
 
 @contextlib.contextmanager
-def _at(path: Path, account: str) -> Iterator[_Here]:
+def _at(path: Path, account: str, *, to_write: bool = False) -> Iterator[_Here]:
     folder = Folder(path.absolute())
     _, identity = read_folder(folder)
-    if not folder.state_db.exists():
-        raise ledger_missing(folder)
-    state = State(folder.state_db, identity.node, identity.ledger_key)
-    try:
+    with (writing if to_write else reading)(folder, identity) as state:
         yield _here(state, Steward(folder), identity.node, account)
-    finally:
-        state.close()
 
 
 def _here(state: State, steward: Steward, node: str, account: str) -> _Here:

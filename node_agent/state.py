@@ -48,23 +48,53 @@ def ledger_missing(folder: Folder) -> NotFound:
     )
 
 
+def _writable(path: Path, node: str, *, bring: bool) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        # `feddp agent approve` may write at the same time.
+        connection.execute("PRAGMA busy_timeout = 5000")
+        if bring:
+            connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        prepare(connection, path, node, bring=bring)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 class State:
     """Open `state.db`; safe to close at any moment, as a crash is.
 
     Attributes:
         node: whose it is.
         folder: the agent's, in which it lies.
+        older: that the file is of an older release, where this is what was read of one; else empty.
     """
 
-    def __init__(self, path: Path, node: str, key: Ed25519PrivateKey) -> None:
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    def __init__(
+        self,
+        path: Path,
+        node: str,
+        key: Ed25519PrivateKey,
+        read: sqlite3.Connection | None = None,
+        *,
+        bring: bool = True,
+        older: str = "",
+    ) -> None:
+        """Open it to write, which brings one of an older release along.
+
+        Args:
+            read: the database as `node_agent.reading` has it for one that only reads.
+            bring: False where an agent of an older release may have it open: it is refused then.
+
+        Raises:
+            Malformed, WrongPhase: as `prepare`.
+        """
         self.node = node
         self.folder = path.parent
-        # `feddp agent status` may read at the same time.
-        self._connection.execute("PRAGMA busy_timeout = 5000")
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = FULL")
-        prepare(self._connection, path, node)
+        self.older = older
+        self._connection = _writable(path, node, bring=bring) if read is None else read
         self.notes = Notes(self._connection)
         self.attempts = KeptAttempts(self._connection, node)
         self.coordinator_limits = CoordinatorLimits(self.notes, node)

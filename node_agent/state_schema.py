@@ -17,7 +17,7 @@ from node_agent.own_ledger import SCHEMA as LEDGER_SCHEMA
 from node_agent.payers import SCHEMA as PAYERS_SCHEMA
 from node_agent.payers import TAKEN_OVER
 from node_agent.witnessed import SCHEMA as WITNESS_SCHEMA
-from protos.errors import Malformed
+from protos.errors import Malformed, WrongPhase
 
 SCHEMA_VERSION: Final = 6
 """2 since the coordinator's ledger is followed, 3 since a limit is raised by an entry, 4 since it
@@ -39,18 +39,35 @@ _STEPS: Final = {
 """What brings a database of each older version to this one."""
 
 
-def prepare(connection: sqlite3.Connection, path: Path, node: str) -> None:
+def version_of(connection: sqlite3.Connection) -> int:
+    """Which schema a database has; 0 for an empty one."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def prepare(connection: sqlite3.Connection, path: Path, node: str, *, bring: bool = True) -> None:
     """Bring a database to this version, an empty one too.
+
+    Args:
+        bring: False: one of an older version is refused.
 
     Raises:
         Malformed: STATE_NEWER, STATE_OF_ANOTHER_NODE.
+        WrongPhase: STATE_OLDER, nothing was changed.
     """
     notes, attempts = Notes(connection), KeptAttempts(connection, node)
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    version = version_of(connection)
     if version > SCHEMA_VERSION:
         raise Malformed(
             "STATE_NEWER",
             f"{path} was written by a newer agent (schema {version}); upgrade this one",
+        )
+    if version < SCHEMA_VERSION and not bring:
+        raise WrongPhase(
+            "STATE_OLDER",
+            f"{path} is of an older release (schema {version}, this is {SCHEMA_VERSION}), whose "
+            "agent could not open it again once it was brought along; nothing was changed. Start "
+            "the agent of this version once, which brings it along, and run this again",
         )
     if version < SCHEMA_VERSION:
         script = f"{_STEPS[version]}PRAGMA user_version = {SCHEMA_VERSION};"

@@ -1,5 +1,6 @@
 """How the agent of a folder stands: told from its files, whether it runs or not."""
 
+import contextlib
 import json
 import sqlite3
 from collections import Counter
@@ -20,6 +21,7 @@ from node_agent.overlaps import overlaps
 from node_agent.own_ledger import KeptAccount
 from node_agent.payers import require_kept
 from node_agent.policy import AccountPolicy, above_limit
+from node_agent.reading import reading
 from node_agent.share_balances import balances_within
 from node_agent.state import State, ledger_missing
 from node_agent.steward import Rules, Steward, in_force, unknown_names
@@ -66,6 +68,7 @@ def status(path: Path) -> dict[str, Any]:
             "disputes": [],
             "rolled_back": "",
             "missing": "",
+            "older": "",
         },
     }
     rules = None
@@ -84,7 +87,8 @@ def status(path: Path) -> dict[str, Any]:
     guarantees: dict[str, float] = {}
     shares: dict[str, list[dict[str, Any]]] = {}
     if folder.state_db.exists():
-        state = State(folder.state_db, identity.node, identity.ledger_key)
+        opened = contextlib.ExitStack()
+        state = opened.enter_context(reading(folder, identity))
         try:
             kept = state.ledger.accounts()
             answer["rules"] = _kept(rules, state) or answer["rules"]
@@ -114,8 +118,8 @@ def status(path: Path) -> dict[str, Any]:
                 "rolled_back": "",
             }
         finally:
-            state.close()
-        answer["ledger"]["missing"] = ""
+            opened.close()
+        answer["ledger"] |= {"missing": "", "older": state.older}
     else:
         answer["ledger"] |= {"verified": False, "missing": ledger_missing(folder).message}
     answer["accounts"] = [

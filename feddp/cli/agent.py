@@ -197,6 +197,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             if ledger["missing"]
             else f"{output.counted(ledger['entries'], 'entry')}, {said}",
         ),
+        *(("note", text) for text in [ledger["older"]] if text),
         *(("problem", text) for text in ledger["problems"]),
         *(("ROLLED BACK", _rolled_back(text)) for text in [ledger["rolled_back"]] if text),
         *(

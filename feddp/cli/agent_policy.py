@@ -1,6 +1,5 @@
 """`feddp agent policy` and `feddp agent approve`: what a node allows, and whom it waits for."""
 
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -131,16 +130,11 @@ def approve(
     Later jobs of the project need no approval. The agent may run; it asks for the order within
     seconds.
     """
-    from node_agent.explaining import opened
+    from node_agent.explaining import asked_for_approval, let_in
 
     if list_ == bool(job_id):
         raise typer.BadParameter("give a JOB, or --list")
-    with opened(folder) as state:
-        if job_id:
-            state.approvals.approve(job_id, time.time())
-        found = state.approvals.all()
-    if job_id:
-        found = [one for one in found if one.job_id == job_id]
+    found = [let_in(folder, job_id)] if job_id else asked_for_approval(folder)
     if as_json:
         output.print_json({"jobs": [asdict(one) for one in found]})
         return

@@ -17,13 +17,12 @@ from node_agent.identity import Identity
 from node_agent.installation import is_locked
 from node_agent.notes import ROLLED_BACK_NOTE
 from node_agent.payers import require_kept
-from node_agent.state_schema import SCHEMA_VERSION
+from node_agent.reading import older_said, read_only
+from node_agent.state_schema import SCHEMA_VERSION, version_of
 from node_agent.steward import Rules, Steward, in_force, unknown_names
 from node_agent.tasks.registry import installed
 from protos.disks import disk_trouble
 from protos.errors import FeddpError
-
-BUSY_S: Final = 5.0
 
 
 def check_certificate(
@@ -78,7 +77,9 @@ def check_ledger(folder: Folder) -> Check:
     """Whether the node's own ledger is there and can be read, also while the agent runs."""
     try:
         version, entries, _ = _ledger(folder)
-    except sqlite3.Error as error:
+    except FeddpError as error:
+        return Check("ledger", "failed", error.message, "run this again then")
+    except (sqlite3.Error, OSError) as error:
         if disk_trouble(error):
             return Check(
                 "ledger",
@@ -99,7 +100,10 @@ def check_ledger(folder: Folder) -> Check:
     if text := _rolled_back(folder):
         do = "stop the agent and import the newest copy: `feddp agent ledger import`"
         return Check("ledger", "failed", f"LEDGER_ROLLED_BACK: {text}", do)
-    return Check("ledger", "ok", f"{entries} entries; `feddp agent status` verifies them")
+    found = f"{entries} entries; `feddp agent status` verifies them"
+    if older := older_said(folder.state_db, version):
+        found = f"{found}; {older}"
+    return Check("ledger", "ok", found)
 
 
 def check_policy(folder: Folder, identity: Identity) -> tuple[Check, Rules | None]:
@@ -177,51 +181,32 @@ PAYERS_SINCE: Final = 4
 
 def _rolled_back(folder: Folder) -> str:
     """What the agent has noted of a ledger that went back in time; empty where it did not."""
-    connection = _opened(folder)
-    try:
+    with read_only(folder.state_db, in_place=True) as connection:
         asked = "SELECT value FROM meta WHERE key = ?"
         row = connection.execute(asked, (ROLLED_BACK_NOTE,)).fetchone()
-    finally:
-        connection.close()
     return str(row[0]) if row else ""
-
-
-def _opened(folder: Folder) -> sqlite3.Connection:
-    """The ledger, to read without a lock that would hold up the agent.
-
-    Raises:
-        sqlite3.Error
-    """
-    # A running agent has a write-ahead log, which is read with it. Without one nothing may be left
-    # behind: another account's files beside its ledger would keep the agent from starting.
-    log = folder.state_db.with_name(f"{folder.state_db.name}-wal")
-    uri = f"{folder.state_db.as_uri()}?mode=ro{'' if log.exists() else '&immutable=1'}"
-    return sqlite3.connect(uri, uri=True, timeout=BUSY_S)
 
 
 def _ledger(folder: Folder) -> tuple[int, int, list[str]]:
     """(schema version, entries, accounts).
 
     Raises:
-        sqlite3.Error
+        sqlite3.Error, OSError, FeddpError: as `read_only`.
     """
-    connection = _opened(folder)
-    try:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
+    with read_only(folder.state_db, in_place=True) as connection:
+        version = version_of(connection)
         (entries,) = connection.execute("SELECT count(*) FROM entries").fetchone()
         kept = "SELECT account FROM entries"
         if version >= PAYERS_SINCE:  # with those whose signed entries could not be taken over
             kept += " UNION SELECT account FROM payers"
         accounts = [one for (one,) in connection.execute(kept)]
-    finally:
-        connection.close()
     return version, entries, accounts
 
 
 def _kept(folder: Folder, identity: Identity) -> set[str]:
     try:
         return {name.removeprefix(f"{identity.node}/") for name in _ledger(folder)[2]}
-    except sqlite3.Error:
+    except (sqlite3.Error, OSError, FeddpError):
         return set()  # said by `check_ledger`
 
 

@@ -1,6 +1,7 @@
 """This machine: whose account runs, disk, memory, GPU, and what training needs installed."""
 
 import contextlib
+import errno
 import os
 import pwd
 import shutil
@@ -47,13 +48,14 @@ def check_disk(folder: Folder) -> Check:
         free = shutil.disk_usage(folder.root).free
         _write(folder.spool if folder.spool.is_dir() else folder.root)
     except OSError as error:
-        return Check(
-            "disk",
-            "failed",
-            f"{size(WRITTEN_BYTES)} cannot be written under {folder.root}: {error.strerror}",
-            "free room on that disk, or let the agent's account write there; until then it takes "
-            "no work",
-        )
+        found = f"{size(WRITTEN_BYTES)} cannot be written under {folder.root}: {error.strerror}"
+        do = "free room on that disk, or let the agent's account write there"
+        if error.errno == errno.EROFS:
+            do = (
+                "have it made writable again (a disk that fails is made so by the kernel: see "
+                "`dmesg`), and save the folder to another disk: `feddp agent backup FILE`"
+            )
+        return Check("disk", "failed", found, f"{do}; until then it takes no work")
     found = f"{size(free)} free under {folder.root}"
     if free < FREE_BYTES_WARNED:
         do = "free some room: models and updates wait there, each as large as the model"

@@ -18,7 +18,7 @@ from certs.authority import Authority
 from node_agent.alert_sinks import sinks
 from node_agent.alert_watch import DAY_S, DIGEST_NOTE, AlertWatch
 from node_agent.alerts import Alert, AlertsConfig
-from node_agent.conditions import conditions
+from node_agent.conditions import conditions, note_connection
 from node_agent.config import Folder
 from node_agent.identity import Identity, load_identity
 from node_agent.notes import CONNECTED_NOTE, ROLLED_BACK_NOTE
@@ -49,6 +49,7 @@ class Agent:
     def found(self, config: AlertsConfig = CONFIG, now: datetime | None = None) -> list[Alert]:
         """What is wrong."""
         at_s = (now or datetime.now(UTC)).timestamp()
+        note_connection(self.state, at_s)
         return conditions(self.folder, self.identity, self.state, self.steward, config, at_s)
 
     def events(self, config: AlertsConfig = CONFIG, now: datetime | None = None) -> list[str]:

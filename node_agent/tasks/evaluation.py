@@ -22,6 +22,10 @@ from protos.errors import Malformed
 SENSITIVITY: Final = 1.0
 """L2 norm of what one patient adds to the counts, at most."""
 
+UNITS_PER_PATIENT: Final = 1 << 20
+"""Counts and their noise are whole multiples of a unit that everybody knows: no bit of what leaves
+lies below the noise."""
+
 THRESHOLD: Final = 0.5
 """A higher probability counts as positive."""
 
@@ -72,21 +76,26 @@ class EvaluationProgram:
         total = counts(predict(base, records.features), records)
         if release.mechanism == "gaussian":
             total = noised(total, release.noise_multiplier or 0.0)
-        return {RATES: (total / order.declared_n).astype(np.float32)}
+        patients = total / UNITS_PER_PATIENT
+        return {RATES: (patients / order.declared_n).astype(np.float32)}
 
 
-def counts(probabilities: NDArray[np.float64], records: Records) -> NDArray[np.float64]:
-    """(4,) patients in each of `CELLS`.
+def counts(probabilities: NDArray[np.float64], records: Records) -> NDArray[np.int64]:
+    """(4,) patients in each of `CELLS`, in units of 1 / `UNITS_PER_PATIENT`.
 
-    A patient with several rows counts in each cell by the share of its rows there, so that its
-    vector has an L2 norm of at most 1.
+    A patient with several rows counts in each cell by the share of its rows there, rounded towards
+    zero to whole units, so that its vector has an L2 norm of at most one patient, and the sum is
+    the same in any order.
     """
     guessed, ill = probabilities > THRESHOLD, records.labels > 0.5
-    cells = np.stack([guessed & ill, guessed & ~ill, ~guessed & ~ill, ~guessed & ill], axis=1)
-    rows = np.bincount(records.patients)
-    return np.asarray((cells / rows[records.patients][:, None]).sum(axis=0), dtype=np.float64)
+    cell = np.where(ill, np.where(guessed, 0, 3), np.where(guessed, 1, 2))
+    patients = int(records.patients.max(initial=-1)) + 1
+    rows = np.bincount(records.patients * 4 + cell, minlength=4 * patients).reshape(patients, 4)
+    shares = rows * UNITS_PER_PATIENT // np.maximum(rows.sum(axis=1, keepdims=True), 1)
+    return np.asarray(shares.sum(axis=0), dtype=np.int64)
 
 
-def noised(total: NDArray[np.float64], noise_multiplier: float) -> NDArray[np.float64]:
-    """The counts with fresh noise on each."""
-    return total + SecureNoise().gaussian(total.shape, noise_multiplier * SENSITIVITY)
+def noised(total: NDArray[np.int64], noise_multiplier: float) -> NDArray[np.int64]:
+    """The counts with fresh noise on each, in whole units: see `privacy.clipping` for why."""
+    std = noise_multiplier * SENSITIVITY * UNITS_PER_PATIENT
+    return total + np.rint(SecureNoise().gaussian(total.shape, std)).astype(np.int64)

@@ -10,7 +10,7 @@ from safetensors.numpy import load, save
 from node_agent.datasets import DataSetSpec
 from node_agent.records import Records
 from node_agent.tasks import evaluation_config, registry
-from node_agent.tasks.evaluation import EvaluationProgram, counts
+from node_agent.tasks.evaluation import UNITS_PER_PATIENT, EvaluationProgram, counts, noised
 from node_agent.tasks.evaluation_config import RATES, EvaluationConfig
 from node_agent.tasks.no_update import NoUpdate
 from node_agent.tasks.program import Order
@@ -79,15 +79,32 @@ def test_one_patient_moves_the_counts_by_at_most_one() -> None:
     probabilities[one_kind], labels[one_kind] = 0.9, 1.0
     features = np.zeros((400, 1), np.float32)
     everybody = counts(probabilities, Records(features, labels, patients))
-    assert everybody.sum() == pytest.approx(100)
+    assert everybody.dtype == np.int64
+    assert everybody.sum() / UNITS_PER_PATIENT == pytest.approx(100, abs=1e-3)
     moves = []
     for left_out in range(100):
         kept = patients != left_out
         _, again = np.unique(patients[kept], return_inverse=True)
         without = counts(probabilities[kept], Records(features[kept], labels[kept], again))
-        moves.append(float(np.linalg.norm(everybody - without)))
-    assert max(moves) <= 1.0 + 1e-9
-    assert moves[:5] == pytest.approx([1.0] * 5)
+        moves.append(int(((everybody - without) ** 2).sum()))
+    assert max(moves) <= UNITS_PER_PATIENT**2
+    assert moves[:5] == [UNITS_PER_PATIENT**2] * 5
+
+
+def test_counts_do_not_depend_on_the_order_of_rows_and_noise_has_their_unit() -> None:
+    """Thirds add up to the same in any order, and no bit of what is noised lies below the noise."""
+    generator = np.random.default_rng(1)
+    patients = np.repeat(np.arange(50), 3)
+    probabilities = generator.uniform(size=150)
+    labels = generator.integers(0, 2, 150).astype(np.float32)
+    features = np.zeros((150, 1), np.float32)
+    total = counts(probabilities, Records(features, labels, patients))
+    for _ in range(5):
+        order = generator.permutation(150)
+        again = Records(features[order], labels[order], patients[order])
+        assert (counts(probabilities[order], again) == total).all()
+    assert noised(total, 0.3).dtype == np.int64
+    assert len({tuple(noised(total, 0.3)) for _ in range(20)}) == 20
 
 
 def test_the_noise_is_the_ordered_multiple_of_what_one_patient_adds(tmp_path: Path) -> None:

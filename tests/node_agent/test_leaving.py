@@ -20,7 +20,7 @@ from node_agent.notes import LEFT_NOTE, MOVED_NOTE
 from node_agent.state import State
 from node_agent.status import status
 from privacy.filters import make_filter
-from protos.errors import FeddpError, Malformed, Unauthenticated, Unavailable
+from protos.errors import FeddpError, NotAllowed, Unauthenticated, Unavailable, WrongPhase
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
 from tests.node_agent.samples import NODE, order
 
@@ -70,9 +70,9 @@ def files(folder: Folder) -> dict[str, bytes]:
 def joining(monkeypatch: pytest.MonkeyPatch, error: BaseException, leaves: str = "") -> None:
     """What the other coordinator's join comes to."""
 
-    def join(_token: str, path: Path, *, held: bool = False) -> Any:
+    def join(_token: str, path: Path, *, held: bool = False, **_how: Any) -> Any:
         assert held, "it would wait for the lock that the move has"
-        if leaves:
+        if leaves and not (path / "identity" / leaves).exists():
             (path / "identity" / leaves).write_bytes(b"a new key")
         raise error
 
@@ -93,37 +93,56 @@ def test_a_refused_token_leaves_the_folder_as_it_was(
         assert not list(agent.root.glob("heads-*"))
 
 
-def test_a_token_for_another_name_is_told_with_whom_to_ask(
-    agent: Folder, token: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unavailable("UNREACHABLE", "the answer was lost"),
+        WrongPhase("JOIN_PENDING", "a person must let this machine in"),
+        KeyboardInterrupt(),
+    ],
+)
+def test_the_same_move_goes_on_with_the_key_that_was_shown(
+    agent: Folder, token: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    """The ledger refuses the name that came; the folder is as it was, and nothing is restored."""
-    before, key = files(agent), load_identity(agent.identity).ledger_key
-    with pytest.raises(Malformed) as refused:
-        State(agent.state_db, "other", key)
-    joining(monkeypatch, refused.value, "node.key")
-    with pytest.raises(Malformed) as caught:
-        move(token, agent.root)
-    assert caught.value.reason == "TOKEN_FOR_ANOTHER_NODE"
-    assert f"operator for a token for {NODE} (`feddp node token {NODE}`)" in caught.value.message
-    assert "restore" not in caught.value.message
-    assert files(agent) == before
-
-
-def test_a_lost_answer_keeps_the_keys_that_the_token_may_be_redeemed_for(
-    agent: Folder, token: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`agent join` goes on with them; a coordinator that was never reached changes nothing."""
+    """The folder is as it was meanwhile; a refusal ends it, and a coordinator that was never
+    reached changes nothing."""
     before = files(agent)
     joining(monkeypatch, Unavailable("UNREACHABLE", "nobody there"))
     with pytest.raises(Unavailable):
         move(token, agent.root)
     assert files(agent) == before
-    joining(monkeypatch, Unavailable("UNREACHABLE", "the answer was lost"), "node.key")
-    with pytest.raises(Unavailable):
+    joining(monkeypatch, error, "node.key")
+    with pytest.raises(type(error)):
         move(token, agent.root)
-    assert (agent.identity / "node.key").read_bytes() == b"a new key"
+    (waiting,) = agent.identity.glob("moving-*.key")
+    assert waiting.read_bytes() == b"a new key"
+    waiting.write_bytes(b"the key that was shown")
+    assert {k: v for k, v in files(agent).items() if k != waiting.name} == before
+    with pytest.raises(type(error)):
+        move(token, agent.root)
+    assert waiting.read_bytes() == b"the key that was shown"
+    joining(monkeypatch, NotAllowed("JOIN_REJECTED", "the operator says no"))
+    with pytest.raises(NotAllowed):
+        move(token, agent.root)
+    assert files(agent) == before
+
+
+def test_a_move_that_was_killed_while_it_waited_goes_on_with_its_key(
+    agent: Folder, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was put back then; the next one does it, and loses neither key."""
+    before = files(agent)
+    joining(monkeypatch, Cut(), "node.key")
+    with pytest.raises(Cut):
+        move(token, agent.root)
     assert not (agent.identity / "node.crt").exists()
-    assert (agent.identity / "ledger.key").read_bytes() == before["ledger.key"]
+    joining(monkeypatch, WrongPhase("JOIN_PENDING", "a person must let this machine in"))
+    with pytest.raises(WrongPhase):
+        move(token, agent.root)
+    (waiting,) = agent.identity.glob("moving-*.key")
+    assert waiting.read_bytes() == b"a new key"
+    assert {k: v for k, v in files(agent).items() if k != waiting.name} == before
+    assert waiting in leave(agent.root).removed
 
 
 @pytest.mark.parametrize("step", range(6))

@@ -88,6 +88,20 @@ def test_a_copy_that_was_imported_is_not_asked(state: State, tmp_path: Path) -> 
     assert look(old, NODE, PUBLIC, [Signed(None, (posted,))]) == ""
 
 
+def test_a_node_that_comes_back_to_a_coordinator_is_not_accused(state: State) -> None:
+    """What it saw there before was put aside when it left. No order is accepted until that chain
+    was read again, and from then on an old copy is found as ever."""
+    head = Head(ACCOUNT, 7, "a" * 64)
+    told = [Signed((head, LEDGER_KEY.sign(head.canonical())), ())]
+    state.leave()
+    assert look(state, NODE, PUBLIC, told) == ""
+    assert state.arrive(b"k" * 32)
+    assert look(state, NODE, PUBLIC, told) == ""
+    assert state.notes.read(RESTORED_NOTE), "orders would be accepted"
+    state.notes.keep(RESTORED_NOTE, "")  # as after the look that has read it all
+    assert "entry 7" in look(state, NODE, PUBLIC, told)
+
+
 def test_it_reads_what_the_wire_carries_and_leaves_out_what_is_none(state: State) -> None:
     """A post without a mechanism is no signature of anybody's."""
     posted = release(state, "a2")

@@ -298,11 +298,11 @@ def _ask(
         way += " --proxy-credentials-file FILE" if way and route.credentials else ""
         doctor = f"`feddp agent doctor --token TOKEN{way}`"
         if cause := found_on_the_way(token, route):
-            then = f"{cause}. Then join again; {doctor} looks at all of the way"
+            then = f"{cause}. Then try again; {doctor} looks at all of the way"
         else:
             then = (
                 f"{doctor} says whether it is the name, the firewall, the proxy, this "
-                "machine's clock, a TLS inspection or the coordinator; then join again with "
+                "machine's clock, a TLS inspection or the coordinator; then try again with "
                 "the same token"
             )
         raise Unavailable(

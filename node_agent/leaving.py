@@ -236,9 +236,13 @@ def _put_back(folder: Folder, waiting: Path) -> None:
     if is_aside and (folder.identity / KEY).exists():
         (folder.identity / KEY).replace(waiting)
     if not (folder.identity / CHAIN).exists() or not (folder.identity / KEY).exists():
-        for one in sorted(former.iterdir()):
-            is_config = one.name == folder.agent_yaml.name
-            one.replace(folder.agent_yaml if is_config else folder.identity / one.name)
+        with contextlib.suppress(FileNotFoundError):
+            (former / folder.agent_yaml.name).replace(folder.agent_yaml)
+        # The certificate's key last, and after the certificate: with both there it is done, and a
+        # key in the place of a certificate that is aside would be taken for the new one.
+        for name in (NEXT_KEY, BUNDLE, CHAIN, KEY):
+            with contextlib.suppress(FileNotFoundError):
+                (former / name).replace(folder.identity / name)
         sync_directory(folder.identity)
     shutil.rmtree(former)
 

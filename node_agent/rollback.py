@@ -6,8 +6,9 @@ each was durable here before it was signed. A ledger that lacks one has forgotte
 have spent; orders are refused until a copy is imported (`feddp agent ledger import`), after which
 what was signed since is read again from the coordinator's chain.
 
-What it cannot find: a ledger that went back to before anything that the coordinator tells of, and a
-coordinator that keeps silent about it. docs/privacy.md says what that leaves.
+What it cannot find: a ledger that went back to before anything that the coordinator tells of, what
+it lacks of another coordinator's time, and a coordinator that keeps silent about it.
+docs/privacy.md says what that leaves.
 """
 
 from collections.abc import Sequence

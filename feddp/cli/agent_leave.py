@@ -68,6 +68,10 @@ def leave(
             f"the coordinator at {found.coordinator} is not told: ask its operator to run "
             f"`feddp node disable {found.node}`"
         )
+        output.line(
+            f"to come back, join in this folder with a token of `feddp node token {found.node} "
+            f"--rejoin`, after `feddp node enable {found.node}` if it was disabled"
+        )
     if not yes:
         output.line("nothing was changed; with --yes it is done")
 
@@ -85,7 +89,7 @@ def move(
     """Move to another coordinator under the same name; the ledger stays and goes on to count.
 
     The agent must be stopped. The token must be for this node's name: the accounts carry it. Until
-    the other coordinator has let the node in, the folder goes back to what it was.
+    the other coordinator has let the node in nothing changes, and the same command goes on.
     """
     from feddp.cli.agent_join import announce, waiting
     from node_agent.leaving import move as move_to

@@ -180,7 +180,14 @@ def test_an_old_copy_is_told_from_coming_back(
     work(other, 2, rounds=1)  # fewer than with the first, which then seems to be ahead
     other.kill("alpha")
 
-    cli_json("agent", "leave", "--dir", str(folder), "--yes")
+    left = run_cli("agent", "leave", "--dir", str(folder), "--yes")
+    assert "`feddp node enable alpha`" in left[1], left
+    # The operator of the first one has disabled it meanwhile, as `move` does not tell them.
+    assert run_cli("node", "disable", "alpha", "--dir", root(coordinator))[0] == 0
+    early = token(coordinator, "--rejoin")["token"]
+    no = run_cli("agent", "join", early, "--dir", str(folder))
+    assert (no[0], "feddp node enable alpha" in no[2]) == (3, True), no
+    assert run_cli("node", "enable", "alpha", "--dir", root(coordinator))[0] == 0
     join = ("agent", "join", token(coordinator, "--rejoin")["token"], "--dir", str(folder))
     assert run_cli(*join, "--no-wait")[0] == 1
     approve(coordinator, "--key", waiting_key(coordinator), "--steward", "anna")

@@ -182,9 +182,9 @@ def test_an_old_copy_is_told_from_coming_back(
 
     left = run_cli("agent", "leave", "--dir", str(folder), "--yes")
     assert "`feddp node enable alpha`" in left[1], left
-    # The operator of the first one has disabled it meanwhile, as `move` does not tell them.
-    assert run_cli("node", "disable", "alpha", "--dir", root(coordinator))[0] == 0
+    # The operator of the first one disables it, as is told there, with a token under way.
     early = token(coordinator, "--rejoin")["token"]
+    assert run_cli("node", "disable", "alpha", "--dir", root(coordinator))[0] == 0
     no = run_cli("agent", "join", early, "--dir", str(folder))
     assert (no[0], "feddp node enable alpha" in no[2]) == (3, True), no
     assert run_cli("node", "enable", "alpha", "--dir", root(coordinator))[0] == 0

@@ -52,8 +52,8 @@ def answer_lost(token: JoinToken, error: FeddpError) -> Unavailable:
     """What to raise where the token may have been redeemed, and the answer is not here."""
     return Unavailable(
         "UNREACHABLE",
-        f"the answer of {token.address} was lost ({error.reason}); join again with the same token "
-        "and folder within 15 minutes",
+        f"the answer of {token.address} was lost ({error.reason}); the same command, with the same "
+        "token and folder, goes on from there within 15 minutes",
     )
 
 

@@ -11,7 +11,7 @@ from node_agent.asking import check_asked, check_caps, mandate_of
 from node_agent.datasets import DataSetSpec
 from node_agent.disputes import EVERY_ACCOUNT
 from node_agent.judgement import Refusal, judge, judge_terms
-from node_agent.notes import RESTORED_NOTE, ROLLED_BACK_NOTE
+from node_agent.notes import LEFT_NOTE, RESTORED_NOTE, ROLLED_BACK_NOTE
 from node_agent.orders import Order
 from node_agent.payers import require_kept, source_digest
 from node_agent.policy import Policy
@@ -186,7 +186,7 @@ class Admission:
         disputed = frozenset(one.account for one in self._state.disputes.all())
         note = self._state.notes.read
         return Suspensions(
-            bool(note(RESTORED_NOTE)),
+            bool(note(RESTORED_NOTE) or note(LEFT_NOTE)),
             disputed,
             self._is_outside_hours(),
             self._state.approvals.count(),
@@ -269,8 +269,8 @@ class Admission:
         if reason == "LEDGER_CATCHING_UP":
             raise NotAllowed(
                 reason,
-                "This node's ledger was restored from a copy and is still reading what was spent "
-                "since; order again later.",
+                "This node was restored from a copy, or came from another coordinator, and is "
+                "still reading what it has signed here; order again later.",
             )
         try:
             rules = self._steward.rules()

@@ -170,6 +170,7 @@ async def serve(
             adopt,
             config.enrollment,
             route_to(there, config.proxy, folder.root, os.environ).options(),
+            driver.note_refused,
         )
         async with asyncio.TaskGroup() as group:
             renewing = group.create_task(renewal.run())

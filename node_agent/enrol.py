@@ -70,6 +70,20 @@ _ANSWERED: Final = frozenset({"coordinator", "enrollment", "trust_domain", "node
 
 
 @dataclass(frozen=True, slots=True)
+class Moving:
+    """A join of a folder that is with another coordinator until this one has let it in.
+
+    Attributes:
+        key: where the new certificate's key is made, and found by a join that goes on.
+        let_in: makes room in the folder for a certificate that holds: from then on `key` is
+            node.key. Before it nothing else of the folder was touched.
+    """
+
+    key: Path
+    let_in: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
 class JoinResult:
     """What the machine has become.
 
@@ -101,7 +115,7 @@ def join(
     again: bool = False,
     encrypt_keys: bool = False,
     pending: Callable[[FeddpError], bool] = lambda _: False,
-    held: bool = False,
+    moving: Moving | None = None,
 ) -> JoinResult:
     """Redeem a token and write identity, configuration and, where absent, the steward's files.
 
@@ -115,7 +129,7 @@ def join(
         again: also a node whose certificate is valid.
         encrypt_keys: under the passphrase of `certs.keyfiles.passphrase`.
         pending: told each time that the join still waits for a person; whether to go on waiting.
-        held: the caller holds the folder already, so that no agent runs in it.
+        moving: the caller leaves another coordinator for this one, and holds the folder.
 
     Raises:
         Malformed: TOKEN_INVALID, PROXY_INVALID; JOIN_ANSWER_INVALID, the coordinator's answer does
@@ -133,7 +147,7 @@ def join(
         stored_pem(new_key(), encrypted=True)  # says what is wrong before anything is made
     folder = Folder(path.absolute())
     require_access(folder.root)
-    former = _former(folder, again)
+    former = None if moving is not None else _former(folder, again)
     settings = _settings(folder, proxy)
     route = route_to(
         parsed.address, settings.get("proxy") or ProxyConfig(), folder.root, os.environ
@@ -144,7 +158,9 @@ def join(
     def ask(request: pb.JoinRequest, undo: contextlib.ExitStack) -> pb.JoinResponse:
         return _ask(parsed, route, request, connect_timeout_s, undo, pending)
 
-    with contextlib.nullcontext() if held else _alone(folder, former):
+    if moving is not None:
+        return _joined(parsed, folder, None, settings, encrypt_keys, ask, moving)
+    with _alone(folder, former):
         return _joined(parsed, folder, former, settings, encrypt_keys, ask)
 
 
@@ -155,6 +171,7 @@ def _joined(
     settings: dict[str, Any],
     encrypt_keys: bool,
     ask: Callable[[pb.JoinRequest, contextlib.ExitStack], pb.JoinResponse],
+    moving: Moving | None = None,
 ) -> JoinResult:
     kept = kept_name(folder, former)
     # Undone unless the coordinator may have redeemed the token for these keys.
@@ -163,7 +180,8 @@ def _joined(
             if not part.exists():
                 part.mkdir(mode=0o700)
                 undo.callback(_remove_folder, part)
-        key, ledger_key = _keys(folder.identity, former, encrypt_keys, undo)
+        at = moving.key if moving is not None else folder.identity / KEY
+        key, ledger_key = _keys(folder.identity, at, former, encrypt_keys, undo)
         csr = make_csr(key, kept)
         request = pb.JoinRequest(
             secret=parsed.secret,
@@ -191,6 +209,8 @@ def _joined(
     if kept not in ("", spiffe_id.name):  # by a coordinator that does not look at names
         made.close()
         raise for_another(folder, kept, USED_UP)
+    if moving is not None:
+        moving.let_in()
     return _write(folder, parsed, answer, spiffe_id, leaf, ledger_key, settings)
 
 
@@ -250,19 +270,23 @@ def _remove_folder(path: Path) -> None:
 
 
 def _keys(
-    folder: Path, former: Identity | None, encrypt: bool, undo: contextlib.ExitStack
+    folder: Path, at: Path, former: Identity | None, encrypt: bool, undo: contextlib.ExitStack
 ) -> tuple[ec.EllipticCurvePrivateKey, ed25519.Ed25519PrivateKey]:
     """The keys of an earlier join whose answer was lost, or new ones; a node that joins again keeps
-    its ledger key."""
+    its ledger key.
+
+    Args:
+        at: where the certificate's key is, or is made.
+    """
     if not (folder / LEDGER_KEY).exists():
         save_private_key(folder / LEDGER_KEY, new_ledger_key(), encrypted=encrypt)
         undo.callback((folder / LEDGER_KEY).unlink)
     if former is not None:
         return pending_key(folder), load_ledger_key(folder / LEDGER_KEY)
-    if not (folder / KEY).exists():
-        save_private_key(folder / KEY, new_key(), encrypted=encrypt)
-        undo.callback((folder / KEY).unlink)
-    return load_certificate_key(folder / KEY), load_ledger_key(folder / LEDGER_KEY)
+    if not at.exists():
+        save_private_key(at, new_key(), encrypted=encrypt)
+        undo.callback(at.unlink)
+    return load_certificate_key(at), load_ledger_key(folder / LEDGER_KEY)
 
 
 def _ask(
@@ -284,11 +308,11 @@ def _ask(
         way += " --proxy-credentials-file FILE" if way and route.credentials else ""
         doctor = f"`feddp agent doctor --token TOKEN{way}`"
         if cause := found_on_the_way(token, route):
-            then = f"{cause}. Then join again; {doctor} looks at all of the way"
+            then = f"{cause}. Then try again; {doctor} looks at all of the way"
         else:
             then = (
                 f"{doctor} says whether it is the name, the firewall, the proxy, this "
-                "machine's clock, a TLS inspection or the coordinator; then join again with "
+                "machine's clock, a TLS inspection or the coordinator; then try again with "
                 "the same token"
             )
         raise Unavailable(

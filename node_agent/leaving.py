@@ -6,19 +6,22 @@ updates under way. What was opened is posted, what was not is void, and nothing 
 """
 
 import contextlib
+import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
 
+from certs.keyfiles import is_encrypted
+from certs.redeeming import is_refusal
 from certs.tokens import JoinToken
 from node_agent.config import Folder
-from node_agent.enrol import JoinResult, join
+from node_agent.enrol import JoinResult, Moving, join
 from node_agent.identity import BUNDLE, CHAIN, KEY, LEDGER_KEY, NEXT_KEY, Identity
 from node_agent.installation import locked, read_folder
 from node_agent.ledger_files import heads, kept_ledger
@@ -26,13 +29,16 @@ from node_agent.reading import reading
 from node_agent.state import State, ledger_missing
 from node_agent.whose import require_access
 from protos.content import sync_directory, write_durable
-from protos.errors import Conflict, FeddpError, Malformed, Unavailable
+from protos.errors import Conflict, FeddpError, Malformed
 
 FORMER: Final = "former"
 """The coordinator's own part of a folder, set aside while the node moves; gone when it has."""
 
 _GIVEN: Final = (KEY, NEXT_KEY, CHAIN, BUNDLE)
 """In DIR/identity; the ledger's key is not among them."""
+
+_WAITING: Final = "moving-*.key"
+"""In DIR/identity: keys that another coordinator was asked to let in, each named for its token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,7 @@ def plan(path: Path, *, forget_ledger: bool = False) -> Leaving:
         return Leaving(found.node, "", gone, tuple(one for one in rest if one.exists()), 0)
     config, identity = read_folder(folder)
     given = [folder.agent_yaml, *(folder.identity / name for name in _GIVEN), folder.spool]
+    given += sorted(folder.identity.glob(_WAITING))
     ledger = [folder.state_db, folder.identity / LEDGER_KEY]
     stays = [folder.policy_yaml, folder.datasets_yaml, folder.logs]
     unfinished = 0
@@ -110,16 +117,22 @@ def leave(path: Path, *, forget_ledger: bool = False) -> Leaving:
     return done
 
 
-def move(token: str, path: Path) -> JoinResult:
+def move(
+    token: str, path: Path, pending: Callable[[FeddpError], bool] = lambda _: False
+) -> JoinResult:
     """Leave the coordinator of a folder and join another, under the same name and ledger.
 
-    Until the other one has answered, the folder can go back to what it was: it does when the token
-    is refused. If the answer is lost, `feddp agent join` with the same token and folder ends it.
+    Until the other one has let the node in, nothing of the folder changes, and it may work for its
+    present coordinator, but while this waits. The key that the other one was shown lies beside
+    until then, so that the same move goes on with it; it goes when the token is refused.
+
+    Args:
+        pending: as `enrol.join`.
 
     Raises:
         NotFound: NOT_JOINED, LEDGER_MISSING.
         Conflict: AGENT_RUNNING; SAME_COORDINATOR.
-        WrongPhase: ACCOUNT_LEFT_OUT, see `Disputes.require_counted`.
+        WrongPhase: JOIN_PENDING; ACCOUNT_LEFT_OUT, see `Disputes.require_counted`.
         Malformed: TOKEN_INVALID; TOKEN_FOR_ANOTHER_NODE.
         Unauthenticated, Unavailable: as `enrol.join`.
     """
@@ -127,7 +140,8 @@ def move(token: str, path: Path) -> JoinResult:
     require_access(folder.root)
     root = JoinToken.parse(token).root_pem
     with locked(folder):
-        _put_back(folder)
+        waiting = _waiting_key(folder, token)
+        _put_back(folder, waiting)
         _, identity = read_folder(folder)
         if not folder.state_db.exists():
             raise ledger_missing(folder)
@@ -137,21 +151,40 @@ def move(token: str, path: Path) -> JoinResult:
                 f"the token is of the coordinator that {folder.root} is with already; there is "
                 "nothing to move",
             )
-        seen = _let_go(folder, identity)
-        _set_aside(folder)
+        with _state(folder, identity) as state:
+            state.disputes.require_counted()
+
+        def let_in() -> None:
+            _let_go(folder, identity)
+            _set_aside(folder)
+            waiting.replace(folder.identity / KEY)
+
         try:
-            made = join(token, path, held=True)
+            made = join(
+                token,
+                path,
+                encrypt_keys=is_encrypted(folder.identity / LEDGER_KEY),
+                pending=pending,
+                moving=Moving(waiting, let_in),
+            )
         except FeddpError as error:
-            if not (isinstance(error, Unavailable) and (folder.identity / KEY).exists()):
-                _put_back(folder)
-                seen.unlink()
+            _put_back(folder, waiting)
+            if is_refusal(error) and error.reason != "JOIN_PENDING":
+                waiting.unlink(missing_ok=True)
             if error.reason == "TOKEN_FOR_ANOTHER_NODE":
                 raise _for_another(folder, identity.node) from None
             raise
         shutil.rmtree(folder.root / FORMER)
+        for one in folder.identity.glob(_WAITING):
+            one.unlink()
         _remove(folder.spool)
         folder.spool.mkdir(mode=0o700)
     return made
+
+
+def _waiting_key(folder: Folder, token: str) -> Path:
+    """Where the key waits that the other coordinator was shown with this token."""
+    return folder.identity / f"moving-{hashlib.sha256(token.strip().encode()).hexdigest()[:16]}.key"
 
 
 def _for_another(folder: Folder, node: str) -> Malformed:
@@ -190,15 +223,27 @@ def _set_aside(folder: Folder) -> None:
     sync_directory(folder.identity)
 
 
-def _put_back(folder: Folder) -> None:
-    """Undo `_set_aside`, or what is left of it, unless the other coordinator's join is whole."""
+def _put_back(folder: Folder, waiting: Path) -> None:
+    """Undo `_set_aside`, or what is left of it, unless the other coordinator's join is whole.
+
+    Args:
+        waiting: where a key goes that was made meanwhile.
+    """
     former = folder.root / FORMER
     if not former.is_dir():
         return
+    # The certificate is set aside last: with it there, a key in its place is the new one.
+    is_aside = (former / CHAIN).exists() and not (folder.identity / CHAIN).exists()
+    if is_aside and (folder.identity / KEY).exists():
+        (folder.identity / KEY).replace(waiting)
     if not (folder.identity / CHAIN).exists() or not (folder.identity / KEY).exists():
-        for one in sorted(former.iterdir()):
-            is_config = one.name == folder.agent_yaml.name
-            one.replace(folder.agent_yaml if is_config else folder.identity / one.name)
+        with contextlib.suppress(FileNotFoundError):
+            (former / folder.agent_yaml.name).replace(folder.agent_yaml)
+        # The certificate's key last, and after the certificate: with both there it is done, and a
+        # key in the place of a certificate that is aside would be taken for the new one.
+        for name in (NEXT_KEY, BUNDLE, CHAIN, KEY):
+            with contextlib.suppress(FileNotFoundError):
+                (former / name).replace(folder.identity / name)
         sync_directory(folder.identity)
     shutil.rmtree(former)
 

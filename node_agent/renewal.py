@@ -76,6 +76,8 @@ class Renewal:
         adopt: takes a newer identity into use, and gives a connection with it.
         enrolment: "host:port" of the enrolment port; empty where it is not known.
         options: of the connection there, such as a proxy's.
+        refused: takes why the coordinator gives no certificate in the place of one that has ended:
+            no session can tell it then.
         now: aware.
         sleep: waits so many seconds.
     """
@@ -88,6 +90,7 @@ class Renewal:
         adopt: Callable[[Identity], grpc.aio.Channel],
         enrolment: str = "",
         options: Sequence[tuple[str, Any]] = (),
+        refused: Callable[[FeddpError], None] = lambda _error: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -97,6 +100,7 @@ class Renewal:
         self._adopt = adopt
         self._enrolment = enrolment
         self._options = options
+        self._refused = refused
         self._now = now
         self._sleep = sleep
         self._backoff = self._new_backoff()
@@ -124,7 +128,10 @@ class Renewal:
         try:
             await self.renew(recover=expired)
         except grpc.RpcError as error:
-            return self._failed(from_rpc(error))
+            found = from_rpc(error)
+            if expired and not found.retryable:
+                self._refused(found)
+            return self._failed(found)
         except FeddpError as error:
             return self._failed(error)
         except OSError as error:

@@ -6,14 +6,15 @@ each was durable here before it was signed. A ledger that lacks one has forgotte
 have spent; orders are refused until a copy is imported (`feddp agent ledger import`), after which
 what was signed since is read again from the coordinator's chain.
 
-What it cannot find: a ledger that went back to before anything that the coordinator tells of, and a
-coordinator that keeps silent about it. docs/privacy.md says what that leaves.
+What it cannot find: a ledger that went back to before anything that the coordinator tells of, what
+it lacks of another coordinator's time, and a coordinator that keeps silent about it.
+docs/privacy.md says what that leaves.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from node_agent.notes import RESTORED_NOTE, ROLLED_BACK_NOTE
+from node_agent.notes import LEFT_NOTE, RESTORED_NOTE, ROLLED_BACK_NOTE
 from node_agent.state import State
 from privacy.entries import Entry
 from privacy.heads import Head, signed_by
@@ -61,7 +62,9 @@ def look(state: State, node: str, public_key: bytes, signed: Sequence[Signed]) -
         public_key: the node's raw ledger key.
     """
     noted = state.notes.read(ROLLED_BACK_NOTE)
-    if noted or state.notes.read(RESTORED_NOTE):
+    # After leaving a coordinator nobody knows yet which one this is, and so what was seen there:
+    # orders wait, and it is asked again on arrival.
+    if noted or state.notes.read(RESTORED_NOTE) or state.notes.read(LEFT_NOTE):
         return noted
     for one in signed:
         text = _lacks(state, node, public_key, one)
@@ -79,8 +82,13 @@ def _lacks(state: State, node: str, public_key: bytes, signed: Signed) -> str:
             return ""
         if state.disputes.on(head.account) is not None or witnessed.is_settled(head.account):
             return ""
-        # While a restored coordinator's chain is read anew, what was seen before counts.
-        seen = max(witnessed.head(head.account).seq, state.epochs.head_before(head.account))
+        # While the chain of a coordinator that was restored, or that the node came back to, is
+        # read anew, what was seen before counts.
+        seen = max(
+            witnessed.head(head.account).seq,
+            state.epochs.head_before(head.account),
+            state.former_heads.here(head.account),
+        )
         if seen < head.seq:
             return (
                 f"this node has signed entry {head.seq} of the coordinator's account "

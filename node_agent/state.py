@@ -21,6 +21,7 @@ from node_agent.coordinator_limits import CoordinatorLimits
 from node_agent.disputes import Dispute, Disputes
 from node_agent.durable import transaction
 from node_agent.epochs_seen import EpochsSeen
+from node_agent.former_heads import FormerHeads
 from node_agent.handing_in import HandingIn
 from node_agent.job_mandates import JobMandates
 from node_agent.judgement import Standing
@@ -96,6 +97,7 @@ class State:
         self.older = older
         self._connection = _writable(path, node, bring=bring) if read is None else read
         self.notes = Notes(self._connection)
+        self.former_heads = FormerHeads(self.notes)
         self.attempts = KeptAttempts(self._connection, node)
         self.coordinator_limits = CoordinatorLimits(self.notes, node)
         self.payers = Payers(self._connection, node)
@@ -345,6 +347,8 @@ class State:
             known = self.witnessed.coordinator_key()
             is_other = known != coordinator_key and bool(known or self.ledger.accounts())
             if is_other:
+                self.former_heads.keep(known, self.witnessed.known_up_to())
+                self.former_heads.arrive(coordinator_key)
                 self.witnessed.begin_anew()
                 self.notes.keep(MOVED_NOTE, "yes")
             self.notes.keep(LEFT_NOTE, "")

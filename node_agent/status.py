@@ -16,7 +16,13 @@ from node_agent.datasets import DataSetSpec
 from node_agent.headers import WrongHeader, check_header
 from node_agent.identity import Identity
 from node_agent.installation import is_locked, read_folder
-from node_agent.notes import CONNECTED_NOTE, REFUSED_NOTE, ROLLED_BACK_NOTE
+from node_agent.notes import (
+    CONNECTED_NOTE,
+    LEFT_NOTE,
+    REFUSED_NOTE,
+    RESTORED_NOTE,
+    ROLLED_BACK_NOTE,
+)
 from node_agent.overlaps import overlaps
 from node_agent.own_ledger import KeptAccount
 from node_agent.payers import require_kept
@@ -54,6 +60,7 @@ def status(path: Path) -> dict[str, Any]:
         "connected_since": None,
         "refused": None,
         "coordinator_restored": None,
+        "catching_up": False,
         "rules": {"ok": True, "message": ""},
         "installed_tasks": sorted(f"{i.name}@{i.content_hash}" for i in installed().values()),
         "data_sets": [],
@@ -104,6 +111,7 @@ def status(path: Path) -> dict[str, Any]:
             refused = state.notes.read(REFUSED_NOTE)
             answer["refused"] = json.loads(refused) if refused else None
             answer["coordinator_restored"] = _restored(state)
+            answer["catching_up"] = any(state.notes.read(one) for one in (RESTORED_NOTE, LEFT_NOTE))
             answer["attempts"] = state.attempts.counts()
             answer["ledger"] = _verified(state, kept, identity)
             answer["ledger"]["rolled_back"] = state.notes.read(ROLLED_BACK_NOTE)

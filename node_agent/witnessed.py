@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node_agent.disputes import EVERY_ACCOUNT, Dispute, Disputes
 from node_agent.epochs_seen import EpochsSeen
+from node_agent.former_heads import ANY_ENTRY
 from node_agent.kept_attempts import KeptAttempts
 from node_agent.own_ledger import OwnLedger
 from node_agent.reconciliation import Reconciliation
@@ -81,6 +82,13 @@ class Witnessed:
         """Every head that was seen last, by account."""
         query = "SELECT account, seq, hash FROM seen_heads ORDER BY account"
         return [Head(*row) for row in self._connection.execute(query)]
+
+    def known_up_to(self) -> dict[str, int]:
+        """account -> the last entry that this node may have signed a head over: that which it has
+        seen, or any at all where the steward has settled a dispute and the chain is to be read."""
+        settled = self._connection.execute("SELECT account FROM settled")
+        seen = {one.account: one.seq for one in self.heads()}
+        return seen | {account: ANY_ENTRY for (account,) in settled}
 
     def checkpoints(self) -> list[Checkpoint]:
         """Every checkpoint that was seen, in order."""

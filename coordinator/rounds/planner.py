@@ -22,8 +22,8 @@ _REFUSES: Final = {
     "LEDGER_DISPUTED": "its ledger and the coordinator's disagree about the account; its data "
     "steward sees in `feddp agent status` why, and settles it with `feddp agent ledger settle`",
     "OUTSIDE_HOURS": "begins work only in the hours that its data steward allows",
-    "LEDGER_CATCHING_UP": "its ledger was restored from a copy and is still reading what was spent "
-    "since",
+    "LEDGER_CATCHING_UP": "its ledger was restored from a copy, or it came from another "
+    "coordinator, and it is still reading what it has spent here",
     "LEDGER_RECONCILING": "the coordinator was restored from a backup, and the node has not yet "
     "handed in what it released since",
     "LEDGER_ROLLED_BACK": "its ledger went back in time, as when a snapshot is restored; its IT "

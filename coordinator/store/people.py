@@ -192,7 +192,11 @@ def redeem(connection: Connection, secret_hash: str, key_digest: str, now_s: flo
             raise of_other_kind("user")
         raise Unauthenticated("TOKEN_INVALID", f"the coordinator does not know this token; {again}")
     if row.status == "disabled":
-        raise NotAllowed("NODE_DISABLED", f"node {row.node} is disabled at the coordinator")
+        raise NotAllowed(
+            "NODE_DISABLED",
+            f"node {row.node} is disabled at the coordinator: its operator runs `feddp node enable "
+            f"{row.node}` first",
+        )
     if not won:
         same_key = row.redeemed_by == key_digest
         if not same_key and not row.redeemed_by:

@@ -44,6 +44,11 @@ SHARED = (
     "patient's record, and no epsilon covers it"
 )
 
+CATCHING_UP = (
+    "this ledger was restored from a copy, or its coordinator was left: no order is accepted until "
+    "the node has a session and has read in the coordinator's ledger what it signed"
+)
+
 Folder = Annotated[
     Path, typer.Option("--dir", metavar="DIR", readable=False, help="The agent's folder.")
 ]
@@ -162,6 +167,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("connected", _connected(found)),
         *(("REFUSED", _refused(one)) for one in [found["refused"]] if one),
         *(("RESTORED", _restored(one)) for one in [found["coordinator_restored"]] if one),
+        *(("note", CATCHING_UP) for _ in [1] if found["catching_up"]),
         ("certificate", spoken(found["certificate_fingerprint"])),
         ("certificate until", output.moment(found["certificate_expires_at"])),
         ("renews itself", _renewal(found)),

@@ -33,7 +33,8 @@ def restore(file: File, folder: Folder, as_json: Json = False) -> None:
     """Make an agent's folder from a backup; the folder must be new.
 
     The agent then refuses orders until it has read what it signed since the backup was made. A
-    certificate that was renewed since is refused: join again in the folder with a new token.
+    certificate that was renewed since shuts the node out: before the agent runs, join again in the
+    folder (--again) with a token of `feddp node token NAME --rejoin`, and the steward's word.
     """
     from node_agent.backup import restore as read_backup
 

@@ -1,4 +1,4 @@
-"""What `feddp agent join` and `profile join` say to people while they ask."""
+"""What `feddp agent join`, `agent move` and `profile join` say to people while they ask."""
 
 import json
 import re

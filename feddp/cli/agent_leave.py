@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from feddp.cli import output
-from feddp.cli.options import Json
+from feddp.cli.options import Json, RootFingerprint, RootIsRight
 
 Folder = Annotated[
     Path, typer.Option("--dir", metavar="DIR", readable=False, help="The agent's folder.")
@@ -68,6 +68,10 @@ def leave(
             f"the coordinator at {found.coordinator} is not told: ask its operator to run "
             f"`feddp node disable {found.node}`"
         )
+        output.line(
+            f"to come back, join in this folder with a token of `feddp node token {found.node} "
+            f"--rejoin`, after `feddp node enable {found.node}` if it was disabled"
+        )
     if not yes:
         output.line("nothing was changed; with --yes it is done")
 
@@ -75,21 +79,30 @@ def leave(
 def move(
     token: Annotated[str, typer.Argument(metavar="TOKEN", help="Of the other coordinator.")],
     folder: Folder,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="For the operator's approval, if it needs one.")
+    ] = True,
+    fingerprint: RootFingerprint = "",
+    yes: RootIsRight = False,
     as_json: Json = False,
 ) -> None:
     """Move to another coordinator under the same name; the ledger stays and goes on to count.
 
-    The agent must be stopped. The token must be for this node's name: the accounts carry it.
+    The agent must be stopped. The token must be for this node's name: the accounts carry it. Until
+    the other coordinator has let the node in nothing changes, and the same command goes on.
     """
+    from feddp.cli.agent_join import announce, waiting
     from node_agent.leaving import move as move_to
 
-    made = move_to(token, folder)
+    announce(token, as_json, fingerprint=fingerprint, yes=yes)
+    made = move_to(token, folder, pending=waiting(wait, as_json))
     if as_json:
         output.print_json(
             {
                 "node": made.node,
                 "coordinator": made.coordinator,
                 "certificate_expires_at": made.expires_at.timestamp(),
+                "root_fingerprint": made.root_fingerprint,
             }
         )
         return

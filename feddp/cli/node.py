@@ -150,7 +150,7 @@ def approve(
     """Let in the machine that waits to join as NAME."""
     with connect(folder, profile) as client:
         node = client.approve(name, key, steward)
-    _changed(node, "let in; its `feddp agent join` goes on by itself", as_json)
+    _changed(node, "let in; its `feddp agent join` or `move` goes on by itself", as_json)
 
 
 @app.command()

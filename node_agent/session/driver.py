@@ -96,7 +96,7 @@ class Driver:
             self._dispatch,
             self._clock,
             offer_model=self._transfers.offer,
-            refused=self._note_refused,
+            refused=self.note_refused,
             traced=parts.traces.ordered,
             admits=lambda told: self._restorations.admits(told),
         )
@@ -132,6 +132,7 @@ class Driver:
             self._clock,
             self._looked,
             self._restorations.met,
+            self._restorations.arrive,
         )
         self._publication = Publication(
             parts.state, parts.steward, parts.admission, parts.tasks, parts.unavailable
@@ -202,7 +203,7 @@ class Driver:
         for command in asked:
             self._carry_out(command)
 
-    def _note_refused(self, error: FeddpError) -> None:
+    def note_refused(self, error: FeddpError) -> None:
         """For `feddp agent status`, which works beside the agent and asks nobody."""
         said = {"at": self._clock(), "reason": error.reason, "message": error.message}
         self._note(REFUSED_NOTE, json.dumps(said))

@@ -269,6 +269,7 @@ class Link:
             return SLOW_S
         delay_s = self._backoff.after(error)
         if found.reason == "SESSION_TAKEN" and delay_s is not None:
+            self._refused(found)
             self._complain("identity_in_use", found)
             return delay_s
         if delay_s is None:

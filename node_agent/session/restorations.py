@@ -51,6 +51,7 @@ class Restorations:
         self._turn_away = turn_away
         self._seen: tuple[Epoch, ...] = ()
         self._key = b""
+        self._signed: tuple[rollback.Signed, ...] = ()
 
     async def recall(self) -> None:
         """Read what was seen."""
@@ -109,9 +110,32 @@ class Restorations:
                 log.warning("order_of_before", attempt_id=attempt.attempt_id, outcome=outcome)
                 self._dispatch(e.AttemptClosedReceived(attempt.attempt_id, outcome))
 
+    async def arrive(self, coordinator_key: bytes) -> bool:
+        """After leaving a coordinator: whether this is another one. Only now can be told what this
+        node knew of it, and so whether it has forgotten something.
+
+        Args:
+            coordinator_key: raw, that signs the checkpoints there.
+        """
+
+        def arrived() -> tuple[bool, str]:
+            # In one turn of the ledger's thread: no order is judged between the two.
+            return self._state.arrive(coordinator_key), self._lacks()
+
+        is_other, text = await self._ledger.run(arrived)
+        self._say_rolled_back(text)
+        return is_other
+
     async def _look_back(self, signed: tuple[rollback.Signed, ...]) -> None:
-        state, key = self._state, self._state.witnessed.public_key
-        text = await self._ledger.run(rollback.look, state, self._node, key, signed)
+        self._signed = signed
+        self._say_rolled_back(await self._ledger.run(self._lacks))
+
+    def _lacks(self) -> str:
+        return rollback.look(
+            self._state, self._node, self._state.witnessed.public_key, self._signed
+        )
+
+    def _say_rolled_back(self, text: str) -> None:
         if text:
             log.error(
                 "ledger_rolled_back",

@@ -49,6 +49,7 @@ class Witness:
         clock: seconds.
         looked: what is done after each look.
         met: takes what the coordinator's restorations turned out to be.
+        arrive: takes the key of a coordinator after another was left; whether it is another one.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Witness:
         clock: Callable[[], float],
         looked: Callable[[], Awaitable[None]] | None = None,
         met: Callable[[Meeting], Awaitable[None]] | None = None,
+        arrive: Callable[[bytes], Awaitable[bool]] | None = None,
     ) -> None:
         self._stub = pb_grpc.WitnessStub(channel)
         self._filter_of_account = filter_of_account
@@ -68,6 +70,7 @@ class Witness:
         self._clock = clock
         self._looked = looked
         self._met = met
+        self._arrived = arrive
         self._wanted = asyncio.Event()
 
     def use(self, channel: grpc.aio.Channel) -> None:
@@ -178,7 +181,12 @@ class Witness:
     async def _arrive(self) -> None:
         """The node left a coordinator: is this another one?"""
         answer = await self._stub.ReadHeads(pb.ReadHeadsRequest(), timeout=CALL_TIMEOUT_S)
-        if await self._ledger.run(self._state.arrive, answer.coordinator_ledger_key):
+        key = answer.coordinator_ledger_key
+        if self._arrived is not None:
+            is_other = await self._arrived(key)
+        else:
+            is_other = await self._ledger.run(self._state.arrive, key)
+        if is_other:
             log.warning(
                 "coordinator_changed",
                 do="nothing: its ledger is followed from its beginning, and this node's own goes "

@@ -183,6 +183,8 @@ def test_a_second_agent_with_one_identity_is_refused(coordinator: Federation) ->
     shutil.move(copy, coordinator.agent("copy"))
     coordinator.start("copy")
     wait_for("it says so", lambda: bool(named(coordinator, "copy", "identity_in_use")), 30)
+    said = run_cli("agent", "status", "--dir", str(coordinator.agent("copy")))
+    assert (said[0], "SESSION_TAKEN" in said[1]) == (1, True), said
     with coordinator.client() as client:
         assert client.node("alpha").connected
         assert client.node("alpha").second_agent_at > time.time() - 60
@@ -191,6 +193,8 @@ def test_a_second_agent_with_one_identity_is_refused(coordinator: Federation) ->
     # The first one's process dies: its connection breaks, and the other is let in.
     coordinator.kill("alpha")
     wait_for("the other is", lambda: bool(named(coordinator, "copy", "connected")), 30)
+    said = run_cli("agent", "status", "--dir", str(coordinator.agent("copy")))
+    assert "SESSION_TAKEN" not in said[1], said
 
 
 def test_a_restarted_agent_is_not_a_second_one(coordinator: Federation) -> None:

@@ -13,6 +13,7 @@ from certs.tokens import JoinToken, new_secret
 from feddp.cli.app import app
 from node_agent import leaving
 from node_agent.config import Folder
+from node_agent.enrol import Moving
 from node_agent.identity import load_identity
 from node_agent.kept_name import NOT_USED_UP, for_another
 from node_agent.leaving import leave, move
@@ -21,7 +22,14 @@ from node_agent.notes import LEFT_NOTE, MOVED_NOTE
 from node_agent.state import State
 from node_agent.status import status
 from privacy.filters import make_filter
-from protos.errors import FeddpError, Malformed, Unauthenticated, Unavailable
+from protos.errors import (
+    FeddpError,
+    Malformed,
+    NotAllowed,
+    Unauthenticated,
+    Unavailable,
+    WrongPhase,
+)
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
 from tests.node_agent.samples import NODE, order
 
@@ -68,68 +76,129 @@ def files(folder: Folder) -> dict[str, bytes]:
     return {one.name: one.read_bytes() for one in parts}
 
 
-def joining(monkeypatch: pytest.MonkeyPatch, error: BaseException, leaves: str = "") -> None:
-    """What the other coordinator's join comes to."""
+def joining(
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    *,
+    makes: bool = False,
+    lets_in: bool = False,
+) -> list[bytes]:
+    """What the other coordinator's join comes to; the keys that it was asked to let in.
 
-    def join(_token: str, path: Path, *, held: bool = False) -> Any:
-        assert held, "it would wait for the lock that the move has"
-        if leaves:
-            (path / "identity" / leaves).write_bytes(b"a new key")
+    Args:
+        makes: it comes so far that it makes a key, or finds one.
+        lets_in: it lets the node in, before the error.
+    """
+    asked: list[bytes] = []
+
+    def join(_token: str, _path: Path, *, moving: Moving, **_how: Any) -> Any:
+        if makes:
+            if not moving.key.exists():
+                moving.key.write_bytes(f"key {len(asked)} of {error}".encode())
+            asked.append(moving.key.read_bytes())
+        if lets_in:
+            moving.let_in()
         raise error
 
     monkeypatch.setattr(leaving, "join", join)
+    return asked
+
+
+def has_left(folder: Folder) -> bool:
+    """Whether its ledger has ended what was under way with the coordinator."""
+    state = opened(folder)
+    try:
+        return bool(state.notes.read(LEFT_NOTE))
+    finally:
+        state.close()
 
 
 def test_a_refused_token_leaves_the_folder_as_it_was(
     agent: Folder, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the refusal came after new keys were made."""
+    """Also where the refusal came after a key was made; and no work under way was ended."""
     before = files(agent)
-    for leaves in ("", "node.key"):
-        joining(monkeypatch, Unauthenticated("TOKEN_USED", "this token was used"), leaves)
+    for makes in (False, True):
+        joining(monkeypatch, Unauthenticated("TOKEN_USED", "this token was used"), makes=makes)
         with pytest.raises(Unauthenticated):
             move(token, agent.root)
         assert files(agent) == before
         assert not (agent.root / "former").exists()
         assert not list(agent.root.glob("heads-*"))
+        assert not has_left(agent)
 
 
 def test_a_token_for_another_name_is_told_with_whom_to_ask(
     agent: Folder, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another coordinator's, not this one's; the folder is as it was, and nothing is restored."""
+    """The accounts carry the node's name; the folder is as it was, and nothing is restored."""
     before = files(agent)
-    joining(monkeypatch, for_another(agent, NODE, NOT_USED_UP), "node.key")
+    joining(monkeypatch, for_another(agent, NODE, NOT_USED_UP), makes=True)
     with pytest.raises(Malformed) as caught:
         move(token, agent.root)
     assert caught.value.reason == "TOKEN_FOR_ANOTHER_NODE"
     assert f"operator for a token for {NODE} (`feddp node token {NODE}`)" in caught.value.message
-    assert "restore" not in caught.value.message
+    assert given(agent) == before
+    assert not has_left(agent)
+
+
+def given(folder: Folder) -> dict[str, bytes]:
+    """`files` without a key that waits."""
+    return {k: v for k, v in files(folder).items() if not k.startswith("moving-")}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unavailable("UNREACHABLE", "the answer was lost"),
+        WrongPhase("JOIN_PENDING", "a person must let this machine in"),
+        KeyboardInterrupt(),
+        Cut(),
+    ],
+)
+def test_the_same_move_goes_on_with_the_key_that_was_shown(
+    agent: Folder, token: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """The folder is as it was meanwhile, even if the process was killed. A refusal ends it, and so
+    does leaving."""
+    before = files(agent)
+    asked = joining(monkeypatch, error, makes=True)
+    for _ in range(2):
+        with pytest.raises(type(error)):
+            move(token, agent.root)
+        assert given(agent) == before
+        assert not has_left(agent)
+    assert asked[0] == asked[1]
+    another = joining(monkeypatch, error, makes=True)
+    with pytest.raises(type(error)):
+        move(token + " ", agent.root)
+    assert another == asked[:1], "a space that was copied too is no other token"
+    (waiting,) = agent.identity.glob("moving-*.key")
+    assert waiting in leaving.plan(agent.root).removed
+    joining(monkeypatch, NotAllowed("JOIN_REJECTED", "the operator says no"))
+    with pytest.raises(NotAllowed):
+        move(token, agent.root)
     assert files(agent) == before
 
 
-def test_a_lost_answer_keeps_the_keys_that_the_token_may_be_redeemed_for(
+def test_a_move_whose_answer_cannot_be_used_is_undone(
     agent: Folder, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`agent join` goes on with them; a coordinator that was never reached changes nothing."""
+    """Found out when the other coordinator had let the node in already."""
     before = files(agent)
-    joining(monkeypatch, Unavailable("UNREACHABLE", "nobody there"))
-    with pytest.raises(Unavailable):
+    joining(monkeypatch, Malformed("JOIN_ANSWER_INVALID", "no address"), makes=True, lets_in=True)
+    with pytest.raises(Malformed):
         move(token, agent.root)
-    assert files(agent) == before
-    joining(monkeypatch, Unavailable("UNREACHABLE", "the answer was lost"), "node.key")
-    with pytest.raises(Unavailable):
-        move(token, agent.root)
-    assert (agent.identity / "node.key").read_bytes() == b"a new key"
-    assert not (agent.identity / "node.crt").exists()
-    assert (agent.identity / "ledger.key").read_bytes() == before["ledger.key"]
+    assert given(agent) == before
+    assert load_identity(agent.identity).node == NODE
 
 
-@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("step", range(10))
 def test_a_move_that_was_cut_short_can_be_done_again(
     agent: Folder, token: str, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """At each rename and write, and in the middle of the join."""
+    """At each rename and write, and in the middle of the join; the key that the other coordinator
+    has let in is not lost."""
     before = files(agent)
     left = [step]
 
@@ -143,15 +212,48 @@ def test_a_move_that_was_cut_short_can_be_done_again(
         return instead
 
     with monkeypatch.context() as patch:
-        joining(patch, Cut())
+        asked = joining(patch, Cut(), makes=True, lets_in=True)
         patch.setattr(Path, "replace", maybe(Path.replace))
         patch.setattr(leaving, "write_durable", maybe(leaving.write_durable))
         with pytest.raises(Cut):
             move(token, agent.root)
+    again = joining(monkeypatch, Unavailable("UNREACHABLE", "the answer was lost"), makes=True)
+    with pytest.raises(Unavailable):
+        move(token, agent.root)
+    assert again == asked
     joining(monkeypatch, Unauthenticated("TOKEN_USED", "this token was used"))
     with pytest.raises(Unauthenticated):
         move(token, agent.root)
     assert files(agent) == before
+    assert load_identity(agent.identity).node == NODE
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_putting_back_can_be_cut_short_too(
+    agent: Folder, token: str, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """At each rename: neither the old key nor the new one takes the other's place."""
+    before = files(agent)
+    asked = joining(monkeypatch, Cut(), makes=True, lets_in=True)
+    with pytest.raises(Cut):
+        move(token, agent.root)
+    left = [step]
+    replace = Path.replace
+
+    def maybe(one: Path, to: Path) -> Path:
+        if left[0] == 0:
+            raise Cut
+        left[0] -= 1
+        return replace(one, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", maybe)
+        with pytest.raises(Cut):
+            move(token, agent.root)
+    again = joining(monkeypatch, Unavailable("UNREACHABLE", "the answer was lost"), makes=True)
+    with pytest.raises(Unavailable):
+        move(token, agent.root)
+    assert (again, given(agent)) == (asked, before)
     assert load_identity(agent.identity).node == NODE
 
 

@@ -1,13 +1,18 @@
 """What a node has signed and its ledger lacks: found by the head, and by single posts."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
+from node_agent.admission import Admission
+from node_agent.config import Folder
 from node_agent.notes import RESTORED_NOTE, ROLLED_BACK_NOTE
 from node_agent.rollback import Signed, from_wire, look
 from node_agent.state import State
+from node_agent.steward import Steward
+from node_agent.tasks.registry import installed
 from privacy.entries import append
 from privacy.filters import make_filter
 from privacy.heads import Head
@@ -86,6 +91,83 @@ def test_a_copy_that_was_imported_is_not_asked(state: State, tmp_path: Path) -> 
     old, posted = older(state, tmp_path)
     old.notes.keep(RESTORED_NOTE, "yes")
     assert look(old, NODE, PUBLIC, [Signed(None, (posted,))]) == ""
+
+
+FIRST, SECOND = b"1" * 32, b"2" * 32
+"""Keys of coordinators."""
+
+
+def signed_head(seq: int) -> list[Signed]:
+    """What a coordinator tells that holds the node's signature over this entry."""
+    head = Head(ACCOUNT, seq, "a" * 64)
+    return [Signed((head, LEDGER_KEY.sign(head.canonical())), ())]
+
+
+def stays_with(state: State, key: bytes, seq: int) -> None:
+    """Follow a coordinator's chain up to an entry, and leave."""
+    state.witnessed.keep_coordinator_key(key)
+    state._connection.execute("INSERT INTO seen_heads VALUES (?, ?, ?)", (ACCOUNT, seq, "a" * 64))
+    state.leave()
+
+
+def test_a_node_that_comes_back_to_a_coordinator_is_not_accused(state: State) -> None:
+    """What it knew there was kept when it went, and counts until that chain was read again."""
+    stays_with(state, FIRST, 7)
+    assert state.arrive(SECOND)
+    stays_with(state, SECOND, 2)
+    assert look(state, NODE, PUBLIC, signed_head(7)) == "", "nobody knows yet which one this is"
+    assert state.arrive(FIRST)
+    assert state.witnessed.head(ACCOUNT).seq == 0
+    assert look(state, NODE, PUBLIC, signed_head(7)) == ""
+    assert "up to entry 7" in look(state, NODE, PUBLIC, signed_head(8))
+
+
+def test_what_was_known_of_one_coordinator_says_nothing_of_another(state: State) -> None:
+    """A copy from before the second stay, put back during it: the first chain was longer."""
+    stays_with(state, FIRST, 7)
+    assert state.arrive(SECOND)
+    assert "up to entry 0" in look(state, NODE, PUBLIC, signed_head(2))
+
+
+def test_two_stays_are_known_by_the_longer(state: State) -> None:
+    """One that came back and went again before it had read anything has forgotten nothing."""
+    for seq, key in ((7, FIRST), (2, SECOND), (0, FIRST), (3, SECOND)):
+        stays_with(state, key, seq)
+        assert state.arrive(SECOND if key == FIRST else FIRST)
+    assert look(state, NODE, PUBLIC, signed_head(7)) == ""
+    assert "up to entry 7" in look(state, NODE, PUBLIC, signed_head(8))
+
+
+def test_a_coordinator_that_gave_no_checkpoint_may_be_any(state: State) -> None:
+    """Its key was never learned, so that nobody may be accused by what was known of it."""
+    stays_with(state, b"", 7)
+    assert state.arrive(FIRST)
+    assert look(state, NODE, PUBLIC, signed_head(7)) == ""
+
+
+def test_a_settled_chain_that_was_never_read_accuses_nobody_later(state: State) -> None:
+    """The steward has taken it as it is, whatever this node had signed there."""
+    state.witnessed.keep_coordinator_key(FIRST)
+    state._connection.execute("INSERT INTO settled VALUES (?)", (ACCOUNT,))
+    state.leave()
+    assert state.arrive(SECOND)
+    stays_with(state, SECOND, 2)
+    assert state.arrive(FIRST)
+    assert look(state, NODE, PUBLIC, signed_head(7)) == ""
+
+
+def test_no_order_is_accepted_before_it_is_known_who_the_coordinator_is(
+    state: State, tmp_path: Path
+) -> None:
+    """Until then an old copy cannot be told."""
+    admission = Admission(NODE, state, Steward(Folder(tmp_path)), installed, 1 << 30, time.time)
+    for reason, step in (
+        ("", state.leave),
+        ("LEDGER_CATCHING_UP", lambda: state.arrive(FIRST)),
+        ("", lambda: None),
+    ):
+        assert admission.suspensions().reason(ACCOUNT) == reason
+        step()
 
 
 def test_it_reads_what_the_wire_carries_and_leaves_out_what_is_none(state: State) -> None:

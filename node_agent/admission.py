@@ -135,7 +135,7 @@ class Admission:
             return self._decide_new(order)
         if row.order != order:
             # The statement of the first order may be reserved or spent: nothing is signed here.
-            return Refused("ATTEMPT_CONFLICT", "This attempt was ordered with other terms.", b"")
+            return Refused("ATTEMPT_CONFLICT", _OTHER_TERMS, b"")
         match row.state:
             case "refused":
                 return Refused(row.reason, row.message, self._state.signature(order, "void"))
@@ -236,6 +236,16 @@ class Admission:
             return None
 
     def _decide_new(self, order: Order) -> Decision:
+        for booked in self._state.ledger.statements_of(order.attempt_id):
+            if booked.digest() != order.statement(self.node, booked.kind).digest():
+                return Refused("ATTEMPT_CONFLICT", _OTHER_TERMS, b"")
+            if booked.kind == "post":  # taken over from the coordinator's chain
+                return Spent(self._state.signature(order, "post"))
+        if self._state.memory.may_have_come(order.attempt_id):
+            # It may have been opened here: no void can be signed, and it is charged.
+            if self._state.memory.is_rolled_back:
+                return Refused("LEDGER_ROLLED_BACK", _ROLLED_BACK, b"")
+            return Refused("LEDGER_CATCHING_UP", _CATCHING_UP, b"")
         try:
             filter_, source = self._judged(order)
         except FeddpError as error:
@@ -267,11 +277,7 @@ class Admission:
         if reason == "LEDGER_ROLLED_BACK":
             raise NotAllowed(reason, _ROLLED_BACK)
         if reason == "LEDGER_CATCHING_UP":
-            raise NotAllowed(
-                reason,
-                "This node was restored from a copy, or came from another coordinator, and is "
-                "still reading what it has signed here; order again later.",
-            )
+            raise NotAllowed(reason, _CATCHING_UP)
         try:
             rules = self._steward.rules()
         except FeddpError as error:
@@ -334,6 +340,13 @@ _ROLLED_BACK: Final = (
     "stops the agent and runs `feddp agent ledger import`."
 )
 
+
+_CATCHING_UP: Final = (
+    "This node was restored from a copy, or came from another coordinator, and is still reading "
+    "what it has signed here; order again later."
+)
+
+_OTHER_TERMS: Final = "This attempt was ordered with other terms."
 
 _RECONCILING: Final = (
     "The coordinator was restored from a backup, and this node has not yet handed in what it "

@@ -15,7 +15,7 @@ from node_agent.disputes import EVERY_ACCOUNT, Dispute, Disputes
 from node_agent.durable import transaction
 from node_agent.epochs_seen import EpochsSeen, Meeting, meet
 from node_agent.kept_attempts import KeptAttempts
-from node_agent.notes import COPY_NOTE, RESTORED_NOTE, ROLLED_BACK_NOTE, Notes
+from node_agent.memory import Memory
 from node_agent.own_ledger import OwnLedger
 from node_agent.reconciliation import Reconciliation
 from node_agent.witnessed import Witnessed
@@ -61,7 +61,7 @@ class HandingIn:
         key: Ed25519PrivateKey,
         node: str,
         ledger: OwnLedger,
-        notes: Notes,
+        memory: Memory,
         attempts: KeptAttempts,
         witnessed: Witnessed,
         disputes: Disputes,
@@ -71,8 +71,8 @@ class HandingIn:
         self._key = key
         self._public_key = public_bytes_of(key)
         self._ledger = ledger
-        self._own = Reconciliation(node, ledger, attempts, self._public_key)
-        self._notes = notes
+        self._own = Reconciliation(node, ledger, attempts, memory, self._public_key)
+        self._memory = memory
         self._attempts = attempts
         self._witnessed = witnessed
         self._disputes = disputes
@@ -132,7 +132,7 @@ class HandingIn:
 
     def owed(self, filter_of_account: FilterOf) -> list[tuple[str, Owed]]:
         """What each account's chain, as far as it was read, lacks; without those that are disputed,
-        or on which an attempt is still under way.
+        or on which an attempt is still under way; nothing while this ledger is an old one.
 
         An attempt that the chain holds reserved and that never came here is over from now on: its
         order will be refused. It is void, unless this ledger cannot know that it never came: then
@@ -143,6 +143,8 @@ class HandingIn:
                 it. What the account's own entries have fixed comes first.
         """
         with transaction(self._connection):
+            if self._memory.is_rolled_back:
+                return []
             return [
                 (account, self._owed_of(account, filter_of_account(account)))
                 for account in sorted(self._epochs.to_hand_in())
@@ -188,10 +190,11 @@ class HandingIn:
 
     def _may_have_come(self, reservation: Entry) -> bool:
         """Whether an attempt that this ledger does not hold may have been worked at here: the node
-        has signed for it, or this ledger was a copy once, or is one that nobody has told it of."""
-        if signature_ok(self._public_key, reservation.statement, reservation.node_signature):
+        has signed for it, or this ledger was a copy once."""
+        signature = reservation.node_signature
+        if signature_ok(self._public_key, reservation.statement, signature):
             return True
-        return any(self._notes.read(name) for name in (COPY_NOTE, RESTORED_NOTE, ROLLED_BACK_NOTE))
+        return self._memory.was_copy
 
     def _spend(self, post: Statement, filter_: Filter | None) -> None:
         """Book it here; `_releases` hands it in. An account that is neither in this ledger nor in

@@ -13,9 +13,6 @@ CONNECTED_NOTE: Final = "connected_since_s"
 RESTORED_NOTE: Final = "restored_from_copy"
 """Set until the coordinator's ledger was followed to its end once after that."""
 
-COPY_NOTE: Final = "was_a_copy"
-"""Set for ever once this ledger was restored from a copy: what it lacks may have come here."""
-
 ROLLED_BACK_NOTE: Final = "rolled_back"
 """What this ledger lacks though the node has signed it; set until a copy is imported."""
 

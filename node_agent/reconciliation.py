@@ -3,6 +3,7 @@ other, and what is booked of it that the node has signed and lost."""
 
 from node_agent.disputes import left_out
 from node_agent.kept_attempts import IN_A_COPY, KeptAttempts
+from node_agent.memory import Memory
 from node_agent.own_ledger import OwnLedger
 from node_agent.payers import FROM_CHAIN
 from privacy.filters import Filter
@@ -19,11 +20,17 @@ class Reconciliation:
     """
 
     def __init__(
-        self, node: str, ledger: OwnLedger, attempts: KeptAttempts, public_key: bytes
+        self,
+        node: str,
+        ledger: OwnLedger,
+        attempts: KeptAttempts,
+        memory: Memory,
+        public_key: bytes,
     ) -> None:
         self._node = node
         self._ledger = ledger
         self._attempts = attempts
+        self._memory = memory
         self._public_key = public_key
 
     def differs(self, entry: Entry) -> str:
@@ -59,12 +66,15 @@ class Reconciliation:
         return row is not None and row.reason == IN_A_COPY
 
     def adopt(self, entry: Entry, filter_: Filter | None) -> str:
-        """Book a post or a raise that we have signed and lost; why that is impossible, or empty."""
+        """Book a post or a raise that we have signed and lost, or a post that we may have lost the
+        attempt of; why that is impossible, or empty."""
         statement = entry.statement
         if isinstance(statement, LimitChange):
             return self._adopt_raise(statement)
         own = {one.kind for one in self._ledger.statements_of(statement.attempt_id)}
-        if statement.kind != "post" or not entry.node_signature or "post" in own:
+        if statement.kind != "post" or "post" in own:
+            return ""
+        if not entry.node_signature and (own or not self._memory.was_copy):
             return ""
         kept = self._ledger.account(statement.account)
         if kept is not None:  # what its entries have fixed counts, whatever the policy says now

@@ -26,7 +26,8 @@ from node_agent.handing_in import HandingIn
 from node_agent.job_mandates import JobMandates
 from node_agent.judgement import Standing
 from node_agent.kept_attempts import AttemptRow, AttemptState, Fate, KeptAttempts
-from node_agent.notes import COPY_NOTE, LEFT_NOTE, MOVED_NOTE, RESTORED_NOTE, Notes
+from node_agent.memory import Memory
+from node_agent.notes import LEFT_NOTE, MOVED_NOTE, Notes
 from node_agent.orders import Order
 from node_agent.own_ledger import KeptAccount, OwnLedger
 from node_agent.payers import Payers
@@ -97,6 +98,7 @@ class State:
         self.older = older
         self._connection = _writable(path, node, bring=bring) if read is None else read
         self.notes = Notes(self._connection)
+        self.memory = Memory(self.notes)
         self.former_heads = FormerHeads(self.notes)
         self.attempts = KeptAttempts(self._connection, node)
         self.coordinator_limits = CoordinatorLimits(self.notes, node)
@@ -105,14 +107,21 @@ class State:
         self.disputes = Disputes(self._connection, node)
         self.epochs = EpochsSeen(self._connection)
         self.witnessed = Witnessed(
-            self._connection, node, self.ledger, self.attempts, key, self.disputes, self.epochs
+            self._connection,
+            node,
+            self.ledger,
+            self.attempts,
+            self.memory,
+            key,
+            self.disputes,
+            self.epochs,
         )
         self.handing_in = HandingIn(
             self._connection,
             key,
             node,
             self.ledger,
-            self.notes,
+            self.memory,
             self.attempts,
             self.witnessed,
             self.disputes,
@@ -220,10 +229,11 @@ class State:
         return self.signature(order, "void")
 
     def withdraw(self, attempt_id: str, reason: str, message: str) -> bytes | None:
-        """Refuse a reserved attempt whose data was never opened; None if it is past that."""
+        """Refuse a reserved attempt whose data was never opened; None if it is past that, or if
+        this ledger is an old one and cannot say so."""
         with self._transaction():
             row = self.attempts.find(attempt_id)
-            if row is None or row.state != "reserved":
+            if row is None or row.state != "reserved" or self.memory.is_rolled_back:
                 return None
             self.attempts.change(
                 attempt_id, state="refused", outcome="void", reason=reason, message=message
@@ -269,6 +279,8 @@ class State:
         with self._transaction(durable=False):
             row = self.attempts.find(attempt_id)
             if row is None or row.state in ("closed", "refused"):
+                return row
+            if row.outcome == "" and self.memory.is_rolled_back:
                 return row
             if row.outcome == "":
                 mine = outcome if row.state == "reserved" else "post"
@@ -363,8 +375,7 @@ class State:
         """This ledger was put back from a copy. What was reserved when that was made may have been
         opened and sent since: it is lost at the next start, and so posted whole."""
         with self._transaction():
-            self.notes.keep(RESTORED_NOTE, "yes")
-            self.notes.keep(COPY_NOTE, "yes")
+            self.memory.become_copy()
             self.attempts.doubt_reserved()
 
     def recover(self) -> list[str]:

@@ -16,6 +16,7 @@ from node_agent.disputes import EVERY_ACCOUNT, Dispute, Disputes
 from node_agent.epochs_seen import EpochsSeen
 from node_agent.former_heads import ANY_ENTRY
 from node_agent.kept_attempts import KeptAttempts
+from node_agent.memory import Memory
 from node_agent.own_ledger import OwnLedger
 from node_agent.reconciliation import Reconciliation
 from privacy.filters import Filter
@@ -53,6 +54,7 @@ class Witnessed:
         node: str,
         ledger: OwnLedger,
         attempts: KeptAttempts,
+        memory: Memory,
         key: Ed25519PrivateKey,
         disputes: Disputes,
         epochs: EpochsSeen,
@@ -62,7 +64,7 @@ class Witnessed:
         self._epochs = epochs
         self._key = key
         self._public_key = key.public_key().public_bytes_raw()
-        self._own = Reconciliation(node, ledger, attempts, self._public_key)
+        self._own = Reconciliation(node, ledger, attempts, memory, self._public_key)
 
     # Reading
 
@@ -131,7 +133,8 @@ class Witnessed:
         first that is disputed.
 
         A post or a raise that we have signed and do not know of is booked: our ledger was restored
-        from an older copy, and what was spent since must count.
+        from an older copy, and what was spent since must count. Once it was a copy, so must a post
+        that we have not signed.
 
         Args:
             filter_: how the account counts by today's policy; None if it is not in it. What the

@@ -71,11 +71,12 @@ class Restorations:
 
     async def welcomed(self, told: Sequence[Epoch], signed: tuple[rollback.Signed, ...]) -> None:
         """Take what a Welcome says of the past, before any order that follows it."""
+        # First whether this ledger is an old one: then it can end nothing as void.
+        await self._look_back(signed)
         if self._key:
             await self.met(
                 await self._ledger.run(self._state.handing_in.meet, told, b"", self._clock())
             )
-        await self._look_back(signed)
 
     async def met(self, meeting: Meeting) -> None:
         """Go by what the coordinator's epochs turned out to be."""

@@ -16,7 +16,7 @@ from node_agent.session.ledger_thread import LedgerThread
 from node_agent.state import State
 from privacy.filters import Filter
 from privacy.heads import Checkpoint, Head
-from privacy.ledger import Entry
+from privacy.ledger import Entry, Statement
 from privacy.wire import (
     checkpoint_from_wire,
     entry_from_wire,
@@ -106,6 +106,8 @@ class Witness:
             grpc.RpcError: the coordinator does not answer.
             Malformed: what it answered is no ledger.
         """
+        if await self._ledger.run(lambda: self._state.memory.is_rolled_back):
+            return  # a newer copy takes its place first, and must hold all that is booked in it
         if await self._ledger.run(self._state.notes.read, LEFT_NOTE):
             await self._arrive()
         # Before anything is asked: what ends after that need not be in the answer.
@@ -116,6 +118,8 @@ class Witness:
         expected = over & await self._ledger.run(self._expected)
         before = await self._ledger.run(self._state.witnessed.heads)
         heads = await self._read(answer)
+        if await self._ledger.run(self._state.notes.read, RESTORED_NOTE):
+            await self._note_open(heads)
         taken = await hand_in(
             self._stub, self._state, self._ledger, self._filter_of_account, CALL_TIMEOUT_S
         )
@@ -164,6 +168,19 @@ class Witness:
             async for some in self._entries(account, 0, seen.seq):
                 await self._ledger.run(self._state.handing_in.read_open, some)
         return answer
+
+    async def _note_open(self, heads: Sequence[Head]) -> None:
+        """This ledger is a copy: what was ordered before it and is not over may have come here."""
+        found: set[str] = set()
+        for head in heads:
+            async for some in self._entries(head.account, 0, head.seq):
+                for entry in some:
+                    said = entry.statement
+                    if isinstance(said, Statement) and said.kind == "reserve":
+                        found.add(said.attempt_id)
+                    elif isinstance(said, Statement):
+                        found.discard(said.attempt_id)
+        await self._ledger.run(self._state.memory.note_open, found)
 
     def _expected(self, taken: Collection[str] = ()) -> frozenset[str]:
         """Attempts that the chains must hold as posted: of an account that is yet to be handed in

@@ -55,7 +55,7 @@ class EvaluationProgram:
             rehearsed = made_up(source, self._data_set, rows)
             began_s = time.perf_counter()
             records = read_records(rehearsed, self._config.features)
-            noised(counts(predict(model, records.features), records), 1.0)
+            noised(counts(predict(model, records.features), records).astype(np.float64), 1.0)
             by_size_s = (time.perf_counter() - began_s) * declared_n / rows
         return by_size_s + query_s(self._data_set)
 
@@ -73,11 +73,10 @@ class EvaluationProgram:
         if release.mechanism not in ("gaussian", "none") or release.steps != 1:
             raise NoUpdate("an evaluation is one release of every patient")
         records = read_records(self._data_set, self._config.features)
-        total = counts(predict(base, records.features), records)
+        units = counts(predict(base, records.features), records).astype(np.float64)
         if release.mechanism == "gaussian":
-            total = noised(total, release.noise_multiplier or 0.0)
-        patients = total / UNITS_PER_PATIENT
-        return {RATES: (patients / order.declared_n).astype(np.float32)}
+            units = noised(units, release.noise_multiplier or 0.0)
+        return {RATES: (units / UNITS_PER_PATIENT / order.declared_n).astype(np.float32)}
 
 
 def counts(probabilities: NDArray[np.float64], records: Records) -> NDArray[np.int64]:
@@ -95,7 +94,10 @@ def counts(probabilities: NDArray[np.float64], records: Records) -> NDArray[np.i
     return np.asarray(shares.sum(axis=0), dtype=np.int64)
 
 
-def noised(total: NDArray[np.int64], noise_multiplier: float) -> NDArray[np.int64]:
-    """The counts with fresh noise on each, in whole units: see `privacy.clipping` for why."""
+def noised(total: NDArray[np.float64], noise_multiplier: float) -> NDArray[np.float64]:
+    """The counts with fresh noise, both whole numbers of units: `privacy.clipping` says why.
+
+    Added up as floats, which hold every whole number up to 2^53 and no end of larger ones.
+    """
     std = noise_multiplier * SENSITIVITY * UNITS_PER_PATIENT
-    return total + np.rint(SecureNoise().gaussian(total.shape, std)).astype(np.int64)
+    return total + np.rint(SecureNoise().gaussian(total.shape, std))

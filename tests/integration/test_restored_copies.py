@@ -9,6 +9,7 @@ import pytest
 
 from coordinator.store import booking, checkpoints, epochs
 from coordinator.store.database import Database
+from node_agent.notes import ROLLED_BACK_NOTE
 from privacy.ledger import Statement, sign
 from tests.integration.restorable import (
     BACKUP,
@@ -103,6 +104,40 @@ def test_a_void_that_the_chain_holds_of_an_update_that_left_is_a_dispute(
         bench.database.write_now(lambda c, said=said: booking.book(c, said, sign(LEDGER_KEY, said)))
     bench.look(monkeypatch)
     assert "void there and posted here" in bench.state.disputes.all()[0].text
+
+
+def test_a_copy_knows_what_was_open_before_it_and_has_not_forgotten_what_is_over(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what lies below the head that it had seen; what is ordered later is no doubt."""
+    reserve_signed(bench, "open")
+    bench.reserve_there("given-back")
+    void = order("given-back", job_id="job-there").statement(NODE, "void")
+    bench.database.write_now(lambda c: booking.book(c, void, sign(LEDGER_KEY, void)))
+    bench.look(monkeypatch)
+    bench.state.become_copy()
+    assert bench.state.memory.may_have_come("later"), "until the chain was read"
+    bench.look(monkeypatch)
+    for attempt_id, doubted in (("open", True), ("given-back", False), ("later", False)):
+        assert bench.state.memory.may_have_come(attempt_id) == doubted
+    assert bench.state.disputes.all() == []
+
+
+def test_nothing_is_booked_in_an_old_ledger_before_a_newer_copy_has_taken_its_place(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy holds the same entries, maybe in another order, and would be refused as older."""
+    before = bench.state.ledger.entries()
+    for kind in ("reserve", "post"):
+        said = order("lost", job_id="job-there").statement(NODE, kind)
+        bench.database.write_now(lambda c, said=said: booking.book(c, said, sign(LEDGER_KEY, said)))
+    bench.state.notes.keep(ROLLED_BACK_NOTE, "it lacks lost")
+    bench.look(monkeypatch)
+    assert bench.state.ledger.entries() == before
+    bench.state.notes.keep(ROLLED_BACK_NOTE, "")
+    bench.state.become_copy()
+    bench.look(monkeypatch)
+    assert len(bench.state.ledger.entries()) == len(before) + 2
 
 
 class Shelf:

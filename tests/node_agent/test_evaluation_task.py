@@ -103,8 +103,18 @@ def test_counts_do_not_depend_on_the_order_of_rows_and_noise_has_their_unit() ->
         order = generator.permutation(150)
         again = Records(features[order], labels[order], patients[order])
         assert (counts(probabilities[order], again) == total).all()
-    assert noised(total, 0.3).dtype == np.int64
-    assert len({tuple(noised(total, 0.3)) for _ in range(20)}) == 20
+    drawn = np.array([noised(total.astype(np.float64), 0.3) for _ in range(20)])
+    assert (drawn == np.rint(drawn)).all()
+    assert len({tuple(one) for one in drawn}) == 20
+
+
+@pytest.mark.parametrize("noise_multiplier", [1e6, 1e12, 1e15, 1e100])
+def test_noise_of_any_size_hides_the_counts(noise_multiplier: float) -> None:
+    """What a coordinator may order is bounded from below alone; no draw ends at the same value."""
+    drawn = np.array([noised(np.zeros(4), noise_multiplier) for _ in range(200)])
+    assert len(set(drawn.ravel())) == 800
+    spread = drawn.std() / (noise_multiplier * UNITS_PER_PATIENT)
+    assert abs(spread - 1) < 5 / 1600**0.5
 
 
 def test_the_noise_is_the_ordered_multiple_of_what_one_patient_adds(tmp_path: Path) -> None:

@@ -48,8 +48,16 @@ class _Line(BaseModel):
     issuer: Digest | Annotated[str, Field(max_length=0)]
 
 
+class _OwnerLine(BaseModel):
+    """The first line: whose file it is, also while nobody was shut out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    coordinator: Digest
+
+
 class _StandingLine(BaseModel):
-    """One line of the other kind."""
+    """One line on a node."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -91,6 +99,7 @@ class RevocationsFile:
         self._public = public_bytes_of(ledger_key)
         self._kept: set[str] | None = None
         self._standings: dict[str, SignedStanding] = {}
+        self._is_new = False
 
     def keep(
         self, revoked: Sequence[Revocation], shut_out: Sequence[NodeStanding], read_at_s: float
@@ -98,7 +107,8 @@ class RevocationsFile:
         """Append what is not in it yet, and sync it; gives how many lines.
 
         The first call reads what is there, so that a crash between the database and this file
-        costs no line, and makes the file: one that is missing at a restore is lost, not empty.
+        costs no line, and makes the file with a line that says whose it is: one that is missing,
+        or another installation's, is not taken for one in which nobody was shut out.
 
         Args:
             shut_out: every node that is.
@@ -107,15 +117,15 @@ class RevocationsFile:
         Raises:
             OSError: it cannot be written, and the next call tries again.
         """
-        is_first = self._kept is None
         if self._kept is None:
             self._kept = self._read()
         new = [one for one in revoked if one.fingerprint not in self._kept]
         changed = self._changed(shut_out, read_at_s)
-        if not new and not changed and not is_first:
+        if not new and not changed and not self._is_new:
             return 0
-        whose = {COORDINATOR: self._public.hex()}
-        lines = [{**whose, **asdict(one)} for one in new]
+        whose: dict[str, Any] = {COORDINATOR: self._public.hex()}
+        lines = [whose] if self._is_new else []
+        lines += [{**whose, **asdict(one)} for one in new]
         lines += [{**whose, **_fields(one)} for one in changed]
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
         try:
@@ -127,6 +137,7 @@ class RevocationsFile:
         except OSError:
             self._kept = None  # a part may have been written
             raise
+        self._is_new = False
         self._kept.update(one.fingerprint for one in new)
         self._standings.update({one.standing.node: one for one in changed})
         return len(lines)
@@ -148,7 +159,7 @@ class RevocationsFile:
     def _read(self) -> set[str]:
         """Fingerprints in it; and how nodes stand. A last line that a crash cut off is taken away:
         it comes again."""
-        self._standings = {}
+        self._standings, self._is_new = {}, True
         try:
             data = self.path.read_bytes()
         except FileNotFoundError:
@@ -156,6 +167,7 @@ class RevocationsFile:
         whole = data[: data.rfind(b"\n") + 1]
         if whole != data:
             os.truncate(self.path, len(whole))
+        self._is_new = not whole
         found: set[str] = set()
         standings = []
         for line in whole.splitlines():
@@ -206,6 +218,8 @@ def read(paths: Iterable[Path], ledger_public_key: bytes, trust_domain: str) -> 
                 f"{where}: it was written by a coordinator with another ledger key; give the "
                 "file of the installation that the backup was made of. Nothing was restored",
             )
+        if isinstance(one, _OwnerLine):
+            continue
         if isinstance(one, _StandingLine):
             standings.append(_signed(where, one, ledger_public_key))
             continue
@@ -233,14 +247,23 @@ def _lines(path: Path) -> list[bytes]:
         ) from None
     if len(data) > FILE_BYTES_MAX:
         raise Malformed("REVOCATIONS_INVALID", f"{path} is larger than such a file can be")
+    if not data:
+        raise Malformed(
+            "REVOCATIONS_INVALID",
+            f"{path} is empty, and its first line says whose it is from the first start on: it was "
+            "cut off, or never was such a file; give another copy, or say --without-revocations",
+        )
     return data.splitlines()
 
 
-def _parsed(where: str, line: bytes) -> _Line | _StandingLine:
+def _parsed(where: str, line: bytes) -> _Line | _OwnerLine | _StandingLine:
     try:
         told: Any = json.loads(line)
-        kind = _StandingLine if isinstance(told, dict) and "node" in told else _Line
-        return kind.model_validate(told)
+        if isinstance(told, dict) and told.keys() == {COORDINATOR}:
+            return _OwnerLine.model_validate(told)
+        if isinstance(told, dict) and "node" in told:
+            return _StandingLine.model_validate(told)
+        return _Line.model_validate(told)
     except (ValueError, ValidationError):
         raise _invalid(where) from None
 

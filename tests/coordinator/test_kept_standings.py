@@ -14,7 +14,7 @@ from certs import sealing
 from certs.enrolment import new_ledger_key, public_bytes_of
 from coordinator.identities import Identities
 from coordinator.keyring import ledger_key
-from coordinator.revocations import RevocationsFile, read
+from coordinator.revocations import Kept, RevocationsFile, read
 from coordinator.standings import newest, sign
 from coordinator.store import joins, people, standings
 from coordinator.store.database import Database
@@ -177,10 +177,10 @@ def test_one_change_is_one_line_also_after_a_restart_and_with_a_clock_set_back(
     """The file is made at the first look, and the last line on a node is the last word."""
     log = tmp_path / "r"
     change(made, log, lambda c: None)
-    assert log.read_text() == ""
+    assert json.loads(log.read_text()) == {"coordinator": _public(made).hex()}
     change(made, log, disable, lambda c: None)
     change(made, log, lambda c: None)
-    assert len(log.read_text().splitlines()) == 1
+    assert len(log.read_text().splitlines()) == 2
     again = RevocationsFile(log, ledger_key(made.made.folder / "pki"))
     assert again.keep([], [], 1.0) == 1
     assert again.keep([], [], 1.0) == 0
@@ -219,10 +219,10 @@ def test_a_line_that_somebody_wrote_or_changed_is_refused(
     """Or whoever can write the file would let a node in; the coordinator does not heed it."""
     file = tmp_path / "r"
     RevocationsFile(file, KEY).keep([], [DISABLED], 100.0)
-    line = {**json.loads(file.read_text()), **altered}
+    line = {**json.loads(file.read_text().splitlines()[1]), **altered}
     with file.open("a") as open_file:
         open_file.write(json.dumps(line) + "\n")
-    with pytest.raises(Malformed, match=r"line 2.*not signed by this installation"):
+    with pytest.raises(Malformed, match=r"line 3.*not signed by this installation"):
         read([file], PUBLIC, DOMAIN)
     assert RevocationsFile(file, KEY).keep([], [DISABLED], 101.0) == 0
 
@@ -235,6 +235,19 @@ def test_an_old_line_that_is_written_again_changes_nothing(tmp_path: Path) -> No
     keeping.keep([], [], 200.0)
     keeping.keep([], [QUARANTINED], 300.0)
     lines = file.read_text().splitlines()
-    file.write_text("\n".join([*lines, lines[1], lines[1]]) + "\n")
+    file.write_text("\n".join([*lines, lines[2], lines[2]]) + "\n")
     (kept,) = read([file], PUBLIC, DOMAIN).standings
     assert kept.standing == QUARANTINED
+
+
+def test_a_file_of_nobody_shut_out_says_whose_it_is(tmp_path: Path) -> None:
+    """Another installation's is refused also then, as is one that was cut off at its first byte."""
+    file = tmp_path / "r"
+    RevocationsFile(file, KEY).keep([], [], 100.0)
+    assert read([file], PUBLIC, DOMAIN) == Kept()
+    with pytest.raises(Malformed, match=r"line 1.*another ledger key"):
+        read([file], public_bytes_of(new_ledger_key()), DOMAIN)
+    file.write_bytes(b"")
+    with pytest.raises(Malformed, match="is empty"):
+        read([file], PUBLIC, DOMAIN)
+    assert RevocationsFile(file, KEY).keep([], [], 100.0) == 1

@@ -130,6 +130,9 @@ def test_the_restore_of_the_document_is_the_charts_own() -> None:
     environment = {one["name"]: one.get("value") for one in container["env"]}
     assert re.sub(r"\d+$", "REVISION", environment["BEFORE"]) in TEXT
     assert environment["FOLDER"] == f"{NAMESPACE}-fed-feddp"
+    notes = render(MATRIX["restore"])["templates/NOTES.txt"]
+    assert f"logs -f job/{job['metadata']['name']} -c {container['name']}\n" in notes
+    assert "restored" not in render(MATRIX["backup"])["templates/NOTES.txt"]
 
 
 def test_there_is_no_autoscaler_and_the_document_says_why() -> None:

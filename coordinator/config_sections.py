@@ -279,9 +279,10 @@ class Storage(Section):
     )
     revocations_file: Path = key(
         Path("revocations.jsonl"),
-        "Every revoked certificate, one a line, appended as it is revoked: `feddp coordinator"
-        " restore` needs to know who was revoked after the backup. Best on another disk than the"
-        " database, or shipped elsewhere; each replica appends what it has revoked.",
+        "Every revoked certificate, and each node that is disabled, quarantined or let in again,"
+        " appended as it happens: `feddp coordinator restore` needs to know who was shut out after"
+        " the backup. Best on another disk than the database, or shipped elsewhere; each replica"
+        " appends what it has done.",
         allowed="a file in a folder that is there",
     )
     model_bytes_max: int = key(

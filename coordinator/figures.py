@@ -15,7 +15,7 @@ from coordinator.rounds.driver import Rounds
 from coordinator.rounds.phases import Selecting
 from coordinator.server_certificate import ServerCertificate
 from coordinator.sessions import Sessions
-from coordinator.store import certificates, ledger, people, users
+from coordinator.store import certificates, epochs, ledger, people, users
 from coordinator.store.database import Database
 from coordinator.store.schema import accounts, countersignatures
 
@@ -70,6 +70,10 @@ class Figures:
             self._certificates(enrolled, await self.database.read(certificates.ends))
             self.metrics.users(len(await self.database.read(users.all_users)))
             self.metrics.chains(*await self.database.read(chain_lengths))
+            waiting = await self.database.read(epochs.unreconciled)
+            numbers = Counter(one.node for one in known.values() if one.account in waiting)
+            for node in enrolled:
+                self.metrics.unreconciled_accounts(node.name, numbers[node.name])
             self._looked_at_s = time.monotonic()
 
     def _certificates(self, nodes: list[people.NodeRecord], ends: Mapping[str, float]) -> None:

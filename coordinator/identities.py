@@ -13,7 +13,7 @@ from certs.spiffe import SpiffeId
 from coordinator.authz import Caller
 from coordinator.gateway import Metadata, forwarded_fingerprint, forwarded_fingerprints
 from coordinator.revocations import RevocationsFile
-from coordinator.store import certificates, epochs, people, revocations, users
+from coordinator.store import certificates, epochs, people, revocations, standings, users
 from coordinator.store.database import Database
 from privacy.epochs import Epoch
 from protos.errors import NotAllowed, Unauthenticated
@@ -34,7 +34,7 @@ class Identities:
 
     Args:
         gateway_sidecar: a second proxy stands behind the gateway that ends TLS.
-        revocations: where each revoked certificate is kept, too.
+        revocations: where each revoked certificate, and who is shut out, is kept, too.
 
     Attributes:
         known: how many certificates there were when it was read.
@@ -85,10 +85,12 @@ class Identities:
             await self._keep_revocations(self._revocations)
 
     async def _keep_revocations(self, file: RevocationsFile) -> None:
-        """Before whoever revoked is told that it is done."""
+        """Before whoever revoked, disabled or let in again is told that it is done."""
+        read_at_s = time.time()
         revoked = await self._database.read(revocations.revoked)
+        shut_out = await self._database.read(standings.shut_out)
         try:
-            await asyncio.to_thread(file.keep, revoked)
+            await asyncio.to_thread(file.keep, revoked, shut_out, read_at_s)
         except OSError as error:
             if not self.is_behind:
                 log.error(

@@ -179,6 +179,12 @@ class Metrics:
             " it lacks (catching_up).",
             ("node", "reason"),
         )
+        self._unreconciled = self._gauge(
+            "feddp_ledger_unreconciled_accounts",
+            "Accounts of an enrolled node that wait, after a restore, for the node to hand in what"
+            " it released after the backup; nothing is reserved on them.",
+            ("node",),
+        )
         self._nodes = self._gauge("feddp_nodes", "Nodes by status.", ("status",))
         self._quarantined = self._gauge(
             "feddp_nodes_quarantined",
@@ -247,6 +253,7 @@ class Metrics:
             self._budget,
             self._limit,
             self._refused,
+            self._unreconciled,
             self._left_out,
             self._node_expiry,
         ):
@@ -297,6 +304,10 @@ class Metrics:
         """Show on how many accounts a node refuses every order; what is missing counts as 0."""
         for reason in REFUSALS:
             self._refused.labels(node, reason).set(numbers.get(reason, 0))
+
+    def unreconciled_accounts(self, node: str, number: int) -> None:
+        """Show how many of a node's accounts are not handed in since the coordinator's restore."""
+        self._unreconciled.labels(node).set(number)
 
     def nodes(self, numbers: Mapping[NodeStatus, int], quarantined: int, sessions: int) -> None:
         """Show how many nodes there are by status, are shut out, and are connected."""

@@ -27,7 +27,7 @@ from coordinator.restored import Changes
 from coordinator.shared_blobs import SharedBlobs
 from coordinator.store import pauses
 from coordinator.store.database import Database, newest_revision
-from coordinator.store.revocations import Revocation
+from coordinator.store.standings import NOBODY, Carried
 from protos.content import write_durable
 from protos.errors import Malformed
 
@@ -45,6 +45,7 @@ class Restored:
         keys: whether the keys came from it.
         blobs: models and updates.
         revocations: certificates that the backup did not know to be revoked.
+        nodes: that stood otherwise when the installation was lost, and do so again.
         changes: None for a dry run, and for one that only had to be finished.
         epoch: the coordinator's from now on; 0 as above.
         finished: the restore before this one was whole, but for its mark.
@@ -56,6 +57,7 @@ class Restored:
     keys: bool
     blobs: int = 0
     revocations: int = 0
+    nodes: Carried = NOBODY
     changes: Changes | None = None
     epoch: int = 0
     profile: Path | None = None
@@ -97,7 +99,7 @@ def restore(
         if restore_marker.left(folder) is not None:
             restore_marker.refuse_unfinished(folder / CONFIG_FILE)
         target = target_of(folder, found, database_url, os.environ)
-        kind, count = _kind(target), len(known)
+        kind, count = _kind(target), len(known.revocations)
         return Restored(folder, found, kind, target.with_keys, revocations=count)
     is_new = not folder.exists()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -171,7 +173,7 @@ def _write(
     password: bytes | None,
     found: Checked,
     target: Target,
-    known: Sequence[Revocation],
+    known: revocations.Kept,
     mark: Mark,
     progress: Progress,
 ) -> Restored:
@@ -203,6 +205,7 @@ def _write(
         target.with_keys,
         blobs,
         filled.revoked,
+        filled.nodes,
         filled.changes,
         filled.epoch,
         filled.profile,

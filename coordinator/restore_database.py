@@ -3,7 +3,7 @@ be served from, all of it in one transaction."""
 
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,12 +17,13 @@ from coordinator.installation import OPERATOR, issue_operator
 from coordinator.keyring import ledger_key
 from coordinator.restore_target import PROFILE, Target, refuse_rows
 from coordinator.restored import Changes, settle
+from coordinator.revocations import Kept
 from coordinator.snapshots import copy_rows
 from coordinator.store import epochs, revocations, users
 from coordinator.store.certificates import revoked_identities
 from coordinator.store.database import MIGRATING, Database
-from coordinator.store.revocations import Revocation
 from coordinator.store.schema import metadata
+from coordinator.store.standings import Carried, carry
 from protos.content import sync_directory
 from protos.errors import invariant
 
@@ -33,11 +34,13 @@ class Filled:
 
     Attributes:
         revoked: certificates that the backup did not know to be revoked.
+        nodes: that it did not know to be shut out, or let in.
         profile: an operator's new profile; None where there is one, or no operator may have one.
     """
 
     changes: Changes
     revoked: int
+    nodes: Carried
     epoch: int
     profile: Path | None
 
@@ -45,7 +48,7 @@ class Filled:
 def fill(
     target: Target,
     made_at_s: float,
-    known: Sequence[Revocation],
+    known: Kept,
     now_s: float,
     told: Callable[[int], None],
 ) -> Filled:
@@ -53,7 +56,7 @@ def fill(
 
     Args:
         made_at_s: when the backup was made.
-        known: revocations from elsewhere.
+        known: who was shut out, from elsewhere.
         now_s: of the restore.
         told: the number of rows so far.
 
@@ -74,11 +77,13 @@ def fill(
             refuse_rows(inside)
             copy.read_now(lambda source: copy_rows(source, inside, told))
             _set_sequences(inside)
-            revoked = revocations.replay(inside, known)
+            revoked = revocations.replay(inside, known.revocations)
+            stood = [(one.at_ms / 1000, one.standing) for one in known.standings]
+            carried = carry(inside, stood, made_at_s)
             changes = settle(inside, made_at_s, now_s)
             key = ledger_key(target.config.storage.pki_dir)
             epoch = epochs.raise_epoch(inside, key, now_s=now_s, backup_made_at_s=made_at_s)
-            return Filled(changes, revoked, epoch.number, _operator(inside, target))
+            return Filled(changes, revoked, carried, epoch.number, _operator(inside, target))
 
         filled = database.write_now(work)
     finally:

@@ -122,9 +122,7 @@ class Coordinator:
             self.database,
             self.authority.trust_domain,
             gateway_sidecar=server.gateway_sidecar,
-            revocations=RevocationsFile(
-                storage.revocations_file, public_bytes_of(self._ledger_key)
-            ),
+            revocations=RevocationsFile(storage.revocations_file, self._ledger_key),
         )
         self._quarantine = Quarantine(self.database, self.identities, self.sessions, self.authority)
         self._pausing = Pausing(self.database)

@@ -8,6 +8,7 @@ Prints its plan; with --run, does it and stops at the first step that fails.
 """
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 import helm
 import plain
-from steps import Command, Ledger, Step, carry_out, is_ready, no_job_runs
+from steps import Command, Ledger, Step, carry_out, is_ready, no_job_runs, nobody_serves
 
 REASON = "an upgrade"
 
@@ -28,11 +29,24 @@ class Copying:
         pauses: whether blue knows how to pause; 0.1.0 does not.
         commands: that copy what blue leaves to where green begins.
         drain_s: how long the hospitals have for what they accepted.
+        environment_file: what green's own processes have in their environment; "" for none.
+        also: blue's other processes.
+        then: green's other processes -> where their /ready is.
     """
 
     pauses: bool
     commands: tuple[Command, ...]
     drain_s: float
+    environment_file: str = ""
+    also: tuple[str, ...] = ()
+    then: tuple[tuple[str, str], ...] = ()
+
+    def of_green(self, command: Command) -> Command:
+        """A command with green's environment, which may name another database: a file that is
+        read where the command runs, so that no password is printed here."""
+        if not self.environment_file:
+            return command
+        return ("sh", "-c", 'set -a; . "$0"; exec "$@"', self.environment_file, *command)
 
 
 def of_processes(found: plain.Plain, green: str, copying: Copying) -> Iterator[Step]:
@@ -41,7 +55,10 @@ def of_processes(found: plain.Plain, green: str, copying: Copying) -> Iterator[S
     blue_name, green_name = found.replicas
     at, there = ("--dir", found.folder), ("--dir", green)
     feddp = found.feddp
-    start_blue = found.filled(found.start, blue_name)
+
+    def green_feddp(*words: str) -> Command:
+        return copying.of_green(feddp(found.new, *words))
+
     resume_blue = (feddp(found.old, "coordinator", "resume", *at),) if copying.pauses else ()
     yield from found.before(ledger)
     if copying.pauses:
@@ -58,26 +75,20 @@ def of_processes(found: plain.Plain, green: str, copying: Copying) -> Iterator[S
         copying.drain_s,
         resume_blue,
     )
-    back = (start_blue, found.waited(blue_name), *resume_blue)
-    yield Step(f"{blue_name}: stop", (found.filled(found.stop, blue_name),), back=back)
+    # A process that runs still is none the worse for being started.
+    starts = tuple(found.filled(found.start, name) for name in (*copying.also, blue_name))
+    back = (*starts, found.waited(blue_name), *resume_blue)
+    for name in (*copying.also, blue_name):
+        yield Step(f"{name}: stop", (found.filled(found.stop, name),), back=back)
     yield Step("a copy for green", copying.commands, back=back)
     back = (found.filled(found.stop, green_name), *back)
-    yield Step(f"{green_name}: start {found.new}", found.put(green_name, found.new), back=back)
+    yield from _served(found, green_name, found.page(green_name, "ready"), back)
     yield Step(
-        f"{green_name}: wait until it is ready",
-        (found.page(green_name, "ready"),),
-        is_ready,
-        found.wait_s,
-        back,
-    )
-    yield Step(
-        "the new version finds no error",
-        (feddp(found.new, "coordinator", "check", *there),),
-        back=back,
+        "the new version finds no error", (green_feddp("coordinator", "check", *there),), back=back
     )
     yield Step(
         "the ledger verifies, and green has booked nothing",
-        (feddp(found.new, "budget", "verify", *there, "--json"),),
+        (green_feddp("budget", "verify", *there, "--json"),),
         ledger.unchanged,
         back=back,
     )
@@ -90,9 +101,26 @@ def of_processes(found: plain.Plain, green: str, copying: Copying) -> Iterator[S
         lambda printed: ledger.unchanged(printed[1:]),
         back=back,
     )
+    yield Step(
+        "green serves from a database of its own",
+        (feddp(found.new, "coordinator", "upgrade", "--plan", *at, "--json"),),
+        nobody_serves,
+        back=back,
+    )
+    for name, url in copying.then:
+        back = (found.filled(found.stop, name), *back)
+        yield from _served(found, name, ("curl", "-fsS", f"{url}/ready"), back)
     if copying.pauses:
-        resume = feddp(found.new, "coordinator", "resume", *there)
+        resume = green_feddp("coordinator", "resume", *there)
         yield Step("work goes on; from here, green alone", (resume,), back=back)
+
+
+def _served(
+    found: plain.Plain, name: str, page: Command, back: tuple[Command, ...]
+) -> Iterator[Step]:
+    """A process of green is started, and ready."""
+    yield Step(f"{name}: start {found.new}", found.put(name, found.new), back=back)
+    yield Step(f"{name}: wait until it is ready", (page,), is_ready, found.wait_s, back)
 
 
 def of_release(
@@ -146,6 +174,18 @@ def main() -> int:
     )
     parser.add_argument("--no-pause", action="store_true", help="blue is 0.1.0, and no job runs")
     parser.add_argument("--drain-s", type=float, default=900.0, help="for what was accepted")
+    parser.add_argument(
+        "--also", action="append", default=[], metavar="NAME", help="another process of blue"
+    )
+    parser.add_argument(
+        "--then", action="append", default=[], metavar="NAME=URL", help="another process of green"
+    )
+    parser.add_argument(
+        "--green-env",
+        default="",
+        metavar="FILE",
+        help="NAME=VALUE lines: what the environment of green's processes has and blue's has not",
+    )
     parser.add_argument("--profile", default="", help="with --helm: an operator's profile")
     parser.add_argument("--replicas", type=int, default=1, help="with --helm: how many there are")
     parser.add_argument("--set", action="append", default=[], help="with --helm: green's database")
@@ -161,8 +201,16 @@ def main() -> int:
     if len(found.replicas) != 2:
         parser.error("--replica is given twice: blue, then green")
     commands = given.copy or [shlex.join(["cp", "-a", given.dir, given.green_dir])]
+    then = tuple(one.partition("=")[::2] for one in given.then)
+    if not all(url for _, url in then):
+        parser.error("--then is NAME=URL")
     copying = Copying(
-        not given.no_pause, tuple(tuple(shlex.split(one)) for one in commands), given.drain_s
+        pauses=not given.no_pause,
+        commands=tuple(tuple(shlex.split(one)) for one in commands),
+        drain_s=given.drain_s,
+        environment_file=os.path.abspath(given.green_env) if given.green_env else "",
+        also=tuple(given.also),
+        then=then,
     )
     title = f"blue-green upgrade to {found.new}; work waits until its end"
     steps = [*of_processes(found, given.green_dir, copying)]

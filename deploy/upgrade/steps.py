@@ -102,6 +102,16 @@ def may_roll(printed: Sequence[str]) -> str:
     return f"the migrations {', '.join(stop)} need a stop: use blue_green.py instead"
 
 
+def nobody_serves(printed: Sequence[str]) -> str:
+    """Of `coordinator upgrade --plan --json`: no coordinator has this database."""
+    if not (host := json.loads(printed[0])["served_by"]):
+        return ""
+    return (
+        f"a coordinator on {host} serves from blue's database: green's coordinator.yaml or "
+        "environment has to name the copy"
+    )
+
+
 def may_go_back(printed: Sequence[str]) -> str:
     """Of `coordinator upgrade --plan --json`, of the newer version and of the older one."""
     oldest = json.loads(printed[0])["oldest_that_serves"]

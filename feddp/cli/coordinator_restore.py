@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from coordinator.restore import Restored
 
 JOBS_TOLD_MAX = 20
+NODES_TOLD_MAX = 20
 
 
 def restore(
@@ -34,15 +35,15 @@ def restore(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="What storage.revocations_file named: who was revoked after the backup. Once for "
-            "each replica's.",
+            help="What storage.revocations_file named: who was revoked, disabled or quarantined "
+            "after the backup. Once for each replica's.",
         ),
     ] = None,
     without_revocations: Annotated[
         bool,
         typer.Option(
             "--without-revocations",
-            help="There is no such file: who was revoked after the backup is let in again.",
+            help="There is no such file: who was shut out after the backup is let in again.",
         ),
     ] = False,
     database_url: Annotated[
@@ -71,7 +72,7 @@ def restore(
     if bool(revocations) == without_revocations:
         raise Malformed(
             "USAGE",
-            "a backup does not know who was revoked after it was made: give --revocations FILE "
+            "a backup does not know who was shut out after it was made: give --revocations FILE "
             "(what storage.revocations_file named), or say --without-revocations",
         )
     password = read_password(password_file) if password_file is not None else None
@@ -105,6 +106,8 @@ def _as_json(done: "Restored", *, dry_run: bool) -> dict[str, object]:
         "blobs": done.blobs,
         "missing": list(found.missing),
         "revocations": done.revocations,
+        "nodes_shut_out": list(done.nodes.shut_out),
+        "nodes_let_in": list(done.nodes.let_in),
         "tokens_void": changes.tokens if changes else 0,
         "invitations_void": changes.invitations if changes else 0,
         "joins_void": changes.joins if changes else 0,
@@ -139,6 +142,8 @@ def _show(done: "Restored", *, dry_run: bool, revocations: bool) -> None:
         facts += [
             ("models", f"{done.blobs}, updates included"),
             ("revoked since", f"{done.revocations} certificates"),
+            ("shut out since", _named(done.nodes.shut_out)),
+            ("let in since", _named(done.nodes.let_in)),
             (
                 "void",
                 f"{changes.tokens} tokens, {changes.invitations} invitations, "
@@ -154,6 +159,13 @@ def _show(done: "Restored", *, dry_run: bool, revocations: bool) -> None:
     _next(done, revocations=revocations)
 
 
+def _named(names: tuple[str, ...]) -> str:
+    """Some names, or none."""
+    more = len(names) - NODES_TOLD_MAX
+    told = ", ".join(names[:NODES_TOLD_MAX])
+    return f"{told} and {more} more" if more > 0 else told or "no node"
+
+
 def _next(done: "Restored", *, revocations: bool) -> None:
     folder = done.folder
     output.line("all work is paused. Now, in this order:")
@@ -163,12 +175,11 @@ def _next(done: "Restored", *, revocations: bool) -> None:
         f"feddp node list --dir {folder}   for each node that is quarantined, ask its hospital for "
         "the certificate that `feddp agent status` shows; then feddp node release NAME",
         f"feddp coordinator check --dir {folder}   until every account is handed in",
-        "disable and revoke again whom you had shut out since"
-        if not revocations
-        else "disable again the nodes that you had disabled since",
         "make new tokens and invitations for those who had some",
         f"feddp coordinator resume --dir {folder}",
     ]
+    if not revocations:
+        steps.insert(-2, "disable and revoke again whom you had shut out since")
     if done.profile is None and not (folder / "operator").exists():
         steps.insert(2, f"no operator's profile was made: {folder} has no operator who may have it")
     for number, step in enumerate(steps, 1):

@@ -19,7 +19,7 @@ class Pod:
 
     Args:
         folder: stands for the root of the pod's file system.
-        name: of the StatefulSet, or of the CronJob.
+        name: of the StatefulSet, the CronJob or the Job.
         environment: over the containers' own: what differs here, and what Secrets hold.
         found: what was rendered.
     """
@@ -47,6 +47,8 @@ class Pod:
             "etc/feddp/join",
             "etc/feddp/installation",
             "etc/feddp/backup",
+            "etc/feddp/config",
+            "etc/feddp/revocations",
         ):
             (folder / path).mkdir(parents=True, exist_ok=True)
         program = folder / "bin/feddp"
@@ -110,7 +112,7 @@ def _spec(found: list[Object], name: str) -> dict[str, Any]:
     (one,) = [
         each
         for each in found
-        if each["kind"] in ("StatefulSet", "CronJob") and each["metadata"]["name"] == name
+        if each["kind"] in ("StatefulSet", "CronJob", "Job") and each["metadata"]["name"] == name
     ]
     outer = one["spec"]["jobTemplate"] if one["kind"] == "CronJob" else one
     spec: dict[str, Any] = outer["spec"]["template"]["spec"]

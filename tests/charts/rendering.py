@@ -113,6 +113,15 @@ BACKUP: Final[Values] = {
         }
     }
 }
+RESTORE: Final[Values] = {
+    "coordinator": {
+        "backup": {"claim": "feddp-backups", "passwordSecret": {"name": "feddp-backup"}},
+        "restore": {
+            "file": "feddp-20260101T000000Z.backup",
+            "revocationsConfigMap": "feddp-revocations",
+        },
+    }
+}
 TOLD: Final[Values] = {
     "coordinator": {
         "config": {"monitoring": {"trace_endpoint": "https://collector.example:4317"}},
@@ -179,6 +188,8 @@ MATRIX: Final[dict[str, Values]] = {
     "dashboards": merged(COORDINATOR, ISTIO, DASHBOARDS),
     "backup": merged(COORDINATOR, ISTIO, BACKUP),
     "backup-sidecar": merged(COORDINATOR, ISTIO, BACKUP, STORE, {"istio": {"sidecar": True}}),
+    "restore": merged(COORDINATOR, ISTIO, RESTORE, {"istio": {"sidecar": True}}),
+    "restore-replicas": merged(COORDINATOR, TERMINATE, REPLICAS, BACKUP, RESTORE),
     "told": merged(COORDINATOR, ISTIO, TOLD),
     "gateway-api": merged(COORDINATOR, GATEWAY_API),
     "object-store": merged(COORDINATOR, ISTIO, STORE),

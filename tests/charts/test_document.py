@@ -47,12 +47,18 @@ def commands(text: str) -> set[tuple[str, ...]]:
 
 
 def test_each_example_of_the_document_is_taken() -> None:
-    """The first is a whole file; the others are over it, or a release of their own."""
+    """The first is a whole file; the others are over it, or a release of their own; a restore is
+    over what makes backups."""
     first, *others = [yaml.safe_load(one) for one in EXAMPLES]
-    assert len(others) == 6
+    assert len(others) == 7
     assert len(EXAMPLES[0].splitlines()) == 9
     base: Values = merged(first)
-    for values in (base, *(merged(base, one) for one in others if "nodeAgent" not in one)):
+    (backup,) = [one for one in others if "backup" in one.get("coordinator", {})]
+    (restore,) = [one for one in others if "restore" in one.get("coordinator", {})]
+    others.remove(restore)
+    with_restore = merged(base, backup, restore)
+    alone = [merged(base, one) for one in others if "nodeAgent" not in one]
+    for values in (base, with_restore, *alone):
         assert objects(values)
     (agent,) = [one for one in others if "nodeAgent" in one]
     kinds = [one["kind"] for one in objects(agent)]
@@ -96,6 +102,37 @@ def test_the_first_backup_of_document_and_notes_is_the_charts_own() -> None:
     assert secret["items"] == [{"key": "password", "path": "password"}]
     assert "Back up the volume" not in notes
     assert "coordinator.backup.enabled" in render(MATRIX["ten-lines"])["templates/NOTES.txt"]
+
+
+def test_the_restore_of_the_document_is_the_charts_own() -> None:
+    """Its values make a Job over those of the backup; labels, containers, names and the folder that
+    are named are the release's."""
+    parts = [
+        yaml.safe_load(one)
+        for one in EXAMPLES
+        if "claim: feddp-backups" in one or "file: feddp-" in one
+    ]
+    found = objects(merged(COORDINATOR, ISTIO, *parts))
+    job, stateful = named(found, "Job"), named(found, "StatefulSet")
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    told = re.findall(r"-l (app\S+)", TEXT)
+    components = {one.rpartition("=")[2] for one in told}
+    assert components == {labels["app.kubernetes.io/component"], "coordinator"}
+    assert all("app.kubernetes.io/instance=fed," in one for one in told)
+    assert labels["app.kubernetes.io/instance"] == "fed"
+    assert stateful["spec"]["replicas"] == 0
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert f"-c {container['name']}\n" in TEXT
+    assert re.sub(r"\d+$", "REVISION", job["metadata"]["name"]) in TEXT
+    volumes = job["spec"]["template"]["spec"]["volumes"]
+    (config_map,) = [one["configMap"]["name"] for one in volumes if one["name"] == "revocations"]
+    assert f"create configmap {config_map} --from-file=replica-0" in TEXT
+    environment = {one["name"]: one.get("value") for one in container["env"]}
+    assert re.sub(r"\d+$", "REVISION", environment["BEFORE"]) in TEXT
+    assert environment["FOLDER"] == f"{NAMESPACE}-fed-feddp"
+    notes = render(MATRIX["restore"])["templates/NOTES.txt"]
+    assert f"logs -f job/{job['metadata']['name']} -c {container['name']}\n" in notes
+    assert "restored" not in render(MATRIX["backup"])["templates/NOTES.txt"]
 
 
 def test_there_is_no_autoscaler_and_the_document_says_why() -> None:

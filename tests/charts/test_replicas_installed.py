@@ -86,6 +86,10 @@ class Replicas:
         }
         return Pod(self._folder / name, of, environment, self.found)
 
+    def use_database(self, url: str) -> None:
+        """Pods from now on find another URL in their Secret."""
+        self._secrets["FEDDP_STORAGE__DATABASE_URL"] = url
+
     def mount_secret(self, pods: Sequence[Pod], pki: Path) -> None:
         """What the document's command makes of a pki folder, where the pods mount it."""
         (shown,) = re.findall(r"^```sh\n(set -- .*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)

@@ -116,6 +116,10 @@ BAD: dict[str, list[Any]] = {
     "coordinator.backup.deadlineSeconds": [59, 86401, "6h"],
     "coordinator.backup.scratchSize": ["10", "10G"],
     "coordinator.backup.resources.limits.memory": ["1G"],
+    "coordinator.restore.file": ["../other/one.backup", ".hidden", "a b", 1],
+    "coordinator.restore.revocationsConfigMap": ["Files", "/srv/r"],
+    "coordinator.restore.withoutRevocations": ["yes"],
+    "coordinator.restore.scratchSize": ["10", "10G"],
     "coordinator.storage.size": ["20", "20G", "0Gi", 20],
     "coordinator.storage.storageClass": ["Fast"],
     "coordinator.service.type": ["ExternalName", "clusterip"],
@@ -368,6 +372,10 @@ CLASHES: dict[str, tuple[Values, str]] = {
     "backup-of-keys-in-the-clear": (
         merged(GOOD, BACKUP, {"coordinator": {"backup": {"passwordSecret": {"name": ""}}}}),
         "a backup that holds keys is always sealed",
+    ),
+    "restore-from-nowhere": (
+        merged(GOOD, {"coordinator": {"restore": {"file": "one.backup"}}}),
+        "the PersistentVolumeClaim that the backup lies on",
     ),
     "gateway-api-terminates": (
         merged(COORDINATOR, TERMINATE, {"istio": {"api": "gateway-api", "gateway": {"name": "a"}}}),

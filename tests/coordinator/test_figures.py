@@ -15,6 +15,7 @@ from coordinator.config import load_config
 from coordinator.figures import SELDOM_S, Figures
 from coordinator.installation import init
 from coordinator.jobspec import parse_job
+from coordinator.keyring import ledger_key
 from coordinator.metrics import Metrics
 from coordinator.pausing import Pausing
 from coordinator.rounds.driver import Rounds
@@ -24,7 +25,7 @@ from coordinator.rounds.live import LiveJob, job_to_json, plan_of
 from coordinator.rounds.phases import Course, Ended, Phase, RoundRecord, Selecting, Training
 from coordinator.server_certificate import ServerCertificate
 from coordinator.sessions import Sessions
-from coordinator.store import certificates, joins, ledger, people
+from coordinator.store import certificates, epochs, joins, ledger, people
 from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord
 from coordinator.store.schema import accounts, countersignatures
@@ -260,3 +261,29 @@ def test_chains_are_counted_with_what_nodes_have_signed(installation: Installati
     assert installation.shown("feddp_ledger_chain_entries") == 12
     assert installation.shown("feddp_ledger_countersigned_entries") == 8
     assert installation.shown("feddp_ledger_accounts", guarantee="yes") == 2
+
+
+def test_accounts_that_wait_to_be_handed_in_are_shown_with_their_nodes(
+    installation: Installation,
+) -> None:
+    """None before a restore; after it all of a node until it has handed in; a disabled one is
+    forgotten."""
+    name, key = "feddp_ledger_unreconciled_accounts", ledger_key(installation.folder / "pki")
+
+    def write(connection: Connection) -> None:
+        for account in ("a/p", "a/q", "d/p"):
+            ledger.open_account(connection, account, account[0], "gdp", 0, 5.0, 1e-5)
+
+    installation.database.write_now(write)
+    assert installation.shown(name, node="a") == 0
+    number = installation.database.write_now(
+        lambda c: epochs.raise_epoch(c, key, now_s=time.time(), backup_made_at_s=1.0)
+    ).number
+    assert installation.shown(name, node="a") == 2
+    assert installation.shown(name, node="d") == 1
+    installation.database.write_now(lambda c: epochs.reconcile(c, "a/p", number, 1.0))
+    installation.database.write_now(lambda c: epochs.reconcile(c, "d/p", number, 1.0))
+    assert installation.shown(name, node="a") == 1
+    assert installation.shown(name, node="d") == 0
+    installation.metrics.forget_node("a")
+    assert installation.metrics.registry.get_sample_value(name, {"node": "a"}) is None

@@ -16,7 +16,7 @@ from certs.enrolment import new_key
 from certs.spiffe import SpiffeId
 from coordinator.check import check
 from coordinator.identities import Identities
-from coordinator.keyring import ledger_public_key
+from coordinator.keyring import ledger_key, ledger_public_key
 from coordinator.revocations import RevocationsFile, read
 from coordinator.store import certificates, users
 from coordinator.store import revocations as store
@@ -56,7 +56,7 @@ def reload(made: Source, file: Path) -> Identities:
     """What the coordinator does after each change, and at its start."""
 
     async def work(database: Database) -> Identities:
-        key = ledger_public_key(made.made.folder / "pki")
+        key = ledger_key(made.made.folder / "pki")
         identities = Identities(database, DOMAIN, revocations=RevocationsFile(file, key))
         await identities.reload()
         return identities
@@ -111,15 +111,16 @@ def test_each_revocation_is_one_line_also_after_a_restart(made: Source, tmp_path
     revoke(made, ALPHA)
     reload(made, log)
     reload(made, log)
-    assert len(log.read_text().splitlines()) == 1
+    assert len(log.read_text().splitlines()) == 2, "the first says whose file it is"
     issue(made, beta)
     revoke(made, beta)
     with log.open("ab") as file:
         file.write(b'{"coordinator": "0')
     reload(made, log)
-    lines = log.read_text().splitlines()
+    lines = log.read_text().splitlines()[1:]
     assert [json.loads(one)["spiffe_id"] for one in lines] == [str(ALPHA), str(beta)]
-    assert len(read([log], ledger_public_key(made.made.folder / "pki"), DOMAIN)) == 2
+    kept = read([log], ledger_public_key(made.made.folder / "pki"), DOMAIN)
+    assert len(kept.revocations) == 2
 
 
 def test_a_file_that_cannot_be_written_is_said_and_tried_again(
@@ -172,7 +173,8 @@ def test_a_bad_line_is_named_with_its_number(
         read([first, second], LEDGER, DOMAIN)
     assert caught.value.reason == reason
     assert f"{second}, line 2" in caught.value.message
-    assert [one.fingerprint for one in read([first, first], LEDGER, DOMAIN)] == ["a" * 64]
+    kept = read([first, first], LEDGER, DOMAIN)
+    assert [one.fingerprint for one in kept.revocations] == ["a" * 64]
 
 
 @pytest.mark.parametrize("text", ["no json", '["a"]', "", '{"coordinator": "aa'])

@@ -21,7 +21,7 @@ from tests.integration.federation import NODES, Federation, job_file, wait_for
 from tests.integration.gateway import free_port
 from tests.integration.test_failures import check_books, per_round, rounds_done
 
-ROUNDS = 12
+ROUNDS = 30
 
 
 class Pair(Federation):
@@ -85,7 +85,7 @@ def submitted(pair: Pair) -> str:
     job_id = pair.submit(
         job_file(
             federation={"rounds": ROUNDS},
-            privacy={"target_epsilon": None, "noise_multiplier": 20.0},
+            privacy={"target_epsilon": None, "noise_multiplier": 30.0},
         )
     )
     rounds_done(pair, job_id, 2)

@@ -40,6 +40,7 @@ def _calls(method: str, fast: int, all_: int) -> dict[str, str]:
 BUDGET = 'privacy_budget_remaining{node="alpha",dataset="cohort"}'
 HEALTH = 'federated_node_health{node="alpha"}'
 REFUSED = "feddp_ledger_refused_accounts"
+UNRECONCILED = 'feddp_ledger_unreconciled_accounts{node="alpha"}'
 EXPIRY = "feddp_certificate_expiry_timestamp_seconds"
 NODE_EXPIRY = 'feddp_node_certificate_expiry_timestamp_seconds{node="alpha"}'
 LIFE = {"feddp_node_certificate_life_seconds": f"{7 * DAY_S}x900"}
@@ -158,6 +159,21 @@ CASES: Final = (
         ],
     ),
     Case("LedgerDamaged", {"feddp_ledger_damaged_accounts": "0x10"}, "5m"),
+    Case(
+        "AccountsNotHandedIn",
+        {UNRECONCILED: "2x80"},
+        "62m",
+        [
+            (
+                NODE,
+                "Nothing is reserved on 2 accounts of node alpha until it has handed in what it "
+                "released after the backup.",
+            )
+        ],
+    ),
+    # It came back within the hour; and it was disabled, so that it is not waited for.
+    Case("AccountsNotHandedIn", {UNRECONCILED: "2x50 0x30"}, "62m"),
+    Case("AccountsNotHandedIn", {UNRECONCILED: "2x50 _x30"}, "62m"),
     Case(
         "NodeQuarantined",
         {"feddp_nodes_quarantined": "0 1x10"},

@@ -28,6 +28,7 @@ def busy() -> Metrics:
     one.accounts(1, 0, 0)
     one.chains(2, 1)
     one.refused_accounts("alpha", {"disputed": 1})
+    one.unreconciled_accounts("alpha", 1)
     one.nodes({"enrolled": 1}, 0, 1)
     one.left_out("alpha", 3)
     one.users(1)

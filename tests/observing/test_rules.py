@@ -81,6 +81,7 @@ def test_critical_alerts_are_those_that_wake_somebody() -> None:
         by_severity[rule["labels"]["severity"]].add(name)
     assert by_severity.keys() == {"critical", "warning"}
     assert by_severity["warning"] == {
+        "AccountsNotHandedIn",
         "AuthorityExpiring",
         "BackupOld",
         "HighLatency",

@@ -68,14 +68,17 @@
   {{- if and $c.gatewaySidecar $i.enabled -}}
   {{- fail "coordinator.gatewaySidecar is for a gateway and a proxy of your own, without istio.enabled: the chart's gateway speaks to the coordinator itself, and with two elements wanted in its header every node would be refused." -}}
   {{- end -}}
-  {{- if $c.backup.enabled -}}
+  {{- if or $c.backup.enabled $c.restore.file -}}
+    {{- if and $c.restore.file (not $c.backup.claim) -}}
+    {{- fail "coordinator.backup.claim is needed with coordinator.restore.file: the PersistentVolumeClaim that the backup lies on, in the folder NAMESPACE-RELEASE-feddp." -}}
+    {{- end -}}
     {{- if not $c.backup.claim -}}
     {{- fail "coordinator.backup.claim is needed with coordinator.backup.enabled: the PersistentVolumeClaim that backups go to. The chart makes none, as what is to outlive an installation should not be part of it." -}}
     {{- end -}}
     {{- if eq $c.backup.claim ($c.storage.existingClaim | default (printf "data-%s-0" (include "feddp.coordinator" .))) -}}
     {{- fail "coordinator.backup.claim must be another claim than the coordinator's own: a backup on the volume that it is of is lost with it." -}}
     {{- end -}}
-    {{- if and $c.backup.keys (not $c.backup.passwordSecret.name) -}}
+    {{- if and $c.backup.enabled $c.backup.keys (not $c.backup.passwordSecret.name) -}}
     {{- fail "coordinator.backup.passwordSecret.name is needed with coordinator.backup.keys: a backup that holds keys is always sealed. Make one from `openssl rand -base64 32`, and keep that elsewhere, too." -}}
     {{- end -}}
   {{- end -}}

@@ -71,7 +71,7 @@ class HandingIn:
         self._key = key
         self._public_key = public_bytes_of(key)
         self._ledger = ledger
-        self._own = Reconciliation(node, ledger, attempts, memory, self._public_key)
+        self._own = Reconciliation(node, ledger, attempts, memory, epochs, self._public_key)
         self._memory = memory
         self._attempts = attempts
         self._witnessed = witnessed
@@ -182,24 +182,24 @@ class HandingIn:
                 continue
             if not own and self._attempts.find(statement.attempt_id) is None:
                 self._epochs.note_closed(statement.attempt_id)
-                if self._may_have_come(entry):
-                    self._spend(statement.resolved("post"), filter_)
+                # Whether it may have been worked at here: the node has signed for it, or this
+                # ledger is a copy that it may have come before.
+                signed = signature_ok(self._public_key, statement, entry.node_signature)
+                if signed or self._memory.may_have_come(statement.attempt_id):
+                    self._spend(statement.resolved("post"), signed, filter_)
                     continue
             found.append(statement.resolved("void"))
         return found
 
-    def _may_have_come(self, reservation: Entry) -> bool:
-        """Whether an attempt that this ledger does not hold may have been worked at here: the node
-        has signed for it, or this ledger was a copy once."""
-        signature = reservation.node_signature
-        if signature_ok(self._public_key, reservation.statement, signature):
-            return True
-        return self._memory.was_copy
+    def _spend(self, post: Statement, signed: bool, filter_: Filter | None) -> None:
+        """Book it here; `_releases` hands it in. What cannot be booked stays reserved there, which
+        counts as well.
 
-    def _spend(self, post: Statement, filter_: Filter | None) -> None:
-        """Book it here; `_releases` hands it in. An account that is neither in this ledger nor in
-        the policy stays reserved there, which counts as well."""
-        self._own.adopt(append(post, None, sign(self._key, post)), filter_)
+        Args:
+            signed: the node has accepted its order; else the coordinator alone says that it was.
+        """
+        signature = sign(self._key, post) if signed else b""
+        self._own.adopt(append(post, None, signature), filter_)
 
     def _releases(self, account: str) -> list[Statement]:
         """Reservation and post of each release that the chain does not hold as posted; one that it

@@ -100,7 +100,8 @@ def leave(path: Path, *, forget_ledger: bool = False) -> Leaving:
     Raises:
         NotFound: NOT_JOINED, LEDGER_MISSING.
         Conflict: AGENT_RUNNING.
-        WrongPhase: ACCOUNT_LEFT_OUT, see `Disputes.require_counted`.
+        WrongPhase: ACCOUNT_LEFT_OUT, see `Disputes.require_counted`; LEDGER_ROLLED_BACK,
+            LEDGER_CATCHING_UP, see `Memory.require_whole`.
     """
     folder = Folder(path.absolute())
     require_access(folder.root)
@@ -132,7 +133,8 @@ def move(
     Raises:
         NotFound: NOT_JOINED, LEDGER_MISSING.
         Conflict: AGENT_RUNNING; SAME_COORDINATOR.
-        WrongPhase: JOIN_PENDING; ACCOUNT_LEFT_OUT, see `Disputes.require_counted`.
+        WrongPhase: JOIN_PENDING; ACCOUNT_LEFT_OUT, LEDGER_ROLLED_BACK, LEDGER_CATCHING_UP, as
+            `leave`.
         Malformed: TOKEN_INVALID; TOKEN_FOR_ANOTHER_NODE.
         Unauthenticated, Unavailable: as `enrol.join`.
     """
@@ -153,6 +155,7 @@ def move(
             )
         with _state(folder, identity) as state:
             state.disputes.require_counted()
+            state.memory.require_whole()
 
         def let_in() -> None:
             _let_go(folder, identity)
@@ -205,6 +208,7 @@ def _let_go(folder: Folder, identity: Identity) -> Path:
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     with reading(folder, identity) as state:
         state.disputes.require_counted()
+        state.memory.require_whole()
     seen = heads(folder.root)
     path = folder.root / f"heads-{stamp}.json"
     write_durable(path, json.dumps(seen, indent=2).encode())

@@ -11,9 +11,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from node_agent.notes import RESTORED_NOTE, ROLLED_BACK_NOTE, Notes
-
-_COPY: Final = "was_a_copy"
-"""Set for ever."""
+from protos.errors import WrongPhase
 
 _OPEN: Final = "open_at_copy"
 """Attempts that the coordinator's chain held reserved when this ledger, a copy, had read it, and
@@ -30,12 +28,6 @@ class Memory:
         """This ledger was put back from a copy; until the coordinator's chain was read once, nobody
         knows what it lacks."""
         self._notes.keep(RESTORED_NOTE, "yes")
-        self._notes.keep(_COPY, "yes")
-
-    @property
-    def was_copy(self) -> bool:
-        """Whether it ever was put back from one."""
-        return bool(self._notes.read(_COPY))
 
     @property
     def is_rolled_back(self) -> bool:
@@ -47,6 +39,26 @@ class Memory:
     def has_gap(self) -> bool:
         """Whether something may have come here that nobody can name yet."""
         return self.is_rolled_back or bool(self._notes.read(RESTORED_NOTE))
+
+    def require_whole(self) -> None:
+        """Refuse to leave the coordinator that alone can tell what this ledger lacks.
+
+        Raises:
+            WrongPhase: LEDGER_ROLLED_BACK, LEDGER_CATCHING_UP.
+        """
+        if self.is_rolled_back:
+            raise WrongPhase(
+                "LEDGER_ROLLED_BACK",
+                "this ledger lacks what the node has signed, and another coordinator would never "
+                "tell what was spent: first `feddp agent ledger import` of the newest copy",
+            )
+        if self.has_gap:
+            raise WrongPhase(
+                "LEDGER_CATCHING_UP",
+                "this ledger was put back from a copy and has not read yet what the node signed "
+                "since, which another coordinator would never tell: first let the agent run until "
+                "`feddp agent status` no longer says so",
+            )
 
     def may_have_come(self, attempt_id: str) -> bool:
         """Whether an attempt that this ledger does not hold may have been worked at here."""

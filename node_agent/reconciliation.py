@@ -2,9 +2,10 @@
 other, and what is booked of it that the node has signed and lost."""
 
 from node_agent.disputes import left_out
+from node_agent.epochs_seen import EpochsSeen
 from node_agent.kept_attempts import IN_A_COPY, KeptAttempts
 from node_agent.memory import Memory
-from node_agent.own_ledger import OwnLedger
+from node_agent.own_ledger import KeptAccount, OwnLedger
 from node_agent.payers import FROM_CHAIN
 from privacy.filters import Filter
 from privacy.ledger import Entry, LimitChange, Statement, signature_ok
@@ -25,12 +26,14 @@ class Reconciliation:
         ledger: OwnLedger,
         attempts: KeptAttempts,
         memory: Memory,
+        epochs: EpochsSeen,
         public_key: bytes,
     ) -> None:
         self._node = node
         self._ledger = ledger
         self._attempts = attempts
         self._memory = memory
+        self._epochs = epochs
         self._public_key = public_key
 
     def differs(self, entry: Entry) -> str:
@@ -38,7 +41,8 @@ class Reconciliation:
 
         A post of an attempt that we never heard of, or that we know to be unopened, is a charge
         too many and no lie: nobody could prove otherwise when it was made. So is our own post of
-        an attempt that a copy of this ledger held reserved, and that we had signed void since.
+        an attempt that a copy of this ledger held reserved, or did not know, and that we had signed
+        void.
         """
         statement = entry.statement
         if statement.node != self._node:
@@ -63,7 +67,7 @@ class Reconciliation:
 
     def _is_doubted(self, attempt_id: str) -> bool:
         row = self._attempts.find(attempt_id)
-        return row is not None and row.reason == IN_A_COPY
+        return row.reason == IN_A_COPY if row is not None else self._epochs.is_closed(attempt_id)
 
     def adopt(self, entry: Entry, filter_: Filter | None) -> str:
         """Book a post or a raise that we have signed and lost, or a post that we may have lost the
@@ -74,18 +78,33 @@ class Reconciliation:
         own = {one.kind for one in self._ledger.statements_of(statement.attempt_id)}
         if statement.kind != "post" or "post" in own:
             return ""
-        if not entry.node_signature and (own or not self._memory.was_copy):
+        signed = bool(entry.node_signature)
+        if not signed and (own or not self._memory.may_have_come(statement.attempt_id)):
             return ""
         kept = self._ledger.account(statement.account)
         if kept is not None:  # what its entries have fixed counts, whatever the policy says now
             filter_ = kept.filter(kept.epsilon_limit_highest)
         if filter_ is None:
             return left_out(statement.account)
+        units = filter_.cost_units(statement.release)
+        if not signed:
+            if not self._could_have_accepted(statement, units, kept, filter_):
+                return ""
+            self._epochs.note_closed(statement.attempt_id)
         self._ledger.fix(statement.account, filter_)
         if "reserve" not in own:
             self._ledger.append(statement.resolved("reserve"), source=FROM_CHAIN)
-        self._ledger.append(statement, posted_units=filter_.cost_units(statement.release))
+        self._ledger.append(statement, posted_units=units)
         return ""
+
+    def _could_have_accepted(
+        self, statement: Statement, units: int, kept: KeptAccount | None, filter_: Filter
+    ) -> bool:
+        """Whether an order of this release may ever have been accepted here: what is unsigned is
+        the coordinator's word, which must not spend more of this ledger than an order could."""
+        posted = kept.posted_units if kept is not None else 0
+        limit = self._ledger.shown(kept) if kept is not None else filter_
+        return statement.mechanism != "none" and posted + units <= limit.limit_units
 
     def adopt_signed(self, entry: Entry, filter_: Filter | None) -> str:
         """As `adopt`, for a chain that is taken as it is: a post that we have signed is ours,

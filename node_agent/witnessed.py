@@ -64,7 +64,7 @@ class Witnessed:
         self._epochs = epochs
         self._key = key
         self._public_key = key.public_key().public_bytes_raw()
-        self._own = Reconciliation(node, ledger, attempts, memory, self._public_key)
+        self._own = Reconciliation(node, ledger, attempts, memory, epochs, self._public_key)
 
     # Reading
 
@@ -133,8 +133,8 @@ class Witnessed:
         first that is disputed.
 
         A post or a raise that we have signed and do not know of is booked: our ledger was restored
-        from an older copy, and what was spent since must count. Once it was a copy, so must a post
-        that we have not signed.
+        from an older copy, and what was spent since must count. So must a post that we have not
+        signed, of an attempt that may have come here before.
 
         Args:
             filter_: how the account counts by today's policy; None if it is not in it. What the
@@ -300,6 +300,11 @@ class Witnessed:
         self._connection.execute(
             "INSERT OR REPLACE INTO seen_attempts SELECT attempt_id, 'post' FROM attempts"
             " WHERE account = ? AND state = 'closed' AND outcome = 'post'",
+            (account,),
+        )
+        self._connection.execute(
+            "INSERT OR REPLACE INTO seen_attempts SELECT attempt_id, 'post' FROM entries"
+            " WHERE account = ? AND kind = 'post'",
             (account,),
         )
         self._connection.execute("DELETE FROM settled WHERE account = ?", (account,))

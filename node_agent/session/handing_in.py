@@ -11,7 +11,7 @@ from node_agent.session.ledger_thread import LedgerThread
 from node_agent.state import State
 from privacy.heads import Head
 from privacy.wire import statement_to_wire
-from protos.errors import BudgetRefused, Conflict, Malformed, NotFound, WrongPhase
+from protos.errors import BudgetRefused, Conflict, FeddpError, Malformed, NotFound, WrongPhase
 from protos.feddp.v1 import witness_pb2 as pb
 from protos.feddp.v1 import witness_pb2_grpc as pb_grpc
 from protos.status import from_rpc
@@ -31,29 +31,35 @@ async def hand_in(
     ledger: LedgerThread,
     filter_of_account: FilterOf,
     timeout_s: float,
-) -> frozenset[str]:
+) -> tuple[frozenset[str], list[tuple[str, str]]]:
     """Hand in what was read to be missing.
 
     Args:
         filter_of_account: see `HandingIn.owed`.
 
     Returns:
-        The accounts of which something was taken: their chains are to be read again.
+        The accounts of which something was taken: their chains are to be read again. And those
+        whose budget at the coordinator does not hold what was released, with what it says.
 
     Raises:
         grpc.RpcError: the coordinator does not answer.
     """
-    taken = set()
+    taken, beyond = set(), []
     for account, owed in await ledger.run(state.handing_in.owed, filter_of_account):
         for first in range(0, len(owed.statements), STATEMENTS_MAX):
             request = await _request(state, ledger, account, owed)
             request.statements.extend(
                 statement_to_wire(*one) for one in owed.statements[first : first + STATEMENTS_MAX]
             )
-            if not await _called(stub, request, timeout_s):
+            if refusal := await _called(stub, request, timeout_s):
+                # A steward who has settled that takes the coordinator's chain as it is.
+                settled = await ledger.run(state.witnessed.is_settled, account)
+                if isinstance(refusal, BudgetRefused) and not settled:
+                    text = "the coordinator does not take what this node has released: "
+                    beyond.append((account, text + refusal.message))
                 break
             taken.add(account)
-    return frozenset(taken)
+    return frozenset(taken), beyond
 
 
 async def finish(
@@ -86,7 +92,7 @@ async def finish(
             continue
         request = await _request(state, ledger, account, owed)
         request.done = True
-        if await _called(stub, request, timeout_s):
+        if await _called(stub, request, timeout_s) is None:
             await ledger.run(state.handing_in.handed_in, account)
             log.info("account_handed_in", account=account)
     return found
@@ -113,8 +119,8 @@ async def _request(
 
 async def _called(
     stub: "pb_grpc.WitnessAsyncStub", request: pb.HandInRequest, timeout_s: float
-) -> bool:
-    """Whether it was taken; what cannot be is logged, and the account stays as it is."""
+) -> FeddpError | None:
+    """None where it was taken; what cannot be is logged, and the account stays as it is."""
     try:
         await stub.HandIn(request, timeout=timeout_s)
     except grpc.RpcError as error:
@@ -129,5 +135,5 @@ async def _called(
             do="orders on this account are refused until it is handed in; compare both ledgers "
             "with the coordinator's operator",
         )
-        return False
-    return True
+        return found
+    return None

@@ -120,7 +120,7 @@ class Witness:
         heads = await self._read(answer)
         if await self._ledger.run(self._state.notes.read, RESTORED_NOTE):
             await self._note_open(heads)
-        taken = await hand_in(
+        taken, beyond = await hand_in(
             self._stub, self._state, self._ledger, self._filter_of_account, CALL_TIMEOUT_S
         )
         if taken:
@@ -128,6 +128,9 @@ class Witness:
             heads = await self._read(await self._ask())
         disputes = await self._ledger.run(self._state.compare, heads, expected, self._clock())
         self._report(disputes)
+        for account, text in beyond:
+            at = await self._ledger.run(self._state.witnessed.head, account)
+            self._report([await self._ledger.run(self._state.deny, at, text, self._clock())])
         for head, text in await finish(
             self._stub, self._state, self._ledger, self._filter_of_account, taken, CALL_TIMEOUT_S
         ):

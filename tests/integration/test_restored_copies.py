@@ -4,13 +4,14 @@ before newer ones: both ledgers of one node, over real gRPC."""
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from coordinator.store import booking, checkpoints, epochs
 from coordinator.store.database import Database
 from node_agent.notes import ROLLED_BACK_NOTE
-from privacy.ledger import Statement, sign
+from privacy.ledger import Statement, append, sign
 from tests.integration.restorable import (
     BACKUP,
     Restorable,
@@ -18,6 +19,7 @@ from tests.integration.restorable import (
 )
 from tests.integration.test_restored_history import exported, file_of, found
 from tests.integration.test_witness import (
+    ACCOUNT,
     ENTRIES,
     FILTER,
     seen,  # noqa: F401 - a fixture
@@ -38,7 +40,14 @@ def reserve_unsigned(bench: Restorable, attempt_id: str) -> None:
     bench.state.become_copy()
 
 
-@pytest.mark.parametrize("reserve", [reserve_signed, reserve_unsigned])
+def reserve_unsigned_and_read(bench: Restorable, attempt_id: str) -> None:
+    """The copy had read the coordinator's chain since, which held it open."""
+    reserve_unsigned(bench, attempt_id)
+    with pytest.MonkeyPatch.context() as patch:
+        bench.look(patch)
+
+
+@pytest.mark.parametrize("reserve", [reserve_signed, reserve_unsigned, reserve_unsigned_and_read])
 def test_what_a_node_may_have_worked_at_is_spent_and_never_given_back(
     bench: Restorable,
     monkeypatch: pytest.MonkeyPatch,
@@ -121,6 +130,97 @@ def test_a_copy_knows_what_was_open_before_it_and_has_not_forgotten_what_is_over
     for attempt_id, doubted in (("open", True), ("given-back", False), ("later", False)):
         assert bench.state.memory.may_have_come(attempt_id) == doubted
     assert bench.state.disputes.all() == []
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"release_mechanism": "none", "release_noise_multiplier": None},
+        {"release_noise_multiplier": 0.1},
+        {"release_noise_multiplier": 1e-6, "release_steps": 1000},
+    ],
+)
+@pytest.mark.parametrize("caught_up", [True, False])
+def test_the_coordinators_word_alone_spends_no_more_than_an_order_could(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch, terms: dict[str, Any], caught_up: bool
+) -> None:
+    """It reserves what no node has heard of, without noise or beyond the limit, and declares a
+    restoration: a ledger that was a copy books none of it."""
+    before = bench.own_units()
+    bench.state.become_copy()
+    if caught_up:
+        bench.look(monkeypatch)
+    bench.database.write_now(
+        lambda c: c.exec_driver_sql("UPDATE accounts SET epsilon_limit_highest = 1e9") and None
+    )
+    one = order("invented", job_id="job-invented", **terms).statement(NODE, "reserve")
+    chain = bench.chain()
+    bench.write([*chain, append(one, chain[-1])])
+    bench.back_up()
+    bench.put_back()
+    bench.look(monkeypatch)
+    assert bench.own_units() == before
+    account = bench.state.ledger.account(ACCOUNT)
+    assert account is not None
+    assert account.guarantee
+
+
+def test_a_release_that_the_coordinators_budget_does_not_hold_is_a_dispute(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unsigned charge of the newer backup stands in its place. It fails closed, and the steward
+    who has settled it ends that: the hospital's own ledger holds both."""
+    fill(bench, room_for=2)
+    shelf = Shelf(bench)
+    shelf.back_up("older")
+    for kind in ("reserve", "post"):
+        said = order("never-came", job_id="job-there").statement(NODE, kind)
+        bench.database.write_now(lambda c, said=said: booking.book(c, said))
+    bench.look(monkeypatch)
+    shelf.back_up("newer")
+    shelf.put_back("older", 100.0)
+    bench.look(monkeypatch)
+    bench.book(2, first=1000)
+    bench.look(monkeypatch)
+    spent = bench.own_units()
+    shelf.put_back("newer", 200.0)
+    bench.look(monkeypatch)
+    (dispute,) = bench.state.disputes.all()
+    assert "does not take what this node has released" in dispute.text
+    assert bench.unreconciled() == {ACCOUNT}
+    bench.state.settle(ACCOUNT)
+    bench.look(monkeypatch)
+    assert bench.state.disputes.all() == []
+    assert bench.unreconciled() == frozenset()
+    assert bench.own_units() == spent
+
+
+def fill(bench: Restorable, room_for: int) -> None:
+    """Spend the account but for so many more releases."""
+    cost = FILTER.cost_units(order("any").release)
+    left = (FILTER.limit_units - bench.own_units()) // cost
+    bench.book(left - room_for, first=500)
+
+
+def test_a_void_of_a_newer_backup_is_no_dispute_with_what_a_copy_had_spent(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node had refused the order, lost its ledger, and posted the order whole when an older
+    backup showed it reserved."""
+    shelf = Shelf(bench)
+    bench.reserve_there("refused")
+    shelf.back_up("older")
+    void = order("refused", job_id="job-there").statement(NODE, "void")
+    bench.database.write_now(lambda c: booking.book(c, void, sign(LEDGER_KEY, void)))
+    shelf.back_up("newer")
+    shelf.put_back("older", 100.0)
+    bench.state.become_copy()
+    bench.look(monkeypatch)
+    assert "post" in {one.kind for one in bench.state.ledger.statements_of("refused")}
+    shelf.put_back("newer", 200.0)
+    bench.look(monkeypatch)
+    assert bench.state.disputes.all() == []
+    assert bench.unreconciled() == frozenset()
 
 
 def test_nothing_is_booked_in_an_old_ledger_before_a_newer_copy_has_taken_its_place(

@@ -18,7 +18,7 @@ from node_agent.identity import load_identity
 from node_agent.kept_name import NOT_USED_UP, for_another
 from node_agent.leaving import leave, move
 from node_agent.ledger_files import export, heads
-from node_agent.notes import LEFT_NOTE, MOVED_NOTE
+from node_agent.notes import LEFT_NOTE, MOVED_NOTE, RESTORED_NOTE, ROLLED_BACK_NOTE
 from node_agent.state import State
 from node_agent.status import status
 from privacy.filters import make_filter
@@ -299,3 +299,21 @@ def test_a_folder_that_was_left_keeps_a_ledger_that_can_be_used(
     assert (ran.exit_code, "coordinator" in ran.output) == (0, False)
     assert not agent.state_db.exists()
     assert not (agent.identity / "ledger.key").exists()
+
+
+@pytest.mark.parametrize("note", [ROLLED_BACK_NOTE, RESTORED_NOTE])
+def test_a_ledger_that_lacks_something_is_not_taken_elsewhere(
+    agent: Folder, token: str, monkeypatch: pytest.MonkeyPatch, note: str
+) -> None:
+    """The coordinator alone can tell what was spent: another one never would. Nothing changes."""
+    state = opened(agent)
+    state.notes.keep(note, "yes")
+    state.close()
+    before = files(agent)
+    joining(monkeypatch, AssertionError("it asked"), makes=True)
+    for leaves in (lambda: leave(agent.root), lambda: move(token, agent.root)):
+        with pytest.raises(WrongPhase) as caught:
+            leaves()
+        assert caught.value.reason in ("LEDGER_ROLLED_BACK", "LEDGER_CATCHING_UP")
+        assert files(agent) == before
+    assert not has_left(agent)

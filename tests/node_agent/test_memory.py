@@ -136,7 +136,7 @@ def test_a_copy_takes_over_posts_that_nobody_signed(
     if copied:
         caught_up(state)
     post = X.statement(NODE, "post")
-    own = Reconciliation(NODE, state.ledger, state.attempts, state.memory, PUBLIC)
+    own = Reconciliation(NODE, state.ledger, state.attempts, state.memory, state.epochs, PUBLIC)
     entry = append(post, None, state.signature(X, "post") if signed else b"")
     assert own.adopt(entry, FILTER) == ""
     kinds = [one.kind for one in state.ledger.statements_of("x")]

@@ -1,9 +1,9 @@
 """The steward's two files, read again whenever they changed."""
 
 import difflib
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from node_agent.config import Folder
 from node_agent.datasets import DataSetSpec, load_data_sets
@@ -32,6 +32,8 @@ class Steward:
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
+        # Looked at several times in every attempt, so not joined anew each time.
+        self._files = (os.fspath(folder.policy_yaml), os.fspath(folder.datasets_yaml))
         self._seen: tuple[object, ...] | None = None
         self._rules: Rules | None = None
         self.fault = ""
@@ -72,7 +74,7 @@ class Steward:
         return self._stamp()
 
     def _stamp(self) -> tuple[object, ...]:
-        return (_stamp(self._folder.policy_yaml), _stamp(self._folder.datasets_yaml))
+        return tuple(map(_stamp, self._files))
 
 
 def require_accounts(data_sets: Sequence[DataSetSpec], accounts: Collection[str]) -> None:
@@ -148,9 +150,9 @@ def _require_signed(rules: Rules) -> None:
             )
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _stamp(path: str) -> tuple[int, int, int] | None:
     try:
-        found = path.stat()
+        found = os.stat(path)
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino

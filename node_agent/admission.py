@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal
 
@@ -26,9 +26,15 @@ from protos.errors import FeddpError, Limited, NotAllowed
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """Booked; `signature` is over the reserve statement."""
+    """Booked.
+
+    Attributes:
+        signature: over the reserve statement.
+        terms: of the moment; None where the order was reserved before.
+    """
 
     signature: bytes
+    terms: "Terms | None" = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +155,7 @@ class Admission:
 
     def terms(self, order: Order) -> Terms | Refusal:
         """The terms, or a refusal if the steward has changed the rules since the order came."""
-        if self.suspensions().rolled_back:
+        if self._state.notes.read(ROLLED_BACK_NOTE):
             return Refusal("LEDGER_ROLLED_BACK", _ROLLED_BACK)
         try:
             rules = self._steward.rules()
@@ -164,7 +170,7 @@ class Admission:
         refusal = judge_terms(rules.policy, rules.data_sets, self._tasks(), order)
         if refusal is not None:
             return refusal
-        if self._is_outside_hours():
+        if self._is_outside_hours(rules.policy):
             return _outside_hours(rules.policy)
         data_set = next(one for one in rules.data_sets if one.name == order.data_set)
         if order.release.mechanism != "no_data" and not data_set.source.exists():
@@ -173,13 +179,11 @@ class Admission:
             self._state.payers.require_unmoved(data_set)
         except FeddpError as error:
             return Refusal(error.reason, error.message)
-        if order.release.mechanism == "no_data":
-            return Terms(data_set, 0.0, rules.policy.work)
-        # The declaration may be another than when the order was reserved: what is kept is what is
-        # about to be read.
-        self._state.payers.note(self._state.payers.payment(data_set))
-        policy = rules.policy
-        return Terms(data_set, policy.outcome_tick_s, policy.work, policy.share_failure_class)
+        if order.release.mechanism != "no_data":
+            # The declaration may be another than when the order was reserved: what is kept is what
+            # is about to be read.
+            self._state.payers.note(self._state.payers.payment(data_set))
+        return _terms_of(rules.policy, data_set, order)
 
     def suspensions(self) -> Suspensions:
         """As they are now."""
@@ -188,7 +192,7 @@ class Admission:
         return Suspensions(
             bool(note(RESTORED_NOTE) or note(LEFT_NOTE)),
             disputed,
-            self._is_outside_hours(),
+            self._outside_hours_now(),
             self._state.approvals.count(),
             bool(note(ROLLED_BACK_NOTE)),
             self._state.epochs.to_hand_in(),
@@ -214,11 +218,14 @@ class Admission:
         except FeddpError:
             return False
 
-    def _is_outside_hours(self) -> bool:
+    def _outside_hours_now(self) -> bool:
         try:
-            work = self._steward.rules().policy.work
+            return self._is_outside_hours(self._steward.rules().policy)
         except FeddpError:
             return False  # every order is refused for that
+
+    def _is_outside_hours(self, policy: Policy) -> bool:
+        work = policy.work
         return bool(work.hours) and not work.is_open(datetime.fromtimestamp(self._clock()))
 
     def filter_of_account(self, account: str) -> Filter | None:
@@ -247,12 +254,13 @@ class Admission:
                 return Refused("LEDGER_ROLLED_BACK", _ROLLED_BACK, b"")
             return Refused("LEDGER_CATCHING_UP", _CATCHING_UP, b"")
         try:
-            filter_, source = self._judged(order)
+            filter_, source, terms = self._judged(order)
         except FeddpError as error:
             signature = self._state.refuse(order, error.reason, error.message)
             return Refused(error.reason, error.message, signature)
         self._keep_mandate(order)
-        return Reserved(self._state.reserve(order, filter_, self._purpose(order), source))
+        signature = self._state.reserve(order, filter_, self._purpose(order), source)
+        return Reserved(signature, terms)
 
     def _keep_mandate(self, order: Order) -> None:
         mandate, signed = mandate_of(order), order.signed()
@@ -263,8 +271,8 @@ class Admission:
         info = self._tasks().get(order.task)
         return info.purpose if info is not None else "training"
 
-    def _judged(self, order: Order) -> tuple[Filter, str]:
-        """The filter to book an allowed order with, and what it is to read.
+    def _judged(self, order: Order) -> tuple[Filter, str, Terms]:
+        """The filter to book an allowed order with, what it is to read, and its terms.
 
         Raises:
             FeddpError: why it is not allowed; may be told to the coordinator.
@@ -311,7 +319,7 @@ class Admission:
         check_caps(order, filter_, standing.job_units + filter_.cost_units(order.release))
         if rules.policy.work.approve_first_job:
             self._require_approved(order)
-        return filter_, _read(spec, order)
+        return filter_, _read(spec, order), _terms_of(rules.policy, spec, order)
 
     def _require_approved(self, order: Order) -> None:
         """The last rule, so that nobody is asked about what would be refused anyway.
@@ -328,6 +336,12 @@ class Admission:
             f"before it runs: `feddp agent approve {order.job_id}` there; the node asks for the "
             "order again then.",
         )
+
+
+def _terms_of(policy: Policy, data_set: DataSetSpec, order: Order) -> Terms:
+    if order.release.mechanism == "no_data":
+        return Terms(data_set, 0.0, policy.work)
+    return Terms(data_set, policy.outcome_tick_s, policy.work, policy.share_failure_class)
 
 
 def _read(spec: DataSetSpec, order: Order) -> str:

@@ -6,8 +6,8 @@ entry; here are the rows.
 """
 
 import sqlite3
-from dataclasses import dataclass
-from functools import lru_cache
+from collections import OrderedDict
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from node_agent.asking import resumption_of
@@ -51,6 +51,8 @@ _UNITS: Final = (
 
 AttemptState = Literal["reserved", "opened", "spooled", "no_update", "closed", "refused"]
 
+ORDERS_REMEMBERED: Final = 64
+
 LIVE: Final = ("reserved", "opened", "spooled", "no_update")
 
 Fate = Literal["UPDATE_ACKNOWLEDGED", "UPDATE_REJECTED", "UPDATE_WITHDRAWN", "UPDATE_VANISHED"]
@@ -93,6 +95,7 @@ class KeptAttempts:
     def __init__(self, connection: sqlite3.Connection, node: str) -> None:
         self._connection = connection
         self._node = node
+        self._orders: OrderedDict[bytes, Order] = OrderedDict()
 
     # Reading
 
@@ -188,6 +191,7 @@ class KeptAttempts:
             "units": units,
             **more,
         }
+        self._remember(replace(order, deadline_s=0))
         columns, marks = ", ".join(values), ", ".join("?" * len(values))
         query = f"INSERT INTO attempts ({columns}) VALUES ({marks})"  # noqa: S608
         self._connection.execute(query, tuple(values.values()))
@@ -223,12 +227,19 @@ class KeptAttempts:
             f" message FROM attempts {where} ORDER BY rowid"
         )
         return [
-            AttemptRow(_order(wire), *rest)
+            AttemptRow(self._order(wire), *rest)
             for wire, *rest in self._connection.execute(query, values)
         ]
 
+    def _order(self, wire: bytes) -> Order:
+        """A kept order; an attempt is read some times while it lasts."""
+        known = self._orders.get(wire)
+        if known is None:
+            known = self._remember(Order.from_wire(pb.WorkOrder.FromString(wire)))
+        return known
 
-@lru_cache(maxsize=64)
-def _order(wire: bytes) -> Order:
-    """A kept order; an attempt is read some times while it lasts."""
-    return Order.from_wire(pb.WorkOrder.FromString(wire))
+    def _remember(self, order: Order) -> Order:
+        self._orders[order.wire] = order
+        if len(self._orders) > ORDERS_REMEMBERED:
+            self._orders.popitem(last=False)
+        return order

@@ -286,9 +286,10 @@ class State:
                 mine = outcome if row.state == "reserved" else "post"
                 self.attempts.change(attempt_id, outcome=mine)
                 self._resolve(row, mine)
-            self.attempts.change(attempt_id, state="closed")
-            if fate is not None:
-                self.attempts.change(attempt_id, reason=fate)
+            if fate is None:
+                self.attempts.change(attempt_id, state="closed")
+            else:
+                self.attempts.change(attempt_id, state="closed", reason=fate)
             return row
 
     def follow(

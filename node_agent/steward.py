@@ -1,9 +1,9 @@
 """The steward's two files, read again whenever they changed."""
 
 import difflib
+import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from node_agent.account_filters import account_faults
 from node_agent.config import Folder
@@ -33,6 +33,8 @@ class Steward:
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
+        # Looked at several times in every attempt, so not joined anew each time.
+        self._files = (os.fspath(folder.policy_yaml), os.fspath(folder.datasets_yaml))
         self._seen: tuple[object, ...] | None = None
         self._rules: Rules | None = None
         self.fault = ""
@@ -73,7 +75,7 @@ class Steward:
         return self._stamp()
 
     def _stamp(self) -> tuple[object, ...]:
-        return (_stamp(self._folder.policy_yaml), _stamp(self._folder.datasets_yaml))
+        return tuple(map(_stamp, self._files))
 
 
 def checked_rules(folder: Folder) -> Rules:
@@ -192,9 +194,9 @@ def in_force(folder: Folder, *, running: bool) -> str:
     )
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _stamp(path: str) -> tuple[int, int, int] | None:
     try:
-        found = path.stat()
+        found = os.stat(path)
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino

@@ -10,8 +10,8 @@ import argparse
 import ctypes
 import json
 import os
-import queue
 import resource
+import select
 import signal
 import sys
 import tempfile
@@ -21,7 +21,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final, Literal, NoReturn
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -37,6 +37,7 @@ from protos.errors import FeddpError
 from protos.updates import UpdateDtype
 
 if TYPE_CHECKING:
+    from node_agent.tasks.files import Room
     from node_agent.tasks.program import Program, Weights
 
 log = structlog.get_logger(__name__)
@@ -108,7 +109,9 @@ class Check(BaseModel):
     traceparent: str = ""
 
 
-_REQUEST: Final[TypeAdapter[Prepare | Check | Train]] = TypeAdapter(Prepare | Check | Train)
+_REQUEST: Final[TypeAdapter[Prepare | Check | Train]] = TypeAdapter(
+    Annotated[Prepare | Check | Train, Field(discriminator="op")]
+)
 
 
 class Worker:
@@ -124,6 +127,7 @@ class Worker:
         self._program: Program | None = None
         self._shapes: registry.Shapes = {}
         self._base: tuple[str, Weights] | None = None
+        self._room: Room | None = None
         self._attempts: set[str] = set()
         self._rehearsed: dict[int, float] = {}
 
@@ -246,12 +250,14 @@ class Worker:
 
     def _take_base(self, request: Check | Train) -> "Weights":
         """The round's model; what a check left is given away, so that it is read once a round."""
-        from node_agent.tasks.files import read_base
+        from node_agent.tasks.files import Room, read_base
 
         kept, self._base = self._base, None
         if kept is not None and kept[0] == request.base_model_digest:
             return kept[1]
-        return read_base(request.base_model, request.base_model_digest, self._shapes)
+        self._room = self._room or Room()
+        path, digest = request.base_model, request.base_model_digest
+        return read_base(path, digest, self._shapes, self._room)
 
 
 def _program(task: str, config: BaseModel, data_set: DataSetSpec) -> "Program":
@@ -359,20 +365,19 @@ def make_read_only(writable: list[Path]) -> None:
         log.warning("worker_files", read_only=False, why="this kernel has no Landlock")
 
 
-def request_lines() -> "queue.SimpleQueue[bytes]":
-    """Lines of stdin, read by a thread that ends the process at EOF even in mid-training.
+def end_with_stdin() -> None:
+    """Let a thread end the process at stdin's end, even in mid-training; requests do not wake it.
 
     Ending at once is safe: an update appears by rename, whole or not at all.
     """
-    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    watched = select.poll()
+    watched.register(0, getattr(select, "POLLRDHUP", 0))
 
-    def read() -> None:
-        for line in sys.stdin.buffer:
-            lines.put(line)
+    def watch() -> None:
+        watched.poll()
         os._exit(0)
 
-    threading.Thread(target=read, name="stdin", daemon=True).start()
-    return lines
+    threading.Thread(target=watch, name="stdin", daemon=True).start()
 
 
 def main() -> None:
@@ -413,10 +418,9 @@ def main() -> None:
     worker = Worker(confine)
     if options.mailbox is not None:
         serve_mailbox(worker, Mailbox(options.mailbox), options.silent_s)
-    lines = request_lines()
-    while True:
-        answer = worker.handle(lines.get())
-        answers.write(json.dumps(answer).encode() + b"\n")
+    end_with_stdin()
+    for line in sys.stdin.buffer:
+        answers.write(json.dumps(worker.handle(line)).encode() + b"\n")
         answers.flush()
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ INLINE_BYTES = 128 << 10
 
 DIGEST_LENGTH = 64
 """Hexadecimal characters of a digest."""
+
+_DIGEST = re.compile(rf"[0-9a-f]{{{DIGEST_LENGTH}}}")
 
 
 def digest_of(data: bytes) -> str:
@@ -71,7 +74,7 @@ def write_all(descriptor: int, data: bytes, offset: int) -> None:
 
 def is_digest(text: str) -> bool:
     """Whether `text` has the form of a digest; anything else must never become a file name."""
-    return len(text) == DIGEST_LENGTH and all(c in "0123456789abcdef" for c in text)
+    return _DIGEST.fullmatch(text) is not None
 
 
 def beside_of(path: Path) -> Path:

@@ -60,10 +60,8 @@ class Delivery:
         attempt = self._find(attempt_id)
         try:
             # It may be of while the agent was away, or of since the last look at the files.
-            withdrawn = attempt is not None and await self._ledger.run(
-                self._admission.is_withdrawn, attempt.order
-            )
-            if withdrawn:
+            # Two looks at files: here, as the ledger's thread would cost more than they do.
+            if attempt is not None and self._admission.is_withdrawn(attempt.order):
                 await self.withdraw(attempt_id, command.digest)
             await self._transfers.hand_in(
                 attempt_id, command.digest, command.signature, command.accepted

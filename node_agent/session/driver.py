@@ -340,8 +340,9 @@ class Driver:
         decision: Decision = await self._parts.ledger.run(self._parts.admission.decide, order)
         attempt_id, fields = order.attempt_id, _fields(order)
         match decision:
-            case Reserved(signature):
+            case Reserved(signature, terms):
                 log.info("order_accepted", **fields)
+                self._training.admitted(attempt_id, terms)
                 self._dispatch(e.OrderReserved(attempt_id, signature))
             case Refused(reason, message, signature):
                 log.warning("order_refused", reason=reason, detail=message, **fields)

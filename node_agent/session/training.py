@@ -68,6 +68,10 @@ def steps_that_fit(tick_s: float, rehearsal_s: float, steps: int, available_s: f
     return max(0, min(steps, math.floor(steps * whole_s / (REHEARSALS * rehearsal_s))))
 
 
+TERMS_RECENT_S: Final = 1.0
+"""An attempt that begins later than so long after its admission asks for its terms anew. Either
+way they are asked for once more with the opening."""
+
 _NONE: Final = ("", "")
 """Class and detail of an attempt that did not fail."""
 
@@ -121,8 +125,14 @@ class Training:
         self._clock = clock
         self._traces = traces
         self._turn = asyncio.Lock()
+        self._admitted: tuple[str, Terms, float] | None = None
         self._workers: dict[str, tuple[Worker, dict[str, Any]]] = {}
         self._ending: set[asyncio.Task[None]] = set()
+
+    def admitted(self, attempt_id: str, terms: Terms | None) -> None:
+        """Take the terms that an order was just reserved on: if its work begins at once they need
+        not be asked for again before the worker is ready."""
+        self._admitted = None if terms is None else (attempt_id, terms, self._clock())
 
     async def run(self, order: Order, due_at_s: float) -> None:
         """Work at one attempt; ends in one of the events that `OpenAndTrain` names."""
@@ -132,6 +142,11 @@ class Training:
             try:
                 with self._traces.span("prepare", order.attempt_id):
                     worker, terms, rehearsal_s = await self._made_ready(order, due_at_s)
+                    outcome_s = outcome_after_s(terms.tick_s, rehearsal_s)
+                    at_s = self._clock()
+                    opened = await self._ledger.run(self._open, order, terms, at_s, outcome_s)
+                    if isinstance(opened, Refusal):
+                        raise Impossible(opened.reason, opened.message)
             except Impossible as error:
                 await asyncio.to_thread(self._spool.drop_out, order.attempt_id)
                 self._dispatch(
@@ -143,9 +158,7 @@ class Training:
                     )
                 )
                 return
-            outcome_s = outcome_after_s(terms.tick_s, rehearsal_s)
-            at_s = self._clock()
-            if not await self._ledger.run(self._state.open, order.attempt_id, at_s, outcome_s):
+            if not opened:
                 self.stop(order.job_id)
                 return
             self._dispatch(e.DataOpened(order.attempt_id, at_s, outcome_s))
@@ -156,22 +169,35 @@ class Training:
 
     async def _made_ready(self, order: Order, due_at_s: float) -> tuple[Worker, Terms, float]:
         """The worker, what the policy says now, and seconds that a rehearsal took."""
-        terms = await self._ledger.run(self._admission.terms, order)
-        if isinstance(terms, Refusal):
-            raise Impossible(terms.reason, terms.message)
+        terms = self._recent_terms(order.attempt_id)
+        if terms is None:
+            found = await self._ledger.run(self._admission.terms, order)
+            if isinstance(found, Refusal):
+                raise Impossible(found.reason, found.message)
+            terms = found
         worker = await self._ready_worker(order, terms)
         rehearsal_s = await self._check_model(worker, order)
         self._check_time(order, terms.tick_s, rehearsal_s, due_at_s - self._clock())
-        # Getting ready took a while, and the steward may have changed the rules meanwhile.
-        newer = await self._ledger.run(self._admission.terms, order)
+        return worker, terms, rehearsal_s
+
+    def _recent_terms(self, attempt_id: str) -> Terms | None:
+        kept, self._admitted = self._admitted, None
+        if kept is None or kept[0] != attempt_id or self._clock() - kept[2] > TERMS_RECENT_S:
+            return None
+        return kept[1]
+
+    def _open(self, order: Order, terms: Terms, at_s: float, outcome_s: float) -> bool | Refusal:
+        """Note that the data is about to be opened; a refusal, and nothing is noted, if the terms
+        are others by now: getting ready took a while. False if the attempt is not reserved."""
+        newer = self._admission.terms(order)
         if isinstance(newer, Refusal):
-            raise Impossible(newer.reason, newer.message)
+            return newer
         if newer != terms:
-            raise Impossible(
+            return Refusal(
                 "POLICY_CHANGED",
                 "The node's policy changed while the order was prepared; order again.",
             )
-        return worker, terms, rehearsal_s
+        return self._state.open(order.attempt_id, at_s, outcome_s)
 
     def stop(self, job_id: str) -> None:
         """End a job's worker, whatever it does; the job's next attempt gets a new one."""

@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 from blake3 import blake3
+from numpy.typing import NDArray
 
 from node_agent.tasks.no_update import NoUpdate
 from node_agent.tasks.program import Weights
@@ -18,8 +19,29 @@ PIECE_BYTES: Final = 1 << 20
 """Read and hashed in one go, so that the bytes are still in a core's cache."""
 
 
-def read_base(path: Path, digest: str, shapes: Shapes) -> Weights:
+class Room:
+    """The memory that a job's models are read into, one after the other.
+
+    A large array that is freed goes back to the kernel, and every page of the next one is faulted
+    in and zeroed again: for a model of 100 MB half of all that the null task's worker did.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def of(self, size: int) -> NDArray[np.uint8]:
+        """`size` bytes, with whatever was there before."""
+        if self._bytes.size != size:
+            self._bytes = np.empty(0, np.uint8)
+            self._bytes = np.empty(size, np.uint8)
+        return self._bytes
+
+
+def read_base(path: Path, digest: str, shapes: Shapes, room: Room) -> Weights:
     """The round's model, read once and checked against its digest and the task's own model.
+
+    Args:
+        room: where its values go; those of the model before end there.
 
     Raises:
         NoUpdate.
@@ -30,7 +52,7 @@ def read_base(path: Path, digest: str, shapes: Shapes) -> Weights:
             file.seek(0)
             start = file.read(file_begin := 8 + len(header))
             # Room of its own for the values aligns them, whatever the length of the header.
-            data = np.empty(data_bytes, np.uint8)
+            data = room.of(data_bytes)
             hasher = blake3(start)
             for first in range(0, data_bytes, PIECE_BYTES):
                 piece = data.data[first : first + PIECE_BYTES]

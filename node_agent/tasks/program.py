@@ -39,6 +39,8 @@ class Program(Protocol):
     def update(self, base: Weights, order: Order) -> Weights:
         """Trained weights minus `base`, float32; opens data at need.
 
+        `base` is another round's model after the return: what is to last is copied.
+
         Of the tensors that it trains alone: the others are left out and do not travel. Which they
         are follows from the configuration, never from data.
         """

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -104,6 +104,7 @@ class FakeWorker:
     stops: int = 0
     training: asyncio.Event = field(default_factory=asyncio.Event)
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
+    checking: Callable[[], None] = lambda: None
 
     async def start(self, job_id: str, log_path: Path, limits: Limits = Limits()) -> "FakeWorker":  # noqa: B008
         """A launcher."""
@@ -117,6 +118,7 @@ class FakeWorker:
         if message["op"] == "prepare":
             return {"op": "prepared"}
         if message["op"] == "check":
+            self.checking()
             hangs = self.script[:1] == ["hang"]
             return {"op": "checked", "rehearsal_s": 0.75 if hangs else 0.0}
         self.training.set()

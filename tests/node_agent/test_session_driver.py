@@ -242,6 +242,28 @@ def test_a_model_that_cannot_be_had_voids_the_reservation(tmp_path: Path) -> Non
     assert entries(play(tmp_path, scene)) == [("reserve", "a1"), ("void", "a1")]
 
 
+@pytest.mark.parametrize(
+    ("rules", "reason"),
+    [({"outcome_tick_s": 7.0}, "POLICY_CHANGED"), ({"withdrawn": ["heart"]}, "DATA_SET_WITHDRAWN")],
+)
+def test_rules_that_change_while_the_worker_gets_ready_keep_the_data_closed(
+    tmp_path: Path, rules: dict[str, Any], reason: str
+) -> None:
+    """The terms of the admission are asked for once more with the opening: void, not opened."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+        policy = yaml.safe_load(folder.policy_yaml.read_text())
+        worker.checking = lambda: write_rules(folder.root, policy | rules)
+        async with RunningAgent(folder, worker):
+            refused = await coordinator.heard("order_refused")
+            assert refused.reason == reason
+            assert signed(folder, real_order(), "void", refused.void_signature)
+        assert worker.trained == []
+
+    assert entries(play(tmp_path, scene)) == [("reserve", "a1"), ("void", "a1")]
+
+
 def test_the_next_round_has_its_worker_and_its_model_already(tmp_path: Path) -> None:
     """One start and one download serve two rounds that begin from the same model."""
 

@@ -8,13 +8,14 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 
 from node_agent.datasets import DataSetSpec
 from node_agent.tasks import registry
+from node_agent.tasks.files import Room, read_base
 from node_agent.tasks.tabular import TabularModel, loss_per_row
 from node_agent.tasks.tabular_config import TabularConfig
-from protos.content import is_digest
+from protos.content import digest_of, is_digest
 from protos.errors import Malformed, NotFound
 
 FEATURES = [
@@ -183,3 +184,17 @@ def test_null_model_has_the_size_asked_for() -> None:
     assert model["parameters"].shape == (10_000,)
     with pytest.raises(Malformed, match="parameters"):
         registry.initial_model("null", {"parameters": 0}, seed=0)
+
+
+def test_a_rounds_model_is_read_into_the_memory_of_the_one_before(tmp_path: Path) -> None:
+    """Its values are its own, also after one of another size; only the memory is the same."""
+    room = Room()
+    addresses = []
+    for values in ([1.0, 2.0], [3.0, 4.0], [5.0, 6.0, 7.0]):
+        model = save({"w": np.asarray(values, np.float32)})
+        path = tmp_path / "model"
+        path.write_bytes(model)
+        read = read_base(path, digest_of(model), {"w": (len(values),)}, room)
+        assert read["w"].tolist() == values
+        addresses.append(read["w"].ctypes.data)
+    assert addresses[0] == addresses[1]

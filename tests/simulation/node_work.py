@@ -1,6 +1,7 @@
 """What takes a node long: training an attempt, and handing its update in."""
 
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from node_agent.judgement import Refusal
 from node_agent.orders import Order
@@ -44,7 +45,14 @@ def train(node: "Node", order: Order, due_at_s: float) -> Work:
         return
     outcome_s = outcome_after_s(terms.tick_s, rehearsal_s)
     at_s = node.clock()
-    if not (yield node.disk(lambda: node.disk_.open(attempt_id, at_s, outcome_s))):
+    # The product's own: the terms once more, and the opening, in one go.
+    shell: Any = SimpleNamespace(_admission=node.admission, _state=node.disk_)
+    opened = yield node.disk(lambda: Training._open(shell, order, terms, at_s, outcome_s))
+    if isinstance(opened, Refusal):
+        node.training = False
+        node.dispatch(e.WorkImpossible(attempt_id, opened.reason, opened.message, 0))
+        return
+    if not opened:
         node.training = False
         node.worker_lives[job_id] += 1
         return

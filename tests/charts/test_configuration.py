@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from coordinator.config import CoordinatorConfig, load_config
-from coordinator.server import DRAIN_S
+from coordinator.ports import DRAIN_S
 from tests.charts.rendering import (
     COORDINATOR,
     ISTIO,

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 import structlog
@@ -40,6 +40,7 @@ class Identities:
     Args:
         gateway_sidecar: a second proxy stands behind the gateway that ends TLS.
         revocations: where each revoked certificate is kept, too.
+        clock: seconds, for how long is believed what `follow` has read.
 
     Attributes:
         known: how many certificates there were when it was read.
@@ -55,8 +56,10 @@ class Identities:
         *,
         gateway_sidecar: bool = False,
         revocations: RevocationsFile | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._revocations = revocations
+        self._clock = clock
         self.restored: list[Epoch] = []
         self.is_behind = False
         self._database = database
@@ -89,7 +92,7 @@ class Identities:
             Unavailable: DATABASE_UNREACHABLE.
         """
         async with self._reloading:
-            begun_s = time.monotonic()
+            begun_s = self._clock()
             stamp = await self._database.read(registry.stamp)
             if stamp != self._stamp:
                 await self._reload()
@@ -204,7 +207,7 @@ class Identities:
 
     def _believe(self) -> None:
         """Return if what was read may be believed now."""
-        if time.monotonic() > self._believed_until_s:
+        if self._clock() > self._believed_until_s:
             raise Unavailable(
                 "REGISTRY_UNREAD",
                 "this replica could not read just now who may call; whoever leads answers",

@@ -93,8 +93,8 @@ class Server(Section):
     transfer_address: str = key(
         "",
         "HOST:PORT that nodes are told for the bytes of models and updates; the host is public_host"
-        " or a name under it, and is in the server's certificate. A node that cannot reach it uses"
-        " the connection that it has.",
+        " or a name under it, and is added to the certificate that the coordinator makes itself. A"
+        " node that cannot reach it uses the connection that it has.",
         allowed="HOST:PORT, together with transfer_port, or nothing",
     )
 
@@ -111,6 +111,11 @@ class Server(Section):
                 " name under it (transfer.HOST)"
             )
         return value
+
+    @property
+    def transfer_host(self) -> str:
+        """Of transfer_address, without brackets; empty for none."""
+        return self.transfer_address.rpartition(":")[0].strip("[]")
 
     @field_validator("replica_host")
     @classmethod

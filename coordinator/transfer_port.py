@@ -65,6 +65,8 @@ class TransferPort:
         """
         if not self.port or self._server is not None:
             return
+        # Its host may be new, and then is not in the certificate yet.
+        await asyncio.to_thread(self.certificate.refresh)
         server = server_behind(self.gate)
         add_transfer(self.service, server)
         bind(server, self.host, self.port, self.certificate.mutual())

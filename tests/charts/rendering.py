@@ -197,7 +197,7 @@ MATRIX: Final[dict[str, Values]] = {
     ),
     "transfer-terminate": merged(COORDINATOR, TERMINATE, REPLICAS, TRANSFER),
     "transfer-gateway-api": merged(COORDINATOR, GATEWAY_API, REPLICAS, TRANSFER),
-    "transfer-without-istio": merged(COORDINATOR, CLIENTS, EXPOSED, REPLICAS, TRANSFER),
+    "transfer-without-istio": merged(COORDINATOR, CLIENTS, REPLICAS, TRANSFER),
     "without-istio": merged(COORDINATOR, CLIENTS, EXPOSED),
     "agent": merged({"coordinator": {"enabled": False}}, AGENT),
     "full-agent": merged({"coordinator": {"enabled": False}}, AGENT, FULL_AGENT),

@@ -98,12 +98,13 @@ def test_the_first_backup_of_document_and_notes_is_the_charts_own() -> None:
     assert "coordinator.backup.enabled" in render(MATRIX["ten-lines"])["templates/NOTES.txt"]
 
 
-def test_there_is_no_autoscaler_and_the_document_says_why() -> None:
+def test_there_is_no_autoscaler_without_transfer_and_the_document_says_why() -> None:
     """One that adds pods that stand by would only look like capacity."""
-    kinds = {one["kind"] for case in MATRIX for one in of(case)}
-    assert "HorizontalPodAutoscaler" not in kinds
-    assert "Nothing is gained by a HorizontalPodAutoscaler" in TEXT
-    assert "They carry no more than one does." in TEXT
+    for case in MATRIX:
+        kinds = {one["kind"] for one in of(case)}
+        assert ("HorizontalPodAutoscaler" in kinds) == case.startswith("transfer"), case
+    assert "Without it\n  nothing is gained by a HorizontalPodAutoscaler" in TEXT
+    assert "**They carry no more than one does**, but" in TEXT
 
 
 def test_several_coordinators_of_the_document_get_what_its_commands_make() -> None:

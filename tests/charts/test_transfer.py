@@ -1,11 +1,9 @@
-"""The name under which every pod serves the bytes of models and updates, and how many pods there are."""
+"""The name under which every pod serves models and updates, and how many pods there are."""
 
-import helm_python
 import pytest
 
 from tests.charts.gateways import COORDINATOR, DOMAIN, rule_for, servers, tls_routes
-from tests.charts.rendering import COORDINATOR as GOOD
-from tests.charts.rendering import ISTIO, REPLICAS, TRANSFER, Values, merged, named, of, render
+from tests.charts.rendering import named, of
 
 HOST, SERVICE = "transfer.feddp.example", "fed-feddp-transfer"
 
@@ -52,27 +50,3 @@ def test_the_autoscaler_alone_says_how_many_pods_there_are() -> None:
     assert scaler["scaleTargetRef"]["name"] == named(found, "StatefulSet")["metadata"]["name"]
     assert (scaler["minReplicas"], scaler["maxReplicas"]) == (3, 6)
     assert named(of("replicas"), "StatefulSet")["spec"]["replicas"] == 3
-
-
-@pytest.mark.parametrize(
-    ("wrong", "why"),
-    [
-        (merged(ISTIO, {"coordinator": {"hosts": {"transfer": HOST}}}), "is for replicas"),
-        (
-            merged(ISTIO, REPLICAS, {"coordinator": {"hosts": {"transfer": "other.example"}}}),
-            "must be a name under coordinator.hosts.coordinator",
-        ),
-        (
-            merged(ISTIO, REPLICAS, {"coordinator": {"autoscaling": {"enabled": True}}}),
-            "needs coordinator.hosts.transfer",
-        ),
-        (
-            merged(ISTIO, REPLICAS, TRANSFER, {"coordinator": {"autoscaling": {"maxReplicas": 3}}}),
-            "must be above coordinator.replicas",
-        ),
-    ],
-)
-def test_what_would_not_work_is_refused_with_the_reason(wrong: Values, why: str) -> None:
-    """Before anything is made."""
-    with pytest.raises(helm_python.HelmError, match=why):
-        render(merged(GOOD, wrong))

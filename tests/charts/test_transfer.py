@@ -16,7 +16,7 @@ def test_the_gateway_passes_its_name_on_unopened_in_either_mode(case: str) -> No
     assert tls_routes(found)[HOST] == (f"{SERVICE}.{DOMAIN}", 8445)
     if case != "transfer-gateway-api":
         assert servers(found)[HOST]["tls"] == {"mode": "PASSTHROUGH"}
-    assert rule_for(found, SERVICE)["trafficPolicy"]["tls"] == {"mode": "DISABLE"}
+    assert rule_for(found, SERVICE)["tls"] == {"mode": "DISABLE"}
     (port,) = named(found, "Service", SERVICE)["spec"]["ports"]
     assert (port["port"], port["targetPort"]) == (8445, "transfer")
 

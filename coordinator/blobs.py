@@ -224,13 +224,15 @@ class BlobStore:
             if is_digest(path.name) and path.name not in models
         ]
 
-    def drop_copy(self, digest: str) -> None:
-        """Drop a model from the folder, if the shared store has it."""
+    def drop_copy(self, digest: str) -> bool:
+        """Drop a model from the folder, if the shared store has it; whether it has."""
         path = self._models / digest
         with suppress(FileNotFoundError):
             size = path.stat().st_size
-            if self._shared is not None and self._shared.size(digest) == size:
-                path.unlink()
+            if self._shared is None or self._shared.size(digest) != size:
+                return False
+            path.unlink()
+        return True
 
     def close(self) -> None:
         """Finish what is being dropped."""

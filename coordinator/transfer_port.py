@@ -7,7 +7,7 @@ what it cannot know it leaves to whoever leads: it refuses as unavailable, and t
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -54,7 +54,8 @@ class TransferPort:
     certificate: ServerCertificate
     blobs: BlobStore
     _server: grpc.aio.Server | None = None
-    _following: asyncio.Task[None] | None = None
+    _following: list[asyncio.Task[None]] = field(default_factory=list)
+    _nowhere_else: set[str] = field(default_factory=set)
     _complained_at_s: float = field(default=float("-inf"))
 
     async def open(self) -> None:
@@ -73,7 +74,11 @@ class TransferPort:
         await server.start()
         self._server = server
         if self.service.rounds is self.followed:
-            self._following = asyncio.create_task(self._follow_forever())
+            # Apart: to look after files may take long, and who may call is not to wait for it.
+            self._following = [
+                asyncio.create_task(self._forever(self.identities.follow, LOOK_S)),
+                asyncio.create_task(self._forever(self._tidy, TIDY_S)),
+            ]
         log.info("transfer_served", port=self.port)
 
     def leads(self, rounds: Jobs) -> None:
@@ -88,31 +93,29 @@ class TransferPort:
 
     async def stop_following(self) -> None:
         """Nobody else leads any more: what the folder holds is needed from now on."""
-        following, self._following = self._following, None
-        if following is not None:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+        for one in self._following:
+            one.cancel()
+        await asyncio.gather(*self._following, return_exceptions=True)
+        self._following = []
 
-    async def _follow_forever(self) -> None:
-        tidied_at_s = time.monotonic()
+    async def _forever(self, work: Callable[[], Awaitable[None]], every_s: float) -> None:
         while True:
             try:
-                await self.identities.follow()
-                if time.monotonic() - tidied_at_s >= TIDY_S:
-                    tidied_at_s = time.monotonic()
-                    await self._tidy()
+                await work()
             except FeddpError as error:
                 self._complain(error.reason)
             except Exception:
                 log.exception("follower_failed")
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(every_s)
 
     async def _tidy(self) -> None:
         """Files of the certificate first: whoever does not lead shows it, too."""
         await self.followed.catch_up()
         await _to_the_end(self._tidy_now, self.followed.open_attempts())
-        for digest in await asyncio.to_thread(self.blobs.models_beside, self.followed.models()):
-            await asyncio.to_thread(self.blobs.drop_copy, digest)
+        needed = self.followed.models() | self._nowhere_else
+        for digest in await asyncio.to_thread(self.blobs.models_beside, needed):
+            if not await asyncio.to_thread(self.blobs.drop_copy, digest):
+                self._nowhere_else.add(digest)  # from before there was a shared store
 
     def _tidy_now(self, attempts: frozenset[str]) -> None:
         self.certificate.refresh()

@@ -178,7 +178,7 @@ def test_a_replica_that_does_not_lead_keeps_what_nodes_may_ask_for_and_no_more(
     assert not list((tmp_path / "one/updates").iterdir())
     assert two.update("attempt-1", whole).read_bytes() == DATA
     assert one.models_beside({used}) == [spent]
-    one.drop_copy(spent)
+    assert one.drop_copy(spent)
     assert (one.has_model(used), one.has_model(spent)) == (True, False)
     assert one.model_bytes(spent) == len(DATA)
     assert not one.has_model(spent), "its size is asked for, not its bytes"
@@ -192,5 +192,5 @@ def test_a_model_that_the_store_does_not_have_is_not_dropped(
     one, _ = replicas
     digest = upload(BlobStore(tmp_path / "one"), "user.ada", DATA)
     assert one.models_beside(()) == [digest]
-    one.drop_copy(digest)
+    assert not one.drop_copy(digest)
     assert one.model(digest).read_bytes() == DATA

@@ -149,7 +149,7 @@ class TransferService(pb_grpc.TransferServicer):
             loop = asyncio.get_running_loop()
             coming = loop.run_in_executor(self._disk, self.blobs.at_hand, [digest])
             self._coming[digest] = coming
-            coming.add_done_callback(lambda _: self._coming.pop(digest, None))
+            coming.add_done_callback(lambda done: self._came(digest, done))
         await asyncio.wait({coming}, timeout=max(0.0, ends_s - CALL_S_MAX / 2 - _now_s()))
         if not coming.done():
             raise Unavailable(
@@ -158,6 +158,12 @@ class TransferService(pb_grpc.TransferServicer):
                 retry_after_s=COMING_RETRY_S,
             )
         coming.result()
+
+    def _came(self, digest: str, done: asyncio.Future[None]) -> None:
+        """Whoever still waits is told of a fault; where nobody does, the next call fetches anew."""
+        del self._coming[digest]
+        if not done.cancelled():
+            done.exception()
 
     async def _may_read(self, digest: str) -> None:
         who = caller()

@@ -4,12 +4,15 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import yaml
 
 from benchmarks.postgresql import PostgreSql
 from benchmarks.s3_server import S3Server
 from feddp.demo.processes import choose_ports
+from node_agent.identity import load_identity
 from protos.content import digest_of
 from protos.feddp.v1 import nodes_pb2, transfer_pb2
 from tests.integration.federation import NODES, null_job, wait_for
@@ -259,6 +262,45 @@ def test_a_node_that_is_shut_out_is_cut_and_refused_at_a_replica_within_five_sec
     enough.set()
     for one in (node, *others, there):
         one.close()
+
+
+def test_a_replica_that_has_lost_the_database_lets_nobody_in(
+    federation: TransferringFederation,
+) -> None:
+    """Within 5 s, as it could not know who was shut out meanwhile; the nodes turn to the leader,
+    and the job ends."""
+    settings = yaml.safe_load(federation.installation.config.read_text())
+    url = urlsplit(settings["storage"]["database_url"])
+    assert url.port is not None
+    database = Relay()
+    database.targets = [url.port]
+    cut_off = federation.followers()[0]
+    federation.kill(cut_off)
+    through = url._replace(netloc=url.netloc.replace(f":{url.port}", f":{database.port}"))
+    federation.environment[cut_off]["FEDDP_STORAGE__DATABASE_URL"] = through.geturl()
+    federation.start(cut_off)
+    federation.past_the_leader(cut_off)
+    federation.relay.cut()
+    identity = load_identity(federation.agent(NODES[0]) / "identity")
+    there = RawNode(f"127.0.0.1:{federation.transfer_ports[cut_off]}", identity)
+
+    def answer() -> str:
+        with reason_of() as reasons:
+            there.transfer.UploadStatus(
+                transfer_pb2.UploadStatusRequest(attempt_id="x", digest="0" * 64)
+            )
+        return reasons[0]
+
+    wait_for("it serves", lambda: answer() == "ATTEMPT_UNKNOWN")
+    job_id = federation.submit(null_job(8, parameters=PARAMETERS))
+    wait_for("bytes go there", lambda: federation.moved(cut_off)[1] > 0)
+    database.targets = []
+    database.cut()
+    wait_for("it lets nobody in", lambda: answer() == "REGISTRY_UNREAD", 5)
+    ends_well(federation, job_id, 8)
+    assert "leader_not_followed" in federation.log(cut_off)
+    there.close()
+    database.close()
 
 
 def test_a_replica_without_its_store_leaves_the_bytes_to_nobody_and_the_round_waits(

@@ -66,6 +66,7 @@ ALL: Final[Mapping[str, Case]] = {
     "fleet-1000": Fleet(1000, KB_40, rounds=3, seconds_max=300),
     "replicas-4x40KB": Replicated(4, KB_40, warm_up=5, rounds=80, seconds_max=120),
     "replicas-4x100MB": Replicated(4, MB_100, warm_up=1, rounds=4, seconds_max=240),
+    "transfer-4x100MB": Replicated(4, MB_100, warm_up=1, rounds=4, seconds_max=240, transfer=True),
     "growth-4x40KB": Growth("sqlite", 4, KB_40, warm_up=5, rounds=100, seconds_max=180),
     "growth-16x40KB": Growth("sqlite", 16, KB_40, warm_up=5, rounds=100, seconds_max=240),
     "growth-4x40KB-postgresql": Growth(

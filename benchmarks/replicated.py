@@ -2,7 +2,7 @@
 
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,8 @@ FOLLOWER: Final = "follower"
 
 @dataclass(frozen=True, slots=True)
 class Replicated:
-    """Nodes dial the coordinator that does not lead, so that every byte passes through both.
+    """Nodes dial the coordinator that does not lead, so that every byte passes through both; or,
+    with `transfer`, goes no further than to that one, which serves it.
 
     The floor is one coordinator alone, on SQLite and a folder, with the same nodes and rounds.
     """
@@ -32,6 +33,7 @@ class Replicated:
     warm_up: int
     rounds: int
     seconds_max: float
+    transfer: bool = False
 
     @property
     def disk_bytes(self) -> int:
@@ -43,7 +45,7 @@ class Replicated:
         """Measure one alone, then two."""
         with federation(self.nodes) as running:
             alone_s, alone_cpu_s, _ = self._measure(running)
-        with _replicated(self.nodes) as running:
+        with _replicated(self.nodes, transfer=self.transfer) as running:
             pair_s, leader_cpu_s, follower_cpu_s = self._measure(running)
         return [
             result(case, "round_time", pair_s, "s", alone_s),
@@ -67,7 +69,7 @@ class Replicated:
 
 
 @contextmanager
-def _replicated(nodes: int) -> Iterator[Federation]:
+def _replicated(nodes: int, *, transfer: bool) -> Iterator[Federation]:
     with (
         tempfile.TemporaryDirectory(prefix="feddp-bench-") as name,
         postgresql() as database,
@@ -90,14 +92,15 @@ def _replicated(nodes: int) -> Iterator[Federation]:
             "FEDDP_STORAGE__BLOB_URL": store.new_bucket(),
             "FEDDP_STORAGE__BLOB_ENDPOINT": store.endpoint,
         }
+        leads, follows = _transfer_ports() if transfer else ({}, {})
         names = tuple(f"node-{number}" for number in range(nodes))
         made = Federation(folder, installation, names, Processes(folder))
         arguments = ["coordinator", "serve", "--config", str(installation.config)]
         try:
-            made.processes.start(COORDINATOR, arguments, {**shared, **_ports(dialled, leader)})
+            made.processes.start(COORDINATOR, arguments, shared | _ports(dialled, leader) | leads)
             made.until(lambda: _leads(leader[2]), START_S_MAX, "it did not lead")
             own = {"FEDDP_STORAGE__BLOB_DIR": str(folder / "follower-blobs")}
-            made.processes.start(FOLLOWER, arguments, {**shared, **own})
+            made.processes.start(FOLLOWER, arguments, shared | own | follows)
             made.until_answering()
             made.enrol()
             made.start_agents()
@@ -107,7 +110,15 @@ def _replicated(nodes: int) -> Iterator[Federation]:
             made.stop()
 
 
-def _ports(dialled: tuple[int, int, int], leader: tuple[int, int, int]) -> Mapping[str, str]:
+def _transfer_ports() -> tuple[dict[str, str], dict[str, str]]:
+    """The leader's environment and the follower's: nodes are told of the follower alone."""
+    ports = choose_ports(None)[:2]
+    told = {"FEDDP_SERVER__TRANSFER_ADDRESS": f"127.0.0.1:{ports[1]}"}
+    own = [{**told, "FEDDP_SERVER__TRANSFER_PORT": str(port)} for port in ports]
+    return own[0], own[1]
+
+
+def _ports(dialled: tuple[int, int, int], leader: tuple[int, int, int]) -> dict[str, str]:
     """The leader's own, and those that everybody dials, in its environment."""
     return {
         "FEDDP_SERVER__PORT": str(leader[0]),

@@ -7,7 +7,7 @@ to one attempt and is named by attempt and digest, so that no node can hand in a
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -67,6 +67,14 @@ class BlobStore:
         if not self.has_model(digest):
             raise NotFound("BLOB_MISSING", f"there is no model {digest[:12]}…; upload it first")
         return self._models / digest
+
+    def model_bytes(self, digest: str) -> int:
+        """Size of a model, which need not be in the folder. Raises NotFound: BLOB_MISSING."""
+        if not self.has_model(digest) and self._shared is not None:
+            size = self._shared.size(digest)
+            if size is not None:
+                return size
+        return self.model(digest).stat().st_size
 
     def inline_model(self, digest: str) -> bytes:
         """A model that is small enough to travel in an order, read once for all nodes; else b"".
@@ -195,6 +203,36 @@ class BlobStore:
         target = self._target(owner, digest)
         self._uploads.finish(owner, digest, target, lambda staged: self._share(target, staged))
         sync_directory(target.parent)
+
+    def keep_attempts(self, attempts: Collection[str]) -> None:
+        """For a replica that does not lead: drop what began to arrive for other attempts, and every
+        whole update, which the leader reads from the shared store."""
+        if self._shared is None:
+            return
+        for path in self._updates.iterdir():
+            path.unlink(missing_ok=True)
+        for path in self._partial.iterdir():
+            owner, _, digest = path.name.rpartition(".")
+            if is_digest(digest) and not owner.startswith("user.") and owner not in attempts:
+                self._uploads.drop(owner)
+
+    def models_beside(self, models: Collection[str]) -> list[str]:
+        """Digests of the models in the folder that are not among these."""
+        return [
+            path.name
+            for path in self._models.iterdir()
+            if is_digest(path.name) and path.name not in models
+        ]
+
+    def drop_copy(self, digest: str) -> bool:
+        """Drop a model from the folder, if the shared store has it; whether it has."""
+        path = self._models / digest
+        with suppress(FileNotFoundError):
+            size = path.stat().st_size
+            if self._shared is None or self._shared.size(digest) != size:
+                return False
+            path.unlink()
+        return True
 
     def close(self) -> None:
         """Finish what is being dropped."""

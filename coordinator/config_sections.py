@@ -18,6 +18,7 @@ from coordinator.config_surroundings import (
     Security,
 )
 from coordinator.keys import Section, beside_config, key
+from protos.transfer_address import follows
 
 PORT_MAX = 65535
 POSTGRESQL: Final = "postgresql+psycopg"
@@ -82,6 +83,40 @@ class Server(Section):
         allowed="a name or an address, or nothing for one coordinator alone",
     )
 
+    transfer_port: int = key(
+        0,
+        "Port on which every replica, leading or not, serves the bytes of models and updates to"
+        " nodes, mutual TLS; 0 for none.",
+        ge=0,
+        le=PORT_MAX,
+    )
+    transfer_address: str = key(
+        "",
+        "HOST:PORT that nodes are told for the bytes of models and updates; the host is public_host"
+        " or a name under it, and is added to the certificate that the coordinator makes itself. A"
+        " node that cannot reach it uses the connection that it has.",
+        allowed="HOST:PORT, together with transfer_port, or nothing",
+    )
+
+    @field_validator("transfer_address")
+    @classmethod
+    def _dialled_by_nodes(cls, value: str, info: ValidationInfo) -> str:
+        if not value:
+            return value
+        if not info.data.get("transfer_port"):
+            raise ValueError("nobody serves there: give server.transfer_port too")
+        if not follows(value, str(info.data.get("public_host", ""))):
+            raise ValueError(
+                "nodes do not dial it: give HOST:PORT with the host of server.public_host, or a"
+                " name under it (transfer.HOST)"
+            )
+        return value
+
+    @property
+    def transfer_host(self) -> str:
+        """Of transfer_address, without brackets; empty for none."""
+        return self.transfer_address.rpartition(":")[0].strip("[]")
+
     @field_validator("replica_host")
     @classmethod
     def _one_word(cls, value: str) -> str:
@@ -96,11 +131,11 @@ class Server(Section):
             raise ValueError("models and identities would travel in the clear; remove the line")
         return value
 
-    @field_validator("enrollment_port", "health_port")
+    @field_validator("enrollment_port", "health_port", "transfer_port")
     @classmethod
     def _own_port(cls, value: int, info: ValidationInfo) -> int:
-        for other in ("port", "enrollment_port"):
-            if other != info.field_name and info.data.get(other) == value:
+        for other in ("port", "enrollment_port", "health_port"):
+            if other != info.field_name and value and info.data.get(other) == value:
                 raise ValueError(f"server.{other} has the same port; give each its own")
         return value
 

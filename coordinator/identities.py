@@ -1,8 +1,9 @@
 """Who a connection is: its certificate, looked up in the registry on every rpc."""
 
 import asyncio
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 import structlog
@@ -13,16 +14,28 @@ from certs.spiffe import SpiffeId
 from coordinator.authz import Caller
 from coordinator.gateway import Metadata, forwarded_fingerprint, forwarded_fingerprints
 from coordinator.revocations import RevocationsFile
-from coordinator.store import certificates, epochs, people, revocations, standings, users
+from coordinator.store import (
+    certificates,
+    epochs,
+    people,
+    registry,
+    revocations,
+    standings,
+    users,
+)
 from coordinator.store.database import Database
 from privacy.epochs import Epoch
-from protos.errors import NotAllowed, Unauthenticated
+from protos.errors import NotAllowed, Unauthenticated, Unavailable
 
 log = structlog.get_logger(__name__)
 
 ENDED_KEPT_S = 30 * 86_400.0
 """A certificate that ended longer ago is unknown: each node leaves one a week, and reading them
 all would take longer every year."""
+
+BELIEVED_S = 3.0
+"""What was read so long ago lets nobody in at a replica that does not lead: with the time until
+open calls are looked at again, a certificate that is revoked is cut within 5 s."""
 
 AuthContext = Mapping[str, object]
 
@@ -35,6 +48,7 @@ class Identities:
     Args:
         gateway_sidecar: a second proxy stands behind the gateway that ends TLS.
         revocations: where each revoked certificate, and who is shut out, is kept, too.
+        clock: seconds, for how long is believed what `follow` has read.
 
     Attributes:
         known: how many certificates there were when it was read.
@@ -50,8 +64,10 @@ class Identities:
         *,
         gateway_sidecar: bool = False,
         revocations: RevocationsFile | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._revocations = revocations
+        self._clock = clock
         self.restored: list[Epoch] = []
         self.is_behind = False
         self._database = database
@@ -65,11 +81,31 @@ class Identities:
         self._reloading = asyncio.Lock()
         self._used_at_s: dict[str, float] = {}
         self.known = 0
+        self._stamp: registry.Stamp | None = None
+        self._believed_until_s = -math.inf
 
     async def reload(self) -> None:
-        """Read everything again; never an older state over a newer one."""
+        """Read everything again; never an older state over a newer one. What this process reads it
+        believes from now on, as nobody changes it beside whoever leads."""
         async with self._reloading:
             await self._reload()
+            self._believed_until_s = math.inf
+            if self._revocations is not None:
+                await self._keep_revocations(self._revocations)
+
+    async def follow(self) -> None:
+        """Read what whoever leads has changed; to be called again within `BELIEVED_S`.
+
+        Raises:
+            Unavailable: DATABASE_UNREACHABLE.
+        """
+        async with self._reloading:
+            begun_s = self._clock()
+            stamp = await self._database.read(registry.stamp)
+            if stamp != self._stamp:
+                await self._reload()
+                self._stamp = stamp
+            self._believed_until_s = max(self._believed_until_s, begun_s + BELIEVED_S)
 
     async def _reload(self) -> None:
         since_s = time.time() - ENDED_KEPT_S
@@ -81,8 +117,6 @@ class Identities:
         self._quarantined = await self._database.read(people.all_quarantines)
         self._revoked = await self._database.read(certificates.revoked_identities)
         self.restored = await self._database.read(epochs.all_of)
-        if self._revocations is not None:
-            await self._keep_revocations(self._revocations)
 
     async def _keep_revocations(self, file: RevocationsFile) -> None:
         """Before whoever revoked, disabled or let in again is told that it is done."""
@@ -115,7 +149,9 @@ class Identities:
         Raises:
             Unauthenticated: as `peer_of`, `certs.registry.admit`, `forwarded_fingerprint` and
                 `forwarded_fingerprints`.
+            Unavailable: REGISTRY_UNREAD.
         """
+        self._believe()
         seen = peer_of(auth_context, self._trust_domain)
         if seen.spiffe_id.kind != "gateway":
             return seen
@@ -156,7 +192,9 @@ class Identities:
         Raises:
             Unauthenticated: as `certs.registry.admit`.
             NotAllowed: NODE_DISABLED, NODE_QUARANTINED, USER_UNKNOWN.
+            Unavailable: REGISTRY_UNREAD.
         """
+        self._believe()
         record = self._certificates.get(peer.fingerprint)
         if record is None and self.restored:
             raise _lost(peer.spiffe_id, self.restored[-1])
@@ -176,6 +214,15 @@ class Identities:
             raise NotAllowed("USER_UNKNOWN", f"{identity} has no role at this coordinator")
         self._used_at_s[user.name] = time.time()
         return Caller(user.name, user.roles, project=user.project)
+
+    def _believe(self) -> None:
+        """Return if what was read may be believed now."""
+        if self._clock() > self._believed_until_s:
+            raise Unavailable(
+                "REGISTRY_UNREAD",
+                "this replica could not read just now who may call; whoever leads answers",
+                retry_after_s=1,
+            )
 
     def take_used(self) -> dict[str, float]:
         """When each person called last who has called since this was asked last."""

@@ -1,31 +1,28 @@
 """The coordinator's process: start-up, ports, and an orderly stop."""
 
 import asyncio
-import ipaddress
 import os
 import signal
-import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
 import grpc
 import structlog
-from sqlalchemy import Connection
 
 from certs.authority import Authority
 from certs.enrolment import public_bytes_of
 from coordinator.blobs import BlobStore
 from coordinator.config import CoordinatorConfig, load_config
-from coordinator.damage_watch import DamageWatch
-from coordinator.figures import Figures
-from coordinator.gateway_watch import GatewayWatch, state_of
+from coordinator.followed_rounds import FollowedRounds
 from coordinator.health import HealthServer
 from coordinator.identities import Identities
 from coordinator.keyring import ledger_key
 from coordinator.leadership import Leadership
 from coordinator.metrics import Metrics
+from coordinator.observer import Observer
 from coordinator.pausing import Pausing
+from coordinator.ports import DRAIN_S, bind, joined, server_behind
 from coordinator.quarantine import Quarantine
 from coordinator.replicas import Address, Forwarder
 from coordinator.restore_marker import refuse_unfinished
@@ -46,14 +43,12 @@ from coordinator.rpc.witness import WitnessService
 from coordinator.server_certificate import ServerCertificate
 from coordinator.sessions import Sessions
 from coordinator.shared_blobs import SharedBlobs
-from coordinator.store import backups, certificates, ledger, people, users
-from coordinator.store import jobs as job_store
-from coordinator.store.damage import damaged
+from coordinator.store import certificates, users
 from coordinator.store.database import Database
-from privacy.epochs import FIRST
+from coordinator.transfer_port import TransferPort
 from protos import tracing
 from protos.allocation import keep_freed
-from protos.errors import Conflict, Malformed
+from protos.errors import Conflict
 from protos.feddp.v1 import (
     budgets_pb2_grpc,
     diagnosis_pb2_grpc,
@@ -71,30 +66,11 @@ from protos.frames import add_transfer
 
 log = structlog.get_logger(__name__)
 
-DRAIN_S = 5.0
-OBSERVE_S = 2.0
 CERTIFICATE_S = 5.0
 """Between looks at the files of the server's certificate and of the authority."""
 
 FREED_BYTES_KEPT = 16 << 20
 """Room for the messages of a few transfers."""
-
-OPTIONS: list[tuple[str, int]] = [
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-    ("grpc.max_receive_message_length", 8 << 20),
-    ("grpc.max_concurrent_streams", 1_000),
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.experimental.tcp_max_read_buffer_size", 64 << 10),
-    ("grpc.so_reuseport", 0),
-]
-"""So that a session survives a quiet network, a second coordinator cannot share the port, and gRPC
-buffers no more of an upload than the message that is being read: its probe of the bandwidth would
-let each sender fill some 10 MiB, and each connection that has once sent a model would hold 1 MiB
-ready for the next."""
 
 
 class Coordinator:
@@ -135,6 +111,21 @@ class Coordinator:
             self.rounds,
             self.identities,
             federation.heartbeat_interval_s,
+            server.transfer_address,
+        )
+        followed = FollowedRounds(self.database)
+        self._transfer = TransferService(
+            self.database, self.blobs, followed, self.metrics, storage.model_bytes_max
+        )
+        self._transfer_port = TransferPort(
+            server.host,
+            server.transfer_port,
+            Gate(self.identities, self.metrics),
+            self._transfer,
+            followed,
+            self.identities,
+            self._certificate,
+            self.blobs,
         )
         self._health = HealthServer(
             server.health_host, server.health_port, self._ready, self.metrics.registry
@@ -144,13 +135,13 @@ class Coordinator:
             self.database,
             self.authority,
             self.identities,
-            _join(server.public_host, server.public_port),
+            joined(server.public_host, server.public_port),
             lifetime,
             timedelta(days=config.security.recovery_days),
             self._quarantine,
         )
         self._renewing = RenewalService(self.database, self.authority, self.identities, lifetime)
-        enrolment = _join(
+        enrolment = joined(
             server.public_enrollment_host or server.public_host, server.public_enrollment_port
         )
         self._nodes = NodesService(
@@ -163,13 +154,13 @@ class Coordinator:
         )
         self._users = UsersService(self.database, self.authority, self.identities, enrolment)
         self._servers: list[grpc.aio.Server] = []
-        self._damage = DamageWatch(self.metrics)
-        self._gateway = GatewayWatch()
-        self._figures = Figures(
+        self._observer = Observer(
             self.metrics,
             self.database,
-            self.rounds,
             self.sessions,
+            self.identities,
+            self.rounds,
+            self._pausing,
             self._certificate,
             config.security.node_certificate_life_s,
         )
@@ -189,7 +180,9 @@ class Coordinator:
             await asyncio.gather(starting, return_exceptions=True)
             return
         await starting
-        beside = [asyncio.create_task(one) for one in (self._observe(), self._keep_certificate())]
+        beside = [
+            asyncio.create_task(one) for one in (self._observer.run(), self._keep_certificate())
+        ]
         if self.config.monitoring.alert_webhook:
             beside.append(asyncio.create_task(self._alert()))
         await asyncio.wait(enough, return_when=asyncio.FIRST_COMPLETED)
@@ -209,23 +202,26 @@ class Coordinator:
         """Open the ports and take up every job."""
         server = self.config.server
         await self._take_lead()
+        await self._transfer_port.stop_following()
         self.metrics.leads()
         self.sessions.begin()
         await self.identities.reload()
         await asyncio.to_thread(self._certificate.refresh)
         watch = self._quarantine
-        main = self._server(Gate(self.identities, self.metrics, watch.seen, watch.lost))
+        main = server_behind(Gate(self.identities, self.metrics, watch.seen, watch.lost))
         self._add_services(main)
-        _bind(main, server.host, server.port, self._certificate.mutual())
-        enrolment = self._server(Gate(None, self.metrics))
+        bind(main, server.host, server.port, self._certificate.mutual())
+        enrolment = server_behind(Gate(None, self.metrics))
         enrollment_pb2_grpc.add_EnrollmentServicer_to_server(self._enrolling, enrolment)
-        _bind(enrolment, server.host, server.enrollment_port, self._certificate.enrolment())
+        bind(enrolment, server.host, server.enrollment_port, self._certificate.enrolment())
         if not server.replica_host:
             self._health.start()
         await self._pausing.load()
         if self._pausing.now is not None:
             log.warning("all_work_is_paused", since=self._pausing.now.since_s)
         await self.rounds.start()
+        self._transfer_port.leads(self.rounds)
+        await self._transfer_port.open()
         for one in (main, enrolment):
             await one.start()
             self._servers.append(one)
@@ -245,8 +241,12 @@ class Coordinator:
             return
         self._health.start()
         await self._forwarder.start()
+        await self._transfer_port.open()
         try:
             await self._leadership.take()
+        except BaseException:
+            await self._transfer_port.close()
+            raise
         finally:
             await self._forwarder.stop()
 
@@ -255,28 +255,17 @@ class Coordinator:
         self._is_ready = False
         self.federation.draining = True
         self.sessions.drain()
-        await asyncio.gather(*(one.stop(DRAIN_S) for one in self._servers))
+        draining = (one.stop(DRAIN_S) for one in self._servers)
+        await asyncio.gather(self._transfer_port.close(), *draining)
         await self.rounds.stop()
         await self._leadership.give_back()
         self._health.stop()
         self.blobs.close()
         self.database.close()
 
-    def _server(self, gate: Gate) -> grpc.aio.Server:
-        return grpc.aio.server(interceptors=[gate], options=OPTIONS)
-
     def _add_services(self, server: grpc.aio.Server) -> None:
         federation_pb2_grpc.add_FederationServicer_to_server(self.federation, server)
-        add_transfer(
-            TransferService(
-                self.database,
-                self.blobs,
-                self.rounds,
-                self.metrics,
-                self.config.storage.model_bytes_max,
-            ),
-            server,
-        )
+        add_transfer(self._transfer, server)
         nodes_pb2_grpc.add_NodesServicer_to_server(self._nodes, server)
         users_pb2_grpc.add_UsersServicer_to_server(self._users, server)
         renewal_pb2_grpc.add_RenewalServicer_to_server(self._renewing, server)
@@ -356,76 +345,6 @@ class Coordinator:
                     await self.identities.reload()
             except Exception:
                 log.exception("certificate_refresh_failed")
-
-    async def _observe(self) -> None:
-        """Keep the gauges current, and remember when nodes were heard."""
-        while True:
-            try:
-                await self._observe_once()
-            except Exception:
-                log.exception("observer_failed")
-            await asyncio.sleep(OBSERVE_S)
-
-    async def _observe_once(self) -> None:
-        connected = {n: time.time() for n in self.sessions.nodes() if self.sessions.connected(n)}
-        used = self.identities.take_used()
-
-        def keep(connection: Connection) -> None:
-            people.keep_seen(connection, connected)
-            users.keep_used(connection, used)
-
-        await self.database.write(keep)
-        self.metrics.jobs(await self.database.read(job_store.counts))
-        made_at_s = await self.database.read(backups.last_success_at)
-        paused = self._pausing.now is not None
-        restored = self.identities.restored
-        epoch = restored[-1].number if restored else FIRST
-        self.metrics.operations(paused=paused, backup_at_s=made_at_s, epoch=epoch)
-        self._damage.found(await self.database.read(damaged))
-        domain, now_s = self.authority.trust_domain, time.time()
-        self._gateway.found(await self.database.read(lambda c: state_of(c, domain, now_s)))
-        known = {a.account: a for a in await self.database.read(ledger.all_accounts)}
-        nodes = await self.database.read(people.all_nodes)
-        for record in nodes:
-            if record.status != "enrolled":
-                self.metrics.forget_node(record.name)
-                continue
-            self.metrics.node_health(record.name, record.name in connected)
-            self._observe_budgets(record, known)
-        await self._figures.refresh(nodes, known)
-
-    def _observe_budgets(
-        self, node: people.NodeRecord, known: Mapping[str, ledger.Account]
-    ) -> None:
-        for data_set in node.hello.data_sets:
-            account = known.get(f"{node.name}/{data_set.account}")
-            if account is None:
-                continue
-            filter_, balance = account.filter, account.balance
-            booked = filter_.epsilon_of(balance.posted_units) if balance.guarantee else None
-            self.metrics.budget(node.name, data_set.name, filter_.epsilon_limit, booked)
-
-
-def _bind(
-    server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials
-) -> None:
-    try:
-        server.add_secure_port(_join(host, port), credentials)
-    except RuntimeError:
-        raise Malformed(
-            "PORT_IN_USE",
-            f"port {port} on {host} cannot be opened; another program may hold it: choose another "
-            "in the configuration, or stop that program",
-        ) from None
-
-
-def _join(host: str, port: int) -> str:
-    """host:port, with brackets around an IPv6 address."""
-    try:
-        brackets = ipaddress.ip_address(host).version == 6
-    except ValueError:
-        brackets = False
-    return f"[{host}]:{port}" if brackets else f"{host}:{port}"
 
 
 def serve(config_path: Path) -> None:

@@ -172,8 +172,10 @@ class ServerCertificate:
             log.warning("authority_changed", root=authority.issuer, phase=len(authority.beside))
         taken = self._taken()
         is_own = self._config.server.ssl_cert is None
-        if is_own and is_due(self._leaf, self.authority, self._now()):
-            replace(self._pki, *issue(self.authority, *hosts_of(self._leaf), self._now()))
+        named = with_host(hosts_of(self._leaf), self._config.server.transfer_host)
+        due = is_due(self._leaf, self.authority, self._now()) or named != hosts_of(self._leaf)
+        if is_own and due:
+            replace(self._pki, *issue(self.authority, *named, self._now()))
             taken = self._taken()
         if taken:
             self._said = ""
@@ -205,6 +207,15 @@ def names_and_addresses(hosts: Iterable[str]) -> tuple[list[str], list[str]]:
         except ValueError:
             names.append(host)
     return names, addresses
+
+
+def with_host(named: tuple[list[str], list[str]], host: str) -> tuple[list[str], list[str]]:
+    """DNS names and IP addresses of a certificate, and one host more that it has to show."""
+    names, addresses = names_and_addresses([host] if host else [])
+    return (
+        [*named[0], *(one for one in names if one not in named[0])],
+        [*named[1], *(one for one in addresses if one not in named[1])],
+    )
 
 
 def hosts_of(leaf: x509.Certificate) -> tuple[list[str], list[str]]:

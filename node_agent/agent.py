@@ -27,8 +27,9 @@ from node_agent.overlap_watch import watch_overlaps
 from node_agent.proxy import route_to
 from node_agent.renewal import Renewal
 from node_agent.service import weaknesses
-from node_agent.session.driver import Driver, Parts
+from node_agent.session.driver import Driver
 from node_agent.session.ledger_thread import LedgerThread
+from node_agent.session.parts import Parts
 from node_agent.session.traces import AttemptTraces
 from node_agent.spool import Spool
 from node_agent.state import State, ledger_missing
@@ -111,7 +112,11 @@ async def serve(
     folder.logs.mkdir(mode=0o700, exist_ok=True)
     ledger = LedgerThread()
     state = State(folder.state_db, identity.node, identity.ledger_key)
-    channels = Channels(route, identity)
+    channels = Channels(
+        route,
+        identity,
+        lambda address: route_to(address, config.proxy, folder.root, os.environ),
+    )
     steward = Steward(folder)
     headers = HeaderWatch(folder, steward)
     log.info(
@@ -140,6 +145,7 @@ async def serve(
         driver = Driver(
             Parts(
                 channel=channels.current,
+                open_apart=channels.apart,
                 address=config.coordinator,
                 state=state,
                 ledger=ledger,

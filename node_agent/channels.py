@@ -1,6 +1,7 @@
 """Connections to the coordinator: the newest certificate's, and older ones until they are idle."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 import grpc
@@ -37,35 +38,61 @@ class Channels:
 
     Args:
         route: to the coordinator's mTLS port.
+        route_to: to another of its addresses.
 
     Attributes:
         current: for every new call.
     """
 
-    def __init__(self, route: Route, identity: Identity) -> None:
+    def __init__(
+        self, route: Route, identity: Identity, route_to: Callable[[str], Route] = Route
+    ) -> None:
         self._route = route
+        self._route_to = route_to
+        self._identity = identity
         self._closing: dict[asyncio.Task[None], grpc.aio.Channel] = {}
-        self.current = self._opened(identity)
+        self._apart: grpc.aio.Channel | None = None
+        self.current = self._opened(route, identity)
 
     def renewed(self, identity: Identity) -> grpc.aio.Channel:
         """A connection with a newer certificate; calls under way end on the one before."""
-        before, self.current = self.current, self._opened(identity)
+        self._identity = identity
+        before, self.current = self.current, self._opened(self._route, identity)
+        self._retire(before)
+        return self.current
+
+    def apart(self, address: str) -> grpc.aio.Channel:
+        """A connection to another address of the coordinator, with the newest certificate; one
+        that was given before goes once its calls are over.
+
+        Raises:
+            Malformed: PROXY_INVALID.
+        """
+        before = self._apart
+        self._apart = self._opened(self._route_to(address), self._identity)
+        if before is not None:
+            self._retire(before)
+        return self._apart
+
+    def _retire(self, before: grpc.aio.Channel) -> None:
         closing = asyncio.create_task(self._close_later(before))
         self._closing[closing] = before
         closing.add_done_callback(lambda task: self._closing.pop(task, None))
-        return self.current
 
     async def close(self) -> None:
         """Close all of them now."""
         open_ = [*self._closing.values(), self.current]
+        if self._apart is not None:
+            open_.append(self._apart)
         for task in list(self._closing):
             task.cancel()
         for channel in open_:
             await channel.close()
 
-    def _opened(self, identity: Identity) -> grpc.aio.Channel:
-        options = (*OPTIONS, *self._route.options())
-        return grpc.aio.secure_channel(self._route.address, identity.credentials(), options=options)
+    @staticmethod
+    def _opened(route: Route, identity: Identity) -> grpc.aio.Channel:
+        options = (*OPTIONS, *route.options())
+        return grpc.aio.secure_channel(route.address, identity.credentials(), options=options)
 
     async def _close_later(self, channel: grpc.aio.Channel) -> None:
         # gRPC's own grace period does not see every call, and a call that a closing channel

@@ -16,6 +16,7 @@ import structlog
 from node_agent.backoff import Backoff
 from node_agent.bandwidth import Throttle
 from node_agent.spool import Growing, Spool
+from node_agent.transfer_ways import Way, Ways
 from protos import chunks, tracing
 from protos.content import INLINE_BYTES, read_cached
 from protos.errors import FeddpError, Malformed, Unavailable
@@ -24,7 +25,7 @@ from protos.feddp.v1 import (
     federation_pb2_grpc,
     transfer_pb2,
 )
-from protos.frames import Frame, TransferCalls
+from protos.frames import Frame
 from protos.overlap import Overlap
 from protos.ranges import CALL_TIMEOUT_S, RANGE_BYTES_MIN, Pace
 from protos.status import from_rpc
@@ -55,8 +56,10 @@ class Transfers:
         spool: Spool,
         sleep: Callable[[float], Awaitable[None]],
         throttle: Throttle | None = None,
+        ways: Ways | None = None,
     ) -> None:
-        self.use(channel)
+        self._ways = ways or Ways(channel)
+        self._federation = federation_pb2_grpc.FederationStub(channel)
         self._spool = spool
         self._sleep = sleep
         self._throttle = throttle or Throttle()
@@ -67,8 +70,12 @@ class Transfers:
 
     def use(self, channel: grpc.aio.Channel) -> None:
         """Make the next calls over this connection; those under way end where they began."""
-        self._transfer = TransferCalls(channel)
+        self._ways.use(channel)
         self._federation = federation_pb2_grpc.FederationStub(channel)
+
+    def told(self, address: str) -> None:
+        """Where the coordinator says that bytes may go, too; see `Ways`."""
+        self._ways.told(address)
 
     def offer(self, digest: str, data: bytes) -> None:
         """Hold a small model that came with an order, until the order is judged and asks for it.
@@ -120,34 +127,41 @@ class Transfers:
             return kept
 
     async def _fetch_ranges(self, growing: Growing) -> None:
-        backoff = Backoff()
+        backoff, asks_leader = Backoff(), False
         while growing.offset < growing.size:
+            way = self._ways.session if asks_leader else await self._ways.choose()
             before = growing.offset
             least = min(RANGE_BYTES_MIN, self._down.range_bytes)
             wanted = min(self._down.range_bytes, growing.size - before)
             length = await self._throttle.admit(wanted, least)
             began_s = time.monotonic()
             try:
-                await self._fetch_range(growing, length)
+                await self._fetch_range(way, growing, length)
             except (grpc.RpcError, Unavailable, OSError) as error:
+                if self._ways.failed(way, error):
+                    asks_leader = not self._ways.is_resting
+                    continue
                 if growing.offset == before:
                     self._down.broke()
                 await self._wait(error, backoff, "download", digest=growing.digest)
             else:
                 if growing.offset == before:
+                    if self._ways.stuck(way):
+                        continue
                     raise Malformed(
                         "MODEL_SHORT", f"Model {growing.digest} is shorter than ordered."
                     )
                 self._down.moved(growing.offset - before, time.monotonic() - began_s)
+                self._ways.worked(way)
                 backoff.reset()
 
-    async def _fetch_range(self, growing: Growing, length: int) -> None:
+    async def _fetch_range(self, way: Way, growing: Growing, length: int) -> None:
         """One call; what came before it breaks off stays."""
         end = growing.offset + length
         request = transfer_pb2.DownloadRequest(
             digest=growing.digest, offset=growing.offset, length=length, accepted=chunks.ACCEPTED
         )
-        call = self._transfer.Download(request, timeout=CALL_TIMEOUT_S, metadata=tracing.metadata())
+        call = way.calls.Download(request, timeout=CALL_TIMEOUT_S, metadata=tracing.metadata())
         taking: Overlap[transfer_pb2.DownloadResponse | Frame] = Overlap(
             lambda batch: asyncio.to_thread(_take, growing, batch, end), DOWNLOAD_AHEAD
         )
@@ -225,18 +239,20 @@ class Transfers:
         self, attempt_id: str, digest: str, path: Path, size: int, backoff: Backoff
     ) -> None:
         status = transfer_pb2.UploadStatusRequest(attempt_id=attempt_id, digest=digest)
-        mismatches = 0
+        mismatches, asks_leader = 0, False
         while True:
+            way = self._ways.session if asks_leader else await self._ways.choose()
             try:
-                answer = await self._transfer.UploadStatus(status, timeout=CALL_TIMEOUT_S)
+                answer = await way.calls.UploadStatus(status, timeout=CALL_TIMEOUT_S)
                 while not answer.complete:
                     before = answer.durable_bytes
                     header = transfer_pb2.UploadHeader(
                         attempt_id=attempt_id, digest=digest, size=size, offset=before
                     )
                     zstd = transfer_pb2.COMPRESSION_ZSTD in answer.accepted
-                    answer = await self._upload_range(path, header, zstd=zstd)
+                    answer = await self._upload_range(way, path, header, zstd=zstd)
                     if answer.complete or answer.durable_bytes > before:
+                        self._ways.worked(way)
                         backoff.reset()
                     else:
                         self._up.broke()
@@ -246,8 +262,13 @@ class Transfers:
                 mismatches += reason == "DIGEST_MISMATCH"
                 # The coordinator dropped bytes that were damaged on the way or on its disk.
                 damaged = reason == "DIGEST_MISMATCH" and mismatches < DAMAGED_MAX
+                if reason == "OFFSET_MISMATCH" and self._ways.stuck(way):
+                    continue  # another replica answered than the one that has the beginning
                 if reason == "OFFSET_MISMATCH" or damaged:
                     await self._sleep(backoff.next_s())
+                    continue
+                if self._ways.failed(way, error):
+                    asks_leader = not self._ways.is_resting
                     continue
                 self._up.broke()
                 await self._wait(error, backoff, "upload", attempt_id=attempt_id)
@@ -255,14 +276,14 @@ class Transfers:
                 return
 
     async def _upload_range(
-        self, path: Path, header: transfer_pb2.UploadHeader, *, zstd: bool
+        self, way: Way, path: Path, header: transfer_pb2.UploadHeader, *, zstd: bool
     ) -> transfer_pb2.UploadResponse:
         wanted = min(self._up.range_bytes, header.size - header.offset)
         length = await self._throttle.admit(wanted, min(RANGE_BYTES_MIN, self._up.range_bytes))
         began_s = time.monotonic()
         messages = _messages(path, header, length, self._up.message_bytes, zstd=zstd)
         answer: transfer_pb2.UploadResponse
-        answer = await self._transfer.Upload(
+        answer = await way.calls.Upload(
             messages, timeout=CALL_TIMEOUT_S, metadata=tracing.metadata()
         )
         if answer.durable_bytes > header.offset:

@@ -199,6 +199,9 @@ class Rounds:
         """Jobs that have not ended."""
         return [live for live in self._live.values() if not live.has_ended]
 
+    async def catch_up(self) -> None:
+        """Nothing: whoever leads is never behind. See `FollowedRounds`."""
+
     def recent(self, since_s: float) -> list[LiveJob]:
         """Jobs that have not ended, and those at hand that ended after `since_s`, epoch."""
         return [

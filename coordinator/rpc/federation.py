@@ -53,6 +53,7 @@ class FederationService(pb_grpc.FederationServicer):
     rounds: Rounds
     identities: Identities
     heartbeat_interval_s: int
+    transfer_address: str = ""
     draining: bool = False
     _ledger_keys: dict[str, bytes] = field(default_factory=dict)
 
@@ -142,6 +143,7 @@ class FederationService(pb_grpc.FederationServicer):
             log.info("certificate_in_use", node=node, generation=self.identities.generation(seen))
         self.rounds.count_entries("limit", raised)
         welcome.heartbeat_interval_s = self.heartbeat_interval_s
+        welcome.transfer_address = self.transfer_address
         return welcome
 
     async def _read(self, incoming: AsyncIterator[pb.AgentMessage], session: NodeSession) -> None:

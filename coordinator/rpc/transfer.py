@@ -10,14 +10,14 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from coordinator.blobs import BlobStore
 from coordinator.metrics import Metrics
-from coordinator.rounds.driver import Rounds
+from coordinator.round_traces import RoundTraces
 from coordinator.rounds.live import LiveJob
-from coordinator.rounds.phases import AttemptState, Training
+from coordinator.rounds.phases import Attempt, AttemptState, RoundRecord, Training
 from coordinator.rpc.gate import Context, caller, traceparent
 from coordinator.rpc.turns import Incoming, Turns
 from coordinator.store import jobs as job_store
@@ -25,7 +25,7 @@ from coordinator.store.database import Database
 from coordinator.uploads import Appending
 from protos import chunks, tracing
 from protos.content import CHUNK_BYTES, RANGE_BYTES, is_digest, read_cached
-from protos.errors import Malformed, NotAllowed, TooLate
+from protos.errors import Malformed, NotAllowed, TooLate, Unavailable
 from protos.feddp.v1 import transfer_pb2 as pb
 from protos.feddp.v1 import transfer_pb2_grpc as pb_grpc
 from protos.frames import Frame
@@ -51,6 +51,9 @@ by every connection."""
 
 DISK_THREADS = 4
 
+COMING_RETRY_S = 0.5
+"""Until it is asked again for a model that is on its way from the shared store."""
+
 Message = pb.UploadRequest | Frame
 
 _T = TypeVar("_T")
@@ -66,13 +69,35 @@ class Receiving:
     context: Context
 
 
+class Jobs(Protocol):
+    """The jobs that run and their attempts: what who leads has in memory, or what another replica
+    reads from the journal."""
+
+    traces: RoundTraces
+
+    async def catch_up(self) -> None:
+        """Know every step that was committed before this call."""
+
+    def running(self) -> list[LiveJob]:
+        """Jobs that have not ended."""
+        ...
+
+    async def find(self, attempt_id: str, node: str) -> tuple[LiveJob, RoundRecord, Attempt]:
+        """An attempt of this node. Raises NotFound: ATTEMPT_UNKNOWN."""
+        ...
+
+
 @dataclass(slots=True)
 class TransferService(pb_grpc.TransferServicer):
-    """Serves nodes and engineers."""
+    """Serves nodes and engineers.
+
+    Attributes:
+        rounds: replaced once, when this replica begins to lead.
+    """
 
     database: Database
     blobs: BlobStore
-    rounds: Rounds
+    rounds: Jobs
     metrics: Metrics
     model_bytes_max: int
     _uploads: Turns = field(default_factory=lambda: Turns(UPLOADS_MAX))
@@ -81,6 +106,7 @@ class TransferService(pb_grpc.TransferServicer):
         default_factory=lambda: ThreadPoolExecutor(DISK_THREADS, "transfer")
     )
     _storing: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+    _coming: dict[str, asyncio.Future[None]] = field(default_factory=dict)
 
     # Downloads
 
@@ -92,9 +118,9 @@ class TransferService(pb_grpc.TransferServicer):
         await context.send_initial_metadata(())
         await self._may_read(request.digest)
         zstd = pb.COMPRESSION_ZSTD in request.accepted
+        if not self.blobs.has_model(request.digest):
+            await self._at_hand(request.digest, ends_s)
         async with self._downloads.turn(context, ends_s + STUCK_S):
-            if not self.blobs.has_model(request.digest):
-                await self._in_thread(self.blobs.at_hand, [request.digest])
             descriptor, left = self.blobs.open_model(request.digest, request.offset)
             try:
                 offset = request.offset
@@ -112,9 +138,37 @@ class TransferService(pb_grpc.TransferServicer):
             finally:
                 os.close(descriptor)
 
+    async def _at_hand(self, digest: str, ends_s: float) -> None:
+        """Have a model fetched from the shared store, once for all who ask for it.
+
+        Raises:
+            Unavailable: MODEL_COMING, this call would have no time left; STORE_UNREACHABLE.
+        """
+        coming = self._coming.get(digest)
+        if coming is None:
+            loop = asyncio.get_running_loop()
+            coming = loop.run_in_executor(self._disk, self.blobs.at_hand, [digest])
+            self._coming[digest] = coming
+            coming.add_done_callback(lambda done: self._came(digest, done))
+        await asyncio.wait({coming}, timeout=max(0.0, ends_s - CALL_S_MAX / 2 - _now_s()))
+        if not coming.done():
+            raise Unavailable(
+                "MODEL_COMING",
+                "this replica is fetching the model from the shared store; ask again",
+                retry_after_s=COMING_RETRY_S,
+            )
+        coming.result()
+
+    def _came(self, digest: str, done: asyncio.Future[None]) -> None:
+        """Whoever still waits is told of a fault; where nobody does, the next call fetches anew."""
+        del self._coming[digest]
+        if not done.cancelled():
+            done.exception()
+
     async def _may_read(self, digest: str) -> None:
         who = caller()
         if who.node:
+            await self.rounds.catch_up()
             allowed = self._is_ordered(who.node, digest)
         else:
             models = await self.database.read(job_store.models_of)
@@ -153,7 +207,21 @@ class TransferService(pb_grpc.TransferServicer):
                 receiving = Receiving(owner, header, messages, context)
                 with await self._traced(header.attempt_id, context):
                     durable, complete = await self._receive(receiving, first)
+                    if complete and header.attempt_id:
+                        await self._still_open(header)
         return _answer(durable, complete=complete)
+
+    async def _still_open(self, header: pb.UploadHeader) -> None:
+        """Whoever closed the attempt has dropped what there was of it then; this came later.
+
+        Raises:
+            TooLate: ATTEMPT_CLOSED.
+        """
+        try:
+            await self._owner(header)
+        except TooLate:
+            await self._in_thread(self.blobs.drop_update, header.attempt_id, header.digest)
+            raise
 
     async def _traced(
         self, attempt_id: str, context: Context
@@ -246,12 +314,15 @@ class TransferService(pb_grpc.TransferServicer):
                 # Its bytes may be folded and gone; nobody needs them again.
                 return attempt.attempt_id, True
             raise TooLate("ATTEMPT_CLOSED", f"attempt {attempt.attempt_id} is closed; it is booked")
-        if header.size > self._update_bytes_max(live):
+        if header.size > await self._update_bytes_max(live):
             raise Malformed("TOO_LARGE", "the update is larger than the model that it belongs to")
         return attempt.attempt_id, False
 
-    def _update_bytes_max(self, live: LiveJob) -> int:
-        return self.blobs.model(live.phase.course.initial).stat().st_size + UPDATE_BYTES_SLACK
+    async def _update_bytes_max(self, live: LiveJob) -> int:
+        initial = live.phase.course.initial
+        if self.blobs.has_model(initial):
+            return self.blobs.model_bytes(initial) + UPDATE_BYTES_SLACK
+        return await self._in_thread(self.blobs.model_bytes, initial) + UPDATE_BYTES_SLACK
 
     async def _in_thread(self, work: Callable[..., _T], *args: object) -> _T:
         """Run in a thread of ours; a caller that is cancelled still waits for its end."""

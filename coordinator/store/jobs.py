@@ -1,10 +1,10 @@
 """Jobs, their journals and their models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import Connection, Row, and_, func, or_, select, update
 
 from coordinator.rounds import events
 from coordinator.store.engines import insert
@@ -146,6 +146,31 @@ def history(connection: Connection, job_id: str) -> list[tuple[float, events.Eve
         .order_by(journal.c.seq)
     )
     return [(row.at, events.from_json(row.event)) for row in rows]
+
+
+def running(connection: Connection) -> frozenset[str]:
+    """Ids of the jobs that have not ended."""
+    return frozenset(connection.scalars(select(jobs.c.job_id).where(jobs.c.status == RUNNING)))
+
+
+def further(
+    connection: Connection, known: Mapping[str, int]
+) -> dict[str, list[tuple[float, events.Event]]]:
+    """The steps of some jobs from a `seq` on, in order; of those alone that have any.
+
+    Args:
+        known: job -> how many of its steps are known.
+    """
+    if not known:
+        return {}
+    after = (and_(journal.c.job_id == one, journal.c.seq >= seq) for one, seq in known.items())
+    found: dict[str, list[tuple[float, events.Event]]] = {}
+    rows = connection.execute(
+        select(journal).where(or_(*after)).order_by(journal.c.job_id, journal.c.seq)
+    )
+    for row in rows:
+        found.setdefault(row.job_id, []).append((row.at, events.from_json(row.event)))
+    return found
 
 
 def add_model(connection: Connection, record: ModelRecord) -> None:

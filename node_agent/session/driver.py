@@ -3,40 +3,34 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import grpc
 import structlog
 
 from node_agent import bandwidth
-from node_agent.admission import Admission, Decision, Refused, Reserved
+from node_agent.admission import Decision, Refused, Reserved
 from node_agent.failures import Failures
-from node_agent.launchers.base import Limits, StartWorker
 from node_agent.notes import CONNECTED_NOTE, REFUSED_NOTE
 from node_agent.orders import Order
+from node_agent.proxy import split_address
 from node_agent.session import commands as c
 from node_agent.session import events as e
 from node_agent.session.attempts import Agent, Phase
 from node_agent.session.delivery import Delivery
-from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.link import Link
 from node_agent.session.machine import step
 from node_agent.session.messages import message_of
 from node_agent.session.models import Models
+from node_agent.session.parts import Parts
 from node_agent.session.publication import Publication
 from node_agent.session.recovery import recover
 from node_agent.session.restorations import Restorations
-from node_agent.session.traces import AttemptTraces
 from node_agent.session.training import Training
 from node_agent.session.witness import Witness
-from node_agent.spool import Spool
-from node_agent.state import State
-from node_agent.steward import Steward
-from node_agent.tasks.registry import TaskInfo
 from node_agent.transfer import Transfers
+from node_agent.transfer_ways import Ways
 from protos import tracing
 from protos.errors import FeddpError
 from protos.failures import told
@@ -51,32 +45,6 @@ def steady_clock() -> Callable[[], float]:
     return lambda: offset_s + time.monotonic()
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a driver works with.
-
-    Attributes:
-        channel: to the coordinator at `address`, "host:port".
-        tasks: the installed tasks.
-        unavailable: data set -> why it cannot be used now, as the coordinator may know it.
-        traces: the spans of this process.
-    """
-
-    channel: grpc.aio.Channel
-    address: str
-    state: State
-    ledger: LedgerThread
-    steward: Steward
-    admission: Admission
-    spool: Spool
-    start_worker: StartWorker
-    logs: Path
-    limits: Limits
-    tasks: Callable[[], Mapping[str, TaskInfo]]
-    unavailable: Callable[[], Mapping[str, str]] = dict
-    traces: AttemptTraces = field(default_factory=AttemptTraces)
-
-
 class Driver:
     """One agent at work."""
 
@@ -89,6 +57,7 @@ class Driver:
             parts.spool,
             asyncio.sleep,
             bandwidth.Throttle(lambda: parts.steward.rules().policy.transfer),
+            Ways(parts.channel, split_address(parts.address)[0], parts.open_apart),
         )
         self._link = Link(
             parts.channel,
@@ -99,6 +68,7 @@ class Driver:
             refused=self.note_refused,
             traced=parts.traces.ordered,
             admits=lambda told: self._restorations.admits(told),
+            told_transfer=self._transfers.told,
         )
         self._restorations = Restorations(
             parts.state,

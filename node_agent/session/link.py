@@ -51,6 +51,7 @@ class Link:
         offer_model: takes the digest and the bytes of a small model that came with an order.
         refused: takes why the coordinator gives no session.
         traced: takes an attempt's id and where its order stands in a trace.
+        told_transfer: takes where the coordinator serves Transfer, too; empty for nowhere.
         admits: why a coordinator with these restorations is refused; None where it is not.
 
     Attributes:
@@ -70,6 +71,7 @@ class Link:
         refused: Callable[[FeddpError], None] = lambda _error: None,
         traced: Callable[[str, str], None] = lambda _attempt_id, _traceparent: None,
         admits: Callable[[Sequence[Epoch]], FeddpError | None] = lambda _epochs: None,
+        told_transfer: Callable[[str], None] = lambda _address: None,
     ) -> None:
         self.outbox: Outbox | None = None
         self.newest: Outbox | None = None
@@ -83,6 +85,7 @@ class Link:
         self._refused = refused
         self._traced = traced
         self._admits = admits
+        self._told_transfer = told_transfer
         self._refusal: FeddpError | None = None
         self._backoff = Backoff()
         self._enough = asyncio.Event()
@@ -217,6 +220,7 @@ class Link:
                     return
                 self.outbox = stream.outbox
                 stream.welcomed.set()
+                self._told_transfer(message.welcome.transfer_address)
                 self._backoff.reset()
                 self._complained = ("", 0.0)
                 interval_s = message.welcome.heartbeat_interval_s

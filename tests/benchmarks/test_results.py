@@ -71,7 +71,13 @@ def test_every_case_is_there_by_its_name() -> None:
     assert set(DEFAULT) == rounds | ledger | steps | {"start-4", "idle-4"}
     gateway = {"unary-passthrough", "unary-terminate", "upload-40ms"}
     gateway |= {"500-passthrough", "500-terminate"}
-    replicas = {"replicas-4x40KB", "replicas-4x100MB", "fleet-100", "fleet-1000"}
+    replicas = {
+        "replicas-4x40KB",
+        "replicas-4x100MB",
+        "transfer-4x100MB",
+        "fleet-100",
+        "fleet-1000",
+    }
     growth = {"4x40KB", "16x40KB", "4x40KB-postgresql", "4x100MB"}
     named = (
         {"null-64x100MB", "ledger-verify-1M", "restore-1gb"}

@@ -104,6 +104,14 @@ REPLICAS: Final[Values] = {
         "installation": {"secretName": "feddp-installation"},
     }
 }
+TRANSFER: Final[Values] = {
+    "coordinator": {
+        "hosts": {"transfer": "transfer.feddp.example"},
+        "autoscaling": {"enabled": True, "maxReplicas": 6},
+    }
+}
+"""Goes with REPLICAS."""
+
 BACKUP: Final[Values] = {
     "coordinator": {
         "backup": {
@@ -195,6 +203,12 @@ MATRIX: Final[dict[str, Values]] = {
     "object-store": merged(COORDINATOR, ISTIO, STORE),
     "replicas": merged(COORDINATOR, ISTIO, REPLICAS, WATCHED, {"istio": {"sidecar": True}}),
     "replicas-terminate": merged(COORDINATOR, TERMINATE, REPLICAS, BACKUP),
+    "transfer": merged(
+        COORDINATOR, ISTIO, REPLICAS, TRANSFER, WATCHED, {"istio": {"sidecar": True}}
+    ),
+    "transfer-terminate": merged(COORDINATOR, TERMINATE, REPLICAS, TRANSFER),
+    "transfer-gateway-api": merged(COORDINATOR, GATEWAY_API, REPLICAS, TRANSFER),
+    "transfer-without-istio": merged(COORDINATOR, CLIENTS, REPLICAS, TRANSFER),
     "without-istio": merged(COORDINATOR, CLIENTS, EXPOSED),
     "agent": merged({"coordinator": {"enabled": False}}, AGENT),
     "full-agent": merged({"coordinator": {"enabled": False}}, AGENT, FULL_AGENT),

@@ -4,13 +4,16 @@ from typing import Any
 
 from tests.charts.rendering import Object
 
+MANY = 9
+"""Of a StatefulSet whose autoscaler says how many there are."""
+
 
 def _replicated(found: list[Object]) -> list[tuple[Object, dict[str, str], dict[str, Any]]]:
     """(StatefulSet, its pods' labels, their spec) of each that has several pods."""
     return [
         (one, one["spec"]["template"]["metadata"]["labels"], one["spec"]["template"]["spec"])
         for one in found
-        if one["kind"] == "StatefulSet" and one["spec"]["replicas"] > 1
+        if one["kind"] == "StatefulSet" and one["spec"].get("replicas", MANY) > 1
     ]
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from coordinator.config import CoordinatorConfig, load_config
-from coordinator.server import DRAIN_S
+from coordinator.ports import DRAIN_S
 from tests.charts.rendering import (
     COORDINATOR,
     ISTIO,
@@ -67,6 +67,7 @@ def test_the_coordinator_takes_what_the_chart_writes(case: str, tmp_path: Path) 
         "nodes": server.port,
         "enrolment": server.enrollment_port,
         "health": server.health_port,
+        **({"transfer": server.transfer_port} if case.startswith("transfer") else {}),
     }
     assert (server.host, server.health_host) == ("0.0.0.0", "0.0.0.0")  # noqa: S104
     assert (storage.blob_dir, storage.pki_dir) == (FOLDER / "blobs", FOLDER / "pki")

@@ -50,14 +50,21 @@ def test_each_example_of_the_document_is_taken() -> None:
     """The first is a whole file; the others are over it, or a release of their own; a restore is
     over what makes backups."""
     first, *others = [yaml.safe_load(one) for one in EXAMPLES]
-    assert len(others) == 7
+    assert len(others) == 8
     assert len(EXAMPLES[0].splitlines()) == 9
     base: Values = merged(first)
     (backup,) = [one for one in others if "backup" in one.get("coordinator", {})]
     (restore,) = [one for one in others if "restore" in one.get("coordinator", {})]
     others.remove(restore)
+    (several,) = [one for one in others if "installation" in one.get("coordinator", {})]
     with_restore = merged(base, backup, restore)
-    alone = [merged(base, one) for one in others if "nodeAgent" not in one]
+    alone = [
+        merged(
+            base, several if "transfer" in one.get("coordinator", {}).get("hosts", {}) else {}, one
+        )
+        for one in others
+        if "nodeAgent" not in one
+    ]
     for values in (base, with_restore, *alone):
         assert objects(values)
     (agent,) = [one for one in others if "nodeAgent" in one]
@@ -135,12 +142,13 @@ def test_the_restore_of_the_document_is_the_charts_own() -> None:
     assert "restored" not in render(MATRIX["backup"])["templates/NOTES.txt"]
 
 
-def test_there_is_no_autoscaler_and_the_document_says_why() -> None:
+def test_there_is_no_autoscaler_without_transfer_and_the_document_says_why() -> None:
     """One that adds pods that stand by would only look like capacity."""
-    kinds = {one["kind"] for case in MATRIX for one in of(case)}
-    assert "HorizontalPodAutoscaler" not in kinds
-    assert "Nothing is gained by a HorizontalPodAutoscaler" in TEXT
-    assert "They carry no more than one does." in TEXT
+    for case in MATRIX:
+        kinds = {one["kind"] for one in of(case)}
+        assert ("HorizontalPodAutoscaler" in kinds) == case.startswith("transfer"), case
+    assert "Without it\n  nothing is gained by a HorizontalPodAutoscaler" in TEXT
+    assert "**They carry no more than one does**, but" in TEXT
 
 
 def test_several_coordinators_of_the_document_get_what_its_commands_make() -> None:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from benchmarks.postgresql import PostgreSql
-from coordinator.server import DRAIN_S
+from coordinator.ports import DRAIN_S
 from feddp.client import Client
 from feddp.demo.processes import choose_ports
 from feddp.profile import Profile

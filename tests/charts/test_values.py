@@ -24,6 +24,7 @@ from tests.charts.rendering import (
     STORE,
     TERMINATE,
     TOLD,
+    TRANSFER,
     Values,
     merged,
     objects,
@@ -120,6 +121,10 @@ BAD: dict[str, list[Any]] = {
     "coordinator.restore.revocationsConfigMap": ["Files", "/srv/r"],
     "coordinator.restore.withoutRevocations": ["yes"],
     "coordinator.restore.scratchSize": ["10", "10G"],
+    "coordinator.hosts.transfer": ["transfer_.example", "feddp.example:443"],
+    "coordinator.autoscaling.enabled": ["yes"],
+    "coordinator.autoscaling.maxReplicas": [1, 10, "5"],
+    "coordinator.autoscaling.cpuPercent": [9, 101, "70%"],
     "coordinator.storage.size": ["20", "20G", "0Gi", 20],
     "coordinator.storage.storageClass": ["Fast"],
     "coordinator.service.type": ["ExternalName", "clusterip"],
@@ -433,6 +438,22 @@ CLASHES: dict[str, tuple[Values, str]] = {
     "sidecar-and-terminate": (
         merged(COORDINATOR, TERMINATE, {"istio": {"sidecar": True}}),
         "for plain HTTP/2",
+    ),
+    "transfer-alone": (
+        merged(GOOD, {"coordinator": {"hosts": {"transfer": "transfer.feddp.example"}}}),
+        "as every pod serves from the store what another one has taken",
+    ),
+    "transfer-elsewhere": (
+        merged(GOOD, REPLICAS, {"coordinator": {"hosts": {"transfer": "other.example"}}}),
+        "must be a name under coordinator.hosts.coordinator",
+    ),
+    "autoscaling-without-transfer": (
+        merged(GOOD, REPLICAS, {"coordinator": {"autoscaling": {"enabled": True}}}),
+        "more of them carry no more",
+    ),
+    "autoscaling-to-no-more": (
+        merged(GOOD, REPLICAS, TRANSFER, {"coordinator": {"autoscaling": {"maxReplicas": 3}}}),
+        "must be above coordinator.replicas",
     ),
     "past-the-gateway": (
         merged(GOOD, {"coordinator": {"service": {"type": "LoadBalancer"}}}),

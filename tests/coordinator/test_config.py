@@ -164,6 +164,12 @@ def test_a_key_in_the_wrong_section_is_answered_with_the_right_one(tmp_path):
         ("federation: {aggregation_method: krum}", "one of fedprox"),
         ("federation: {node_silent_s: 10}", "must be above federation.heartbeat_interval_s"),
         ("server: {enrollment_port: 8443}", "server.port has the same port"),
+        ("server: {transfer_port: 8443}", "server.port has the same port"),
+        ("server: {transfer_address: 'localhost:8445'}", "give server.transfer_port too"),
+        (
+            "server: {transfer_port: 8445, transfer_address: 'inside.example:22'}",
+            "with the host of server.public_host, or a name under it",
+        ),
         ("server: {health_port: 8444}", "server.enrollment_port has the same port"),
         ("server: {ssl_cert: a.pem}", "go together"),
         ("server: {ssl_key: a.pem}", "go together"),

@@ -156,3 +156,41 @@ def test_check_tells_what_is_wrong_with_a_store(
     with pytest.raises(Unavailable, match=r"storage\.blob_endpoint") as gone:
         SharedBlobs(bucket, "http://127.0.0.1:9").check()
     assert "127.0.0.1" not in gone.value.message
+
+
+def test_a_replica_that_does_not_lead_keeps_what_nodes_may_ask_for_and_no_more(
+    replicas: list[BlobStore], tmp_path: Path
+) -> None:
+    """Its folder: not an update, which the leader reads from the store; not the beginning of one
+    whose attempt is over; no model that only another job once began with. The store keeps all."""
+    one, two = replicas
+    whole = upload(one, "attempt-1", DATA)
+    for owner in ("attempt-2", "attempt-3", "user.ada"):
+        appending = one.begin(owner, digest_of(LARGE), 0)
+        appending.write(LARGE[:10])
+        appending.keep()
+        appending.close()
+    used, spent = upload(one, "user.bob", DATA), upload(one, "user.bob", DATA[::-1])
+    one.keep_attempts({"attempt-2"})
+    assert one.received("attempt-2", digest_of(LARGE)) == (10, False)
+    assert one.received("attempt-3", digest_of(LARGE)) == (0, False)
+    assert one.received("user.ada", digest_of(LARGE)) == (10, False)
+    assert not list((tmp_path / "one/updates").iterdir())
+    assert two.update("attempt-1", whole).read_bytes() == DATA
+    assert one.models_beside({used}) == [spent]
+    assert one.drop_copy(spent)
+    assert (one.has_model(used), one.has_model(spent)) == (True, False)
+    assert one.model_bytes(spent) == len(DATA)
+    assert not one.has_model(spent), "its size is asked for, not its bytes"
+    assert one.model(spent).read_bytes() == DATA[::-1]
+
+
+def test_a_model_that_the_store_does_not_have_is_not_dropped(
+    replicas: list[BlobStore], tmp_path: Path
+) -> None:
+    """From before the installation had a shared store, say: the folder's copy is the only one."""
+    one, _ = replicas
+    digest = upload(BlobStore(tmp_path / "one"), "user.ada", DATA)
+    assert one.models_beside(()) == [digest]
+    assert not one.drop_copy(digest)
+    assert one.model(digest).read_bytes() == DATA

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,8 +44,15 @@ class FakeRounds:
     def __init__(self, initial: str) -> None:
         self.live = SimpleNamespace(phase=SimpleNamespace(course=SimpleNamespace(initial=initial)))
         self.received = ""
+        self.finds = self.closes_at = 0
+
+    async def catch_up(self) -> None:
+        return None
 
     async def find(self, attempt_id: str, node: str) -> tuple[Any, Any, Any]:
+        self.finds += 1
+        if self.finds == self.closes_at:
+            self.received = "another"
         if attempt_id not in ("a1", "b1"):
             raise NotFound("ATTEMPT_UNKNOWN", "no such attempt")
         state = AttemptState.RECEIVED if self.received else None
@@ -178,6 +186,57 @@ def test_a_replay_is_answered_and_takes_no_bytes(play: Callable[[Scene], None]) 
         with pytest.raises(grpc.RpcError) as caught:
             await bench.upload([header(digest="0" * 64)])
         assert from_rpc(caught.value).reason == "ATTEMPT_CLOSED"
+
+    play(scene)
+
+
+def test_an_update_that_is_whole_only_after_its_attempt_was_closed_is_dropped(
+    play: Callable[[Scene], None],
+) -> None:
+    """Whoever closed it has dropped what there was then, and would not come again."""
+
+    async def scene(bench: Bench) -> None:
+        bench.rounds.closes_at = 2
+        with pytest.raises(grpc.RpcError) as caught:
+            await bench.upload(whole())
+        assert from_rpc(caught.value).reason == "ATTEMPT_CLOSED"
+        assert bench.service.blobs.received("a1", DIGEST) == (0, False)
+
+    play(scene)
+
+
+def test_a_model_that_is_still_on_its_way_here_is_asked_for_again(
+    play: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fetched from the shared store once for all who ask; nobody's call runs out meanwhile."""
+
+    async def scene(bench: Bench) -> None:
+        blobs, arrived = bench.service.blobs, threading.Event()
+        digest = bench.rounds.live.phase.course.initial
+        path = blobs.model(digest)
+        aside = path.rename(path.with_name("aside"))
+        fetched: list[Any] = []
+
+        def at_hand(digests: Iterable[str]) -> None:
+            if path.exists():
+                return
+            fetched.append(list(digests))
+            arrived.wait(20)
+            aside.rename(path)
+
+        monkeypatch.setattr(blobs, "at_hand", at_hand)
+        monkeypatch.setattr(transfer, "CALL_S_MAX", 0.2)
+        request = pb.DownloadRequest(digest=digest, length=100)
+        for _ in range(2):
+            with pytest.raises(grpc.RpcError) as caught:
+                await anext(aiter(bench.stub.Download(request)))
+            found = from_rpc(caught.value)
+            assert (found.reason, found.retry_after_s) == ("MODEL_COMING", 0.5)
+        arrived.set()
+        monkeypatch.setattr(transfer, "CALL_S_MAX", 9.0)
+        received = await anext(aiter(bench.stub.Download(request)))
+        assert received.data == MODEL[:100]
+        assert fetched == [[digest]]
 
     play(scene)
 

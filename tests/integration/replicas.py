@@ -22,6 +22,7 @@ from tests.integration.federation import Federation, of_tree, wait_for
 REPLICAS: Final = ("replica-0", "replica-1", "replica-2")
 TCP_PROXY: Final = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
 OWN: Final = ("port", "enrollment_port", "health_port")
+MOVED: Final = 'feddp_transfer_bytes_total{direction="%s"} '
 
 
 class ReplicatedFederation(Federation):
@@ -86,6 +87,16 @@ class ReplicatedFederation(Federation):
     def leads(self, name: str) -> bool:
         """Whether this replica says that it leads."""
         return name in self._running and "feddp_leading 1.0" in self._text(name, "metrics")
+
+    def moved(self, name: str) -> tuple[int, int]:
+        """Bytes of models and updates that a replica says it has (sent, received)."""
+        lines = self._text(name, "metrics").splitlines()
+
+        def told(way: str) -> int:
+            found = [line for line in lines if line.startswith(MOVED % way)]
+            return sum(int(float(line.removeprefix(MOVED % way))) for line in found)
+
+        return told("sent"), told("received")
 
     def leader(self) -> str:
         """The replica that leads."""

@@ -21,6 +21,22 @@
     {{- fail "coordinator.storage.existingClaim is for one pod; leave it out where coordinator.replicas is above 1, and each gets a volume of its own." -}}
     {{- end -}}
   {{- end -}}
+  {{- if $c.hosts.transfer -}}
+    {{- if not (include "feddp.replicated" .) -}}
+    {{- fail "coordinator.hosts.transfer is for replicas: it needs coordinator.objectStore.url and coordinator.installation.secretName, as every pod serves from the store what another one has taken." -}}
+    {{- end -}}
+    {{- if not (hasSuffix (printf ".%s" $c.hosts.coordinator) $c.hosts.transfer) -}}
+    {{- fail "coordinator.hosts.transfer must be a name under coordinator.hosts.coordinator, such as transfer.HOST: nodes dial no other host on the coordinator's word." -}}
+    {{- end -}}
+  {{- end -}}
+  {{- if $c.autoscaling.enabled -}}
+    {{- if not $c.hosts.transfer -}}
+    {{- fail "coordinator.autoscaling.enabled needs coordinator.hosts.transfer: without it one pod serves everything, and more of them carry no more." -}}
+    {{- end -}}
+    {{- if le (int $c.autoscaling.maxReplicas) (int $c.replicas) -}}
+    {{- fail "coordinator.autoscaling.maxReplicas must be above coordinator.replicas, which is how many pods there are at least." -}}
+    {{- end -}}
+  {{- end -}}
   {{- if and $c.installation.secretName (eq $c.database.kind "sqlite") -}}
   {{- fail "coordinator.installation.secretName goes with coordinator.database.kind postgresql: the installation's people stand in the database that `feddp coordinator init` was given, which is no file in a pod." -}}
   {{- end -}}

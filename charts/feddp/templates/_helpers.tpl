@@ -9,6 +9,7 @@
 
 {{- define "feddp.coordinator" -}}{{ include "feddp.fullname" . }}-coordinator{{- end -}}
 {{- define "feddp.enrolment" -}}{{ include "feddp.fullname" . }}-enrolment{{- end -}}
+{{- define "feddp.transfer" -}}{{ include "feddp.fullname" . }}-transfer{{- end -}}
 {{- define "feddp.backup" -}}{{ include "feddp.fullname" . }}-backup{{- end -}}
 {{- define "feddp.agent" -}}{{ include "feddp.fullname" . }}-agent{{- end -}}
 
@@ -179,6 +180,7 @@ gateway.networking.k8s.io/gateway-name: {{ .name }}
 {{/* The port that nodes dial, and the one for joining. */}}
 {{- define "feddp.publicPort" -}}{{ ternary .Values.istio.gateway.port 8443 .Values.istio.enabled }}{{- end -}}
 {{- define "feddp.publicEnrolmentPort" -}}{{ ternary .Values.istio.gateway.port 8444 .Values.istio.enabled }}{{- end -}}
+{{- define "feddp.publicTransferPort" -}}{{ ternary .Values.istio.gateway.port 8445 .Values.istio.enabled }}{{- end -}}
 
 {{/* "true" where replicas can lead in turn: one store of models, one installation's keys for all. One pod
 is then made as many are, so that another number of them changes nothing else. */}}

@@ -391,8 +391,14 @@ class Welcome(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     SIGNED_FIELD_NUMBER: _builtins.int
     EPOCHS_FIELD_NUMBER: _builtins.int
+    TRANSFER_ADDRESS_FIELD_NUMBER: _builtins.int
     heartbeat_interval_s: _builtins.int
     """The most seconds between two heartbeats."""
+    transfer_address: _builtins.str
+    """"HOST:PORT" where Transfer is served too, by every replica: the host that the agent dials, or a
+    name under it. Agents of 0.1.0 do not know it, and use the connection of this stream; so does
+    one that does not reach it. Empty for nowhere else.
+    """
     @_builtins.property
     def closed(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptClosed]:
         """What became of those `open_attempts` that the coordinator has closed."""
@@ -419,10 +425,11 @@ class Welcome(_message.Message):
         limits: _abc.Iterable[Global___AccountLimit] | None = ...,
         signed: _abc.Iterable[Global___Signed] | None = ...,
         epochs: _abc.Iterable[_witness_pb2.CoordinatorEpoch] | None = ...,
+        transfer_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "epochs", b"epochs", "heartbeat_interval_s", b"heartbeat_interval_s", "limits", b"limits", "signed", b"signed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "epochs", b"epochs", "heartbeat_interval_s", b"heartbeat_interval_s", "limits", b"limits", "signed", b"signed", "transfer_address", b"transfer_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,6 +30,10 @@ class TransferStub(object):
     bounded time (10 s) and can be repeated from the byte that the receiver has made durable. Offsets,
     sizes and digests always count bytes as they are before compression. Initial metadata comes at
     once, also to a call that waits for its turn.
+
+    Served by whoever leads, and on server.transfer_port by every replica with the same rules; there
+    nodes ask the leader after any refusal. UNAVAILABLE (REGISTRY_UNREAD, DATABASE_UNREACHABLE,
+    STORE_UNREACHABLE) says that a replica cannot serve now.
     """
 
     def __init__(self, channel):
@@ -60,13 +64,18 @@ class TransferServicer(object):
     bounded time (10 s) and can be repeated from the byte that the receiver has made durable. Offsets,
     sizes and digests always count bytes as they are before compression. Initial metadata comes at
     once, also to a call that waits for its turn.
+
+    Served by whoever leads, and on server.transfer_port by every replica with the same rules; there
+    nodes ask the leader after any refusal. UNAVAILABLE (REGISTRY_UNREAD, DATABASE_UNREACHABLE,
+    STORE_UNREACHABLE) says that a replica cannot serve now.
     """
 
     def Download(self, request, context):
         """Called by nodes for the model of a round that they were ordered to train, by engineers for
         models of their project, and by operators and privacy officers for any. May end before `length` bytes; go on from there. Safe to retry.
         Errors: NOT_FOUND (BLOB_MISSING), PERMISSION_DENIED (NOT_ALLOWED),
-        INVALID_ARGUMENT (RANGE_INVALID), UNAVAILABLE (TRANSFERS_BUSY, with a delay).
+        INVALID_ARGUMENT (RANGE_INVALID), UNAVAILABLE (TRANSFERS_BUSY; MODEL_COMING,
+        the replica is fetching it from the shared store; both with a delay).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,6 +134,10 @@ class Transfer(object):
     bounded time (10 s) and can be repeated from the byte that the receiver has made durable. Offsets,
     sizes and digests always count bytes as they are before compression. Initial metadata comes at
     once, also to a call that waits for its turn.
+
+    Served by whoever leads, and on server.transfer_port by every replica with the same rules; there
+    nodes ask the leader after any refusal. UNAVAILABLE (REGISTRY_UNREAD, DATABASE_UNREACHABLE,
+    STORE_UNREACHABLE) says that a replica cannot serve now.
     """
 
     @staticmethod

@@ -31,6 +31,10 @@ class TransferStub:
     bounded time (10 s) and can be repeated from the byte that the receiver has made durable. Offsets,
     sizes and digests always count bytes as they are before compression. Initial metadata comes at
     once, also to a call that waits for its turn.
+
+    Served by whoever leads, and on server.transfer_port by every replica with the same rules; there
+    nodes ask the leader after any refusal. UNAVAILABLE (REGISTRY_UNREAD, DATABASE_UNREACHABLE,
+    STORE_UNREACHABLE) says that a replica cannot serve now.
     """
 
     @_typing.overload
@@ -41,7 +45,8 @@ class TransferStub:
     """Called by nodes for the model of a round that they were ordered to train, by engineers for
     models of their project, and by operators and privacy officers for any. May end before `length` bytes; go on from there. Safe to retry.
     Errors: NOT_FOUND (BLOB_MISSING), PERMISSION_DENIED (NOT_ALLOWED),
-    INVALID_ARGUMENT (RANGE_INVALID), UNAVAILABLE (TRANSFERS_BUSY, with a delay).
+    INVALID_ARGUMENT (RANGE_INVALID), UNAVAILABLE (TRANSFERS_BUSY; MODEL_COMING,
+    the replica is fetching it from the shared store; both with a delay).
     """
     Upload: _grpc.StreamUnaryMultiCallable[_transfer_pb2.UploadRequest, _transfer_pb2.UploadResponse]
     """Called by nodes for an update of an attempt of their own, and by engineers for a job's
@@ -64,6 +69,10 @@ class TransferAsyncStub(TransferStub):
     bounded time (10 s) and can be repeated from the byte that the receiver has made durable. Offsets,
     sizes and digests always count bytes as they are before compression. Initial metadata comes at
     once, also to a call that waits for its turn.
+
+    Served by whoever leads, and on server.transfer_port by every replica with the same rules; there
+    nodes ask the leader after any refusal. UNAVAILABLE (REGISTRY_UNREAD, DATABASE_UNREACHABLE,
+    STORE_UNREACHABLE) says that a replica cannot serve now.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -71,7 +80,8 @@ class TransferAsyncStub(TransferStub):
     """Called by nodes for the model of a round that they were ordered to train, by engineers for
     models of their project, and by operators and privacy officers for any. May end before `length` bytes; go on from there. Safe to retry.
     Errors: NOT_FOUND (BLOB_MISSING), PERMISSION_DENIED (NOT_ALLOWED),
-    INVALID_ARGUMENT (RANGE_INVALID), UNAVAILABLE (TRANSFERS_BUSY, with a delay).
+    INVALID_ARGUMENT (RANGE_INVALID), UNAVAILABLE (TRANSFERS_BUSY; MODEL_COMING,
+    the replica is fetching it from the shared store; both with a delay).
     """
     Upload: _aio.StreamUnaryMultiCallable[_transfer_pb2.UploadRequest, _transfer_pb2.UploadResponse]  # type: ignore[assignment]
     """Called by nodes for an update of an attempt of their own, and by engineers for a job's
@@ -93,6 +103,10 @@ class TransferServicer(metaclass=_abc_1.ABCMeta):
     bounded time (10 s) and can be repeated from the byte that the receiver has made durable. Offsets,
     sizes and digests always count bytes as they are before compression. Initial metadata comes at
     once, also to a call that waits for its turn.
+
+    Served by whoever leads, and on server.transfer_port by every replica with the same rules; there
+    nodes ask the leader after any refusal. UNAVAILABLE (REGISTRY_UNREAD, DATABASE_UNREACHABLE,
+    STORE_UNREACHABLE) says that a replica cannot serve now.
     """
 
     @_abc_1.abstractmethod
@@ -104,7 +118,8 @@ class TransferServicer(metaclass=_abc_1.ABCMeta):
         """Called by nodes for the model of a round that they were ordered to train, by engineers for
         models of their project, and by operators and privacy officers for any. May end before `length` bytes; go on from there. Safe to retry.
         Errors: NOT_FOUND (BLOB_MISSING), PERMISSION_DENIED (NOT_ALLOWED),
-        INVALID_ARGUMENT (RANGE_INVALID), UNAVAILABLE (TRANSFERS_BUSY, with a delay).
+        INVALID_ARGUMENT (RANGE_INVALID), UNAVAILABLE (TRANSFERS_BUSY; MODEL_COMING,
+        the replica is fetching it from the shared store; both with a delay).
         """
 
     @_abc_1.abstractmethod

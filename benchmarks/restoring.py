@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from benchmarks.ledger_verify import signed_ledger
 from benchmarks.measuring import TreeTrace
 from benchmarks.results import Result, result
-from coordinator.backup import backup
+from coordinator.backups.backup import backup
 from coordinator.installation import Installation, init
 from coordinator.store import jobs, ledger, people
 from coordinator.store.booking import Books

@@ -18,7 +18,7 @@ from coordinator.config import CoordinatorConfig, effects, load_config
 from coordinator.gateway_watch import state_of
 from coordinator.keyring import ledger_public_key
 from coordinator.pausing import said
-from coordinator.restore_marker import refuse_unfinished
+from coordinator.restoring.marker import refuse_unfinished
 from coordinator.server_certificate import read_pair
 from coordinator.shared_blobs import SharedBlobs
 from coordinator.store import backups, epochs, pauses, people, users

@@ -13,7 +13,7 @@ from certs.registry import CertificateRecord, admit
 from certs.spiffe import SpiffeId
 from coordinator.authz import Caller
 from coordinator.gateway import Metadata, forwarded_fingerprint, forwarded_fingerprints
-from coordinator.revocations import RevocationsFile
+from coordinator.restoring.revocations import RevocationsFile
 from coordinator.store import (
     certificates,
     epochs,

@@ -17,7 +17,7 @@ from certs.authority import Authority
 from certs.enrolment import spoken
 from certs.peer import Peer
 from coordinator.identities import Identities, quarantined
-from coordinator.lost_certificates import Lost, lost_of, shut_out, window_of
+from coordinator.restoring.lost_certificates import Lost, lost_of, shut_out, window_of
 from coordinator.sessions import Sessions
 from coordinator.store import joins
 from coordinator.store.database import Database

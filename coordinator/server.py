@@ -25,8 +25,8 @@ from coordinator.pausing import Pausing
 from coordinator.ports import DRAIN_S, bind, joined, server_behind
 from coordinator.quarantine import Quarantine
 from coordinator.replicas import Address, Forwarder
-from coordinator.restore_marker import refuse_unfinished
-from coordinator.revocations import RevocationsFile
+from coordinator.restoring.marker import refuse_unfinished
+from coordinator.restoring.revocations import RevocationsFile
 from coordinator.rounds.driver import Rounds
 from coordinator.rounds.effects import Effects
 from coordinator.rpc.diagnosis import DiagnosisService
@@ -300,7 +300,9 @@ class Coordinator:
     async def _alert(self) -> None:
         """Post what is wrong to the configured receiver."""
         # Most installations need none of it.
-        from coordinator import alert_facts, alert_watch, alert_webhook
+        from coordinator.alerts import facts as alert_facts
+        from coordinator.alerts import watch as alert_watch
+        from coordinator.alerts import webhook as alert_webhook
 
         monitoring = self.config.monitoring
         webhook = alert_webhook.Webhook(

@@ -96,7 +96,7 @@ def test_an_idle_agent_loads_none_of_the_heavy_libraries() -> None:
 def test_a_coordinator_starts_without_what_only_some_calls_need() -> None:
     """Its start is what every agent waits for; it loads the rest when somebody asks for it."""
     later = {"alembic", "mako", "jsonschema", "referencing", "dp_accounting", "scipy", "torch"}
-    later |= {"opentelemetry", "coordinator.alert_webhook"}
+    later |= {"opentelemetry", "coordinator.alerts.webhook"}
     loaded = loaded_by("coordinator serve", "feddp.logging, coordinator.server")
     assert loaded & (later | (UNUSED_WHILE_SERVING - {"ssl", "_ssl", "_hashlib"})) == set()
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from coordinator.alert_body import signature
-from coordinator.alert_conditions import Facts, Limits, NodeFact, WaitingJob, conditions
+from coordinator.alerts.body import signature
+from coordinator.alerts.conditions import Facts, Limits, NodeFact, WaitingJob, conditions
 from coordinator.config_surroundings import Monitoring
 from node_agent.tracing_config import TracingConfig
 from protos.tracing import ATTRIBUTES, NAMES

@@ -13,9 +13,9 @@ from feddp.cli.options import Json
 from feddp.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from coordinator.backup import Backup
-    from coordinator.backup_check import Checked
-    from coordinator.backup_folder import Kept
+    from coordinator.backups.backup import Backup
+    from coordinator.backups.check import Checked
+    from coordinator.backups.folder import Kept
 
 TOLD_MAX = 20
 KEEP_DEFAULT = 7
@@ -62,7 +62,7 @@ def backup(
     and the oldest beyond --keep removed once the new one is known to be sound; exit code 1 if
     something that the tables name was missing.
     """
-    from coordinator.backup import read_password
+    from coordinator.backups.backup import read_password
     from protos.errors import Malformed
 
     if [out, out_dir, verify].count(None) != 2:
@@ -75,7 +75,7 @@ def backup(
         raise Malformed("USAGE", "--keep goes with --out-dir DIR, the folder that it empties")
     password = read_password(password_file) if password_file is not None else None
     if out_dir is not None:
-        from coordinator.backup_folder import backup_into
+        from coordinator.backups.folder import backup_into
 
         with Progress("bytes") as progress:
             kept = backup_into(
@@ -89,14 +89,14 @@ def backup(
             )
         _show_kept(kept, as_json)
     elif out is not None:
-        from coordinator.backup import backup as write_backup
+        from coordinator.backups.backup import backup as write_backup
 
         path = config_path(config, folder)
         with Progress("bytes") as progress:
             made = write_backup(path, out, keys=keys, password=password, progress=progress.told)
         _show_made(made, as_json)
     elif verify is not None:
-        from coordinator.backup_check import check
+        from coordinator.backups.check import check
 
         with Progress("bytes") as progress:
             found = check(verify, password, progress.told)

@@ -10,7 +10,7 @@ from feddp.cli.options import Json
 from feddp.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from coordinator.restore import Restored
+    from coordinator.restoring.restore import Restored
 
 JOBS_TOLD_MAX = 20
 NODES_TOLD_MAX = 20
@@ -65,8 +65,8 @@ def restore(
     paused, and a signed epoch tells the nodes, which hand in what the backup lacks. Stop every
     process of the old coordinator first, and never start it again.
     """
-    from coordinator.backup import read_password
-    from coordinator.restore import restore as restore_to
+    from coordinator.backups.backup import read_password
+    from coordinator.restoring.restore import restore as restore_to
     from protos.errors import Malformed
 
     if bool(revocations) == without_revocations:

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.postgresql import PostgreSql
 from benchmarks.s3_server import S3Server
 from coordinator.keyring import ledger_key
-from coordinator.revocations import RevocationsFile
+from coordinator.restoring.revocations import RevocationsFile
 from coordinator.store import epochs, pauses, people, standings
 from coordinator.store.database import Database
 from feddp.client import Client

@@ -8,10 +8,10 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from coordinator.backup import backup
+from coordinator.backups.backup import backup
 from coordinator.installation import Installation, init
 from coordinator.keyring import ledger_key
-from coordinator.restore import Restored, restore
+from coordinator.restoring.restore import Restored, restore
 from coordinator.rounds import events
 from coordinator.rounds.live import job_to_json
 from coordinator.store import booking, checkpoints, jobs

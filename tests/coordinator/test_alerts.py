@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from coordinator import alert_webhook
-from coordinator.alert_body import ALARMS_MAX, Told, body, changes
-from coordinator.alert_conditions import (
+from coordinator.alerts import webhook as alert_webhook
+from coordinator.alerts.body import ALARMS_MAX, Told, body, changes
+from coordinator.alerts.conditions import (
     Alarm,
     Facts,
     Limits,
@@ -23,8 +23,8 @@ from coordinator.alert_conditions import (
     WaitingJob,
     conditions,
 )
-from coordinator.alert_watch import PAUSE_S, AlertWatch
-from coordinator.alert_webhook import NotTaken, Webhook
+from coordinator.alerts.watch import PAUSE_S, AlertWatch
+from coordinator.alerts.webhook import NotTaken, Webhook
 from tests.https_receiver import Receiver, https_receiver
 
 

@@ -15,9 +15,9 @@ import pytest
 
 from certs import sealing
 from certs.sealing import CHUNK_BYTES, Opener
-from coordinator import backup as backup_module
-from coordinator.backup import backup, read_password
-from coordinator.backup_check import check
+from coordinator.backups import backup as backup_module
+from coordinator.backups.backup import backup, read_password
+from coordinator.backups.check import check
 from coordinator.installation import Installation, init
 from coordinator.rounds import events
 from coordinator.rounds.live import job_to_json

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from certs import sealing
-from coordinator import backup as backup_module
-from coordinator.backup_check import check
-from coordinator.backup_folder import LOCK, Kept, backup_into
+from coordinator.backups import backup as backup_module
+from coordinator.backups.check import check
+from coordinator.backups.folder import LOCK, Kept, backup_into
 from coordinator.installation import Installation
 from coordinator.store import backups
 from protos.errors import Conflict, FeddpError, Malformed, NotFound, WrongPhase

@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from benchmarks.postgresql import PostgreSql
 from coordinator import gateway_certificate
-from coordinator.backup import backup
+from coordinator.backups.backup import backup
 from coordinator.check import check
 from coordinator.installation import Installation, init
 from coordinator.store import pauses

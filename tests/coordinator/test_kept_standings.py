@@ -14,8 +14,8 @@ from certs import sealing
 from certs.enrolment import new_ledger_key, public_bytes_of
 from coordinator.identities import Identities
 from coordinator.keyring import ledger_key
-from coordinator.revocations import Kept, RevocationsFile, read
-from coordinator.standings import newest, sign
+from coordinator.restoring.revocations import Kept, RevocationsFile, read
+from coordinator.restoring.standings import newest, sign
 from coordinator.store import joins, people, standings
 from coordinator.store.database import Database
 from coordinator.store.schema import nodes

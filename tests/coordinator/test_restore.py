@@ -15,13 +15,13 @@ from benchmarks.postgresql import PostgreSql
 from benchmarks.s3_server import S3Server
 from certs import sealing
 from certs.spiffe import SpiffeId
-from coordinator import restore_marker
-from coordinator.backup import backup
-from coordinator.backup_extract import Places
+from coordinator.backups.backup import backup
+from coordinator.backups.extract import Places
 from coordinator.blobs import BlobStore
 from coordinator.check import check
 from coordinator.installation import init
 from coordinator.keyring import ledger_public_key
+from coordinator.restoring import marker
 from coordinator.rounds.live import job_from_json, plan_of, replay
 from coordinator.rounds.phases import AttemptState
 from coordinator.server import serve
@@ -348,8 +348,8 @@ def told(_count, share):
     if share >= float(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[3] == "placed":
-    from coordinator import restore_marker
-    restore_marker.take_away = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+    from coordinator.restoring import marker
+    marker.take_away = lambda _: os.kill(os.getpid(), signal.SIGKILL)
     told = lambda _count, _share: None
 restored(Path(sys.argv[1]), Path(sys.argv[2]), progress=told)
 """
@@ -366,7 +366,7 @@ def test_a_restore_that_is_killed_is_served_by_nobody_and_done_again(
     if where == "0.2":
         assert not folder.exists()
     else:
-        assert (folder / restore_marker.FILE).exists()
+        assert (folder / marker.FILE).exists()
         with pytest.raises(WrongPhase, match="run `feddp coordinator restore` into it again"):
             serve(folder / "coordinator.yaml")
         storage = {"database_url": url_of(folder), "pki_dir": str(folder / "pki")}

@@ -17,7 +17,7 @@ from certs.spiffe import SpiffeId
 from coordinator.check import check
 from coordinator.identities import Identities
 from coordinator.keyring import ledger_key, ledger_public_key
-from coordinator.revocations import RevocationsFile, read
+from coordinator.restoring.revocations import RevocationsFile, read
 from coordinator.store import certificates, users
 from coordinator.store import revocations as store
 from coordinator.store.database import Database

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.backup import backup
+from coordinator.backups.backup import backup
 from coordinator.installation import init
 from coordinator.store.database import newest_revision
 from tests.deploy.versions import commands, next_release, script, version_folder, way_back

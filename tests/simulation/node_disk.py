@@ -32,6 +32,7 @@ class NodeDisk:
         self.mandates, self.approvals = self.state.mandates, self.state.approvals
         self.accounts_kept, self.payers = self.state.accounts_kept, self.state.payers
         self.coordinator_limits = self.state.coordinator_limits
+        self.memory, self.ledger = self.state.memory, self.state.ledger
 
     def reserve(
         self, order: Order, filter_: Filter, purpose: Purpose = "training", source: str = ""

@@ -60,7 +60,7 @@ class Desk:
         ]
 
     @contextlib.contextmanager
-    def _at(self, path: Path, account: str) -> Iterator[Any]:
+    def _at(self, path: Path, account: str, *, to_write: bool = False) -> Iterator[Any]:
         node = self._world.nodes[path.name]
         yield raising._here(node.disk_.state, node.steward, node.name, account)
 

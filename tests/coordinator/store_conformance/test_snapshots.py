@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from coordinator.snapshots import snapshot
+from coordinator.backups.snapshots import snapshot
 from coordinator.store import backups, booking, ledger, pauses
 from coordinator.store.database import Database, newest_revision
 from coordinator.store.schema import metadata, nodes

@@ -12,7 +12,7 @@ from typing import IO, Any, Self
 
 from blake3 import blake3
 
-from coordinator.backup_names import MANIFEST, digest_in
+from coordinator.backups.names import MANIFEST, digest_in
 from protos.content import CHUNK_BYTES
 
 Progress = Callable[[int, float], None]

@@ -12,12 +12,12 @@ import yaml
 from sqlalchemy import Connection, inspect, select
 
 from certs.profile_folder import BUNDLE, CHAIN, DESCRIPTION, KEY, NEXT_KEY
-from coordinator.backup_check import Checked
-from coordinator.backup_extract import Places
+from coordinator.backups.check import Checked
+from coordinator.backups.extract import Places
 from coordinator.config import CoordinatorConfig, config_from
 from coordinator.installation import CONFIG_FILE
 from coordinator.keyring import ledger_public_key
-from coordinator.restore_marker import FILE, LOCK
+from coordinator.restoring.marker import FILE, LOCK
 from coordinator.store.database import Database, tables_fault
 from coordinator.store.diagnosis import sqlite_file
 from coordinator.store.engines import is_sqlite

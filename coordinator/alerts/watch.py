@@ -12,9 +12,9 @@ from typing import Final
 
 import structlog
 
-from coordinator.alert_body import Told, body, changes
-from coordinator.alert_conditions import Facts, Limits, conditions
-from coordinator.alert_webhook import NotTaken, Webhook
+from coordinator.alerts.body import Told, body, changes
+from coordinator.alerts.conditions import Facts, Limits, conditions
+from coordinator.alerts.webhook import NotTaken, Webhook
 from coordinator.config_surroundings import Monitoring
 
 log = structlog.get_logger(__name__)

@@ -1,4 +1,4 @@
-"""What is wrong now, as somebody must be told: pure, from facts that `alert_watch` has gathered.
+"""What is wrong now, as somebody must be told: pure, from facts that `watch` has gathered.
 
 Nothing here comes from records: names of nodes, accounts and jobs, ledgers' states, and times.
 """

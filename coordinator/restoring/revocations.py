@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from certs.enrolment import public_bytes_of
 from certs.spiffe import SpiffeId
-from coordinator.standings import SignedStanding, newest, sign
+from coordinator.restoring.standings import SignedStanding, newest, sign
 from coordinator.store.revocations import Revocation
 from coordinator.store.standings import NodeStanding
 from protos.content import sync_directory

@@ -9,9 +9,9 @@ from typing import IO, Final
 
 from blake3 import blake3
 
-from coordinator import backup_names as names
-from coordinator.backup_archive import Progress
-from coordinator.backup_check import Checked, opened
+from coordinator.backups import names
+from coordinator.backups.archive import Progress
+from coordinator.backups.check import Checked, opened
 from coordinator.blobs import UPDATES as UPDATES_FOLDER
 from coordinator.shared_blobs import SharedBlobs
 from protos.content import CHUNK_BYTES, beside_of, is_digest, naming, sync_directory

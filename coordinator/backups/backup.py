@@ -20,8 +20,8 @@ from sqlalchemy.engine import make_url
 
 from certs.sealing import Sealer
 from coordinator.alone import alone
-from coordinator.backup_archive import Archive, Moved, Progress, json_bytes
-from coordinator.backup_names import (
+from coordinator.backups.archive import Archive, Moved, Progress, json_bytes
+from coordinator.backups.names import (
     CONFIG,
     DATABASE,
     FORMAT,
@@ -32,11 +32,11 @@ from coordinator.backup_names import (
     digest_in,
     named_blobs,
 )
+from coordinator.backups.snapshots import snapshot
 from coordinator.blobs import UPDATES as UPDATES_FOLDER
 from coordinator.config import CoordinatorConfig, load_config
 from coordinator.keyring import ledger_public_key
 from coordinator.shared_blobs import SharedBlobs
-from coordinator.snapshots import snapshot
 from coordinator.store import backups
 from coordinator.store.database import Database, newest_revision
 from coordinator.store.diagnosis import fault

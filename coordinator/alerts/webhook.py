@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from coordinator.alert_body import SIGNATURE, signature
+from coordinator.alerts.body import SIGNATURE, signature
 
 CALL_TIMEOUT_S: Final = 10.0
 """For connecting, and for each byte of the answer."""

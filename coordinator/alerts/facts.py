@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
-from coordinator.alert_conditions import Facts, NodeFact, WaitingJob
+from coordinator.alerts.conditions import Facts, NodeFact, WaitingJob
 from coordinator.identities import Identities
 from coordinator.rounds.driver import Rounds
 from coordinator.rounds.live import LiveJob

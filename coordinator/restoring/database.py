@@ -12,13 +12,13 @@ from pathlib import Path
 from sqlalchemy import Connection, func, inspect, select, text
 
 from certs.authority import Authority
+from coordinator.backups.snapshots import copy_rows
 from coordinator.config import CoordinatorConfig
 from coordinator.installation import OPERATOR, issue_operator
 from coordinator.keyring import ledger_key
-from coordinator.restore_target import PROFILE, Target, refuse_rows
-from coordinator.restored import Changes, settle
-from coordinator.revocations import Kept
-from coordinator.snapshots import copy_rows
+from coordinator.restoring.restored import Changes, settle
+from coordinator.restoring.revocations import Kept
+from coordinator.restoring.target import PROFILE, Target, refuse_rows
 from coordinator.store import epochs, revocations, users
 from coordinator.store.certificates import revoked_identities
 from coordinator.store.database import MIGRATING, Database

@@ -15,8 +15,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from certs.sealing import MAGIC, Opener, is_sealed
-from coordinator import backup_names as names
-from coordinator.backup_archive import Progress
+from coordinator.backups import names
+from coordinator.backups.archive import Progress
 from coordinator.store import certificates, checkpoints, ledger, people
 from coordinator.store.damage import damaged
 from coordinator.store.database import Database, newest_revision

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from coordinator.alert_conditions import Alarm
+from coordinator.alerts.conditions import Alarm
 
 ALARMS_MAX: Final = 500
 """In one body; how many more there are is said."""

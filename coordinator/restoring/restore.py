@@ -2,7 +2,7 @@
 
 The backup is read twice: first all of it is checked, and nothing is written; then its files are
 written where they belong, and last the database appears there, in one step. Until then a mark lies
-in the folder (`restore_marker`): nobody serves from there, and another restore begins anew.
+in the folder (`marker`): nobody serves from there, and another restore begins anew.
 """
 
 import contextlib
@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from coordinator import restore_marker, revocations
-from coordinator.backup_archive import Progress
-from coordinator.backup_check import Checked, check
-from coordinator.backup_extract import extract
+from coordinator.backups.archive import Progress
+from coordinator.backups.check import Checked, check
+from coordinator.backups.extract import extract
 from coordinator.config import load_config
 from coordinator.installation import CONFIG_FILE
 from coordinator.keyring import ledger_public_key
-from coordinator.restore_database import fill
-from coordinator.restore_marker import Mark
-from coordinator.restore_target import Target, target_of
-from coordinator.restored import Changes
+from coordinator.restoring import marker, revocations
+from coordinator.restoring.database import fill
+from coordinator.restoring.marker import Mark
+from coordinator.restoring.restored import Changes
+from coordinator.restoring.target import Target, target_of
 from coordinator.shared_blobs import SharedBlobs
 from coordinator.store import pauses
 from coordinator.store.database import Database, newest_revision
@@ -96,34 +96,34 @@ def restore(
     ledger = bytes.fromhex(str(found.format.get("ledger_public_key", "")))
     known = revocations.read(revoked or (), ledger, found.trust_domain)
     if dry_run:
-        if restore_marker.left(folder) is not None:
-            restore_marker.refuse_unfinished(folder / CONFIG_FILE)
+        if marker.left(folder) is not None:
+            marker.refuse_unfinished(folder / CONFIG_FILE)
         target = target_of(folder, found, database_url, os.environ)
         kind, count = _kind(target), len(known.revocations)
         return Restored(folder, found, kind, target.with_keys, revocations=count)
     is_new = not folder.exists()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        with restore_marker.only_one(folder):
+        with marker.only_one(folder):
             # 3. What a restore that was killed has left is finished, or taken away.
-            if (left := restore_marker.left(folder)) is not None:
+            if (left := marker.left(folder)) is not None:
                 if (whole := _whole(folder, left, found)) is not None:
-                    restore_marker.take_away(folder)
+                    marker.take_away(folder)
                     return whole
-                restore_marker.clear(left.made)
-                restore_marker.take_away(folder)
+                marker.clear(left.made)
+                marker.take_away(folder)
             # 4. Nothing is there that would be written over.
             target = target_of(folder, found, database_url, os.environ)
             mark = Mark(time.time(), target.made(found))
-            restore_marker.put(folder, mark)
+            marker.put(folder, mark)
             # 5. Its files, then its tables; or nothing of it.
             with contextlib.ExitStack() as undo:
-                undo.callback(restore_marker.take_away, folder)
-                undo.callback(restore_marker.clear, mark.made)
+                undo.callback(marker.take_away, folder)
+                undo.callback(marker.clear, mark.made)
                 restored = _write(file, password, found, target, known, mark, progress)
                 undo.pop_all()
-            restore_marker.clear(target.working())
-            restore_marker.take_away(folder)
+            marker.clear(target.working())
+            marker.take_away(folder)
             return restored
     finally:
         if is_new:
@@ -164,7 +164,7 @@ def _whole(folder: Path, mark: Mark, found: Checked) -> Restored | None:
             return None
     finally:
         database.close()
-    restore_marker.clear(target.working())
+    marker.clear(target.working())
     return Restored(folder, found, _kind(target), keys=False, finished=True)
 
 

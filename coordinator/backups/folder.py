@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from coordinator.alone import alone
-from coordinator.backup import Backup, backup
-from coordinator.backup_archive import Progress
-from coordinator.backup_check import Checked, check
+from coordinator.backups.archive import Progress
+from coordinator.backups.backup import Backup, backup
+from coordinator.backups.check import Checked, check
 from protos.content import beside_of, sync_directory
 from protos.errors import Conflict, Malformed, NotFound, WrongPhase
 

@@ -1,0 +1,1 @@
+"""Alerts by webhook: what is wrong now, and whom it is told."""

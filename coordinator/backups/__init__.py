@@ -1,0 +1,1 @@
+"""A whole coordinator in one file: written, read again, checked."""

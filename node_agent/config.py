@@ -62,6 +62,11 @@ class Folder:
         return self.root / "state.db"
 
     @property
+    def former(self) -> Path:
+        """The former coordinator's own part, while the node moves to another one."""
+        return self.root / "former"
+
+    @property
     def spool(self) -> Path:
         """Models that came in, updates that wait to go out."""
         return self.root / "spool"

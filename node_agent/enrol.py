@@ -50,6 +50,7 @@ from node_agent.identity import (
     load_identity,
     settle,
 )
+from node_agent.installation import require_not_moving
 from node_agent.kept_name import NOT_USED_UP, USED_UP, for_another, kept_name
 from node_agent.proxy import OPTION, ProxyConfig, Route, route_to
 from node_agent.renewal import pending_key
@@ -138,7 +139,7 @@ def join(
         Malformed: TOKEN_FOR_ANOTHER_NODE, the folder keeps another one's ledger; LEDGER_INVALID.
         NotAllowed: JOIN_REJECTED, LEDGER_KEY_CHANGED, LEDGER_KEY_OF_ANOTHER, NODE_DISABLED;
             OTHER_USER.
-        WrongPhase: JOIN_PENDING.
+        WrongPhase: JOIN_PENDING, MOVE_CUT_SHORT.
         Unauthenticated: TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_USED.
         Unavailable: UNREACHABLE.
     """
@@ -147,6 +148,8 @@ def join(
         stored_pem(new_key(), encrypted=True)  # says what is wrong before anything is made
     folder = Folder(path.absolute())
     require_access(folder.root)
+    if moving is None:
+        require_not_moving(folder)
     former = None if moving is not None else _former(folder, again)
     settings = _settings(folder, proxy)
     route = route_to(

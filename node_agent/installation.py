@@ -9,7 +9,7 @@ from typing import Final
 
 from node_agent.config import AgentConfig, Folder, load_config
 from node_agent.identity import Identity, load_identity
-from protos.errors import Conflict, Limited, Malformed
+from protos.errors import Conflict, Limited, Malformed, WrongPhase
 
 LOCK_TRIES: Final = 10
 LOCK_WAIT_S: Final = 0.1
@@ -21,7 +21,9 @@ def read_folder(folder: Folder) -> tuple[AgentConfig, Identity]:
     Raises:
         NotFound: NOT_JOINED.
         Malformed: CONFIG_INVALID, IDENTITY_INVALID, IDENTITY_MISMATCH.
+        WrongPhase: MOVE_CUT_SHORT.
     """
+    require_not_moving(folder)
     config, identity = load_config(folder), load_identity(folder.identity)
     if (config.node, config.trust_domain) != (identity.node, identity.spiffe_id.trust_domain):
         raise Malformed(
@@ -30,6 +32,21 @@ def read_folder(folder: Folder) -> tuple[AgentConfig, Identity]:
             f"certificate for {identity.spiffe_id}; restore the one that does not belong here",
         )
     return config, identity
+
+
+def require_not_moving(folder: Folder) -> None:
+    """No move to another coordinator was cut short while it changed this folder.
+
+    Raises:
+        WrongPhase: MOVE_CUT_SHORT.
+    """
+    if folder.former.is_dir():
+        raise WrongPhase(
+            "MOVE_CUT_SHORT",
+            f"a move of {folder.root} to another coordinator was cut short; end it by the same "
+            "command with the same token, `feddp agent move TOKEN`, which goes on, or puts the "
+            "former coordinator's part back if it is refused",
+        )
 
 
 def require_writable(folder: Folder) -> None:

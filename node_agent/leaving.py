@@ -31,9 +31,6 @@ from node_agent.whose import require_access
 from protos.content import sync_directory, write_durable
 from protos.errors import Conflict, FeddpError, Malformed
 
-FORMER: Final = "former"
-"""The coordinator's own part of a folder, set aside while the node moves; gone when it has."""
-
 _GIVEN: Final = (KEY, NEXT_KEY, CHAIN, BUNDLE)
 """In DIR/identity; the ledger's key is not among them."""
 
@@ -177,7 +174,7 @@ def move(
             if error.reason == "TOKEN_FOR_ANOTHER_NODE":
                 raise _for_another(folder, identity.node) from None
             raise
-        shutil.rmtree(folder.root / FORMER)
+        shutil.rmtree(folder.former)
         for one in folder.identity.glob(_WAITING):
             one.unlink()
         _remove(folder.spool)
@@ -218,7 +215,7 @@ def _let_go(folder: Folder, identity: Identity) -> Path:
 
 
 def _set_aside(folder: Folder) -> None:
-    former = folder.root / FORMER
+    former = folder.former
     former.mkdir(mode=0o700)
     for name in (NEXT_KEY, KEY, BUNDLE, CHAIN):  # the certificate last: `_put_back` looks for it
         with contextlib.suppress(FileNotFoundError):
@@ -233,7 +230,7 @@ def _put_back(folder: Folder, waiting: Path) -> None:
     Args:
         waiting: where a key goes that was made meanwhile.
     """
-    former = folder.root / FORMER
+    former = folder.former
     if not former.is_dir():
         return
     # The certificate is set aside last: with it there, a key in its place is the new one.

@@ -16,6 +16,7 @@ from node_agent.datasets import DataSetSpec
 from node_agent.headers import WrongHeader, check_header
 from node_agent.identity import Identity
 from node_agent.installation import is_locked, read_folder
+from node_agent.ledger_files import Kept, kept_ledger
 from node_agent.notes import (
     CONNECTED_NOTE,
     LEFT_NOTE,
@@ -144,8 +145,7 @@ def status(path: Path) -> dict[str, Any]:
 
 
 def files_alone(rules: Rules) -> dict[str, Any]:
-    """What `status` says of the steward's files, of a folder that has not joined and so has no
-    ledger, which is None here."""
+    """What `status` says of the steward's files; the ledger is None here."""
     return {
         "rules": {"ok": True, "message": ""},
         "data_sets": [_data_set(one, rules) for one in rules.data_sets],
@@ -153,6 +153,30 @@ def files_alone(rules: Rules) -> dict[str, Any]:
         "accounts": _accounts("", rules, [], {}, {}),
         "ledger": None,
     }
+
+
+def files_and_kept_ledger(rules: Rules, folder: Folder) -> dict[str, Any]:
+    """The same of a folder that is with no coordinator, with its ledger if it has left one."""
+    answer = files_alone(rules)
+    owner = kept_ledger(folder)
+    if owner is None:
+        return answer
+    with reading(folder, owner) as state:
+        kept = state.ledger.accounts()
+        guarantees = {one.account: state.epsilon_guarantee(one) for one in kept}
+        for spec, one in zip(rules.data_sets, answer["data_sets"], strict=True):
+            one["moved"] = state.payers.moved(spec)
+            one["message"] = one["moved"] or one["message"]
+        return answer | {
+            "rules": _kept(rules, state) or answer["rules"],
+            "accounts": _accounts(owner.node, rules, kept, _raises(state), guarantees),
+            "ledger": _verified(state, kept, owner)
+            | {
+                "missing": "",
+                "older": state.older,
+                "rolled_back": state.notes.read(ROLLED_BACK_NOTE),
+            },
+        }
 
 
 def _overlaps(rules: Rules) -> list[dict[str, Any]]:
@@ -193,7 +217,7 @@ def _data_set(spec: DataSetSpec, rules: Rules) -> dict[str, Any]:
     }
 
 
-def _verified(state: State, kept: list[KeptAccount], identity: Identity) -> dict[str, Any]:
+def _verified(state: State, kept: list[KeptAccount], identity: Identity | Kept) -> dict[str, Any]:
     entries = state.ledger.entries()
     filters = {one.account: one.filter(one.epsilon_limit_highest) for one in kept}
     found = verify(entries, filters, {identity.node: identity.ledger_public_key})

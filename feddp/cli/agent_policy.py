@@ -9,7 +9,7 @@ import typer
 from feddp.cli import output
 from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
-from feddp.cli.policy_faults import asking_said, starts_said, verdict_of
+from feddp.cli.policy_faults import asking_said, projects_said, starts_said, verdict_of
 
 if TYPE_CHECKING:
     from node_agent.explaining import Said
@@ -33,7 +33,7 @@ def check(folder: Folder, as_json: Json = False) -> None:
     leave the exit code at 0; so is a policy by which nobody may ask.
     """
     from node_agent.config import Folder as AgentFolder
-    from node_agent.status import files_alone, status
+    from node_agent.status import files_alone, files_and_kept_ledger, status
     from node_agent.steward import checked_rules
     from node_agent.whose import seen_as_another
     from protos.errors import NotAllowed, NotFound
@@ -45,12 +45,12 @@ def check(folder: Folder, as_json: Json = False) -> None:
     except NotFound as error:
         if error.reason != "NOT_JOINED":
             raise
-        found = files_alone(rules)
+        found = files_and_kept_ledger(rules, AgentFolder(folder.absolute()))
     except NotAllowed as error:
         if error.reason != "OTHER_USER":
             raise
         found, unread = files_alone(rules), error.message
-    asked = asking_said(rules.policy.who_may_ask)
+    asked = [asking_said(rules.policy.who_may_ask), *projects_said(rules.policy)]
     said = verdict_of(found, unread, seen_as_another(folder), asked=asked)
     starts = [text for text in map(starts_said, found["accounts"]) if text]
     counts = {"accounts": len(rules.policy.accounts), "data_sets": len(rules.data_sets)}

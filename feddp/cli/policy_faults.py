@@ -1,6 +1,7 @@
 """What `feddp agent policy check` makes of an agent's status: for what orders are refused, and what
 else a steward should know. It finds nothing itself, so that both commands say the same."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from feddp.cli.budget import STAGES
 
 if TYPE_CHECKING:
     from node_agent.asking import AskingPolicy
+    from node_agent.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +30,25 @@ class Verdict:
 
 
 def verdict_of(
-    found: Mapping[str, Any], unread: str = "", as_another: str = "", *, asked: str = ""
+    found: Mapping[str, Any],
+    unread: str = "",
+    as_another: str = "",
+    *,
+    asked: Sequence[str] = (),
 ) -> Verdict:
     """Of an agent's status, as `node_agent` gives it; its ledger is None where it has none yet.
 
     Args:
         unread: why the ledger could not be read, where there may be one.
         as_another: what follows from a data set's fault, seen by another user than the agent's.
-        asked: that nobody may ask for work, see `asking_said`; empty where somebody may.
+        asked: warnings about who may ask for work: `asking_said`, `projects_said`; empty ones count
+            for nothing.
     """
     from node_agent.allowed import DO
 
     accounts, data_sets, ledger = found["accounts"], found["data_sets"], found["ledger"]
     refused: list[str] = []
-    warnings: list[str] = [asked] if asked else []
+    warnings: list[str] = [one for one in asked if one]
     notes: list[str] = []
     if not found["rules"]["ok"]:
         refused.append(found["rules"]["message"])
@@ -100,6 +107,23 @@ def asking_said(policy: "AskingPolicy") -> str:
         "way than the coordinator), or write `unsigned: allow` there to take what the coordinator "
         "sends"
     )
+
+
+def projects_said(policy: "Policy") -> list[str]:
+    """Limits of projects that no pinned engineer has, so that nobody can order under them."""
+    if policy.who_may_ask.unsigned == "allow":
+        return []
+    known = sorted({name for one in policy.who_may_ask.engineers for name in one.projects})
+    found = []
+    for account in policy.accounts:
+        for name in sorted({*account.epsilon_per_project} - {*known}):
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f": did you mean {near[0]}?" if near else ""
+            found.append(
+                f"account {account.name}: epsilon_per_project names project {name}, of which "
+                f"who_may_ask pins no engineer, and so limits nothing{hint}"
+            )
+    return found
 
 
 def starts_said(account: Mapping[str, Any]) -> str:

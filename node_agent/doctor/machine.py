@@ -103,7 +103,7 @@ def check_gpu() -> Check:
     """What graphics processors there are; none is needed."""
     try:
         ran = _child(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"])
-    except FileNotFoundError:
+    except OSError:  # also where a folder of PATH may not be entered
         return Check("gpu", "ok", "none found (no nvidia-smi); the installed tasks need none")
     if ran is None or ran.returncode != 0:
         do = "the driver does not answer; the installed tasks train without it"

@@ -745,3 +745,19 @@ def test_the_command_wants_a_folder_or_a_token(site: Site) -> None:
     assert (code, "--dir DIR" in err) == (2, True)
     code, out, err = command("--token", "x", "--proxy", f"http://{SECRET}@proxy:1")
     assert (code, "s3cret" in out + err) == (2, False)
+
+
+@pytest.mark.parametrize("place", ["not-entered", "a-file"])
+def test_a_place_of_the_path_that_cannot_be_looked_into_is_no_fault_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """As for a service's user with root's PATH: the other checks go on."""
+    (tmp_path / "a-file").touch()
+
+    def refuse(_command: Any) -> Any:
+        raise PermissionError(13, "Permission denied", "nvidia-smi")
+
+    if place == "not-entered":  # root may enter any folder
+        monkeypatch.setattr(machine, "_child", refuse)
+    monkeypatch.setenv("PATH", str(tmp_path / place))
+    assert machine.check_gpu().result == "ok"

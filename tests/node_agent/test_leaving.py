@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from certs.authority import Authority
 from certs.tokens import JoinToken, new_secret
 from feddp.cli.app import app
-from node_agent import leaving
+from node_agent import enrol, leaving
 from node_agent.config import Folder
 from node_agent.enrol import Moving
 from node_agent.identity import load_identity
@@ -217,6 +217,12 @@ def test_a_move_that_was_cut_short_can_be_done_again(
         patch.setattr(leaving, "write_durable", maybe(leaving.write_durable))
         with pytest.raises(Cut):
             move(token, agent.root)
+    if (agent.root / "former").is_dir():  # every other command says what ends that
+        for look in (status, lambda path: enrol.join(token, path)):
+            with pytest.raises(WrongPhase) as caught:
+                look(agent.root)
+            assert caught.value.reason == "MOVE_CUT_SHORT"
+            assert "feddp agent move TOKEN" in caught.value.message
     again = joining(monkeypatch, Unavailable("UNREACHABLE", "the answer was lost"), makes=True)
     with pytest.raises(Unavailable):
         move(token, agent.root)

@@ -14,6 +14,7 @@ from certs.enrolment import load_ledger_key
 from feddp.cli.app import app
 from node_agent.config import Folder
 from node_agent.installation import locked
+from node_agent.leaving import leave
 from node_agent.state import State
 from node_agent.status import status
 from privacy.filters import make_filter
@@ -252,3 +253,32 @@ def test_a_file_with_many_faults_tells_the_first_of_them(folder: Folder) -> None
     assert "1000 faults, the first 20: (1) key withdrawn.0" in told
     assert "(20) key withdrawn.19" in told
     assert "(21)" not in told
+
+
+def test_a_folder_that_has_left_is_checked_by_the_ledger_that_it_kept(spent: Folder) -> None:
+    """Who comes back is held to what was spent before."""
+    leave(spent.root)
+    code, answer, _ = check(spent)
+    assert (code, answer["notes"]) == (0, [])
+    write(spent, {**ACCOUNT, "epsilon_limit": 0.5})
+    code, answer, _ = check(spent)
+    assert code == 1
+    assert any("patients" in one for one in answer["refused"])
+
+
+def test_a_limit_of_a_project_that_nobody_is_of_is_warned_of(folder: Folder) -> None:
+    """It is a name that was written wrong: nobody could order under it, and the right one's jobs
+    are bounded by nothing."""
+    policy = yaml.safe_load(folder.policy_yaml.read_text())
+    engineer = {"name": "ana", "public_key": "ab" * 32, "projects": ["default", "lung"]}
+    policy["who_may_ask"] = {"engineers": [engineer]}
+    policy["accounts"] = [{**ACCOUNT, "epsilon_per_project": {"defalut": 1.0, "lung": 1.0}}]
+    folder.policy_yaml.write_text(yaml.safe_dump(policy))
+    code, answer, _ = check(folder)
+    assert code == 0
+    (said,) = [one for one in answer["warnings"] if "epsilon_per_project" in one]
+    assert "names project defalut" in said
+    assert "did you mean default?" in said
+    policy["who_may_ask"]["unsigned"] = "allow"  # orders of any project may come
+    folder.policy_yaml.write_text(yaml.safe_dump(policy))
+    assert not [one for one in check(folder)[1]["warnings"] if "epsilon_per_project" in one]

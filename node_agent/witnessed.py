@@ -158,6 +158,8 @@ class Witnessed:
                 " kind = excluded.kind",
                 (name, said.kind),
             )
+            # It is this coordinator's after all: the node had left it, and came back.
+            self._connection.execute("DELETE FROM elsewhere WHERE attempt_id = ?", (name,))
         self._move(head)
         self._disputes.end_left_out(account, head.seq)
         return None

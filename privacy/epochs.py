@@ -169,6 +169,8 @@ def epochs_fault(epochs: Sequence[Epoch], public_key: bytes) -> str:
             return f"epoch {number} does not follow the one before it"
         if before is not None and one.restored_at_s <= before.restored_at_s:
             return f"epoch {number} is not later than the one before it"
+        if before is not None and not _goes_on(before, one):
+            return f"epoch {number} is of a backup that holds less than epoch {before.number} found"
         if not is_signed(public_key, one.canonical(), one.signature):
             return (
                 f"epoch {number} is not signed by the coordinator's ledger key "
@@ -176,6 +178,14 @@ def epochs_fault(epochs: Sequence[Epoch], public_key: bytes) -> str:
             )
         before = one
     return ""
+
+
+def _goes_on(before: Epoch, one: Epoch) -> bool:
+    """Whether a backup of what was restored by `before` may hold what `one` says: every checkpoint
+    that was there stays there."""
+    if one.checkpoint_number == before.checkpoint_number:
+        return one.checkpoint_hash == before.checkpoint_hash
+    return one.checkpoint_number > before.checkpoint_number
 
 
 def _form_fault(one: Epoch) -> str:

@@ -307,3 +307,22 @@ def test_a_newer_backup_that_was_rewritten_is_found_after_an_older_one_as_well(
     bench.look(monkeypatch)
     assert "names another checkpoint 3" in bench.state.disputes.all()[0].text
     assert found(bench, exported(bench), file_of(bench)) != []
+
+
+def test_a_node_that_came_back_hands_in_what_it_released_here_before(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had moved away meanwhile: what it finds in this chain again is of this coordinator, and
+    not of another one."""
+    bench.back_up()
+    bench.book(2, first=ENTRIES)
+    bench.look(monkeypatch)
+    spent = bench.own_units()
+    bench.state.witnessed.begin_anew()  # at another coordinator
+    bench.state.witnessed.begin_anew()  # and back
+    bench.look(monkeypatch)
+    bench.put_back()
+    assert bench.posted_units() < spent
+    bench.look(monkeypatch)
+    assert bench.posted_units() == spent == bench.own_units()
+    assert bench.state.disputes.all() == []

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from certs.enrolment import public_bytes_of
 from node_agent.epochs_seen import AHEAD_S_MAX, meet
 from privacy.epochs import Epoch, epochs_fault, sign_epoch
+from privacy.heads import Checkpoint
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 PUBLIC = public_bytes_of(KEY)
@@ -80,6 +81,21 @@ def test_the_bytes_of_an_epoch_are_those_of_the_document() -> None:
         b'{"backup_made_at_s":900,"checkpoint_hash":"ef","checkpoint_number":0,"heads_root":"ab",'
         b'"number":2,"prev_hash":"cd","restored_at_s":1000}'
     )
+
+
+def test_a_later_restoration_holds_every_checkpoint_that_the_one_before_found() -> None:
+    """A coordinator that says otherwise would have its nodes forget what lies between."""
+    at = [Checkpoint(number, "0" * 64, str(number) * 64) for number in (1, 2)]
+    other = Checkpoint(2, "0" * 64, "3" * 64)
+
+    def line(first: Checkpoint | None, second: Checkpoint | None) -> list[Epoch]:
+        one = sign_epoch(KEY, None, first, (), restored_at_s=1000, backup_made_at_s=900)
+        return [one, sign_epoch(KEY, one, second, (), restored_at_s=2000, backup_made_at_s=1900)]
+
+    for first, second in ((None, None), (None, at[0]), (at[0], at[0]), (at[0], at[1])):
+        assert epochs_fault(line(first, second), PUBLIC) == ""
+    for first, second in ((at[1], at[0]), (at[0], None), (at[1], other)):
+        assert "holds less" in epochs_fault(line(first, second), PUBLIC)
 
 
 def test_restorations_in_the_order_of_their_dates_alone_are_a_history() -> None:

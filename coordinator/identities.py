@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import structlog
@@ -20,12 +21,13 @@ from coordinator.store import (
     people,
     registry,
     revocations,
+    signals,
     standings,
     users,
 )
 from coordinator.store.database import Database
 from privacy.epochs import Epoch
-from protos.errors import NotAllowed, Unauthenticated, Unavailable
+from protos.errors import FeddpError, NotAllowed, Unauthenticated, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -90,6 +92,8 @@ class Identities:
         async with self._reloading:
             await self._reload()
             self._believed_until_s = math.inf
+            with suppress(FeddpError):  # the other replicas look by themselves
+                await self._database.read(signals.announce)
             if self._revocations is not None:
                 await self._keep_revocations(self._revocations)
 

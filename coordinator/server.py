@@ -126,6 +126,7 @@ class Coordinator:
             self.identities,
             self._certificate,
             self.blobs,
+            storage.database_url,
         )
         self._health = HealthServer(
             server.health_host, server.health_port, self._ready, self.metrics.registry

@@ -1,13 +1,15 @@
 """The port on which every replica serves the bytes of models and updates, whether it leads or not.
 
-A replica that does not lead answers from what it reads: the journal at each call, and once a second
-who may call. What it takes whole is in the shared store before it says so. It decides nothing, and
-what it cannot know it leaves to whoever leads: it refuses as unavailable, and the node asks there.
+A replica that does not lead answers from what it reads: the journal at each call, and who may call
+as soon as the database signals a change, and each second in any case. What it takes whole is in the
+shared store before it says so. It decides nothing, and what it cannot know it leaves to whoever
+leads: it refuses as unavailable, and the node asks there.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,6 +23,7 @@ from coordinator.ports import DRAIN_S, bind, server_behind
 from coordinator.rpc.gate import Gate
 from coordinator.rpc.transfer import Jobs, TransferService
 from coordinator.server_certificate import ServerCertificate
+from coordinator.store.signals import listen
 from protos.errors import FeddpError
 from protos.frames import add_transfer
 
@@ -41,6 +44,7 @@ class TransferPort:
 
     Args:
         port: 0 for none; then every method does nothing.
+        database_url: whose signals are listened to.
         service: the one that the main port serves as well, so that calls of one upload meet.
         followed: the rounds that `service` has until this replica leads.
     """
@@ -53,6 +57,8 @@ class TransferPort:
     identities: Identities
     certificate: ServerCertificate
     blobs: BlobStore
+    database_url: str
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _server: grpc.aio.Server | None = None
     _following: list[asyncio.Task[None]] = field(default_factory=list)
     _nowhere_else: set[str] = field(default_factory=set)
@@ -76,8 +82,9 @@ class TransferPort:
         if self.service.rounds is self.followed:
             # Apart: to look after files may take long, and who may call is not to wait for it.
             self._following = [
-                asyncio.create_task(self._forever(self.identities.follow, LOOK_S)),
-                asyncio.create_task(self._forever(self._tidy, TIDY_S)),
+                asyncio.create_task(listen(self.database_url, self._changed)),
+                asyncio.create_task(self._forever(self._follow, LOOK_S, self._changed)),
+                asyncio.create_task(self._forever(self._tidy, TIDY_S, asyncio.Event())),
             ]
         log.info("transfer_served", port=self.port)
 
@@ -98,7 +105,13 @@ class TransferPort:
         await asyncio.gather(*self._following, return_exceptions=True)
         self._following = []
 
-    async def _forever(self, work: Callable[[], Awaitable[None]], every_s: float) -> None:
+    async def _follow(self) -> None:
+        self._changed.clear()  # before it is read: what changes meanwhile is read once more
+        await self.identities.follow()
+
+    async def _forever(
+        self, work: Callable[[], Awaitable[None]], every_s: float, sooner: asyncio.Event
+    ) -> None:
         while True:
             try:
                 await work()
@@ -106,7 +119,9 @@ class TransferPort:
                 self._complain(error.reason)
             except Exception:
                 log.exception("follower_failed")
-            await asyncio.sleep(every_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(every_s):
+                    await sooner.wait()
 
     async def _tidy(self) -> None:
         """Files of the certificate first: whoever does not lead shows it, too."""

@@ -1,0 +1,59 @@
+"""That something has changed, told to the other replicas at once by PostgreSQL's LISTEN and NOTIFY.
+
+A signal makes a look come sooner, and nothing depends on it: whoever waits for one looks from time
+to time as well, so that a signal that is lost costs that time and lets nobody in. On SQLite there
+is nobody to tell.
+"""
+
+import asyncio
+from typing import Final
+
+import structlog
+from sqlalchemy import Connection, text
+from sqlalchemy.engine import make_url
+
+from coordinator.store.engines import WAIT_S, is_sqlite
+
+log = structlog.get_logger(__name__)
+
+CHANNEL: Final = "feddp_who_may_call"
+
+AGAIN_S: Final = 5.0
+"""Between two tries to listen."""
+
+
+def announce(connection: Connection) -> None:
+    """Tell every listener, once this transaction has committed."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(_NOTIFY, {"channel": CHANNEL})
+
+
+_NOTIFY: Final = text("SELECT pg_notify(:channel, '')")
+
+
+async def listen(url: str, told: asyncio.Event) -> None:
+    """Set `told` at each announcement, for ever, over a connection of its own.
+
+    It is also set whenever listening begins: what was announced before that is not heard.
+
+    Args:
+        url: as SQLAlchemy has it; returns at once for SQLite.
+    """
+    if is_sqlite(url):
+        return
+    import psycopg
+
+    address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    while True:
+        try:
+            connection = await psycopg.AsyncConnection.connect(
+                address, autocommit=True, connect_timeout=WAIT_S, application_name="feddp"
+            )
+            async with connection:
+                await connection.execute(f"LISTEN {CHANNEL}")
+                told.set()
+                async for _ in connection.notifies():
+                    told.set()
+        except (psycopg.Error, OSError) as error:
+            log.info("signals_not_heard", fault=type(error).__name__)
+        await asyncio.sleep(AGAIN_S)

@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -25,7 +25,7 @@ from node_agent.doctor.tls import check_tls, clock_by_certificate
 from node_agent.doctor.traces import check_traces
 from node_agent.identity import Identity
 from node_agent.installation import read_folder
-from node_agent.proxy import ProxyConfig, Route, route_to
+from node_agent.proxy import OPTION, ProxyConfig, Route, route_to
 
 HOLD_S_DEFAULT: Final = 20.0
 HOLD_S_MAX: Final = 540.0
@@ -69,6 +69,8 @@ def joining(token: str, proxy: ProxyConfig | None) -> Patient:
     """
     parsed = JoinToken.parse(token)
     route = route_to(parsed.address, proxy or ProxyConfig(), Path.cwd(), os.environ)
+    if proxy is not None and route.source == "agent.yaml":  # there is none yet
+        route = replace(route, source=OPTION)
     return Patient(route, parsed.root_pem)
 
 

@@ -38,12 +38,19 @@ class ProxyAnswer:
     Attributes:
         date_s: by its Date header, seconds since the epoch; None without one.
         page: where it leads to in place of a tunnel; empty where it does not.
+        has_page: it sent one in the place of a tunnel.
     """
 
     status: int
     schemes: tuple[str, ...]
     date_s: float | None
     page: str = ""
+    has_page: bool = False
+
+    @property
+    def is_way(self) -> bool:
+        """Whether it has opened the way."""
+        return self.status == 200 and not self.has_page
 
 
 def check_network(route: Route) -> tuple[list[Check], bool, float | None]:
@@ -63,7 +70,7 @@ def check_network(route: Route) -> tuple[list[Check], bool, float | None]:
         later = NAMES[NAMES.index(blocked.check.name) + 1 :]
         return [*checks, *skipped("the way ends before", *later)], False, None
     checks.append(_proxy_check(route, answer))
-    return checks, answer.status == 200, answer.date_s
+    return checks, answer.is_way, answer.date_s
 
 
 def connect(route: Route) -> socket.socket:
@@ -76,7 +83,7 @@ def connect(route: Route) -> socket.socket:
     if route.proxy:
         try:
             answer = _asked(connection, route)
-            if answer.status != 200:
+            if not answer.is_way:
                 raise Blocked(_proxy_check(route, answer))
         except Blocked:
             connection.close()
@@ -209,13 +216,18 @@ def _read_head(head: str) -> ProxyAnswer | None:
     except ValueError:
         date_s = None
     place = next((value for name, value in fields if name == "location"), "")
-    return ProxyAnswer(int(words[1]), schemes, date_s, place[:PLACE_CHARS_MAX])
+    # A proxy that opened the way sends neither (RFC 9110, 9.3.6); a login page does.
+    has_page = any(
+        name == "transfer-encoding" or (name == "content-length" and value.strip("0"))
+        for name, value in fields
+    ) or any(name == "content-type" and "html" in value.lower() for name, value in fields)
+    return ProxyAnswer(int(words[1]), schemes, date_s, place[:PLACE_CHARS_MAX], has_page)
 
 
 def _proxy_check(route: Route, answer: ProxyAnswer) -> Check:
     asked = f"{route.proxy} answers {answer.status} to CONNECT {route.address}"
     match answer.status:
-        case 200:
+        case 200 if answer.is_way:
             do = "" if route.source == "agent.yaml" else _OF_SHELL.format(route.source)
             return Check("proxy", "ok", f"{asked}: reached {route.said()}", do)
         case 407 if answer.schemes and "basic" not in map(str.lower, answer.schemes):
@@ -234,7 +246,7 @@ def _proxy_check(route: Route, answer: ProxyAnswer) -> Check:
                 if route.source == OPTION
                 else "as `credentials_file` under `proxy` in agent.yaml"
             )
-        case 511 | 301 | 302 | 303 | 307 | 308:
+        case 200 | 511 | 301 | 302 | 303 | 307 | 308:
             where = f" and leads to {ascii(answer.page)[1:-1]}" if answer.page else ""
             found = f"that is no proxy's answer: a login page (captive portal) stands there{where}"
             do = (

@@ -259,6 +259,8 @@ def test_a_proxy_that_wants_more_than_basic_is_named(site: Site) -> None:
         ("504 Gateway Timeout", "cannot reach"),
         ("511 Network Authentication Required", "a login page (captive portal) stands there"),
         ("302 Found\r\nLocation: http://login.example/", "and leads to http://login.example/"),
+        ("200 OK\r\nContent-Type: text/html; charset=utf-8", "a login page (captive portal)"),
+        ("200 OK\r\nContent-Length: 12", "a login page (captive portal)"),
     ],
 )
 def test_a_refusing_proxy_is_told_from_one_that_cannot_go_on(

@@ -185,12 +185,16 @@ def redeem(connection: Connection, secret_hash: str, key_digest: str, now_s: flo
         .outerjoin(quarantines, quarantines.c.node == tokens.c.node)
         .where(tokens.c.secret_hash == secret_hash)
     ).one_or_none()
-    again = "ask the coordinator's operator for a new one: `feddp node token NAME`"
+    ask = "ask the coordinator's operator for a new one: `feddp node token"
+    again = f"{ask} NAME`"
     if row is None:
         of_a_person = select(invitations.c.name).where(invitations.c.secret_hash == secret_hash)
         if connection.execute(of_a_person).one_or_none() is not None:
             raise of_other_kind("user")
         raise Unauthenticated("TOKEN_INVALID", f"the coordinator does not know this token; {again}")
+    again = f"{ask} {row.node}`"
+    if row.ledger_public_key:  # it has joined before
+        again += ", with --rejoin while its certificate is valid"
     if row.status == "disabled":
         raise NotAllowed(
             "NODE_DISABLED",

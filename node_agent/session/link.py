@@ -304,13 +304,21 @@ _ADVICE: Final = {
     "is the name, the firewall, the proxy, this machine's clock, a TLS inspection or the "
     "coordinator",
     "node_shut_out": "the agent goes on trying; ask the coordinator's operator, who may send a new "
-    "token: `feddp agent join TOKEN --again`",
+    "token: then stop the agent, `feddp agent join TOKEN --again`, and start it",
     "identity_in_use": "the agent goes on trying; if another machine has a copy of this folder, "
     "stop one of the two",
     "coordinator_refused": "the agent goes on trying; tell the coordinator's operator",
     "session_refused": "the agent goes on trying; compare the versions of agent and coordinator",
 }
 
+
+_SHUT_OUT: Final = {
+    "NODE_DISABLED": "the agent goes on trying, and comes back by itself; ask the coordinator's "
+    "operator why, and for `feddp node enable NAME`",
+    "NODE_QUARANTINED": "the agent goes on trying, and comes back by itself; tell the "
+    "coordinator's operator whether there is a second copy of this folder; `feddp node release "
+    "NAME` ends it",
+}
 
 _PLAIN: Final = {
     "proxy returned response code 407": "the proxy wants credentials, or does not take those that "
@@ -331,7 +339,7 @@ def _advice(event: str, error: FeddpError) -> str:
     plain = (do for words, do in _PLAIN.items() if words in error.message)
     if event == "coordinator_unreachable" and (do := next(plain, "")):
         return f"the agent goes on trying; {do}"
-    return _ADVICE[event]
+    return _SHUT_OUT.get(error.reason, _ADVICE[event])
 
 
 async def _first(*waits: Awaitable[Any]) -> None:

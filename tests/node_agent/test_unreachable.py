@@ -12,7 +12,9 @@ from structlog.testing import capture_logs
 from certs.authority import Authority
 from node_agent.identity import Identity, load_identity
 from node_agent.proxy import Route
+from node_agent.session import link
 from node_agent.session.link import Link
+from protos.errors import NotAllowed
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
 from tests.node_agent.proxies import ConnectProxy
 from tests.node_agent.test_doctor import OldCoordinator
@@ -32,9 +34,9 @@ def said(identity: Identity, route: Route) -> str:
         credentials = identity.credentials()
         options = route.options()
         async with grpc.aio.secure_channel(route.address, credentials, options) as channel:
-            link = Link(channel, route.address, lambda _: None, lambda: 0.0, once)
+            tried = Link(channel, route.address, lambda _: None, lambda: 0.0, once)
             with pytest.raises(Enough):
-                await link.run()
+                await tried.run()
 
     with capture_logs() as logs:
         asyncio.run(work())
@@ -94,3 +96,22 @@ def test_where_nothing_is_known_the_clock_is_among_what_it_may_be(site: Site) ->
     do = said(site.identity, Route(site.address))
     assert "this machine's clock" in do
     assert "TLS inspection" in do
+
+
+@pytest.mark.parametrize(
+    ("reason", "do"),
+    [
+        (
+            "NODE_DISABLED",
+            "comes back by itself; ask the coordinator's operator why, and for `feddp node enable",
+        ),
+        ("NODE_QUARANTINED", "`feddp node release NAME` ends it"),
+        (
+            "CERTIFICATE_REVOKED",
+            "then stop the agent, `feddp agent join TOKEN --again`, and start it",
+        ),
+    ],
+)
+def test_a_node_that_is_shut_out_is_told_what_lets_it_in_again(reason: str, do: str) -> None:
+    """No token can be made for a disabled node, and the other two need none, or no agent beside."""
+    assert do in link._advice("node_shut_out", NotAllowed(reason, "it is shut out"))

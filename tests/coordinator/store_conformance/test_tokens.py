@@ -38,6 +38,7 @@ def test_the_same_key_may_redeem_again_for_fifteen_minutes(database: Database) -
     with pytest.raises(Unauthenticated) as caught:
         database.write_now(lambda c: people.redeem(c, "s", "key", 11.0 + people.REPLY_LOST_S))
     assert caught.value.reason == "TOKEN_USED"
+    assert f"`feddp node token {NODE}`, with --rejoin while" in caught.value.message
 
 
 @pytest.mark.parametrize(

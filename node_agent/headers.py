@@ -15,13 +15,24 @@ __all__ = ["HEADER_BYTES", "WrongHeader", "check_header"]
 
 
 def check_header(spec: DataSetSpec) -> None:
-    """Check that every declared column stands in the source once. No row is looked at.
+    """Check that every declared column stands in the source once, and the opt-out list. No row is
+    looked at.
 
     Raises:
-        WrongHeader: SOURCE_MISSING, SOURCE_UNREADABLE, SCHEMA_MISMATCH or OPT_OUT_UNREADABLE.
+        WrongHeader: SOURCE_MISSING, SOURCE_UNREADABLE, SCHEMA_MISMATCH or OPT_OUT_UNREADABLE; of
+            several faults the first one's, with all of them in its sentence.
     """
+    found: list[WrongHeader] = []
+    for check in (_check_columns, check_opt_out):
+        try:
+            check(spec)
+        except WrongHeader as error:
+            found.append(error)
+    if found:
+        raise WrongHeader(found[0].reason, "; ".join(map(str, found)))
+
+
+def _check_columns(spec: DataSetSpec) -> None:
     names = source_of(spec).names()
-    fault = column_fault(spec.source, names, spec.declared_columns)
-    if fault:
+    if fault := column_fault(spec.source, names, spec.declared_columns):
         raise WrongHeader("SCHEMA_MISMATCH", fault)
-    check_opt_out(spec)

@@ -36,10 +36,11 @@ class Source(Protocol):
 
 
 def column_fault(place: Path | str, names: list[str], declared: Collection[str]) -> str:
-    """The first declared column that does not stand in the header once; empty where all do."""
-    for name in sorted(declared):
-        times = names.count(name)
-        if times != 1:
-            what = "is missing" if times == 0 else f"stands {times} times"
-            return f"column {name!r} {what} in {place}"
-    return ""
+    """Declared columns that do not stand in the header once; empty where all do."""
+    times = {name: names.count(name) for name in sorted(declared)}
+    found = [
+        f"column {name!r} {'is missing' if count == 0 else f'stands {count} times'}"
+        for name, count in times.items()
+        if count != 1
+    ]
+    return f"{', '.join(found)} in {place}" if found else ""

@@ -61,3 +61,21 @@ def test_a_header_of_any_length_is_read_whole(tmp_path: Path, width: int, rows: 
         path.write_bytes(b"patient_id,age," + name + rows)
         with pytest.raises(WrongHeader, match="column 'disease' is missing"):
             check_header(spec_of(path))
+
+
+def test_all_that_is_wrong_with_a_source_is_told_at_once(tmp_path: Path) -> None:
+    """Each missing column, and the opt-out list beside a source that is missing itself."""
+    path = tmp_path / "train.csv"
+    path.write_text("age,id,id\n")
+    spec = data_set(source=str(path), opt_out=str(tmp_path / "gone.txt"))
+    with pytest.raises(WrongHeader) as caught:
+        check_header(spec)
+    assert caught.value.reason == "SCHEMA_MISMATCH"
+    said = str(caught.value)
+    assert "column 'disease' is missing, column 'patient_id' is missing in" in said
+    assert "gone.txt" in said
+    path.unlink()
+    with pytest.raises(WrongHeader) as caught:
+        check_header(spec)
+    assert caught.value.reason == "SOURCE_MISSING"
+    assert "gone.txt" in str(caught.value)

@@ -1,9 +1,15 @@
 """`python -m tests.histories MODE FIRST LAST`: plays seeds FIRST to LAST, tells what is wrong."""
 
 import argparse
+import logging
+import os
 import sys
 import time
 from collections import Counter
+
+import structlog
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported: calls do break here
 
 from tests.histories.seeds import MODES, play_all
 
@@ -21,6 +27,7 @@ def main() -> int:
     parser.add_argument("first", type=int)
     parser.add_argument("last", type=int)
     options = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     began_s, endings, wrong = time.monotonic(), Counter[str](), list[int]()
     for played in play_all(options.mode, range(options.first, options.last + 1)):
         endings[played.ending] += 1

@@ -50,9 +50,13 @@ def _broken_at(world: World, node: Node) -> Iterator[str]:
     for said, _ in world.said_there(node):
         there.setdefault(said.attempt_id, set()).add(said.kind)
     unknown = node.forgotten - node.posted()
-    if known := sorted(unknown & there.keys()):
-        yield f"posts that a copy lacked, and the chain holds, were not taken over: {known}"
-    # What neither ledger holds was lost at both ends: nobody can tell it any more.
+    signed_there = {said.attempt_id for said, by in world.said_there(node) if by}
+    if known := sorted(unknown & signed_there):
+        yield f"posts that a copy lacked, and the chain holds signed, were not taken over: {known}"
+    if void := sorted(one for one in unknown if "void" in there.get(one, ())):
+        yield f"posts that a copy lacked are void in the chain: {void}"
+    # What is left of these the coordinator charges for of itself, as for what was never opened; or
+    # neither ledger holds it: it was lost at both ends, and nobody can tell it any more.
     signed = {name: units for name, units in node.posts.items() if name not in unknown}
     own = node.state.ledger.account(node.account)
     if (own.posted_units if own else 0) < sum(signed.values()):

@@ -78,7 +78,9 @@ def _rewrite(world: World, node: Node, which: int | None, seen: Seen, declared: 
         declared: it says that it was restored, from a backup as old as can be.
     """
     rng = world.rng
-    kind, checkpoints = rng.choice(KINDS), rng.choice(["keep", "resign", "resign"])
+    # Cut and declared is what an older backup looks like.
+    kind = rng.choice([one for one in KINDS if one != "cut" or not declared])
+    checkpoints = rng.choice(["keep", "resign", "resign"])
     if which is None:
         upto = node.state.witnessed.head(node.account).seq
     else:
@@ -88,8 +90,6 @@ def _rewrite(world: World, node: Node, which: int | None, seen: Seen, declared: 
     new = rewritten(rng, old, node, upto, kind)
     if new is None or [one.hash for one in new] == [one.hash for one in old]:
         return False
-    if kind == "cut" and declared:
-        return False  # that is what an older backup looks like
     Rewriting(world, node, old, new).write(checkpoints)
     if declared:
         world.declare(backup_made_at_s=50.0)

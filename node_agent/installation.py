@@ -40,7 +40,7 @@ def require_not_moving(folder: Folder) -> None:
     Raises:
         WrongPhase: MOVE_CUT_SHORT.
     """
-    if folder.former.is_dir():
+    if os.path.isdir(folder.former):  # False also where this user may not look
         raise WrongPhase(
             "MOVE_CUT_SHORT",
             f"a move of {folder.root} to another coordinator was cut short; end it by the same "

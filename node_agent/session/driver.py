@@ -78,6 +78,7 @@ class Driver:
             lambda: self._agent.attempts,
             self._dispatch,
             self._link.turn_away,
+            lambda: self._spawn(self._greet_if_changed()),
         )
         self._failures = Failures(parts.logs)
         self._training = Training(

@@ -30,6 +30,8 @@ class Restorations:
         attempts: those that the agent works on.
         dispatch: takes events.
         turn_away: ends the session for a reason.
+        suspended: told that orders are refused from now on, which the coordinator should hear
+            before it sends one: what this ledger does not know is charged.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Restorations:
         attempts: Callable[[], Sequence[Attempt]],
         dispatch: Callable[[e.Event], None],
         turn_away: Callable[[FeddpError], None],
+        suspended: Callable[[], None],
     ) -> None:
         self._state = state
         self._ledger = ledger
@@ -49,6 +52,7 @@ class Restorations:
         self._attempts = attempts
         self._dispatch = dispatch
         self._turn_away = turn_away
+        self._suspended = suspended
         self._seen: tuple[Epoch, ...] = ()
         self._key = b""
         self._signed: tuple[rollback.Signed, ...] = ()
@@ -138,6 +142,7 @@ class Restorations:
 
     def _say_rolled_back(self, text: str) -> None:
         if text:
+            self._suspended()
             log.error(
                 "ledger_rolled_back",
                 detail=text,

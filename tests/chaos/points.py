@@ -55,6 +55,7 @@ NOT_SERVING: Final = {
         "node_agent.backup:": "only `feddp agent backup` and `restore`",
         "node_agent.service:": "only `feddp agent install-service`",
         "node_agent.leaving:": "only `feddp agent leave`, `move`: see test_leaving.py",
+        "node_agent.state:State.become_copy:": "only `feddp agent ledger import` and `restore`",
         "node_agent.state:State.leave:": "only `feddp agent leave` and `move`",
         "node_agent.state:State.arrive:": "only the first session after leaving a coordinator",
         "node_agent.session.witness:Witness._arrive:": "likewise",

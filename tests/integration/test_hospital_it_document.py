@@ -4,6 +4,7 @@ A shell block says after `sh` how it is run: nothing (the agent runs), `stopped`
 `other` (TOKEN is another coordinator's), `exit N`, or `not run: REASON`, which is printed here.
 """
 
+import json
 import os
 import re
 import shlex
@@ -11,13 +12,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from node_agent.alerts import AlertsConfig
 from tests.integration.document_blocks import Block, put_in, shell_blocks
-from tests.integration.federation import Federation, null_job, run_cli, write_data
+from tests.integration.federation import Federation, null_job, run_cli, wait_for, write_data
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TEXT = (ROOT / "docs/hospital-it.md").read_text()
@@ -110,6 +112,11 @@ class Site:
                 self.now.agent("alpha").symlink_to(self.agent)
             self.now.start("alpha")
             self.now.wait_for_nodes("alpha")
+            wait_for("it has read what it signed", lambda: not self.status()["catching_up"])
+
+    def status(self) -> Any:
+        """What `feddp agent status` says."""
+        return json.loads(run_cli("agent", "status", "--dir", str(self.agent), "--json")[1])
 
     def stop(self) -> None:
         """End it."""

@@ -120,6 +120,8 @@ def test_a_ledger_that_went_back_in_time_trains_nothing_until_it_was_imported(
     coordinator.start("alpha")
     coordinator.wait_for_nodes("alpha")
     wait_for("it is found out", lambda: "ledger_rolled_back" in coordinator.log("alpha"))
+    # An order that came before the coordinator heard of it would be charged.
+    wait_for("it is told", lambda: "suspensions_changed" in coordinator.log("alpha"))
     third = coordinator.submit(cheap(2))
 
     def refused() -> bool:
@@ -207,7 +209,10 @@ def test_a_node_moves_and_the_other_coordinator_plans_with_what_is_left(
     assert (share.kind, share.used_units) == ("account", before["posted_units"])
     file = other.folder / "job.yaml"
     file.write_bytes(of_two(privacy={"target_epsilon": 2.5}))
-    code, quoted, _ = run_cli("job", "quote", str(file), "--dir", str(other.installation.folder))
+    quote = ("job", "quote", str(file), "--dir", str(other.installation.folder))
+    # In its first seconds there it reads what it had signed, and takes no order.
+    wait_for("it takes orders", lambda: "LEDGER_CATCHING_UP" not in run_cli(*quote)[1])
+    code, quoted, _ = run_cli(*quote)
     assert code == 4
     assert "1 of 2 rounds fit its limit (account patients: 3)" in quoted
     small = other.wait_for_end(other.submit(of_two(privacy={"target_epsilon": 1.0})))

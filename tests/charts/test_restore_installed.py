@@ -169,6 +169,24 @@ def test_the_job_restores_beside_what_was_there_and_the_pod_serves_it(volume: Vo
         assert [one.name for one in client.nodes()] == ["alpha"]
 
 
+def test_a_try_that_failed_keeps_the_file_of_who_was_shut_out_for_the_next(volume: Volume) -> None:
+    """The next upgrade, with the right password, finds it in what the first one moved aside."""
+    password = volume.folder / "etc/feddp/backup/password"
+    password.write_bytes(b"not the password of this backup")
+    code, said = volume.restore(ON_VOLUME)
+    assert code != 0
+    assert "password" in said
+    volume.kept().rename(volume.data / "before-restore-0")  # of the revision before
+    password.write_bytes(PASSWORD)
+    code, said = volume.restore(ON_VOLUME)
+    assert code == 0, said
+    database = Database(f"sqlite:///{volume.data / 'installation/coordinator.db'}")
+    try:
+        assert [one.node for one in database.read_now(standings.shut_out)] == ["alpha"]
+    finally:
+        database.close()
+
+
 def test_a_new_volume_needs_the_file_from_elsewhere_or_a_word_that_there_is_none(
     volume: Volume,
 ) -> None:

@@ -186,6 +186,8 @@ class HandingIn:
                 # ledger is a copy that it may have come before.
                 signed = signature_ok(self._public_key, statement, entry.node_signature)
                 if signed or self._memory.may_have_come(statement.attempt_id):
+                    # Also where it cannot be booked: its order is never answered by a void.
+                    self._memory.note_open([statement.attempt_id])
                     self._spend(statement.resolved("post"), signed, filter_)
                     continue
             found.append(statement.resolved("void"))

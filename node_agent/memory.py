@@ -14,8 +14,8 @@ from node_agent.notes import RESTORED_NOTE, ROLLED_BACK_NOTE, Notes
 from protos.errors import WrongPhase
 
 _OPEN: Final = "open_at_copy"
-"""Attempts that the coordinator's chain held reserved when this ledger, a copy, had read it, and
-that it did not know; as JSON."""
+"""Attempts that the coordinator's chain held reserved when this ledger, a copy, had read it, or
+with this node's signature, and that it did not know; as JSON."""
 
 
 class Memory:
@@ -65,7 +65,7 @@ class Memory:
         return self.has_gap or attempt_id in self._open()
 
     def note_open(self, attempt_ids: Iterable[str]) -> None:
-        """These were ordered before the coordinator's chain was read by this copy."""
+        """These may have come here before: see `may_have_come`."""
         self._notes.keep(_OPEN, json.dumps(sorted({*self._open(), *attempt_ids})))
 
     def _open(self) -> frozenset[str]:

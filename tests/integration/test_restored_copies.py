@@ -67,6 +67,7 @@ def test_what_a_node_may_have_worked_at_is_spent_and_never_given_back(
     cost = FILTER.cost_units(last.statement.release)
     assert bench.own_units() == before + cost == bench.posted_units()
     assert bench.state.epochs.is_closed("lost")
+    assert bench.state.memory.may_have_come("lost"), "no void answers its order, booked or not"
     assert bench.state.disputes.all() == []
     assert bench.unreconciled() == frozenset()
     bench.look(monkeypatch)

@@ -18,6 +18,8 @@ from typing import Any, Final
 
 BINARY: Final = Path(sys.executable).parent / "weed"
 READY_S_MAX: Final = 60.0
+VOLUMES: Final = 100_000
+"""Of 64 MiB at most. A bucket takes six or seven, however little is in it."""
 
 PORTS: Final = (
     *("master.port", "master.port.grpc", "volume.port", "volume.port.grpc"),
@@ -70,8 +72,11 @@ class S3Server:
 
 
 @contextmanager
-def s3_server() -> Iterator[S3Server]:
+def s3_server(volumes: int = VOLUMES) -> Iterator[S3Server]:
     """Start a server, and stop it at the end.
+
+    Args:
+        volumes: at most; with too few of them it is full.
 
     Raises:
         RuntimeError: it did not start; the end of its log says why.
@@ -90,7 +95,7 @@ def s3_server() -> Iterator[S3Server]:
                     *(f"-filer.localSocket={folder}/f", f"-s3.localSocket={folder}/s"),
                     *("-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
                     *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
-                    *("-master.volumeSizeLimitMB=64", "-volume.max=100"),
+                    *("-master.volumeSizeLimitMB=64", f"-volume.max={volumes}"),
                     *(f"-{name}={port}" for name, port in ports.items()),
                 ],
                 stdin=subprocess.DEVNULL,

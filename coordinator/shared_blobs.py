@@ -6,6 +6,7 @@ replica (`storage.blob_dir`) then is what it has at hand: a copy that may be los
 
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -42,6 +43,7 @@ RETRY_TIMEOUT: Final = timedelta(seconds=8)
 COMPLAIN_S: Final = 30.0
 
 _PROBE: Final = "probe"
+_STATUS: Final = re.compile(r"status code: (5\d\d)\b")
 
 
 class SharedBlobs:
@@ -208,7 +210,11 @@ def _said() -> Iterator[None]:
     except (PermissionDeniedError, UnauthenticatedError):
         why = "it refuses these credentials; check them, and what they may do in the bucket"
     except BaseError as error:
-        why = f"{type(error).__name__}; check storage.blob_url, storage.blob_endpoint, the network"
+        if status := _STATUS.search(str(error)):
+            why = f"it answers {status[1]}; see its own log, and how much room it has left"
+        else:
+            name = type(error).__name__
+            why = f"{name}; check storage.blob_url, storage.blob_endpoint, the network"
     else:
         return
     _complain(why)

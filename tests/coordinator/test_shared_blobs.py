@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.s3_server import S3Server
+from benchmarks.s3_server import S3Server, s3_server
 from coordinator.blobs import BlobStore
 from coordinator.shared_blobs import SharedBlobs
 from protos.content import digest_of
@@ -156,6 +156,20 @@ def test_check_tells_what_is_wrong_with_a_store(
     with pytest.raises(Unavailable, match=r"storage\.blob_endpoint") as gone:
         SharedBlobs(bucket, "http://127.0.0.1:9").check()
     assert "127.0.0.1" not in gone.value.message
+
+
+def test_a_store_that_is_full_says_more_than_one_out_of_reach(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its status is repeated, of what it was sent nothing."""
+    with s3_server(volumes=7) as full:
+        for name, value in full.credentials.items():
+            monkeypatch.setenv(name, value)
+        stores = [SharedBlobs(full.new_bucket(), full.endpoint) for _ in range(5)]
+        with pytest.raises(Unavailable, match="answers 500") as refused:
+            _ = [store.check() for store in stores]
+    assert refused.value.reason == "STORE_UNREACHABLE"
+    assert "feddp-" not in refused.value.message
 
 
 def test_a_replica_that_does_not_lead_keeps_what_nodes_may_ask_for_and_no_more(

@@ -112,7 +112,7 @@ def running(folder: Path, targets: Sequence[str], interval: str = "1s") -> Itera
     server = Prometheus(f"http://127.0.0.1:{port}")
     try:
         deadline_s = time.monotonic() + START_S_MAX
-        while not _answers(server):
+        while not _ready(server):
             assert process.poll() is None, (folder / "prometheus.log").read_text()
             assert time.monotonic() < deadline_s, (folder / "prometheus.log").read_text()
             time.sleep(0.1)
@@ -122,7 +122,11 @@ def running(folder: Path, targets: Sequence[str], interval: str = "1s") -> Itera
         process.wait(20)
 
 
-def _answers(server: Prometheus) -> bool:
-    with contextlib.suppress(OSError):
-        return "yaml" in server.get("status/config")
+def _ready(server: Prometheus) -> bool:
+    """It listens some time before it answers questions."""
+    with (
+        contextlib.suppress(OSError),
+        urllib.request.urlopen(f"{server.address}/-/ready", timeout=20) as answer,  # noqa: S310
+    ):
+        return answer.status == 200
     return False

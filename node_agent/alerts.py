@@ -14,6 +14,7 @@ Event = Literal[
     "DISPUTE",
     "BUDGET",
     "DATA_SET_UNAVAILABLE",
+    "ROWS_LEFT_OUT",
     "POLICY_UNREADABLE",
     "LEDGER_ROLLED_BACK",
     "APPROVAL_WAITING",

@@ -12,7 +12,7 @@ from node_agent.booked import booked, said
 from node_agent.config import Folder
 from node_agent.doctor.report import span
 from node_agent.identity import Identity
-from node_agent.notes import CONNECTED_NOTE, ROLLED_BACK_NOTE
+from node_agent.notes import CONNECTED_NOTE, ROLLED_BACK_NOTE, ROWS_LEFT_OUT_NOTE
 from node_agent.state import State
 from node_agent.steward import Steward
 from protos.errors import FeddpError
@@ -43,7 +43,7 @@ def conditions(
         *_connection(state, config, now_s),
         *_disk(folder, config),
         *_ledger(state, config),
-        *_stewards(steward, faults),
+        *_stewards(state, steward, faults),
         *_approvals(state),
     ]
 
@@ -113,7 +113,7 @@ def _ledger(state: State, config: AlertsConfig) -> list[Alert]:
     return found
 
 
-def _stewards(steward: Steward, faults: Mapping[str, str] | None) -> list[Alert]:
+def _stewards(state: State, steward: Steward, faults: Mapping[str, str] | None) -> list[Alert]:
     try:
         rules = steward.rules()
     except FeddpError as error:
@@ -133,6 +133,12 @@ def _stewards(steward: Steward, faults: Mapping[str, str] | None) -> list[Alert]
         if text:
             remedy = "put it right, or take the data set out of datasets.yaml"
             found.append(Alert("DATA_SET_UNAVAILABLE", one.name, text, remedy))
+        if left_out := state.notes.read(ROWS_LEFT_OUT_NOTE + one.name):
+            remedy = (
+                "mend the records or datasets.yaml; the next attempt that reads them says whether "
+                "all is right, and `feddp agent doctor` says it before"
+            )
+            found.append(Alert("ROWS_LEFT_OUT", one.name, left_out, remedy))
     return found
 
 

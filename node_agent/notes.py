@@ -25,6 +25,9 @@ LEFT_NOTE: Final = "left_coordinator"
 MOVED_NOTE: Final = "moved"
 """Set for ever once this ledger holds what the present coordinator's never will."""
 
+ROWS_LEFT_OUT_NOTE: Final = "rows_left_out."
+"""And a data set's name: what its newest attempt left out, as it does not read as declared."""
+
 
 class Notes:
     """Within the caller's transaction, if there is one."""

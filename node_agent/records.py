@@ -5,8 +5,8 @@ hospital: `DataProblem` is no error of `protos.errors`, so nothing can send it b
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -14,10 +14,10 @@ import structlog
 from numpy.typing import NDArray
 
 from node_agent.consent import opted_out_of, refused
-from node_agent.datasets import CategoryColumn, DataSetSpec
+from node_agent.datasets import CategoryColumn, ColumnType, DataSetSpec
 from node_agent.sources.choice import source_of
 from node_agent.sources.problems import DataProblem
-from node_agent.sources.source import Cells
+from node_agent.sources.source import Table
 from node_agent.tasks.tabular_config import FEATURE_LIMIT, Feature
 
 __all__ = ["DataProblem", "Records", "feature_matrix", "read_records"]
@@ -36,68 +36,96 @@ class Records:
         features: (rows, F) float32, scaled and clipped.
         labels: (rows,) float32 of 0 and 1.
         patients: (rows,) int64, 0 to P - 1 by first appearance; equal for rows of one patient.
+        remark: what was left out because it does not read as declared, for the hospital's eyes;
+            names columns and rows and holds no value; empty where there is nothing to say.
     """
 
     features: NDArray[np.float32]
     labels: NDArray[np.float32]
     patients: NDArray[np.int64]
+    remark: str = ""
 
 
 def read_records(spec: DataSetSpec, features: Sequence[Feature]) -> Records:
     """Read the columns that `features` use; rows that lack any of them are left out.
 
-    Patients who did not consent or opted out are left out before any other cell of theirs is
-    looked at. A row without a patient is left out too: nobody's budget would pay for it. So are a
-    patient's complete rows beyond the first `rows_per_patient_max`. How many were left out goes to
-    this machine's log only.
+    So are rows with a cell that does not read as declared, or with too few or too many: whether an
+    attempt gives an update must not hang on one patient's record, which no budget pays for. With
+    no row left there are none, and training is noise alone. Patients who did not consent or opted
+    out are left out before any other cell of theirs is looked at. A row without a patient is left
+    out too: nobody's budget would pay for it. So are a patient's complete rows beyond the first
+    `rows_per_patient_max`. How many were left out goes to this machine's log only.
 
     Raises:
-        DataProblem: no file, a missing column, a cell that does not read as declared, a label
-            other than 0 and 1, or no complete row.
+        DataProblem: the source as a whole cannot be read, or lacks a declared column; or the
+            opt-out list cannot.
     """
     columns = list(dict.fromkeys(feature.column for feature in features))
-    consent = [spec.consent.column] if spec.consent is not None else []
-    wanted = list(dict.fromkeys([spec.patient, spec.label, *columns, *consent]))
-    table = _without_excluded(spec, _read(spec, wanted))
-    patients = _texts(spec, spec.patient, table[spec.patient], frozenset())
-    labels = _labels(spec, table[spec.label])
+    table, unread = _allowed(spec, columns)
+    read = _Reading(table, unread)
+    patients = read.texts(spec.patient)
+    labels = read.labels(spec.label)
     values: dict[str, NDArray[Any]] = {}
-    complete = np.array([patient is not None for patient in patients], dtype=bool)
-    complete &= ~np.isnan(labels)
+    complete = _is_there(patients) & ~np.isnan(labels)
     for column in columns:
-        declared = spec.columns[column]
-        if isinstance(declared, CategoryColumn):
-            texts = _categories(spec, column, table[column], declared)
-            complete &= np.array([text is not None for text in texts], dtype=bool)
-            values[column] = np.array(texts, dtype=object)
-        else:
-            numbers = _numbers(spec, column, table[column])
-            complete &= ~np.isnan(numbers)
-            values[column] = numbers
-    if not complete.any():
-        raise DataProblem(f"{spec.source} has no row with a patient and every used column")
+        values[column] = read.declared(column, spec.columns[column])
+        complete &= ~_is_absent(values[column])
     numbered = _numbered([p for p, kept in zip(patients, complete, strict=True) if kept])
     within = _ranks(numbered) < spec.rows_per_patient_max
     kept = np.flatnonzero(complete)[within]
     log.info(
         "records_read",
         data_set=spec.name,
-        rows_left_out=int((~complete).sum()),
+        rows_left_out=int((~complete).sum()) + len(table.no_rows),
         rows_beyond_patient_max=int((~within).sum()),
     )
+    remark = unread.said()
+    if not len(kept):
+        nothing = f"{spec.source} has no row that can be used: what is released is noise alone"
+        remark = f"{nothing}; {remark}" if remark else nothing
+    if remark:
+        log.warning("rows_not_as_declared", data_set=spec.name, detail=remark)
     return Records(
         features=feature_matrix(features, {name: v[kept] for name, v in values.items()}),
         labels=labels[kept].astype(np.float32),
         patients=numbered[within],
+        remark=remark,
     )
 
 
-def _without_excluded(spec: DataSetSpec, table: dict[str, Cells]) -> dict[str, Cells]:
-    """The rows of patients who may be used; how many others there are is for the local log."""
+class _Unread:
+    """What did not read as declared: for each kind how often, and where first."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, int]] = {}
+
+    def note(self, what: str, row: int, times: int = 1) -> None:
+        """Count it once more."""
+        count, first = self._found.get(what, (0, row))
+        self._found[what] = count + times, first
+
+    def said(self) -> str:
+        """A sentence without any value; empty where all was read."""
+        return "; ".join(
+            f"{what} in {count} {'row' if count == 1 else 'rows'}, first in row {first}"
+            for what, (count, first) in self._found.items()
+        )
+
+
+def _allowed(spec: DataSetSpec, columns: Sequence[str]) -> tuple[Table, _Unread]:
+    """The rows of patients who may be used, with patient, label and these columns; how many others
+    there are is for the local log."""
+    consent = [spec.consent.column] if spec.consent is not None else []
+    wanted = list(dict.fromkeys([spec.patient, spec.label, *columns, *consent]))
+    table = source_of(spec).read(wanted, spec.declared_columns)
+    unread = _Unread()
+    if table.no_rows:
+        what = "more or fewer cells than the header"
+        unread.note(what, table.no_rows[0], len(table.no_rows))
     if spec.consent is None and spec.opt_out is None:
-        return table
-    patients = _texts(spec, spec.patient, table[spec.patient], frozenset())
-    without_consent = refused(spec, patients, table)
+        return table, unread
+    patients = _Reading(table, _Unread()).texts(spec.patient)
+    without_consent = refused(spec, patients, table.columns)
     opted_out = opted_out_of(spec) & {one for one in patients if one is not None}
     log.info(
         "patients_excluded",
@@ -107,9 +135,8 @@ def _without_excluded(spec: DataSetSpec, table: dict[str, Cells]) -> dict[str, C
     )
     excluded = without_consent | opted_out
     kept = [row for row, patient in enumerate(patients) if patient not in excluded]
-    if not kept:
-        raise DataProblem(f"{spec.source} has no row of a patient who may be used")
-    return {name: [cells[row] for row in kept] for name, cells in table.items()}
+    cells = {name: [of[row] for row in kept] for name, of in table.columns.items()}
+    return replace(table, columns=cells, numbers=[table.numbers[row] for row in kept]), unread
 
 
 def feature_matrix(
@@ -148,74 +175,89 @@ def _ranks(patients: NDArray[np.int64]) -> NDArray[np.int64]:
     return ranks
 
 
-def _read(spec: DataSetSpec, wanted: list[str]) -> dict[str, Cells]:
-    """Cells of the wanted columns: texts from CSV, typed values or None from elsewhere."""
-    table = source_of(spec).read(wanted, spec.declared_columns)
-    if not table[spec.patient]:
-        raise DataProblem(f"{spec.source} holds no rows")
-    return table
+class _Reading:
+    """A table's cells by their declared kinds. What does not read so is absent, and noted."""
+
+    def __init__(self, table: Table, unread: _Unread) -> None:
+        self._table = table
+        self._unread = unread
+
+    def declared(self, column: str, declared: ColumnType) -> NDArray[Any]:
+        """(rows,) numbers, NaN where absent; of a category texts, None where absent."""
+        if isinstance(declared, CategoryColumn):
+            return np.array(self._categories(column, declared), dtype=object)
+        return self.numbers(column)
+
+    def texts(self, column: str, never_missing: frozenset[str] = frozenset()) -> list[str | None]:
+        """(rows,) trimmed, None where absent. Whole numbers read as their digits."""
+        missing = MISSING - never_missing
+        texts: list[str | None] = []
+        for number, cell in self._cells(column):
+            if cell is None:
+                texts.append(None)
+            elif isinstance(cell, str):
+                text = cell.strip()
+                texts.append(None if text in missing else text)
+            elif isinstance(cell, int) and not isinstance(cell, bool):
+                texts.append(str(cell))
+            else:
+                self._unread.note(f"column {column!r} is neither text nor a whole number", number)
+                texts.append(None)
+        return texts
+
+    def numbers(self, column: str) -> NDArray[np.float64]:
+        """(rows,) finite, NaN where absent."""
+        found = [_number(cell) for _, cell in self._cells(column)]
+        self._note(column, [one is None for one in found], "is not a number")
+        return np.array([math.nan if one is None else one for one in found], dtype=np.float64)
+
+    def labels(self, column: str) -> NDArray[np.float64]:
+        """(rows,) 0 or 1, NaN where absent."""
+        labels = self.numbers(column)
+        wrong = ~np.isnan(labels) & (labels != 0) & (labels != 1)
+        self._note(column, wrong, "is a label other than 0 and 1")
+        return np.where(wrong, math.nan, labels)
+
+    def _categories(self, column: str, declared: CategoryColumn) -> list[str | None]:
+        known = frozenset(declared.category)
+        texts = self.texts(column, known)
+        wrong = [text is not None and text not in known for text in texts]
+        self._note(column, wrong, "is none of the declared categories")
+        return [None if bad else text for text, bad in zip(texts, wrong, strict=True)]
+
+    def _cells(self, column: str) -> Iterator[tuple[int, Any]]:
+        return zip(self._table.numbers, self._table.columns[column], strict=True)
+
+    def _note(self, column: str, wrong: Iterable[bool | np.bool_], what: str) -> None:
+        for number, bad in zip(self._table.numbers, wrong, strict=True):
+            if bad:
+                self._unread.note(f"column {column!r} {what}", number)
 
 
-def _texts(
-    spec: DataSetSpec, column: str, cells: Cells, never_missing: frozenset[str]
-) -> list[str | None]:
-    """Trimmed texts, None where missing. Whole numbers of a Parquet file read as their digits."""
-    missing = MISSING - never_missing
-    texts: list[str | None] = []
-    for row, cell in enumerate(cells, start=1):
-        if cell is None:
-            texts.append(None)
-        elif isinstance(cell, str):
-            text = cell.strip()
-            texts.append(None if text in missing else text)
-        elif isinstance(cell, int) and not isinstance(cell, bool):
-            texts.append(str(cell))
-        else:
-            raise _bad(spec, column, row, "is neither text nor a whole number")
-    return texts
-
-
-def _categories(
-    spec: DataSetSpec, column: str, cells: Cells, declared: CategoryColumn
-) -> list[str | None]:
-    known = frozenset(declared.category)
-    texts = _texts(spec, column, cells, known)
-    for row, text in enumerate(texts, start=1):
-        if text is not None and text not in known:
-            raise _bad(spec, column, row, "is none of the declared categories")
-    return texts
-
-
-def _numbers(spec: DataSetSpec, column: str, cells: Cells) -> NDArray[np.float64]:
-    """(rows,) finite numbers, NaN where missing."""
-    return np.array([_number(spec, column, row, cell) for row, cell in enumerate(cells, start=1)])
-
-
-def _number(spec: DataSetSpec, column: str, row: int, cell: Any) -> float:
+def _number(cell: Any) -> float | None:
+    """NaN where the cell is empty, None where it is no finite number."""
     # An underscore is legal in a Python number, in a hospital's table it is a slip.
     text = cell.strip() if isinstance(cell, str) else cell
-    if text is None or text in MISSING or (isinstance(text, float) and math.isnan(text)):
+    if text is None or (isinstance(text, str) and text in MISSING):
+        return math.nan
+    if isinstance(text, float) and math.isnan(text):
         return math.nan
     try:
-        number = math.nan if isinstance(text, str) and "_" in text else float(text)
+        number = math.nan if isinstance(text, bytes) or "_" in str(text) else float(text)
     except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise _bad(spec, column, row, "is not a number")
-    return number
+        return None
+    return number if math.isfinite(number) else None
 
 
-def _labels(spec: DataSetSpec, cells: Cells) -> NDArray[np.float64]:
-    labels = _numbers(spec, spec.label, cells)
-    wrong = np.flatnonzero(~np.isnan(labels) & (labels != 0) & (labels != 1))
-    if wrong.size:
-        raise _bad(spec, spec.label, int(wrong[0]) + 1, "is a label other than 0 and 1")
-    return labels
+def _is_absent(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """(rows,) of numbers or of texts."""
+    if values.dtype == object:
+        return ~_is_there(values)
+    return np.asarray(np.isnan(values))
 
 
-def _bad(spec: DataSetSpec, column: str, row: int, what: str) -> DataProblem:
-    """Rows count from 1 after the header."""
-    return DataProblem(f"column {column!r}, row {row} of {spec.source} {what}")
+def _is_there(texts: Iterable[str | None]) -> NDArray[np.bool_]:
+    return np.array([text is not None for text in texts], dtype=bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +269,7 @@ class Tally:
         complete: rows that lack nothing.
         patients: different patients in complete rows.
         labels: complete rows with the label 0, and with 1.
+        unread: what does not read as declared and is left out; empty for nothing.
     """
 
     rows: int
@@ -234,6 +277,7 @@ class Tally:
     complete: int
     patients: int
     labels: tuple[int, int]
+    unread: str
 
 
 def tally(spec: DataSetSpec) -> Tally:
@@ -243,28 +287,20 @@ def tally(spec: DataSetSpec) -> Tally:
         DataProblem: as `read_records`.
     """
     columns = [name for name in spec.columns if name not in (spec.patient, spec.label)]
-    consent = [spec.consent.column] if spec.consent is not None else []
-    wanted = list(dict.fromkeys([spec.patient, spec.label, *columns, *consent]))
-    table = _without_excluded(spec, _read(spec, wanted))
-    patients = _texts(spec, spec.patient, table[spec.patient], frozenset())
-    labels = _labels(spec, table[spec.label])
-    absent: dict[str, NDArray[np.bool_]] = {
-        spec.patient: np.array([patient is None for patient in patients], dtype=bool),
-        spec.label: np.isnan(labels),
-    }
+    table, unread = _allowed(spec, columns)
+    read = _Reading(table, unread)
+    patients = read.texts(spec.patient)
+    labels = read.labels(spec.label)
+    absent = {spec.patient: ~_is_there(patients), spec.label: np.isnan(labels)}
     for column in columns:
-        declared = spec.columns[column]
-        if isinstance(declared, CategoryColumn):
-            texts = _categories(spec, column, table[column], declared)
-            absent[column] = np.array([text is None for text in texts], dtype=bool)
-        else:
-            absent[column] = np.isnan(_numbers(spec, column, table[column]))
+        absent[column] = _is_absent(read.declared(column, spec.columns[column]))
     complete = ~np.logical_or.reduce(list(absent.values()))
     kept = labels[complete]
     return Tally(
-        rows=len(labels),
+        rows=len(labels) + len(table.no_rows),
         missing={name: int(lacking.sum()) for name, lacking in absent.items()},
         complete=int(complete.sum()),
         patients=len({patients[row] for row in np.flatnonzero(complete)}),
         labels=(int((kept == 0).sum()), int((kept == 1).sum())),
+        unread=unread.said(),
     )

@@ -2,8 +2,8 @@
 
 Requests and answers are JSON, one a line, on stdin and stdout; everything else goes to stderr,
 which is a log file of the hospital. The process ends with its stdin. Once the data is open the
-only answers are "trained" and "no_update", whatever happens; the detail of a "no_update" is for
-the hospital and holds no value from a record.
+only answers are "trained" and "no_update", whatever happens; the remark of the one and the detail
+of the other are for the hospital and hold no value from a record.
 """
 
 import argparse
@@ -246,6 +246,7 @@ class Worker:
             "attempt_id": request.attempt_id,
             "digest": digest,
             "bytes": size,
+            "remark": program.remark,
         }
 
     def _take_base(self, request: Check | Train) -> "Weights":

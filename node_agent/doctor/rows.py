@@ -34,7 +34,7 @@ def check_rows(spec: DataSetSpec, folder: Path) -> Check:
         return Check(name, "failed", "the process that reads them ended with an error", do)
     counted = json.loads(ran.stdout)
     if "problem" in counted:
-        do = "mend the records or datasets.yaml: an attempt on them is charged and gives no update"
+        do = "mend the source or datasets.yaml: an attempt on it is charged and gives no update"
         return Check(name, "failed", counted["problem"], do)
     return _judged(spec, name, counted)
 
@@ -53,9 +53,18 @@ def _judged(spec: DataSetSpec, name: str, counted: dict[str, Any]) -> Check:
         + (f" and {more} more columns" if more > 0 else "")
     )
     faults = []
-    if not zeros or not ones:
+    if counted["unread"]:
+        faults.append(
+            f"left out of training, as it does not read as declared: {counted['unread']}; mend the "
+            "records or datasets.yaml"
+        )
+    if not complete:
+        faults.append(
+            "no row can be used: an attempt is charged all the same, and gives noise alone"
+        )
+    elif not zeros or not ones:
         faults.append("only one label is there, so that nothing can be told apart")
-    if complete < rows * (1 - INCOMPLETE_WARNED):
+    if 0 < complete < rows * (1 - INCOMPLETE_WARNED):
         faults.append("rows that lack a used column are left out of training")
     if abs(patients - spec.declared_n) > DECLARED_OFF_WARNED * spec.declared_n:
         faults.append(

@@ -14,6 +14,7 @@ from node_agent.admission import Admission, Terms
 from node_agent.failures import Failures
 from node_agent.judgement import Refusal
 from node_agent.launchers.base import Limits, StartWorker, Worker, WorkerDied
+from node_agent.notes import ROWS_LEFT_OUT_NOTE
 from node_agent.orders import Order
 from node_agent.session import events as e
 from node_agent.session.ledger_thread import LedgerThread
@@ -126,6 +127,7 @@ class Training:
         self._traces = traces
         self._turn = asyncio.Lock()
         self._admitted: tuple[str, Terms, float] | None = None
+        self._remarks: dict[str, str] = {}
         self._workers: dict[str, tuple[Worker, dict[str, Any]]] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -318,6 +320,7 @@ class Training:
             async with asyncio.timeout(limit_s):
                 answer = await worker.request(request)
             self._traces.worked(tracing.here(), answer, order.attempt_id)
+            await self._remarked(order, str(answer.get("remark", "")))
             if answer.get("op") != "trained":
                 detail = str(answer.get("detail", ""))
                 log.warning("no_update", detail=detail, **fields)
@@ -332,6 +335,16 @@ class Training:
             self._stop_this(order.job_id, worker)
             killed = isinstance(error, WorkerDied) and error.exit_code == -signal.SIGKILL
             return "", 0, ("OUT_OF_MEMORY" if killed else "WORKER_DIED", str(error))
+
+    async def _remarked(self, order: Order, remark: str) -> None:
+        """Keep what a worker says of the records, for the hospital."""
+        if self._remarks.get(order.data_set) == remark:
+            return
+        self._remarks[order.data_set] = remark
+        if remark:
+            log.warning("rows_left_out", data_set=order.data_set, detail=remark)
+        note = ROWS_LEFT_OUT_NOTE + order.data_set
+        await self._ledger.run(self._state.notes.keep, note, remark)
 
     def _stop_this(self, job_id: str, worker: Worker) -> None:
         """End a worker, unless another one has taken its place."""

@@ -2,15 +2,13 @@
 
 import csv
 import io
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, TextIO
 
 from node_agent.sources.problems import DataProblem, WrongHeader
-from node_agent.sources.source import Cells, column_fault
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from node_agent.sources.source import Table, column_fault
 
 HEADER_BYTES: Final = 64 << 10
 """Tried first: an agent looks often, and its memory is small."""
@@ -18,15 +16,22 @@ HEADER_BYTES: Final = 64 << 10
 HEADER_BYTES_MAX: Final = 4 << 20
 """10,000 columns with names of 256 letters fit."""
 
+ENCODING: Final = "utf-8-sig"
+CELL_CHARACTERS_MAX: Final = 1 << 30
+PIECE_ROWS: Final = 5_000
+
+# The library's own bound would end the reading at one long note.
+csv.field_size_limit(CELL_CHARACTERS_MAX)
+
 
 class CsvFile:
-    """See `node_agent.sources.source.Source`. The header is read without pyarrow."""
+    """See `node_agent.sources.source.Source`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def names(self) -> list[str]:
-        """The first line that is not empty, as pyarrow reads it."""
+        """The first line that is not empty."""
         try:
             with self._path.open("rb") as file:
                 for size in (HEADER_BYTES, HEADER_BYTES_MAX):
@@ -43,56 +48,70 @@ class CsvFile:
             ) from None
         return names
 
-    def read(self, wanted: Sequence[str], declared: Collection[str]) -> dict[str, Cells]:
-        """Cells as texts; a row with another number of cells is named by its line."""
-        import pyarrow as pa
-        import pyarrow.csv
-
-        path = self._path
-        bad_rows: list[int | None] = []
-
-        def refuse(row: Any) -> str:
-            bad_rows.append(row.number)
-            return "error"
-
-        parse = pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse)
-        # Without threads pyarrow counts the rows, so that a bad one has a number.
-        read = pyarrow.csv.ReadOptions(use_threads=False)
+    def read(self, wanted: Sequence[str], declared: Collection[str]) -> Table:
+        """Cells as texts, bytes where they are not UTF-8."""
         try:
-            with pyarrow.csv.open_csv(path, read_options=read, parse_options=parse) as reader:
-                fault = column_fault(path, reader.schema.names, declared)
-            if fault:
-                raise DataProblem(fault)
-            bad_rows.clear()
-            table = pyarrow.csv.read_csv(path, read, parse, _as_texts(wanted))
+            with self._path.open(encoding=ENCODING, errors="surrogateescape", newline="") as file:
+                rows = _rows(file)
+                names = next(rows, [])
+                if fault := column_fault(self._path, names, declared):
+                    raise DataProblem(fault if names else f"{self._path} is empty")
+                places = [names.index(name) for name in wanted]
+                cells: list[list[str | bytes]] = [[] for _ in wanted]
+                numbers, no_rows = [], []
+                for number, row in enumerate(rows, start=1):
+                    if len(row) != len(names):
+                        no_rows.append(number)
+                        continue
+                    numbers.append(number)
+                    for column, place in zip(cells, places, strict=True):
+                        column.append(_text(row[place]))
         except FileNotFoundError:
-            raise DataProblem(f"{path} does not exist") from None
-        except PermissionError:
-            raise DataProblem(f"{path} may not be read by this account") from None
-        # The library's own text quotes the row, hence `from None`.
-        except pa.ArrowInvalid:
-            if path.stat().st_size == 0:
-                raise DataProblem(f"{path} is empty") from None
-            where = f" at line {bad_rows[0]}: it has another number of cells" if bad_rows else ""
-            raise DataProblem(f"{path} is not a CSV file in UTF-8{where}") from None
-        return {name: table.column(name).to_pylist() for name in wanted}
+            raise DataProblem(f"{self._path} does not exist") from None
+        except OSError:
+            raise DataProblem(f"{self._path} may not be read by this account") from None
+        return Table(dict(zip(wanted, cells, strict=True)), numbers, no_rows)
 
     def pieces(self, column: str) -> Iterator[list[Any]]:
-        """One column as texts."""
-        import pyarrow as pa
-        import pyarrow.csv
-
+        """One column, `PIECE_ROWS` rows at a time."""
+        fault = DataProblem(f"{self._path} has no column {column!r} that can be read")
         try:
-            with pyarrow.csv.open_csv(
-                self._path,
-                read_options=pyarrow.csv.ReadOptions(use_threads=False),
-                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-                convert_options=_as_texts([column]),
-            ) as reader:
-                for batch in reader:
-                    yield batch.column(0).unique().to_pylist()
-        except (pa.ArrowException, OSError, KeyError):
-            raise DataProblem(f"{self._path} has no column {column!r} that can be read") from None
+            with self._path.open(encoding=ENCODING, errors="surrogateescape", newline="") as file:
+                rows = _rows(file)
+                names = next(rows, [])
+                if column not in names:
+                    raise fault
+                place = names.index(column)
+                while piece := list(itertools.islice(rows, PIECE_ROWS)):
+                    yield list({row[place] for row in piece if len(row) == len(names)})
+        except OSError:
+            raise fault from None
+
+
+def _rows(file: TextIO) -> Iterator[list[str]]:
+    """The header and the rows after it, without empty lines. What is no row holds no cell."""
+    rows = csv.reader(file)
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error:
+            yield []
+            continue
+        if row:
+            yield row
+
+
+def _text(cell: str) -> str | bytes:
+    """A cell, or its bytes where they are not UTF-8."""
+    if cell.isascii():
+        return cell
+    try:
+        cell.encode()
+    except UnicodeEncodeError:
+        return cell.encode(errors="surrogateescape")
+    return cell
 
 
 def _first_row(start: bytes) -> tuple[list[str], bool]:
@@ -106,14 +125,3 @@ def _first_row(start: bytes) -> tuple[list[str], bool]:
         return names, next(rows, None) is not None
     except csv.Error:
         return names, bool(names)
-
-
-def _as_texts(wanted: Sequence[str]) -> "pa.csv.ConvertOptions":
-    import pyarrow as pa
-    import pyarrow.csv
-
-    return pyarrow.csv.ConvertOptions(
-        include_columns=list(wanted),
-        column_types=dict.fromkeys(wanted, pa.string()),
-        strings_can_be_null=False,
-    )

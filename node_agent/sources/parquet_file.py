@@ -2,10 +2,13 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from node_agent.sources.problems import DataProblem, WrongHeader
-from node_agent.sources.source import Cells, column_fault
+from node_agent.sources.source import Cells, Table, column_fault
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class ParquetFile:
@@ -32,7 +35,7 @@ class ParquetFile:
                 "SOURCE_UNREADABLE", f"{self._path} may not be read by this account"
             ) from None
 
-    def read(self, wanted: Sequence[str], declared: Collection[str]) -> dict[str, Cells]:
+    def read(self, wanted: Sequence[str], declared: Collection[str]) -> Table:
         """Typed values, None where null."""
         import pyarrow as pa
         import pyarrow.parquet
@@ -50,7 +53,8 @@ class ParquetFile:
             raise DataProblem(f"{path} may not be read by this account") from None
         except (pa.ArrowInvalid, OSError):
             raise DataProblem(f"{path} is not a Parquet file that can be read") from None
-        return {name: table.column(name).to_pylist() for name in wanted}
+        columns = {name: _cells(table.column(name)) for name in wanted}
+        return Table(columns, range(1, table.num_rows + 1))
 
     def pieces(self, column: str) -> Iterator[list[Any]]:
         """One column."""
@@ -63,6 +67,39 @@ class ParquetFile:
                 if column not in file.schema_arrow.names:
                     raise fault
                 for batch in file.iter_batches(columns=[column]):
-                    yield batch.column(0).unique().to_pylist()
+                    yield list(_cells(batch.column(0).unique()))
         except (pa.ArrowException, OSError):
             raise fault from None
+
+
+def _cells(column: "pa.ChunkedArray | pa.Array") -> Cells:
+    """Texts, numbers, true and false, None; bytes for all else, whose values a single odd one could
+    keep from being read: a text that is not UTF-8, a date that the calendar here does not have."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _cells(column.cast(kind.value_type))
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        large = pa.types.is_large_string(kind)
+        return [
+            _text(cell)
+            for cell in column.cast(pa.large_binary() if large else pa.binary()).to_pylist()
+        ]
+    if pa.types.is_boolean(kind) or pa.types.is_null(kind) or _is_number(kind):
+        return list(column.to_pylist())
+    return [b""] * len(column)
+
+
+def _is_number(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    types = pa.types
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind))
+
+
+def _text(cell: bytes | None) -> str | bytes | None:
+    try:
+        return None if cell is None else cell.decode()
+    except UnicodeDecodeError:
+        return cell

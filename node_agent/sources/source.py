@@ -1,10 +1,29 @@
 """What a source of records answers: its columns, their cells, and one column a piece at a time."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 Cells = Sequence[Any]
+"""Texts, or typed values and None. What cannot be read as either is bytes: no row may end the
+reading, as whether an attempt gives an update must not hang on one patient's record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows as they were read.
+
+    Attributes:
+        columns: name -> (rows,) cells.
+        numbers: (rows,) each row's number in its source, from 1 after the header.
+        no_rows: numbers of those that hold more or fewer cells than the header, and are in no
+            column.
+    """
+
+    columns: Mapping[str, Cells]
+    numbers: Sequence[int]
+    no_rows: Sequence[int] = ()
 
 
 class Source(Protocol):
@@ -18,8 +37,8 @@ class Source(Protocol):
         """
         ...
 
-    def read(self, wanted: Sequence[str], declared: Collection[str]) -> dict[str, Cells]:
-        """Cells of the wanted columns: texts, or typed values and None; all of one length.
+    def read(self, wanted: Sequence[str], declared: Collection[str]) -> Table:
+        """The wanted columns; no row is too odd to be passed over.
 
         Raises:
             DataProblem: the records cannot be read, or a declared column does not stand there once.

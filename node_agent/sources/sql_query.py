@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from node_agent.sources.database import CREDENTIAL_BYTES_MAX, DRIVERS, Database
 from node_agent.sources.problems import DataProblem, WrongHeader
-from node_agent.sources.source import Cells, column_fault
+from node_agent.sources.source import Table, column_fault
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -66,7 +66,7 @@ class SqlQuery:
             reason = "SOURCE_UNREADABLE" if unreached else "SCHEMA_MISMATCH"
             raise WrongHeader(reason, self._said(failed)) from None
 
-    def read(self, wanted: Sequence[str], declared: Collection[str]) -> dict[str, Cells]:
+    def read(self, wanted: Sequence[str], declared: Collection[str]) -> Table:
         """Typed values, None where null; names and rows are of one snapshot of the database."""
         query = self._query_or_problem()
         cells: dict[str, list[Any]] = {name: [] for name in wanted}
@@ -81,7 +81,7 @@ class SqlQuery:
                         cells[column].extend(_plain(value) for value in values)
         except _Failed as failed:
             raise DataProblem(self._said(failed)) from None
-        return dict(cells)
+        return Table(cells, range(1, len(cells[wanted[0]]) + 1))
 
     def pieces(self, column: str) -> Iterator[list[Any]]:
         """One column."""
@@ -145,6 +145,7 @@ class SqlQuery:
                 execution_options=_READ_ONLY[self._database.dialect],
             )
             with engine.connect() as connection:
+                _read_any_cell(connection.connection.driver_connection)
                 yield connection
         except sa.exc.DBAPIError as error:
             raise _Failed(str(getattr(error.orig, "sqlstate", None) or "")) from None
@@ -198,6 +199,25 @@ class SqlQuery:
         else:
             what = "the database cannot be reached or gave up, or the query is refused"
         return f"data set {self._name!r}, query {self._path}: {what}"
+
+
+def _read_any_cell(driver: Any) -> None:
+    """No cell ends the reading: a text of SQLite that is not UTF-8 stays bytes, and a date or time
+    of PostgreSQL, which may be one that Python has not, a text."""
+    if hasattr(driver, "text_factory"):
+        driver.text_factory = _text
+        return
+    from psycopg.types.string import TextLoader
+
+    for kind in ("date", "time", "timetz", "timestamp", "timestamptz", "interval"):
+        driver.adapters.register_loader(kind, TextLoader)
+
+
+def _text(cell: bytes) -> str | bytes:
+    try:
+        return cell.decode()
+    except UnicodeDecodeError:
+        return cell
 
 
 _READ_ONLY: Final[dict[str, dict[str, Any]]] = {

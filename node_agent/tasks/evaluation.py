@@ -34,6 +34,7 @@ class EvaluationProgram:
     """One job's evaluation; reads the data at its only release."""
 
     def __init__(self, config: EvaluationConfig, data_set: DataSetSpec) -> None:
+        self.remark = ""
         self._config = config
         self._data_set = data_set
 
@@ -67,12 +68,13 @@ class EvaluationProgram:
         bound is for gradients and has no part in it.
 
         Raises:
-            DataProblem: the records do not read as declared. For the hospital's eyes only.
+            DataProblem: the source cannot be read. For the hospital's eyes only.
         """
         release = order.release
         if release.mechanism not in ("gaussian", "none") or release.steps != 1:
             raise NoUpdate("an evaluation is one release of every patient")
         records = read_records(self._data_set, self._config.features)
+        self.remark = records.remark
         units = counts(predict(base, records.features), records).astype(np.float64)
         if release.mechanism == "gaussian":
             units = noised(units, release.noise_multiplier or 0.0)

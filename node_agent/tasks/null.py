@@ -15,6 +15,8 @@ _PATTERN_VALUES = 1 << 18
 class NullProgram:
     """Answers with a fresh random delta: equal ones would share a digest and travel for free."""
 
+    remark = ""
+
     def __init__(self, config: NullConfig) -> None:
         self._size = config.parameters
         self._delta: NDArray[np.float32] | None = None

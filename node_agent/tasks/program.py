@@ -30,7 +30,14 @@ class Order:
 
 
 class Program(Protocol):
-    """A task that runs in the worker."""
+    """A task that runs in the worker.
+
+    Attributes:
+        remark: what the hospital, and nobody else, should know of the records that the newest
+            update came from; empty for nothing.
+    """
+
+    remark: str
 
     def rehearsal_s(self, declared_n: int, steps: int) -> float:
         """Seconds that an attempt takes on made-up records of the declared size; opens no data."""

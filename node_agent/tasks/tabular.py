@@ -68,6 +68,7 @@ class TabularProgram:
     def __init__(self, config: TabularConfig, data_set: DataSetSpec) -> None:
         self._config = config
         self._data_set = data_set
+        self.remark = ""
         self._records: Records | None = None
         self._opted_out: Stamp = None
         self._rehearse()
@@ -96,13 +97,14 @@ class TabularProgram:
         """Train from `base` by DP-SGD with fresh noise; the trained weights minus `base`.
 
         Raises:
-            DataProblem: the records do not read as declared. For the hospital's eyes only.
+            DataProblem: the source cannot be read. For the hospital's eyes only.
         """
         stamp = stamp_of(self._data_set)
         if self._records is None or stamp != self._opted_out:
             # Who opted out since the last round is in no further one.
             self._records = None
             self._records = read_records(self._data_set, self._config.features)
+            self.remark = self._records.remark
             self._opted_out = stamp
         records = self._records
         model = TabularModel(self._config)

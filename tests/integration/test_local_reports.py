@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 import yaml
 
@@ -21,21 +23,32 @@ THREE = ("alpha", "beta", "gamma")
 SECRET = "S3cret-cell"
 
 
-def spoilt(coordinator: Federation, *, shares: bool) -> Path:
-    """Three nodes, of which alpha's records hold a cell that is no number; alpha's folder."""
+def three(coordinator: Federation) -> Path:
+    """Three nodes that do not run yet; alpha's folder."""
     for name in THREE:
         coordinator.add_node(name)
-    folder = coordinator.agent("alpha")
-    path = folder / "data/cohort.csv"
-    lines = path.read_text().splitlines()
-    lines[3] = f"p2,{SECRET},1"
-    path.write_text("\n".join(lines))
-    policy = yaml.safe_load((folder / "policy.yaml").read_text())
-    (folder / "policy.yaml").write_text(yaml.safe_dump({**policy, "share_failure_class": shares}))
+    return coordinator.agent("alpha")
+
+
+def started(coordinator: Federation) -> None:
+    """All three run."""
     for name in THREE:
         coordinator.start(name)
     coordinator.wait_for_nodes(*THREE)
-    return folder
+
+
+def spoil(folder: Path, *, shares: bool) -> None:
+    """Make of the records a Parquet file whose header is whole and whose cells are not."""
+    source = folder / "data/cohort.parquet"
+    table = pyarrow.csv.read_csv(folder / "data/cohort.csv")
+    pyarrow.parquet.write_table(table, source, compression="gzip")
+    with source.open("r+b") as file:
+        file.seek(40)
+        file.write(SECRET.encode() * 20)
+    declared = (folder / "datasets.yaml").read_text()
+    (folder / "datasets.yaml").write_text(declared.replace("cohort.csv", "cohort.parquet"))
+    policy = yaml.safe_load((folder / "policy.yaml").read_text())
+    (folder / "policy.yaml").write_text(yaml.safe_dump({**policy, "share_failure_class": shares}))
 
 
 def told(coordinator: Federation, job_id: str) -> dict[str, str]:
@@ -54,7 +67,9 @@ def test_a_failure_after_opening_is_told_at_home_and_outside_only_if_it_is_share
 ) -> None:
     """The sentence, the remedy and the place in the hospital's own report; at the coordinator "no
     update", or the kind of the failure. The cell itself is nowhere."""
-    folder = spoilt(coordinator, shares=shares)
+    folder = three(coordinator)
+    spoil(folder, shares=shares)
+    started(coordinator)
     job_id = coordinator.submit(job_file())
     wait_for("alpha gives no update", lambda: bool(told(coordinator, job_id)))
     (reason, message) = next(iter(told(coordinator, job_id).items()))
@@ -64,7 +79,7 @@ def test_a_failure_after_opening_is_told_at_home_and_outside_only_if_it_is_share
     found = cli_json("agent", "logs", job_id, "--dir", str(folder))
     failure = found["failures"][0]
     assert (failure["opened"], failure["reason"]) == (True, "DATA_PROBLEM")
-    assert "row" in failure["detail"]
+    assert "is not a Parquet file that can be read" in failure["detail"]
     assert "mend the file" in failure["remedy"]
     assert any("no_update" in line for line in found["log"])
     shown = run_cli("agent", "logs", job_id, "--dir", str(folder))[1]
@@ -83,6 +98,26 @@ def test_a_failure_after_opening_is_told_at_home_and_outside_only_if_it_is_share
     assert ("no epsilon covers it" in status) is shares
     with coordinator.client() as client:
         client.cancel(job_id)
+
+
+def test_a_row_that_reads_otherwise_is_told_at_home_alone(coordinator: Federation) -> None:
+    """The node's update is as any other: nobody outside learns that there is such a row."""
+    folder = three(coordinator)
+    path = folder / "data/cohort.csv"
+    lines = path.read_text().splitlines()
+    lines[3] = f"p2,{SECRET},1"
+    path.write_text("\n".join(lines))
+    started(coordinator)
+    job = coordinator.wait_for_end(coordinator.submit(job_file()))
+    assert {p.outcome for one in job.rounds for p in one.participation} == {"update"}
+    (alert,) = cli_json("agent", "digest", "--dir", str(folder))["alerts"]
+    assert (alert["event"], alert["subject"]) == ("ROWS_LEFT_OUT", "cohort")
+    assert alert["text"] == "column 'x' is not a number in 1 row, first in row 3"
+    log = "\n".join(cli_json("agent", "logs", job.job_id, "--dir", str(folder))["log"])
+    assert alert["text"] in log
+    assert alert["text"] in coordinator.log("alpha")
+    assert SECRET not in log + coordinator.log("alpha") + coordinator.log("coordinator")
+    assert "not a number" not in coordinator.log("coordinator")
 
 
 def test_a_failure_before_opening_is_told_with_what_to_do(coordinator: Federation) -> None:

@@ -85,13 +85,15 @@ def test_patients_on_the_list_are_left_out(tmp_path: Path) -> None:
 
 
 def test_no_other_cell_of_theirs_is_looked_at(tmp_path: Path) -> None:
-    """A cell that would stop the reading does not, in the row of one who is left out."""
+    """A cell that would be remarked on is not, in the row of one who is left out; rows keep their
+    numbers."""
     (tmp_path / "out.txt").write_text("c\n")
     rows = "a,51,1,yes\nb,s3cret,7,no\nc,s3cret,7,yes\n"
     change = {"consent": CONSENT, "opt_out": str(tmp_path / "out.txt")}
-    assert ages(read_records(csv_spec(tmp_path, rows, **change), [AGE])) == [51]
-    with pytest.raises(DataProblem):
-        read_records(csv_spec(tmp_path, rows), [AGE])
+    records = read_records(csv_spec(tmp_path, rows + "d,s3cret,0,yes\n", **change), [AGE])
+    assert ages(records) == [51]
+    assert records.remark == "column 'age' is not a number in 1 row, first in row 4"
+    assert "in 2 rows, first in row 2" in read_records(csv_spec(tmp_path, rows), [AGE]).remark
 
 
 def test_the_local_log_tells_how_many_and_not_who(tmp_path: Path) -> None:
@@ -112,10 +114,10 @@ def test_the_local_log_tells_how_many_and_not_who(tmp_path: Path) -> None:
 
 
 def test_when_nobody_may_be_used_nothing_is_read(tmp_path: Path) -> None:
-    """No record is no reason to use another's."""
-    spec = csv_spec(tmp_path, "a,51,1,no\n", consent=CONSENT)
-    with pytest.raises(DataProblem, match="no row of a patient who may be used"):
-        read_records(spec, [AGE])
+    """No record is no reason to use another's, and none to give no update."""
+    records = read_records(csv_spec(tmp_path, "a,51,1,no\n", consent=CONSENT), [AGE])
+    assert records.features.shape == (0, 1)
+    assert "noise alone" in records.remark
 
 
 def test_a_list_that_cannot_be_read_stops_the_work(tmp_path: Path) -> None:

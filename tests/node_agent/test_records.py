@@ -42,11 +42,18 @@ def csv_spec(folder: Path, rows: str, header: str = HEADER) -> DataSetSpec:
 
 
 def problem(spec: DataSetSpec, *features: Feature) -> str:
-    """What the hospital is told."""
+    """What the hospital is told of a source that cannot be read."""
     with pytest.raises(DataProblem) as caught:
         read_records(spec, features or (AGE, MALE))
     assert caught.value.__cause__ is None
     return str(caught.value)
+
+
+def remark(spec: DataSetSpec, rows: int) -> str:
+    """What it is told of a row that is left out beside `rows` that are not."""
+    records = read_records(spec, (AGE, MALE))
+    assert len(records.labels) == len(records.features) == len(records.patients) == rows
+    return records.remark
 
 
 def test_csv_becomes_scaled_features(tmp_path: Path) -> None:
@@ -117,26 +124,27 @@ def test_a_declared_category_wins_over_a_missing_mark(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cell", ["s3cret77", "6_777", "inf", "1e999", "0x77", "7,7"])
-def test_unparsable_number_names_column_and_row_never_the_value(tmp_path: Path, cell: str) -> None:
-    """A cell that is no finite number stops the reading; its text is not repeated."""
-    text = problem(csv_spec(tmp_path, f'a,60,Male,,1\nb,"{cell}",Male,,0\n'))
-    assert "column 'age', row 2" in text
-    assert cell not in text.replace(str(tmp_path), "")
+def test_a_row_with_no_number_is_left_out_and_its_value_not_repeated(
+    tmp_path: Path, cell: str
+) -> None:
+    """Its column and its row are named, for the hospital; the other rows count."""
+    text = remark(csv_spec(tmp_path, f'a,60,Male,,1\nb,"{cell}",Male,,0\n'), rows=1)
+    assert text == "column 'age' is not a number in 1 row, first in row 2"
 
 
-def test_undeclared_category_names_column_and_row_never_the_value(tmp_path: Path) -> None:
-    """A category outside the declared list stops the reading."""
-    text = problem(csv_spec(tmp_path, "a,60,Male,,1\nb,60,s3cret,,0\n"))
-    assert "column 'sex', row 2" in text
-    assert "s3cret" not in text
+def test_a_row_with_an_undeclared_category_is_left_out(tmp_path: Path) -> None:
+    """How many there are is said, and where the first one is."""
+    rows = "a,60,s3cret,,1\nb,60,Male,,0\nc,60,male,,0\n"
+    text = remark(csv_spec(tmp_path, rows), rows=1)
+    assert text == "column 'sex' is none of the declared categories in 2 rows, first in row 1"
 
 
 @pytest.mark.parametrize("label", ["77", "-77", "0.77", "yes77"])
-def test_label_other_than_0_and_1_is_a_problem(tmp_path: Path, label: str) -> None:
+def test_a_row_with_a_label_other_than_0_and_1_is_left_out(tmp_path: Path, label: str) -> None:
     """Labels are 0 or 1."""
-    text = problem(csv_spec(tmp_path, f"a,60,Male,,1\nb,60,Male,,{label}\n"))
-    assert "column 'disease', row 2" in text
-    assert "77" not in text.replace(str(tmp_path), "")
+    text = remark(csv_spec(tmp_path, f"a,60,Male,,1\nb,60,Male,,{label}\n"), rows=1)
+    assert text.startswith("column 'disease' is ")
+    assert "77" not in text
 
 
 def test_missing_and_repeated_columns_are_named(tmp_path: Path) -> None:
@@ -147,27 +155,42 @@ def test_missing_and_repeated_columns_are_named(tmp_path: Path) -> None:
     assert "column 'age' stands 2 times" in problem(spec)
 
 
-def test_ragged_row_names_its_line_never_its_cells(tmp_path: Path) -> None:
-    """A row with too many cells is reported by line; the parser's own text would quote it."""
-    text = problem(csv_spec(tmp_path, "a,60,Male,,1\nb,60,Male,s3cret,0,1\n"))
-    assert "line 3" in text
-    assert "s3cret" not in text
+def test_a_row_of_more_or_fewer_cells_is_left_out(tmp_path: Path) -> None:
+    """Wherever it stands; rows are counted with it."""
+    rows = "a,60,Male,,1\nb,60,Male,s3cret,0,1\nc\nd,6_0,Male,,1\n"
+    assert remark(csv_spec(tmp_path, rows), rows=1) == (
+        "more or fewer cells than the header in 2 rows, first in row 2; "
+        "column 'age' is not a number in 1 row, first in row 4"
+    )
+
+
+def test_a_long_text_in_a_row_costs_no_other_row(tmp_path: Path) -> None:
+    """Longer than any buffer, with line breaks in it, in a column that nobody uses."""
+    note = '"' + "a long note\n" * 200_000 + '"'
+    assert remark(csv_spec(tmp_path, f"a,60,Male,{note},1\nb,60,Male,,0\n"), rows=2) == ""
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "is empty"),
-        (HEADER.encode(), "no rows"),
-        (HEADER.encode() + b"a,60,,,1\n", "no row with"),
-        (HEADER.encode() + b"a,60,\xff\xfe,,1\n", "not a CSV file in UTF-8"),
+        (HEADER.encode(), ""),
+        (HEADER.encode() + b"a,60,,,1\n", ""),
+        (HEADER.encode() + b"a,60,\xff\xfe,,1\n", "; column 'sex' is neither text nor a whole"),
+        (HEADER.encode() + b"\xff,60,Male,,1\n", "; column 'patient_id' is neither text"),
     ],
 )
-def test_file_without_usable_rows_is_a_problem(tmp_path: Path, content: bytes, said: str) -> None:
-    """An empty file, a bare header, no complete row and another encoding are told apart."""
+def test_a_file_without_usable_rows_gives_none(tmp_path: Path, content: bytes, said: str) -> None:
+    """A bare header, no complete row, another encoding: the attempt releases noise."""
     path = tmp_path / "train.csv"
     path.write_bytes(content)
-    assert said in problem(spec_of(path))
+    text = remark(spec_of(path), rows=0)
+    assert f"has no row that can be used: what is released is noise alone{said}" in text
+
+
+def test_an_empty_file_is_a_problem(tmp_path: Path) -> None:
+    """It has no column either."""
+    (tmp_path / "train.csv").touch()
+    assert "is empty" in problem(spec_of(tmp_path / "train.csv"))
 
 
 def test_absent_file_is_a_problem(tmp_path: Path) -> None:
@@ -197,14 +220,22 @@ def test_parquet_reads_like_csv(tmp_path: Path) -> None:
     assert records.patients.tolist() == [0, 0]
 
 
-def test_parquet_of_another_type_is_a_problem(tmp_path: Path) -> None:
-    """Types that do not read as declared stop the reading and are named by place."""
-    text = problem(parquet(tmp_path, age=pa.array([1.0, np.inf, 1.0, 1.0])))
-    assert "column 'age', row 2" in text
-    text = problem(parquet(tmp_path, sex=pa.array([1.5, 2.5, 1.5, 1.5])))
-    assert "column 'sex', row 1" in text
-    text = problem(parquet(tmp_path, patient_id=pa.array([1.5, 2.5, 1.5, 1.5])))
-    assert "column 'patient_id', row 1" in text
+def test_rows_of_a_parquet_file_that_read_otherwise_are_left_out(tmp_path: Path) -> None:
+    """A cell, or a whole column of another type; also one whose values Python cannot hold."""
+    text = remark(parquet(tmp_path, age=pa.array([1.0, np.inf, 1.0, 1.0])), rows=2)
+    assert text == "column 'age' is not a number in 1 row, first in row 2"
+    for name in ("sex", "patient_id"):
+        text = remark(parquet(tmp_path, **{name: pa.array([1.5, 2.5, 1.5, 1.5])}), rows=0)
+        assert f"column {name!r} is neither text nor a whole number in 4 rows" in text
+    cells = pa.array([b"Male", b"\xff", b"Male", b"Male"]).cast(pa.string(), safe=False)
+    text = remark(parquet(tmp_path, sex=cells, age=pa.array([1, 2, 3, 4])), rows=2)
+    assert text == "column 'sex' is neither text nor a whole number in 1 row, first in row 2"
+    far = pa.array([1, 2**60, 3, 4], pa.timestamp("ms"))
+    assert "column 'age' is not a number in 4 rows" in remark(parquet(tmp_path, age=far), rows=0)
+
+
+def test_what_is_no_parquet_file_is_a_problem(tmp_path: Path) -> None:
+    """As a whole."""
     path = tmp_path / "train.parquet"
     path.write_bytes(b"PAR1 s3cret")
     assert "not a Parquet file" in problem(spec_of(path))

@@ -99,7 +99,7 @@ def test_a_query_reads_like_a_file(tmp_path: Path, database: dict[str, Any]) -> 
     assert records.features[:, 0] == pytest.approx([1.0, -0.45])
     assert records.labels.tolist() == [1, 0]
     assert records.patients.tolist() == [0, 0]
-    assert set(source_of(spec).read(["patient_id"], [])["patient_id"]) == {7, 8, None}
+    assert set(source_of(spec).read(["patient_id"], []).columns["patient_id"]) == {7, 8, None}
     assert next(source_of(spec).pieces("patient_id")).count(7) == 2
 
 
@@ -163,6 +163,35 @@ def test_the_header_is_found_without_a_row(tmp_path: Path, database: dict[str, A
         read_records(spec, [AGE])
     assert "100%" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+def test_a_cell_that_python_cannot_hold_does_not_end_the_reading(
+    tmp_path: Path, database: dict[str, Any]
+) -> None:
+    """A date of no calendar, among numbers that may be none."""
+    query = (
+        "SELECT pid AS patient_id, CASE WHEN note = ':x' THEN 'NaN'::numeric ELSE age END AS age,"
+        " CASE WHEN age = 60 THEN 'infinity'::date ELSE '2020-02-02'::date END AS sex, disease"
+        " FROM records WHERE pid IS NOT NULL AND age IS NOT NULL ORDER BY ctid"
+    )
+    spec = spec_of(tmp_path, database, query, columns={"age": "number", "sex": "number"})
+    assert read_records(spec, [AGE]).labels.tolist() == [1]
+    remark = read_records(spec, [Feature(column="sex", center=0.0, scale=1.0)]).remark
+    assert "column 'sex' is not a number in 2 rows, first in row 1" in remark
+
+
+def test_a_text_of_sqlite_that_is_none_does_not_end_the_reading(tmp_path: Path) -> None:
+    """Its row is left out."""
+    path = tmp_path / "r.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE records (patient_id, age, sex, disease)")
+        rows = [("a", 60, "Male", 1), ("b", 60, "Male", 0)]
+        connection.executemany("INSERT INTO records VALUES (?, ?, ?, ?)", rows)
+        connection.execute("UPDATE records SET sex = CAST(x'ff' AS TEXT) WHERE patient_id = 'b'")
+    spec = spec_of(tmp_path, {"url": f"sqlite:///{path}"}, "SELECT * FROM records")
+    records = read_records(spec, [AGE, MALE])
+    assert records.labels.tolist() == [1]
+    assert "column 'sex' is neither text nor a whole number in 1 row" in records.remark
 
 
 @pytest.mark.parametrize(

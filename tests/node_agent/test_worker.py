@@ -203,6 +203,7 @@ def test_update_is_a_float32_delta_of_the_models_shape(bench: Bench) -> None:
         "attempt_id": "attempt-1",
         "digest": digest_of_file(bench.out),
         "bytes": bench.out.stat().st_size,
+        "remark": "",
     }
     delta = load_file(bench.out)
     assert {n: v.shape for n, v in delta.items()} == {"linear.weight": (1, 1), "linear.bias": (1,)}
@@ -287,12 +288,47 @@ def test_data_is_read_once_and_not_before_the_first_training(tmp_path: Path) -> 
     assert bench.train()["op"] == "trained"
 
 
-def test_bad_record_becomes_no_update_without_its_value(bench: Bench) -> None:
-    """A cell that does not parse gives no update; the detail names the place only."""
-    bench.source.write_text("patient_id,age,disease\na,60,1\nb,s3cret,0\n")
-    detail = bench.no_update()
-    assert "column 'age', row 2" in detail
-    assert "s3cret" not in detail
+@pytest.mark.parametrize(
+    "hers",
+    [
+        b"",
+        b"x,s3cret,0\n",
+        b"x,inf,0\n",
+        b"x,60,2\n",
+        b"x,60,s3cret\n",
+        b"x,60\n",
+        b"x,60,1,1,1\n",
+        b"x,\xff\xfe,1\n",
+        b"\xff\xfe\0,60,1\n",
+        b'x,"60,1',
+        b"x,6\r0,1\n",
+        b'x,"' + b"1" * 3_000_000 + b'",1\n',
+        b"x,60,1\n" * 1200,
+    ],
+    ids=lambda rows: repr(rows[:12]),
+)
+@pytest.mark.parametrize("others", [b"", b"a,60,1\nb,40,0\n"], ids=["alone", "beside-others"])
+def test_no_record_of_a_patient_decides_whether_there_is_an_update(
+    bench: Bench, others: bytes, hers: bytes
+) -> None:
+    """No epsilon pays for that answer: with her, without her, and with nobody at all it is the
+    same. What the hospital is told names no value."""
+    bench.source.write_bytes(HEADER.encode() + others + hers)
+    answer = bench.train()
+    assert answer["op"] == "trained"
+    assert bench.out.exists()
+    assert "s3cret" not in answer["remark"]
+    assert bench.train()["op"] == "trained"
+
+
+def test_what_is_left_out_is_told_to_the_hospital(bench: Bench) -> None:
+    """As long as it is so: the next reading says anew."""
+    assert bench.train()["remark"] == ""
+    other = Bench(bench.source.parent)
+    other.source.write_text("patient_id,age,disease\na,60,1\nb,s3cret,0\n")
+    assert other.prepare() == {"op": "prepared"}
+    remark = "column 'age' is not a number in 1 row, first in row 2"
+    assert [other.train()["remark"] for _ in range(2)] == [remark] * 2
 
 
 @pytest.mark.parametrize("error", [ValueError("s3cret"), MemoryError("s3cret"), KeyError("s3cret")])

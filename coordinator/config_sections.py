@@ -18,6 +18,7 @@ from coordinator.config_surroundings import (
     Security,
 )
 from coordinator.keys import Section, beside_config, key
+from privacy.releases import GRAD_NORM_MIN
 from protos.transfer_address import follows
 
 PORT_MAX = 65535
@@ -184,7 +185,7 @@ class Privacy(Section):
         " is created, and it cannot change afterwards",
     )
     max_grad_norm: float = key(
-        0.1, "Bound C to which each patient's summed gradient is clipped.", gt=0, le=1e6
+        0.1, "Bound C to which each patient's summed gradient is clipped.", ge=GRAD_NORM_MIN, le=1e6
     )
 
 

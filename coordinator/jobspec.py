@@ -13,6 +13,7 @@ from coordinator.config_sections import CoordinatorConfig
 from coordinator.keys import Section, key, problems
 from coordinator.strict_yaml import read_mapping
 from privacy.filters import EPSILON_MIN
+from privacy.releases import GRAD_NORM_MIN
 from protos.errors import Malformed, invariant
 
 _T = TypeVar("_T")
@@ -134,7 +135,7 @@ class PrivacySpec(Section):
     target_epsilon: float | None = key(None, "Epsilon of the whole job.", ge=EPSILON_MIN, le=1000)
     noise_multiplier: float | None = key(None, "Noise over the bound.", gt=0, le=1e6)
     delta: float | None = key(None, "Delta of target_epsilon.", ge=1e-30, le=0.1)
-    max_grad_norm: float | None = key(None, "Clipping bound per patient.", gt=0, le=1e6)
+    max_grad_norm: float | None = key(None, "Clipping bound per patient.", ge=GRAD_NORM_MIN, le=1e6)
     batch_size: int | None = key(None, "Expected patients in a step.", ge=1, le=1_000_000)
 
     @field_validator("target_epsilon", "noise_multiplier")

@@ -1,9 +1,12 @@
 """Who is left out: patients without consent, and those on an opt-out list.
 
-A patient counts by the text of the id without the spaces around it. Every doubt leaves out: a
-patient one of whose rows lacks consent is out whole, and a list that cannot be read stops the work.
+Every doubt leaves out: a patient one of whose rows lacks consent is out whole; an id on the list
+means every id that differs from it in no more than `spelling` passes over; and a list that cannot
+be read, or whose lines hold more than an id, stops the work.
 """
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -12,6 +15,9 @@ from node_agent.sources.problems import DataProblem, WrongHeader
 from node_agent.sources.source import Cells
 
 OPT_OUT_BYTES_MAX: Final = 256 << 20
+
+_MORE_THAN_AN_ID: Final = re.compile(r"[\",;\t]|\s#|^#")
+_WHOLE: Final = re.compile(r"\+?0*(\d+)(?:\.0*)?", re.ASCII)
 
 Stamp = tuple[int, int, int] | None
 
@@ -35,10 +41,10 @@ def refused(
 
 
 def opted_out_of(spec: DataSetSpec) -> frozenset[str]:
-    """The ids on the list as it is now.
+    """The ids on the list as it is now, by their `spelling`.
 
     Raises:
-        DataProblem: there is a list and it cannot be read.
+        DataProblem: there is a list and it cannot be read, or a line holds more than an id.
     """
     if spec.opt_out is None:
         return frozenset()
@@ -48,7 +54,23 @@ def opted_out_of(spec: DataSetSpec) -> frozenset[str]:
         text = spec.opt_out.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError):
         raise DataProblem(f"{spec.opt_out}, the opt-out list, cannot be read") from None
-    return frozenset(line.strip() for line in text.splitlines()) - {""}
+    lines = text.splitlines()
+    for number, line in enumerate(lines, start=1):
+        if _MORE_THAN_AN_ID.search(line.strip()):
+            raise DataProblem(
+                f"line {number} of {spec.opt_out}, the opt-out list, holds more than an id: write "
+                "one id a line, without quotes, commas, semicolons, tabs or remarks"
+            )
+    return frozenset(map(spelling, lines)) - {""}
+
+
+def spelling(identifier: str) -> str:
+    """What two spellings of one id have in common: programs drop zeros before a number and put .0
+    after it, compose letters in two ways, leave invisible characters, and change case."""
+    text = unicodedata.normalize("NFKC", identifier).casefold()
+    text = "".join(one for one in text if unicodedata.category(one) != "Cf").strip()
+    number = _WHOLE.fullmatch(text)
+    return number[1] if number else text
 
 
 def check_opt_out(spec: DataSetSpec) -> None:

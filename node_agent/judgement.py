@@ -18,7 +18,7 @@ from privacy.calibration import units_for
 from privacy.deltas import bound_said, is_too_large
 from privacy.filters import Filter
 from privacy.ledger import Balance, Pending
-from privacy.releases import TRAINED, UNNOISED
+from privacy.releases import GRAD_NORM_MAX, GRAD_NORM_MIN, TRAINED, UNNOISED
 from protos.errors import FeddpError
 
 STEPS_MAX: Final = 100_000
@@ -192,9 +192,14 @@ def _steps(case: _Case, account: AccountPolicy, info: TaskInfo) -> Refusal | Non
 
 
 def _clipping(case: _Case, account: AccountPolicy, info: TaskInfo) -> Refusal | None:
-    if case.order.release.mechanism == "no_data" or case.order.max_grad_norm > 0:
+    if case.order.release.mechanism == "no_data":
         return None
-    return Refusal("CLIPPING_MISSING", "max_grad_norm must be above 0 where data is read.")
+    if GRAD_NORM_MIN <= case.order.max_grad_norm <= GRAD_NORM_MAX:
+        return None
+    return Refusal(
+        "CLIPPING_MISSING",
+        f"max_grad_norm must be from {GRAD_NORM_MIN:g} to {GRAD_NORM_MAX:g} where data is read.",
+    )
 
 
 def _unaccounted(case: _Case, account: AccountPolicy, info: TaskInfo) -> Refusal | None:

@@ -13,7 +13,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from node_agent.consent import opted_out_of, refused
+from node_agent.consent import opted_out_of, refused, spelling
 from node_agent.datasets import CategoryColumn, ColumnType, DataSetSpec
 from node_agent.sources.choice import source_of
 from node_agent.sources.problems import DataProblem
@@ -61,7 +61,8 @@ def read_records(spec: DataSetSpec, features: Sequence[Feature]) -> Records:
             opt-out list cannot.
     """
     columns = list(dict.fromkeys(feature.column for feature in features))
-    table, unread = _allowed(spec, columns)
+    allowed = _allowed(spec, columns)
+    table, unread = allowed.table, allowed.unread
     read = _Reading(table, unread)
     patients = read.texts(spec.patient)
     labels = read.labels(spec.label)
@@ -112,7 +113,23 @@ class _Unread:
         )
 
 
-def _allowed(spec: DataSetSpec, columns: Sequence[str]) -> tuple[Table, _Unread]:
+@dataclass(frozen=True, slots=True)
+class _Allowed:
+    """Rows of patients who may be used.
+
+    Attributes:
+        unread: for what does not read as declared.
+        listed: ids on the opt-out list.
+        opted_out: patients among the records who are on it.
+    """
+
+    table: Table
+    unread: _Unread
+    listed: int = 0
+    opted_out: int = 0
+
+
+def _allowed(spec: DataSetSpec, columns: Sequence[str]) -> _Allowed:
     """The rows of patients who may be used, with patient, label and these columns; how many others
     there are is for the local log."""
     consent = [spec.consent.column] if spec.consent is not None else []
@@ -123,10 +140,11 @@ def _allowed(spec: DataSetSpec, columns: Sequence[str]) -> tuple[Table, _Unread]
         what = "more or fewer cells than the header"
         unread.note(what, table.no_rows[0], len(table.no_rows))
     if spec.consent is None and spec.opt_out is None:
-        return table, unread
+        return _Allowed(table, unread)
     patients = _Reading(table, _Unread()).texts(spec.patient)
     without_consent = refused(spec, patients, table.columns)
-    opted_out = opted_out_of(spec) & {one for one in patients if one is not None}
+    listed = opted_out_of(spec)
+    opted_out = {one for one in patients if one is not None and spelling(one) in listed}
     log.info(
         "patients_excluded",
         data_set=spec.name,
@@ -136,7 +154,8 @@ def _allowed(spec: DataSetSpec, columns: Sequence[str]) -> tuple[Table, _Unread]
     excluded = without_consent | opted_out
     kept = [row for row, patient in enumerate(patients) if patient not in excluded]
     cells = {name: [of[row] for row in kept] for name, of in table.columns.items()}
-    return replace(table, columns=cells, numbers=[table.numbers[row] for row in kept]), unread
+    left = replace(table, columns=cells, numbers=[table.numbers[row] for row in kept])
+    return _Allowed(left, unread, len(listed), len(opted_out))
 
 
 def feature_matrix(
@@ -270,6 +289,8 @@ class Tally:
         patients: different patients in complete rows.
         labels: complete rows with the label 0, and with 1.
         unread: what does not read as declared and is left out; empty for nothing.
+        listed: ids on the opt-out list.
+        opted_out: patients among the records who are on it.
     """
 
     rows: int
@@ -278,6 +299,8 @@ class Tally:
     patients: int
     labels: tuple[int, int]
     unread: str
+    listed: int
+    opted_out: int
 
 
 def tally(spec: DataSetSpec) -> Tally:
@@ -287,7 +310,8 @@ def tally(spec: DataSetSpec) -> Tally:
         DataProblem: as `read_records`.
     """
     columns = [name for name in spec.columns if name not in (spec.patient, spec.label)]
-    table, unread = _allowed(spec, columns)
+    allowed = _allowed(spec, columns)
+    table, unread = allowed.table, allowed.unread
     read = _Reading(table, unread)
     patients = read.texts(spec.patient)
     labels = read.labels(spec.label)
@@ -303,4 +327,6 @@ def tally(spec: DataSetSpec) -> Tally:
         patients=len({patients[row] for row in np.flatnonzero(complete)}),
         labels=(int((kept == 0).sum()), int((kept == 1).sum())),
         unread=unread.said(),
+        listed=allowed.listed,
+        opted_out=allowed.opted_out,
     )

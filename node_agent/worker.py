@@ -38,7 +38,7 @@ from protos.updates import UpdateDtype
 
 if TYPE_CHECKING:
     from node_agent.tasks.files import Room
-    from node_agent.tasks.program import Program, Weights
+    from node_agent.tasks.program import Order, Program, Weights
 
 log = structlog.get_logger(__name__)
 
@@ -75,14 +75,11 @@ class ReleaseFields(BaseModel):
     steps: int
 
 
-class Train(BaseModel):
-    """One attempt."""
+class Attempt(BaseModel):
+    """What an attempt is ordered to do."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    op: Literal["train"]
-    attempt_id: str
-    round: int
     base_model: Path
     base_model_digest: str
     out: Path
@@ -94,19 +91,19 @@ class Train(BaseModel):
     traceparent: str = ""
 
 
-class Check(BaseModel):
-    """Look at the source's header, a round's model, the room for its update, and how long an
-    attempt takes on made-up records, before the data is open, when a fault may still be told."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Check(Attempt):
+    """Look at the order, the source's header, the round's model, the room for its update, and how
+    long it takes on made-up records, before the data is open, when a fault may still be told."""
 
     op: Literal["check"]
-    base_model: Path
-    base_model_digest: str
-    out: Path
-    update_dtype: UpdateDtype = "float32"
-    steps: int = Field(ge=0)
-    traceparent: str = ""
+
+
+class Train(Attempt):
+    """Carry it out, once."""
+
+    op: Literal["train"]
+    attempt_id: str
+    round: int
 
 
 _REQUEST: Final[TypeAdapter[Prepare | Check | Train]] = TypeAdapter(
@@ -201,23 +198,28 @@ class Worker:
             if wrong is not None:
                 return wrong
         try:
+            self._order(prepared, program, request)
+        except NoUpdate as problem:
+            return _refused("TRAINING_INVALID", f"This order cannot be carried out: {problem}.")
+        except FeddpError as error:
+            return _refused(error.reason, error.message)
+        try:
             self._base = request.base_model_digest, self._take_base(request)
         except NoUpdate as problem:
             return _refused("MODEL_INVALID", f"The round's model cannot be trained: {problem}.")
         if not reserve_room(request.out, self._shapes, request.update_dtype):
             return _refused("SPOOL_FULL", "The node's disk has no room for an update.")
         try:
-            if self._rehearsed.get(request.steps, 0.0) < REHEARSAL_CHEAP_S:
-                seconds = program.rehearsal_s(prepared.declared_n, request.steps)
-                self._rehearsed[request.steps] = seconds
+            steps = request.release.steps
+            if self._rehearsed.get(steps, 0.0) < REHEARSAL_CHEAP_S:
+                self._rehearsed[steps] = program.rehearsal_s(prepared.declared_n, steps)
         except Exception as error:  # noqa: BLE001 - made-up data: nothing of a record is in it
             log.error("rehearsal_failed", place=_place(error))
             return _refused("TASK_UNAVAILABLE", "The task cannot train on this node; see its log.")
-        return {"op": "checked", "rehearsal_s": self._rehearsed[request.steps]}
+        return {"op": "checked", "rehearsal_s": self._rehearsed[steps]}
 
     def _train(self, request: Train) -> Answer:
         from node_agent.tasks.files import spool_update
-        from node_agent.tasks.program import Order
 
         prepared, program = self._prepared, self._program
         if prepared is None or program is None:
@@ -225,18 +227,8 @@ class Worker:
         if request.attempt_id in self._attempts:
             raise NoUpdate("the attempt was run before; a second run would be a second release")
         self._attempts.add(request.attempt_id)
-        release = Release(**request.release.model_dump())
-        reads_data = registry.installed()[prepared.task].reads_data
-        if reads_data == (release.mechanism == "no_data"):
-            raise NoUpdate(f"task {prepared.task} cannot release by {release.mechanism}")
-        if release.mechanism not in UNNOISED | TRAINED:
-            raise NoUpdate(f"nothing here releases by {release.mechanism}")
-        if reads_data and request.max_grad_norm == 0:
-            raise NoUpdate("max_grad_norm must be above 0")
-        if request.declared_n != prepared.declared_n:
-            raise NoUpdate("the declared size differs from the one the worker was prepared with")
+        order = self._order(prepared, program, request)
         base = self._take_base(request)
-        order = Order(release, request.declared_n, request.max_grad_norm, request.proximal_mu)
         delta = program.update(base, order)
         del base
         digest, size = spool_update(request.out, delta, self._shapes, request.update_dtype)
@@ -249,7 +241,30 @@ class Worker:
             "remark": program.remark,
         }
 
-    def _take_base(self, request: Check | Train) -> "Weights":
+    @staticmethod
+    def _order(prepared: Prepare, program: "Program", request: Attempt) -> "Order":
+        """What the program is asked for.
+
+        Raises:
+            NoUpdate, Malformed: the task cannot be asked for it.
+        """
+        from node_agent.tasks.program import Order
+
+        release = Release(**request.release.model_dump())
+        reads_data = registry.installed()[prepared.task].reads_data
+        if reads_data == (release.mechanism == "no_data"):
+            raise NoUpdate(f"task {prepared.task} cannot release by {release.mechanism}")
+        if release.mechanism not in UNNOISED | TRAINED:
+            raise NoUpdate(f"nothing here releases by {release.mechanism}")
+        if reads_data and request.max_grad_norm == 0:
+            raise NoUpdate("max_grad_norm must be above 0")
+        if request.declared_n != prepared.declared_n:
+            raise NoUpdate("the declared size differs from the one the worker was prepared with")
+        order = Order(release, request.declared_n, request.max_grad_norm, request.proximal_mu)
+        program.check(order)
+        return order
+
+    def _take_base(self, request: Attempt) -> "Weights":
         """The round's model; what a check left is given away, so that it is read once a round."""
         from node_agent.tasks.files import Room, read_base
 

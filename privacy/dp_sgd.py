@@ -16,7 +16,7 @@ from torch import Tensor
 from privacy.clipping import UNITS_PER_BOUND, clipped_units, patient_sums
 from privacy.layers import check_layers
 from privacy.noise import SecureNoise
-from privacy.releases import Release
+from privacy.releases import GRAD_NORM_MAX, GRAD_NORM_MIN, Release
 from privacy.row_gradients import InDoublePrecision
 from protos.errors import Malformed
 
@@ -25,10 +25,6 @@ GRADIENT_VALUES_MAX: Final = 1 << 19
 
 Larger parts are slower: their arrays are returned to the system and faulted in again each step.
 """
-
-GRAD_NORM_MIN: Final = 1e-30
-GRAD_NORM_MAX: Final = 1e30
-"""Squares of gradients near the clipping bound neither underflow nor overflow between these."""
 
 NOISE_MULTIPLIER_MAX: Final = float(1 << 20)
 """Noise is computed to 2^-12 of a unit up to here, and every sum stays exact."""

@@ -304,7 +304,7 @@ def _conversion(order: int, delta: float) -> Fraction:
 
 
 def _within(value: object, low: float, high: float) -> bool:
-    return type(value) in (int, float) and low <= float(value) <= high  # type: ignore[arg-type]
+    return isinstance(value, int | float) and type(value) is not bool and low <= value <= high
 
 
 def check_delta(delta: float) -> None:

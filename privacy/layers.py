@@ -57,6 +57,18 @@ def check_layers(model: nn.Module) -> None:
         for buffer, _ in layer.named_buffers(recurse=False):
             why = _instead(layer) if _known(layer) else "rows would share it and nothing clips it"
             raise _refused(f"{where} has the buffer {buffer}: {why}")
+        if getattr(layer, "padding_mode", "zeros") != "zeros":
+            raise _refused(
+                f"{where}: gradients of each row are proven for padding_mode='zeros' only, and not "
+                f"for {layer.padding_mode!r}; pad in the model's forward instead"
+            )
+        if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
+            raise _refused(
+                f"{where}: padding_idx keeps one row of the table out of training, which the "
+                "gradients of each row do not; leave it out"
+            )
+        if isinstance(layer, nn.LayerNorm) and layer.elementwise_affine and layer.bias is None:
+            raise _refused(f"{where}: gradients of each row are proven with a bias; leave it on")
         if isinstance(layer, nn.Embedding) and (
             layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse
         ):

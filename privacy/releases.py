@@ -23,6 +23,10 @@ UNNOISED: Final[frozenset[Mechanism]] = frozenset({"no_data", "none"})
 TRAINED: Final[frozenset[Mechanism]] = frozenset({"gaussian", "poisson_gaussian"})
 """By these DP-SGD releases; it carries out no other, whatever is ordered."""
 
+GRAD_NORM_MIN: Final = 1e-30
+GRAD_NORM_MAX: Final = 1e30
+"""Squares of gradients near the clipping bound neither underflow nor overflow between these."""
+
 STEPS_MAX: Final = 2**32 - 1
 """The wire carries `steps` as uint32."""
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from feddp.cli.json_windows import JsonWindow
 from feddp.cli.ledgers import Ledger, Tampered, entry_of, ledger_of, said
+from feddp.cli.output import quoted
 from feddp.cli.witnesses import ACCOUNTS, Witnesses, from_json
 from privacy.ledger import Entry
 from protos.errors import FeddpError, Malformed, NotFound
@@ -23,6 +24,9 @@ ENTRY_BYTES: Final = 650
 
 TOLD_EACH: Final = 2000
 """Entries from one report of progress to the next."""
+
+COUNT_MAX: Final = 2**63 - 1
+"""A ledger's whole numbers are columns of 64 bits."""
 
 Progress = Callable[[int, float], None]
 """(entries read, share of the file from 0 to 1)."""
@@ -84,6 +88,9 @@ def from_file(path: Path, progress: Progress = lambda *_: None) -> Ledger:
             for name, kinds in _ACCOUNT_FIELDS.items():
                 if type(account[name]) not in kinds:
                     raise Malformed("EXPORT_INVALID", f"its {name} is of another kind")
+            for name, value in account.items():
+                if type(value) is int and abs(value) > COUNT_MAX:
+                    raise Malformed("EXPORT_INVALID", f"its {quoted(name)} is beyond any ledger's")
     except KeyError as error:
         text = f"{error.args[0]} is missing" if error.args[0] in _NAMES else "a field is missing"
         raise Tampered(ACCOUNTS, 0, f"an account or a witness is not one: {text}") from None
@@ -93,6 +100,8 @@ def from_file(path: Path, progress: Progress = lambda *_: None) -> Ledger:
 
 
 _ACCOUNT_FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
+    "account": (str,),
+    "node": (str,),
     "entries": (int,),
     "posted_units": (int,),
     "guarantee": (bool,),

@@ -114,7 +114,7 @@ def from_node_file(path: Path) -> NodeFile:
         raise NotFound("FILE_MISSING", f"there is no file {path}") from None
     except OSError as error:
         raise Malformed("FILE_UNREADABLE", f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise Malformed(
             "HEADS_INVALID", f"{path} is not what `feddp agent ledger heads --json` prints"
         ) from None

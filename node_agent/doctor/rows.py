@@ -52,7 +52,12 @@ def _judged(spec: DataSetSpec, name: str, counted: dict[str, Any]) -> Check:
         f"label 0: {zeros}, 1: {ones}; missing: {shown or 'nothing'}"
         + (f" and {more} more columns" if more > 0 else "")
     )
+    listed, opted_out = counted["listed"], counted["opted_out"]
+    if listed:
+        found += f"; {opted_out} of {listed} ids on the opt-out list are patients here"
     faults = []
+    if listed and not opted_out:
+        faults.append("nobody on the opt-out list is among the records: are its ids of this kind?")
     if counted["unread"]:
         faults.append(
             f"left out of training, as it does not read as declared: {counted['unread']}; mend the "

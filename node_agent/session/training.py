@@ -260,15 +260,7 @@ class Training:
 
         A model that does not fit is found out here, before the data is open, and costs nothing.
         """
-        request = {
-            "op": "check",
-            "steps": order.release.steps,
-            "base_model": str(self._spool.model(order.base_model_digest)),
-            "base_model_digest": order.base_model_digest,
-            "out": str(self._spool.out(order.attempt_id)),
-            "update_dtype": order.update_dtype,
-            "traceparent": _traceparent(tracing.here()),
-        }
+        request = {"op": "check", **self._asked(order)}
         try:
             answer = await worker.request(request)
             self._traces.worked(tracing.here(), answer, order.attempt_id)
@@ -285,20 +277,10 @@ class Training:
             )
         return float(answer.get("rehearsal_s", 0.0))
 
-    async def _train(
-        self, worker: Worker, order: Order, outcome_s: float
-    ) -> tuple[str, int, tuple[str, str]]:
-        """(digest, bytes) of what the worker wrote, ("", 0) for no update, whatever the cause; and
-        class and detail of that, for the hospital.
-
-        What is not done shortly before the outcome is due is not done at all: a later outcome
-        would tell how long the data took.
-        """
+    def _asked(self, order: Order) -> dict[str, Any]:
+        """What a worker is told of an attempt."""
         release = order.release
-        request = {
-            "op": "train",
-            "attempt_id": order.attempt_id,
-            "round": order.round,
+        return {
             "base_model": str(self._spool.model(order.base_model_digest)),
             "base_model_digest": order.base_model_digest,
             "out": str(self._spool.out(order.attempt_id)),
@@ -314,7 +296,19 @@ class Training:
             "update_dtype": order.update_dtype,
             "traceparent": _traceparent(tracing.here()),
         }
-        fields = {"job_id": order.job_id, "round": order.round, "attempt_id": order.attempt_id}
+
+    async def _train(
+        self, worker: Worker, order: Order, outcome_s: float
+    ) -> tuple[str, int, tuple[str, str]]:
+        """(digest, bytes) of what the worker wrote, ("", 0) for no update, whatever the cause; and
+        class and detail of that, for the hospital.
+
+        What is not done shortly before the outcome is due is not done at all: a later outcome
+        would tell how long the data took.
+        """
+        attempt = {"attempt_id": order.attempt_id, "round": order.round}
+        request = {"op": "train", **attempt, **self._asked(order)}
+        fields = {"job_id": order.job_id, **attempt}
         try:
             limit_s = outcome_s * TRAINING_SHARE if outcome_s > 0 else None
             async with asyncio.timeout(limit_s):

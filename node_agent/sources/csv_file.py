@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from node_agent.sources.problems import DataProblem, WrongHeader
-from node_agent.sources.source import Table, column_fault
+from node_agent.sources.source import Column, Table, column_fault
 
 HEADER_BYTES: Final = 64 << 10
 """Tried first: an agent looks often, and its memory is small."""
@@ -30,7 +30,7 @@ class CsvFile:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def names(self) -> list[str]:
+    def header(self) -> list[Column]:
         """The first line that is not empty."""
         try:
             with self._path.open("rb") as file:
@@ -46,7 +46,7 @@ class CsvFile:
             raise WrongHeader(
                 "SOURCE_UNREADABLE", f"{self._path} may not be read by this account"
             ) from None
-        return names
+        return [Column(name) for name in names]
 
     def read(self, wanted: Sequence[str], declared: Collection[str]) -> Table:
         """Cells as texts, bytes where they are not UTF-8."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from node_agent.sources.problems import DataProblem, WrongHeader
-from node_agent.sources.source import Cells, Table, column_fault
+from node_agent.sources.source import Cells, Column, Kind, Table, column_fault
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -17,13 +17,13 @@ class ParquetFile:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def names(self) -> list[str]:
+    def header(self) -> list[Column]:
         """From the file's own schema."""
         import pyarrow as pa
         import pyarrow.parquet
 
         try:
-            return list(pyarrow.parquet.read_schema(self._path).names)
+            schema = pyarrow.parquet.read_schema(self._path)
         except FileNotFoundError:
             raise WrongHeader("SOURCE_MISSING", f"{self._path} does not exist") from None
         except pa.ArrowInvalid:
@@ -34,6 +34,7 @@ class ParquetFile:
             raise WrongHeader(
                 "SOURCE_UNREADABLE", f"{self._path} may not be read by this account"
             ) from None
+        return [Column(field.name, _kind(field.type)) for field in schema]
 
     def read(self, wanted: Sequence[str], declared: Collection[str]) -> Table:
         """Typed values, None where null."""
@@ -72,30 +73,38 @@ class ParquetFile:
             raise fault from None
 
 
+def _kind(of: "pa.DataType") -> Kind:
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_dictionary(of):
+        return _kind(of.value_type)
+    if types.is_string(of) or types.is_large_string(of):
+        return "text"
+    if types.is_integer(of):
+        return "whole"
+    if types.is_floating(of):
+        return "number"
+    if types.is_boolean(of):
+        return "truth"
+    return "any" if types.is_decimal(of) or types.is_null(of) else "other"
+
+
 def _cells(column: "pa.ChunkedArray | pa.Array") -> Cells:
     """Texts, numbers, true and false, None; bytes for all else, whose values a single odd one could
     keep from being read: a text that is not UTF-8, a date that the calendar here does not have."""
     import pyarrow as pa
 
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        return _cells(column.cast(kind.value_type))
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        large = pa.types.is_large_string(kind)
-        return [
-            _text(cell)
-            for cell in column.cast(pa.large_binary() if large else pa.binary()).to_pylist()
-        ]
-    if pa.types.is_boolean(kind) or pa.types.is_null(kind) or _is_number(kind):
+    of = column.type
+    if pa.types.is_dictionary(of):
+        return _cells(column.cast(of.value_type))
+    kind = _kind(of)
+    if kind == "other":
+        return [b""] * len(column)
+    if kind != "text":
         return list(column.to_pylist())
-    return [b""] * len(column)
-
-
-def _is_number(kind: "pa.DataType") -> bool:
-    import pyarrow as pa
-
-    types = pa.types
-    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind))
+    raw = pa.large_binary() if pa.types.is_large_string(of) else pa.binary()
+    return [_text(cell) for cell in column.cast(raw).to_pylist()]
 
 
 def _text(cell: bytes | None) -> str | bytes | None:

@@ -3,11 +3,23 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 Cells = Sequence[Any]
 """Texts, or typed values and None. What cannot be read as either is bytes: no row may end the
 reading, as whether an attempt gives an update must not hang on one patient's record."""
+
+
+Kind = Literal["any", "text", "whole", "number", "truth", "other"]
+"""What a column's cells are as far as the source says it without a row; "any" where it does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What a source says of a column before a row is read."""
+
+    name: str
+    kind: Kind = "any"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +41,7 @@ class Table:
 class Source(Protocol):
     """One data set's records, wherever they are."""
 
-    def names(self) -> list[str]:
+    def header(self) -> list[Column]:
         """The columns, found without reading a row.
 
         Raises:
@@ -62,4 +74,24 @@ def column_fault(place: Path | str, names: list[str], declared: Collection[str])
         for name, count in times.items()
         if count != 1
     ]
-    return f"{', '.join(found)} in {place}" if found else ""
+    if not found:
+        return ""
+    return f"{', '.join(found)} in {place}{_hint(names)}"
+
+
+def _hint(names: list[str]) -> str:
+    """What a whole header that reads otherwise is likely to be."""
+    if any(not name.isascii() and _is_no_text(name) for name in names):
+        return "; its header is not UTF-8: save the file as UTF-8"
+    for mark, called in ((";", "semicolons"), ("\t", "tabs")):
+        if len(names) == 1 and mark in names[0]:
+            return f"; its cells are separated by {called}: save the file with commas"
+    return ""
+
+
+def _is_no_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -6,6 +6,7 @@ so that of all it says only the SQLSTATE is kept.
 
 import decimal
 import os
+import re
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from node_agent.sources.database import CREDENTIAL_BYTES_MAX, DRIVERS, Database
 from node_agent.sources.problems import DataProblem, WrongHeader
-from node_agent.sources.source import Table, column_fault
+from node_agent.sources.source import Column, Kind, Table, column_fault
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -36,6 +37,11 @@ SQLSTATES: Final = {
     "0A000": "the query does what may only stand outside a subquery, as writing does",
     "57014": "the query took too long",
 }
+_END: Final = re.compile(r"(?:;(?:\s|--[^\n'\"$]*(?:\n|\Z))*)+\Z")
+"""Semicolons at the end, with comments of a line after them; one with a quote may be no comment."""
+
+SAID_CHARACTERS_MAX: Final = 400
+
 UNREACHED: Final = ("08", "28", "3D", "53", "57")
 """Classes of SQLSTATE by which the database, not the query, is at fault."""
 
@@ -55,12 +61,15 @@ class SqlQuery:
         self._path = path
         self._database = database
 
-    def names(self) -> list[str]:
+    def header(self) -> list[Column]:
         """Columns of the answer when no row is asked for."""
         query = self._query()
         try:
             with self._reading(HEADER_TIMEOUT_S) as connection:
-                return list(connection.execute(_select(query, None).limit(0)).keys())
+                answer = connection.execute(_select(query, None).limit(0))
+                described = answer.cursor.description if answer.cursor is not None else ()
+                kinds = _KINDS[self._database.dialect]
+                return [Column(str(one[0]), kinds.get(one[1], "any")) for one in described or ()]
         except _Failed as failed:
             unreached = not failed.state or failed.state.startswith(UNREACHED)
             reason = "SOURCE_UNREADABLE" if unreached else "SCHEMA_MISMATCH"
@@ -101,19 +110,19 @@ class SqlQuery:
         yield from streamed.execute(_select(query, wanted)).partitions()
 
     def _query(self) -> str:
-        """The text of the .sql file, without the semicolon that may end it.
+        """The text of the .sql file, without the semicolon that may end it, and what is after it.
 
         Raises:
             WrongHeader: it is not there, or no text.
         """
         try:
             data = self._path.read_bytes()
-            text = data.decode() if len(data) <= QUERY_BYTES_MAX else ""
+            text = data.decode("utf-8-sig") if len(data) <= QUERY_BYTES_MAX else ""
         except FileNotFoundError:
             raise WrongHeader("SOURCE_MISSING", f"{self._path} does not exist") from None
         except (OSError, UnicodeDecodeError):
             text = ""
-        query = text.strip().rstrip(";").strip()
+        query = _END.sub("", text).strip()
         if not query:
             raise WrongHeader("SOURCE_UNREADABLE", f"{self._path} holds no query that can be read")
         return query
@@ -144,7 +153,7 @@ class SqlQuery:
                 hide_parameters=True,
                 execution_options=_READ_ONLY[self._database.dialect],
             )
-            with engine.connect() as connection:
+            with self._connected(engine) as connection:
                 _read_any_cell(connection.connection.driver_connection)
                 yield connection
         except sa.exc.DBAPIError as error:
@@ -153,6 +162,17 @@ class SqlQuery:
             raise _Failed("", "the driver that url names is not installed") from None
         except sa.exc.SQLAlchemyError as error:
             raise _Failed("", f"the database cannot be asked ({type(error).__name__})") from None
+
+    def _connected(self, engine: "sa.Engine") -> "sa.Connection":
+        """No row was asked for yet, so that what the driver says may be told; the driver does not
+        repeat a password."""
+        import sqlalchemy as sa
+
+        try:
+            return engine.connect()
+        except sa.exc.DBAPIError as error:
+            said = " ".join(str(error.orig).split())[:SAID_CHARACTERS_MAX]
+            raise _Failed("", f"the database was not reached: {said}") from None
 
     def _url(self) -> "sa.URL":
         import sqlalchemy as sa
@@ -171,7 +191,7 @@ class SqlQuery:
         try:
             if where.password_file is not None:
                 with where.password_file.open("rb") as file:
-                    return file.read(CREDENTIAL_BYTES_MAX).decode().rstrip("\r\n")
+                    return file.readline(CREDENTIAL_BYTES_MAX).decode("utf-8-sig").rstrip("\r\n")
             if where.password_env is not None:
                 return os.environ[where.password_env]
         except (OSError, UnicodeDecodeError):
@@ -197,7 +217,7 @@ class SqlQuery:
         elif failed.state:
             what = f"{known or 'the database answered an error'} (SQLSTATE {failed.state})"
         else:
-            what = "the database cannot be reached or gave up, or the query is refused"
+            what = "the database gave up in the middle, or refuses the query"
         return f"data set {self._name!r}, query {self._path}: {what}"
 
 
@@ -218,6 +238,20 @@ def _text(cell: bytes) -> str | bytes:
         return cell.decode()
     except UnicodeDecodeError:
         return cell
+
+
+_KINDS: Final[dict[str, dict[Any, Kind]]] = {
+    # By the numbers that PostgreSQL gives its own types, in every installation the same.
+    "postgresql": {
+        16: "truth",
+        **dict.fromkeys((20, 21, 23), "whole"),
+        **dict.fromkeys((700, 701), "number"),
+        **dict.fromkeys((18, 19, 25, 1042, 1043, 2950), "text"),
+        # Dates, times and spans; json; bytes.
+        **dict.fromkeys((1082, 1083, 1114, 1184, 1186, 1266, 114, 3802, 17), "other"),
+    },
+    "sqlite": {},
+}
 
 
 _READ_ONLY: Final[dict[str, dict[str, Any]]] = {

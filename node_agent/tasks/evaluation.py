@@ -17,7 +17,6 @@ from node_agent.tasks.no_update import NoUpdate
 from node_agent.tasks.program import Order, Weights
 from node_agent.tasks.tabular_forward import predict
 from privacy.noise import SecureNoise
-from protos.errors import Malformed
 
 SENSITIVITY: Final = 1.0
 """L2 norm of what one patient adds to the counts, at most."""
@@ -38,14 +37,19 @@ class EvaluationProgram:
         self._config = config
         self._data_set = data_set
 
-    def rehearsal_s(self, declared_n: int, steps: int) -> float:
-        """Write, read and evaluate made-up records: everything that an attempt does, by size.
+    def check(self, order: Order) -> None:
+        """See `Program`.
 
         Raises:
-            Malformed: RELEASE_INVALID, more than the one release that is made would be booked.
+            NoUpdate: it is not one release of every patient.
         """
-        if steps != 1:
-            raise Malformed("RELEASE_INVALID", "An evaluation is booked as one release.")
+        release = order.release
+        if release.mechanism not in ("gaussian", "none") or release.steps != 1:
+            raise NoUpdate("an evaluation is one release of every patient")
+
+    def rehearsal_s(self, declared_n: int, steps: int) -> float:
+        """Write, read and evaluate made-up records: everything that an attempt does, by size."""
+        del steps
         rows = min(declared_n, REHEARSED_ROWS_MAX)
         model = {
             name: np.zeros(of, np.float32)
@@ -70,9 +74,8 @@ class EvaluationProgram:
         Raises:
             DataProblem: the source cannot be read. For the hospital's eyes only.
         """
+        self.check(order)
         release = order.release
-        if release.mechanism not in ("gaussian", "none") or release.steps != 1:
-            raise NoUpdate("an evaluation is one release of every patient")
         records = read_records(self._data_set, self._config.features)
         self.remark = records.remark
         units = counts(predict(base, records.features), records).astype(np.float64)

@@ -21,6 +21,9 @@ class NullProgram:
         self._size = config.parameters
         self._delta: NDArray[np.float32] | None = None
 
+    def check(self, order: Order) -> None:
+        """Nothing of it matters."""
+
     def rehearsal_s(self, declared_n: int, steps: int) -> float:
         """Nothing that takes time is done."""
         del declared_n, steps

@@ -39,6 +39,15 @@ class Program(Protocol):
 
     remark: str
 
+    def check(self, order: Order) -> None:
+        """Whether the task can do what is ordered: what could be known now must not be found out
+        once the data is open, when it is charged.
+
+        Raises:
+            NoUpdate, Malformed: it cannot.
+        """
+        ...
+
     def rehearsal_s(self, declared_n: int, steps: int) -> float:
         """Seconds that an attempt takes on made-up records of the declared size; opens no data."""
         ...

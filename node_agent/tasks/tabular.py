@@ -73,6 +73,14 @@ class TabularProgram:
         self._opted_out: Stamp = None
         self._rehearse()
 
+    def check(self, order: Order) -> None:
+        """See `Program`.
+
+        Raises:
+            Malformed: TRAINING_INVALID.
+        """
+        self._training(order)
+
     def rehearsal_s(self, declared_n: int, steps: int) -> float:
         """Write, read and train on made-up records: everything that an attempt does, by size.
 
@@ -114,8 +122,8 @@ class TabularProgram:
         trained = model.state_dict()
         return {name: (trained[name] - value).numpy() for name, value in start.items()}
 
-    def _train(self, model: TabularModel, records: Records, order: Order) -> None:
-        training = Training(
+    def _training(self, order: Order) -> Training:
+        return Training(
             learning_rate=self._config.learning_rate,
             local_steps=order.release.steps,
             max_grad_norm=order.max_grad_norm,
@@ -123,13 +131,15 @@ class TabularProgram:
             release=order.release,
             declared_n=order.declared_n,
         )
+
+    def _train(self, model: TabularModel, records: Records, order: Order) -> None:
         train(
             model,
             torch.from_numpy(records.features),
             torch.from_numpy(records.labels),
             torch.from_numpy(records.patients),
             loss_per_row,
-            training,
+            self._training(order),
             SecureNoise(),
         )
 

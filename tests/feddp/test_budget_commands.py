@@ -252,6 +252,10 @@ def _tampered(content: Any, how: str) -> None:
         content["entries"][1][key] = value
     elif how == "no head":
         del content["accounts"][0]["head_hash"]
+    elif how == "no node":
+        del content["accounts"][0]["node"]
+    elif how.startswith("huge "):
+        content["accounts"][0][how.removeprefix("huge ")] = 10**400
     elif how == "units":
         content["accounts"][0]["posted_units"] = 1
     elif how == "guarantee":
@@ -276,6 +280,11 @@ def _tampered(content: Any, how: str) -> None:
         ("steps", 2),
         ("signature case", 2),
         ("no head", 0),
+        ("no node", 0),
+        ("huge epsilon_limit_highest", 0),
+        ("huge epsilon_limit", 0),
+        ("huge delta", 0),
+        ("huge epsilon_spent", 0),
         ("units", 4),
         ("guarantee", 4),
         ("twice", 0),

@@ -84,6 +84,39 @@ def test_patients_on_the_list_are_left_out(tmp_path: Path) -> None:
     assert ages(read_records(spec, [AGE])) == [51]
 
 
+@pytest.mark.parametrize(
+    ("listed", "recorded"),
+    [
+        ("2", "002"),
+        ("002", "2"),
+        ("2.0", "2"),
+        ("\u200b002", "002"),
+        ("Mu\u0308ller", "M\u00fcller"),
+        ("ABC-7", "abc-7"),
+    ],
+)
+def test_another_spelling_of_an_id_leaves_out_as_well(
+    tmp_path: Path, listed: str, recorded: str
+) -> None:
+    """Programs change it on the way; every doubt leaves out."""
+    (tmp_path / "out.txt").write_text(f"{listed}\n", encoding="utf-8")
+    spec = csv_spec(tmp_path, f"{recorded},51,1,x\n3,52,1,x\n", opt_out=str(tmp_path / "out.txt"))
+    assert ages(read_records(spec, [AGE])) == [52]
+
+
+@pytest.mark.parametrize(
+    "line", ['"002"', "002;2024-01-01", "001,002", "002\tx", "002  # by phone", "# of today"]
+)
+def test_a_line_that_holds_more_than_an_id_stops_the_work(tmp_path: Path, line: str) -> None:
+    """Before the data is open; the line's number is told and nothing of it."""
+    (tmp_path / "out.txt").write_text(f"001\n{line}\n")
+    spec = csv_spec(tmp_path, "002,51,1,x\n", opt_out=str(tmp_path / "out.txt"))
+    with pytest.raises(WrongHeader, match=r"line 2 of .*holds more than an id") as caught:
+        check_header(spec)
+    assert caught.value.reason == "OPT_OUT_UNREADABLE"
+    assert "002" not in str(caught.value).replace(str(tmp_path), "")
+
+
 def test_no_other_cell_of_theirs_is_looked_at(tmp_path: Path) -> None:
     """A cell that would be remarked on is not, in the row of one who is left out; rows keep their
     numbers."""

@@ -652,7 +652,24 @@ def test_records_that_cannot_train_are_warned_of(site: Site) -> None:
     assert "declared_n is far" in check.do
     write_records(site.folder, "patient_id,disease,age\np1,1,forty-one\n")
     check = site.examined(rows=True)["records of heart"]
-    assert (check.result, "forty" in check.found) == ("failed", False)
+    assert (check.result, "forty" in check.do) == ("warning", False)
+    assert "column 'age' is not a number in 1 row, first in row 1" in check.do
+    assert "charged all the same, and gives noise alone" in check.do
+
+
+def test_an_opt_out_list_that_matches_nobody_is_warned_of(site: Site) -> None:
+    """How many of its ids are patients here is for the terminal alone."""
+    write_records(site.folder, "patient_id,disease,age\np1,1,40\np2,0,41\n")
+    root = site.folder.root
+    declared = yaml.safe_load((root / "datasets.yaml").read_text())
+    declared["data_sets"][0]["opt_out"] = "out.txt"
+    (root / "datasets.yaml").write_text(yaml.safe_dump(declared))
+    (root / "out.txt").write_text("P2\nelsewhere\n")
+    check = site.examined(rows=True)["records of heart"]
+    assert "1 of 2 ids on the opt-out list are patients here" in check.found
+    assert "nobody on the opt-out list" not in check.do
+    (root / "out.txt").write_text("elsewhere\n")
+    assert "nobody on the opt-out list" in site.examined(rows=True)["records of heart"].do
 
 
 # The request, and the command

@@ -141,12 +141,13 @@ def test_what_is_booked_as_more_or_less_than_one_release_is_not_made(
 
 
 def test_several_steps_are_refused_before_the_data_is_open(tmp_path: Path) -> None:
-    """The rehearsal refuses them, and otherwise reads nothing of the real file."""
+    """Nothing of the real file is read to know it."""
     one = program(tmp_path)
     (tmp_path / "rows.csv").unlink()
     assert one.rehearsal_s(50, 1) > 0
-    with pytest.raises(Malformed, match="one release"):
-        one.rehearsal_s(50, 5)
+    one.check(order(Release("gaussian", noise_multiplier=1.0, sample_rate=1.0, steps=1)))
+    with pytest.raises(NoUpdate, match="one release"):
+        one.check(order(Release("gaussian", noise_multiplier=1.0, sample_rate=1.0, steps=5)))
 
 
 def test_an_evaluation_starts_from_the_model_that_it_evaluates() -> None:

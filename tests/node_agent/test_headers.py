@@ -50,6 +50,49 @@ def test_a_parquet_file_is_looked_at_by_its_schema(tmp_path: Path) -> None:
         check_header(spec_of(path))
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("age", pa.array([19000], pa.date32()), "'age' holds dates, times or something else"),
+        ("disease", pa.array([b"1"]), "'disease' holds dates, times or something else"),
+        (
+            "patient_id",
+            pa.array([1.0]),
+            "'patient_id' holds numbers with fractions",
+        ),
+        ("patient_id", pa.array([[1]]), "'patient_id' holds dates, times or something else"),
+    ],
+)
+def test_a_type_of_which_no_cell_can_be_read_is_told_before_the_data_is_open(
+    tmp_path: Path, column: str, values: pa.Array, said: str
+) -> None:
+    """Found later, each attempt on it would be charged."""
+    path = tmp_path / "train.parquet"
+    good = {"patient_id": pa.array([1]), "age": pa.array([2.0]), "disease": pa.array([True])}
+    pq.write_table(pa.table({**good, column: values}), path)
+    with pytest.raises(WrongHeader, match=said) as caught:
+        check_header(spec_of(path))
+    assert caught.value.reason == "SCHEMA_MISMATCH"
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        (b"patient_id;age;disease", "separated by semicolons: save the file with commas"),
+        (b"patient_id\tage\tdisease", "separated by tabs"),
+        ("patient_id,größe,disease".encode("latin-1"), "is not UTF-8: save the file as UTF-8"),
+    ],
+)
+def test_what_a_spreadsheet_made_of_the_file_is_said(
+    tmp_path: Path, header: bytes, said: str
+) -> None:
+    """Beside the columns that are missing for it."""
+    path = tmp_path / "train.csv"
+    path.write_bytes(header + b"\n1;2;1\n")
+    with pytest.raises(WrongHeader, match=said):
+        check_header(spec_of(path))
+
+
 @pytest.mark.parametrize("width", [10, HEADER_BYTES - 40, HEADER_BYTES, HEADER_BYTES + 1])
 @pytest.mark.parametrize("rows", [b"", b"\n1,2,3,4\n", b"\n" + b"1,2,3,4\n" * 20_000])
 def test_a_header_of_any_length_is_read_whole(tmp_path: Path, width: int, rows: bytes) -> None:

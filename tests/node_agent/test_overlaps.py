@@ -68,8 +68,17 @@ def test_a_file_that_cannot_be_read_is_not_called_disjoint(tmp_path: Path) -> No
     one, two = written(tmp_path / "one.csv", "p1"), written(tmp_path / "two.csv", "p2")
     two.source.write_text("id,age,disease\np2,60,1\n")
     assert kinds(one, two) == ["unknown"]
-    two.source.write_bytes(HEADER.encode() + b"\xff\xfe,1\n")
+    two.source.write_bytes(b"\xff\xfe")
     assert kinds(one, two) == ["unknown"]
+
+
+def test_an_id_that_is_no_text_is_passed_over(tmp_path: Path) -> None:
+    """Its row is in no training; the ids beside it are compared."""
+    one, two = written(tmp_path / "one.csv", "p1"), written(tmp_path / "two.csv", "p2")
+    two.source.write_bytes(HEADER.encode() + b"\xff\xfe,60,1\n")
+    assert kinds(one, two) == []
+    two.source.write_bytes(HEADER.encode() + b"\xff\xfe,60,1\np1,60,1\n")
+    assert kinds(one, two) != []
 
 
 def test_many_patients_are_compared_in_parts(

@@ -165,6 +165,75 @@ def test_the_header_is_found_without_a_row(tmp_path: Path, database: dict[str, A
     assert caught.value.__cause__ is None
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("date", "column 'age' holds dates, times or something else"),
+        ("jsonb", "column 'age' holds dates, times or something else"),
+        ("text", ""),
+        ("numeric", ""),
+        ("bigint", ""),
+    ],
+)
+def test_a_type_that_is_no_number_is_told_before_the_data_is_open(
+    tmp_path: Path, database: dict[str, Any], kind: str, said: str
+) -> None:
+    """As the database describes its answer without a row."""
+    query = "SELECT pid AS patient_id, NULL::KIND AS age, sex, disease FROM records"
+    query = query.replace("KIND", kind)
+    spec = spec_of(tmp_path, database, query)
+    if not said:
+        check_header(spec)
+    else:
+        assert said in wrong(spec)[1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("reader@", "nobody@", "nobody"),
+        ("/feddp_", "/nowhere_", "nowhere_"),
+        ("?", "?sslmode=verify-full&", "SSL"),
+        ("?", "?sslmod=require&", "sslmod"),
+    ],
+)
+def test_what_keeps_from_reaching_the_database_is_told(
+    tmp_path: Path, database: dict[str, Any], old: str, new: str, said: str
+) -> None:
+    """By the driver's own words, in which no password stands."""
+    url = f"{database['url']}?connect_timeout=5".replace(old, new)
+    reason, text = wrong(spec_of(tmp_path, {**database, "url": url}))
+    assert reason == "SOURCE_UNREADABLE"
+    assert "the database was not reached" in text
+    assert said in text
+    assert SECRET not in text
+
+
+def test_a_wrong_password_is_told(tmp_path: Path, database: dict[str, Any]) -> None:
+    """And not repeated. What is on the file's second line is no part of it."""
+    (tmp_path / "password").write_text("wr0ng\nsecond line\n")
+    text = wrong(spec_of(tmp_path, database))[1]
+    assert "password authentication failed" in text
+    assert "wr0ng" not in text
+    (tmp_path / "password").write_text(f"\ufeff{SECRET}\r\n# of the reader\n", encoding="utf-8")
+    check_header(spec_of(tmp_path, database))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "\ufeffSELECT pid AS patient_id, age, sex, disease FROM records",
+        "SELECT pid AS patient_id, age, sex, disease FROM records; -- of today\n-- and ever",
+        "SELECT pid AS patient_id, age, sex, disease FROM records WHERE note <> ';--' ; ;\n",
+    ],
+)
+def test_what_editors_and_people_leave_around_a_query_does_not_matter(
+    tmp_path: Path, database: dict[str, Any], query: str
+) -> None:
+    """A byte order mark, a semicolon with a comment after it."""
+    assert read_records(spec_of(tmp_path, database, query), [AGE]).labels.tolist() == [1, 0]
+
+
 def test_a_cell_that_python_cannot_hold_does_not_end_the_reading(
     tmp_path: Path, database: dict[str, Any]
 ) -> None:

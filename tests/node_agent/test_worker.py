@@ -78,13 +78,9 @@ class Bench:
         }
         return self.worker.handle(json.dumps({**request, **change}).encode())
 
-    def train(self, **change: Any) -> dict[str, Any]:
-        """Answer to a good train, a new attempt each time, with `change`."""
-        self.attempts += 1
-        request = {
-            "op": "train",
-            "attempt_id": f"attempt-{self.attempts}",
-            "round": self.attempts,
+    def asked(self) -> dict[str, Any]:
+        """What is asked in a check and in a train."""
+        return {
             "base_model": str(self.base),
             "base_model_digest": digest_of_file(self.base),
             "out": str(self.out),
@@ -93,18 +89,18 @@ class Bench:
             "max_grad_norm": 0.1,
             "proximal_mu": 0.1,
         }
-        return self.worker.handle(json.dumps({**request, **change}).encode())
+
+    def train(self, **change: Any) -> dict[str, Any]:
+        """Answer to a good train, a new attempt each time, with `change`."""
+        self.attempts += 1
+        attempt = {"attempt_id": f"attempt-{self.attempts}", "round": self.attempts}
+        request = {"op": "train", **attempt, **self.asked(), **change}
+        return self.worker.handle(json.dumps(request).encode())
 
     def check(self, **change: Any) -> dict[str, Any]:
-        """Answer to a look at the base model with `change`."""
-        request = {
-            "op": "check",
-            "base_model": str(self.base),
-            "base_model_digest": digest_of_file(self.base),
-            "out": str(self.out),
-            "steps": 5,
-        }
-        return self.worker.handle(json.dumps({**request, **change}).encode())
+        """Answer to a look before the data is open, with `change`."""
+        request = {"op": "check", **self.asked(), **change}
+        return self.worker.handle(json.dumps(request).encode())
 
     def no_update(self, **change: Any) -> str:
         """The hospital's detail of a train that must give no update and no file."""
@@ -142,7 +138,7 @@ def test_rehearsal_takes_its_time_from_the_declared_size_and_opens_no_data(tmp_p
         assert one.prepare(declared_n=declared_n, data_set=one.declared(declared_n)) == {
             "op": "prepared"
         }
-        seconds.append(one.check()["rehearsal_s"])
+        seconds.append(one.check(declared_n=declared_n)["rehearsal_s"])
     assert 0 < 5 * seconds[0] < seconds[1]
 
 
@@ -406,10 +402,19 @@ def test_base_model_with_other_bytes_is_no_update(bench: Bench) -> None:
         {"release": {**GAUSSIAN, "noise_multiplier": None}},
         {"release": {**GAUSSIAN, "noise_multiplier": 0.0}},
         {"release": {**GAUSSIAN, "steps": 0}},
+        {"release": {**GAUSSIAN, "noise_multiplier": 1e7}},
+        {"max_grad_norm": 1e-31},
+        {"max_grad_norm": 1e31},
     ],
 )
-def test_order_that_was_not_booked_so_is_no_update(bench: Bench, change: dict[str, Any]) -> None:
-    """Another declared size, no clipping bound and impossible releases do not open the data."""
+def test_an_order_that_cannot_be_carried_out_is_refused_before_the_data_is_open(
+    bench: Bench, change: dict[str, Any]
+) -> None:
+    """Another declared size, no clipping bound, impossible releases: it costs nothing. Asked for
+    all the same, it does not open the data either."""
+    answer = bench.check(**change)
+    assert answer["op"] == "refused"
+    assert answer["reason"] in ("TRAINING_INVALID", "RELEASE_INVALID")
     bench.source.unlink()
     assert "does not exist" not in bench.no_update(**change)
 

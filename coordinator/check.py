@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from certs.authority import Authority
 from certs.credentials import server_credentials
+from coordinator.check_names import names_found, way_found
 from coordinator.check_ports import ports_found
 from coordinator.config import CoordinatorConfig, effects, load_config
 from coordinator.gateway_watch import state_of
@@ -60,7 +61,7 @@ def check(config_path: Path) -> list[Finding]:
     found = [Finding("ok", str(config_path), "the configuration is valid")]
     looks = (
         *(_authority, _database, _gateway, _blobs, _revocations, _shared_blobs, _replicas),
-        *(_ports, _tracing),
+        *(_names, _ports, _tracing),
     )
     for look in looks:
         found.extend(look(config))
@@ -274,6 +275,11 @@ def _replicas(config: CoordinatorConfig) -> Iterator[Finding]:
             "keys (storage.pki_dir)"
         )
         yield Finding("error", "server.replica_host", text)
+
+
+def _names(config: CoordinatorConfig) -> Iterator[Finding]:
+    for level, name, text in (*names_found(config), *way_found(config)):
+        yield Finding(level, name, text)
 
 
 def _ports(config: CoordinatorConfig) -> Iterator[Finding]:

@@ -208,6 +208,12 @@ gateway.networking.k8s.io/gateway-name: {{ .name }}
 {{- define "feddp.publicEnrolmentPort" -}}{{ ternary .Values.istio.gateway.port 8444 .Values.istio.enabled }}{{- end -}}
 {{- define "feddp.publicTransferPort" -}}{{ ternary .Values.istio.gateway.port 8445 .Values.istio.enabled }}{{- end -}}
 
+{{/* "true" while the coordinator is to have no pod. A HorizontalPodAutoscaler would leave it at none for
+ever; there is none meanwhile, and the one that comes back finds one pod or more. */}}
+{{- define "feddp.hasNoPod" -}}
+{{- if or .Values.coordinator.stopped .Values.coordinator.restore.file }}true{{ end -}}
+{{- end -}}
+
 {{/* "true" where replicas can lead in turn: one store of models, one installation's keys for all. One pod
 is then made as many are, so that another number of them changes nothing else. */}}
 {{- define "feddp.replicated" -}}

@@ -45,10 +45,11 @@ from coordinator.sessions import Sessions
 from coordinator.shared_blobs import SharedBlobs
 from coordinator.store import certificates, users
 from coordinator.store.database import Database
+from coordinator.store.diagnosis import fault
 from coordinator.transfer_port import TransferPort
 from protos import tracing
 from protos.allocation import keep_freed
-from protos.errors import Conflict
+from protos.errors import Conflict, Unavailable
 from protos.feddp.v1 import (
     budgets_pb2_grpc,
     diagnosis_pb2_grpc,
@@ -90,6 +91,7 @@ class Coordinator:
             self.database, str(address) if server.replica_host else "", self._forwarder.follow
         )
         shared = SharedBlobs(storage.blob_url, storage.blob_endpoint) if storage.blob_url else None
+        self._shared_blobs = shared
         self.blobs = BlobStore(storage.blob_dir, shared)
         self.metrics = Metrics()
         federation = config.federation
@@ -202,6 +204,8 @@ class Coordinator:
     async def start(self) -> None:
         """Open the ports and take up every job."""
         server = self.config.server
+        if self._shared_blobs is not None:
+            self._shared_blobs.look()
         await self._take_lead()
         await self._transfer_port.stop_following()
         self.metrics.leads()
@@ -381,4 +385,12 @@ def serve(config_path: Path) -> None:
 
 
 async def _serve(config: CoordinatorConfig) -> None:
-    await Coordinator(config).run()
+    try:
+        coordinator = Coordinator(config)
+    except Unavailable as error:
+        if error.reason != "DATABASE_UNREACHABLE":
+            raise
+        # Only here, where who starts it reads it; later ones go to nodes, too.
+        why = await asyncio.to_thread(fault, config.storage.database_url)
+        raise Unavailable(error.reason, f"storage.database_url: {why or error.message}") from None
+    await coordinator.run()

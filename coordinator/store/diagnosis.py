@@ -14,10 +14,21 @@ from coordinator.store.schema import metadata
 from protos.errors import FeddpError
 
 _KNOWN: Final = (
+    (
+        "root certificate file",
+        "the file of sslrootcert is not there; it holds the server's authority",
+    ),
+    ("certificate verify failed", "its certificate is not of the authority in sslrootcert"),
+    ("does not match host name", "its certificate is for another host name than the URL's"),
+    ("invalid connection option", "the URL has a parameter after ? that PostgreSQL does not know"),
+    ("invalid sslmode", "sslmode has a value that PostgreSQL does not know; verify-full is one"),
     ("refused", "no server listens at that host and port"),
     ("resolve host", "its host name is not known here"),
     ("translate host name", "its host name is not known here"),
     ("timeout", "its host does not answer; a firewall may be in between"),
+    ("unreachable", "no way leads to its host from here; a firewall may be in between"),
+    ("too many clients", "it has no connection left; raise max_connections or end other clients"),
+    ("starting up", "it is starting; try again in a while"),
     ("password", "the server does not accept this user with this password"),
     ("pg_hba.conf", "the server's pg_hba.conf does not let this user in from here"),
     ("database", "the server has no database of that name; `createdb` makes one"),

@@ -200,3 +200,52 @@ def is_ready(port: int) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("{password}", "hunter2", "does not accept this user with this password"),
+        ("/feddp_", "/other_", "createdb"),
+        (":{port}/", ":1/", "no server listens at that host and port"),
+    ],
+)
+def test_a_start_says_what_is_wrong_with_the_database_as_the_check_does(
+    installation: Installation, postgresql_server: PostgreSql, old: str, new: str, words: str
+) -> None:
+    """Not only that there is something, and never the URL."""
+    right = postgresql_server.new_database()
+    known = {"password": postgresql_server.password, "port": postgresql_server.port}
+    wrong = right.replace(old.format(**known), new)
+    assert wrong != right
+    settings = yaml.safe_load(installation.config.read_text())
+    settings["storage"] = {**settings.get("storage", {}), "database_url": wrong}
+    installation.config.write_text(yaml.safe_dump(settings))
+    done = subprocess.run(
+        [sys.executable, "-m", "feddp", "coordinator", "serve", "--config", installation.config],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "storage.database_url: the PostgreSQL server cannot be used: " in done.stderr
+    assert words in done.stderr
+    assert "hunter2" not in done.stderr
+    [(level, text_)] = said(installation, "storage.database_url")
+    assert (level, words in text_) == ("error", True)
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("ssl=yes", "a parameter after ? that PostgreSQL does not know"),
+        ("sslmode=sure", "verify-full is one"),
+        ("sslmode=require", "do not agree on TLS; see sslmode"),
+    ],
+)
+def test_a_parameter_of_the_database_that_cannot_be_is_told(
+    postgresql_server: PostgreSql, query: str, words: str
+) -> None:
+    """Which one, in our own words."""
+    assert words in (fault(f"{postgresql_server.new_database()}?{query}") or "")

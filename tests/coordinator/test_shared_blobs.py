@@ -1,10 +1,14 @@
 """What replicas share of models and updates, in a real S3-compatible store."""
 
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from benchmarks.s3_server import S3Server, s3_server
 from coordinator.blobs import BlobStore
@@ -151,11 +155,82 @@ def test_check_tells_what_is_wrong_with_a_store(
     assert s3.names(bucket) == []
     for name, value in s3.reader.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(Unavailable, match="refuses these credentials"):
+    # A line of the log would stand in the middle of what `check --json` prints.
+    with capture_logs() as told, pytest.raises(Unavailable, match="refuses these credentials"):
         SharedBlobs(bucket, s3.endpoint).check()
+    assert told == []
     with pytest.raises(Unavailable, match=r"storage\.blob_endpoint") as gone:
         SharedBlobs(bucket, "http://127.0.0.1:9").check()
     assert "127.0.0.1" not in gone.value.message
+    assert "GenericError" not in gone.value.message
+
+
+def test_check_tells_that_there_are_no_credentials(
+    s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library then asks for a machine's role, which is nobody's thought."""
+    for name in s3.credentials:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(Unavailable, match="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        SharedBlobs(bucket, s3.endpoint).check()
+
+
+class NoBucket(BaseHTTPRequestHandler):
+    """As Amazon answers for a bucket that nobody has made; SeaweedFS would make it."""
+
+    def do_PUT(self) -> None:
+        """404."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        said = b"<Error><Code>NoSuchBucket</Code></Error>"
+        self.send_response(404)
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_check_tells_that_there_is_no_bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not that a file is missing."""
+    for name, value in s3.credentials.items():
+        monkeypatch.setenv(name, value)
+    with ThreadingHTTPServer(("127.0.0.1", 0), NoBucket) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            with pytest.raises(Unavailable, match="no bucket as s3://nowhere says"):
+                SharedBlobs("s3://nowhere", f"http://127.0.0.1:{server.server_port}").check()
+        finally:
+            server.shutdown()
+
+
+def test_replicas_that_check_at_once_do_not_disturb_each_other(s3: S3Server, bucket: str) -> None:
+    """Each with a file of its own: pods of a release start together."""
+    stores = [SharedBlobs(bucket, s3.endpoint) for _ in range(8)]
+    with ThreadPoolExecutor(len(stores)) as pool:
+        for _ in range(5):
+            list(pool.map(lambda one: one.check(), stores))
+    assert s3.names(bucket) == []
+
+
+def test_a_start_tells_that_the_store_does_not_let_it_write(
+    s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the log, with what to do; a store that is sound is not spoken of."""
+    with capture_logs() as sound:
+        store = SharedBlobs(bucket, s3.endpoint)
+        store.look()
+        store.close()
+    assert sound == []
+    for name, value in s3.reader.items():
+        monkeypatch.setenv(name, value)
+    with capture_logs() as told:
+        store = SharedBlobs(bucket, s3.endpoint)
+        store.look()
+        store.close()
+    [line] = told
+    assert (line["event"], line["log_level"]) == ("store_unusable_at_start", "error")
+    assert "refuses these credentials" in line["detail"]
 
 
 def test_a_store_that_is_full_says_more_than_one_out_of_reach(

@@ -45,11 +45,11 @@ from coordinator.sessions import Sessions
 from coordinator.shared_blobs import SharedBlobs
 from coordinator.store import certificates, users
 from coordinator.store.database import Database
-from coordinator.store.diagnosis import fault
+from coordinator.store.diagnosis import fault, is_empty
 from coordinator.transfer_port import TransferPort
 from protos import tracing
 from protos.allocation import keep_freed
-from protos.errors import Conflict, Unavailable
+from protos.errors import Conflict, Malformed, Unavailable
 from protos.feddp.v1 import (
     budgets_pb2_grpc,
     diagnosis_pb2_grpc,
@@ -385,6 +385,15 @@ def serve(config_path: Path) -> None:
 
 
 async def _serve(config: CoordinatorConfig) -> None:
+    if await asyncio.to_thread(is_empty, config.storage.database_url):
+        # A slip in its name, or a database that was lost: with a ledger of nothing, what was spent
+        # would be booked once more.
+        raise Malformed(
+            "DATABASE_UNUSABLE",
+            "storage.database_url names a database without tables: mend it, restore the database "
+            "from a backup (`feddp coordinator restore`), or begin anew in another folder with "
+            "`feddp coordinator init --database-url`",
+        )
     try:
         coordinator = Coordinator(config)
     except Unavailable as error:

@@ -65,6 +65,23 @@ def fault(url: str) -> str | None:
         database.close()
 
 
+def is_empty(url: str) -> bool:
+    """Whether there is a server and a database of that name, or a place for a file, and nothing in
+    it. What cannot be looked at is not: whoever opens it says why."""
+    if is_sqlite(url):
+        return not sqlite_file(url).exists()
+    try:
+        database = Database(url)
+    except FeddpError:
+        return False
+    try:
+        return database.revision() is None
+    except (FeddpError, SQLAlchemyError):
+        return False
+    finally:
+        database.close()
+
+
 def write_fault(url: str) -> str | None:
     """Why this user cannot write to a database that can be read; None if it can."""
     if is_sqlite(url):

@@ -270,6 +270,17 @@ def test_a_limit_can_be_taken_away_by_null() -> None:
     assert container["resources"]["requests"]["cpu"] == "1"
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["coordinator.nodeSelector", "coordinator.service.annotations", "nodeAgent.podAnnotations"],
+)
+@pytest.mark.parametrize("value", [1, True, 0.5])
+def test_a_number_among_texts_is_told_to_be_put_in_quotes(path: str, value: Any) -> None:
+    """YAML takes `gpu: true` for no text."""
+    with pytest.raises(helm_python.HelmValuesError, match="a number or true in quotes"):
+        render(put(path, {"gpu": value}))
+
+
 GOOD_FORMS: dict[str, list[Any]] = {
     "coordinator.backup.schedule": [
         *("0 0 31 * *", "0 0 31 1,2 *", "0 0 30 2 1", "0 0 29 2 *", "0 0 31 4-5 *", "*/5 1-3 * * *")

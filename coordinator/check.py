@@ -274,7 +274,7 @@ def _shared_blobs(config: CoordinatorConfig) -> Iterator[Finding]:
     except FeddpError as error:
         yield Finding("error", "storage.blob_url", error.message)
         return
-    text = f"{storage.blob_url} takes, gives back and removes a file"
+    text = f"{storage.blob_url} takes, gives back, removes and lists files"
     yield Finding("ok", "storage.blob_url", text)
 
 

@@ -44,12 +44,18 @@ RETRY_TIMEOUT: Final = timedelta(seconds=8)
 COMPLAIN_S: Final = 30.0
 
 _PROBE: Final = "probe"
+_REFUSED: Final = (
+    "it refuses these credentials; check them, and what they may do in the bucket (read, write, "
+    "list and delete)"
+)
 _KNOWN: Final = (
     (
         "169.254.169.254",
         "it has no credentials: give it AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in its "
         "environment; this machine has no role that it could ask for any",
     ),
+    ("status code: 403", _REFUSED),
+    ("AccessDenied", _REFUSED),
     (
         "kind: Connect",
         "it does not get there: look at host, port and http or https in storage.blob_endpoint, and "
@@ -185,7 +191,7 @@ class SharedBlobs:
             log.warning("blobs_not_dropped", reason=error.reason)
 
     def check(self) -> None:
-        """Write, read and remove a small file of no meaning. Nothing is logged."""
+        """Write, read, remove and look for a small file of no meaning. Nothing is logged."""
         import obstore
 
         probe = f"{_PROBE}-{secrets.token_hex(4)}"  # replicas that start at once do the same
@@ -194,6 +200,9 @@ class SharedBlobs:
                 obstore.put(self._store, probe, b"feddp")
                 found = bytes(obstore.get(self._store, probe).bytes())
                 obstore.delete(self._store, probe)
+                # What is left of jobs that have ended is found so; and without this right Amazon
+                # says of a file that is not there that one may not read it.
+                obstore.list(self._store, probe).collect()
         except NotFound:
             raise Unavailable(
                 "STORE_UNREACHABLE",
@@ -249,7 +258,7 @@ def _said(*, in_log: bool = True) -> Iterator[None]:
     except (NotFoundError, FileNotFoundError):
         raise NotFound("BLOB_MISSING", "the shared store has no such file") from None
     except (PermissionDeniedError, UnauthenticatedError):
-        why = "it refuses these credentials; check them, and what they may do in the bucket"
+        why = _REFUSED
     except BaseError as error:
         if status := _STATUS.search(str(error)):
             why = f"it answers {status[1]}; see its own log, and how much room it has left"

@@ -1,6 +1,7 @@
 """What replicas share of models and updates, in a real S3-compatible store."""
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -175,15 +176,16 @@ def test_check_tells_that_there_are_no_credentials(
         SharedBlobs(bucket, s3.endpoint).check()
 
 
-class NoBucket(BaseHTTPRequestHandler):
-    """As Amazon answers for a bucket that nobody has made; SeaweedFS would make it."""
+class Answers(BaseHTTPRequestHandler):
+    """A store by what it answers."""
 
-    def do_PUT(self) -> None:
-        """404."""
-        self.rfile.read(int(self.headers["Content-Length"]))
-        said = b"<Error><Code>NoSuchBucket</Code></Error>"
-        self.send_response(404)
+    def _answer(self, status: int, said: bytes = b"") -> None:
+        asked = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        said = said.replace(b"KEY", b"".join(re.findall(rb"<Key>.*</Key>", asked)))
+        self.send_response(status)
         self.send_header("Content-Length", str(len(said)))
+        self.send_header("ETag", '"1"')
+        self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
         self.end_headers()
         self.wfile.write(said)
 
@@ -191,14 +193,60 @@ class NoBucket(BaseHTTPRequestHandler):
         """Nothing."""
 
 
-def test_check_tells_that_there_is_no_bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not that a file is missing."""
+class NoBucket(Answers):
+    """As Amazon does for a bucket that nobody has made; SeaweedFS would make it."""
+
+    def do_PUT(self) -> None:
+        """Of a file."""
+        self._answer(404, b"<Error><Code>NoSuchBucket</Code></Error>")
+
+
+class NoList(Answers):
+    """To credentials that may do everything but list."""
+
+    def do_PUT(self) -> None:
+        """Of a file."""
+        self._answer(200)
+
+    def do_GET(self) -> None:
+        """Of a file, or of the names of files."""
+        if "list-type" in self.path:
+            self._answer(403, b"<Error><Code>AccessDenied</Code></Error>")
+        else:
+            self._answer(200, b"feddp")
+
+    def do_POST(self) -> None:
+        """Of files to be removed."""
+        gone = f"<DeleteResult>{self._removed}</DeleteResult>"
+        self._answer(200, gone.encode())
+
+    _removed = "<Deleted>KEY</Deleted>"
+
+
+class NoDelete(NoList):
+    """To credentials that may read and write alone."""
+
+    _removed = "<Error>KEY<Code>AccessDenied</Code><Message>no</Message></Error>"
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        (NoBucket, "no bucket as s3://nowhere says"),
+        (NoDelete, "refuses these credentials"),
+        (NoList, r"refuses these credentials.*\(read, write, list and delete\)"),
+    ],
+)
+def test_check_tells_of_a_missing_bucket_and_of_a_missing_right(
+    answers: type[Answers], words: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No bucket is not a missing file; a right that is missing is not found by a node first."""
     for name, value in s3.credentials.items():
         monkeypatch.setenv(name, value)
-    with ThreadingHTTPServer(("127.0.0.1", 0), NoBucket) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), answers) as server:
         threading.Thread(target=server.serve_forever).start()
         try:
-            with pytest.raises(Unavailable, match="no bucket as s3://nowhere says"):
+            with pytest.raises(Unavailable, match=words):
                 SharedBlobs("s3://nowhere", f"http://127.0.0.1:{server.server_port}").check()
         finally:
             server.shutdown()

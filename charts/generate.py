@@ -25,7 +25,8 @@ sys.path.insert(0, str(ROOT))
 from charts.dashboards import business, compliance, operational, privacy, security  # noqa: E402
 from charts.dashboards.panels import build  # noqa: E402
 from coordinator.config_sections import CoordinatorConfig, Storage  # noqa: E402
-from coordinator.keys import bounds, extra  # noqa: E402
+from coordinator.config_surroundings import Monitoring  # noqa: E402
+from coordinator.keys import PORT, bounds, extra  # noqa: E402
 
 VALUES: Final = ROOT / "charts/feddp/values.yaml"
 SCHEMA: Final = ROOT / "charts/feddp/values.schema.json"
@@ -35,6 +36,14 @@ BEGIN, END = "<!-- values: made by charts/generate.py -->\n", "<!-- end of value
 
 CHARTS_OWN: Final = frozenset({"server", "storage"})
 """Sections that the chart writes itself, from what it mounts and opens."""
+
+WEBHOOK: Final = rf"^(https://([^\s:/@?#\[\]]+|\[[0-9A-Fa-f:.]+\])(:{PORT})?([/?][^\s#]*)?)?$"
+"""What the coordinator's own look at monitoring.alert_webhook lets through."""
+
+NOTHING_TAKEN_AWAY: Final = (
+    "a mapping that has all of its keys: null, or nothing after the colon, takes a default away; "
+    "leave the line out to keep the default"
+)
 
 _KEY: Final = re.compile(r"( *)([A-Za-z0-9]+):(.*)")
 
@@ -85,6 +94,23 @@ def config_schema() -> dict[str, Any]:
     return _closed(sections)
 
 
+def told(rule: dict[str, Any], words: str) -> dict[str, Any]:
+    """A rule of which Helm says, where it is broken, what is allowed and not how that is matched:
+    "value must be 'WORDS'". The words themselves are no value."""
+    return {"if": rule, "else": {"const": words}, "not": {"const": words}}
+
+
+def _whole(schema: dict[str, Any], values: dict[str, Any]) -> None:
+    """Helm takes away the default of a value that is set to null, and templates would fall over
+    what is missing: each mapping that values.yaml has must have all of its keys, but for resources,
+    where null takes a limit away."""
+    names = list(schema["properties"].keys() & values.keys())
+    schema |= {"required": sorted(names), **told({"required": sorted(names)}, NOTHING_TAKEN_AWAY)}
+    for name in names:
+        if "properties" in schema["properties"][name] and values[name] and name != "resources":
+            _whole(schema["properties"][name], values[name])
+
+
 def _closed(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
@@ -118,7 +144,9 @@ def _form(field: FieldInfo) -> dict[str, Any]:
         elif isinstance(limit, annotated_types.Le):
             form["maximum"] = limit.le
         elif pattern := getattr(limit, "pattern", None):
-            form["pattern"] = pattern
+            form |= told({"pattern": pattern}, bounds(field))
+    if field is Monitoring.model_fields["alert_webhook"]:
+        form |= told({"pattern": WEBHOOK}, f"{bounds(field)}, without user and fragment")
     if bounds(field) == "true":
         form = {"const": True}
     said = [str(field.description)]
@@ -136,6 +164,7 @@ def schema_text() -> str:
     schema["properties"]["coordinator"]["properties"]["config"] = config_schema()
     for path, said in comments(VALUES.read_text()):
         schema_at(schema, path)["description"] = said
+    _whole(schema, yaml.safe_load(VALUES.read_text()))
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -13,6 +13,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from certs.authority import Authority
 from certs.credentials import server_credentials
+from coordinator.alerts.webhook import Webhook
+from coordinator.check_names import names_found, way_found
 from coordinator.check_ports import ports_found
 from coordinator.config import CoordinatorConfig, effects, load_config
 from coordinator.gateway_watch import state_of
@@ -60,7 +62,7 @@ def check(config_path: Path) -> list[Finding]:
     found = [Finding("ok", str(config_path), "the configuration is valid")]
     looks = (
         *(_authority, _database, _gateway, _blobs, _revocations, _shared_blobs, _replicas),
-        *(_ports, _tracing),
+        *(_names, _ports, _tracing, _alert_webhook),
     )
     for look in looks:
         found.extend(look(config))
@@ -111,6 +113,20 @@ def _authority(config: CoordinatorConfig) -> Iterator[Finding]:
 def _tracing(config: CoordinatorConfig) -> Iterator[Finding]:
     if config.monitoring.trace_endpoint and not otlp.is_installed():
         yield Finding("error", "monitoring.trace_endpoint", otlp.MISSING)
+
+
+def _alert_webhook(config: CoordinatorConfig) -> Iterator[Finding]:
+    """Nothing is posted. A warning at most: jobs go on without it."""
+    told, key = config.monitoring, "monitoring.alert_webhook"
+    if not told.alert_webhook:
+        return
+    receiver = Webhook(told.alert_webhook, told.alert_webhook_ca, told.alert_webhook_secret)
+    if why := receiver.reach():
+        text = f"no alert would get to its receiver: {why}"
+        yield Finding("warning", key, text)
+    else:
+        text = "the receiver is there, and its certificate is trusted; nothing was posted"
+        yield Finding("ok", key, text)
 
 
 def _database(config: CoordinatorConfig) -> Iterator[Finding]:
@@ -258,7 +274,7 @@ def _shared_blobs(config: CoordinatorConfig) -> Iterator[Finding]:
     except FeddpError as error:
         yield Finding("error", "storage.blob_url", error.message)
         return
-    text = f"{storage.blob_url} takes, gives back and removes a file"
+    text = f"{storage.blob_url} takes, gives back, removes and lists files"
     yield Finding("ok", "storage.blob_url", text)
 
 
@@ -274,6 +290,11 @@ def _replicas(config: CoordinatorConfig) -> Iterator[Finding]:
             "keys (storage.pki_dir)"
         )
         yield Finding("error", "server.replica_host", text)
+
+
+def _names(config: CoordinatorConfig) -> Iterator[Finding]:
+    for level, name, text in (*names_found(config), *way_found(config)):
+        yield Finding(level, name, text)
 
 
 def _ports(config: CoordinatorConfig) -> Iterator[Finding]:

@@ -22,9 +22,11 @@ def ports_found(config: CoordinatorConfig) -> list[tuple[str, bool, str]]:
     server = config.server
     found = []
     runs = False
+    transfer = ((server.host, server.transfer_port, "server.transfer_port"),)
     for host, port, name in (
         (server.host, server.port, "server.port"),
         (server.host, server.enrollment_port, "server.enrollment_port"),
+        *(transfer if server.transfer_port else ()),
         (server.health_host, server.health_port, "server.health_port"),
     ):
         if (fault := _fault(host, port)) is None:
@@ -64,10 +66,10 @@ def _shows_ours(host: str, port: int, config: CoordinatorConfig) -> bool:
     that was replaced since is still shown, another one of its authority."""
     with contextlib.suppress(FeddpError):
         chain, _ = read_pair(config)
-        if _shown(host, port, None) == ssl.PEM_cert_to_DER_cert(_first(chain)):
+        if shown(host, port, None) == ssl.PEM_cert_to_DER_cert(_first(chain)):
             return True
         bundle = Authority.load(config.storage.pki_dir).trust_bundle
-        return bool(_shown(host, port, bundle))
+        return bool(shown(host, port, bundle))
     return False
 
 
@@ -76,9 +78,9 @@ def _first(chain: bytes) -> str:
     return chain.decode().partition(end)[0] + end
 
 
-def _shown(host: str, port: int, bundle: bytes | None) -> bytes:
+def shown(host: str, port: int, bundle: bytes | None, server_name: str | None = None) -> bytes:
     """The certificate that comes, DER; empty for none, and for one that `bundle` does not vouch
-    for. Nothing is said."""
+    for. Nothing is said but, to a gateway, the name that is asked for."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -89,7 +91,7 @@ def _shown(host: str, port: int, bundle: bytes | None) -> bytes:
     try:
         with (
             socket.create_connection((_EVERY.get(host, host), port), ANSWER_S_MAX) as connection,
-            context.wrap_socket(connection) as secured,
+            context.wrap_socket(connection, server_hostname=server_name) as secured,
         ):
             return secured.getpeercert(binary_form=True) or b""
     except (OSError, ValueError):

@@ -347,6 +347,10 @@ class Storage(Section):
         parts = urlsplit(value)
         if value and (parts.scheme not in ("http", "https") or not parts.netloc or parts.username):
             raise ValueError("an address of a store is https://HOST:PORT or http://HOST:PORT")
+        try:
+            _ = parts.port
+        except ValueError:
+            raise ValueError("its port is no number up to 65535") from None
         return value.rstrip("/")
 
     @field_validator("database_url")

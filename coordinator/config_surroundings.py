@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationInfo, field_validator
 
-from coordinator.keys import Section, beside_config, key
+from coordinator.keys import PORT, Section, beside_config, key
 
 NO_QUERIES = "the query router reads it; the coordinator answers no queries"
 
@@ -144,7 +144,7 @@ class Monitoring(Section):
         "",
         "OpenTelemetry collector that takes spans by OTLP over gRPC; empty for no traces. Needs the"
         " extra feddp[otel]. Headers that it wants go into OTEL_EXPORTER_OTLP_HEADERS.",
-        pattern=r"^(https?://[^\s/@?#]+:[0-9]{1,5})?$",
+        pattern=rf"^(https?://[^\s/@?#]+:{PORT})?$",
         allowed="https://HOST:PORT, http://HOST:PORT without TLS, or nothing",
     )
     trace_ca: Path | None = key(

@@ -45,10 +45,11 @@ from coordinator.sessions import Sessions
 from coordinator.shared_blobs import SharedBlobs
 from coordinator.store import certificates, users
 from coordinator.store.database import Database
+from coordinator.store.diagnosis import fault, is_empty
 from coordinator.transfer_port import TransferPort
 from protos import tracing
 from protos.allocation import keep_freed
-from protos.errors import Conflict
+from protos.errors import Conflict, Malformed, Unavailable
 from protos.feddp.v1 import (
     budgets_pb2_grpc,
     diagnosis_pb2_grpc,
@@ -90,6 +91,7 @@ class Coordinator:
             self.database, str(address) if server.replica_host else "", self._forwarder.follow
         )
         shared = SharedBlobs(storage.blob_url, storage.blob_endpoint) if storage.blob_url else None
+        self._shared_blobs = shared
         self.blobs = BlobStore(storage.blob_dir, shared)
         self.metrics = Metrics()
         federation = config.federation
@@ -202,6 +204,8 @@ class Coordinator:
     async def start(self) -> None:
         """Open the ports and take up every job."""
         server = self.config.server
+        if self._shared_blobs is not None:
+            self._shared_blobs.look()
         await self._take_lead()
         await self._transfer_port.stop_following()
         self.metrics.leads()
@@ -381,4 +385,21 @@ def serve(config_path: Path) -> None:
 
 
 async def _serve(config: CoordinatorConfig) -> None:
-    await Coordinator(config).run()
+    if await asyncio.to_thread(is_empty, config.storage.database_url):
+        # A slip in its name, or a database that was lost: with a ledger of nothing, what was spent
+        # would be booked once more.
+        raise Malformed(
+            "DATABASE_UNUSABLE",
+            "storage.database_url names a database without tables: mend it, restore the database "
+            "from a backup (`feddp coordinator restore`), or begin anew in another folder with "
+            "`feddp coordinator init --database-url`",
+        )
+    try:
+        coordinator = Coordinator(config)
+    except Unavailable as error:
+        if error.reason != "DATABASE_UNREACHABLE":
+            raise
+        # Only here, where who starts it reads it; later ones go to nodes, too.
+        why = await asyncio.to_thread(fault, config.storage.database_url)
+        raise Unavailable(error.reason, f"storage.database_url: {why or error.message}") from None
+    await coordinator.run()

@@ -7,6 +7,7 @@ replica (`storage.blob_dir`) then is what it has at hand: a copy that may be los
 import math
 import os
 import re
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -43,6 +44,29 @@ RETRY_TIMEOUT: Final = timedelta(seconds=8)
 COMPLAIN_S: Final = 30.0
 
 _PROBE: Final = "probe"
+_REFUSED: Final = (
+    "it refuses these credentials; check them, and what they may do in the bucket (read, write, "
+    "list and delete)"
+)
+_KNOWN: Final = (
+    (
+        "169.254.169.254",
+        "it has no credentials: give it AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in its "
+        "environment; this machine has no role that it could ask for any",
+    ),
+    ("status code: 403", _REFUSED),
+    ("AccessDenied", _REFUSED),
+    (
+        "kind: Connect",
+        "it does not get there: look at host, port and http or https in storage.blob_endpoint, and "
+        "at what is on the way (names, firewall, network policy)",
+    ),
+    (
+        "kind: Timeout",
+        "it does not answer in time: look at storage.blob_endpoint, and at what is on the way",
+    ),
+)
+"""What the library says, in part -> what it means. Its own words hold addresses and names."""
 _STATUS: Final = re.compile(r"status code: (5\d\d)\b")
 
 
@@ -167,15 +191,41 @@ class SharedBlobs:
             log.warning("blobs_not_dropped", reason=error.reason)
 
     def check(self) -> None:
-        """Write, read and remove a small file of no meaning."""
+        """Write, read, remove and look for a small file of no meaning. Nothing is logged."""
         import obstore
 
-        with _said():
-            obstore.put(self._store, _PROBE, b"feddp")
-            found = bytes(obstore.get(self._store, _PROBE).bytes())
-            obstore.delete(self._store, _PROBE)
+        probe = f"{_PROBE}-{secrets.token_hex(4)}"  # replicas that start at once do the same
+        try:
+            with _said(in_log=False):
+                obstore.put(self._store, probe, b"feddp")
+                found = bytes(obstore.get(self._store, probe).bytes())
+                obstore.delete(self._store, probe)
+                # What is left of jobs that have ended is found so; and without this right Amazon
+                # says of a file that is not there that one may not read it.
+                obstore.list(self._store, probe).collect()
+        except NotFound:
+            raise Unavailable(
+                "STORE_UNREACHABLE",
+                f"the store of models and updates has no bucket as {self.url} says, or loses what "
+                "it takes: make the bucket, or mend storage.blob_url",
+            ) from None
         if found != b"feddp":
             raise Unavailable("STORE_UNREACHABLE", f"{self.url} gives back other bytes than it got")
+
+    def look(self) -> None:
+        """`check` apart, whose fault is logged and no more: a coordinator that starts while the
+        store is away serves what it has at hand."""
+        self._dropping.submit(self._look)
+
+    def _look(self) -> None:
+        try:
+            self.check()
+        except FeddpError as error:
+            log.error(
+                "store_unusable_at_start",
+                detail=error.message,
+                do="uploads and jobs wait for it; `feddp coordinator check` tries it again",
+            )
 
     def close(self) -> None:
         """Finish what is being dropped."""
@@ -194,7 +244,7 @@ def _each(parts: Iterable[bytes]) -> Iterator[bytes]:
 
 
 @contextmanager
-def _said() -> Iterator[None]:
+def _said(*, in_log: bool = True) -> Iterator[None]:
     """The store's faults in our words; its own may repeat what it was sent."""
     from obstore.exceptions import (
         BaseError,
@@ -208,16 +258,19 @@ def _said() -> Iterator[None]:
     except (NotFoundError, FileNotFoundError):
         raise NotFound("BLOB_MISSING", "the shared store has no such file") from None
     except (PermissionDeniedError, UnauthenticatedError):
-        why = "it refuses these credentials; check them, and what they may do in the bucket"
+        why = _REFUSED
     except BaseError as error:
         if status := _STATUS.search(str(error)):
             why = f"it answers {status[1]}; see its own log, and how much room it has left"
         else:
             name = type(error).__name__
-            why = f"{name}; check storage.blob_url, storage.blob_endpoint, the network"
+            unknown = f"{name}; check storage.blob_url, storage.blob_endpoint, the network"
+            said = str(error)
+            why = next((means for part, means in _KNOWN if part in said), unknown)
     else:
         return
-    _complain(why)
+    if in_log:
+        _complain(why)
     raise Unavailable(
         "STORE_UNREACHABLE",
         f"the store of models and updates cannot be used: {why}",

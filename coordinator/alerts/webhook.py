@@ -19,6 +19,9 @@ from coordinator.alerts.body import SIGNATURE, signature
 CALL_TIMEOUT_S: Final = 10.0
 """For connecting, and for each byte of the answer."""
 
+REACH_TIMEOUT_S: Final = 3.0
+"""For `reach`, which others wait for."""
+
 WHOLE_TIMEOUT_S: Final = 30.0
 """After it nobody waits any more."""
 
@@ -75,6 +78,34 @@ class Webhook:
         if why:
             raise NotTaken(why)
 
+    def reach(self) -> str:
+        """Why nothing could be posted now, as far as can be seen without a post: files, address and
+        certificate; empty for nothing."""
+        try:
+            if self._secret_file is not None and not self._secret_file.read_bytes().strip():
+                return "monitoring.alert_webhook_secret is an empty file"
+        except OSError as error:
+            return f"monitoring.alert_webhook_secret cannot be read ({error.strerror})"
+        try:
+            trusted = self._trusted()
+        except OSError:
+            return "monitoring.alert_webhook_ca cannot be read, or holds no certificate in PEM"
+        connection = http.client.HTTPSConnection(
+            self._host, self._port, timeout=REACH_TIMEOUT_S, context=trusted
+        )
+        try:
+            connection.connect()
+        except (OSError, http.client.HTTPException) as error:
+            return _why(error)
+        finally:
+            connection.close()
+        return ""
+
+    def _trusted(self) -> ssl.SSLContext:
+        trusted = ssl.create_default_context(cafile=self._ca_file)
+        trusted.minimum_version = ssl.TLSVersion.TLSv1_2
+        return trusted
+
     def _post(self, data: bytes) -> str:
         """Why it was not taken; empty if it was."""
         try:
@@ -84,23 +115,25 @@ class Webhook:
                 if not secret:
                     return "monitoring.alert_webhook_secret is an empty file"
                 headers[SIGNATURE] = signature(secret, data, time.time())
-            trusted = ssl.create_default_context(cafile=self._ca_file)
-            trusted.minimum_version = ssl.TLSVersion.TLSv1_2
             connection = http.client.HTTPSConnection(
-                self._host, self._port, timeout=CALL_TIMEOUT_S, context=trusted
+                self._host, self._port, timeout=CALL_TIMEOUT_S, context=self._trusted()
             )
             try:
                 connection.request("POST", self._target, body=data, headers=headers)
                 status = connection.getresponse().status
             finally:
                 connection.close()
-        except ssl.SSLCertVerificationError as error:
-            return f"its certificate is not trusted ({error.verify_message})"
         except (OSError, http.client.HTTPException) as error:
-            said = getattr(error, "strerror", None)
-            return f"{type(error).__name__}{f': {said}' if said else ''}"
+            return _why(error)
         if 200 <= status < 300:
             return ""
         if 300 <= status < 400:
             return f"it answered {status}; redirects are not followed, write down the final URL"
         return f"it answered {status}"
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted ({error.verify_message})"
+    said = getattr(error, "strerror", None)
+    return f"{type(error).__name__}{f': {said}' if said else ''}"

@@ -14,10 +14,21 @@ from coordinator.store.schema import metadata
 from protos.errors import FeddpError
 
 _KNOWN: Final = (
+    (
+        "root certificate file",
+        "the file of sslrootcert is not there; it holds the server's authority",
+    ),
+    ("certificate verify failed", "its certificate is not of the authority in sslrootcert"),
+    ("does not match host name", "its certificate is for another host name than the URL's"),
+    ("invalid connection option", "the URL has a parameter after ? that PostgreSQL does not know"),
+    ("invalid sslmode", "sslmode has a value that PostgreSQL does not know; verify-full is one"),
     ("refused", "no server listens at that host and port"),
     ("resolve host", "its host name is not known here"),
     ("translate host name", "its host name is not known here"),
     ("timeout", "its host does not answer; a firewall may be in between"),
+    ("unreachable", "no way leads to its host from here; a firewall may be in between"),
+    ("too many clients", "it has no connection left; raise max_connections or end other clients"),
+    ("starting up", "it is starting; try again in a while"),
     ("password", "the server does not accept this user with this password"),
     ("pg_hba.conf", "the server's pg_hba.conf does not let this user in from here"),
     ("database", "the server has no database of that name; `createdb` makes one"),
@@ -50,6 +61,23 @@ def fault(url: str) -> str | None:
         return f"the PostgreSQL server cannot be used: {_meaning(error)}"
     except SQLAlchemyError as error:
         return f"the database cannot be read ({type(error).__name__}); restore it from a backup"
+    finally:
+        database.close()
+
+
+def is_empty(url: str) -> bool:
+    """Whether there is a server and a database of that name, or a place for a file, and nothing in
+    it. What cannot be looked at is not: whoever opens it says why."""
+    if is_sqlite(url):
+        return not sqlite_file(url).exists()
+    try:
+        database = Database(url)
+    except FeddpError:
+        return False
+    try:
+        return database.revision() is None
+    except (FeddpError, SQLAlchemyError):
+        return False
     finally:
         database.close()
 

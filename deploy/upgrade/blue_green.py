@@ -123,10 +123,12 @@ def _served(
     yield Step(f"{name}: wait until it is ready", (page,), is_ready, found.wait_s, back)
 
 
-def of_release(
-    found: helm.Helm, profile: str, replicas: int, sets: list[str], copying: Copying
-) -> Iterator[Step]:
-    """The pods of blue go, and those of green come with another database."""
+def of_release(found: helm.Helm, profile: str, sets: list[str], copying: Copying) -> Iterator[Step]:
+    """The pods of blue go, and those of green come with another database.
+
+    The chart itself stops them: pods that `kubectl scale` took away come back by nobody where a
+    HorizontalPodAutoscaler says how many there are, as it leaves alone what has none.
+    """
     ledger = Ledger()
     feddp = f"{found.here}/bin/feddp"
     resume = (feddp, "coordinator", "resume", "--profile", profile)
@@ -140,22 +142,17 @@ def of_release(
         copying.drain_s,
         (resume,),
     )
-    scaled = found.kubectl("scale", found.set_name, f"--replicas={replicas}")
-    back = (scaled, found.rolled_out(), resume)
-    pods = [f"pod/{found.release}-feddp-coordinator-{number}" for number in range(replicas)]
+    back = (*found.back_to_now(), resume)
     yield Step(
         "blue: every pod ends",
-        (
-            found.kubectl("scale", found.set_name, "--replicas=0"),
-            found.kubectl("wait", "--for=delete", *pods, f"--timeout={found.wait_s:.0f}s"),
-        ),
+        (found.upgraded("--set", "coordinator.stopped=true"), found.all_ended()),
         back=back,
     )
     yield Step("a copy for green", copying.commands, back=back)
     more = [word for one in sets for word in ("--set", one)]
     for step in (*found.replaced(*more), *found.after(ledger.unchanged)):
-        yield Step(step.says, step.commands, step.expect, step.within_s, (*found.back, resume))
-    yield Step("work goes on; from here, green alone", (resume,), back=(*found.back, resume))
+        yield Step(step.says, step.commands, step.expect, step.within_s, back)
+    yield Step("work goes on; from here, green alone", (resume,), back=back)
 
 
 def main() -> int:
@@ -187,13 +184,14 @@ def main() -> int:
         help="NAME=VALUE lines: what the environment of green's processes has and blue's has not",
     )
     parser.add_argument("--profile", default="", help="with --helm: an operator's profile")
-    parser.add_argument("--replicas", type=int, default=1, help="with --helm: how many there are")
     parser.add_argument("--set", action="append", default=[], help="with --helm: green's database")
     given = parser.parse_args()
     if given.helm:
         release = helm.helm_of(parser, given, ("new", "digest", "profile", "copy", "set"))
+        if given.run:
+            release = release.released_now()
         copying = Copying(True, tuple(tuple(shlex.split(c)) for c in given.copy), given.drain_s)
-        steps = [*of_release(release, given.profile, given.replicas, given.set, copying)]
+        steps = [*of_release(release, given.profile, given.set, copying)]
         return carry_out(f"blue-green upgrade of {given.helm}", steps, run=given.run)
     if not given.green_dir:
         parser.error("--green-dir is needed")

@@ -11,6 +11,11 @@ from steps import Command, Expect, Ledger, Step, may_go_back, may_roll, replies
 
 INSTALLATION: Final = "/var/lib/feddp/installation"
 UNKNOWN: Final = "REVISION"
+RELEASED: Final = "RELEASE_REVISION"
+FORCE: Final = ("--server-side=true", "--force-conflicts")
+"""Helm 4 alone knows them. It refuses to write a field that somebody else wrote last, as whoever
+scaled the pods did with .spec.replicas; with these it takes the field back."""
+
 BACKUP: Final = "/var/lib/feddp/upgrade.backup"
 
 
@@ -24,6 +29,8 @@ class Helm:
         here: folder of the version that is to run, on this machine, with `bin/feddp`: it knows its
             migrations, and reads the backup.
         revision: that the tables are at; looked up where something is to be done.
+        released: the release's own revision that runs; looked up likewise.
+        force: what `helm` is told besides, `FORCE` or nothing.
     """
 
     release: str
@@ -35,6 +42,8 @@ class Helm:
     backup_file: str
     wait_s: float
     revision: str = UNKNOWN
+    released: str = RELEASED
+    force: tuple[str, ...] = ()
 
     @property
     def set_name(self) -> str:
@@ -57,7 +66,21 @@ class Helm:
         return (
             *("helm", "upgrade", self.release, self.chart, "--namespace", self.namespace),
             *("--values", self.values, "--set", f"coordinator.image.digest={self.digest}", *more),
+            *self.force,
         )
+
+    def all_ended(self) -> Command:
+        """Waits until the coordinator has no pod, however many there were."""
+        labels = (
+            f"app.kubernetes.io/instance={self.release},app.kubernetes.io/component=coordinator"
+        )
+        timeout = f"--timeout={self.wait_s:.0f}s"
+        return self.kubectl("wait", "--for=delete", "pod", "--selector", labels, timeout)
+
+    def back_to_now(self) -> tuple[Command, ...]:
+        """To the release's revision that runs before anything is done, past those between."""
+        command = ("helm", "rollback", self.release, self.released, "--namespace", self.namespace)
+        return ((*command, *self.force), self.rolled_out())
 
     def rolled_out(self) -> Command:
         """Waits until every pod is of the newest revision and ready."""
@@ -67,7 +90,7 @@ class Helm:
     def back(self) -> tuple[Command, ...]:
         """To the release's revision of before."""
         return (
-            ("helm", "rollback", self.release, "--namespace", self.namespace),
+            ("helm", "rollback", self.release, "--namespace", self.namespace, *self.force),
             self.rolled_out(),
         )
 
@@ -147,6 +170,13 @@ class Helm:
         revision = json.loads(found)["revision"] if found else UNKNOWN
         return dataclasses.replace(self, revision=revision)
 
+    def released_now(self) -> "Helm":
+        """The same with the release's own revision."""
+        history = ("helm", "history", self.release, "--namespace", self.namespace)
+        (found,) = replies([(*history, "--max", "1", "--output", "json")])
+        released = str(json.loads(found)[-1]["revision"]) if found else RELEASED
+        return dataclasses.replace(self, released=released)
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What says which release."""
@@ -156,6 +186,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--chart", default="charts/feddp", help="the chart of the version to run")
     group.add_argument("--values", default="values.yaml", help="the release's values file")
     group.add_argument("--digest", default="", help="of the image that is to run (sha256:...)")
+    group.add_argument(
+        "--force-conflicts",
+        action="store_true",
+        help=f"helm is Helm 4, and somebody else scaled the pods: adds {' '.join(FORCE)}",
+    )
 
 
 def helm_of(
@@ -174,5 +209,6 @@ def helm_of(
         here=(given.new if "new" in needed else given.old).rstrip("/"),
         backup_file=given.backup,
         wait_s=given.wait_s,
+        force=FORCE if given.force_conflicts else (),
     )
     return found.looked_up() if given.run else found

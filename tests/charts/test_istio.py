@@ -23,7 +23,7 @@ from tests.charts.gateways import (
     servers,
     tls_routes,
 )
-from tests.charts.rendering import named, of
+from tests.charts.rendering import CHART, ROOT, named, of
 
 
 def test_passthrough_routes_each_name_as_the_tested_envoy_does() -> None:
@@ -228,3 +228,30 @@ def test_the_network_policy_lets_the_gateway_in() -> None:
         "podSelector": {"matchLabels": selector},
     } in rule["from"]
     assert {one["port"] for one in rule["ports"]} == {"nodes", "enrolment"}
+
+
+@pytest.mark.parametrize("case", ["everything", "passthrough", "restore"])
+def test_no_pod_is_drawn_into_ambient_mode(case: str) -> None:
+    """Its tunnel comes to port 15008, which no network policy here opens."""
+    labels = [
+        spec["template"]["metadata"]["labels"]
+        for one in of(case)
+        for spec in (
+            one.get("spec", {}),
+            one.get("spec", {}).get("jobTemplate", {}).get("spec", {}),
+        )
+        if "template" in spec and one["kind"] in ("StatefulSet", "CronJob", "Job")
+    ]
+    labels += [one["metadata"]["labels"] for one in of(case) if one["kind"] == "Pod"]
+    assert len(labels) > 1
+    assert {one["istio.io/dataplane-mode"] for one in labels} == {"none"}
+
+
+def test_what_a_sidecar_needs_under_restricted_pod_security_is_said() -> None:
+    """Where it is turned on, and where Istio is described."""
+    values = (CHART / "values.yaml").read_text()
+    above = values.partition("  sidecar: false\n")[0].splitlines()[-1]
+    for said in (above, (ROOT / "docs/helm.md").read_text().partition("## Istio\n")[2]):
+        assert "restricted" in said
+        assert "CNI plugin" in said
+        assert "NET_ADMIN" in said

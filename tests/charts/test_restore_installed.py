@@ -291,3 +291,8 @@ def test_nobody_serves_or_backs_up_while_it_is_restored(over: Values) -> None:
     assert named(without, "StatefulSet")["spec"]["replicas"] == (3 if over else 1)
     assert "suspend" not in named(without, "CronJob")["spec"]
     assert not [one for one in without if one["kind"] == "Job"]
+    stopped = {"coordinator": {"stopped": True}}
+    halted = objects(merged(COORDINATOR, ISTIO, over, BACKUP, stopped))
+    assert named(halted, "StatefulSet")["spec"]["replicas"] == 0
+    assert named(halted, "CronJob")["spec"]["suspend"] is True
+    assert not [one for one in halted if one["kind"] == "Job"]

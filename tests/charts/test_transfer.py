@@ -2,8 +2,19 @@
 
 import pytest
 
+from tests.charts import rendering
 from tests.charts.gateways import COORDINATOR, DOMAIN, rule_for, servers, tls_routes
-from tests.charts.rendering import named, of
+from tests.charts.rendering import (
+    BACKUP,
+    ISTIO,
+    REPLICAS,
+    RESTORE,
+    TRANSFER,
+    merged,
+    named,
+    objects,
+    of,
+)
 
 HOST, SERVICE = "transfer.feddp.example", "fed-feddp-transfer"
 
@@ -50,3 +61,12 @@ def test_the_autoscaler_alone_says_how_many_pods_there_are() -> None:
     assert scaler["scaleTargetRef"]["name"] == named(found, "StatefulSet")["metadata"]["name"]
     assert (scaler["minReplicas"], scaler["maxReplicas"]) == (3, 6)
     assert named(of("replicas"), "StatefulSet")["spec"]["replicas"] == 3
+
+
+def test_nothing_scales_what_is_stopped_or_restored() -> None:
+    """An autoscaler comes back with the pods; meanwhile nobody has a say in their number."""
+    base = merged(rendering.COORDINATOR, ISTIO, REPLICAS, TRANSFER, BACKUP)
+    for over in ({"coordinator": {"stopped": True}}, RESTORE):
+        found = objects(merged(base, over))
+        assert named(found, "StatefulSet")["spec"]["replicas"] == 0
+        assert "HorizontalPodAutoscaler" not in {one["kind"] for one in found}

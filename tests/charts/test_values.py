@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from charts.generate import VALUES, at, comments, main, schema_at
+from coordinator.metrics import Metrics
 from tests.charts.rendering import (
     AGENT,
     BACKUP,
@@ -21,6 +22,7 @@ from tests.charts.rendering import (
     MATRIX,
     POSTGRESQL,
     REPLICAS,
+    RESTORE,
     STORE,
     TERMINATE,
     TOLD,
@@ -63,6 +65,12 @@ BAD: dict[str, list[Any]] = {
         [{"cidr": "10.0.0.0/8", "namespace": "a"}],
         [{"podLabels": {"a": "b"}}],
         [{"namespace": "a", "labels": {}}],
+        [{"cidr": "999.1.1.1/8"}],
+        [{"cidr": "10.0.0.0.0/8"}],
+        [{"cidr": "10.01.0.0/16"}],
+        [{"cidr": ":::/64"}],
+        [{"cidr": "1:2:3:4:5:6:7:8:9/64"}],
+        [{"cidr": "12345::/16"}],
     ],
     "coordinator.database.port": [0, 65536, "5432"],
     "coordinator.objectStore.url": [
@@ -77,10 +85,12 @@ BAD: dict[str, list[Any]] = {
         "https://u:p@s3.example",
         "https://s3.example/path",
         "s3://s3.example",
+        "https://s3.example:99999",
+        "https://s3.example:0",
     ],
     "coordinator.objectStore.credentialsSecret.name": ["AKIA_X", "Secret"],
     "coordinator.objectStore.peers": [["10.0.0.0/8"], [{"cidr": "10.0.0.0"}]],
-    "coordinator.objectStore.port": [0, 65536, "443"],
+    "coordinator.objectStore.port": [-1, 65536, "443", None],
     "coordinator.installation.secretName": ["Secret", "a b"],
     "coordinator.serverCertificate.certManager.issuer.kind": ["issuer"],
     "coordinator.serverCertificate.certManager.duration": ["90d", "0h", 2160],
@@ -92,7 +102,7 @@ BAD: dict[str, list[Any]] = {
     "coordinator.alertWebhook.caConfigMap.key": ["a/b"],
     "coordinator.alertWebhook.signingSecret.name": ["Secret"],
     "coordinator.alertWebhook.peers": [[{"podLabels": {"a": "b"}}]],
-    "coordinator.alertWebhook.port": [0, "443"],
+    "coordinator.alertWebhook.port": [-1, "443", 65536],
     "coordinator.backup.enabled": ["yes"],
     "coordinator.backup.schedule": [
         "",
@@ -108,8 +118,20 @@ BAD: dict[str, list[Any]] = {
         "0 0 * * MON",
         "*/0 * * * *",
         " 15 2 * * *",
+        "0 0 31 2 *",
+        "0 0 30 2 *",
+        "0 0 30,31 02 *",
+        "0 0 31 4,6,9,11 *",
     ],
-    "coordinator.backup.timeZone": ["", "europe/berlin", "+01:00", "TZ=UTC"],
+    "coordinator.backup.timeZone": [
+        "",
+        "europe/berlin",
+        "+01:00",
+        "TZ=UTC",
+        "Mars/X",
+        "Berlin",
+        "Europe/",
+    ],
     "coordinator.backup.keep": [0, -1, 1001, "7", 1.5],
     "coordinator.backup.keys": ["no"],
     "coordinator.backup.passwordSecret.name": ["hunter 2", "Secret"],
@@ -132,7 +154,7 @@ BAD: dict[str, list[Any]] = {
     "coordinator.shutdown.preStopSeconds": [0, 301, "5s"],
     "coordinator.shutdown.graceSeconds": [20, 3601],
     "coordinator.podDisruptionBudget.maxUnavailable": [2, "50%", -1],
-    "coordinator.resources.requests.cpu": [0, "half", "1.5m"],
+    "coordinator.resources.requests.cpu": [0, "half", "1.5m", "0", "0m", "0.000"],
     "coordinator.resources.limits.memory": ["4G", "0Gi", 4, ""],
     "coordinator.runAsUser": [0, -1, "feddp"],
     "coordinator.nodeSelector": [{"a": "b c"}, {"a": 1}],
@@ -149,6 +171,11 @@ BAD: dict[str, list[Any]] = {
         {"privacy": {"max_grad_norm": 0}},
         {"security": {"enable_mtls": False}},
         {"monitoring": {"log_level": "LOUD"}},
+        {"monitoring": {"trace_endpoint": "https://collector:99999"}},
+        {"monitoring": {"trace_endpoint": "https://collector"}},
+        {"monitoring": {"alert_webhook": "http://alerts.example/hook"}},
+        {"monitoring": {"alert_webhook": "https://u:p@alerts.example/hook"}},
+        {"monitoring": {"alert_webhook": "https://alerts.example:99999/hook"}},
         {"federaton": {}},
     ],
     "nodeAgent.records": [
@@ -158,10 +185,23 @@ BAD: dict[str, list[Any]] = {
         [{"claim": "records", "path": "/var/lib/feddp/agent"}],
         [{"claim": "records", "path": "/etc/feddp/steward"}],
         [{"claim": "records", "path": "/srv/records", "readOnly": False}],
+        *(
+            [{"claim": "records", "path": path}]
+            for path in (
+                *("/opt/feddp", "/opt", "/opt/feddp/lib", "/etc", "/usr/lib", "/var", "/var/lib"),
+                *("/var/lib/feddp", "/run/secrets", "/var/run/x", "/agent"),
+                *("/srv/..", "/srv/./a", "/"),
+            )
+        ),
     ],
     "nodeAgent.logLevel": ["info"],
-    "nodeAgent.proxy.url": ["https://proxy.example:3128", "http://u:p@proxy:1", "proxy:3128"],
-    "nodeAgent.egress.ports": [[], [0], ["443"], 443],
+    "nodeAgent.proxy.url": [
+        "https://proxy.example:3128",
+        "http://u:p@proxy:1",
+        "proxy:3128",
+        "http://proxy:99999",
+    ],
+    "nodeAgent.egress.ports": [[0], ["443"], 443, [65536]],
     "nodeAgent.shutdown.graceSeconds": [29],
     "istio.mode": ["simple", "TERMINATE"],
     "istio.api": ["gatewayapi", ""],
@@ -173,7 +213,7 @@ BAD: dict[str, list[Any]] = {
     "networkPolicy.scrapers": [[{"namespace": "Monitoring"}]],
     "networkPolicy.dns": [[], [{"namespace": "kube-system", "podLabels": {"k8s-app": True}}]],
     "monitoring.serviceMonitor.interval": ["30", "half"],
-    "monitoring.prometheusRule.latencySeconds": [0, -1, "1s"],
+    "monitoring.prometheusRule.latencySeconds": [0, -1, "1s", 10, 60],
     "monitoring.prometheusRule.budgetRemaining": [0, "10%"],
     "monitoring.prometheusRule.runbookUrl": ["wiki/feddp", "https://wiki/feddp/"],
     "monitoring.dashboards.folder": ["a/b", 1],
@@ -196,8 +236,81 @@ def test_a_wrong_value_is_refused_and_named(path: str, value: Any) -> None:
     """Helm names where it stands; the schema says there in a sentence what is allowed."""
     with pytest.raises(helm_python.HelmValuesError) as refused:
         render(put(path, value))
-    assert f"at '/{path.replace('.', '/')}" in str(refused.value)
+    text = str(refused.value)
+    assert f"at '/{path.replace('.', '/')}" in text or value is None
+    for unsaid in ("pattern", "'not' failed", "'oneOf' failed"):
+        assert unsaid not in text
     assert _is_sentence(schema_at(SCHEMA, tuple(path.split(".")))["description"])
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(
+        ".".join(one[: depth + 1])
+        for one in [path for path, _ in comments(VALUES.read_text())]
+        for depth in range(len(one))
+        if "resources" not in one
+    ),
+)
+def test_null_is_refused_wherever_it_stands(path: str) -> None:
+    """It takes the default away, as does a colon with nothing behind it; Helm names the key."""
+    with pytest.raises(helm_python.HelmValuesError, match="null, or nothing after the colon") as no:
+        render(put(path, None))
+    place, _, name = path.rpartition(".")
+    where = f"/{place.replace('.', '/')}" if place else ""
+    assert f"at '{where}': missing property '{name}'" in str(no.value)
+
+
+def test_a_limit_can_be_taken_away_by_null() -> None:
+    """As many do with that of the CPU; nothing else is missing then."""
+    values = merged(GOOD, {"coordinator": {"resources": {"limits": {"cpu": None}}}})
+    (pod,) = [one for one in objects(values) if one["kind"] == "StatefulSet"]
+    (container,) = pod["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"] == {"memory": "4Gi"}
+    assert container["resources"]["requests"]["cpu"] == "1"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["coordinator.nodeSelector", "coordinator.service.annotations", "nodeAgent.podAnnotations"],
+)
+@pytest.mark.parametrize("value", [1, True, 0.5])
+def test_a_number_among_texts_is_told_to_be_put_in_quotes(path: str, value: Any) -> None:
+    """YAML takes `gpu: true` for no text."""
+    with pytest.raises(helm_python.HelmValuesError, match="a number or true in quotes"):
+        render(put(path, {"gpu": value}))
+
+
+GOOD_FORMS: dict[str, list[Any]] = {
+    "coordinator.backup.schedule": [
+        *("0 0 31 * *", "0 0 31 1,2 *", "0 0 30 2 1", "0 0 29 2 *", "0 0 31 4-5 *", "*/5 1-3 * * *")
+    ],
+    "coordinator.backup.timeZone": ["UTC", "America/Argentina/Buenos_Aires", "Etc/GMT+1"],
+    "networkPolicy.clients": [
+        [{"cidr": one}]
+        for one in ("0.0.0.0/0", "::/0", "2001:db8::1/128", "fe80::/10", "1:2:3:4:5:6:7:8/128")
+    ],
+    "nodeAgent.records": [
+        [{"claim": "a", "path": one}]
+        for one in (
+            "/srv/records",
+            "/data",
+            "/opt/records",
+            "/var/lib/omop",
+            "/mnt/a.b",
+            "/srv/..a",
+        )
+    ],
+    "coordinator.resources.limits.cpu": ["1500m", 2, 1.5, "2.5", "10", "1000m"],
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [(path, value) for path, values in GOOD_FORMS.items() for value in values]
+)
+def test_a_right_value_is_taken(path: str, value: Any) -> None:
+    """Near those that are refused."""
+    assert render(put(path, value))
 
 
 @pytest.mark.parametrize(
@@ -455,6 +568,74 @@ CLASHES: dict[str, tuple[Values, str]] = {
         merged(GOOD, REPLICAS, TRANSFER, {"coordinator": {"autoscaling": {"maxReplicas": 3}}}),
         "must be above coordinator.replicas",
     ),
+    "transfer-for-joining": (
+        merged(
+            GOOD, REPLICAS, TRANSFER, {"coordinator": {"hosts": {"transfer": "join.feddp.example"}}}
+        ),
+        "each name leads to one port",
+    ),
+    "transfer-as-the-first": (
+        merged(GOOD, REPLICAS, TRANSFER, {"coordinator": {"hosts": {"transfer": "feddp.example"}}}),
+        "must be a name under coordinator.hosts.coordinator",
+    ),
+    "an-address-for-the-gateway": (
+        merged(GOOD, {"coordinator": {"hosts": {"coordinator": "192.0.2.1"}}}),
+        "there no address stands",
+    ),
+    "another-port-of-the-store": (
+        merged(GOOD, REPLICAS, {"coordinator": {"objectStore": {"port": 443, "peers": []}}}),
+        "would keep the coordinator from its store",
+    ),
+    "another-port-of-the-receiver": (
+        merged(
+            GOOD,
+            {"coordinator": {"config": {"monitoring": {"alert_webhook": "https://a:8443/x"}}}},
+            {"coordinator": {"alertWebhook": {"port": 443, "peers": [{"cidr": "192.0.2.9/32"}]}}},
+        ),
+        "would keep alerts from their receiver",
+    ),
+    "restore-with-and-without": (
+        merged(GOOD, RESTORE, {"coordinator": {"restore": {"withoutRevocations": True}}}),
+        "contradict each other",
+    ),
+    "revocations-without-restore": (
+        merged(GOOD, {"coordinator": {"restore": {"revocationsConfigMap": "feddp-revocations"}}}),
+        "belong to coordinator.restore.file",
+    ),
+    "no-revocations-without-restore": (
+        merged(GOOD, {"coordinator": {"restore": {"withoutRevocations": True}}}),
+        "belong to coordinator.restore.file",
+    ),
+    "schedule-turned-round": (
+        merged(GOOD, {"coordinator": {"backup": {"schedule": "15 09-2 * * *"}}}),
+        "whose end is before its beginning",
+    ),
+    "renewed-before-it-begins": (
+        merged(
+            GOOD,
+            POSTGRESQL,
+            {"coordinator": {"serverCertificate": {"certManager": {"renewBefore": "2160h"}}}},
+        ),
+        "must be shorter than duration",
+    ),
+    "less-cpu-than-reserved": (
+        merged(GOOD, {"coordinator": {"resources": {"requests": {"cpu": "2001m"}}}}),
+        "resources.limits.cpu must be as much as",
+    ),
+    "less-memory-than-reserved": (
+        merged(GOOD, {"coordinator": {"backup": {"resources": {"limits": {"memory": "511Mi"}}}}}),
+        "resources.limits.memory must be as much as",
+    ),
+    "agent-with-less-than-reserved": (
+        merged(GOOD, AGENT, {"nodeAgent": {"resources": {"limits": {"cpu": 0.5}}}}),
+        "resources.limits.cpu must be as much as",
+    ),
+    "records-at-one-place": (
+        merged(
+            GOOD, AGENT, {"nodeAgent": {"records": [{"claim": c, "path": "/srv"} for c in "ab"]}}
+        ),
+        "names a path twice",
+    ),
     "past-the-gateway": (
         merged(GOOD, {"coordinator": {"service": {"type": "LoadBalancer"}}}),
         "would go past the gateway",
@@ -476,9 +657,23 @@ def test_values_that_do_not_go_together_are_refused_with_the_reason(case: str) -
 def test_every_reason_of_the_chart_is_reached_by_a_case() -> None:
     """Sentences in the checks' template that no case above provokes would be untested."""
     template = (CHART / "templates/_checks.tpl").read_text()
-    said = re.findall(r'fail "([^"]+)"', template)
+    said = re.findall(r'fail \(?(?:printf )?"([^"]+)"', template)
     reached = {one for one in said for _, reason in CLASHES.values() if reason in one}
     assert set(said) == reached
+
+
+def test_a_latency_that_the_histogram_cannot_tell_is_refused() -> None:
+    """Beyond its last bucket a quantile is said to be that bucket's end, and nothing would fire."""
+    metrics = Metrics()
+    metrics.request("/feddp.v1.Jobs/GetJob", "OK", 0.1)
+    ends = {
+        float(sample.labels["le"])
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "request_duration_seconds_bucket"
+    }
+    limit = schema_at(SCHEMA, ("monitoring", "prometheusRule", "latencySeconds"))
+    assert limit["exclusiveMaximum"] == max(ends - {float("inf")})
 
 
 def test_a_coordinator_behind_istio_needs_ten_lines() -> None:

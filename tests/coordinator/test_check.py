@@ -21,7 +21,7 @@ from coordinator.check import check
 from coordinator.installation import Installation, init
 from coordinator.store import pauses
 from coordinator.store.database import Database
-from coordinator.store.diagnosis import fault, write_fault
+from coordinator.store.diagnosis import fault, is_empty, write_fault
 from feddp.demo.processes import choose_ports
 from protos.errors import Malformed
 from tests.integration.federation import wait_for
@@ -200,3 +200,76 @@ def is_ready(port: int) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("{password}", "hunter2", "does not accept this user with this password"),
+        ("/feddp_", "/other_", "createdb"),
+        (":{port}/", ":1/", "no server listens at that host and port"),
+    ],
+)
+def test_a_start_says_what_is_wrong_with_the_database_as_the_check_does(
+    installation: Installation, postgresql_server: PostgreSql, old: str, new: str, words: str
+) -> None:
+    """Not only that there is something, and never the URL."""
+    right = postgresql_server.new_database()
+    known = {"password": postgresql_server.password, "port": postgresql_server.port}
+    wrong = right.replace(old.format(**known), new)
+    assert wrong != right
+    settings = yaml.safe_load(installation.config.read_text())
+    settings["storage"] = {**settings.get("storage", {}), "database_url": wrong}
+    installation.config.write_text(yaml.safe_dump(settings))
+    done = subprocess.run(
+        [sys.executable, "-m", "feddp", "coordinator", "serve", "--config", installation.config],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "storage.database_url: the PostgreSQL server cannot be used: " in done.stderr
+    assert words in done.stderr
+    assert "hunter2" not in done.stderr
+    [(level, text_)] = said(installation, "storage.database_url")
+    assert (level, words in text_) == ("error", True)
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("ssl=yes", "a parameter after ? that PostgreSQL does not know"),
+        ("sslmode=sure", "verify-full is one"),
+        ("sslmode=require", "do not agree on TLS; see sslmode"),
+    ],
+)
+def test_a_parameter_of_the_database_that_cannot_be_is_told(
+    postgresql_server: PostgreSql, query: str, words: str
+) -> None:
+    """Which one, in our own words."""
+    assert words in (fault(f"{postgresql_server.new_database()}?{query}") or "")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_start_on_a_database_without_tables_is_refused(
+    installation: Installation, postgresql_server: PostgreSql, kind: str
+) -> None:
+    """A slip in the name, or a database that was lost: a ledger of nothing would let everything be
+    spent again. Nothing is made there."""
+    file = installation.folder / "other.db"
+    url = f"sqlite:///{file}" if kind == "sqlite" else postgresql_server.new_database()
+    settings = yaml.safe_load(installation.config.read_text())
+    settings["storage"] = {**settings.get("storage", {}), "database_url": url}
+    installation.config.write_text(yaml.safe_dump(settings))
+    done = subprocess.run(
+        [sys.executable, "-m", "feddp", "coordinator", "serve", "--config", installation.config],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "names a database without tables: mend it, restore" in done.stderr
+    assert is_empty(url)
+    assert not is_empty(url_of(installation))

@@ -1,10 +1,15 @@
 """What replicas share of models and updates, in a real S3-compatible store."""
 
 import os
+import re
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from benchmarks.s3_server import S3Server, s3_server
 from coordinator.blobs import BlobStore
@@ -151,11 +156,129 @@ def test_check_tells_what_is_wrong_with_a_store(
     assert s3.names(bucket) == []
     for name, value in s3.reader.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(Unavailable, match="refuses these credentials"):
+    # A line of the log would stand in the middle of what `check --json` prints.
+    with capture_logs() as told, pytest.raises(Unavailable, match="refuses these credentials"):
         SharedBlobs(bucket, s3.endpoint).check()
+    assert told == []
     with pytest.raises(Unavailable, match=r"storage\.blob_endpoint") as gone:
         SharedBlobs(bucket, "http://127.0.0.1:9").check()
     assert "127.0.0.1" not in gone.value.message
+    assert "GenericError" not in gone.value.message
+
+
+def test_check_tells_that_there_are_no_credentials(
+    s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library then asks for a machine's role, which is nobody's thought."""
+    for name in s3.credentials:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(Unavailable, match="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        SharedBlobs(bucket, s3.endpoint).check()
+
+
+class Answers(BaseHTTPRequestHandler):
+    """A store by what it answers."""
+
+    def _answer(self, status: int, said: bytes = b"") -> None:
+        asked = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        said = said.replace(b"KEY", b"".join(re.findall(rb"<Key>.*</Key>", asked)))
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(said)))
+        self.send_header("ETag", '"1"')
+        self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+class NoBucket(Answers):
+    """As Amazon does for a bucket that nobody has made; SeaweedFS would make it."""
+
+    def do_PUT(self) -> None:
+        """Of a file."""
+        self._answer(404, b"<Error><Code>NoSuchBucket</Code></Error>")
+
+
+class NoList(Answers):
+    """To credentials that may do everything but list."""
+
+    def do_PUT(self) -> None:
+        """Of a file."""
+        self._answer(200)
+
+    def do_GET(self) -> None:
+        """Of a file, or of the names of files."""
+        if "list-type" in self.path:
+            self._answer(403, b"<Error><Code>AccessDenied</Code></Error>")
+        else:
+            self._answer(200, b"feddp")
+
+    def do_POST(self) -> None:
+        """Of files to be removed."""
+        gone = f"<DeleteResult>{self._removed}</DeleteResult>"
+        self._answer(200, gone.encode())
+
+    _removed = "<Deleted>KEY</Deleted>"
+
+
+class NoDelete(NoList):
+    """To credentials that may read and write alone."""
+
+    _removed = "<Error>KEY<Code>AccessDenied</Code><Message>no</Message></Error>"
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        (NoBucket, "no bucket as s3://nowhere says"),
+        (NoDelete, "refuses these credentials"),
+        (NoList, r"refuses these credentials.*\(read, write, list and delete\)"),
+    ],
+)
+def test_check_tells_of_a_missing_bucket_and_of_a_missing_right(
+    answers: type[Answers], words: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No bucket is not a missing file; a right that is missing is not found by a node first."""
+    for name, value in s3.credentials.items():
+        monkeypatch.setenv(name, value)
+    with ThreadingHTTPServer(("127.0.0.1", 0), answers) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            with pytest.raises(Unavailable, match=words):
+                SharedBlobs("s3://nowhere", f"http://127.0.0.1:{server.server_port}").check()
+        finally:
+            server.shutdown()
+
+
+def test_replicas_that_check_at_once_do_not_disturb_each_other(s3: S3Server, bucket: str) -> None:
+    """Each with a file of its own: pods of a release start together."""
+    stores = [SharedBlobs(bucket, s3.endpoint) for _ in range(8)]
+    with ThreadPoolExecutor(len(stores)) as pool:
+        for _ in range(5):
+            list(pool.map(lambda one: one.check(), stores))
+    assert s3.names(bucket) == []
+
+
+def test_a_start_tells_that_the_store_does_not_let_it_write(
+    s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the log, with what to do; a store that is sound is not spoken of."""
+    with capture_logs() as sound:
+        store = SharedBlobs(bucket, s3.endpoint)
+        store.look()
+        store.close()
+    assert sound == []
+    for name, value in s3.reader.items():
+        monkeypatch.setenv(name, value)
+    with capture_logs() as told:
+        store = SharedBlobs(bucket, s3.endpoint)
+        store.look()
+        store.close()
+    [line] = told
+    assert (line["event"], line["log_level"]) == ("store_unusable_at_start", "error")
+    assert "refuses these credentials" in line["detail"]
 
 
 def test_a_store_that_is_full_says_more_than_one_out_of_reach(

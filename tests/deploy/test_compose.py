@@ -95,6 +95,23 @@ def test_what_is_mounted_exists_and_names_what_runs() -> None:
     assert source["url"] == "http://prometheus:9090"
 
 
+def test_prometheus_loads_the_alerts_and_they_are_of_the_job_that_it_reads() -> None:
+    """Each file that it loads is mounted, and every expression asks for what is scraped."""
+    read = yaml.safe_load((ROOT / "deploy/compose/prometheus.yaml").read_text())
+    (job,) = read["scrape_configs"]
+    mounts = dict(
+        one.removesuffix(":ro").split(":")[::-1]
+        for one in compose()["services"]["prometheus"]["volumes"]
+    )
+    (pattern,) = read["rule_files"]
+    folder, _, name = pattern.rpartition("/")
+    files = sorted((COMPOSE.parent / mounts[folder]).glob(name))
+    assert [one.name for one in files] == ["feddp.yaml"]
+    (group,) = yaml.safe_load(files[0].read_text())["groups"]
+    wanted = f'job="{job["job_name"]}"'
+    assert [one["alert"] for one in group["rules"] if wanted not in one["expr"]] == []
+
+
 def test_images_run_without_root_and_tell_their_health() -> None:
     """Both targets come from one stage with a user; the base is asked for and never a tag."""
     found = re.findall(r"^FROM (\S+) AS (\w+)$", DOCKERFILE, re.M)

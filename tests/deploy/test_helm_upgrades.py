@@ -51,6 +51,7 @@ class Cluster:
         revision = newest_revision()
         usual = {
             "budget verify": {"verified": True, "entries": 4},
+            "helm history": [{"revision": 7, "status": "deployed"}],
             "budget ledger": {"entries": [{"attempt_id": "a", "kind": "void"}] * 4},
             "upgrade --plan": {
                 "revision": revision,
@@ -184,9 +185,8 @@ def test_a_ledger_that_lost_entries_is_found(cluster: Cluster) -> None:
     assert "entries were there before, and now" in done.stdout
 
 
-def test_blue_green_stops_every_pod_before_the_copy(cluster: Cluster) -> None:
-    """Paused, drained, scaled to none, copied; the new release has the copy, and goes on."""
-    pause = ("coordinator pause", "coordinator resume")
+def blue_green(cluster: Cluster, *more: object) -> Any:
+    """The script, with a pause and a resumption that are noted."""
     real = cluster.now / "bin/feddp"
     kept = real.read_text()
     # Nobody serves here: the pause is noted as the other calls are.
@@ -196,28 +196,60 @@ def test_blue_green_stops_every_pod_before_the_copy(cluster: Cluster) -> None:
         + kept.partition("\n")[2]
     )
     try:
-        done = cluster.run(
-            *("blue_green", "--new", cluster.now, "--digest", DIGEST, "--replicas", 2),
-            *("--profile", "fed/operator", "--copy", "kubectl copy-the-database"),
-            *("--set", "coordinator.database.urlSecret.name=green", "--run"),
+        return cluster.run(
+            *("blue_green", "--new", cluster.now, "--digest", DIGEST, "--profile", "fed/operator"),
+            *("--copy", "kubectl copy-the-database"),
+            *("--set", "coordinator.database.urlSecret.name=green", *more),
         )
     finally:
         real.write_text(kept)
+
+
+def test_blue_green_stops_every_pod_before_the_copy(cluster: Cluster) -> None:
+    """Paused, drained, stopped by the chart, copied; the new release has the copy, and goes on."""
+    done = blue_green(cluster, "--run")
     assert done.returncode == 0, done.stdout + done.stderr
     said = [" ".join(one) for one in cluster.calls()]
     order = [
-        pause[0],
+        "coordinator pause",
         "budget ledger",
-        "scale statefulset/fed-feddp-coordinator --replicas=0",
-        "wait --for=delete pod/fed-feddp-coordinator-0 pod/fed-feddp-coordinator-1",
+        "--set coordinator.stopped=true",
+        "wait --for=delete pod --selector app.kubernetes.io/instance=fed,",
         "kubectl copy-the-database",
         "urlSecret.name=green",
         "rollout status",
         "helm test fed",
-        pause[1],
+        "coordinator resume",
     ]
     places = [next(at for at, one in enumerate(said) if part in one) for part in order]
     assert places == sorted(places), said
+    assert not [one for one in said if " scale " in one or "--force-conflicts" in one]
+
+
+@pytest.mark.parametrize("fails", ["copy-the-database", "rollout status"])
+def test_blue_is_gone_back_to_past_the_revision_that_stopped_it(
+    cluster: Cluster, fails: str
+) -> None:
+    """`helm rollback` alone would go back to the stop."""
+    cluster.answers({fails: None})
+    done = blue_green(cluster, "--run")
+    assert done.returncode == 1
+    back, rolled, resumed = (" ".join(one) for one in way_back(done.stdout))
+    assert back == "helm rollback fed 7 --namespace hospitals"
+    assert rolled == ROLLED_OUT
+    assert "coordinator resume" in resumed
+
+
+def test_helm_4_is_told_to_take_the_number_of_pods_back(cluster: Cluster) -> None:
+    """Where somebody scaled them past Helm; older ones do not know the words."""
+    assert blue_green(cluster, "--force-conflicts", "--run").returncode == 0
+    helm = [" ".join(one) for one in cluster.calls() if one[:2] == ["helm", "upgrade"]]
+    assert len(helm) == 2
+    assert all(one.endswith("--server-side=true --force-conflicts") for one in helm)
+    cluster.answers({"rollout status": None})
+    words = ("--new", cluster.following, "--digest", DIGEST, "--force-conflicts", "--run")
+    back, _ = way_back(cluster.run("rolling", *words).stdout)
+    assert back[-2:] == ["--server-side=true", "--force-conflicts"]
 
 
 def test_a_release_goes_back_only_where_the_older_version_may_serve(cluster: Cluster) -> None:

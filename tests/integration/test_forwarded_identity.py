@@ -1,18 +1,25 @@
 """Headers in which a gateway says who called, over real gRPC with a gateway's own certificate."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 import yaml
 
+from coordinator.gateway import HEADER, forwarded_fingerprint
+from node_agent.identity import load_identity
 from tests.chaos import books
 from tests.integration.federation import NODES, null_job
 from tests.integration.gateway import (
+    HOST,
     PAST_THE_GATE,
     GatewayFederation,
     fingerprint_of,
     reason_as_gateway,
+    session_refusal,
 )
 
 REFUSED = "FORWARDED_IDENTITY"
@@ -76,6 +83,44 @@ def test_one_element_of_one_fingerprint_is_taken_and_nothing_else(
     # A gateway does not let itself in.
     own = fingerprint_of(gateway, "gateway")
     assert reason_as_gateway(gateway, f"Hash={own}") == "USER_UNKNOWN"
+
+
+@ONE
+def test_envoy_writes_its_own_uri_before_the_fingerprint(gateway: GatewayFederation) -> None:
+    """Why `By=` of a gateway is taken before `Hash=`: Envoy writes it wherever its own certificate
+    has a URI, which each of this authority has, and no setting leaves it out. A header that must
+    begin with `Hash=` would come from no gateway at all."""
+    written = gateway.folder / "written"
+
+    def noted(manager: Any, config: Any) -> None:
+        manager["access_log"] = [
+            {
+                "name": "envoy.access_loggers.file",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3"
+                    ".FileAccessLog",
+                    "path": str(written),
+                    "log_format": {
+                        "text_format_source": {"inline_string": "%REQ(X-FORWARDED-CLIENT-CERT)%\n"}
+                    },
+                },
+            }
+        ]
+
+    gateway.start_envoy(noted)
+    gateway.proxy.__enter__()
+    gateway.add_node("alpha")
+    identity = load_identity(gateway.agent("alpha") / "identity")
+    way = (("grpc.http_proxy", gateway.proxy.url()),)
+    with grpc.secure_channel(f"{HOST}:443", identity.credentials(), way) as channel:
+        assert session_refusal(channel, [(HEADER, "Hash=" + "0" * 64)]) == PAST_THE_GATE
+    gateway.stop_envoy()
+    [line] = written.read_text().splitlines()
+    alpha = fingerprint_of(gateway, "alpha")
+    assert re.fullmatch(
+        rf'{BY}Hash={alpha};Subject="[^"]*";URI=spiffe://test.example/node/alpha', line
+    )
+    assert forwarded_fingerprint([(HEADER, line)]) == alpha
 
 
 @TWO

@@ -28,6 +28,9 @@
     {{- if not (hasSuffix (printf ".%s" $c.hosts.coordinator) $c.hosts.transfer) -}}
     {{- fail "coordinator.hosts.transfer must be a name under coordinator.hosts.coordinator, such as transfer.HOST: nodes dial no other host on the coordinator's word." -}}
     {{- end -}}
+    {{- if eq $c.hosts.transfer $c.hosts.enrolment -}}
+    {{- fail "coordinator.hosts.transfer must be another name than coordinator.hosts.enrolment: each name leads to one port, and nodes that join would come to the one for models and updates." -}}
+    {{- end -}}
   {{- end -}}
   {{- if $c.autoscaling.enabled -}}
     {{- if not $c.hosts.transfer -}}
@@ -78,6 +81,12 @@
   {{- if and $webhook $c.alertWebhook.urlSecret.name -}}
   {{- fail "coordinator.alertWebhook.urlSecret and coordinator.config.monitoring.alert_webhook both say where alerts go; keep the Secret, where the address holds a password, else the other." -}}
   {{- end -}}
+  {{- if include "feddp.portMissed" (list $c.objectStore.port $c.objectStore.endpoint $c.objectStore.peers) -}}
+  {{- fail "coordinator.objectStore.port is another than that of coordinator.objectStore.endpoint, so that the network policy would keep the coordinator from its store; leave it out, or name the store's pods in objectStore.peers, if it is their port." -}}
+  {{- end -}}
+  {{- if include "feddp.portMissed" (list $c.alertWebhook.port $webhook $c.alertWebhook.peers) -}}
+  {{- fail "coordinator.alertWebhook.port is another than that of coordinator.config.monitoring.alert_webhook, so that the network policy would keep alerts from their receiver; leave it out, or name the receiver's pods in alertWebhook.peers, if it is their port." -}}
+  {{- end -}}
   {{- if and (not (include "feddp.alertsGo" .)) (or $c.alertWebhook.caConfigMap.name $c.alertWebhook.signingSecret.name $c.alertWebhook.peers) -}}
   {{- fail "coordinator.alertWebhook.caConfigMap, signingSecret and peers belong to a receiver; name it in coordinator.alertWebhook.urlSecret or coordinator.config.monitoring.alert_webhook, or leave them out." -}}
   {{- end -}}
@@ -98,6 +107,25 @@
     {{- fail "coordinator.backup.passwordSecret.name is needed with coordinator.backup.keys: a backup that holds keys is always sealed. Make one from `openssl rand -base64 32`, and keep that elsewhere, too." -}}
     {{- end -}}
   {{- end -}}
+  {{- if and $c.restore.revocationsConfigMap $c.restore.withoutRevocations -}}
+  {{- fail "coordinator.restore.revocationsConfigMap and withoutRevocations contradict each other: give the files of who was shut out after the backup, or, where none is left, go on without." -}}
+  {{- end -}}
+  {{- if and (not $c.restore.file) (or $c.restore.revocationsConfigMap $c.restore.withoutRevocations) -}}
+  {{- fail "coordinator.restore.revocationsConfigMap and withoutRevocations belong to coordinator.restore.file, the backup that is restored; name it, or leave them out." -}}
+  {{- end -}}
+  {{- range regexFindAll "[0-9]+-[0-9]+" $c.backup.schedule -1 -}}
+    {{- $ends := splitList "-" . -}}
+    {{- if gt (first $ends | trimPrefix "0" | int) (last $ends | trimPrefix "0" | int) -}}
+    {{- fail "coordinator.backup.schedule has a range whose end is before its beginning, which is no time; write the smaller number first, or two ranges with a comma." -}}
+    {{- end -}}
+  {{- end -}}
+  {{- with $c.serverCertificate.certManager -}}
+    {{- if ge (trimSuffix "h" .renewBefore | int) (trimSuffix "h" .duration | int) -}}
+    {{- fail "coordinator.serverCertificate.certManager.renewBefore must be shorter than duration: else each certificate is to be renewed before it begins." -}}
+    {{- end -}}
+  {{- end -}}
+  {{- include "feddp.checkResources" (list "coordinator" $c.resources) -}}
+  {{- include "feddp.checkResources" (list "coordinator.backup" $c.backup.resources) -}}
   {{- if lt (int $c.shutdown.graceSeconds) (add (int $c.shutdown.preStopSeconds) 20 | int) -}}
   {{- fail "coordinator.shutdown.graceSeconds must be at least preStopSeconds and 20 more: the coordinator lets its sessions go for 5 s and then ends what it is writing; killed before that, it starts by repeating it." -}}
   {{- end -}}
@@ -115,6 +143,14 @@
   {{- if not $a.stewardConfigMap -}}
   {{- fail "nodeAgent.stewardConfigMap is needed: the ConfigMap with the data steward's policy.yaml and datasets.yaml, without which nothing is allowed." -}}
   {{- end -}}
+  {{- $paths := list -}}
+  {{- range $a.records -}}
+    {{- if has .path $paths -}}
+    {{- fail "nodeAgent.records names a path twice: one folder has one volume; give each claim a path of its own." -}}
+    {{- end -}}
+    {{- $paths = append $paths .path -}}
+  {{- end -}}
+  {{- include "feddp.checkResources" (list "nodeAgent" $a.resources) -}}
   {{- if and $a.proxy.credentialsSecret (not $a.proxy.url) -}}
   {{- fail "nodeAgent.proxy.credentialsSecret goes with nodeAgent.proxy.url, the proxy that they are for." -}}
   {{- end -}}
@@ -128,6 +164,11 @@
   {{- end -}}
   {{- if eq $c.hosts.enrolment $c.hosts.coordinator -}}
   {{- fail "coordinator.hosts.enrolment must be another name than coordinator.hosts.coordinator: the gateway tells the two apart by it." -}}
+  {{- end -}}
+  {{- range list $c.hosts.coordinator $c.hosts.enrolment $c.hosts.transfer -}}
+    {{- if regexMatch "^[0-9]+(\\.[0-9]+){3}$" . -}}
+    {{- fail "coordinator.hosts must be names and not addresses with istio.enabled: the gateway finds the way by the name in the TLS greeting, and there no address stands." -}}
+    {{- end -}}
   {{- end -}}
   {{- if and (eq $i.api "gateway-api") (eq $i.mode "terminate") -}}
   {{- fail "istio.api gateway-api goes with istio.mode passthrough: what the gateway must say on about a node's certificate, only an EnvoyFilter on Istio's own Gateway can have it say." -}}
@@ -149,6 +190,23 @@
   {{- end -}}
   {{- if ne $c.service.type "ClusterIP" -}}
   {{- fail "coordinator.service.type must be ClusterIP with istio.enabled: another way in would go past the gateway." -}}
+  {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Of a component's name and its resources; null takes one of them away. */}}
+{{- define "feddp.checkResources" -}}
+{{- $of := index . 0 -}}
+{{- $requests := dig "requests" dict (index . 1) | default dict -}}
+{{- $limits := dig "limits" dict (index . 1) | default dict -}}
+{{- if and $requests.cpu $limits.cpu -}}
+  {{- if gt (include "feddp.milli" $requests.cpu | float64) (include "feddp.milli" $limits.cpu | float64) -}}
+  {{- fail (printf "%s.resources.limits.cpu must be as much as requests.cpu or more: Kubernetes makes no pod that reserves more than it may take." $of) -}}
+  {{- end -}}
+{{- end -}}
+{{- if and $requests.memory $limits.memory -}}
+  {{- if gt (include "feddp.mebi" $requests.memory | int64) (include "feddp.mebi" $limits.memory | int64) -}}
+  {{- fail (printf "%s.resources.limits.memory must be as much as requests.memory or more: Kubernetes makes no pod that reserves more than it may take." $of) -}}
   {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -126,13 +126,39 @@ securityContext:
 {{- end }}
 {{- end -}}
 
+{{/* Port of an address: as it says, else as its scheme has it. */}}
+{{- define "feddp.portOf" -}}
+{{- $authority := regexFind "^[a-z0-9]+:(//[^/?]*)?" . -}}
+{{- $said := regexFind ":[0-9]+$" $authority | trimPrefix ":" -}}
+{{- $said | default (ternary "80" "443" (hasPrefix "http:" $authority)) -}}
+{{- end -}}
+
+{{/* Whether a port that was given for the network policy cannot be that of an address, "true": with
+no peer that is a pod, whose port may be another than its Service's. Takes a list: the port, the
+address, the peers. */}}
+{{- define "feddp.portMissed" -}}
+{{- $pods := false -}}
+{{- range index . 2 }}{{ if .namespace }}{{ $pods = true }}{{ end }}{{ end -}}
+{{- if and (index . 0) (index . 1) (not $pods) (ne (toString (index . 0)) (include "feddp.portOf" (index . 1))) -}}true{{- end -}}
+{{- end -}}
+
+{{/* Thousandths of a core; bytes as Mi. For comparisons. */}}
+{{- define "feddp.milli" -}}
+{{- $said := toString . -}}
+{{- if hasSuffix "m" $said }}{{ trimSuffix "m" $said | float64 }}{{ else }}{{ mulf 1000 ($said | float64) }}{{ end -}}
+{{- end -}}
+{{- define "feddp.mebi" -}}
+{{- $unit := dict "Mi" 1 "Gi" 1024 "Ti" 1048576 -}}
+{{- mul (regexFind "^[0-9]+" . | int64) (index $unit (regexFind "[A-Z]i$" .)) -}}
+{{- end -}}
+
 {{/* Ways out to what holds a coordinator's state, and a sidecar's to its control plane: rules of a
 network policy. */}}
 {{- define "feddp.coordinator.state" -}}
 {{- $c := .Values.coordinator -}}
 {{- if $c.objectStore.url }}
 - ports:
-    - {protocol: TCP, port: {{ $c.objectStore.port }}}
+    - {protocol: TCP, port: {{ $c.objectStore.port | default (include "feddp.portOf" ($c.objectStore.endpoint | default "https:")) }}}
   {{- with $c.objectStore.peers }}
   to:
     {{- include "feddp.peers" . | nindent 4 }}
@@ -181,6 +207,12 @@ gateway.networking.k8s.io/gateway-name: {{ .name }}
 {{- define "feddp.publicPort" -}}{{ ternary .Values.istio.gateway.port 8443 .Values.istio.enabled }}{{- end -}}
 {{- define "feddp.publicEnrolmentPort" -}}{{ ternary .Values.istio.gateway.port 8444 .Values.istio.enabled }}{{- end -}}
 {{- define "feddp.publicTransferPort" -}}{{ ternary .Values.istio.gateway.port 8445 .Values.istio.enabled }}{{- end -}}
+
+{{/* "true" while the coordinator is to have no pod. A HorizontalPodAutoscaler would leave it at none for
+ever; there is none meanwhile, and the one that comes back finds one pod or more. */}}
+{{- define "feddp.hasNoPod" -}}
+{{- if or .Values.coordinator.stopped .Values.coordinator.restore.file }}true{{ end -}}
+{{- end -}}
 
 {{/* "true" where replicas can lead in turn: one store of models, one installation's keys for all. One pod
 is then made as many are, so that another number of them changes nothing else. */}}

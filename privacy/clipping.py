@@ -20,13 +20,11 @@ the lowest bits of what leaves tell nothing: there is no value that one data set
 neighbour could not because of how floats are spaced. Sources of the attacks: Mironov 2012 and
 Jin et al. 2022 (arXiv 2112.05307) on noise, Casacuberta et al. 2022 (arXiv 2207.10635) on sums.
 
-What this does not cover: the noise's own law, computed in double precision (`privacy.noise`), and
-a matrix library that computes a row's gradient with other last bits when other rows stand beside
-it. Gradients are taken in double precision, so such a difference is some 2^-30 of a unit and
-reaches the sum only where a value lies that near to a multiple of the unit.
+That a patient's vector is its own, whoever else is there, is the matter of `privacy.blocks`. What
+neither covers is the noise's own law, computed in double precision (`privacy.noise`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
@@ -36,27 +34,64 @@ UNITS_PER_BOUND: Final = 1 << 20
 """Units of the grid in the clipping bound C."""
 
 
-def patient_sums(gradients: Sequence[Tensor], group: Tensor | None) -> list[Tensor]:
-    """Gradients of each patient, summed over the patient's rows in their order.
+def patient_sums(
+    gradients: Sequence[Tensor],
+    group: Tensor | None,
+    begun: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    """Gradients of each patient, summed over the patient's rows one after the other.
 
     Args:
         gradients: for each parameter (rows, *shape) float64.
-        group: (rows,) int64, which patient each row belongs to, 0 to P - 1 ascending; None where
-            every row is a patient of its own.
+        group: (rows or fewer,) int64, which patient each row belongs to, 0 to P - 1 ascending; rows
+            beyond are nobody's. None where every row is a patient of its own.
+        begun: for each parameter (*shape), what the first patient's rows of before come to.
 
     Returns:
-        For each parameter (P, *shape) float64.
+        For each parameter (rows, *shape) float64, of which those beyond the P patients are zero;
+        `gradients` where `group` is None.
     """
     if group is None:
         return list(gradients)
-    patients = int(group[-1]) + 1
-    return [g.new_zeros((patients, *g.shape[1:])).index_add_(0, group, g) for g in gradients]
+    sums = []
+    for number, g in enumerate(gradients):
+        total = torch.zeros_like(g, memory_format=torch.contiguous_format)
+        if begun is not None:
+            total[0] = begun[number]
+        sums.append(total.index_add_(0, group, g[: len(group)]))
+    return sums
 
 
 def clipped_units(
-    sums: Sequence[Tensor], max_grad_norm: float, room: Tensor | None = None
+    sums: Sequence[Tensor],
+    max_grad_norm: float,
+    room: Tensor | None = None,
+    patients: int | None = None,
 ) -> Tensor:
     """The sum over patients of their clipped gradients, in whole units of the grid.
+
+    Args:
+        sums, max_grad_norm, room: as `each_clipped` takes them.
+        patients: how many of `sums` count, the first ones; all where None.
+
+    Returns:
+        (D,) float64 of whole numbers, parameters one after the other. Each patient has added a
+        vector of L2 norm at most `UNITS_PER_BOUND`.
+    """
+    each = each_clipped(sums, max_grad_norm, room)
+    return torch.cat([units[:patients].sum(0) for units in each])
+
+
+def norms_of(sums: Sequence[Tensor]) -> Tensor:
+    """(P,) L2 norms of each patient's gradient, which is in `sums` a parameter at a time."""
+    parts = [torch.linalg.vector_norm(s.reshape(s.shape[0], -1), dim=1) for s in sums]
+    return parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), dim=0)
+
+
+def each_clipped(
+    sums: Sequence[Tensor], max_grad_norm: float, room: Tensor | None = None
+) -> Iterator[Tensor]:
+    """Each patient's clipped gradient in whole units, one parameter after the other.
 
     A patient whose gradient is not finite counts as zero.
 
@@ -66,15 +101,14 @@ def clipped_units(
         room: float64 working memory of at least as many values as the largest of `sums`. Memory
             that is used again costs nothing; new memory is faulted in page by page.
 
-    Returns:
-        (D,) float64 of whole numbers, parameters one after the other. Each patient has added a
-        vector of L2 norm at most `UNITS_PER_BOUND`.
+    Yields:
+        For each parameter (P, its values) float64 of whole numbers, in `room`: the next one is
+        written over it.
     """
     patients = sums[0].shape[0]
     flat = [s.reshape(patients, -1) for s in sums]
     values = sum(s.shape[1] for s in flat)
-    parts = [torch.linalg.vector_norm(s, dim=1) for s in flat]
-    norms = parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), dim=0)
+    norms = norms_of(flat)
     finite = torch.isfinite(norms)
     if not finite.all():
         # Not by a factor of 0: zero times infinity is not zero.
@@ -84,8 +118,5 @@ def clipped_units(
     divisors = norms.clamp(min=max_grad_norm).div_(UNITS_PER_BOUND * (1.0 - margin)).unsqueeze(1)
     if room is None:
         room = torch.empty(max(s.numel() for s in flat), dtype=torch.float64)
-    totals = []
     for s in flat:
-        units = torch.div(s, divisors, rounding_mode="trunc", out=room[: s.numel()].view(s.shape))
-        totals.append(units.sum(0))
-    return torch.cat(totals)
+        yield torch.div(s, divisors, rounding_mode="trunc", out=room[: s.numel()].view(s.shape))

@@ -5,26 +5,24 @@ Gradients of each row: `privacy.row_gradients`. Clipping, rounding and their sen
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import structlog
 import torch
 from torch import Tensor
 
-from privacy.clipping import UNITS_PER_BOUND, clipped_units, patient_sums
+from privacy.blocks import Block, are_apart, block_rows, wild
+from privacy.clipping import UNITS_PER_BOUND, clipped_units, norms_of, patient_sums
 from privacy.layers import check_layers
 from privacy.noise import SecureNoise
 from privacy.releases import GRAD_NORM_MAX, GRAD_NORM_MIN, Release
 from privacy.row_gradients import InDoublePrecision
 from protos.errors import Malformed
 
-GRADIENT_VALUES_MAX: Final = 1 << 19
-"""Per-row gradient values held at once (4 MiB); more rows are taken in parts of whole patients.
-
-Larger parts are slower: their arrays are returned to the system and faulted in again each step.
-"""
+log = structlog.get_logger(__name__)
 
 NOISE_MULTIPLIER_MAX: Final = float(1 << 20)
 """Noise is computed to 2^-12 of a unit up to here, and every sum stays exact."""
@@ -76,6 +74,12 @@ class Training:
         return self.release.sample_rate * self.declared_n
 
     @property
+    def rows_expected(self) -> float:
+        """Of a step, by public figures, if every patient had one; rarely more are drawn."""
+        spread = 1.0 - self.release.sample_rate
+        return self.expected_patients + 3 * math.sqrt(self.expected_patients * spread)
+
+    @property
     def noise_std_units(self) -> float:
         """Standard deviation of the noise on each coordinate of a step's sum, in grid units."""
         return (self.release.noise_multiplier or 0.0) * UNITS_PER_BOUND
@@ -113,44 +117,80 @@ def train(
     """
     check_layers(model)
     rows = _Rows.of(features, labels, patients)
-    with InDoublePrecision(model, GRADIENT_VALUES_MAX) as weights:
+    values = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    at_once = block_rows(values, training.rows_expected)
+    with InDoublePrecision(model, at_once * values) as weights:
         start = weights.flat.clone()
-        everyone = rows.parts(weights.values)
+        block = Block(rows.features, rows.labels, at_once)
+        if at_once > 1 and not _apart(weights, block, loss_per_row):
+            log.warning("rows_one_by_one", why="this machine's arithmetic mixes rows", slow=True)
+            block = Block(rows.features, rows.labels, 1)
         for _ in range(training.local_steps):
+            chosen = rows
             if training.release.mechanism == "poisson_gaussian":
                 chosen = rows.sampled(training.release.sample_rate, noise)
-                total = _clipped_sum(
-                    weights, chosen, chosen.parts(weights.values), loss_per_row, training
-                )
-            else:
-                total = _clipped_sum(weights, rows, everyone, loss_per_row, training)
+            total = _clipped_sum(weights, chosen, block, loss_per_row, training)
             _descend(weights.flat, start, _released(total, training, noise), training)
 
 
 def _clipped_sum(
     weights: InDoublePrecision,
     rows: "_Rows",
-    parts: Sequence["_Part"],
+    block: Block,
     loss_per_row: LossPerRow,
     training: Training,
 ) -> Tensor:
     """(D,) whole units: what the patients of `rows` add up to at the present weights."""
     total = torch.zeros(weights.values, dtype=torch.float64)
-    for part in parts:
-        losses = loss_per_row(
-            weights.module(rows.features[part.begin : part.end]), rows.labels[part.begin : part.end]
-        )
-        if losses.shape != (part.end - part.begin,):
-            raise Malformed(
-                "LOSS_SHAPE",
-                "The task's loss must have one value for each row, shape (rows,): any other shape"
-                " would escape clipping.",
-            )
-        # The sum, never the mean: a row's gradient is that of its own loss.
-        losses.sum().backward()
-        sums = patient_sums(weights.take_gradients(part.end - part.begin), part.group)
-        total += clipped_units(sums, training.max_grad_norm, weights.room)
+    begun: list[Tensor] | None = None
+    for begin in range(0, len(rows.patients), block.rows):
+        end = min(begin + block.rows, len(rows.patients))
+        block.fill(rows.features[begin:end], rows.labels[begin:end])
+        group = rows.group(begin, end)
+        _, gradients = _row_gradients(weights, block, loss_per_row)
+        sums = patient_sums(gradients, group, begun)
+        count = end - begin if group is None else int(group[-1]) + 1
+        # A patient whose rows go on in the next pass is clipped there, whole.
+        begun = None
+        if rows.go_on(end):
+            count -= 1
+            begun = [s[count].clone() for s in sums]
+        total += clipped_units(sums, training.max_grad_norm, weights.room, count)
     return total
+
+
+def _row_gradients(
+    weights: InDoublePrecision, block: Block, loss_per_row: LossPerRow
+) -> tuple[Tensor, list[Tensor]]:
+    """(rows, ...) what the model says of the rows in the block, and for each trained parameter
+    (rows, *shape) their gradients."""
+    outputs = weights.module(block.features)
+    losses = loss_per_row(outputs, block.labels)
+    if losses.shape != (block.rows,):
+        raise Malformed(
+            "LOSS_SHAPE",
+            "The task's loss must have one value for each row, shape (rows,): any other shape"
+            " would escape clipping.",
+        )
+    # The sum, never the mean: a row's gradient is that of its own loss.
+    losses.sum().backward()
+    return outputs.detach(), weights.take_gradients(block.rows)
+
+
+def _apart(weights: InDoublePrecision, block: Block, loss_per_row: LossPerRow) -> bool:
+    """Whether what is computed of a row is its own here; at made-up weights and rows alone."""
+
+    def computed() -> Tensor:
+        outputs, gradients = _row_gradients(weights, block, loss_per_row)
+        figures = [outputs, norms_of(gradients), *gradients]
+        return torch.cat([one.reshape(block.rows, -1) for one in figures], dim=1)
+
+    before = weights.flat.clone()
+    weights.flat.copy_(wild(before))
+    try:
+        return are_apart(computed, block)
+    finally:
+        weights.flat.copy_(before)
 
 
 def _released(total: Tensor, training: Training, noise: SecureNoise) -> Tensor:
@@ -173,25 +213,13 @@ def _descend(flat: Tensor, start: Tensor, gradient: Tensor, training: Training) 
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """Rows that are taken at once: whole patients.
-
-    Attributes:
-        group: (end - begin,) which patient of the part each row is of; None where each is its own.
-    """
-
-    begin: int
-    end: int
-    group: Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
 class _Rows:
     """Rows in the order of their patients, a patient's own in their given order."""
 
     features: Tensor
     labels: Tensor
     patients: Tensor
+    each_alone: bool
 
     @classmethod
     def of(cls, features: Tensor, labels: Tensor, patients: Tensor) -> "_Rows":
@@ -204,7 +232,9 @@ class _Rows:
         if rows and int(patients.min()) < 0:
             raise Malformed("ROWS_MISMATCH", "patients must be indices from 0.")
         order = torch.argsort(patients, stable=True)
-        return cls(_double(features[order]), _double(labels[order]), patients[order])
+        patients = patients[order]
+        alone = not bool((patients[1:] == patients[:-1]).any())
+        return cls(_double(features[order]), _double(labels[order]), patients, alone)
 
     def sampled(self, rate: float, noise: SecureNoise) -> "_Rows":
         """All rows of the patients that are drawn, each by itself with probability `rate`."""
@@ -212,24 +242,20 @@ class _Rows:
             return self
         drawn = noise.bernoulli(int(self.patients[-1]) + 1, rate)
         rows = torch.from_numpy(drawn)[self.patients].nonzero().flatten()
-        return _Rows(self.features[rows], self.labels[rows], self.patients[rows])
+        return _Rows(self.features[rows], self.labels[rows], self.patients[rows], self.each_alone)
 
-    def parts(self, row_values: int) -> list[_Part]:
-        """Parts that, where one patient allows, hold at most `GRADIENT_VALUES_MAX` values."""
-        rows_max = max(1, GRADIENT_VALUES_MAX // row_values)
-        _, counts = torch.unique_consecutive(self.patients, return_counts=True)
-        parts: list[_Part] = []
-        begin = end = 0
-        for count in counts.tolist():
-            if end > begin and end + count - begin > rows_max:
-                parts.append(self._part(begin, end))
-                begin = end
-            end += count
-        return parts if end == begin else [*parts, self._part(begin, end)]
-
-    def _part(self, begin: int, end: int) -> _Part:
+    def group(self, begin: int, end: int) -> Tensor | None:
+        """(end - begin,) which patient each of these rows is of, from 0; None where each is of a
+        patient that has no other row."""
+        if self.each_alone:
+            return None
         _, group = torch.unique_consecutive(self.patients[begin:end], return_inverse=True)
-        return _Part(begin, end, None if int(group[-1]) + 1 == end - begin else group)
+        return group
+
+    def go_on(self, end: int) -> bool:
+        """Whether the patient of the row before `end` has more of them."""
+        last = len(self.patients)
+        return 0 < end < last and bool(self.patients[end - 1] == self.patients[end])
 
 
 def _double(values: Tensor) -> Tensor:

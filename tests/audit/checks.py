@@ -67,6 +67,41 @@ def check_sensitivity(folder: Path, seed: int = 0) -> None:
         _alarm_if(moved < 0.5 * bound, "no patient comes near the bound: the check sees nothing")
 
 
+def _cancelling(terms: int, quiet: int, seed: int) -> dict[str, NDArray[np.float32]]:
+    """A model whose every output is the rounding error of terms up to 1e37; beside them are
+    weights of 0, on which a step is seen."""
+    generator = np.random.default_rng(seed)
+    values = generator.standard_normal(terms) * 10 ** (22 * generator.random(terms) + 14)
+    order, half = generator.permutation(terms), terms // 2
+    values[order[half : 2 * half]] = -values[order[:half]]
+    return {
+        "linear.weight": np.append(values, np.zeros(quiet))[None].astype(np.float32),
+        "linear.bias": np.zeros(1, np.float32),
+    }
+
+
+def check_neighbours(folder: Path, seed: int = 0) -> None:
+    """No round's model makes one patient change another's part of a step, which moves by at most
+    lr * C / declared n. Sigma is 0."""
+    terms, quiet, patients = 64, 192, 28
+    bound = LEARNING_RATE * CLIP / patients + SINGLE_PRECISION
+    rows = [Row(f"p{n}", n % 2, dict.fromkeys(range(terms + quiet), 3.0)) for n in range(patients)]
+    for model in range(6):
+        weights = _cancelling(terms, quiet, 100 * seed + model)
+        whole, first, last = (
+            Hospital(
+                folder / f"{model}-{begin}-{end}",
+                rows[begin:end],
+                features=terms + quiet,
+                declared_n=patients,
+                weights=weights,
+            ).attempt(_bare(1))[terms:]
+            for begin, end in ((0, patients), (1, patients), (0, patients - 1))
+        )
+        moved = max(float(np.linalg.norm(whole - other)) for other in (first, last))
+        _alarm_if(moved > bound, f"one patient moves others: {moved / bound:.2f} of the bound")
+
+
 def _neutral(patients: int) -> list[Row]:
     """Patients whose two rows cancel at the start, so that a first step is noise alone."""
     return [Row(f"p{n}", label, {n: 1.0}) for n in range(patients) for label in (0, 1)]
@@ -157,11 +192,12 @@ def check_two_worlds(folder: Path, seed: int = 0) -> None:
     _alarm_if(found > mu, f"the worlds are told apart as if mu were {found:.2f}, booked is {mu}")
 
 
-CHEAP: Final = (check_sensitivity, check_sampling_law, check_proximal)
-"""Some 0.3 s for all three; the others take 0.4 and 1 s."""
+CHEAP: Final = (check_sensitivity, check_neighbours, check_sampling_law, check_proximal)
+"""Some 0.5 s for all four; the others take 0.4 and 1 s."""
 
 CHECKS: Final = (
     check_sensitivity,
+    check_neighbours,
     check_noise_law,
     check_sampling_law,
     check_proximal,

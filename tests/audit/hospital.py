@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 
 from node_agent.datasets import DataSetSpec
 from node_agent.tasks import registry
@@ -43,7 +43,11 @@ class Row:
 
 
 class Hospital:
-    """The real worker with the real task: CSV in, spooled bytes out, nothing replaced."""
+    """The real worker with the real task: CSV in, spooled bytes out, nothing replaced.
+
+    Args:
+        weights: the round's model, by the names of its tensors; None for an initial one of `seed`.
+    """
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class Hospital:
         declared_n: int,
         hidden: Sequence[int] = (),
         seed: int = 0,
+        weights: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.declared_n = declared_n
@@ -68,7 +73,11 @@ class Hospital:
             "learning_rate": LEARNING_RATE,
             "features": [{"column": name, "center": 0.0, "scale": 1.0} for name in columns],
         }
-        self._base.write_bytes(registry.initial_model(registry.TABULAR, config, seed))
+        self._base.write_bytes(
+            registry.initial_model(registry.TABULAR, config, seed)
+            if weights is None
+            else save(dict(weights))
+        )
         source = folder / "train.csv"
         with source.open("w", newline="") as file:
             writer = csv.writer(file)

@@ -14,6 +14,7 @@ import torch
 
 from node_agent.tasks import files
 from privacy import dp_sgd
+from privacy.blocks import Block
 from privacy.clipping import UNITS_PER_BOUND
 from privacy.noise import SecureNoise
 from tests.audit import checks
@@ -50,15 +51,25 @@ def _same_noise(patch: pytest.MonkeyPatch) -> None:
 
 
 def _no_clipping(patch: pytest.MonkeyPatch) -> None:
-    def unclipped(sums: list[torch.Tensor], max_grad_norm: float, _: Any) -> torch.Tensor:
-        total = torch.cat([s.sum(0).flatten() for s in sums])
+    def unclipped(
+        sums: list[torch.Tensor], max_grad_norm: float, _: Any, patients: int
+    ) -> torch.Tensor:
+        total = torch.cat([s[:patients].sum(0).flatten() for s in sums])
         return (total * (UNITS_PER_BOUND / max_grad_norm)).round()
 
     patch.setattr(dp_sgd, "clipped_units", unclipped)
 
 
 def _rows_clipped_apart(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(dp_sgd, "patient_sums", lambda gradients, _: list(gradients))
+    patch.setattr(dp_sgd, "patient_sums", lambda gradients, *_: list(gradients))
+
+
+def _passes_by_the_data(patch: pytest.MonkeyPatch) -> None:
+    def of_all(features: torch.Tensor, labels: torch.Tensor, _: int) -> Block:
+        return Block(features, labels, len(features))
+
+    patch.setattr(dp_sgd, "Block", of_all)
+    patch.setattr(dp_sgd, "_apart", lambda *_: True)
 
 
 def _mean_of_realised(patch: pytest.MonkeyPatch) -> None:
@@ -135,6 +146,7 @@ BUGS: Final[Mapping[str, Bug]] = {
     "same-noise": Bug(_same_noise, checks.check_noise_law),
     "no-clipping": Bug(_no_clipping, checks.check_sensitivity, checks.check_two_worlds),
     "rows-clipped-apart": Bug(_rows_clipped_apart, checks.check_sensitivity),
+    "passes-by-the-data": Bug(_passes_by_the_data, checks.check_neighbours),
     "mean-of-realised": Bug(_mean_of_realised, checks.check_sensitivity),
     "fixed-size-sample": Bug(_fixed_size_sample, checks.check_sampling_law),
     "proximal-clipped": Bug(_proximal_clipped, checks.check_proximal),

@@ -42,7 +42,7 @@ SEEDS = range(25)
 def test_a_cheap_check_raises_no_false_alarm_with_any_of_many_seeds(
     check: Callable[..., None],
 ) -> None:
-    """Other initial weights and samples each time; `make audit` does so for all five."""
+    """Other initial weights and samples each time; `make audit` does so for all six."""
     for seed in SEEDS:
         with memory_folder() as folder, capture_logs():
             check(folder, seed)
@@ -66,7 +66,7 @@ def test_a_planted_bug_is_caught(
 
 
 def test_the_audit_itself_runs_the_check_that_catches_each_bug() -> None:
-    """Attacks alone see three of the ten; `make audit` is to name all."""
+    """Attacks alone see three of the eleven; `make audit` is to name all."""
     assert {bug.caught_by for bug in BUGS.values()} <= set(command.CHECKS)
 
 

@@ -14,6 +14,7 @@ from node_agent.tasks.evaluation import UNITS_PER_PATIENT, EvaluationProgram, co
 from node_agent.tasks.evaluation_config import RATES, EvaluationConfig
 from node_agent.tasks.no_update import NoUpdate
 from node_agent.tasks.program import Order
+from node_agent.tasks.tabular_forward import predict
 from privacy.releases import Release
 from protos.errors import Malformed
 
@@ -89,6 +90,34 @@ def test_one_patient_moves_the_counts_by_at_most_one() -> None:
         moves.append(int(((everybody - without) ** 2).sum()))
     assert max(moves) <= UNITS_PER_PATIENT**2
     assert moves[:5] == [UNITS_PER_PATIENT**2] * 5
+
+
+@pytest.mark.parametrize(("features", "hidden"), [(64, ()), (33, ()), (13, (8,)), (5, (7, 3))])
+def test_what_is_predicted_of_a_row_is_its_own_to_the_last_bit(
+    features: int, hidden: tuple[int, ...]
+) -> None:
+    """Alone, in any order and among any others, by a model whose outputs are rounding errors: else
+    whoever chooses it could have one patient change others' counts."""
+    generator = np.random.default_rng(2)
+    for _ in range(20):
+        model, width = {}, features
+        for index, units in enumerate(hidden):
+            shape = (units, width)
+            wild = generator.standard_normal(shape) * 10 ** (6 * generator.random(shape))
+            model[f"hidden.{index}.weight"] = wild.astype(np.float32)
+            model[f"hidden.{index}.bias"] = generator.standard_normal(units).astype(np.float32)
+            width = units
+        last = generator.standard_normal(width) * 10 ** (22 * generator.random(width) + 14)
+        order, half = generator.permutation(width), width // 2
+        last[order[half : 2 * half]] = -last[order[:half]]
+        model["linear.weight"] = last[None].astype(np.float32)
+        model["linear.bias"] = np.zeros(1, np.float32)
+        rows = np.full((int(generator.integers(50, 200)), features), 3, np.float32)
+        rows[::5] = generator.uniform(-3, 3, rows[::5].shape).astype(np.float32)
+        found = predict(model, rows)
+        shuffled = generator.permutation(len(rows))
+        assert np.array_equal(predict(model, rows[shuffled]), found[shuffled])
+        assert np.array_equal([predict(model, one[None])[0] for one in rows], found)
 
 
 def test_counts_do_not_depend_on_the_order_of_rows_and_noise_has_their_unit() -> None:

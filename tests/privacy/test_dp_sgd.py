@@ -144,23 +144,23 @@ def test_a_patient_that_is_not_finite_counts_as_zero() -> None:
         assert torch.equal(step(kind, bad), step(kind, data))
 
 
-def test_memory_is_bounded_by_parts_of_whole_patients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small parts give the same step; a patient larger than a part is not split."""
+@pytest.mark.parametrize("rows", [1, 16, 48])
+def test_passes_of_any_size_give_the_same_step(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """A patient whose rows are in several passes is clipped once, whole."""
     data = with_patient(random_data(6, rows_max=5), 40, 3.0, 0.0)
     whole = {kind: step(kind, data) for kind in MODELS}
-    backwards: list[int] = []
-    monkeypatch.setattr(dp_sgd, "GRADIENT_VALUES_MAX", 7 * (F + 1))
+    passes: list[int] = []
+    monkeypatch.setattr(dp_sgd, "block_rows", lambda *_: rows)
 
     def counted(outputs: Tensor, labels: Tensor) -> Tensor:
-        backwards.append(len(labels))
+        passes.append(len(labels))
         return loss_per_row(outputs, labels)
 
     for kind in MODELS:
         found = delta_of(kind, data, training(), UnsafeNoNoise(), counted)
-        assert torch.allclose(found, whole[kind], atol=1e-7)
-    assert len(backwards) > 20
-    assert sorted(backwards)[-3] <= 7
-    assert max(backwards) == 40
+        assert torch.equal(found, whole[kind])
+    assert set(passes) == {rows}
+    assert len(passes) > 2
 
 
 # The loss

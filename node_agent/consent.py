@@ -6,8 +6,10 @@ be read, or whose lines hold more than an id, stops the work.
 """
 
 import re
+import time
 import unicodedata
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from node_agent.datasets import DataSetSpec
@@ -19,7 +21,7 @@ OPT_OUT_BYTES_MAX: Final = 256 << 20
 _MORE_THAN_AN_ID: Final = re.compile(r"[\",;\t]|\s#|^#")
 _WHOLE: Final = re.compile(r"\+?0*(\d+)(?:\.0*)?", re.ASCII)
 
-Stamp = tuple[int, int, int] | None
+Stamp = tuple[tuple[int, int, int], ...]
 
 
 def refused(
@@ -86,11 +88,17 @@ def check_opt_out(spec: DataSetSpec) -> None:
 
 
 def stamp_of(spec: DataSetSpec) -> Stamp:
-    """Differs from an earlier one when the list was written since: records must be read again."""
-    if spec.opt_out is None:
-        return None
+    """Differs from an earlier one when the records, or the list, may have changed since: who
+    withdrew or opted out is in no attempt after that. A database does not tell."""
+    if spec.database is not None:
+        return ((time.monotonic_ns(), 0, 0),)
+    files = [spec.source] if spec.opt_out is None else [spec.source, spec.opt_out]
+    return tuple(map(_stamp, files))
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
     try:
-        found = spec.opt_out.stat()
+        found = path.stat()
     except OSError:
         return 0, 0, 0
     return found.st_mtime_ns, found.st_size, found.st_ino

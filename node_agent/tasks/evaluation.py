@@ -12,7 +12,7 @@ from node_agent.datasets import DataSetSpec
 from node_agent.records import Records, read_records
 from node_agent.tasks import tabular_config
 from node_agent.tasks.evaluation_config import RATES, EvaluationConfig
-from node_agent.tasks.made_up import REHEARSED_ROWS_MAX, made_up, query_s
+from node_agent.tasks.made_up import Size, made_up, query_s
 from node_agent.tasks.no_update import NoUpdate
 from node_agent.tasks.program import Order, Weights
 from node_agent.tasks.tabular_forward import predict
@@ -50,18 +50,18 @@ class EvaluationProgram:
     def rehearsal_s(self, declared_n: int, steps: int) -> float:
         """Write, read and evaluate made-up records: everything that an attempt does, by size."""
         del steps
-        rows = min(declared_n, REHEARSED_ROWS_MAX)
+        size = Size.of(self._data_set, declared_n)
         model = {
             name: np.zeros(of, np.float32)
             for name, of in tabular_config.shapes(self._config).items()
         }
         with tempfile.TemporaryDirectory(prefix="feddp-rehearsal-") as folder:
             source = Path(folder) / "made-up.csv"
-            rehearsed = made_up(source, self._data_set, rows)
+            rehearsed = made_up(source, self._data_set, size)
             began_s = time.perf_counter()
             records = read_records(rehearsed, self._config.features)
             noised(counts(predict(model, records.features), records).astype(np.float64), 1.0)
-            by_size_s = (time.perf_counter() - began_s) * declared_n / rows
+            by_size_s = (time.perf_counter() - began_s) * size.share
         return by_size_s + query_s(self._data_set)
 
     def update(self, base: Weights, order: Order) -> Weights:

@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from node_agent.consent import Stamp, stamp_of
 from node_agent.datasets import DataSetSpec
 from node_agent.records import Records, read_records
-from node_agent.tasks.made_up import REHEARSED_ROWS_MAX, made_up, query_s
+from node_agent.tasks.made_up import Size, made_up, query_s
 from node_agent.tasks.program import Order, Weights
 from node_agent.tasks.tabular_config import TabularConfig
 from privacy.dp_sgd import Training, train
@@ -63,14 +63,15 @@ REHEARSED_STEPS_MAX = 50
 
 
 class TabularProgram:
-    """One job's training; reads the data at its first update and keeps it in memory."""
+    """One job's training; reads the data at its first update and keeps it in memory for as long as
+    nothing of it has changed."""
 
     def __init__(self, config: TabularConfig, data_set: DataSetSpec) -> None:
         self._config = config
         self._data_set = data_set
         self.remark = ""
         self._records: Records | None = None
-        self._opted_out: Stamp = None
+        self._read_at: Stamp = ()
         self._rehearse()
 
     def check(self, order: Order) -> None:
@@ -87,18 +88,18 @@ class TabularProgram:
         Beyond `REHEARSED_ROWS_MAX` records and `REHEARSED_STEPS_MAX` steps the time is taken in
         proportion.
         """
-        rows, tried = min(declared_n, REHEARSED_ROWS_MAX), min(steps, REHEARSED_STEPS_MAX)
+        size, tried = Size.of(self._data_set, declared_n), min(steps, REHEARSED_STEPS_MAX)
         release = Release("gaussian", noise_multiplier=1.0, sample_rate=1.0, steps=tried)
-        order = Order(release, declared_n=rows, max_grad_norm=1.0, proximal_mu=0.0)
+        order = Order(release, declared_n=size.patients, max_grad_norm=1.0, proximal_mu=0.0)
         with tempfile.TemporaryDirectory(prefix="feddp-rehearsal-") as folder:
             source = Path(folder) / "made-up.csv"
-            rehearsed = made_up(source, self._data_set, rows)
+            rehearsed = made_up(source, self._data_set, size)
             began_s = time.perf_counter()
             records = read_records(rehearsed, self._config.features)
             read_s = time.perf_counter() - began_s
             self._train(TabularModel(self._config), records, order)
             train_s = time.perf_counter() - began_s - read_s
-        by_size_s = (read_s + train_s * max(1.0, steps / max(1, tried))) * declared_n / rows
+        by_size_s = (read_s + train_s * max(1.0, steps / max(1, tried))) * size.share
         return by_size_s + query_s(self._data_set)
 
     def update(self, base: Weights, order: Order) -> Weights:
@@ -108,12 +109,12 @@ class TabularProgram:
             DataProblem: the source cannot be read. For the hospital's eyes only.
         """
         stamp = stamp_of(self._data_set)
-        if self._records is None or stamp != self._opted_out:
-            # Who opted out since the last round is in no further one.
+        if self._records is None or stamp != self._read_at:
+            # Who opted out or withdrew consent since the last round is in no further one.
             self._records = None
             self._records = read_records(self._data_set, self._config.features)
             self.remark = self._records.remark
-            self._opted_out = stamp
+            self._read_at = stamp
         records = self._records
         model = TabularModel(self._config)
         start = {name: torch.from_numpy(value) for name, value in base.items()}

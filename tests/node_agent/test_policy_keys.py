@@ -29,7 +29,7 @@ from node_agent.session.greeting import hello
 from node_agent.state import State
 from node_agent.status import status
 from node_agent.steward import Steward
-from node_agent.tasks.made_up import made_up
+from node_agent.tasks.made_up import Size, made_up
 from node_agent.tasks.registry import installed
 from node_agent.templates import POLICY_YAML
 from node_agent.worker import _wrong_header
@@ -480,7 +480,7 @@ def test_explain_prints_each_rule_with_its_verdict(folder: Folder, tmp_path: Pat
     data_set.source.unlink(missing_ok=True)
     assert "SOURCE_MISSING" in cli(*asked).stdout, "as the agent would refuse it"
     data_set.source.parent.mkdir(exist_ok=True)
-    made_up(data_set.source, data_set, 3)
+    made_up(data_set.source, data_set, Size(3, 1, 1.0))
     answer = cli(*asked)
     verdicts = {one["rule"]: one["verdict"] for one in json.loads(answer.stdout)["rules"]}
     assert (answer.exit_code, set(verdicts.values())) == (0, {"allows"}), answer.stdout

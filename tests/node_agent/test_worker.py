@@ -11,8 +11,10 @@ from safetensors.numpy import load_file, save, save_file
 from safetensors.torch import load_file as torch_load_file
 
 from node_agent.datasets import DataSetSpec
-from node_agent.records import DataProblem
+from node_agent.records import DataProblem, read_records
 from node_agent.tasks import registry, tabular
+from node_agent.tasks.made_up import Size, made_up
+from node_agent.tasks.tabular_config import Feature
 from node_agent.worker import Worker, _class_of
 from protos.content import digest_of_file
 from protos.failures import AFTER_OPENING
@@ -140,6 +142,21 @@ def test_rehearsal_takes_its_time_from_the_declared_size_and_opens_no_data(tmp_p
         }
         seconds.append(one.check(declared_n=declared_n)["rehearsal_s"])
     assert 0 < 5 * seconds[0] < seconds[1]
+
+
+def test_a_rehearsal_has_a_patient_with_as_many_rows_as_count(tmp_path: Path) -> None:
+    """Else one patient of many visits would take training past its time, and be seen by that."""
+    data_set = DataSetSpec.model_validate(Bench(tmp_path).declared())
+    size = Size.of(data_set, 30)
+    made = made_up(tmp_path / "made-up.csv", data_set, size)
+    patients = read_records(made, [Feature(column="age", center=0.0, scale=1.0)]).patients
+    assert np.bincount(patients).tolist() == [1000] + [1] * 29
+    assert size.share == 1
+    large = Size.of(data_set, 1_000_000)
+    assert large.patients + large.of_one - 1 == 20_000
+    assert large.share == pytest.approx(1_000_999 / 20_000)
+    many = Size.of(data_set.model_copy(update={"rows_per_patient_max": 1_000_000}), 10)
+    assert (many.patients, many.of_one) == (2, 19_999)
 
 
 @pytest.mark.parametrize("fault", ["digest", "shape", "nan", "bytes"])
@@ -272,16 +289,30 @@ def test_noise_is_fresh_in_each_attempt(bench: Bench) -> None:
     assert first["digest"] == bench.train(release=PLAIN)["digest"]
 
 
-def test_data_is_read_once_and_not_before_the_first_training(tmp_path: Path) -> None:
-    """Prepare works without the file; after the first round the file is not needed again."""
+def test_data_is_read_at_the_first_training_and_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepare works without the file; a file that is gone is not trained on from memory."""
     bench = Bench(tmp_path)
     away = bench.source.rename(tmp_path / "away.csv")
     assert bench.prepare() == {"op": "prepared"}
     assert "does not exist" in bench.no_update()
     away.rename(bench.source)
-    assert bench.train()["op"] == "trained"
+    readings: list[object] = []
+
+    def counted(*arguments: Any) -> Any:
+        readings.append(arguments)
+        return read_records(*arguments)
+
+    monkeypatch.setattr(tabular, "read_records", counted)
+    for expected in (1, 1, 2):
+        assert bench.train()["op"] == "trained"
+        assert len(readings) == expected
+        if len(readings) == 1 and bench.attempts == 3:
+            bench.source.write_text(HEADER + "a,61,1\n")
     bench.source.unlink()
-    assert bench.train()["op"] == "trained"
+    bench.out.unlink()
+    assert "does not exist" in bench.no_update()
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,12 @@ class Database(BaseModel):
     def is_reached_by_network(self) -> bool:
         """Whether a worker needs a network for it; a file or a socket's folder needs none."""
         parts = urlsplit(self.url)
-        hosts = [parts.hostname or "", *parse_qs(parts.query).get("host", [])]
-        return self.dialect != "sqlite" and any(one and one[0] not in "/@" for one in hosts)
+        query = parse_qs(parts.query)
+        hosts = [parts.hostname or ""]
+        hosts += [host for text in query.get("host", []) for host in text.split(",")]
+        elsewhere = "hostaddr" in query or "service" in query
+        named = any(one and one[0] not in "/@" for one in hosts)
+        return self.dialect != "sqlite" and (named or elsewhere)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Database":

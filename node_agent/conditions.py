@@ -20,6 +20,9 @@ from protos.errors import FeddpError
 LOST_NOTE: Final = "lost_since_s"
 """Since when there is no session; kept while there is none."""
 
+PROJECTS_TOLD_MAX: Final = 20
+"""Projects that are told one by one; whoever invents more of them sends no mail for each."""
+
 
 def conditions(
     folder: Folder,
@@ -44,7 +47,7 @@ def conditions(
         *_disk(folder, config),
         *_ledger(state, config),
         *_stewards(steward, faults),
-        *_approvals(state),
+        *_approvals(state, now_s),
     ]
 
 
@@ -136,14 +139,17 @@ def _stewards(steward: Steward, faults: Mapping[str, str] | None) -> list[Alert]
     return found
 
 
-def _approvals(state: State) -> list[Alert]:
-    waiting = sorted({one.project for one in state.approvals.all() if not one.approved_at_s})
+def _approvals(state: State, now_s: float) -> list[Alert]:
+    waiting = sorted({one.project for one in state.approvals.waiting(now_s)})
     remedy = "the steward looks at it: `feddp agent approve --list`"
-    return [
+    found = [
         Alert("APPROVAL_WAITING", project, "its first job waits for approval", remedy)
-        for project in waiting
-        if not state.approvals.is_known(project)
+        for project in waiting[:PROJECTS_TOLD_MAX]
     ]
+    if len(waiting) > PROJECTS_TOLD_MAX:
+        text = f"first jobs of more than {PROJECTS_TOLD_MAX} projects wait for approval"
+        found.append(Alert("APPROVAL_WAITING", "", text, remedy))
+    return found
 
 
 def _is_there(source: object) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -69,6 +70,7 @@ def status(path: Path) -> dict[str, Any]:
         "overlaps": [],
         "accounts": [],
         "attempts": {},
+        "waiting": [],
         "ledger": {
             "verified": True,
             "entries": 0,
@@ -114,6 +116,10 @@ def status(path: Path) -> dict[str, Any]:
             answer["coordinator_restored"] = _restored(state)
             answer["catching_up"] = any(state.notes.read(one) for one in (RESTORED_NOTE, LEFT_NOTE))
             answer["attempts"] = state.attempts.counts()
+            answer["waiting"] = [
+                {"job_id": one.job_id, "project": one.project, "asked_at": one.asked_at_s}
+                for one in state.approvals.waiting(time.time())
+            ]
             answer["ledger"] = _verified(state, kept, identity)
             answer["ledger"]["rolled_back"] = state.notes.read(ROLLED_BACK_NOTE)
             if running and since:

@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -144,10 +145,10 @@ def test_a_budget_is_told_at_its_share_and_a_ledger_that_went_back(agent: Agent)
 def test_a_project_whose_first_job_waits_is_told_until_somebody_has_looked(agent: Agent) -> None:
     """Once a project, however many jobs it sends."""
     for job in ("job-1", "job-2"):
-        agent.state.approvals.ask(job, "genomics", 1.0)
+        agent.state.approvals.ask(job, "genomics", time.time())
     (told,) = agent.found()
     assert (told.event, told.subject) == ("APPROVAL_WAITING", "genomics")
-    agent.state.approvals.approve("job-1", 2.0)
+    agent.state.approvals.approve("job-1", time.time())
     assert agent.found() == []
 
 

@@ -182,10 +182,10 @@ class File:
         await asyncio.to_thread(_write, Path(self._config.path), json.dumps(body), mode)
 
     async def digest(self, node: str, text: str) -> None:
-        """See `Sink`: beside the alerts."""
+        """See `Sink`: beside the alerts, and not for every account of the machine: it tells which
+        attempts failed after data was opened."""
         path = Path(self._config.path)
-        mode = 0o640 if self._config.group_only else 0o644
-        await asyncio.to_thread(_write, path.with_name(f"{path.stem}.digest.txt"), text, mode)
+        await asyncio.to_thread(_write, path.with_name(f"{path.stem}.digest.txt"), text, 0o640)
 
 
 def sinks(config: AlertsConfig) -> list[Sink]:

@@ -95,7 +95,10 @@ class AlertWatch:
         if name not in self._told:
             self._told[name] = await self._ledger.run(self._kept, name)
         told = self._told[name]
-        began = [one for key, one in now.items() if key not in told]
+        # Another remedy is another thing to do: of a file that was broken and is gone now, say.
+        began = [
+            one for key, one in now.items() if key not in told or told[key].remedy != one.remedy
+        ]
         ended = [one for key, one in told.items() if key not in now]
         if not began and not ended and not isinstance(sink, File):
             return

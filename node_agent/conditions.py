@@ -108,9 +108,10 @@ def _ledger(state: State, config: AlertsConfig) -> list[Alert]:
         share = kept.posted_units / units if units else 1.0
         if share >= config.budget_share:
             text = f"{share:.0%} of what the limit allows is used"
+            remedy = "the steward decides: let it end, or raise the limit with a second person"
             if share > 1:
                 text = "the limit is below what was booked, and nothing more is admitted"
-            remedy = "the steward decides: let it end, or raise the limit with a second person"
+                remedy = "nothing, if that is meant; else raise the limit with a second person"
             text = f"{text}: {said(asdict(booked(state, kept)))}"
             found.append(Alert("BUDGET", kept.account, text, remedy))
     return found

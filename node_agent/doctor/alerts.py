@@ -1,5 +1,6 @@
 """Whether those who are to be told of alerts could be: a look at each sink, and nothing is sent."""
 
+import ipaddress
 import os
 import socket
 from pathlib import Path
@@ -32,6 +33,8 @@ def check_alerts(config: AlertsConfig) -> Check:
     if faults:
         do = "correct `alerts` in agent.yaml and restart the agent, or put right what it names"
         return Check("alerts", "failed", "; ".join(faults), do)
+    if config.mail is not None and (text := _in_clear(config.mail)):
+        return Check("alerts", "warning", text, "give `tls: starttls`, or `tls: tls` and its port")
     return Check("alerts", "ok", f"{', '.join(named)}; nothing was sent")
 
 
@@ -62,6 +65,18 @@ def _mail(sink: MailSink) -> list[str]:
     if sink.password_file and not sink.user:
         faults.append("mail: `password_file` is given and no `user`, so nobody logs in")
     return faults
+
+
+def _in_clear(sink: MailSink) -> str:
+    """That a password leaves this machine for everybody on the way to read; empty if not."""
+    host, _ = host_and_port(sink.server)
+    if sink.tls != "none" or not sink.user or host == "localhost":
+        return ""
+    try:
+        is_here = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_here = False
+    return "" if is_here else f"mail: `tls: none` sends the password to {host} in clear"
 
 
 def _file(sink: FileSink) -> list[str]:

@@ -198,6 +198,30 @@ def test_syslog_gets_a_line_for_each(tmp_path: Path, kind: str) -> None:
     assert second.startswith("<30>feddp-agent: alpha over: DISK_LOW")  # daemon.info
 
 
+def test_the_digest_is_not_for_every_account_of_the_machine(tmp_path: Path) -> None:
+    """It tells which attempts failed after data was opened; the alerts beside it may be read."""
+    config = AlertsConfig.model_validate({"file": {"path": f"{tmp_path}/feddp.json"}})
+    asyncio.run(sinks(config)[0].digest(NODE, "Nothing was released."))
+    assert stat.S_IMODE((tmp_path / "feddp.digest.txt").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize(
+    ("server", "result"),
+    [("localhost", "ok"), ("127.0.0.1", "ok"), ("[::1]", "ok"), ("mail.example", "warning")],
+)
+def test_a_password_that_goes_over_the_network_in_clear_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str, result: str
+) -> None:
+    """`tls: none` is for a relay on this machine."""
+    (tmp_path / "mail").write_text("pa55word")
+    monkeypatch.setattr("socket.create_connection", lambda *_, **__: socket.socket())
+    mail = {"server": f"{server}:25", "sender": "a@b", "to": ["c@d"], "tls": "none"}
+    login = {"user": "feddp", "password_file": f"{tmp_path}/mail"}
+    for keys, wanted in ((mail, "ok"), ({**mail, **login}, result)):
+        check = check_alerts(AlertsConfig.model_validate({"mail": keys}))
+        assert check.result == wanted, check
+
+
 def test_a_question_stays_one_before_what_to_do(tmp_path: Path) -> None:
     """In the line of a collector, and in the digest."""
     asked = Alert("POLICY_UNREADABLE", "", "key alow: did you mean allow?", "mend the file")
@@ -628,6 +652,25 @@ def test_what_was_told_before_a_restart_is_not_told_again_but_when_it_is_over(
     watched.start()
     watched.look()
     assert watched.told.lines == ["DATA_SET_UNAVAILABLE", "over DATA_SET_UNAVAILABLE"]
+
+
+def test_what_needs_something_else_done_now_is_told_again(watched: Watched) -> None:
+    """A file that was broken, where the rules of before hold, and is gone now, where nothing is
+    allowed."""
+    policy = watched.agent.folder.policy_yaml
+    kept = policy.read_text()
+    watched.look()
+    policy.write_text("accounts: 7\n")
+    watched.look()
+    watched.look()
+    assert watched.told.lines == ["POLICY_UNREADABLE"]
+    policy.unlink()
+    watched.look()
+    watched.look()
+    assert watched.told.lines == ["POLICY_UNREADABLE"] * 2
+    policy.write_text(kept)
+    watched.look()
+    assert watched.told.lines == ["POLICY_UNREADABLE"] * 2 + ["over POLICY_UNREADABLE"]
 
 
 def test_another_address_is_told_everything(agent: Agent, tmp_path: Path) -> None:

@@ -175,6 +175,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("certificate until", output.moment(found["certificate_expires_at"])),
         ("renews itself", _renewal(found)),
         *(("WAITS", _waits(found["waiting"])) for _ in [1] if found["waiting"]),
+        *(("hours", _hours(one)) for one in [found["hours"]] if one),
         ("steward's files", _files(found)),
         *(("installed task", f"{name} (as `allow` names it)") for name in found["installed_tasks"]),
         *(
@@ -219,6 +220,14 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             for one in ledger["disputes"]
         ),
     ]
+
+
+def _hours(one: dict[str, Any]) -> str:
+    now = "" if one["open"] else "; orders are refused until then (OUTSIDE_HOURS)"
+    return (
+        f"work begins at {', '.join(one['work'])} only, and it is {one['time_here']} "
+        f"{one['time_zone']} on this machine{now}"
+    )
 
 
 def _waits(jobs: list[dict[str, Any]]) -> str:

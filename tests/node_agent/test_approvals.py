@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -469,3 +470,23 @@ def test_status_says_that_jobs_wait(desk: Desk, run: Callable[..., Any]) -> None
     assert "`feddp agent approve --list`" in said.stdout
     waiting = json.loads(run("status", "--json").stdout)["waiting"]
     assert [one["job_id"] for one in waiting] == ["job-1", "job-2"]
+
+
+def test_status_says_the_hours_by_which_clock_and_whether_it_is_outside_them(
+    desk: Desk, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container's clock is often UTC, and the coordinator alone was told OUTSIDE_HOURS."""
+    assert json.loads(run("status", "--json").stdout)["hours"] is None
+    desk.policy(work={"hours": ["20:00-06:00"]})
+
+    class Noon(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Noon":
+            return cls(2026, 6, 1, hour, 30, tzinfo=UTC)
+
+    monkeypatch.setattr("node_agent.status.datetime", Noon)
+    monkeypatch.setattr(Noon, "astimezone", lambda self, _=None: self)
+    for hour, is_open in ((12, False), (22, True)):
+        said = run("status").stdout
+        assert f"work begins at 20:00-06:00 only, and it is {hour}:30 UTC on this machine" in said
+        assert ("orders are refused until then (OUTSIDE_HOURS)" in said) is not is_open

@@ -169,7 +169,8 @@ class Approvals:
     def ask(
         self, job_id: str, project: str, now_s: float, signed_until_s: float | None = None
     ) -> None:
-        """Put a job on the list; once.
+        """Put a job on the list; once. One that an engineer has signed stays as it is when its like
+        comes without a signature.
 
         Args:
             signed_until_s: end of what an engineer has signed; None for a job that nobody did.
@@ -181,7 +182,7 @@ class Approvals:
                 "INSERT INTO approvals (job_id, project, asked_at_s, expires_at_s, signed)"
                 " VALUES (?, ?, ?, ?, ?) ON CONFLICT (job_id) DO UPDATE SET"
                 " project = excluded.project, expires_at_s = excluded.expires_at_s,"
-                " signed = excluded.signed, approved_at_s = 0",
+                " signed = excluded.signed, approved_at_s = 0 WHERE excluded.signed >= signed",
                 *(job_id, project, now_s, expires_at_s, signed_until_s is not None),
             )
             self._make_room("project = ?", WAITING_PER_PROJECT_MAX, job_id, project)

@@ -280,6 +280,10 @@ def test_invented_jobs_push_out_neither_a_new_one_nor_what_is_signed(desk: Desk)
     assert len(kept) == WAITING_MAX
     assert kept[0] == f"job-{1:016x}"
     assert kept[-1] == f"job-x{WAITING_MAX + 2}"
+    approvals.ask(f"job-{1:016x}", "other", now_s + 5_000)
+    signed = approvals.find(f"job-{1:016x}")
+    assert signed is not None
+    assert (signed.project, signed.expires_at_s) == ("default", int(now_s + 7 * 86_400))
     told = desk.alerts()
     assert len(told) == PROJECTS_TOLD_MAX + 1
     assert told[-1] == (

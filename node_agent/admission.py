@@ -79,7 +79,8 @@ class Suspensions:
     Attributes:
         handing_in: what this node's ledger holds of them is not yet in the ledger of a coordinator
             that was restored.
-        approvals: how many jobs were approved here; what was refused before may be asked again.
+        approvals: another number after each answer to a job that waited; what was refused before
+            may be asked again.
     """
 
     catching_up: bool = False
@@ -170,6 +171,10 @@ class Admission:
         refusal = judge_terms(rules.policy, rules.data_sets, self._tasks(), order)
         if refusal is not None:
             return refusal
+        try:
+            self._require_let_in(rules.policy, order)
+        except FeddpError as error:
+            return Refusal(error.reason, error.message)
         if self._is_outside_hours(rules.policy):
             return _outside_hours(rules.policy)
         data_set = next(one for one in rules.data_sets if one.name == order.data_set)
@@ -193,7 +198,7 @@ class Admission:
             bool(note(RESTORED_NOTE) or note(LEFT_NOTE)),
             disputed,
             self._outside_hours_now(),
-            self._state.approvals.count(),
+            self._state.approvals.revision(),
             bool(note(ROLLED_BACK_NOTE)),
             self._state.epochs.to_hand_in(),
         )
@@ -317,19 +322,27 @@ class Admission:
             raise NotAllowed(refused.reason, refused.message)
         filter_ = filter_of(account, rules.data_sets, standing.fixed, standing.limit_there)
         check_caps(order, filter_, standing.job_units + filter_.cost_units(order.release))
-        if rules.policy.work.approve_first_job:
-            self._require_approved(order)
+        self._require_let_in(rules.policy, order)
         return filter_, _read(spec, order), _terms_of(rules.policy, spec, order)
 
-    def _require_approved(self, order: Order) -> None:
+    def _require_let_in(self, policy: Policy, order: Order) -> None:
         """The last rule, so that nobody is asked about what would be refused anyway.
 
         Raises:
-            NotAllowed: APPROVAL_NEEDED.
+            NotAllowed: APPROVAL_NEEDED, APPROVAL_REFUSED.
+            Malformed: MANDATE_INVALID.
         """
-        if self._state.approvals.is_known(order.project):
+        approvals = self._state.approvals
+        is_rejected = approvals.is_rejected(order.job_id)
+        asks = policy.work.approve_first_job and not approvals.is_known(order.project)
+        if not is_rejected and not asks:
+            approvals.settle(order.job_id)
             return
-        self._state.approvals.ask(order.job_id, order.project, self._clock())
+        mandate = mandate_of(order)
+        until_s = None if mandate is None else float(mandate.expires_at_s)
+        approvals.ask(order.job_id, order.project, self._clock(), until_s)
+        if is_rejected:
+            raise NotAllowed("APPROVAL_REFUSED", REJECTED)
         raise NotAllowed(
             "APPROVAL_NEEDED",
             f"The data steward of this node looks at the first job of project {order.project} "
@@ -361,6 +374,11 @@ _CATCHING_UP: Final = (
 )
 
 _OTHER_TERMS: Final = "This attempt was ordered with other terms."
+
+REJECTED: Final = (
+    "The data steward of this node has looked at this job and refused it; the node works at it "
+    "only if they let it in after all."
+)
 
 _RECONCILING: Final = (
     "The coordinator was restored from a backup, and this node has not yet handed in what it "

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import signal
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,7 @@ import grpc
 import structlog
 
 from node_agent.admission import Admission
+from node_agent.beside import keep_up
 from node_agent.channels import Channels
 from node_agent.clock import watch_clock
 from node_agent.config import AgentConfig, Folder
@@ -129,18 +131,19 @@ async def serve(
         await asyncio.wait_for(headers.look(), FIRST_LOOK_S)
     for text in weaknesses(folder):
         log.warning("stewards_files_not_apart", do=text)
-    beside = [
-        asyncio.create_task(keep_small()),
-        asyncio.create_task(headers.run()),
-        asyncio.create_task(watch_overlaps(folder, steward)),
-        asyncio.create_task(keep_short(folder.logs)),
-        asyncio.create_task(watch_clock(identity.chain, lambda: channels.current)),
-    ]
+    works: dict[str, Callable[[], Awaitable[None]]] = {
+        "memory": keep_small,
+        "headers": headers.run,
+        "overlaps": lambda: watch_overlaps(folder, steward),
+        "logs": lambda: keep_short(folder.logs),
+        "clock": lambda: watch_clock(identity.chain, lambda: channels.current),
+    }
     if config.alerts.is_used:
         from node_agent.alert_watch import AlertWatch  # most agents need none of it in memory
 
         watch = AlertWatch(folder, identity, config.alerts, state, ledger, steward, headers.texts)
-        beside.append(asyncio.create_task(watch.run()))
+        works["alerts"] = watch.run
+    beside = [asyncio.create_task(keep_up(name, work)) for name, work in works.items()]
     try:
         driver = Driver(
             Parts(

@@ -16,6 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import structlog
+
 from node_agent.alerts import (
     Alert,
     AlertsConfig,
@@ -25,6 +27,8 @@ from node_agent.alerts import (
     sentence,
 )
 from protos.content import write_durable
+
+log = structlog.get_logger(__name__)
 
 MAIL_TIMEOUT_S: Final = 60.0
 
@@ -69,10 +73,8 @@ class Syslog:
         self._config = config
 
     def _lines(self, lines: Sequence[tuple[int, str]]) -> None:
-        host, _, port = self._config.address.rpartition(":")
-        address = self._config.address if not host else (host, int(port))
         facility = logging.handlers.SysLogHandler.LOG_DAEMON
-        handler = _Raising(address, facility=facility)
+        handler = _Raising(self._config.target, facility=facility)
         handler.ident = "feddp-agent: "
         handler.append_nul = False  # collectors show it as a blank
         try:
@@ -128,20 +130,30 @@ class Mail:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "node_agent.alert_mail"),
             stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,  # whatever goes wrong there, no secret is logged
             env=dict(os.environ),
         )
         body = {"config": self._config.model_dump(mode="json"), "subject": subject, "text": text}
         try:
             async with asyncio.timeout(MAIL_TIMEOUT_S):
-                _, said = await process.communicate(json.dumps(body).encode())
+                said, _ = await process.communicate(json.dumps(body).encode())
         except TimeoutError:
             process.kill()
             await process.wait()
             raise OSError("the mail server did not take it in time") from None
         if process.returncode != 0:
-            raise OSError(said.decode(errors="replace").strip()[-300:] or "it was not sent")
+            raise OSError(f"the process that sends mail ended with {process.returncode}")
+        answer = json.loads(said)
+        if answer["fault"]:
+            raise OSError(answer["fault"])
+        if answer["refused"]:
+            log.warning(
+                "alert_mail_refused",
+                recipients=answer["refused"],
+                do="the mail server took the mail, but not for these: correct `alerts.mail.to` in "
+                "agent.yaml",
+            )
 
 
 class File:
@@ -170,10 +182,10 @@ class File:
         await asyncio.to_thread(_write, Path(self._config.path), json.dumps(body), mode)
 
     async def digest(self, node: str, text: str) -> None:
-        """See `Sink`: beside the alerts."""
+        """See `Sink`: beside the alerts, and not for every account of the machine: it tells which
+        attempts failed after data was opened."""
         path = Path(self._config.path)
-        mode = 0o640 if self._config.group_only else 0o644
-        await asyncio.to_thread(_write, path.with_name(f"{path.stem}.digest.txt"), text, mode)
+        await asyncio.to_thread(_write, path.with_name(f"{path.stem}.digest.txt"), text, 0o640)
 
 
 def sinks(config: AlertsConfig) -> list[Sink]:
@@ -198,4 +210,6 @@ def _write(path: Path, text: str, mode: int) -> None:
 
 
 def _line(one: Alert) -> str:
-    return f"{one.event}{f' {one.subject}' if one.subject else ''}: {sentence(one.text)}"
+    text = f"{one.event}{f' {one.subject}' if one.subject else ''}: {sentence(one.text)}"
+    # A coordinator chooses a project's name: no line of a log may be made with it.
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

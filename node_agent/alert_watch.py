@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import json
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
 from typing import Final
 
 import structlog
@@ -17,17 +20,23 @@ from node_agent.identity import Identity, load_identity
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.state import State
 from node_agent.steward import Steward
+from protos.content import digest_of
 from protos.errors import FeddpError
 
 log = structlog.get_logger(__name__)
 
 DIGEST_NOTE: Final = "digest_at_s"
+"""Up to when all sinks were sent the digest, by a version that kept no moment for each."""
+
 DAY_S: Final = 86_400.0
+
+DIGEST_AGAIN_S: Final = 600.0
+"""A digest that a sink did not take is tried again so often; making one reads the whole ledger."""
 
 
 class AlertWatch:
-    """Tells each sink once when something begins and once when it is over; the file is written at
-    each look, so that its age shows whether the agent runs."""
+    """Tells each sink once when something begins and once when it is over, also across restarts;
+    the file is written at each look, so that its age shows whether the agent runs."""
 
     def __init__(
         self,
@@ -39,6 +48,7 @@ class AlertWatch:
         steward: Steward,
         faults: Callable[[], Mapping[str, str]],
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._faults = faults
         self._folder = folder
@@ -48,8 +58,11 @@ class AlertWatch:
         self._ledger = ledger
         self._steward = steward
         self._pause = pause
-        self._sinks = sinks(config)
-        self._told: dict[int, dict[tuple[str, str], Alert]] = {}
+        self._clock = clock
+        self._sinks = {name_of(one): one for one in sinks(config)}
+        self._told: dict[str, dict[tuple[str, str], Alert]] = {}
+        self._silent: dict[tuple[str, str], str] = {}
+        self._digest_tried: dict[str, float] = {}
 
     async def run(self) -> None:
         """Look, for ever."""
@@ -61,7 +74,8 @@ class AlertWatch:
         """Once."""
         with contextlib.suppress(FeddpError):  # in the middle of a change: the last one tells
             self._identity = await asyncio.to_thread(load_identity, self._folder.identity)
-        await self._ledger.run(note_connection, self._state, time.time())
+        with _DISK_MAY_BE_FULL:  # which is the first thing to be told
+            await self._ledger.run(note_connection, self._state, self._clock())
         now = await self._ledger.run(
             conditions,
             self._folder,
@@ -72,51 +86,120 @@ class AlertWatch:
             None,
             dict(self._faults()),
         )
-        for number, sink in enumerate(self._sinks):
-            await self._tell(number, sink, {one.key: one for one in now})
-        await self._digest()
+        for name, sink in self._sinks.items():
+            await self._tell(name, sink, {one.key: one for one in now})
+        await self._digests()
 
-    async def _tell(self, number: int, sink: Sink, now: dict[tuple[str, str], Alert]) -> None:
+    async def _tell(self, name: str, sink: Sink, now: dict[tuple[str, str], Alert]) -> None:
         """What could not be told is told at the next look."""
-        told = self._told.get(number, {})
-        began = [one for key, one in now.items() if key not in told]
+        if name not in self._told:
+            self._told[name] = await self._ledger.run(self._kept, name)
+        told = self._told[name]
+        # Another remedy is another thing to do: of a file that was broken and is gone now, say.
+        began = [
+            one for key, one in now.items() if key not in told or told[key].remedy != one.remedy
+        ]
         ended = [one for key, one in told.items() if key not in now]
         if not began and not ended and not isinstance(sink, File):
             return
-        try:
-            await sink.tell(self._identity.node, began, ended, list(now.values()))
-        except OSError as error:
-            log.warning("alert_not_told", **_said(sink, error))
-        else:
-            self._told[number] = now
+        work = sink.tell(self._identity.node, began, ended, list(now.values()))
+        if await self._passed_on("alert_not_told", name, sink, work):
+            self._told[name] = now
+            if began or ended:
+                with _DISK_MAY_BE_FULL:
+                    await self._ledger.run(self._keep, name, now)
 
-    async def _digest(self) -> None:
+    async def _passed_on(self, event: str, name: str, sink: Sink, work: Awaitable[None]) -> bool:
+        """Whether a sink took it; where it did not, that is logged once until it does, or fails in
+        another way."""
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - one sink keeps no other from being told
+            detail = str(error) if isinstance(error, OSError) else type(error).__name__
+            if self._silent.get((event, name)) != detail:
+                self._silent[event, name] = detail
+                log.warning(event, sink=name, detail=detail, do=sink.remedy)
+            return False
+        if self._silent.pop((event, name), ""):
+            log.info("alerts_told_again", sink=name)
+        return True
+
+    async def _digests(self) -> None:
         if not self._config.digest_days or not self._sinks:
             return
-        noted = await self._ledger.run(self._state.notes.read, DIGEST_NOTE)
-        now_s = time.time()
-        if not noted:  # the first one comes after a whole period
-            await self._ledger.run(self._state.notes.keep, DIGEST_NOTE, f"{now_s:.3f}")
-            return
-        if now_s - float(noted) < self._config.digest_days * DAY_S:
-            return
-        text = await self._ledger.run(
-            digest_text,
-            self._folder,
-            self._identity,
-            self._state,
-            self._steward,
-            self._config,
-            float(noted),
-        )
-        await self._ledger.run(self._state.notes.keep, DIGEST_NOTE, f"{now_s:.3f}")
-        for sink in self._sinks:
-            try:
-                await sink.digest(self._identity.node, text)
-            except OSError as error:
-                log.warning("digest_not_sent", **_said(sink, error))
+        now_s = self._clock()
+        since = await self._ledger.run(self._sent_up_to, now_s)
+        texts: dict[float, str] = {}
+        for name, from_s in since.items():
+            tried_s = self._digest_tried.get(name, 0.0)
+            is_due = now_s - from_s >= self._config.digest_days * DAY_S
+            if not is_due or 0 <= now_s - tried_s < DIGEST_AGAIN_S:
+                continue
+            if from_s not in texts:
+                texts[from_s] = await self._ledger.run(
+                    digest_text,
+                    self._folder,
+                    self._identity,
+                    self._state,
+                    self._steward,
+                    self._config,
+                    from_s,
+                )
+            self._digest_tried[name] = now_s
+            sink = self._sinks[name]
+            work = sink.digest(self._identity.node, texts[from_s])
+            # The next one begins where the last that was sent has ended.
+            if await self._passed_on("digest_not_sent", name, sink, work):
+                del self._digest_tried[name]
+                keep = self._state.notes.keep
+                await self._ledger.run(keep, digest_note(name), f"{now_s:.3f}")
+
+    # In the ledger's thread
+
+    def _sent_up_to(self, now_s: float) -> dict[str, float]:
+        """Sink -> the end of its last digest. A new one's first comes after a whole period."""
+        notes, found = self._state.notes, {}
+        before = notes.read(DIGEST_NOTE)
+        for name in self._sinks:
+            noted = float(notes.read(digest_note(name)) or before or "inf")
+            if noted > now_s:  # none, or the clock was ahead then
+                noted = now_s
+            if notes.read(digest_note(name)) != f"{noted:.3f}":
+                notes.keep(digest_note(name), f"{noted:.3f}")
+            found[name] = noted
+        if before:
+            notes.keep(DIGEST_NOTE, "")
+        return found
+
+    def _kept(self, name: str) -> dict[tuple[str, str], Alert]:
+        """What a sink was told of before this agent started; nothing where it tells others now."""
+        text = self._state.notes.read(f"{_TOLD}{name}")
+        kept = json.loads(text) if text else {}
+        if kept.get("place") != self._place(name):
+            return {}
+        return {one.key: one for one in (Alert(**alert) for alert in kept["alerts"])}
+
+    def _keep(self, name: str, now: Mapping[tuple[str, str], Alert]) -> None:
+        alerts = [asdict(one) for one in now.values()]
+        text = json.dumps({"place": self._place(name), "alerts": alerts})
+        self._state.notes.keep(f"{_TOLD}{name}", text)
+
+    def _place(self, name: str) -> str:
+        """Stands for whom a sink tells; whoever is new there is told everything."""
+        return digest_of(self._config.model_dump_json(include={name}).encode())
 
 
-def _said(sink: Sink, error: OSError) -> dict[str, str]:
-    """Which one, what happened and what to do, for the log."""
-    return {"sink": type(sink).__name__.lower(), "detail": str(error), "do": sink.remedy}
+def name_of(sink: Sink) -> str:
+    """As agent.yaml calls it."""
+    return type(sink).__name__.lower()
+
+
+def digest_note(name: str) -> str:
+    """The note of up to when a sink was sent the digest."""
+    return f"{DIGEST_NOTE}:{name}"
+
+
+_DISK_MAY_BE_FULL: Final = contextlib.suppress(sqlite3.OperationalError)
+
+_TOLD: Final = "alerts_told:"
+"""What a sink was told of, as JSON."""

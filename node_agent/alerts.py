@@ -1,7 +1,7 @@
 """What a hospital is told when its agent needs somebody, and `alerts` of `agent.yaml`."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +24,17 @@ Event = Literal[
 MailAddress = Annotated[str, shaped(r"[^\s@]+@[^\s@]+", "a mail address", "it@hospital.example")]
 
 
+_PORT: Final = (
+    "0{0,4}(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+)
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """The parts of one that has the shape of it."""
+    host, _, port = address.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -34,11 +45,16 @@ class SyslogSink(_Section):
     address: Annotated[
         str,
         shaped(
-            r"/\S+|\S+:[0-9]{1,5}",
-            "the path of a socket, such as /dev/log, or host:port of a collector",
+            rf"/[^\s\0]+|[^\s/]+:{_PORT}",
+            "the path of a socket, such as /dev/log, or host:port of a collector, port 1 to 65535",
             "collector.example:514",
         ),
     ] = "/dev/log"
+
+    @property
+    def target(self) -> str | tuple[str, int]:
+        """A path, which may hold a colon, or host and port."""
+        return self.address if self.address.startswith("/") else host_and_port(self.address)
 
 
 class MailSink(_Section):
@@ -53,7 +69,11 @@ class MailSink(_Section):
 
     server: Annotated[
         str,
-        shaped(r"[^\s:]+:[0-9]{1,5}", "host:port of a mail server", "mail.example:587"),
+        shaped(
+            rf"(?:[^\s:/]+|\[[0-9a-fA-F:]+\]):{_PORT}",
+            "host:port of a mail server, port 1 to 65535",
+            "mail.example:587",
+        ),
     ]
     sender: MailAddress
     to: Annotated[list[MailAddress], Field(min_length=1)]
@@ -70,7 +90,7 @@ class FileSink(_Section):
     """
 
     path: Annotated[
-        str, shaped(r"(?s)/.*", "an absolute path, from / on", "/run/feddp/alerts.json")
+        str, shaped(r"/[^\0]*", "an absolute path, from / on", "/run/feddp/alerts.json")
     ]
     group_only: bool = False
 

@@ -20,6 +20,9 @@ from protos.errors import FeddpError
 LOST_NOTE: Final = "lost_since_s"
 """Since when there is no session; kept while there is none."""
 
+PROJECTS_TOLD_MAX: Final = 20
+"""Projects that are told one by one; whoever invents more of them sends no mail for each."""
+
 
 def conditions(
     folder: Folder,
@@ -44,7 +47,7 @@ def conditions(
         *_disk(folder, config),
         *_ledger(state, config),
         *_stewards(state, steward, faults),
-        *_approvals(state),
+        *_approvals(state, now_s),
     ]
 
 
@@ -105,9 +108,10 @@ def _ledger(state: State, config: AlertsConfig) -> list[Alert]:
         share = kept.posted_units / units if units else 1.0
         if share >= config.budget_share:
             text = f"{share:.0%} of what the limit allows is used"
+            remedy = "the steward decides: let it end, or raise the limit with a second person"
             if share > 1:
                 text = "the limit is below what was booked, and nothing more is admitted"
-            remedy = "the steward decides: let it end, or raise the limit with a second person"
+                remedy = "nothing, if that is meant; else raise the limit with a second person"
             text = f"{text}: {said(asdict(booked(state, kept)))}"
             found.append(Alert("BUDGET", kept.account, text, remedy))
     return found
@@ -142,14 +146,17 @@ def _stewards(state: State, steward: Steward, faults: Mapping[str, str] | None) 
     return found
 
 
-def _approvals(state: State) -> list[Alert]:
-    waiting = sorted({one.project for one in state.approvals.all() if not one.approved_at_s})
+def _approvals(state: State, now_s: float) -> list[Alert]:
+    waiting = sorted({one.project for one in state.approvals.waiting(now_s)})
     remedy = "the steward looks at it: `feddp agent approve --list`"
-    return [
+    found = [
         Alert("APPROVAL_WAITING", project, "its first job waits for approval", remedy)
-        for project in waiting
-        if not state.approvals.is_known(project)
+        for project in waiting[:PROJECTS_TOLD_MAX]
     ]
+    if len(waiting) > PROJECTS_TOLD_MAX:
+        text = f"first jobs of more than {PROJECTS_TOLD_MAX} projects wait for approval"
+        found.append(Alert("APPROVAL_WAITING", "", text, remedy))
+    return found
 
 
 def _is_there(source: object) -> bool:

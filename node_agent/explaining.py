@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from node_agent.account_filters import filter_of
-from node_agent.approvals import Asked
+from node_agent.admission import REJECTED
 from node_agent.asking import check_asked, check_caps
 from node_agent.config import Folder
 from node_agent.datasets import DataSetSpec
@@ -18,7 +18,7 @@ from node_agent.installation import read_folder
 from node_agent.judgement import Refusal, spending_verdicts, verdicts
 from node_agent.orders import Order
 from node_agent.payers import require_kept
-from node_agent.reading import reading, writing
+from node_agent.reading import reading
 from node_agent.state import State
 from node_agent.steward import Rules, Steward
 from node_agent.tasks.registry import installed, parse_config
@@ -76,30 +76,6 @@ def explain(path: Path, order: Order, *, from_file: bool = False) -> list[Said]:
         return list(_said(state, rules, order, from_file))
 
 
-def asked_for_approval(path: Path) -> list[Asked]:
-    """Jobs that wait for approval, and those that were let in; the agent may run.
-
-    Raises:
-        NotFound: NOT_JOINED, LEDGER_MISSING.
-        Malformed: CONFIG_INVALID, IDENTITY_INVALID.
-    """
-    with _reading(path) as state:
-        return state.approvals.all()
-
-
-def let_in(path: Path, job_id: str) -> Asked:
-    """Approve a job that waits; the agent may run.
-
-    Raises:
-        NotFound: APPROVAL_UNKNOWN; and as `asked_for_approval`.
-        WrongPhase: STATE_OLDER.
-    """
-    folder = Folder(path.absolute())
-    _, identity = read_folder(folder)
-    with writing(folder, identity) as state:
-        return state.approvals.approve(job_id, time.time())
-
-
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[State]:
     folder = Folder(path.absolute())
@@ -148,7 +124,9 @@ def _said(state: State, rules: Rules, order: Order, from_file: bool) -> Iterator
             check_caps(order, filter_, standing.job_units + filter_.cost_units(order.release))
 
         yield _checked("epsilon that was signed", caps)
-    if policy.work.approve_first_job:
+    if state.approvals.is_rejected(order.job_id):
+        yield Said("approval", "refuses", "APPROVAL_REFUSED", REJECTED)
+    elif policy.work.approve_first_job:
         waits = not state.approvals.is_known(order.project)
         text = f"the first job of project {order.project} waits for `feddp agent approve`"
         yield (

@@ -336,6 +336,13 @@ class State:
             found += [self.witnessed.check_leaf(head, leaves, now_s) for head in heads]
             return [one for one in found if one is not None]
 
+    def end_job(self, job_id: str) -> None:
+        """The coordinator has said that a job is over: nothing that was signed of it is good any
+        more, and nobody need answer whether it may run."""
+        with self._transaction():
+            self.mandates.end(job_id)
+            self.approvals.end(job_id)
+
     def leave(self) -> None:
         """Let go of the coordinator: what was opened is posted, what was not is void, and nothing
         of it is handed in any more."""
@@ -348,6 +355,7 @@ class State:
                 self.close_attempt(attempt_id, "post")
         with self._transaction():
             self.coordinator_limits.forget_all()
+            self.approvals.leave()
             self.notes.keep(LEFT_NOTE, "yes")
 
     def arrive(self, coordinator_key: bytes) -> bool:
@@ -358,6 +366,8 @@ class State:
         """
         with self._transaction():
             known = self.witnessed.coordinator_key()
+            if known != coordinator_key:
+                self.approvals.arrive(known, coordinator_key)
             is_other = known != coordinator_key and bool(known or self.ledger.accounts())
             if is_other:
                 self.former_heads.keep(known, self.witnessed.known_up_to())

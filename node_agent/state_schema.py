@@ -4,6 +4,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
+from node_agent.approvals import BOUND, OTHERS_SET_APART
 from node_agent.approvals import SCHEMA as APPROVALS_SCHEMA
 from node_agent.disputes import SCHEMA as DISPUTES_SCHEMA
 from node_agent.epochs_seen import SCHEMA as EPOCHS_SCHEMA
@@ -19,10 +20,10 @@ from node_agent.payers import TAKEN_OVER
 from node_agent.witnessed import SCHEMA as WITNESS_SCHEMA
 from protos.errors import Malformed, WrongPhase
 
-SCHEMA_VERSION: Final = 6
+SCHEMA_VERSION: Final = 7
 """2 since the coordinator's ledger is followed, 3 since a limit is raised by an entry, 4 since it
 is kept which account each data set has paid from, 5 since orders are signed, 6 since a
-coordinator that was restored says so."""
+coordinator that was restored says so, 7 since a project is known to one coordinator."""
 
 _FOLLOWED: Final = f"{WITNESS_SCHEMA}{DISPUTES_SCHEMA}"
 _ASKED: Final = f"{MANDATES_SCHEMA}{APPROVALS_SCHEMA}{EPOCHS_SCHEMA}"
@@ -30,11 +31,13 @@ _ASKED: Final = f"{MANDATES_SCHEMA}{APPROVALS_SCHEMA}{EPOCHS_SCHEMA}"
 _STEPS: Final = {
     0: f"{NOTES_SCHEMA}{ATTEMPTS_SCHEMA}{LEDGER_SCHEMA}{_FOLLOWED}{RAISES_SCHEMA}{PAYERS_SCHEMA}"
     f"{_ASKED}",
-    1: f"{SHARES_ADDED}{_FOLLOWED}{RAISES_SCHEMA}{PAYERS_SCHEMA}{TAKEN_OVER}{_ASKED}",
-    2: f"{RAISES_SCHEMA}{PAYERS_SCHEMA}{TAKEN_OVER}{_ASKED}",
-    3: f"{PAYERS_SCHEMA}{TAKEN_OVER}{_ASKED}",
-    4: _ASKED,
-    5: EPOCHS_SCHEMA,
+    1: f"{SHARES_ADDED}{_FOLLOWED}{RAISES_SCHEMA}{PAYERS_SCHEMA}{TAKEN_OVER}{_ASKED}"
+    f"{OTHERS_SET_APART}",
+    2: f"{RAISES_SCHEMA}{PAYERS_SCHEMA}{TAKEN_OVER}{_ASKED}{OTHERS_SET_APART}",
+    3: f"{PAYERS_SCHEMA}{TAKEN_OVER}{_ASKED}{OTHERS_SET_APART}",
+    4: f"{_ASKED}{OTHERS_SET_APART}",
+    5: f"{EPOCHS_SCHEMA}{BOUND}{OTHERS_SET_APART}",
+    6: f"{BOUND}{OTHERS_SET_APART}",
 }
 """What brings a database of each older version to this one."""
 

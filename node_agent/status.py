@@ -3,9 +3,11 @@
 import contextlib
 import json
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +68,11 @@ def status(path: Path) -> dict[str, Any]:
         "installed_tasks": sorted(f"{i.name}@{i.content_hash}" for i in installed().values()),
         "data_sets": [],
         "shares_failure_class": False,
+        "hours": None,
         "overlaps": [],
         "accounts": [],
         "attempts": {},
+        "waiting": [],
         "ledger": {
             "verified": True,
             "entries": 0,
@@ -85,6 +89,7 @@ def status(path: Path) -> dict[str, Any]:
         answer["data_sets"] = [_data_set(spec, rules) for spec in rules.data_sets]
         answer["shares_failure_class"] = rules.policy.share_failure_class
         answer["overlaps"] = _overlaps(rules)
+        answer["hours"] = _hours(rules)
         if slip := unknown_names(rules):
             answer["rules"] = {"ok": False, "message": f"{slip}. The rest is in force"}
     except FeddpError as error:
@@ -114,6 +119,10 @@ def status(path: Path) -> dict[str, Any]:
             answer["coordinator_restored"] = _restored(state)
             answer["catching_up"] = any(state.notes.read(one) for one in (RESTORED_NOTE, LEFT_NOTE))
             answer["attempts"] = state.attempts.counts()
+            answer["waiting"] = [
+                {"job_id": one.job_id, "project": one.project, "asked_at": one.asked_at_s}
+                for one in state.approvals.waiting(time.time())
+            ]
             answer["ledger"] = _verified(state, kept, identity)
             answer["ledger"]["rolled_back"] = state.notes.read(ROLLED_BACK_NOTE)
             if running and since:
@@ -177,6 +186,19 @@ def files_and_kept_ledger(rules: Rules, folder: Folder) -> dict[str, Any]:
                 "rolled_back": state.notes.read(ROLLED_BACK_NOTE),
             },
         }
+
+
+def _hours(rules: Rules) -> dict[str, Any] | None:
+    """When work begins, by this machine's time; None for at any."""
+    work, now = rules.policy.work, datetime.now().astimezone()
+    if not work.hours:
+        return None
+    return {
+        "work": list(work.hours),
+        "open": work.is_open(now.replace(tzinfo=None)),
+        "time_here": now.strftime("%H:%M"),
+        "time_zone": now.tzname() or "",
+    }
 
 
 def _overlaps(rules: Rules) -> list[dict[str, Any]]:

@@ -32,7 +32,9 @@ NODE_BUDGET_REASONS = frozenset(
 )
 """Refusals by which a node's own ledger says that it can pay no further round of this job."""
 
-UNTIL_IT_RETURNS = frozenset({"APPROVAL_NEEDED", "ORDER_UNSIGNED", "ENGINEER_UNKNOWN"})
+UNTIL_IT_RETURNS = frozenset(
+    {"APPROVAL_NEEDED", "APPROVAL_REFUSED", "ORDER_UNSIGNED", "ENGINEER_UNKNOWN"}
+)
 """Refusals that somebody at the hospital takes back. The node says Hello again then; asking sooner
 would fill both ledgers with orders and refusals."""
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from feddp.cli import (
+    agent_approve,
     agent_backup,
     agent_doctor,
     agent_leave,
@@ -28,7 +29,7 @@ app.add_typer(agent_ledger.app, name="ledger")
 app.add_typer(agent_limit.app, name="limit")
 app.add_typer(agent_policy.app, name="policy")
 app.command()(agent_limit.vouch)
-app.command()(agent_policy.approve)
+app.command()(agent_approve.approve)
 app.command()(agent_doctor.doctor)
 app.command("install-service")(agent_service.install_service)
 app.command()(agent_leave.leave)
@@ -48,6 +49,8 @@ CATCHING_UP = (
     "this ledger was restored from a copy, or its coordinator was left: no order is accepted until "
     "the node has a session and has read in the coordinator's ledger what it signed"
 )
+
+PROJECTS_SHOWN = 5
 
 Folder = Annotated[
     Path, typer.Option("--dir", metavar="DIR", readable=False, help="The agent's folder.")
@@ -171,6 +174,8 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("certificate", spoken(found["certificate_fingerprint"])),
         ("certificate until", output.moment(found["certificate_expires_at"])),
         ("renews itself", _renewal(found)),
+        *(("WAITS", _waits(found["waiting"])) for _ in [1] if found["waiting"]),
+        *(("hours", _hours(one)) for one in [found["hours"]] if one),
         ("steward's files", _files(found)),
         *(("installed task", f"{name} (as `allow` names it)") for name in found["installed_tasks"]),
         *(
@@ -215,6 +220,25 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             for one in ledger["disputes"]
         ),
     ]
+
+
+def _hours(one: dict[str, Any]) -> str:
+    now = "" if one["open"] else "; orders are refused until then (OUTSIDE_HOURS)"
+    return (
+        f"work begins at {', '.join(one['work'])} only, and it is {one['time_here']} "
+        f"{one['time_zone']} on this machine{now}"
+    )
+
+
+def _waits(jobs: list[dict[str, Any]]) -> str:
+    projects = sorted({one["project"] for one in jobs})
+    of = ", ".join(projects[:PROJECTS_SHOWN])
+    of += f" and {len(projects) - PROJECTS_SHOWN} more" if len(projects) > PROJECTS_SHOWN else ""
+    waits = "waits" if len(jobs) == 1 else "wait"
+    return (
+        f"{output.counted(len(jobs), 'job')} of new projects ({of}) {waits} for the data steward: "
+        "`feddp agent approve --list`"
+    )
 
 
 def _rolled_back(text: str) -> str:

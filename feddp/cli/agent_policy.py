@@ -1,4 +1,4 @@
-"""`feddp agent policy` and `feddp agent approve`: what a node allows, and whom it waits for."""
+"""`feddp agent policy`: what a node allows."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -115,44 +115,6 @@ def explain(
                 output.line(f"{one.rule}: {one.message}")
     if any(one.verdict == "refuses" for one in said):
         raise typer.Exit(FAILED)
-
-
-def approve(
-    folder: Folder,
-    job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job to let in.")] = "",
-    list_: Annotated[bool, typer.Option("--list", help="Show what waits and what was let in.")] = (
-        False
-    ),
-    as_json: Json = False,
-) -> None:
-    """Let in a project's first job, which waits where policy.yaml says `approve_first_job: true`.
-
-    Later jobs of the project need no approval. The agent may run; it asks for the order within
-    seconds.
-    """
-    from node_agent.explaining import asked_for_approval, let_in
-
-    if list_ == bool(job_id):
-        raise typer.BadParameter("give a JOB, or --list")
-    found = [let_in(folder, job_id)] if job_id else asked_for_approval(folder)
-    if as_json:
-        output.print_json({"jobs": [asdict(one) for one in found]})
-        return
-    if job_id:
-        output.line(f"job {job_id} of project {found[0].project} is let in")
-        return
-    output.table(
-        ("JOB", "PROJECT", "ASKED", "LET IN"),
-        [
-            (
-                one.job_id,
-                one.project,
-                output.moment(one.asked_at_s),
-                output.moment(one.approved_at_s) if one.approved_at_s else "waits",
-            )
-            for one in found
-        ],
-    )
 
 
 def _rules(folder: Path) -> "Rules":

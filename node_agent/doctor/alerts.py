@@ -1,12 +1,14 @@
 """Whether those who are to be told of alerts could be: a look at each sink, and nothing is sent."""
 
+import ipaddress
 import os
 import socket
 from pathlib import Path
 from typing import Final
 
-from node_agent.alerts import AlertsConfig, FileSink, MailSink, SyslogSink
+from node_agent.alerts import AlertsConfig, FileSink, MailSink, SyslogSink, host_and_port
 from node_agent.doctor.report import Check
+from node_agent.mail_password import PasswordUnusable, mail_password
 
 CONNECT_S_MAX: Final = 5.0
 _RUN: Final = Path("/run")
@@ -31,32 +33,50 @@ def check_alerts(config: AlertsConfig) -> Check:
     if faults:
         do = "correct `alerts` in agent.yaml and restart the agent, or put right what it names"
         return Check("alerts", "failed", "; ".join(faults), do)
+    if config.mail is not None and (text := _in_clear(config.mail)):
+        return Check("alerts", "warning", text, "give `tls: starttls`, or `tls: tls` and its port")
     return Check("alerts", "ok", f"{', '.join(named)}; nothing was sent")
 
 
 def _syslog(sink: SyslogSink) -> list[str]:
-    host, _, port = sink.address.rpartition(":")
+    target = sink.target
     try:
-        if host:
-            socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)
+        if isinstance(target, tuple):
+            socket.getaddrinfo(*target, type=socket.SOCK_DGRAM)
             return []
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
-            connection.connect(sink.address)
-    except (OSError, OverflowError, UnicodeError) as error:
+            connection.connect(target)
+    except (OSError, OverflowError, ValueError) as error:
         return [f"syslog: {sink.address} takes nothing ({_why(error)})"]
     return []
 
 
 def _mail(sink: MailSink) -> list[str]:
     faults = []
-    host, _, port = sink.server.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_S_MAX).close()
-    except (OSError, OverflowError, UnicodeError) as error:
+        socket.create_connection(host_and_port(sink.server), timeout=CONNECT_S_MAX).close()
+    except (OSError, OverflowError, ValueError) as error:
         faults.append(f"mail: {sink.server} cannot be reached ({_why(error)})")
-    if sink.password_file and not os.access(sink.password_file, os.R_OK):
-        faults.append(f"mail: the password file {sink.password_file} cannot be read here")
+    try:
+        if sink.user or sink.password_file:
+            mail_password(sink)
+    except PasswordUnusable as error:
+        faults.append(f"mail: {error}")
+    if sink.password_file and not sink.user:
+        faults.append("mail: `password_file` is given and no `user`, so nobody logs in")
     return faults
+
+
+def _in_clear(sink: MailSink) -> str:
+    """That a password leaves this machine for everybody on the way to read; empty if not."""
+    host, _ = host_and_port(sink.server)
+    if sink.tls != "none" or not sink.user or host == "localhost":
+        return ""
+    try:
+        is_here = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_here = False
+    return "" if is_here else f"mail: `tls: none` sends the password to {host} in clear"
 
 
 def _file(sink: FileSink) -> list[str]:
@@ -71,4 +91,7 @@ def _file(sink: FileSink) -> list[str]:
 
 
 def _why(error: Exception) -> str:
-    return getattr(error, "strerror", None) or "no such host and port"
+    said = getattr(error, "strerror", None)
+    if not said and isinstance(error, OSError):
+        said = str(error)
+    return said or "no such host and port"

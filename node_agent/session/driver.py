@@ -165,7 +165,7 @@ class Driver:
                 self._note(REFUSED_NOTE, "")
                 self._witness.soon()
             case e.JobEndedReceived(job_id):
-                self._spawn(self._parts.ledger.run(self._parts.state.mandates.end, job_id))
+                self._spawn(self._parts.ledger.run(self._parts.state.end_job, job_id))
                 self._witness.soon()
             case e.Disconnected():
                 self._note(CONNECTED_NOTE, "")

@@ -164,6 +164,36 @@ def test_a_move_waits_for_both_approvals_and_goes_on_with_the_key_that_was_read_
     assert status(folder)["in_order"], status(folder)
 
 
+def test_a_project_of_the_same_name_at_the_other_coordinator_is_looked_at(
+    coordinator: Federation, other: Federation
+) -> None:
+    """What the steward had let in was the first one's; here a job waits, and then nothing is
+    released before they have looked."""
+    folder = start_alpha(coordinator)
+    rules = yaml.safe_load((folder / "policy.yaml").read_text())
+    rules["work"] = {"approve_first_job": True}
+    (folder / "policy.yaml").write_text(yaml.safe_dump(rules))
+    place = ("--dir", str(folder))
+
+    def waiting() -> list[str]:
+        return [one["job_id"] for one in cli_json("agent", "status", *place)["waiting"]]
+
+    first = coordinator.submit(cheap(1))
+    wait_for("it waits", lambda: waiting() == [first])
+    cli_json("agent", "approve", first, *place)
+    assert coordinator.wait_for_end(first).status == "completed"
+    stop_agent(coordinator)
+    cli_json("agent", "move", token(other)["token"], *place)
+    settle_at(other, folder)
+    other.start("alpha")
+    other.wait_for_nodes("alpha", "beta")
+    second = other.submit(cheap(1))
+    wait_for("it waits there, too", lambda: waiting() == [second])
+    assert cli_json("agent", "status", *place)["ledger"]["entries"] == 2, "something was released"
+    cli_json("agent", "approve", second, *place)
+    assert other.wait_for_end(second).status == "completed"
+
+
 def test_an_old_copy_is_told_from_coming_back(
     coordinator: Federation, other: Federation, tmp_path: Path
 ) -> None:

@@ -105,6 +105,36 @@ def test_a_first_job_waits_until_the_steward_lets_it_in(three: Federation) -> No
     assert three.wait_for_end(job_id).status == "completed"
 
 
+def test_a_first_job_that_is_refused_is_asked_for_again_once_it_is_let_in(
+    three: Federation,
+) -> None:
+    """The engineer sees who has refused it; another that is cancelled waits for nobody."""
+    change(three, "alpha", work={"approve_first_job": True})
+    place = ("--dir", str(three.agent("alpha")))
+
+    def waiting() -> list[str]:
+        listed = cli_json("agent", "approve", "--list", *place)["jobs"]
+        return [one["job_id"] for one in listed if one["state"] == "waits"]
+
+    gone = three.submit(null_job(rounds=1))
+    wait_for("it waits", lambda: waiting() == [gone])
+    assert len(cli_json("agent", "status", *place)["waiting"]) == 1
+    assert run_cli("job", "cancel", gone, "--dir", str(three.installation.folder))[0] == 0
+    wait_for("it waits no more", lambda: waiting() == [])
+    assert run_cli("agent", "approve", gone, *place)[0] == 3
+    job_id = three.submit(null_job(rounds=1))
+    waits(three, job_id, "alpha", "APPROVAL_NEEDED")
+    (asked,) = cli_json("agent", "approve", "--reject", job_id, *place)["jobs"]
+    assert (asked["state"], asked["signed_by"], asked["mechanism"]) == (
+        *("refused", three.engineer["name"], "no_data"),
+    )
+    assert "has looked at this job and refused it" in waits(
+        three, job_id, "alpha", "APPROVAL_REFUSED"
+    )
+    cli_json("agent", "approve", job_id, *place)
+    assert three.wait_for_end(job_id).status == "completed"
+
+
 def test_a_key_that_is_pinned_later_lets_the_job_go_on(three: Federation) -> None:
     """Until then it waits for the hospital, whose steward is named as who can help."""
     change(three, "alpha", who_may_ask={"engineers": []})

@@ -122,6 +122,13 @@ def write_rules(folder: Path, policy_: dict[str, Any] | None = None, data_sets: 
             source.write_text(",".join([one["patient"], one["label"], *one["columns"]]) + "\n")
 
 
+APPROVALS_BEFORE = (
+    "DROP TABLE known_projects; DROP TABLE approvals;"
+    "CREATE TABLE approvals (job_id TEXT PRIMARY KEY, project TEXT NOT NULL,"
+    " asked_at_s REAL NOT NULL, approved_at_s REAL NOT NULL DEFAULT 0) STRICT;"
+)
+"""What brings a `state.db` back to before a project was known to a coordinator."""
+
 EPOCHS_DROPPED = "".join(
     f"DROP TABLE {name};"
     for name in (

@@ -178,7 +178,7 @@ def test_a_database_of_0_1_0_is_taken_over(reopen: Reopen, tmp_path: Path) -> No
             "ALTER TABLE attempts DROP COLUMN project; ALTER TABLE attempts DROP COLUMN purpose;"
             "DROP TABLE seen_heads; DROP TABLE seen_attempts; DROP TABLE seen_checkpoints;"
             "DROP TABLE disputes; DROP TABLE settled; DROP TABLE raises; DROP TABLE payers;"
-            "DROP TABLE job_mandates; DROP TABLE approvals;"
+            "DROP TABLE job_mandates; DROP TABLE approvals; DROP TABLE known_projects;"
             f"{EPOCHS_DROPPED}PRAGMA user_version = 1;"
         )
     state = reopen()
@@ -196,6 +196,7 @@ def test_a_database_from_before_raises_is_taken_over(reopen: Reopen, tmp_path: P
     with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as old:
         old.executescript(
             "DROP TABLE raises; DROP TABLE payers; DROP TABLE job_mandates; DROP TABLE approvals;"
+            "DROP TABLE known_projects;"
             f"{EPOCHS_DROPPED}PRAGMA user_version = 2;"
         )
     state = reopen()

@@ -381,7 +381,8 @@ def test_a_ledger_of_the_schemas_between_is_taken_over(node: Node, version: int)
     with contextlib.closing(sqlite3.connect(node.folder / "state.db")) as old:
         raises = "DROP TABLE raises;" if version == 2 else ""
         old.executescript(
-            f"DROP TABLE payers; DROP TABLE job_mandates; DROP TABLE approvals; {raises}"
+            f"DROP TABLE payers; DROP TABLE job_mandates; DROP TABLE approvals;"
+            f"DROP TABLE known_projects; {raises}"
             f"{EPOCHS_DROPPED}PRAGMA user_version = {version};"
         )
     node.reopen()

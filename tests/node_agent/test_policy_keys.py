@@ -209,7 +209,9 @@ def test_the_first_job_of_a_project_waits_for_approval_and_later_ones_do_not(
     answer = admission(5.0).decide(order("a1", job_id="job-1"))
     assert reason(answer) == "APPROVAL_NEEDED"
     assert "feddp agent approve job-1" in answer.message
-    assert [(one.job_id, one.asked_at_s) for one in state.approvals.all()] == [("job-1", 5.0)]
+    assert [(one.job_id, one.asked_at_s) for one in state.approvals.waiting(6.0)] == [
+        ("job-1", 5.0)
+    ]
     before = admission().suspensions()
     with pytest.raises(NotFound):
         state.approvals.approve("job-9", 6.0)

@@ -17,10 +17,11 @@ from node_agent.backup import backup
 from node_agent.config import Folder
 from node_agent.digest import digest
 from node_agent.doctor.files import check_ledger, check_policy
-from node_agent.explaining import asked_for_approval, explain, let_in, order_of_job
+from node_agent.explaining import explain, order_of_job
 from node_agent.identity import load_identity
 from node_agent.leaving import plan
 from node_agent.ledger_files import export, heads, restore
+from node_agent.letting_in import asked_for_approval, let_in
 from node_agent.notes import CONNECTED_NOTE
 from node_agent.outbox import outbox
 from node_agent.reading import reading, snapshot, writing
@@ -30,19 +31,20 @@ from node_agent.status import status
 from privacy.filters import make_filter
 from protos.errors import FeddpError, Limited, Unavailable
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
-from tests.node_agent.samples import EPOCHS_DROPPED, LEDGER_KEY, NODE, order
+from tests.node_agent.samples import APPROVALS_BEFORE, EPOCHS_DROPPED, LEDGER_KEY, NODE, order
 
 RELEASED: Final = Path(__file__).parent / "state_0_1_0.sql"
 
-ASKED: Final = "DROP TABLE job_mandates; DROP TABLE approvals;"
+ASKED: Final = "DROP TABLE job_mandates; DROP TABLE approvals; DROP TABLE known_projects;"
 FOLLOWED: Final = (
     "ALTER TABLE attempts DROP COLUMN project; ALTER TABLE attempts DROP COLUMN purpose;"
     "DROP TABLE seen_heads; DROP TABLE seen_attempts; DROP TABLE seen_checkpoints;"
     "DROP TABLE disputes; DROP TABLE settled;"
 )
 BACK: Final = {
-    6: "",
-    5: EPOCHS_DROPPED,
+    7: "",
+    6: APPROVALS_BEFORE,
+    5: f"{APPROVALS_BEFORE}{EPOCHS_DROPPED}",
     4: f"{EPOCHS_DROPPED}{ASKED}",
     3: f"{EPOCHS_DROPPED}{ASKED}DROP TABLE payers;",
     2: f"{EPOCHS_DROPPED}{ASKED}DROP TABLE payers; DROP TABLE raises;",

@@ -111,6 +111,8 @@ def restore(source: Path, path: Path) -> list[str]:
         if LEDGER not in names:
             raise _invalid(source)
         _, identity = read_folder(folder)
+        if ledger.stat().st_size == 0:
+            raise _invalid(source)
         state = State(ledger, identity.node, identity.ledger_key)
         try:
             state.become_copy()

@@ -62,6 +62,12 @@ class Folder:
         return self.root / "state.db"
 
     @property
+    def has_ledger(self) -> bool:
+        """Whether `state.db` is there and holds anything: one of no bytes is a lost ledger. It must
+        not be opened either, as SQLite then throws away the log beside it."""
+        return self.state_db.exists() and self.state_db.stat().st_size > 0
+
+    @property
     def former(self) -> Path:
         """The former coordinator's own part, while the node moves to another one."""
         return self.root / "former"

@@ -30,12 +30,12 @@ from node_agent.payers import require_kept
 from node_agent.policy import AccountPolicy, above_limit
 from node_agent.reading import reading
 from node_agent.share_balances import balances_within
-from node_agent.state import State, ledger_missing
+from node_agent.state import State
 from node_agent.steward import Rules, Steward, in_force, unknown_names
 from node_agent.tasks.registry import installed
 from privacy.ledger import verify
 from privacy.stages import stage_of
-from protos.errors import FeddpError
+from protos.errors import FeddpError, NotFound
 
 
 def status(path: Path) -> dict[str, Any]:
@@ -94,9 +94,15 @@ def status(path: Path) -> dict[str, Any]:
     raises: dict[str, tuple[int, int]] = {}
     guarantees: dict[str, float] = {}
     shares: dict[str, list[dict[str, Any]]] = {}
-    if folder.state_db.exists():
-        opened = contextlib.ExitStack()
+    opened = contextlib.ExitStack()
+    try:
         state = opened.enter_context(reading(folder, identity))
+    except FeddpError as error:
+        if error.reason not in ("LEDGER_MISSING", "LEDGER_INVALID"):
+            raise
+        told = {"missing": error.message} if isinstance(error, NotFound) else {}
+        answer["ledger"] |= {"verified": False, "problems": [] if told else [error.message], **told}
+    else:
         try:
             kept = state.ledger.accounts()
             answer["rules"] = _kept(rules, state) or answer["rules"]
@@ -129,8 +135,6 @@ def status(path: Path) -> dict[str, Any]:
         finally:
             opened.close()
         answer["ledger"] |= {"missing": "", "older": state.older}
-    else:
-        answer["ledger"] |= {"verified": False, "missing": ledger_missing(folder).message}
     answer["accounts"] = [
         one | {"shares": shares.get(one["name"], [])}
         for one in _accounts(identity.node, rules, kept, raises, guarantees)

@@ -17,6 +17,7 @@ from node_agent.proxy import ProxyConfig
 from node_agent.shapes import shaped
 from node_agent.tracing_config import TracingConfig
 from node_agent.whose import require_access, unreadable
+from node_agent.yaml_slips import Slip, refuse_slips
 from protos.errors import FeddpError, Malformed, NotFound
 
 VALUE_CHARS_MAX: Final = 64
@@ -161,7 +162,8 @@ def load_config(folder: Folder) -> AgentConfig:
 
 
 def read_yaml(path: Path, reason: str) -> dict[str, Any]:
-    """The mapping in a YAML file; a repeated key is refused, as its last value would win silently.
+    """The mapping in a YAML file; a repeated key is refused, as its last value would win silently,
+    and whatever else `refuse_slips` finds.
 
     Raises:
         Malformed: `reason`; the message names the file and the line.
@@ -171,7 +173,7 @@ def read_yaml(path: Path, reason: str) -> dict[str, Any]:
         if len(data) > FILE_BYTES_MAX:
             raise Malformed(reason, f"{path} is larger than {FILE_BYTES_MAX} bytes; shorten it")
         text = data.decode()
-        _refuse_repeated(yaml.compose(text, Loader=yaml.SafeLoader), path, reason)
+        refuse_slips(text)
         value = yaml.safe_load(text)
     except PermissionError:
         raise Malformed(reason, unreadable(path)) from None
@@ -194,6 +196,8 @@ def read_yaml(path: Path, reason: str) -> dict[str, Any]:
         raise Malformed(
             reason, f"{path} cannot be read: {error.strerror}; look at its disk"
         ) from None
+    except Slip as slip:
+        raise Malformed(reason, f"{path} line {slip.line} {slip}") from None
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" near line {mark.line + 1}" if mark is not None else ""
@@ -261,21 +265,6 @@ def _is_number_text(value: object) -> bool:
         return isinstance(value, str) and math.isfinite(float(value))
     except ValueError:
         return False
-
-
-def _refuse_repeated(node: yaml.Node | None, path: Path, reason: str) -> None:
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_repeated(item, path, reason)
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, item in node.value:
-            name = str(key.value)
-            if name in seen:
-                line = key.start_mark.line + 1
-                raise Malformed(reason, f"{path} line {line} gives {name!r} again; keep one")
-            seen.add(name)
-            _refuse_repeated(item, path, reason)
 
 
 def _checked(check: Any, value: str) -> str:

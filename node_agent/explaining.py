@@ -103,7 +103,7 @@ def let_in(path: Path, job_id: str) -> Asked:
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[State]:
     folder = Folder(path.absolute())
-    _, identity = read_folder(folder)
+    _, identity = read_folder(folder, to_read=True)
     with reading(folder, identity) as state:
         yield state
 

@@ -70,7 +70,7 @@ def plan(path: Path, *, forget_ledger: bool = False) -> Leaving:
         gone = (folder.state_db, folder.identity / LEDGER_KEY)
         rest = (folder.policy_yaml, folder.datasets_yaml, folder.logs)
         return Leaving(found.node, "", gone, tuple(one for one in rest if one.exists()), 0)
-    config, identity = read_folder(folder)
+    config, identity = read_folder(folder, to_read=True)
     given = [folder.agent_yaml, *(folder.identity / name for name in _GIVEN), folder.spool]
     given += sorted(folder.identity.glob(_WAITING))
     ledger = [folder.state_db, folder.identity / LEDGER_KEY]

@@ -10,11 +10,12 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from certs.enrolment import load_ledger_key, public_bytes_of
+from certs.enrolment import public_bytes_of
 from node_agent.config import Folder
 from node_agent.disputes import Dispute
-from node_agent.identity import CHAIN, LEDGER_KEY, Identity
+from node_agent.identity import CHAIN, Identity, read_ledger_key
 from node_agent.installation import locked, read_folder
+from node_agent.lost_keys import LostKey
 from node_agent.lost_ledger import is_damage, ledger_damaged, ledger_missing
 from node_agent.notes import ROLLED_BACK_NOTE
 from node_agent.own_ledger import KeptAccount
@@ -34,6 +35,7 @@ class Kept:
 
     node: str
     ledger_key: Ed25519PrivateKey
+    lost: FeddpError | None
 
     @property
     def ledger_public_key(self) -> bytes:
@@ -42,20 +44,17 @@ class Kept:
 
 
 def kept_ledger(folder: Folder) -> Kept | None:
-    """Of a folder that has left; None where it has not, or keeps no ledger.
+    """Of a folder that has left; None where it has not, or keeps no ledger. Its key may be lost.
 
     Raises:
         NotAllowed: OTHER_USER.
-        Malformed: LEDGER_INVALID; the key's, as `load_ledger_key`.
+        Malformed: LEDGER_INVALID.
         NotFound: LEDGER_MISSING, it is there and empty.
     """
     require_access(folder.root)
-    key = folder.identity / LEDGER_KEY
     left = not folder.agent_yaml.exists() and not (folder.identity / CHAIN).exists()
-    if not left or not folder.state_db.exists() or not key.exists():
-        return None
-    node = node_of_ledger(folder)
-    return Kept(node, load_ledger_key(key)) if node else None
+    node = node_of_ledger(folder) if left else ""
+    return Kept(node, *read_ledger_key(folder.identity)) if node else None
 
 
 def node_of_ledger(folder: Folder) -> str:
@@ -178,7 +177,7 @@ def export(path: Path, out: Path) -> int:
         Conflict: FILE_EXISTS.
         NotFound: NOT_JOINED, LEDGER_MISSING, FOLDER_MISSING.
     """
-    folder, identity = _opened(path)
+    folder, identity = _opened(path, to_read=True)
     if out.exists():
         raise Conflict("FILE_EXISTS", f"{out} exists and is not written over; choose another name")
     if not out.parent.is_dir():
@@ -244,11 +243,13 @@ def _entries(count: int) -> str:
     return "1 entry" if count == 1 else f"{count} entries"
 
 
-def _opened(path: Path) -> tuple[Folder, Identity | Kept]:
+def _opened(path: Path, *, to_read: bool = False) -> tuple[Folder, Identity | Kept]:
     folder = Folder(path.absolute())
     owner: Identity | Kept | None = kept_ledger(folder)
     if owner is None:
-        _, owner = read_folder(folder)
+        _, owner = read_folder(folder, to_read=to_read)
+    if owner.lost is not None and not to_read:
+        raise owner.lost
     if not folder.has_ledger:
         raise ledger_missing(folder.state_db)
     return folder, owner
@@ -339,8 +340,10 @@ def _copy(source: Path, out: Path) -> None:
 
 
 def _sound(state: State, identity: Identity | Kept, path: Path) -> int:
-    """Entries of a ledger that verifies and is this node's."""
+    """Entries of a ledger that verifies and is this node's; without its key they are counted."""
     entries = state.ledger.entries()
+    if isinstance(identity.ledger_key, LostKey):
+        return len(entries)
     filters = {
         one.account: one.filter(one.epsilon_limit_highest) for one in state.ledger.accounts()
     }

@@ -17,6 +17,7 @@ from node_agent.headers import WrongHeader, check_header
 from node_agent.identity import Identity
 from node_agent.installation import is_locked, read_folder
 from node_agent.ledger_files import Kept, kept_ledger
+from node_agent.lost_keys import LostKey
 from node_agent.notes import (
     CONNECTED_NOTE,
     LEFT_NOTE,
@@ -46,7 +47,7 @@ def status(path: Path) -> dict[str, Any]:
         Malformed: CONFIG_INVALID, IDENTITY_INVALID.
     """
     folder = Folder(path.absolute())
-    config, identity = read_folder(folder)
+    config, identity = read_folder(folder, to_read=True)
     running = is_locked(folder)
     answer: dict[str, Any] = {
         "node": identity.node,
@@ -56,6 +57,7 @@ def status(path: Path) -> dict[str, Any]:
         "certificate_fingerprint": identity.fingerprint,
         "certificate_expires_at": identity.expires_at.timestamp(),
         "certificate_renews_at": identity.renews_at.timestamp(),
+        "keys_lost": identity.lost.message if identity.lost is not None else "",
         "running": running,
         "connected": False,
         "connected_since": None,
@@ -144,7 +146,9 @@ def status(path: Path) -> dict[str, Any]:
     )
     ledger = answer["ledger"]
     sound = ledger["verified"] and not ledger["disputes"] and not ledger["rolled_back"]
-    answer["in_order"] = answer["files_in_order"] and sound and answer["refused"] is None
+    answer["in_order"] = (
+        answer["files_in_order"] and sound and answer["refused"] is None and identity.lost is None
+    )
     return answer
 
 
@@ -223,6 +227,16 @@ def _data_set(spec: DataSetSpec, rules: Rules) -> dict[str, Any]:
 
 def _verified(state: State, kept: list[KeptAccount], identity: Identity | Kept) -> dict[str, Any]:
     entries = state.ledger.entries()
+    disputes = [{**asdict(one), "do": one.advice(state.folder)} for one in state.disputes.all()]
+    if isinstance(identity.ledger_key, LostKey):
+        problem = "without the ledger's key its signatures cannot be checked"
+        return {
+            "verified": False,
+            "entries": len(entries),
+            "problems": [problem],
+            "heads": {},
+            "disputes": disputes,
+        }
     filters = {one.account: one.filter(one.epsilon_limit_highest) for one in kept}
     found = verify(entries, filters, {identity.node: identity.ledger_public_key})
     problems = [f"{one.account} entry {one.seq}: {one.text}" for one in found.problems]
@@ -236,9 +250,7 @@ def _verified(state: State, kept: list[KeptAccount], identity: Identity | Kept) 
         "entries": len(entries),
         "problems": problems,
         "heads": heads,
-        "disputes": [
-            {**asdict(one), "do": one.advice(state.folder)} for one in state.disputes.all()
-        ],
+        "disputes": disputes,
     }
 
 

@@ -16,6 +16,7 @@ from node_agent.launchers.settings import LauncherSettings, LocalSettings
 from node_agent.proxy import ProxyConfig
 from node_agent.shapes import shaped
 from node_agent.tracing_config import TracingConfig
+from node_agent.waiting_join import waiting_said
 from node_agent.whose import require_access, unreadable
 from node_agent.yaml_slips import Slip, refuse_slips
 from protos.errors import FeddpError, Malformed, NotFound
@@ -154,7 +155,11 @@ def load_config(folder: Folder) -> AgentConfig:
         )
         raise NotFound(
             "NOT_JOINED",
-            f"{folder.root} holds no agent; join with `feddp agent join TOKEN --dir {folder.root}`"
+            (
+                waiting_said(folder.root)
+                or f"{folder.root} holds no agent; join with `feddp agent join TOKEN --dir "
+                f"{folder.root}`"
+            )
             + (kept if folder.state_db.exists() else ""),
         )
     value = read_yaml(folder.agent_yaml, "CONFIG_INVALID")

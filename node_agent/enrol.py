@@ -57,9 +57,10 @@ from node_agent.proxy import OPTION, ProxyConfig, Route, route_to
 from node_agent.renewal import pending_key
 from node_agent.state import State
 from node_agent.templates import DATASETS_YAML, POLICY_YAML
+from node_agent.waiting_join import forget_waiting, note_waiting
 from node_agent.whose import require_access
 from protos.content import beside_of, sync_directory, write_durable
-from protos.errors import Conflict, FeddpError, Unavailable
+from protos.errors import Conflict, FeddpError, Unavailable, WrongPhase
 from protos.feddp.v1 import enrollment_pb2 as pb
 from protos.feddp.v1 import enrollment_pb2_grpc as pb_grpc
 from protos.status import from_rpc
@@ -159,8 +160,13 @@ def join(
     if proxy is not None and route.source == "agent.yaml":  # it is not written yet
         route = replace(route, source=OPTION)
 
+    def waits(error: FeddpError) -> bool:
+        if moving is None:
+            note_waiting(folder.identity, parsed, error)
+        return pending(error)
+
     def ask(request: pb.JoinRequest, undo: contextlib.ExitStack) -> pb.JoinResponse:
-        return _ask(parsed, route, request, connect_timeout_s, undo, pending)
+        return _ask(parsed, route, request, connect_timeout_s, undo, waits)
 
     if moving is not None:
         return _joined(parsed, folder, None, settings, encrypt_keys, ask, moving)
@@ -199,6 +205,8 @@ def _joined(
         try:
             answer = ask(request, undo)
         except FeddpError as error:
+            if is_refusal(error) and error.reason != "JOIN_PENDING":
+                forget_waiting(folder.identity, parsed)
             if kept and error.reason == "CSR_NAMES":
                 raise for_another(folder, kept, NOT_USED_UP) from None
             raise
@@ -345,7 +353,12 @@ def _answered(
             waited = True
             undo.pop_all()
             if not pending(found):
-                raise found
+                raise WrongPhase(
+                    "JOIN_PENDING",
+                    f"{found.message}. Tell them this key by a way that both know; then the same "
+                    "command with the same token goes on from here",
+                    retry_after_s=found.retry_after_s,
+                )
             time.sleep(found.retry_after_s or PENDING_S)
         elif waited and found.retryable:
             time.sleep(PENDING_S)
@@ -392,6 +405,7 @@ def _write(
     # With a pending key it is the switch of a renewal: the folder works before and after it.
     write_durable(folder.identity / CHAIN, answer.certificate_chain, 0o644)
     settle(folder.identity)
+    forget_waiting(folder.identity)
     return JoinResult(
         node=spiffe_id.name,
         node_class=answer.node_class,

@@ -16,6 +16,7 @@ from node_agent.doctor import files, machine
 from node_agent.doctor.alerts import check_alerts
 from node_agent.doctor.coordinator import ASKED, check_coordinator, clock_check
 from node_agent.doctor.enrolment import ahead_there
+from node_agent.doctor.launcher import check_launcher
 from node_agent.doctor.network import check_network
 from node_agent.doctor.report import Check, skipped
 from node_agent.doctor.rows import check_rows
@@ -103,6 +104,8 @@ def examine(
         yield check_alerts(patient.config.alerts)
     if patient.config is not None and folder is not None:
         yield check_traces(patient.config.tracing, folder.root)
+        if asked := check_launcher(patient.config.launcher):
+            yield asked
     yield machine.check_memory(patient.config)
     say("loading what training needs")
     yield machine.check_training()

@@ -115,6 +115,11 @@ def passphrase() -> bytes:
     return secret
 
 
+def _source() -> str:
+    name = os.environ.get(FILE_VARIABLE)
+    return f"in {name} ({FILE_VARIABLE})" if name else f"in {VARIABLE}"
+
+
 def private_pem(key: PrivateKey) -> bytes:
     """`key` as unencrypted PKCS#8 PEM: what gRPC takes."""
     return key.private_bytes(
@@ -169,7 +174,9 @@ def _load(path: Path) -> object:
     except (ValueError, TypeError, UnsupportedAlgorithm):
         if secret is not None:
             raise Malformed(
-                "PASSPHRASE_WRONG", f"the passphrase given does not open {path}"
+                "PASSPHRASE_WRONG",
+                f"the passphrase {_source()} does not open {path}: put back there the one that the "
+                "keys were made with",
             ) from None
         raise _not_a_key(path, "a PEM private key") from None
 

@@ -25,6 +25,7 @@ from node_agent.identity import Identity
 from node_agent.installation import locked, read_folder
 from node_agent.launchers.base import Limits, StartWorker
 from node_agent.launchers.choice import launcher_of
+from node_agent.lost_ledger import ledger_missing
 from node_agent.overlap_watch import watch_overlaps
 from node_agent.proxy import route_to
 from node_agent.renewal import Renewal
@@ -34,7 +35,7 @@ from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.parts import Parts
 from node_agent.session.traces import AttemptTraces
 from node_agent.spool import Spool
-from node_agent.state import State, ledger_missing
+from node_agent.state import State
 from node_agent.steward import Steward, require_known_names
 from node_agent.tasks.registry import installed
 from protos import tracing
@@ -61,8 +62,8 @@ def run(path: Path) -> None:
     """
     folder = Folder(path.absolute())
     config, identity = read_folder(folder)
-    if not folder.state_db.exists():
-        raise ledger_missing(folder)
+    if not folder.has_ledger:
+        raise ledger_missing(folder.state_db)
     # A steward's mistake is told before anything starts; later ones refuse every order.
     require_known_names(Steward(folder).rules())
     keep_freed(FREED_BYTES_KEPT)

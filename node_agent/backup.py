@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from node_agent.config import Folder
+from node_agent.identity import read_ledger_key
 from node_agent.installation import locked, read_folder
 from node_agent.ledger_files import export
 from node_agent.state import State
@@ -39,10 +40,15 @@ def backup(path: Path, out: Path) -> list[str]:
 
     Raises:
         Conflict: FILE_EXISTS.
-        NotFound: NOT_JOINED, LEDGER_MISSING, FOLDER_MISSING.
+        Malformed: IDENTITY_INVALID, a key is missing or damaged.
+        NotFound: NOT_JOINED, LEDGER_MISSING, FOLDER_MISSING; IDENTITY_INVALID.
     """
     folder = Folder(path.absolute())
-    read_folder(folder)
+    _, identity = read_folder(folder, to_read=True)
+    # Keys under a passphrase are copied as they lie; a backup that lacks one is none.
+    for lost in (identity.lost, read_ledger_key(folder.identity)[1]):
+        if lost is not None and not lost.reason.startswith("PASSPHRASE"):
+            raise lost
     if out.exists():
         raise Conflict("FILE_EXISTS", f"{out} exists and is not written over; choose another name")
     if not out.absolute().parent.is_dir():
@@ -111,6 +117,8 @@ def restore(source: Path, path: Path) -> list[str]:
         if LEDGER not in names:
             raise _invalid(source)
         _, identity = read_folder(folder)
+        if ledger.stat().st_size == 0:
+            raise _invalid(source)
         state = State(ledger, identity.node, identity.ledger_key)
         try:
             state.become_copy()

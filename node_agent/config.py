@@ -16,7 +16,9 @@ from node_agent.launchers.settings import LauncherSettings, LocalSettings
 from node_agent.proxy import ProxyConfig
 from node_agent.shapes import shaped
 from node_agent.tracing_config import TracingConfig
+from node_agent.waiting_join import waiting_said
 from node_agent.whose import require_access, unreadable
+from node_agent.yaml_slips import Slip, refuse_slips
 from protos.errors import FeddpError, Malformed, NotFound
 
 VALUE_CHARS_MAX: Final = 64
@@ -60,6 +62,12 @@ class Folder:
     def state_db(self) -> Path:
         """Attempts and the node's own ledger."""
         return self.root / "state.db"
+
+    @property
+    def has_ledger(self) -> bool:
+        """Whether `state.db` is there and holds anything: one of no bytes is a lost ledger. It must
+        not be opened either, as SQLite then throws away the log beside it."""
+        return self.state_db.exists() and self.state_db.stat().st_size > 0
 
     @property
     def former(self) -> Path:
@@ -147,7 +155,11 @@ def load_config(folder: Folder) -> AgentConfig:
         )
         raise NotFound(
             "NOT_JOINED",
-            f"{folder.root} holds no agent; join with `feddp agent join TOKEN --dir {folder.root}`"
+            (
+                waiting_said(folder.root)
+                or f"{folder.root} holds no agent; join with `feddp agent join TOKEN --dir "
+                f"{folder.root}`"
+            )
             + (kept if folder.state_db.exists() else ""),
         )
     value = read_yaml(folder.agent_yaml, "CONFIG_INVALID")
@@ -155,7 +167,8 @@ def load_config(folder: Folder) -> AgentConfig:
 
 
 def read_yaml(path: Path, reason: str) -> dict[str, Any]:
-    """The mapping in a YAML file; a repeated key is refused, as its last value would win silently.
+    """The mapping in a YAML file; a repeated key is refused, as its last value would win silently,
+    and whatever else `refuse_slips` finds.
 
     Raises:
         Malformed: `reason`; the message names the file and the line.
@@ -165,7 +178,7 @@ def read_yaml(path: Path, reason: str) -> dict[str, Any]:
         if len(data) > FILE_BYTES_MAX:
             raise Malformed(reason, f"{path} is larger than {FILE_BYTES_MAX} bytes; shorten it")
         text = data.decode()
-        _refuse_repeated(yaml.compose(text, Loader=yaml.SafeLoader), path, reason)
+        refuse_slips(text)
         value = yaml.safe_load(text)
     except PermissionError:
         raise Malformed(reason, unreadable(path)) from None
@@ -188,6 +201,8 @@ def read_yaml(path: Path, reason: str) -> dict[str, Any]:
         raise Malformed(
             reason, f"{path} cannot be read: {error.strerror}; look at its disk"
         ) from None
+    except Slip as slip:
+        raise Malformed(reason, f"{path} line {slip.line} {slip}") from None
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" near line {mark.line + 1}" if mark is not None else ""
@@ -255,21 +270,6 @@ def _is_number_text(value: object) -> bool:
         return isinstance(value, str) and math.isfinite(float(value))
     except ValueError:
         return False
-
-
-def _refuse_repeated(node: yaml.Node | None, path: Path, reason: str) -> None:
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_repeated(item, path, reason)
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, item in node.value:
-            name = str(key.value)
-            if name in seen:
-                line = key.start_mark.line + 1
-                raise Malformed(reason, f"{path} line {line} gives {name!r} again; keep one")
-            seen.add(name)
-            _refuse_repeated(item, path, reason)
 
 
 def _checked(check: Any, value: str) -> str:

@@ -28,7 +28,7 @@ def digest(path: Path, days: float) -> dict[str, Any]:
         NotFound: NOT_JOINED, LEDGER_MISSING.
     """
     folder = Folder(path.absolute())
-    _, identity = read_folder(folder)
+    _, identity = read_folder(folder, to_read=True)
     config = load_config(folder).alerts
     with reading(folder, identity) as state:
         since_s = time.time() - days * 86_400.0

@@ -52,13 +52,15 @@ from node_agent.identity import (
 )
 from node_agent.installation import require_not_moving
 from node_agent.kept_name import NOT_USED_UP, USED_UP, for_another, kept_name
+from node_agent.lost_ledger import ledger_missing
 from node_agent.proxy import OPTION, ProxyConfig, Route, route_to
 from node_agent.renewal import pending_key
-from node_agent.state import State, ledger_missing
+from node_agent.state import State
 from node_agent.templates import DATASETS_YAML, POLICY_YAML
+from node_agent.waiting_join import forget_waiting, note_waiting
 from node_agent.whose import require_access
-from protos.content import write_durable
-from protos.errors import Conflict, FeddpError, Unavailable
+from protos.content import beside_of, sync_directory, write_durable
+from protos.errors import Conflict, FeddpError, Unavailable, WrongPhase
 from protos.feddp.v1 import enrollment_pb2 as pb
 from protos.feddp.v1 import enrollment_pb2_grpc as pb_grpc
 from protos.status import from_rpc
@@ -158,8 +160,13 @@ def join(
     if proxy is not None and route.source == "agent.yaml":  # it is not written yet
         route = replace(route, source=OPTION)
 
+    def waits(error: FeddpError) -> bool:
+        if moving is None:
+            note_waiting(folder.identity, parsed, error)
+        return pending(error)
+
     def ask(request: pb.JoinRequest, undo: contextlib.ExitStack) -> pb.JoinResponse:
-        return _ask(parsed, route, request, connect_timeout_s, undo, pending)
+        return _ask(parsed, route, request, connect_timeout_s, undo, waits)
 
     if moving is not None:
         return _joined(parsed, folder, None, settings, encrypt_keys, ask, moving)
@@ -198,6 +205,8 @@ def _joined(
         try:
             answer = ask(request, undo)
         except FeddpError as error:
+            if is_refusal(error) and error.reason != "JOIN_PENDING":
+                forget_waiting(folder.identity, parsed)
             if kept and error.reason == "CSR_NAMES":
                 raise for_another(folder, kept, NOT_USED_UP) from None
             raise
@@ -261,8 +270,8 @@ def _former(folder: Folder, again: bool) -> Identity | None:
             f"{folder.root} holds the identity of node {identity.node} already: to bring it back, "
             "or if its operator asked for it, join with --again; another node needs another --dir",
         )
-    if not folder.state_db.exists():
-        raise ledger_missing(folder)
+    if not folder.has_ledger:
+        raise ledger_missing(folder.state_db)
     settle(folder.identity)
     return identity
 
@@ -344,7 +353,12 @@ def _answered(
             waited = True
             undo.pop_all()
             if not pending(found):
-                raise found
+                raise WrongPhase(
+                    "JOIN_PENDING",
+                    f"{found.message}. Tell them this key by a way that both know; then the same "
+                    "command with the same token goes on from here",
+                    retry_after_s=found.retry_after_s,
+                )
             time.sleep(found.retry_after_s or PENDING_S)
         elif waited and found.retryable:
             time.sleep(PENDING_S)
@@ -385,12 +399,13 @@ def _write(
     if not folder.datasets_yaml.exists():
         write_durable(folder.datasets_yaml, DATASETS_YAML.encode())
     # The ledger begins here and nowhere else: an agent that finds none does not run.
-    State(folder.state_db, spiffe_id.name, ledger_key).close()
+    _begin_ledger(folder, spiffe_id.name, ledger_key)
     write_durable(folder.agent_yaml, yaml.safe_dump(config, sort_keys=False).encode())
     write_durable(folder.identity / BUNDLE, answer.trust_bundle, 0o644)
     # With a pending key it is the switch of a renewal: the folder works before and after it.
     write_durable(folder.identity / CHAIN, answer.certificate_chain, 0o644)
     settle(folder.identity)
+    forget_waiting(folder.identity)
     return JoinResult(
         node=spiffe_id.name,
         node_class=answer.node_class,
@@ -402,6 +417,19 @@ def _write(
         root_fingerprint=token.fingerprint,
         clock_off=off_by_issue(leaf, datetime.now(UTC)),
     )
+
+
+def _begin_ledger(folder: Folder, node: str, key: ed25519.Ed25519PrivateKey) -> None:
+    """A new ledger has its tables before it has its name; one that is there goes on."""
+    if folder.state_db.exists():
+        State(folder.state_db, node, key).close()
+        return
+    beside = beside_of(folder.state_db)
+    for suffix in ("", "-wal", "-shm"):  # of a join that was cut short
+        Path(f"{beside}{suffix}").unlink(missing_ok=True)
+    State(beside, node, key).close()
+    beside.replace(folder.state_db)
+    sync_directory(folder.root)
 
 
 def _plain(value: Any) -> Any:

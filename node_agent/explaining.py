@@ -79,7 +79,7 @@ def explain(path: Path, order: Order, *, from_file: bool = False) -> list[Said]:
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[State]:
     folder = Folder(path.absolute())
-    _, identity = read_folder(folder)
+    _, identity = read_folder(folder, to_read=True)
     with reading(folder, identity) as state:
         yield state
 

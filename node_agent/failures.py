@@ -29,6 +29,17 @@ LOG_DAYS_MAX: Final = 180
 
 DAY_S: Final = 86_400.0
 
+NOTED_MAX: Final = 64
+"""Attempts whose refusal is under way."""
+
+DETAIL_CHARS_MAX: Final = 600
+
+HERE: Final = (
+    "this hospital's IT mends what is said above; `feddp agent doctor` asks the launcher, and the "
+    "agent's own log has it as `worker_failed`"
+)
+"""In the place of a remedy that leads from the coordinator to `feddp agent logs`."""
+
 NAME: Final = "failures.jsonl"
 OLDER: Final = "failures.old.jsonl"
 
@@ -40,7 +51,8 @@ class Failure:
     Attributes:
         opened: whether the data was opened; if not, the coordinator was told reason and sentence.
         reason: stable, UPPER_SNAKE.
-        detail: what the worker said; empty where it said nothing.
+        detail: what the worker said, or why none could be started, which the coordinator is not
+            told; empty where there is nothing to say.
     """
 
     at_s: float
@@ -60,11 +72,21 @@ class Failures:
 
     def __init__(self, logs: Path) -> None:
         self._path = logs / NAME
+        self._why: dict[str, str] = {}
+
+    def note_why(self, attempt_id: str, detail: str) -> None:
+        """What to keep with an attempt that is about to be refused, for the hospital alone."""
+        if len(self._why) >= NOTED_MAX:
+            self._why.pop(next(iter(self._why)))
+        self._why[attempt_id] = detail[:DETAIL_CHARS_MAX]
 
     def refused(self, order: Order, reason: str, message: str) -> None:
         """The data was not opened."""
         remedy = BEFORE_OPENING.get(reason, "")
-        self._keep(order, reason, message, remedy=remedy, opened=False)
+        detail = self._why.pop(order.attempt_id, "")
+        if detail:
+            remedy = HERE
+        self._keep(order, reason, message, remedy=remedy, opened=False, detail=detail)
 
     def after_opening(self, order: Order, reason: str, detail: str = "") -> None:
         """The data was opened and no update came of it."""

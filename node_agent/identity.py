@@ -16,6 +16,7 @@ from certs.enrolment import load_certificate_key, load_ledger_key, private_pem, 
 from certs.issued import identity_of
 from certs.rotation import renewal_due_at
 from certs.spiffe import SpiffeId
+from node_agent.lost_keys import LostKey, lost
 from node_agent.whose import denied
 from protos.content import sync_directory
 from protos.errors import FeddpError, Malformed, NotAllowed, NotFound
@@ -35,6 +36,8 @@ class Identity:
         chain: the node's certificate and the issuing authority's, PEM.
         bundle: the roots that the node trusts, PEM: one, or two while the authority is replaced.
         ledger_key: signs the ledger; outlives every certificate.
+        lost: why a key of it could not be read, of one that was loaded to read by; `key` is empty
+            then where it is that one.
     """
 
     spiffe_id: SpiffeId
@@ -44,6 +47,7 @@ class Identity:
     bundle: bytes
     key: bytes = field(repr=False)
     ledger_key: Ed25519PrivateKey = field(repr=False)
+    lost: FeddpError | None = field(default=None, repr=False)
 
     @property
     def node(self) -> str:
@@ -66,8 +70,11 @@ class Identity:
         return channel_credentials(self.bundle, self.key, self.chain)
 
 
-def load_identity(folder: Path) -> Identity:
+def load_identity(folder: Path, *, to_read: bool = False) -> Identity:
     """Read DIR/identity, also while a renewal switches over or after one was cut short.
+
+    Args:
+        to_read: the ledger and nothing more: a key that cannot be read is no error, and `lost`.
 
     Raises:
         NotAllowed: OTHER_USER, it is another user's.
@@ -77,12 +84,17 @@ def load_identity(folder: Path) -> Identity:
     try:
         while True:
             chain, bundle = ((folder / name).read_bytes() for name in (CHAIN, BUNDLE))
-            key = _key_of(folder, chain)
+            try:
+                key, lost_key = _key_of(folder, chain), None
+            except FeddpError as error:
+                if not to_read:
+                    raise
+                key, lost_key = b"", lost(error, str(folder))
             if (folder / CHAIN).read_bytes() == chain:
                 break
     except PermissionError:
         raise NotAllowed("OTHER_USER", denied(folder)) from None
-    except OSError:
+    except (OSError, NotFound):
         raise NotFound(
             "NOT_JOINED",
             f"{folder} holds no whole identity; run `feddp agent join TOKEN --dir {folder.parent}`",
@@ -90,16 +102,38 @@ def load_identity(folder: Path) -> Identity:
     try:
         leaf = x509.load_pem_x509_certificates(chain)[0]
         spiffe_id = identity_of(leaf, "node")
-        channel_credentials(bundle, key, chain)
-        ledger_key = load_ledger_key(folder / LEDGER_KEY)
+        try:
+            if key:
+                channel_credentials(bundle, key, chain)
+        except FeddpError as error:
+            if not to_read:
+                raise
+            key, lost_key = b"", lost(error, str(folder))
     except (ValueError, FeddpError) as error:
-        if isinstance(error, FeddpError) and error.reason.startswith("PASSPHRASE"):
-            raise
         detail = error.message if isinstance(error, FeddpError) else f"{CHAIN} is not readable PEM"
         raise Malformed("IDENTITY_INVALID", f"{folder} is damaged: {detail}") from None
+    ledger_key, lost_ledger_key = read_ledger_key(folder)
+    if lost_ledger_key is not None and not to_read:
+        raise lost_ledger_key
     return Identity(
-        spiffe_id, leaf.not_valid_after_utc, renewal_due_at(leaf), chain, bundle, key, ledger_key
+        spiffe_id,
+        leaf.not_valid_after_utc,
+        renewal_due_at(leaf),
+        chain,
+        bundle,
+        key,
+        ledger_key,
+        lost_key or lost_ledger_key,
     )
+
+
+def read_ledger_key(folder: Path) -> tuple[Ed25519PrivateKey, FeddpError | None]:
+    """The ledger's key in DIR/identity, or one that signs nothing, and why."""
+    try:
+        return load_ledger_key(folder / LEDGER_KEY), None
+    except FeddpError as error:
+        why = lost(error, str(folder))
+    return LostKey(why), why
 
 
 def _key_of(folder: Path, chain: bytes) -> bytes:
@@ -108,13 +142,16 @@ def _key_of(folder: Path, chain: bytes) -> bytes:
 
     Raises:
         Malformed: PASSPHRASE_MISSING, PASSPHRASE_WRONG.
-        FileNotFoundError: there is no `node.key`.
+        NotFound: KEY_MISSING, there is no `node.key`.
     """
     # The one may be renamed over the other between two looks.
     for name in (KEY, NEXT_KEY, KEY):
         if (found := _key_for(folder / name, chain)) is not None:
             return private_pem(found)
-    return (folder / KEY).read_bytes()
+    try:
+        return (folder / KEY).read_bytes()
+    except FileNotFoundError:
+        raise NotFound("KEY_MISSING", f"there is no key file {folder / KEY}") from None
 
 
 def _key_for(path: Path, chain: bytes) -> ec.EllipticCurvePrivateKey | None:

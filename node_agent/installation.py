@@ -15,8 +15,11 @@ LOCK_TRIES: Final = 10
 LOCK_WAIT_S: Final = 0.1
 
 
-def read_folder(folder: Folder) -> tuple[AgentConfig, Identity]:
+def read_folder(folder: Folder, *, to_read: bool = False) -> tuple[AgentConfig, Identity]:
     """Configuration and identity, which belong together.
+
+    Args:
+        to_read: as `load_identity` has it.
 
     Raises:
         NotFound: NOT_JOINED.
@@ -24,7 +27,7 @@ def read_folder(folder: Folder) -> tuple[AgentConfig, Identity]:
         WrongPhase: MOVE_CUT_SHORT.
     """
     require_not_moving(folder)
-    config, identity = load_config(folder), load_identity(folder.identity)
+    config, identity = load_config(folder), load_identity(folder.identity, to_read=to_read)
     if (config.node, config.trust_domain) != (identity.node, identity.spiffe_id.trust_domain):
         raise Malformed(
             "IDENTITY_MISMATCH",

@@ -4,7 +4,7 @@ from typing import Final
 
 from node_agent.config import Folder
 from node_agent.identity import Identity
-from protos.errors import Malformed
+from protos.errors import Malformed, NotFound
 
 NOT_USED_UP: Final = "It was not used up: whoever it is for can still join with it"
 USED_UP: Final = "It is used up, as this coordinator is of an older version that looks at no name"
@@ -18,9 +18,17 @@ def kept_name(folder: Folder, former: Identity | None) -> str:
 
     Raises:
         Malformed: LEDGER_INVALID.
+        NotFound: LEDGER_MISSING, it is there and empty.
     """
     if not folder.state_db.exists():
         return former.node if former is not None else ""
+    if not folder.has_ledger:
+        raise NotFound(
+            "LEDGER_MISSING",
+            f"{folder.state_db} is empty, and this machine would begin with nothing spent: put a "
+            "copy of its ledger in that place. Only if no node has ever worked here, remove that "
+            "empty file and join again",
+        )
     # It loads what an agent needs, which a first join does not.
     from node_agent.ledger_files import node_of_ledger
 

@@ -25,8 +25,9 @@ from node_agent.enrol import JoinResult, Moving, join
 from node_agent.identity import BUNDLE, CHAIN, KEY, LEDGER_KEY, NEXT_KEY, Identity
 from node_agent.installation import locked, read_folder
 from node_agent.ledger_files import heads, kept_ledger
+from node_agent.lost_ledger import ledger_missing
 from node_agent.reading import reading
-from node_agent.state import State, ledger_missing
+from node_agent.state import State
 from node_agent.whose import require_access
 from protos.content import sync_directory, write_durable
 from protos.errors import Conflict, FeddpError, Malformed
@@ -69,17 +70,17 @@ def plan(path: Path, *, forget_ledger: bool = False) -> Leaving:
         gone = (folder.state_db, folder.identity / LEDGER_KEY)
         rest = (folder.policy_yaml, folder.datasets_yaml, folder.logs)
         return Leaving(found.node, "", gone, tuple(one for one in rest if one.exists()), 0)
-    config, identity = read_folder(folder)
+    config, identity = read_folder(folder, to_read=True)
     given = [folder.agent_yaml, *(folder.identity / name for name in _GIVEN), folder.spool]
     given += sorted(folder.identity.glob(_WAITING))
     ledger = [folder.state_db, folder.identity / LEDGER_KEY]
     stays = [folder.policy_yaml, folder.datasets_yaml, folder.logs]
     unfinished = 0
-    if folder.state_db.exists():
+    if folder.has_ledger:
         with reading(folder, identity) as state:
             unfinished = len(state.attempts.live())
     elif not forget_ledger:
-        raise ledger_missing(folder)
+        raise ledger_missing(folder.state_db)
     removed, kept = (given + ledger, stays) if forget_ledger else (given, ledger + stays)
     return Leaving(
         identity.node,
@@ -142,8 +143,8 @@ def move(
         waiting = _waiting_key(folder, token)
         _put_back(folder, waiting)
         _, identity = read_folder(folder)
-        if not folder.state_db.exists():
-            raise ledger_missing(folder)
+        if not folder.has_ledger:
+            raise ledger_missing(folder.state_db)
         if _same_root(root, identity.bundle):
             raise Conflict(
                 "SAME_COORDINATOR",

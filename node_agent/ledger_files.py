@@ -10,15 +10,17 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from certs.enrolment import load_ledger_key, public_bytes_of
+from certs.enrolment import public_bytes_of
 from node_agent.config import Folder
 from node_agent.disputes import Dispute
-from node_agent.identity import CHAIN, LEDGER_KEY, Identity
+from node_agent.identity import CHAIN, Identity, read_ledger_key
 from node_agent.installation import locked, read_folder
+from node_agent.lost_keys import LostKey
+from node_agent.lost_ledger import is_damage, ledger_damaged, ledger_missing
 from node_agent.notes import ROLLED_BACK_NOTE
 from node_agent.own_ledger import KeptAccount
 from node_agent.reading import read_only, reading_file, snapshot
-from node_agent.state import State, ledger_missing
+from node_agent.state import State
 from node_agent.whose import require_access
 from privacy.heads import Head, LimitInForce, Terms
 from privacy.ledger import Verification, verify
@@ -33,6 +35,7 @@ class Kept:
 
     node: str
     ledger_key: Ed25519PrivateKey
+    lost: FeddpError | None
 
     @property
     def ledger_public_key(self) -> bytes:
@@ -41,37 +44,42 @@ class Kept:
 
 
 def kept_ledger(folder: Folder) -> Kept | None:
-    """Of a folder that has left; None where it has not, or keeps no ledger.
+    """Of a folder that has left; None where it has not, or keeps no ledger. Its key may be lost.
 
     Raises:
         NotAllowed: OTHER_USER.
-        Malformed: LEDGER_INVALID; the key's, as `load_ledger_key`.
+        Malformed: LEDGER_INVALID.
+        NotFound: LEDGER_MISSING, it is there and empty.
     """
     require_access(folder.root)
-    key = folder.identity / LEDGER_KEY
     left = not folder.agent_yaml.exists() and not (folder.identity / CHAIN).exists()
-    if not left or not folder.state_db.exists() or not key.exists():
-        return None
-    node = node_of_ledger(folder)
-    return Kept(node, load_ledger_key(key)) if node else None
+    node = node_of_ledger(folder) if left else ""
+    return Kept(node, *read_ledger_key(folder.identity)) if node else None
 
 
 def node_of_ledger(folder: Folder) -> str:
-    """Whose accounts a folder's `state.db` holds; empty where it has not begun.
+    """Whose accounts a folder's `state.db` holds; empty where there is none.
 
     Raises:
         Malformed: LEDGER_INVALID.
+        NotFound: LEDGER_MISSING, it is there and empty.
     """
     if not folder.state_db.exists():
         return ""
+    if not folder.has_ledger:
+        raise ledger_missing(folder.state_db)
     try:
         with read_only(folder.state_db, in_place=True) as opened:
             if not opened.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
-                return ""
+                raise ledger_missing(folder.state_db)
             row = opened.execute("SELECT value FROM meta WHERE key = 'node'").fetchone()
     except sqlite3.DatabaseError as error:
+        if is_damage(error):
+            raise ledger_damaged(folder.state_db) from None
         raise _unusable(error, folder.state_db, folder.state_db) from None
-    return str(row[0]) if row else ""
+    if row is None:
+        raise ledger_missing(folder.state_db)
+    return str(row[0])
 
 
 def heads(path: Path) -> dict[str, Any]:
@@ -169,12 +177,15 @@ def export(path: Path, out: Path) -> int:
         Conflict: FILE_EXISTS.
         NotFound: NOT_JOINED, LEDGER_MISSING, FOLDER_MISSING.
     """
-    folder, identity = _opened(path)
+    folder, identity = _opened(path, to_read=True)
     if out.exists():
         raise Conflict("FILE_EXISTS", f"{out} exists and is not written over; choose another name")
     if not out.parent.is_dir():
         raise NotFound("FOLDER_MISSING", f"{out.parent} is not a folder; make it first")
-    _copy(folder.state_db, out)
+    try:
+        _copy(folder.state_db, out)
+    except Malformed:
+        raise ledger_damaged(folder.state_db) from None
     with _read(out, identity, in_place=True) as copied:
         return _sound(copied, identity, out)
 
@@ -204,7 +215,7 @@ def restore(path: Path, source: Path) -> int:
                 count = _sound(copied, identity, source)
                 copied.become_copy()
                 copied.notes.keep(ROLLED_BACK_NOTE, "")
-                if folder.state_db.exists():
+                if folder.has_ledger:
                     _require_newer(copied, folder, identity, source)
             for suffix in ("-wal", "-shm"):
                 Path(f"{folder.state_db}{suffix}").unlink(missing_ok=True)
@@ -232,13 +243,15 @@ def _entries(count: int) -> str:
     return "1 entry" if count == 1 else f"{count} entries"
 
 
-def _opened(path: Path) -> tuple[Folder, Identity | Kept]:
+def _opened(path: Path, *, to_read: bool = False) -> tuple[Folder, Identity | Kept]:
     folder = Folder(path.absolute())
     owner: Identity | Kept | None = kept_ledger(folder)
     if owner is None:
-        _, owner = read_folder(folder)
-    if not folder.state_db.exists():
-        raise ledger_missing(folder)
+        _, owner = read_folder(folder, to_read=to_read)
+    if owner.lost is not None and not to_read:
+        raise owner.lost
+    if not folder.has_ledger:
+        raise ledger_missing(folder.state_db)
     return folder, owner
 
 
@@ -276,7 +289,11 @@ def _unusable(error: sqlite3.DatabaseError, source: Path, out: Path) -> FeddpErr
 
 def _require_newer(copied: State, folder: Folder, identity: Identity | Kept, source: Path) -> None:
     """The copy holds all entries of the folder's ledger, and learns what it knows of sources."""
-    with _read(folder.state_db, identity) as present:
+    with contextlib.ExitStack() as stack:
+        try:
+            present = stack.enter_context(_read(folder.state_db, identity))
+        except NotFound:  # it is empty: nothing of it could be missing
+            return
         # A copy that caught up from the coordinator's chain does not know the sources.
         for paid in present.payers.payments():
             copied.payers.note(paid)
@@ -323,8 +340,10 @@ def _copy(source: Path, out: Path) -> None:
 
 
 def _sound(state: State, identity: Identity | Kept, path: Path) -> int:
-    """Entries of a ledger that verifies and is this node's."""
+    """Entries of a ledger that verifies and is this node's; without its key they are counted."""
     entries = state.ledger.entries()
+    if isinstance(identity.ledger_key, LostKey):
+        return len(entries)
     filters = {
         one.account: one.filter(one.epsilon_limit_highest) for one in state.ledger.accounts()
     }

@@ -107,7 +107,7 @@ def outbox(path: Path, job_id: str = "") -> dict[str, Any]:
         NotFound: NOT_JOINED, LEDGER_MISSING.
     """
     folder = Folder(path.absolute())
-    _, identity = read_folder(folder)
+    _, identity = read_folder(folder, to_read=True)
     with reading(folder, identity) as state:
         kept = {one.account: one for one in state.ledger.accounts()}
         spent = {name: asdict(booked_of(state, one)) for name, one in kept.items()}

@@ -79,12 +79,14 @@ class Route:
         proxy: "host:port" of the proxy; empty for none.
         source: what decided it: "agent.yaml", `OPTION`, a variable's name, or "" for nothing.
         credentials: "user:password"; never shown.
+        credentials_from: the file or variable that they are from.
     """
 
     address: str
     proxy: str = ""
     source: str = ""
     credentials: str = field(default="", repr=False)
+    credentials_from: str = ""
 
     def said(self) -> str:
         """For people and logs."""
@@ -132,9 +134,10 @@ def route_to(
     if any(_covers(one, host) for one in hosts.split(",")):
         return Route(address, source=exception)
     proxy, credentials = _parsed(name, url)
+    where = name
     if config.url:
-        credentials = _configured(config, root, environment)
-    return Route(address, proxy, name, credentials)
+        credentials, where = _configured(config, root, environment)
+    return Route(address, proxy, name, credentials, where if credentials else "")
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -184,19 +187,19 @@ def _parsed(name: str, url: str) -> tuple[str, str]:
     return f"{shown}:{port}", f"{user}:{password}" if user else ""
 
 
-def _configured(config: ProxyConfig, root: Path, environment: Mapping[str, str]) -> str:
-    """ "user:password" from where agent.yaml says it is; empty for none."""
+def _configured(config: ProxyConfig, root: Path, environment: Mapping[str, str]) -> tuple[str, str]:
+    """ "user:password" from where agent.yaml says it is, and where that is; empty for none."""
     if config.credentials_env:
         where, text = config.credentials_env, environment.get(config.credentials_env, "")
     elif config.credentials_file:
         path = root / config.credentials_file
         where, text = str(path), _read(path)
     else:
-        return ""
+        return "", ""
     line = text.strip("\r\n")
     if not line.partition(":")[0] or "\n" in line or ":" not in line:
         raise _invalid(f"{where} must hold USER:PASSWORD in one line, and does not")
-    return line
+    return line, where
 
 
 def _read(path: Path) -> str:
@@ -204,7 +207,7 @@ def _read(path: Path) -> str:
         with path.open("rb") as file:
             if stat.S_IMODE(path.stat().st_mode) & 0o007:
                 raise _invalid(f"{path} may be read by everybody on this machine: chmod o= {path}")
-            return file.read(CREDENTIALS_BYTES_MAX).decode()
+            return file.read(CREDENTIALS_BYTES_MAX).decode("utf-8-sig")
     except OSError as error:
         raise _invalid(f"{path} cannot be read ({error.strerror}); write it there") from None
     except UnicodeDecodeError:

@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node_agent.config import Folder
 from node_agent.installation import require_writable
-from node_agent.state import State, ledger_missing
+from node_agent.lost_ledger import is_damage, ledger_damaged, ledger_missing
+from node_agent.state import State
 from node_agent.state_schema import SCHEMA_VERSION, prepare, version_of
 from protos.disks import disk_trouble
 from protos.errors import Limited, Unavailable
@@ -49,8 +50,8 @@ def reading(folder: Folder, owner: Owner) -> Iterator[State]:
         NotFound: LEDGER_MISSING.
         Malformed, Limited, Unavailable, sqlite3.DatabaseError: as `reading_file`.
     """
-    if not folder.state_db.exists():
-        raise ledger_missing(folder)
+    if not folder.has_ledger:
+        raise ledger_missing(folder.state_db)
     with reading_file(folder.state_db, owner) as state:
         yield state
 
@@ -65,8 +66,8 @@ def writing(folder: Folder, owner: Owner) -> Iterator[State]:
         Limited: DISK_READ_ONLY.
         WrongPhase: STATE_OLDER, the agent may be of an older release; nothing was changed.
     """
-    if not folder.state_db.exists():
-        raise ledger_missing(folder)
+    if not folder.has_ledger:
+        raise ledger_missing(folder.state_db)
     require_writable(folder)
     opened = State(folder.state_db, owner.node, owner.ledger_key, bring=False)
     with contextlib.closing(opened) as state:
@@ -82,12 +83,12 @@ def reading_file(path: Path, owner: Owner, *, in_place: bool = False) -> Iterato
         in_place: as `read_only`.
 
     Raises:
-        Malformed: STATE_NEWER, STATE_OF_ANOTHER_NODE.
+        NotFound: LEDGER_MISSING, it is empty.
+        Malformed: STATE_NEWER, STATE_OF_ANOTHER_NODE; LEDGER_INVALID, it cannot be read.
         Limited, Unavailable, OSError, sqlite3.DatabaseError: as `read_only`.
     """
     with contextlib.ExitStack() as stack:
-        connection = stack.enter_context(read_only(path, in_place=in_place))
-        version = version_of(connection)
+        connection, version = _opened(path, stack, in_place=in_place)
         if version < SCHEMA_VERSION:
             # Without a name: in memory, and what is too much for it in a file that has no name.
             private = stack.enter_context(contextlib.closing(_connected("")))
@@ -96,6 +97,18 @@ def reading_file(path: Path, owner: Owner, *, in_place: bool = False) -> Iterato
         prepare(connection, path, owner.node)
         connection.execute("PRAGMA query_only = ON")
         yield State(path, owner.node, owner.ledger_key, connection, older=older_said(path, version))
+
+
+def _opened(
+    path: Path, stack: contextlib.ExitStack, *, in_place: bool
+) -> tuple[sqlite3.Connection, int]:
+    try:
+        connection = stack.enter_context(read_only(path, in_place=in_place))
+        return connection, version_of(connection)
+    except sqlite3.DatabaseError as error:
+        if is_damage(error):
+            raise ledger_damaged(path) from None
+        raise
 
 
 @contextlib.contextmanager

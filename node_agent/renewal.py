@@ -306,6 +306,16 @@ def _advice(error: FeddpError, *, ended: bool) -> str:
             f"{SET_CLOCK}: `feddp agent doctor` compares it with the coordinator's. If it is "
             "right, send this line to the coordinator's operator"
         )
+    if error.reason.startswith("PASSPHRASE"):
+        return (
+            "the passphrase that the keys were made with must be back where this line says; the "
+            f"agent goes on trying, and the coordinator's operator can do nothing: {end}"
+        )
+    if error.reason in ("IDENTITY_INVALID", "KEY_INVALID", "NOT_JOINED"):
+        return (
+            "put the file back from a backup of this folder, or see docs/hospital-it.md, Lost "
+            f"keys: {end}"
+        )
     if error.reason == "UNIMPLEMENTED":
         return f"the coordinator is of an older version; ask its operator to upgrade it {end}"
     if error.reason == "IDENTITY_NOT_WRITTEN":

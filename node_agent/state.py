@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node_agent.account_filters import FixedFilter
 from node_agent.approvals import Approvals
-from node_agent.config import Folder
 from node_agent.coordinator_limits import CoordinatorLimits
 from node_agent.disputes import Dispute, Disputes
 from node_agent.durable import transaction
@@ -26,6 +25,7 @@ from node_agent.handing_in import HandingIn
 from node_agent.job_mandates import JobMandates
 from node_agent.judgement import Standing
 from node_agent.kept_attempts import AttemptRow, AttemptState, Fate, KeptAttempts
+from node_agent.lost_ledger import is_damage, ledger_damaged, ledger_missing
 from node_agent.memory import Memory
 from node_agent.notes import LEFT_NOTE, MOVED_NOTE, Notes
 from node_agent.orders import Order
@@ -37,20 +37,12 @@ from node_agent.witnessed import Witnessed
 from privacy.filters import Filter
 from privacy.heads import Checkpoint, Head
 from privacy.ledger import Entry, Kind, Pending
-from protos.errors import NotFound
-
-
-def ledger_missing(folder: Folder) -> NotFound:
-    """Why an agent without its ledger does not run."""
-    return NotFound(
-        "LEDGER_MISSING",
-        f"{folder.state_db} is missing: it holds what this node's patients have spent, and an "
-        "empty one would forget it. Put a copy in its place, with the agent stopped: `feddp agent "
-        "ledger import FILE`, or all of a backup into a new folder: `feddp agent restore`",
-    )
 
 
 def _writable(path: Path, node: str, *, bring: bool) -> sqlite3.Connection:
+    is_new = not path.exists()
+    if not is_new and path.stat().st_size == 0:  # see `Folder.has_ledger`
+        raise ledger_missing(path)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         # `feddp agent approve` may write at the same time.
@@ -58,7 +50,12 @@ def _writable(path: Path, node: str, *, bring: bool) -> sqlite3.Connection:
         if bring:
             connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        prepare(connection, path, node, bring=bring)
+        prepare(connection, path, node, bring=bring, begin=is_new)
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        if is_damage(error):
+            raise ledger_damaged(path) from None
+        raise
     except BaseException:
         connection.close()
         raise
@@ -84,14 +81,16 @@ class State:
         bring: bool = True,
         older: str = "",
     ) -> None:
-        """Open it to write, which brings one of an older release along.
+        """Open it to write, which brings one of an older release along, and makes one where there
+        is no file. A file that holds no ledger is refused.
 
         Args:
             read: the database as `node_agent.reading` has it for one that only reads.
             bring: False where an agent of an older release may have it open: it is refused then.
 
         Raises:
-            Malformed, WrongPhase: as `prepare`.
+            NotFound, Malformed, WrongPhase: as `prepare`.
+            Malformed: LEDGER_INVALID, it cannot be read.
         """
         self.node = node
         self.folder = path.parent

@@ -11,6 +11,7 @@ from node_agent.epochs_seen import SCHEMA as EPOCHS_SCHEMA
 from node_agent.job_mandates import SCHEMA as MANDATES_SCHEMA
 from node_agent.kept_attempts import SCHEMA as ATTEMPTS_SCHEMA
 from node_agent.kept_attempts import SHARES_ADDED, KeptAttempts
+from node_agent.lost_ledger import ledger_missing
 from node_agent.notes import SCHEMA as NOTES_SCHEMA
 from node_agent.notes import Notes
 from node_agent.own_ledger import RAISES_SCHEMA
@@ -48,18 +49,29 @@ def version_of(connection: sqlite3.Connection) -> int:
     return int(version)
 
 
-def prepare(connection: sqlite3.Connection, path: Path, node: str, *, bring: bool = True) -> None:
-    """Bring a database to this version, an empty one too.
+def prepare(
+    connection: sqlite3.Connection,
+    path: Path,
+    node: str,
+    *,
+    bring: bool = True,
+    begin: bool = False,
+) -> None:
+    """Bring a database to this version.
 
     Args:
         bring: False: one of an older version is refused.
+        begin: it was made by this process, and is empty. One that is empty otherwise was emptied.
 
     Raises:
+        NotFound: LEDGER_MISSING, it is empty.
         Malformed: STATE_NEWER, STATE_OF_ANOTHER_NODE.
         WrongPhase: STATE_OLDER, nothing was changed.
     """
     notes, attempts = Notes(connection), KeptAttempts(connection, node)
     version = version_of(connection)
+    if version == 0 and not begin:
+        raise ledger_missing(path)
     if version > SCHEMA_VERSION:
         raise Malformed(
             "STATE_NEWER",
@@ -80,9 +92,12 @@ def prepare(connection: sqlite3.Connection, path: Path, node: str, *, bring: boo
             attempts.change(row.order.attempt_id, project=row.order.project)
     if version == 0:
         notes.keep("node", node)
-    if notes.read("node") != node:
+    whose = notes.read("node")
+    if not whose:
+        raise ledger_missing(path)
+    if whose != node:
         raise Malformed(
             "STATE_OF_ANOTHER_NODE",
-            f"{path} is the ledger of node {notes.read('node')}, not of {node}; "
+            f"{path} is the ledger of node {whose}, not of {node}; "
             "restore the folder from its own backup",
         )

@@ -19,6 +19,7 @@ from node_agent.headers import WrongHeader, check_header
 from node_agent.identity import Identity
 from node_agent.installation import is_locked, read_folder
 from node_agent.ledger_files import Kept, kept_ledger
+from node_agent.lost_keys import LostKey
 from node_agent.notes import (
     CONNECTED_NOTE,
     LEFT_NOTE,
@@ -32,12 +33,12 @@ from node_agent.payers import require_kept
 from node_agent.policy import AccountPolicy, above_limit
 from node_agent.reading import reading
 from node_agent.share_balances import balances_within
-from node_agent.state import State, ledger_missing
+from node_agent.state import State
 from node_agent.steward import Rules, Steward, in_force, unknown_names
 from node_agent.tasks.registry import installed
 from privacy.ledger import verify
 from privacy.stages import stage_of
-from protos.errors import FeddpError
+from protos.errors import FeddpError, NotFound
 
 
 def status(path: Path) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def status(path: Path) -> dict[str, Any]:
         Malformed: CONFIG_INVALID, IDENTITY_INVALID.
     """
     folder = Folder(path.absolute())
-    config, identity = read_folder(folder)
+    config, identity = read_folder(folder, to_read=True)
     running = is_locked(folder)
     answer: dict[str, Any] = {
         "node": identity.node,
@@ -58,6 +59,7 @@ def status(path: Path) -> dict[str, Any]:
         "certificate_fingerprint": identity.fingerprint,
         "certificate_expires_at": identity.expires_at.timestamp(),
         "certificate_renews_at": identity.renews_at.timestamp(),
+        "keys_lost": identity.lost.message if identity.lost is not None else "",
         "running": running,
         "connected": False,
         "connected_since": None,
@@ -99,9 +101,15 @@ def status(path: Path) -> dict[str, Any]:
     raises: dict[str, tuple[int, int]] = {}
     guarantees: dict[str, float] = {}
     shares: dict[str, list[dict[str, Any]]] = {}
-    if folder.state_db.exists():
-        opened = contextlib.ExitStack()
+    opened = contextlib.ExitStack()
+    try:
         state = opened.enter_context(reading(folder, identity))
+    except FeddpError as error:
+        if error.reason not in ("LEDGER_MISSING", "LEDGER_INVALID"):
+            raise
+        told = {"missing": error.message} if isinstance(error, NotFound) else {}
+        answer["ledger"] |= {"verified": False, "problems": [] if told else [error.message], **told}
+    else:
         try:
             kept = state.ledger.accounts()
             answer["rules"] = _kept(rules, state) or answer["rules"]
@@ -138,8 +146,6 @@ def status(path: Path) -> dict[str, Any]:
         finally:
             opened.close()
         answer["ledger"] |= {"missing": "", "older": state.older}
-    else:
-        answer["ledger"] |= {"verified": False, "missing": ledger_missing(folder).message}
     answer["accounts"] = [
         one | {"shares": shares.get(one["name"], [])}
         for one in _accounts(identity.node, rules, kept, raises, guarantees)
@@ -149,7 +155,9 @@ def status(path: Path) -> dict[str, Any]:
     )
     ledger = answer["ledger"]
     sound = ledger["verified"] and not ledger["disputes"] and not ledger["rolled_back"]
-    answer["in_order"] = answer["files_in_order"] and sound and answer["refused"] is None
+    answer["in_order"] = (
+        answer["files_in_order"] and sound and answer["refused"] is None and identity.lost is None
+    )
     return answer
 
 
@@ -241,6 +249,16 @@ def _data_set(spec: DataSetSpec, rules: Rules) -> dict[str, Any]:
 
 def _verified(state: State, kept: list[KeptAccount], identity: Identity | Kept) -> dict[str, Any]:
     entries = state.ledger.entries()
+    disputes = [{**asdict(one), "do": one.advice(state.folder)} for one in state.disputes.all()]
+    if isinstance(identity.ledger_key, LostKey):
+        problem = "without the ledger's key its signatures cannot be checked"
+        return {
+            "verified": False,
+            "entries": len(entries),
+            "problems": [problem],
+            "heads": {},
+            "disputes": disputes,
+        }
     filters = {one.account: one.filter(one.epsilon_limit_highest) for one in kept}
     found = verify(entries, filters, {identity.node: identity.ledger_public_key})
     problems = [f"{one.account} entry {one.seq}: {one.text}" for one in found.problems]
@@ -254,9 +272,7 @@ def _verified(state: State, kept: list[KeptAccount], identity: Identity | Kept) 
         "entries": len(entries),
         "problems": problems,
         "heads": heads,
-        "disputes": [
-            {**asdict(one), "do": one.advice(state.folder)} for one in state.disputes.all()
-        ],
+        "disputes": disputes,
     }
 
 

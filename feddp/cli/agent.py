@@ -168,6 +168,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("coordinator", found["coordinator"]),
         ("running", "yes" if found["running"] else "no"),
         ("connected", _connected(found)),
+        *(("KEYS LOST", one) for one in [found["keys_lost"]] if one),
         *(("REFUSED", _refused(one)) for one in [found["refused"]] if one),
         *(("RESTORED", _restored(one)) for one in [found["coordinator_restored"]] if one),
         *(("note", CATCHING_UP) for _ in [1] if found["catching_up"]),

@@ -55,7 +55,7 @@ def logs(
         )
         output.line(f"  {one.reason}: {one.sentence}")
         if one.detail:
-            output.line(f"  the worker says: {one.detail}")
+            output.line(f"  {'the worker says' if one.opened else 'why'}: {one.detail}")
         if one.remedy:
             output.line(f"  what to do: {one.remedy}")
     if not failures:

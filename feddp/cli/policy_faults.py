@@ -77,7 +77,8 @@ def verdict_of(
     else:
         refused += _of_the_ledger(ledger)
         notes += [text for text in [ledger["older"]] if text]
-    if ledger is not None and not ledger["missing"] and not ledger["entries"]:
+    lost = ledger is None or ledger["missing"] or ledger["problems"]
+    if ledger is not None and not lost and not ledger["entries"]:
         notes.append("this node's ledger has no entry yet, so that nothing binds the accounts")
     return Verdict(*(_plain(one) for one in (refused, warnings, notes)))
 

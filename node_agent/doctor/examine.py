@@ -16,6 +16,7 @@ from node_agent.doctor import files, machine
 from node_agent.doctor.alerts import check_alerts
 from node_agent.doctor.coordinator import ASKED, check_coordinator, clock_check
 from node_agent.doctor.enrolment import ahead_there
+from node_agent.doctor.launcher import check_launcher
 from node_agent.doctor.network import check_network
 from node_agent.doctor.report import Check, skipped
 from node_agent.doctor.rows import check_rows
@@ -56,7 +57,7 @@ def joined(path: Path) -> Patient:
         Malformed: CONFIG_INVALID, PROXY_INVALID, IDENTITY_INVALID.
     """
     folder = Folder(path.absolute())
-    config, identity = read_folder(folder)
+    config, identity = read_folder(folder, to_read=True)
     route = route_to(config.coordinator, config.proxy, folder.root, os.environ)
     return Patient(route, identity.bundle, folder, config, identity)
 
@@ -89,6 +90,10 @@ def examine(
         say: takes lines on what is under way.
     """
     clock = yield from _outside(patient, hold_s, say)
+    lost = patient.identity.lost if patient.identity is not None else None
+    if lost is not None:
+        found, _, do = lost.message.partition(". ")
+        yield Check("keys", "failed", found, do)
     if patient.identity is None:
         yield from skipped("only joining tries it, which uses it up", "token")
     folder, identity = patient.folder, patient.identity
@@ -99,6 +104,8 @@ def examine(
         yield check_alerts(patient.config.alerts)
     if patient.config is not None and folder is not None:
         yield check_traces(patient.config.tracing, folder.root)
+        if asked := check_launcher(patient.config.launcher):
+            yield asked
     yield machine.check_memory(patient.config)
     say("loading what training needs")
     yield machine.check_training()
@@ -115,6 +122,8 @@ def _outside(
 ) -> Generator[Check, None, Check]:
     """From the name to the stream; returns the check of the clock, which it has yielded too."""
     route, identity = patient.route, patient.identity
+    if identity is not None and not identity.key:  # it has nothing to show there
+        identity = None
     checks, is_open, date_s = check_network(route)
     yield from checks
     asked_s = time.time()
@@ -142,6 +151,8 @@ def _outside(
         (clock,) = (one for one in said if one.name == "clock")
     else:
         why = "there is no TLS connection to it" if identity is not None else "not joined yet"
+        if patient.identity is not None and identity is None:
+            why = "the node's key cannot be read: see `keys`"
         why = "this node's certificate has ended: see `certificate`" if fit and ended else why
         yield from skipped(why, *(name for name in ASKED if name != "clock"))
         clock = (

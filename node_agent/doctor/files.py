@@ -15,6 +15,7 @@ from node_agent.doctor.report import Check, span
 from node_agent.headers import WrongHeader, check_header
 from node_agent.identity import Identity
 from node_agent.installation import is_locked
+from node_agent.lost_ledger import absence, ledger_missing
 from node_agent.notes import ROLLED_BACK_NOTE
 from node_agent.payers import require_kept
 from node_agent.reading import older_said, read_only
@@ -22,7 +23,7 @@ from node_agent.state_schema import SCHEMA_VERSION, version_of
 from node_agent.steward import Rules, Steward, in_force, unknown_names
 from node_agent.tasks.registry import installed
 from protos.disks import disk_trouble
-from protos.errors import FeddpError
+from protos.errors import FeddpError, NotFound
 
 
 def check_certificate(
@@ -77,6 +78,8 @@ def check_ledger(folder: Folder) -> Check:
     """Whether the node's own ledger is there and can be read, also while the agent runs."""
     try:
         version, entries, _ = _ledger(folder)
+    except NotFound:
+        return _lost(folder, absence(folder.state_db))
     except FeddpError as error:
         return Check("ledger", "failed", error.message, "run this again then")
     except (sqlite3.Error, OSError) as error:
@@ -88,12 +91,7 @@ def check_ledger(folder: Folder) -> Check:
                 f"free room on the disk of {folder.root} (or raise the quota) and run this again: "
                 "nothing says that the ledger is damaged",
             )
-        return Check(
-            "ledger",
-            "failed",
-            f"{folder.state_db} is missing or cannot be read: it holds what patients have spent",
-            "put a copy back: `feddp agent ledger import FILE`; the agent does not run without it",
-        )
+        return _lost(folder, "damaged, or another file, or this user may not read it")
     if version > SCHEMA_VERSION:
         do = "upgrade this agent, or go back to the one that wrote it"
         return Check("ledger", "failed", f"{folder.state_db} is of a newer agent", do)
@@ -104,6 +102,16 @@ def check_ledger(folder: Folder) -> Check:
     if older := older_said(folder.state_db, version):
         found = f"{found}; {older}"
     return Check("ledger", "ok", found)
+
+
+def _lost(folder: Folder, what: str) -> Check:
+    return Check(
+        "ledger",
+        "failed",
+        f"{folder.state_db} is {what}: it holds what patients have spent",
+        "put a copy back: `feddp agent ledger import FILE`, once what lies there is moved away and "
+        "kept; the agent does not run without it",
+    )
 
 
 def check_policy(folder: Folder, identity: Identity) -> tuple[Check, Rules | None]:
@@ -191,10 +199,16 @@ def _ledger(folder: Folder) -> tuple[int, int, list[str]]:
     """(schema version, entries, accounts).
 
     Raises:
+        NotFound: LEDGER_MISSING.
         sqlite3.Error, OSError, FeddpError: as `read_only`.
     """
+    if not folder.has_ledger:
+        raise ledger_missing(folder.state_db)
     with read_only(folder.state_db, in_place=True) as connection:
         version = version_of(connection)
+        whose = "SELECT value FROM meta WHERE key = 'node'"
+        if version == 0 or connection.execute(whose).fetchone() is None:
+            raise ledger_missing(folder.state_db)
         (entries,) = connection.execute("SELECT count(*) FROM entries").fetchone()
         kept = "SELECT account FROM entries"
         if version >= PAYERS_SINCE:  # with those whose signed entries could not be taken over

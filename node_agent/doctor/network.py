@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from node_agent.doctor.report import Check, skipped
-from node_agent.proxy import OPTION, Route, split_address
+from node_agent.proxy import OPTION, PROXY_VARIABLES, Route, split_address
 
 LOOKUP_S_MAX: Final = 10.0
 CONNECT_S_MAX: Final = 5.0
@@ -234,11 +234,11 @@ def _proxy_check(route: Route, answer: ProxyAnswer) -> Check:
             found = f"it wants credentials by {', '.join(answer.schemes)}; the agent knows Basic"
             do = "ask for an exception or an account with Basic, or use a local relay such as cntlm"
         case 407 if route.credentials:
-            found = f"it does not take the credentials from {route.source}"
-            do = (
-                "check user and password (in a variable: percent-encoded), and that the account is "
-                "not locked"
-            )
+            found = f"it does not take the credentials from {route.credentials_from}"
+            encoded = " (percent-encoded)" if route.credentials_from in PROXY_VARIABLES else ""
+            do = f"check user and password{encoded}, and that the account is not locked"
+            if any(one != one.strip() for one in route.credentials.split(":", 1)):
+                do = f"take the blanks around user or password away there, or {do}"
         case 407:
             found = "it wants credentials, and there are none"
             do = "write USER:PASSWORD into a file that only the agent reads, and its name " + (

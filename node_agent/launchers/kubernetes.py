@@ -38,6 +38,19 @@ class Kubernetes:
         """After which Kubernetes ends a Job."""
         return 60.0 * self._settings.time_limit_minutes
 
+    async def check(self) -> None:
+        """`kubectl auth can-i`: whether the cluster answers, and lets this account make Jobs."""
+        try:
+            answer = await self._kubectl("auth", "can-i", "create", "jobs")
+        except SchedulerUnavailable as error:
+            answer = str(error)
+            if answer.partition(": ")[2]:
+                raise
+        if answer.strip() != "yes":
+            raise SchedulerUnavailable(
+                f"this account may not create jobs in the namespace {self._settings.namespace}"
+            )
+
     async def submit(self, ticket: Ticket) -> str:
         """`kubectl create`, the manifest on its stdin."""
         manifest = job_manifest(self._settings, self._tag, self._folder, ticket)

@@ -84,6 +84,10 @@ class Scheduler(Protocol):
         """After which it ends a job."""
         ...
 
+    async def check(self) -> None:
+        """Return if it would take a worker; it is asked, and nothing is begun."""
+        ...
+
     async def submit(self, ticket: Ticket) -> str:
         """Ask for a job; its id."""
         ...

@@ -2,8 +2,10 @@
 
 import os
 import shlex
+from pathlib import Path
 from typing import Final
 
+from node_agent.launchers.base import Limits
 from node_agent.launchers.scheduled import SchedulerUnavailable, Stage, Ticket, run_command
 from node_agent.launchers.settings import SlurmSettings
 
@@ -29,6 +31,12 @@ class Slurm:
     def time_limit_s(self) -> float:
         """After which Slurm ends a job."""
         return 60.0 * self._settings.time_limit_minutes
+
+    async def check(self) -> None:
+        """`sbatch --test-only`: whether Slurm answers, and takes what agent.yaml asks for."""
+        ticket = Ticket(f"{self._prefix}check", ["true"], {}, Path(os.devnull), Limits())
+        asked = sbatch_arguments(self._settings, ticket)
+        await run_command([*asked, "--test-only"], batch_script(ticket))
 
     async def submit(self, ticket: Ticket) -> str:
         """`sbatch`, the script on its stdin."""

@@ -234,6 +234,7 @@ class Training:
         if worker is not None and prepared == kept_with:
             return worker
         self.stop(order.job_id)
+        why = ""
         for _ in range(STARTS_MAX):
             if not self._wanted(order.attempt_id):
                 break
@@ -243,7 +244,8 @@ class Training:
                 self._workers[order.job_id] = (worker, kept_with)
                 answer = await worker.request(wanted)
             except (WorkerDied, OSError) as error:
-                log.error("worker_failed", job_id=order.job_id, detail=str(error))
+                why = str(error)
+                log.error("worker_failed", job_id=order.job_id, detail=why)
                 self.stop(order.job_id)
                 continue
             if answer.get("op") == "prepared":
@@ -253,6 +255,8 @@ class Training:
                 str(answer.get("reason", "WORKER_FAILED")),
                 str(answer.get("message", "The worker gave no reason.")),
             )
+        if why:
+            self._failures.note_why(order.attempt_id, why)
         raise Impossible("WORKER_FAILED", "The node could not start a worker; its log says why.")
 
     async def _check_model(self, worker: Worker, order: Order) -> float:
@@ -266,6 +270,7 @@ class Training:
             self._traces.worked(tracing.here(), answer, order.attempt_id)
         except (WorkerDied, OSError) as error:
             log.error("worker_failed", job_id=order.job_id, detail=str(error))
+            self._failures.note_why(order.attempt_id, str(error))
             self.stop(order.job_id)
             raise Impossible(
                 "WORKER_FAILED", "The node's worker ended before it began; its log says why."

@@ -168,7 +168,10 @@ def test_the_document_lists_every_check(site: Site) -> None:
         name for line in table.splitlines() for name in re.findall("`([^`]+)`", line.split("|")[1])
     }
     made = {re.sub(r"heart$", "NAME", name) for name in site.examined()}
-    assert listed == made
+    site.write(launcher={"kind": "slurm"})
+    (site.folder.identity / "ledger.key").unlink()
+    assert listed == made | set(site.examined()) - {"data set heart", "records of heart"}
+    assert listed - made == {"launcher", "keys"}
     (shown,) = re.findall(r"^```yaml\nproxy:(.*?)^```", text, re.DOTALL | re.MULTILINE)
     config = ProxyConfig.model_validate(yaml.safe_load(f"proxy:{shown}")["proxy"])
     assert config.credentials_file
@@ -238,6 +241,18 @@ def test_a_407_says_whether_credentials_were_shown(
     assert found in checks["proxy"].found
     assert "wrong" not in repr(checks["proxy"])
     assert results(checks, "tls", "coordinator") == ["skipped"] * 2
+
+
+def test_credentials_that_a_proxy_does_not_take_are_told_by_their_file(site: Site) -> None:
+    """And blanks that nobody sees in it; a byte order mark is none of them."""
+    with ConnectProxy(SECRET) as proxy:
+        seen = through(site, proxy, f"{SECRET} \n")["proxy"]
+        marked = through(site, proxy, f"\ufeff{SECRET}\r\n")["proxy"]
+    assert str(site.path / "login") in seen.found
+    assert "blanks around user or password" in seen.do
+    assert "percent-encoded" not in seen.do
+    assert SECRET.partition(":")[2] not in repr(seen)
+    assert marked.result == "ok"
 
 
 def test_a_proxy_that_wants_more_than_basic_is_named(site: Site) -> None:

@@ -21,13 +21,17 @@ from node_agent.config import Folder, load_config
 from node_agent.enrol import join
 from node_agent.identity import load_identity
 from node_agent.proxy import ProxyConfig
+from node_agent.status import status
 from node_agent.steward import Steward
 from protos.errors import (
     Conflict,
     FeddpError,
     Malformed,
+    NotAllowed,
+    NotFound,
     Unauthenticated,
     Unavailable,
+    WrongPhase,
 )
 from protos.feddp.v1 import enrollment_pb2 as pb
 from protos.feddp.v1 import enrollment_pb2_grpc
@@ -172,6 +176,55 @@ def test_a_refused_join_leaves_what_was_there(enrolment: FakeEnrolment, tmp_path
     with pytest.raises(Unauthenticated):
         join(enrolment.token(), tmp_path / "agent")
     assert [one.name for one in (tmp_path / "agent").iterdir()] == ["policy.yaml"]
+
+
+def test_a_join_that_waits_is_seen_by_whoever_comes_back(
+    enrolment: FakeEnrolment, tmp_path: Path
+) -> None:
+    """Every command of the folder says for whom it waits, and with which key, until it is over."""
+    folder = Folder(tmp_path / "agent")
+    said = "the coordinator's operator must let this machine in as alpha; its key is 0123-4567"
+    enrolment.refusal = WrongPhase("JOIN_PENDING", f"{said}\x1b[2J", retry_after_s=2.0)
+    token = enrolment.token()
+    with pytest.raises(WrongPhase) as caught:
+        join(token, folder.root)
+    assert "its key is 0123-4567" in caught.value.message
+    assert "the same command with the same token goes on from here" in caught.value.message
+    for use in (lambda: load_config(folder), lambda: status(folder.root)):
+        with pytest.raises(NotFound) as seen:
+            use()
+        assert seen.value.reason == "NOT_JOINED"
+        assert said in seen.value.message
+        assert JoinToken.parse(token).address in seen.value.message
+        assert "\x1b" not in seen.value.message
+        assert "goes on from here" in seen.value.message
+    enrolment.refusal = Unauthenticated("TOKEN_EXPIRED", "another token was not good")
+    with pytest.raises(Unauthenticated):
+        join(enrolment.token(), folder.root)
+    with pytest.raises(NotFound) as seen:
+        load_config(folder)
+    assert said in seen.value.message  # that one waits all the same
+    enrolment.refusal = None
+    join(token, folder.root)
+    assert load_config(folder).node == NODE
+    assert not (folder.identity / "waiting.json").exists()
+
+
+def test_a_join_that_was_rejected_waits_no_more(enrolment: FakeEnrolment, tmp_path: Path) -> None:
+    """Nor does a note of another hand's that cannot be read."""
+    folder, token = Folder(tmp_path / "agent"), enrolment.token()
+    enrolment.refusal = WrongPhase("JOIN_PENDING", "it waits", retry_after_s=2.0)
+    with pytest.raises(WrongPhase):
+        join(token, folder.root)
+    enrolment.refusal = NotAllowed("JOIN_REJECTED", "the operator has rejected it")
+    with pytest.raises(NotAllowed):
+        join(token, folder.root)
+    for text in (None, "[" * 5000, "[]", '{"since_s": "x"}', '{"since_s": 1e400}'):
+        if text is not None:
+            (folder.identity / "waiting.json").write_text(text)
+        with pytest.raises(NotFound) as caught:
+            load_config(folder)
+        assert "holds no agent; join with" in caught.value.message
 
 
 def test_a_lost_answer_is_asked_for_again_with_the_same_keys(

@@ -32,6 +32,25 @@ def test_each_job_sees_its_own_in_order(tmp_path: Path) -> None:
     assert kept(tmp_path, since_s=two.at_s + 100.0) == []
 
 
+def test_why_no_worker_could_be_started_is_kept_for_the_hospital(tmp_path: Path) -> None:
+    """The remedy that leads to `feddp agent logs` is not what is read there."""
+    book = Failures(tmp_path)
+    book.note_why("a1", "sbatch failed: invalid partition specified: nope")
+    book.refused(order("a2"), "WORKER_FAILED", "The node could not start a worker.")
+    book.refused(order("a1"), "WORKER_FAILED", "The node could not start a worker.")
+    book.refused(order("a1"), "WORKER_FAILED", "The node could not start a worker.")
+    other, mine, again = kept(tmp_path)
+    assert mine.detail == "sbatch failed: invalid partition specified: nope"
+    assert "feddp agent logs" not in mine.remedy
+    assert "feddp agent doctor" in mine.remedy
+    assert (other.detail, again.detail) == ("", "")
+    for number in range(500):
+        book.note_why(f"b{number}", "x" * 5000)
+    book.refused(order("b499"), "WORKER_FAILED", "m")
+    book.refused(order("b1"), "WORKER_FAILED", "m")
+    assert [len(one.detail) for one in kept(tmp_path)[3:]] == [600, 0]
+
+
 def test_the_file_stays_small_and_a_cut_line_costs_itself_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,8 +71,9 @@ def null_requests(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[st
     null = registry.installed()[registry.NULL].content_hash
     task = {"task": registry.NULL, "task_hash": null, "task_config": config}
     digest = {"base_model": str(base), "base_model_digest": digest_of_file(base)}
-    check = {"op": "check", "out": train["out"], "steps": 0, **digest}
-    return {**prepare, **task}, check, {**train, **digest, "release": NO_DATA}
+    train = {**train, **digest, "release": NO_DATA}
+    attempt = {name: value for name, value in train.items() if name not in ("attempt_id", "round")}
+    return {**prepare, **task}, {**attempt, "op": "check"}, train
 
 
 def test_a_worker_trains_in_an_allocation_and_leaves_none(tmp_path: Path, slurm: Cluster) -> None:

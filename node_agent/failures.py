@@ -17,7 +17,7 @@ from typing import Any, Final
 import structlog
 
 from node_agent.orders import Order
-from protos.failures import AFTER_OPENING, BEFORE_OPENING
+from protos.failures import AFTER_OPENING, BEFORE_OPENING, WHAT_TO_DO
 
 log = structlog.get_logger(__name__)
 
@@ -84,8 +84,8 @@ class Failures:
         """The data was not opened."""
         remedy = BEFORE_OPENING.get(reason, "")
         detail = self._why.pop(order.attempt_id, "")
-        if detail:
-            remedy = HERE
+        if detail:  # what `told` sends the coordinator's reader to is read here
+            message, remedy = message.partition(WHAT_TO_DO)[0], HERE
         self._keep(order, reason, message, remedy=remedy, opened=False, detail=detail)
 
     def after_opening(self, order: Order, reason: str, detail: str = "") -> None:

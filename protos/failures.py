@@ -53,7 +53,10 @@ BEFORE_OPENING: Final[dict[str, str]] = {
 """While the data is not open: reason -> what to do, which may be told to everybody."""
 
 
+WHAT_TO_DO: Final = " What to do: "
+
+
 def told(reason: str, message: str) -> str:
     """A refusal's sentence with what to do after it."""
     remedy = BEFORE_OPENING.get(reason, "")
-    return f"{message} What to do: {remedy}." if remedy else message
+    return f"{message}{WHAT_TO_DO}{remedy}." if remedy else message

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from certs.authority import Authority
 from feddp.cli.app import app
 from node_agent.config import Folder
+from node_agent.failures import kept
 from node_agent.identity import load_identity
 from node_agent.launchers.local import LocalWorker
 from node_agent.orders import Order
@@ -114,6 +115,30 @@ def test_a_round_from_hello_to_the_submitted_update(tmp_path: Path) -> None:
 
     folder = play(tmp_path, scene)
     assert entries(folder) == [("reserve", "a1"), ("post", "a1")]
+
+
+def test_why_no_worker_could_be_started_stays_in_the_hospital(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`feddp agent logs JOB` has the launcher's own sentence; the coordinator is not told it."""
+    said = "sbatch failed: invalid partition specified: nope"
+
+    async def refused(*_: Any, **__: Any) -> FakeWorker:
+        raise OSError(said)
+
+    monkeypatch.setattr(FakeWorker, "start", refused)
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+        async with RunningAgent(folder, worker):
+            told = await coordinator.heard("order_refused")
+            assert told.reason == "WORKER_FAILED"
+            assert "sbatch" not in told.message
+            await until(lambda: bool(kept(folder.logs)))
+
+    (failure,) = kept(play(tmp_path, scene).logs)
+    assert (failure.reason, failure.detail, failure.opened) == ("WORKER_FAILED", said, False)
+    assert "feddp agent logs" not in failure.sentence + failure.remedy
 
 
 def test_a_lost_answer_costs_one_more_call_and_no_charge(tmp_path: Path) -> None:

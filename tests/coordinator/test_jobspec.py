@@ -246,6 +246,27 @@ def test_a_number_with_an_exponent_and_no_point_is_the_number_that_people_mean()
     assert parsed("privacy: {delta: 1e-6, target_epsilon: 1}").delta == 1e-6
 
 
+@pytest.mark.parametrize(
+    ("written", "sentence"),
+    [
+        ("1:30", "'1:30' would be read as 90; write a number in plain digits, as 1.30, and a text"),
+        ("1:30.5", "'1:30.5' would be read as 90.5; write a number in plain digits, and a text"),
+        ("010", "'010' would be read as 8; "),
+        ("0x10", "'0x10' would be read as 16; "),
+        ("0b11", "'0b11' would be read as 3; "),
+        ("1_0", "'1_0' would be read as 10; "),
+        ("!!int ''", "'' is no number"),
+        ("!!float x", "'x' is no number"),
+    ],
+)
+def test_a_number_that_yaml_reads_as_another_one_is_refused(written, sentence):
+    """A target of 90 where 1.30 was meant would be spent before anybody looked."""
+    message = refusal(BARE + f"privacy: {{target_epsilon: {written}}}")
+    assert f"job file: line {BARE.count(chr(10)) + 1}: {sentence}" in message
+    quoted = parsed("task_config: {x: '1:30', y: 0, z: -1.5e+3, w: 100}").task_config
+    assert quoted == {"x": "1:30", "y": 0, "z": -1500.0, "w": 100}
+
+
 def test_a_few_aliases_are_fine():
     """Anchors are a way to write, not an attack."""
     job = parsed("task_config: {a: &x [1, 2], b: *x}")
@@ -259,6 +280,7 @@ def test_a_few_aliases_are_fine():
         (b"just words", "must be a mapping"),
         (b"\xff\xfe", "not UTF-8"),
         (b"a: [1", "not valid YAML"),
+        (b"a: !!bool x", "not valid YAML"),
         (b"a: \x00", "not valid YAML"),
         (b"name: " + b"9" * 5000, "not valid YAML"),
         (b"#" * (SPEC_BYTES_MAX + 1), "above the limit of 65536"),

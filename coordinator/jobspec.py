@@ -5,12 +5,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import ValidationError, ValidationInfo, field_validator
 
 from coordinator.config_sections import CoordinatorConfig
-from coordinator.keys import Section, key, problems
+from coordinator.keys import OutOfBoundsError, Section, key, problems
 from coordinator.strict_yaml import read_mapping
 from privacy.filters import EPSILON_MIN
 from privacy.releases import GRAD_NORM_MIN
@@ -21,6 +21,7 @@ _T = TypeVar("_T")
 REASON = "JOB_INVALID"
 SPEC_BYTES_MAX = 64 << 10
 DEADLINE_S_MAX = 604_800
+PARTICIPANTS_MAX = 10_000
 NULL_TASK = "null"
 """The task that reads no data and therefore releases nothing that could be charged."""
 
@@ -30,15 +31,30 @@ EVALUATION_TASK = "tabular-evaluation"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _NAME_WORDS = "1 to 100 of letters, digits, '.', '_', '-'"
 _DURATION = re.compile(r"([0-9]{1,7})(s|m|h)?")
+_EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, None: 1}
 
 
-class FederationSpec(Section):
+class JobSection(Section):
+    """A section of the job file: a number is written as one."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_from_text(cls, value: object, info: ValidationInfo) -> object:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        wanted = {annotation, *get_args(annotation)} & {int, float}
+        if wanted and isinstance(value, str) and _is_quoted_number(value):
+            whole = "whole number" if int in wanted else "number"
+            raise ValueError(f"must be a {whole}, without quotes")
+        return value
+
+
+class FederationSpec(JobSection):
     """How the rounds of this job run; what is left out comes from the coordinator."""
 
     aggregation_method: Literal["fedprox"] = key("fedprox", "How a round trains and averages.")
     proximal_mu: float | None = key(None, "FedProx's pull.", ge=0, le=1000)
-    min_participants: int | None = key(None, "Fewest nodes in a round.", ge=2, le=10_000)
+    min_participants: int | None = key(None, "Fewest nodes in a round.", ge=2, le=PARTICIPANTS_MAX)
     max_rounds: int | None = key(None, "Most rounds.", ge=1)
     rounds: Any = key(
         "auto", "Rounds planned.", allowed="auto, or a whole number from 1 to max_rounds"
@@ -62,7 +78,10 @@ class FederationSpec(Section):
     def _not_below_the_coordinators(cls, value: int | None, info: ValidationInfo) -> int | None:
         least = _defaults(info).federation.min_participants
         if value is not None and value < least:
-            raise ValueError(f"is below this coordinator's minimum of {least}")
+            raise OutOfBoundsError(
+                f"is below this coordinator's minimum of {least}",
+                f"at least {least}, at most {PARTICIPANTS_MAX}",
+            )
         return value
 
     @field_validator("participants")
@@ -70,7 +89,8 @@ class FederationSpec(Section):
     def _at_least_the_fewest(cls, value: int | None, info: ValidationInfo) -> int | None:
         fewest = info.data.get("min_participants") or _defaults(info).federation.min_participants
         if value is not None and value < fewest:
-            raise ValueError(f"is below min_participants, which is {fewest}")
+            text = f"is below min_participants, which is {fewest}"
+            raise OutOfBoundsError(text, f"at least {fewest}")
         return value
 
     @field_validator("over_selection")
@@ -85,7 +105,8 @@ class FederationSpec(Section):
     def _not_above_the_coordinators(cls, value: int | None, info: ValidationInfo) -> int | None:
         most = _defaults(info).federation.max_rounds
         if value is not None and value > most:
-            raise ValueError(f"is above this coordinator's maximum of {most}")
+            text = f"is above this coordinator's maximum of {most}"
+            raise OutOfBoundsError(text, f"at least 1, at most {most}")
         return value
 
     @field_validator("rounds")
@@ -126,7 +147,7 @@ class FederationSpec(Section):
         return seconds
 
 
-class PrivacySpec(Section):
+class PrivacySpec(JobSection):
     """What the job promises to each data set."""
 
     mechanism: Literal["none"] | None = key(
@@ -164,7 +185,7 @@ class PrivacySpec(Section):
         return value
 
 
-class JobSpec(Section):
+class JobSpec(JobSection):
     """The job file."""
 
     name: str = key(
@@ -332,6 +353,14 @@ def _max_grad_norm(spec: JobSpec, defaults: CoordinatorConfig) -> float:
     if spec.task == EVALUATION_TASK:
         return 1.0
     return _either(spec.privacy.max_grad_norm, defaults.privacy.max_grad_norm)
+
+
+def _is_quoted_number(text: str) -> bool:
+    """Whether it would be a number without its quotes; YAML 1.1 reads 1e-5 as text without any."""
+    try:
+        return _EXPONENT.fullmatch(text) is None and math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _either(given: _T | None, default: _T) -> _T:

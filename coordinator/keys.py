@@ -32,6 +32,19 @@ _WORDS = {
 }
 
 
+class OutOfBoundsError(ValueError):
+    """Bounds that follow from something else than the key; they are told in place of the key's own.
+
+    Args:
+        text: which bound is passed.
+        allowed: the bounds in words.
+    """
+
+    def __init__(self, text: str, allowed: str) -> None:
+        super().__init__(text)
+        self.allowed = allowed
+
+
 class Section(BaseModel):
     """A mapping whose keys are all known; a number is never taken from true or false."""
 
@@ -149,9 +162,9 @@ def _sentence(fault: ErrorDetails, model: type[BaseModel], path: list[str]) -> s
         return text
     if shown := _shown(fault["input"], field):
         text += f", got {shown}"
-    if words := bounds(field):
-        text += f" (allowed: {words})"
-    return text
+    wrong = fault.get("ctx", {}).get("error")
+    words = wrong.allowed if isinstance(wrong, OutOfBoundsError) else bounds(field)
+    return f"{text} (allowed: {words})" if words else text
 
 
 def _shown(value: object, field: FieldInfo) -> str:

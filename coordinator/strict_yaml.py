@@ -2,8 +2,11 @@
 
 Only plain values come out: mappings with text keys, lists, text, numbers, booleans and null. A
 document that repeats a key, refers to itself, or is small on the wire and huge once its aliases
-are followed is refused before any value is built.
+are followed is refused before any value is built; so is a number that YAML 1.1 reads as another one
+than is written (1:30 as 90, 010 as 8).
 """
+
+import re
 
 import yaml
 
@@ -17,6 +20,16 @@ _PLAIN_TAGS = frozenset(
     f"tag:yaml.org,2002:{name}"
     for name in ("map", "seq", "str", "int", "float", "bool", "null", "merge")
 )
+
+_SLIPPED_POINT = re.compile(r"[-+]?[0-9]+:[0-9]+")
+"""A colon lies on the key of the point on many keyboards."""
+
+_AS_WRITTEN = {
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(0|[1-9][0-9]*)"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+    ),
+}
 
 
 def read_mapping(data: bytes, *, reason: str, where: str, bytes_max: int) -> dict[str, object]:
@@ -51,7 +64,7 @@ def read_mapping(data: bytes, *, reason: str, where: str, bytes_max: int) -> dic
         mark = error.problem_mark
         place = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
         raise Malformed(reason, f"{where}:{place} not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, LookupError):
         raise Malformed(reason, f"{where}: not valid YAML; check quotes and indents") from None
     if not isinstance(value, dict):
         raise Malformed(reason, f"{where}: the document must be a mapping (`key: value` lines)")
@@ -92,6 +105,7 @@ class _Walk:
                 raise _TrapError(
                     f"{_short(node)} would be read as {node.tag}; put it in quotes", line
                 )
+            _check_number(node, line)
             self._open.add(id(node))
             total = 1 + sum(self.count(child) for child in _children(node))
             self._open.discard(id(node))
@@ -99,6 +113,22 @@ class _Walk:
                 raise _TrapError(f"more than {VALUES_MAX} values once aliases are followed", line)
             self._counted[id(node)] = total
         return self._counted[id(node)]
+
+
+def _check_number(node: yaml.Node, line: int) -> None:
+    pattern = _AS_WRITTEN.get(node.tag)
+    if pattern is None or pattern.fullmatch(node.value):
+        return
+    try:
+        value = yaml.constructor.SafeConstructor().construct_object(node)
+    except (ValueError, LookupError):
+        raise _TrapError(f"{_short(node)} is no number", line) from None
+    meant = f", as {node.value.replace(':', '.')}" if _SLIPPED_POINT.fullmatch(node.value) else ""
+    raise _TrapError(
+        f"{_short(node)} would be read as {value}; write a number in plain digits{meant}, and a "
+        "text in quotes",
+        line,
+    )
 
 
 def _children(node: yaml.Node) -> list[yaml.Node]:

@@ -16,7 +16,7 @@ from coordinator.rounds import planner
 from coordinator.rounds.effects import list_model, reserve_statement
 from coordinator.rounds.live import LiveJob
 from coordinator.rounds.node_facts import NodeFacts
-from coordinator.rounds.phases import Publishing, Reserving, Training
+from coordinator.rounds.phases import CUT_OFF, NO_UPDATE, Publishing, Reserving, Training
 from coordinator.sessions import Sessions
 from coordinator.store import damage, epochs, ledger, people, shares
 from coordinator.store.booking import Books
@@ -80,6 +80,8 @@ class Answers:
                     job_units=units,
                     job_releases=releases,
                     last_noise_multiplier=live.last_noise(node.name),
+                    job_no_updates=live.ended(node.name, NO_UPDATE),
+                    job_cut_off=live.ended(node.name, CUT_OFF),
                     taken=self.taken(live, node.name),
                     steps_possible=live.steps_possible(node.name),
                     shares=_shares(connection, live, node.hello, account, steward),

@@ -118,9 +118,10 @@ def restored(phase: Phase, event: e.CoordinatorRestored, now_s: float) -> Step:
 
 
 def exhausted_message(absences: tuple[e.Absence, ...]) -> str:
-    """Whose budgets end the job, and by which of their limits."""
+    """Whose budgets end the job, and by which limit."""
     spent = sorted((a for a in absences if a.reason == "BUDGET"), key=lambda a: a.node)
     said = [f"{a.node}: {a.message.rstrip('.')}" for a in spent[:EXHAUSTED_NAMED_MAX]]
     if spent[EXHAUSTED_NAMED_MAX:]:
         said.append(f"and {len(spent) - EXHAUSTED_NAMED_MAX} more")
-    return f"too few hospitals can pay another round ({'; '.join(said)})"
+    whose = "of their accounts or of the job's own target"
+    return f"too few hospitals can pay another round, {whose} ({'; '.join(said)})"

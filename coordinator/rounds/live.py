@@ -1,6 +1,7 @@
 """A job in memory: what was submitted, and the phase that its journal adds up to."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,6 +133,10 @@ class LiveJob:
                 return said.noise[node]
         return None
 
+    def ended(self, node: str, states: frozenset[AttemptState]) -> int:
+        """How many of the node's attempts ended in one of `states`."""
+        return sum(one.ends[node, state] for one in self._said() for state in states)
+
     def steps_possible(self, node: str) -> int:
         """The fewest steps that the node has said it can do; 0 if it never said so."""
         return min((one.steps[node] for one in self._said() if node in one.steps), default=0)
@@ -183,11 +188,13 @@ class _Said:
     Attributes:
         noise: node -> the noise multiplier of its newest attempt.
         steps: node -> the fewest steps that it said it can do; without those that never said so.
+        ends: (node, state) -> how many of its attempts are in it.
     """
 
     def __init__(self, record: RoundRecord) -> None:
         self.record = record
         self.noise = {one.node: one.offer.noise_multiplier for one in record.attempts}
+        self.ends = Counter((one.node, one.state) for one in record.attempts)
         self.steps: dict[str, int] = {}
         for one in record.attempts:
             if one.steps_possible:

@@ -20,6 +20,8 @@ class NodeFacts:
         account: the account in the central ledger; None before the node's first session.
         job_units: filter units that this job has posted or holds there.
         job_releases: how many releases these are.
+        job_no_updates: how many of these opened the data and gave no update.
+        job_cut_off: how many of these were open when their round closed.
         last_noise_multiplier: of this job's newest attempt there; None for none.
         taken: another job has the node, or goes first for it.
         steps_possible: local steps that fit into its deadline, as it said; 0 for no bound.
@@ -45,6 +47,8 @@ class NodeFacts:
     barred: Absence | None = None
     damaged: bool = False
     restored_from: str = ""
+    job_no_updates: int = 0
+    job_cut_off: int = 0
 
     def local_steps(self, job: Job) -> int:
         """Steps of a round there."""

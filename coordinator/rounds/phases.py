@@ -3,6 +3,7 @@ Aggregating -> Publishing -> (Selecting | Ended)."""
 
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Final
 
 from coordinator.rounds.events import Absence, Offer
 
@@ -17,6 +18,12 @@ class AttemptState(Enum):
     REFUSED = "refused"  # the node signed that it never opened the data, voided
     LATE = "late"  # open when the round closed at its deadline, posted whole
     LOST = "lost"  # open when the round closed without its node, posted whole; or RESTORED
+
+
+NO_UPDATE: Final = frozenset({AttemptState.NO_UPDATE})
+CUT_OFF: Final = frozenset({AttemptState.LATE, AttemptState.LOST})
+"""Open when the round closed. A round under way has such attempts only if its job failed in the
+middle of it and was resumed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,11 @@ from coordinator.jobspec import Job
 from coordinator.rounds.allowances import allowances, tightest
 from coordinator.rounds.events import Absence, Offer
 from coordinator.rounds.node_facts import NodeFacts
+from coordinator.rounds.noise_plan import next_release
 from coordinator.store import damage, epochs
 from coordinator.store.ledger import Account
-from privacy.accounting import round_up
-from privacy.calibration import REPORT_SLACK_UNITS, noise_multiplier_for
 from privacy.deltas import bound_said, is_too_large
-from privacy.filters import Filter, make_filter
-from privacy.releases import Mechanism, Release
-from protos.errors import BudgetRefused, FeddpError, invariant
+from protos.errors import FeddpError
 from protos.feddp.v1 import federation_pb2 as federation
 
 _REFUSES: Final = {
@@ -149,7 +146,7 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
             f"privacy.delta to {filter_.delta:g} in the job",
         )
     try:
-        release = _release(job, facts, account, steward, rounds_left)
+        release = next_release(job, facts, account, steward, rounds_left)
         cost_units = filter_.cost_units(release)
     except FeddpError as error:
         return _absent(facts, "BUDGET", error.message, for_good=True)
@@ -178,69 +175,6 @@ def consider(job: Job, task_hash: str, facts: NodeFacts, rounds_left: int) -> Of
         release.sample_rate,
         facts.local_steps(job),
     )
-
-
-def _release(
-    job: Job,
-    facts: NodeFacts,
-    account: Account,
-    steward: federation.Account,
-    rounds_left: int,
-) -> Release:
-    """The next round's release.
-
-    With a target epsilon each round takes what remains of the job's share over the rounds that
-    remain, so that an attempt that came to nothing costs noise later and never the promise.
-    """
-    if job.mechanism == "no_data":
-        return Release("no_data", None, 1.0, 0)
-    if job.mechanism == "none":
-        return Release("none", None, 1.0, facts.local_steps(job))
-    declared_n = facts.data_set.declared_n
-    local_steps = facts.local_steps(job)
-    sample_rate = 1.0
-    may_sample = account.filter.kind == "rdp" and not job.full_batch
-    if may_sample and declared_n >= job.poisson_from_n:
-        sample_rate = min(1.0, job.batch_size / declared_n)
-    mechanism: Mechanism = "gaussian" if sample_rate == 1.0 else "poisson_gaussian"
-    if job.noise_multiplier is not None:
-        return Release(mechanism, job.noise_multiplier, sample_rate, local_steps)
-    invariant(job.target_epsilon is not None, "a job fixes its epsilon or its noise")
-    target = job.target_epsilon or 0.0
-    share = _share_of(account.filter, target)
-    # What calibration leaves unused for each release stays unused for those that were made.
-    slack_units = REPORT_SLACK_UNITS if share.kind == "gdp" else 0
-    left_units = share.limit_units - facts.job_units - facts.job_releases * slack_units
-    noise = facts.last_noise_multiplier
-    if noise is not None and noise >= steward.noise_multiplier_min:
-        same = Release(mechanism, noise, sample_rate, local_steps)
-        if (share.cost_units(same) + slack_units) * rounds_left <= left_units:
-            return same
-    noise = noise_multiplier_for(share, left_units, rounds_left, local_steps, sample_rate)
-    noise = max(noise, steward.noise_multiplier_min)
-    return Release(mechanism, noise, sample_rate, local_steps)
-
-
-def _share_of(filter_: Filter, target: float) -> Filter:
-    """What `target` is worth by an account's filter.
-
-    Raises:
-        BudgetRefused: BUDGET_TOO_SMALL, the account starts at more than that.
-    """
-    try:
-        return make_filter(filter_.kind, filter_.order, target, filter_.delta)
-    except FeddpError as error:
-        if filter_.kind != "rdp":
-            text = f"the job's target_epsilon is {target:g}: {error.message}"
-            raise BudgetRefused("BUDGET_TOO_SMALL", text) from None
-        least = round_up(filter_.epsilon_start, 3)
-        raise BudgetRefused(
-            "BUDGET_TOO_SMALL",
-            f"its account counts by rdp of order {filter_.order}, which starts at epsilon "
-            f"{least:g} at delta {filter_.delta:g}, its conversion cost, and the job's "
-            f"target_epsilon is {target:g}: raise privacy.target_epsilon in the job above "
-            f"{least:g}",
-        ) from None
 
 
 def _over_budget(

@@ -8,6 +8,7 @@ from coordinator.rounds import ending, selecting
 from coordinator.rounds import events as e
 from coordinator.rounds.ending import Step
 from coordinator.rounds.phases import (
+    CUT_OFF,
     Aggregating,
     Attempt,
     AttemptState,
@@ -37,10 +38,6 @@ UNTIL_IT_RETURNS = frozenset(
 )
 """Refusals that somebody at the hospital takes back. The node says Hello again then; asking sooner
 would fill both ledgers with orders and refusals."""
-
-CUT_OFF = frozenset({AttemptState.LATE, AttemptState.LOST})
-"""Open when the round closed. A round under way has such attempts only if its job failed in the
-middle of it and was resumed."""
 
 
 def accepted(phase: Training, event: e.OrderWasAccepted, now_s: float) -> Step:

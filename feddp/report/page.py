@@ -19,7 +19,7 @@ _STATUS = {
     "waiting": "Waiting",
     "converged": "Converged",
     "completed": "Completed",
-    "budget_exhausted": "Stopped: the privacy budget is used up",
+    "budget_exhausted": "Stopped: too few hospitals could pay another round",
     "failed": "Failed",
     "cancelled": "Cancelled",
 }

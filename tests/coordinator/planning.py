@@ -35,6 +35,8 @@ def facts(
     job_units: int = 0,
     job_releases: int = 0,
     last: float | None = None,
+    no_updates: int = 0,
+    cut_off: int = 0,
     shares: tuple[Share, ...] = (),
 ) -> NodeFacts:
     filter_ = make_filter(kind, order, limit, 1e-5)
@@ -63,6 +65,8 @@ def facts(
         job_releases=job_releases,
         last_noise_multiplier=last,
         shares=shares,
+        job_no_updates=no_updates,
+        job_cut_off=cut_off,
     )
 
 

@@ -159,6 +159,12 @@ def test_the_null_task_has_neither_noise_nor_clipping():
         ),
         ("federation: {local_steps: 0}", "federation.local_steps", "at least 1"),
         ("federation: {proximal_mu: -1}", "federation.proximal_mu", "0 or more"),
+        ("privacy: {target_epsilon: '2'}", "privacy.target_epsilon", "a number, without quotes"),
+        ("privacy: {batch_size: '8'}", "privacy.batch_size", "a whole number, without quotes"),
+        ("federation: {over_selection: '0.5'}", "federation.over_selection", "without quotes"),
+        ("federation: {min_participants: '4'}", "federation.min_participants", "without quotes"),
+        ("priority: '1'", "priority", "a whole number, without quotes"),
+        ("federation: {local_steps: 1e1}", "federation.local_steps", "must be a whole number"),
         ("task_config: {x: .nan}", "task_config", "not finite"),
         ("task_config: [1]", "task_config", "mapping"),
         ("project: ../x", "project", "letters, digits"),
@@ -212,6 +218,55 @@ def test_an_alias_bomb_costs_nothing_and_is_refused():
     assert "once aliases are followed" in refusal(spec)
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "min_participants: 2",
+            "below this coordinator's minimum of 3, got 2 (allowed: at least 3, at most 10000)",
+        ),
+        (
+            "min_participants: 4, participants: 3",
+            "below min_participants, which is 4, got 3 (allowed: at least 4)",
+        ),
+        (
+            "max_rounds: 101",
+            "above this coordinator's maximum of 100, got 101 (allowed: at least 1, at most 100)",
+        ),
+    ],
+)
+def test_bounds_of_the_coordinator_are_told_in_place_of_the_keys_own(text, sentence):
+    """A sentence that allows what it has just refused helps nobody."""
+    (line,) = refusal(f"{BARE}federation: {{{text}}}").splitlines()[1:]
+    assert line.endswith(f"is {sentence}")
+
+
+def test_a_number_with_an_exponent_and_no_point_is_the_number_that_people_mean():
+    """YAML 1.1 reads it as text, as in the coordinator's configuration."""
+    assert parsed("privacy: {delta: 1e-6, target_epsilon: 1}").delta == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("written", "sentence"),
+    [
+        ("1:30", "'1:30' would be read as 90; write a number in plain digits, as 1.30, and a text"),
+        ("1:30.5", "'1:30.5' would be read as 90.5; write a number in plain digits, and a text"),
+        ("010", "'010' would be read as 8; "),
+        ("0x10", "'0x10' would be read as 16; "),
+        ("0b11", "'0b11' would be read as 3; "),
+        ("1_0", "'1_0' would be read as 10; "),
+        ("!!int ''", "'' is no number"),
+        ("!!float x", "'x' is no number"),
+    ],
+)
+def test_a_number_that_yaml_reads_as_another_one_is_refused(written, sentence):
+    """A target of 90 where 1.30 was meant would be spent before anybody looked."""
+    message = refusal(BARE + f"privacy: {{target_epsilon: {written}}}")
+    assert f"job file: line {BARE.count(chr(10)) + 1}: {sentence}" in message
+    quoted = parsed("task_config: {x: '1:30', y: 0, z: -1.5e+3, w: 100}").task_config
+    assert quoted == {"x": "1:30", "y": 0, "z": -1500.0, "w": 100}
+
+
 def test_a_few_aliases_are_fine():
     """Anchors are a way to write, not an attack."""
     job = parsed("task_config: {a: &x [1, 2], b: *x}")
@@ -225,6 +280,7 @@ def test_a_few_aliases_are_fine():
         (b"just words", "must be a mapping"),
         (b"\xff\xfe", "not UTF-8"),
         (b"a: [1", "not valid YAML"),
+        (b"a: !!bool x", "not valid YAML"),
         (b"a: \x00", "not valid YAML"),
         (b"name: " + b"9" * 5000, "not valid YAML"),
         (b"#" * (SPEC_BYTES_MAX + 1), "above the limit of 65536"),

@@ -1,11 +1,14 @@
 """Who may take part, and with which noise."""
 
+import math
+import re
 from dataclasses import replace
 
 import pytest
 
 from coordinator.rounds.ending import exhausted_message
 from coordinator.rounds.events import Absence, Offer
+from coordinator.rounds.noise_plan import NOISE_OVER_PLAN_MAX
 from coordinator.rounds.planner import consider
 from privacy.accounting import epsilon_spent
 from privacy.filters import default_filter, make_filter
@@ -75,6 +78,77 @@ def test_nothing_left_of_the_jobs_share_is_a_budget_absence_for_good() -> None:
     share = make_filter("gdp", 0, 2.0, 1e-5).limit_units
     answer = absent(consider(job(), HASH, facts(job_units=share, last=9.0), 1))
     assert (answer.reason, answer.for_good) == ("BUDGET", True)
+
+
+def charged(times: float, rounds_left: int, **more: int) -> Offer | Absence:
+    """What a node is told that the job has charged for so many of four planned rounds."""
+    first = offered(consider(job(), HASH, facts(), 4)).noise_multiplier
+    share = make_filter("gdp", 0, 2.0, 1e-5)
+    units = int(times * share.cost_units(Release("gaussian", first, 1.0, 5)))
+    now = facts(job_units=units, job_releases=math.ceil(times), last=first, **more)  # type: ignore[arg-type]
+    return consider(job(), HASH, now, rounds_left)
+
+
+def test_no_update_of_pure_noise_is_ordered_when_the_last_attempt_came_to_nothing() -> None:
+    """Four rounds are charged and the last one is to do: what is left would need a noise of
+    hundreds, so that the node is left out, with who spent what of which limit."""
+    answer = absent(charged(3.999, 1, no_updates=1))
+    assert (answer.reason, answer.for_good) == ("BUDGET", True)
+    assert "its data was opened and no update came of it, which stays charged" in answer.message
+    assert "the job's own target_epsilon 2 " in answer.message
+    assert "not the one of account a/patients" in answer.message
+    assert re.search(r"noise multiplier of \d{3}.*more than 3 times the 8\.9166 ", answer.message)
+    assert "hospital's own log" in answer.message
+    said = exhausted_message((answer,))
+    assert "or of the job's own target (a: its data was opened" in said
+
+
+def test_where_no_noise_is_enough_the_attempts_are_named_and_not_the_plan() -> None:
+    """More is charged than the plan has: the sentence is about the attempts, as before."""
+    answer = absent(charged(5, 1, no_updates=2, cut_off=1))
+    assert "came of it (2 times) and a round closed before it had answered, " in answer.message
+    assert "another release there, whatever its noise; " in answer.message
+    assert "A plan of" not in answer.message
+
+
+@pytest.mark.parametrize(
+    ("times", "rounds_left", "over_plan"),
+    [(1, 4, 4 / 3), (3, 2, 2.0), (3.5, 2, 4.0), (3.75, 2, 8.0), (3.89, 1, 9.1)],
+)
+def test_noise_grows_by_what_attempts_cost_up_to_three_times_the_plans(
+    times: float, rounds_left: int, over_plan: float
+) -> None:
+    """`over_plan` is of the variance: up to nine times the plan's, the hospital takes part."""
+    first = offered(consider(job(), HASH, facts(), 4)).noise_multiplier
+    assert first is not None
+    answer = charged(times, rounds_left, no_updates=1)
+    if over_plan > NOISE_OVER_PLAN_MAX**2:
+        assert absent(answer).reason == "BUDGET"
+    else:
+        noise = offered(answer).noise_multiplier
+        assert noise == pytest.approx(first * over_plan**0.5, rel=1e-3)
+
+
+def test_a_stewards_least_noise_is_part_of_the_plan() -> None:
+    """Who asks for ten times the noise has it in every round, and is not left out for it."""
+    first = offered(consider(job(), HASH, facts(), 4)).noise_multiplier
+    assert first is not None
+    strict = facts(job_units=1, job_releases=1, last=first, no_updates=1)
+    assert strict.steward is not None
+    strict.steward.noise_multiplier_min = 10 * first
+    assert offered(consider(job(), HASH, strict, 4)).noise_multiplier == 10 * first
+
+
+def test_who_came_late_may_try_again_with_the_noise_of_the_plan() -> None:
+    """In the last of four rounds it spends its whole target at once; half of it is left after an
+    attempt at the last but one, which is less noise than the others have."""
+    late = offered(consider(job(), HASH, facts(), 2)).noise_multiplier
+    cost = make_filter("gdp", 0, 2.0, 1e-5).cost_units(Release("gaussian", late, 1.0, 5))
+    again = facts(job_units=cost, job_releases=1, last=late, no_updates=1)
+    early = offered(consider(job(), HASH, facts(), 4)).noise_multiplier
+    noise = offered(consider(job(), HASH, again, 2)).noise_multiplier
+    assert noise is not None
+    assert noise == pytest.approx(early, rel=1e-3)
 
 
 def test_an_account_that_cannot_pay_is_left_out_with_its_figures() -> None:

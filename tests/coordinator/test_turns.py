@@ -16,7 +16,7 @@ from coordinator.rounds import events as e
 from coordinator.rounds import machine, turn_taker
 from coordinator.rounds.answers import Answers
 from coordinator.rounds.live import LiveJob, job_to_json, plan_of, replay
-from coordinator.rounds.phases import Aggregating, Ended, Selecting, Training
+from coordinator.rounds.phases import Aggregating, Course, Ended, Selecting, Training
 from coordinator.rounds.turn_taker import TurnTaker
 from coordinator.rounds.turns import Turn, take_turn
 from coordinator.sessions import Sessions
@@ -384,3 +384,45 @@ def test_what_a_job_has_spent_is_the_same_in_its_journal_and_in_the_ledger(world
     assert (
         sum(a.balance.posted_units > 0 for a in world.database.read_now(ledger.all_accounts)) == 1
     )
+
+
+def _with_target(world: World, rounds: int) -> None:
+    """The same world, with a job that trains on a target and nodes that can pay it."""
+    job = replace(world.live.job, mechanism="dp", target_epsilon=0.5, rounds_planned=rounds)
+    world.live.job = replace(job, max_grad_norm=1.0)
+    world.live.phase = Selecting(Course(plan_of(job), "m0", "m0"), 0.0)
+
+
+def test_an_attempt_without_update_in_the_last_round_is_not_followed_by_one_of_noise(
+    world: World,
+) -> None:
+    """Two of four open their data and give no update: with one round planned nothing is left for
+    them, their accounts keep what they have, and the job ends with the true cause."""
+    _with_target(world, 1)
+    world.turn(c.Survey())
+    ids = world.attempts()
+    world.turn(update(ids[2]), update(ids[3]))
+    world.turn(e.NoUpdateReceived(ids[0], b"post"))
+    turn = world.turn(e.NoUpdateReceived(ids[1], b"post"))
+    assert turn.booked == {"post": 1}, "nothing further is reserved"
+    phase = world.live.phase
+    assert isinstance(phase, Ended)
+    assert phase.status == "budget_exhausted"
+    for node in "ab":
+        assert f"{node}: its data was opened and no update came of it, which stays" in phase.message
+    assert "c: " not in phase.message
+    assert "the job's own target_epsilon 0.5" in phase.message
+
+
+def test_with_a_round_in_hand_an_attempt_without_update_is_made_up_for(world: World) -> None:
+    """Of two rounds' worth one is gone and two are to do: a half more noise, and on it goes."""
+    _with_target(world, 2)
+    world.turn(c.Survey())
+    ids = world.attempts()
+    world.turn(update(ids[2]), update(ids[3]), e.NoUpdateReceived(ids[0], b"post"))
+    world.turn(e.NoUpdateReceived(ids[1], b"post"))
+    phase = world.live.phase
+    assert isinstance(phase, Training)
+    noises = [one.offer.noise_multiplier for one in phase.round.attempts]
+    assert [one.node for one in phase.round.attempts] == ["a", "b", "c", "d", "a", "b"]
+    assert noises[4] == pytest.approx(2**0.5 * (noises[0] or 0.0), rel=1e-3)

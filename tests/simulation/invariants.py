@@ -23,6 +23,7 @@ from tests.simulation.coordinator_work import Blobs
 from tests.simulation.final import check_end, job_endings
 from tests.simulation.limits import Limits
 from tests.simulation.liveness import Liveness
+from tests.simulation.noise import far_above_plan
 from tests.simulation.truth import Broken, Truth
 
 if TYPE_CHECKING:
@@ -260,6 +261,8 @@ class Checker:
             self.reserved[attempt_id] = statement
             self._of_job[statement.job_id] += 1
             self.liveness.takes_turns(statement)
+            if far_above_plan(self._world.specs[statement.job_id], filter_, statement):
+                self.broken("noise-of-the-plan", f"{attempt_id} is ordered to send mere noise")
             kept = self._kept_of.get((statement.job_id, statement.round, statement.node))
             if kept is not None:
                 text = f"{attempt_id} would train what {kept} has been acknowledged for"

@@ -223,6 +223,7 @@ PLANTED: dict[str, Planted] = {
         rounds.booked_before_the_turn_fails, ("charged-once", "resolved-once")
     ),
     "grace_below_quorum": Planted(rounds.grace_below_quorum, ("quorum",)),
+    "orders_mere_noise": Planted(rounds.orders_mere_noise, ("noise-of-the-plan",)),
     "resume_forgets_what_it_spent": Planted(
         rounds.resume_forgets_what_it_spent, ("journal-equals-ledger", "charged-once")
     ),

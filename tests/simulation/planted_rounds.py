@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from coordinator.rounds import commands as c
-from coordinator.rounds import effects, machine, planner, training, turn_order, turns
+from coordinator.rounds import effects, machine, noise_plan, planner, training, turn_order, turns
 from coordinator.rounds import events as e
 from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import (
@@ -280,6 +280,12 @@ def resume_forgets_what_it_spent(world: World) -> None:
     """Rounds that were cut off before a job was resumed are not counted as its spending."""
     world.swap(LiveJob, "attempted", LiveJob.rounds)
     world.faults.rates["order_failed"] = 0.1
+
+
+def orders_mere_noise(world: World) -> None:
+    """After an attempt that came to nothing a node is ordered with whatever is left of a target."""
+    world.swap(noise_plan, "NOISE_OVER_PLAN_MAX", 1e9)
+    world.faults.rates["worker_died"] = 0.3
 
 
 def resume_forsakes_nodes(world: World) -> None:

@@ -18,8 +18,8 @@ from node_agent.shapes import shaped
 from node_agent.tracing_config import TracingConfig
 from node_agent.waiting_join import waiting_said
 from node_agent.whose import require_access, unreadable
-from node_agent.yaml_slips import Slip, refuse_slips
 from protos.errors import FeddpError, Malformed, NotFound
+from protos.yaml_slips import Slip, refuse_slips
 
 VALUE_CHARS_MAX: Final = 64
 """Of a value in a fault."""

@@ -203,13 +203,13 @@ def test_no_error_repeats_a_password(tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("server: {port: 1, port: 2}", "'port' is given twice"),
-        ("a: &a [1]\nb: &b [*a, *a]\nserver: &s {x: *s}", "stands in"),
-        ("server: !!python/object/apply:os.system [ls]", "put it in quotes"),
-        ("server: 2024-01-01", "put it in quotes"),
+        ("server: {port: 1, port: 2}", "line 1 gives 'port' again"),
+        ("a: &a [1]\nb: &b [*a, *a]\nserver: &s {x: *s}", "refers to itself"),
+        ("server: !!python/object/apply:os.system [ls]", "quote it"),
+        ("server: 2024-01-01", "quote it"),
         ("[1, 2]", "must be a mapping"),
         ("server: {port: 1", "not valid YAML"),
-        ("server: [" * 40, "nested deeper"),
+        ("server: [" * 40, "nests deeper"),
         ("1: 2", "is not text"),
         ("? [a]\n: 1", "is not text"),
     ],

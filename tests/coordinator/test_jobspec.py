@@ -215,7 +215,7 @@ def test_an_alias_bomb_costs_nothing_and_is_refused():
     for before, name in itertools.pairwise(names):
         lines.append(f"  - &{name} [{', '.join([f'*{before}'] * 10)}]")
     spec = BARE + "task_config:\n  bomb:\n  " + "\n  ".join(lines)
-    assert "once aliases are followed" in refusal(spec)
+    assert "holds more than 20000 values" in refusal(spec)
 
 
 @pytest.mark.parametrize(
@@ -249,20 +249,26 @@ def test_a_number_with_an_exponent_and_no_point_is_the_number_that_people_mean()
 @pytest.mark.parametrize(
     ("written", "sentence"),
     [
-        ("1:30", "'1:30' would be read as 90; write a number in plain digits, as 1.30, and a text"),
-        ("1:30.5", "'1:30.5' would be read as 90.5; write a number in plain digits, and a text"),
-        ("010", "'010' would be read as 8; "),
-        ("0x10", "'0x10' would be read as 16; "),
-        ("0b11", "'0b11' would be read as 3; "),
-        ("1_0", "'1_0' would be read as 10; "),
-        ("!!int ''", "'' is no number"),
-        ("!!float x", "'x' is no number"),
+        (
+            "1:30",
+            "gives 1:30, which YAML reads as 90: write a number in plain digits, as 1.30",
+        ),
+        (
+            "1:30.5",
+            "gives 1:30.5, which YAML reads as 90.5: write a number in plain",
+        ),
+        ("010", "gives 010, which YAML reads as 8: "),
+        ("0x10", "gives 0x10, which YAML reads as 16: "),
+        ("0b11", "gives 0b11, which YAML reads as 3: "),
+        ("1_0", "gives 1_0, which YAML reads as 10: "),
+        ("!!int ''", "gives an empty text, which is no number that there is"),
+        ("!!float x", "gives x, which is no number that there is"),
     ],
 )
 def test_a_number_that_yaml_reads_as_another_one_is_refused(written, sentence):
     """A target of 90 where 1.30 was meant would be spent before anybody looked."""
     message = refusal(BARE + f"privacy: {{target_epsilon: {written}}}")
-    assert f"job file: line {BARE.count(chr(10)) + 1}: {sentence}" in message
+    assert f"job file: line {BARE.count(chr(10)) + 1} {sentence}" in message
     quoted = parsed("task_config: {x: '1:30', y: 0, z: -1.5e+3, w: 100}").task_config
     assert quoted == {"x": "1:30", "y": 0, "z": -1500.0, "w": 100}
 
@@ -280,12 +286,12 @@ def test_a_few_aliases_are_fine():
         (b"just words", "must be a mapping"),
         (b"\xff\xfe", "not UTF-8"),
         (b"a: [1", "not valid YAML"),
-        (b"a: !!bool x", "not valid YAML"),
+        (b"a: !!bool x", "gives x, which is no truth value"),
         (b"a: \x00", "not valid YAML"),
-        (b"name: " + b"9" * 5000, "not valid YAML"),
+        (b"name: " + b"9" * 5000, "which is no number that there is"),
         (b"#" * (SPEC_BYTES_MAX + 1), "above the limit of 65536"),
-        (b"name: !!python/name:os.system x", "put it in quotes"),
-        (b"name: a\nname: b", "given twice"),
+        (b"name: !!python/name:os.system x", "quote it"),
+        (b"name: a\nname: b", "gives 'name' again"),
     ],
 )
 def test_what_is_not_a_plain_mapping_is_refused(spec, sentence):

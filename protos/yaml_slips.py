@@ -2,7 +2,7 @@
 
 A limit on privacy must be what is written: YAML 1.1 reads 1:5 as 65, 010 as 8 and 1_0 as 10. And a
 file that nests without end, refers to itself or grows when its references are followed must be a
-fault that names the line, not the end of an agent that reads it while it works.
+fault that names the line, not the end of an agent or a coordinator that reads it while it works.
 """
 
 import re
@@ -15,15 +15,15 @@ VALUES_MAX: Final = 20_000
 """Most values of one file, counted after references are followed."""
 
 _SHOWN_CHARS_MAX: Final = 40
-_TAG: Final = "tag:yaml.org,2002:"
-_BUILT: Final = {f"{_TAG}timestamp": "date", f"{_TAG}bool": "truth value"} | dict.fromkeys(
-    (f"{_TAG}int", f"{_TAG}float"), "number"
+TAG: Final = "tag:yaml.org,2002:"
+_BUILT: Final = {f"{TAG}timestamp": "date", f"{TAG}bool": "truth value"} | dict.fromkeys(
+    (f"{TAG}int", f"{TAG}float"), "number"
 )
 """What can fail to be built from a text, and what that is called."""
 
 _PLAIN: Final = {
-    f"{_TAG}int": re.compile(r"[-+]?(0|[1-9][0-9]*)"),
-    f"{_TAG}float": re.compile(
+    f"{TAG}int": re.compile(r"[-+]?(0|[1-9][0-9]*)"),
+    f"{TAG}float": re.compile(
         r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
     ),
 }
@@ -109,10 +109,10 @@ def _refuse_scalar(node: yaml.ScalarNode) -> None:
         raise Slip("holds a character that no name or text can hold; write it anew", node)
     if node.tag not in _BUILT:
         return
-    shown = ascii(written)[1:-1][:_SHOWN_CHARS_MAX]
+    shown = ascii(written)[1:-1][:_SHOWN_CHARS_MAX] or "an empty text"
     try:
         value = yaml.constructor.SafeConstructor().construct_object(node)
-    except (ValueError, KeyError):
+    except (ValueError, LookupError):
         text = f"gives {shown}, which is no {_BUILT[node.tag]} that there is; write it anew"
         raise Slip(text, node) from None
     plain = _PLAIN.get(node.tag)

@@ -105,12 +105,12 @@ def away(federation: WatchedFederation) -> Jobs:
 
 
 def hung(federation: WatchedFederation) -> Jobs:
-    """A node hangs; the round has its quorum, and closes without it."""
+    """A node hangs; the round has its quorum, and closes without it before the deadline."""
     ended = alone(federation)
     pid = federation.pid("alpha")
     os.kill(pid, signal.SIGSTOP)
     try:
-        job_id = submit_once(federation, spec(deadline="1s"))
+        job_id = submit_once(federation, spec(deadline="4s"))
         watch(federation, job_id)
     finally:
         os.kill(pid, signal.SIGCONT)

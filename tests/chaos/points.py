@@ -51,6 +51,7 @@ NOT_SERVING: Final = {
     "agent": {
         "node_agent.doctor.": "only `feddp agent doctor`",
         "node_agent.enrol:": "only `feddp agent join`",
+        "node_agent.waiting_join:": "only `feddp agent join`",
         "node_agent.ledger_files:": "only `feddp agent ledger`",
         "node_agent.backup:": "only `feddp agent backup` and `restore`",
         "node_agent.service:": "only `feddp agent install-service`",

@@ -210,7 +210,7 @@ def _figures(
 
 @lru_cache(maxsize=4096)
 def reported(releases: tuple[Release, ...], delta: float) -> float | None:
-    """dp-accounting's epsilon of what was posted, rounded up; None without a guarantee."""
+    """Running epsilon of what was posted, rounded up; None without a guarantee."""
     return epsilon_spent(releases, delta)
 
 

@@ -1,5 +1,5 @@
 """Epsilon of what was released, for reports: exact for full batches of Gaussian noise, else by
-dp-accounting's privacy loss distributions.
+privacy loss distributions, as dp-accounting would, in bounded work.
 
 Releases are composed as if their parameters had been fixed in advance. A plan is; a running
 account is not, and there the figure is "running": what is booked is the account's filter's, and the
@@ -10,16 +10,17 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from decimal import ROUND_CEILING, Context, Decimal
-from fractions import Fraction
 from typing import Final
 
 from privacy.filters import check_delta, conversion_cost, not_covered
 from privacy.gaussian_dp import epsilon_above, float_above, sqrt_above
-from privacy.releases import Release
+from privacy.kinds import coarser_and_coarser, merged, mu_squared
+from privacy.releases import MECHANISMS, TRAINED, Release
 from privacy.renyi import rdp_per_step
 
 DISCRETIZATION: Final = 1.0e-4
-"""Grid width of the privacy loss: dp-accounting's default, so that others get our figures."""
+"""Grid width of the privacy loss at the least: dp-accounting's default, so that others get our
+figures."""
 
 EPSILON_FINE_MAX: Final = 100.0
 """Up to here the grid has its default width; above it grows with epsilon, which bounds memory."""
@@ -28,25 +29,39 @@ EPSILON_USELESS: Final = 1.0e4
 """Above this the upper bound is reported as it is; no account may have such a limit."""
 
 DELTA_FINE_MIN: Final = 1.0e-11
-"""Below this the mass that dp-accounting truncates (1e-15 for each composition) would show."""
+"""Below this the rounding errors of a composition would show."""
+
+STEPS_PER_DELTA_MAX: Final = 1.0e15
+"""With more steps their rounding errors would show: 10^10 at a delta of 1e-5."""
 
 DISCRETE_NOISE_FINE_MAX: Final = 10_000.0
 """Above this sigma a discrete Gaussian has too many atoms to list, and costs next to nothing."""
 
+KINDS_MAX: Final = 512
+"""So many kinds of step are told apart: each takes a millisecond for its Renyi divergences."""
+
+WORK_MAX: Final = 2**26
+"""Points of the grid for all kinds of step: one or two seconds."""
+
 SIGNIFICANT_DIGITS: Final = 5
-_FINE: Final = 10**24
 _FLOAT_MAX: Final = 10**300
 _SUM_ROUNDING: Final = 1.0 + 1.0e-9
+_WIDER: Final = (1, 2, 4)
+"""Wider grids that are tried before fewer kinds are."""
+
+_FEW_ORDERS: Final = (2, 3, 4, 6, 8, 16, 32)
 _ORDERS: Final = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
 
 
 def epsilon_spent(
-    releases: Iterable[Release] | Mapping[Release, int], delta: float
+    releases: Iterable[Release] | Mapping[Release, int], delta: float, work_max: int = WORK_MAX
 ) -> float | None:
     """Epsilon at `delta` of all releases, or so many of each, rounded up to 5 digits.
 
-    Adjacency: add or remove one patient. Composes each release as an outsider would each ledger
-    entry; docs/privacy.md has the outsider's program.
+    Adjacency: add or remove one patient. Composes all releases as an outsider would the ledger's
+    entries; docs/privacy.md has the outsider's program. Where that is more work than `work_max`,
+    which is counted from the releases alone, it is an upper bound: of fewer kinds of release,
+    each of which costs no less, or from Renyi divergences.
 
     Returns:
         0.0 for nothing, or nothing that read data; None where a release is not accounted for.
@@ -66,17 +81,43 @@ def epsilon_spent(
     if all(_is_full_batch_gaussian(release) for release in counts):
         # Exact, and it keeps 100 MiB of libraries out of a process that needs nothing else.
         return round_up(full_batch_epsilon(counts, delta))
-    bound = min(_rdp_epsilon(counts, delta), _pure_epsilon(counts))
+    bound, steps, renyi = _renyi_bound(counts, delta)
     too_fine = any(
         release.mechanism == "discrete_gaussian"
         and (release.noise_multiplier or 0.0) > DISCRETE_NOISE_FINE_MAX
-        for release in counts
+        for release in steps
     )
-    if bound > EPSILON_USELESS or delta < DELTA_FINE_MIN or too_fine:
+    too_many = sum(steps.values()) > STEPS_PER_DELTA_MAX * delta
+    if bound > EPSILON_USELESS or delta < DELTA_FINE_MIN or too_fine or too_many:
         return round_up(bound)
-    epsilon = _pld_epsilon(counts, delta, max(1.0, bound / EPSILON_FINE_MAX) * DISCRETIZATION)
-    # dp-accounting answers inf where its truncated mass alone is more than delta.
-    return round_up(epsilon if math.isfinite(epsilon) else bound)
+    return round_up(_composed(steps, renyi, bound, delta, work_max))
+
+
+def _composed(
+    steps: Mapping[Release, int],
+    renyi: Mapping[int, float],
+    bound: float,
+    delta: float,
+    work_max: int,
+) -> float:
+    """By privacy loss distributions; `bound` where that is too much work in any way."""
+    from privacy.composition import composed_epsilon
+
+    interval = max(1.0, bound / EPSILON_FINE_MAX) * DISCRETIZATION
+    trained = all(release.mechanism in TRAINED for release in steps)
+    for fewer in coarser_and_coarser(steps):
+        if fewer is not steps:
+            renyi = {order: _divergence(fewer, order) for order in _FEW_ORDERS}
+        for wider in _WIDER:
+            epsilon = composed_epsilon(fewer, renyi, delta, wider * interval, work_max)
+            # Inf where what is cut off alone is more than delta.
+            if epsilon is None or not math.isfinite(epsilon):
+                continue
+            if fewer is steps and wider == 1 and not trained:
+                return epsilon  # what others recompute, also where Renyi's is a little less
+            # With very many steps of tiny losses the grid adds more than the bound does.
+            return min(epsilon, bound)
+    return bound
 
 
 def _is_full_batch_gaussian(release: Release) -> bool:
@@ -91,52 +132,49 @@ def round_up(value: float, digits: int = SIGNIFICANT_DIGITS) -> float:
     return float(Context(prec=digits, rounding=ROUND_CEILING).plus(Decimal(value)))
 
 
-def _pld_epsilon(counts: Mapping[Release, int], delta: float, interval: float) -> float:
-    from privacy.loss import identity, loss_of
-
-    total = identity(interval)
-    for release, count in counts.items():
-        one, times = loss_of(release, interval)
-        # Equal entries have equal grids, so composing them at once is composing them in turn.
-        total = total.compose(one.self_compose(times * count) if times * count > 1 else one)
-    return float(total.get_epsilon_for_delta(delta))
-
-
 def full_batch_epsilon(counts: Mapping[Release, int], delta: float) -> float:
     """Closed form for full batches of Gaussian noise and nothing else."""
-    # Each mu^2 is rounded up to 24 decimal places: exact fractions would grow with every term.
-    mu_squared = sum(
-        math.ceil(count * release.steps * _FINE / Fraction(release.noise_multiplier or 0.0) ** 2)
-        for release, count in counts.items()
-    )
-    return epsilon_above(sqrt_above(Fraction(mu_squared, _FINE)), delta)
+    return epsilon_above(sqrt_above(mu_squared(counts)), delta)
 
 
-def _pure_epsilon(counts: Mapping[Release, int]) -> float:
+def _pure_epsilon(steps: Mapping[Release, int]) -> float:
     """The sum of pure epsilons, which holds at any delta; inf where a release has none."""
     total = 0.0
-    for release, count in counts.items():
+    for release, count in steps.items():
         times = {"laplace": 1, "exponential": 2}.get(release.mechanism)
         if times is None or release.noise_multiplier is None:
             return math.inf
-        total += count * release.steps * times / release.noise_multiplier
+        total += count * times / release.noise_multiplier
     return total * _SUM_ROUNDING
 
 
-def _rdp_epsilon(counts: Mapping[Release, int], delta: float) -> float:
-    """An upper bound that costs no memory: the best of a few Renyi orders.
+def _renyi_bound(
+    counts: Mapping[Release, int], delta: float
+) -> tuple[float, Mapping[Release, int], Mapping[int, float]]:
+    """An upper bound that costs no memory: the best of a few Renyi orders, or the pure sum.
+
+    Returns:
+        It, the kinds of step that were counted, and each order's divergence of all of them.
 
     Raises:
         BudgetRefused: MECHANISM_NOT_COVERED, a mechanism that nothing here knows how to count.
     """
-    best = math.inf
-    for order in _ORDERS:
-        total = 0.0
-        for release, count in counts.items():
-            per_step = rdp_per_step(release, order)
-            if per_step is None:
-                raise not_covered("reported", release)
-            large = per_step > _FLOAT_MAX
-            total += math.inf if large else count * release.steps * float_above(per_step)
-        best = min(best, total * _SUM_ROUNDING + conversion_cost(order, delta))
-    return max(0.0, best)
+    for release in counts:
+        if release.mechanism not in MECHANISMS:
+            raise not_covered("reported", release)
+    steps: Mapping[Release, int] = merged(counts)
+    if len(steps) > KINDS_MAX:
+        steps = next(one for one in coarser_and_coarser(steps) if len(one) <= KINDS_MAX)
+    totals = {order: _divergence(steps, order) for order in _ORDERS}
+    best = min(total + conversion_cost(order, delta) for order, total in totals.items())
+    return min(max(0.0, best), _pure_epsilon(steps)), steps, totals
+
+
+def _divergence(steps: Mapping[Release, int], order: int) -> float:
+    total = 0.0
+    for release, count in steps.items():
+        per_step = rdp_per_step(release, order)
+        if per_step is None:
+            raise not_covered("reported", release)
+        total += math.inf if per_step > _FLOAT_MAX else count * float_above(per_step)
+    return total * _SUM_ROUNDING

@@ -4,11 +4,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
-from privacy.accounting import epsilon_spent, full_batch_epsilon
+from privacy.accounting import WORK_MAX, epsilon_spent, full_batch_epsilon
 from privacy.filters import Filter
+from privacy.kinds import fewer_releases
 from privacy.releases import Release
 from protos.errors import invariant
+
+CLOSED_MAX: Final = 1024
+OTHERS_MAX: Final = 128
+"""So many different releases are added up one by one, full batches of Gaussian noise and others;
+of more, some are counted as dearer ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +25,7 @@ class Figures:
     None of them is the guarantee, which is the highest limit that was ever in force.
 
     Attributes:
-        running: what dp-accounting says of them, as if all had been fixed in advance; to 5 digits.
+        running: of them all composed, as if all had been fixed in advance; to 5 digits.
             "Running epsilon" is this figure wherever it is shown.
         booked: what the account's filter has booked for them. It holds for jobs that are chosen
             after seeing the results of earlier ones, and it is what the limit is compared with.
@@ -66,16 +73,28 @@ def figures_of(
         return None
     units = sum(count * filter_.cost_units(release) for release, count in counts.items())
     booked = filter_.epsilon_of(units)
-    naive = sum(count * own_epsilon(release, filter_.delta) for release, count in counts.items())
-    return Figures(running, booked, naive)
+    return Figures(running, booked, _naive(counts, filter_.delta))
+
+
+def _naive(counts: Mapping[Release, int], delta: float) -> float:
+    """Each release's own epsilon, added up, in bounded work."""
+    closed = {one: count for one, count in counts.items() if one.mechanism == "gaussian"}
+    others = {one: count for one, count in counts.items() if one.mechanism != "gaussian"}
+    total = 0.0
+    for kinds, most in ((closed, CLOSED_MAX), (others, OTHERS_MAX)):
+        apart = fewer_releases(kinds, most)
+        # In powers of two, so that the cache is met again.
+        work_max = WORK_MAX >> max(0, len(apart) - 1).bit_length()
+        total += sum(count * own_epsilon(one, delta, work_max) for one, count in apart.items())
+    return total
 
 
 @lru_cache(maxsize=4096)
-def own_epsilon(release: Release, delta: float) -> float:
+def own_epsilon(release: Release, delta: float, work_max: int = WORK_MAX) -> float:
     """Epsilon at `delta` of one release alone, rounded up; 0 for "no_data"."""
     if release.mechanism == "gaussian":
         # The closed form: a plan whose noise changes in every round is still quick to add up.
         return full_batch_epsilon({release: 1}, delta)
-    epsilon = epsilon_spent([release], delta)
+    epsilon = epsilon_spent([release], delta, work_max)
     invariant(epsilon is not None, "a release without accounting has no epsilon")
     return epsilon or 0.0

@@ -9,6 +9,7 @@ carries a bound on its rounding errors, so that a smaller float can never pass f
 """
 
 import math
+import sys
 from fractions import Fraction
 from functools import lru_cache
 from typing import Final
@@ -33,6 +34,8 @@ _ROUNDING: Final = 1.0e-15
 
 _HALF_PI: Final = Fraction(math.pi) / 2 + Fraction(1, 10**15)
 """Just above the real one."""
+
+_FLOAT_MOST: Final = Fraction(sys.float_info.max)
 
 _PURE_SMALL: Final = Fraction(1, 10**4)
 _PURE_LARGE: Final = 600
@@ -149,7 +152,9 @@ def _tail_above(x: float) -> float:
 
 
 def float_above(value: Fraction) -> float:
-    """The nearest float that is not below `value`."""
+    """The nearest float that is not below `value`; inf where no float is."""
+    if value > _FLOAT_MOST:
+        return math.inf
     near = float(value)
     return near if Fraction(near) >= value else math.nextafter(near, math.inf)
 

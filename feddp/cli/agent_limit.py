@@ -158,8 +158,20 @@ def _tell(found: "Outlook", as_json: bool, *, applied: bool = False) -> None:
             f"The guarantee stays epsilon {guarantee}, for every patient of the account and for all"
         )
         output.line(f"that was ever released about them: the limit was {guarantee} before.")
-        return
+    else:
+        output.line(
+            f"The guarantee becomes epsilon {new}, for every patient of the account and for all"
+            " that"
+        )
+        output.line(
+            "was ever released about them, from the first release on. It cannot be taken back."
+        )
+    limits = found.number + 1
     output.line(
-        f"The guarantee becomes epsilon {new}, for every patient of the account and for all that"
+        f"Each limit by itself holds with delta {found.delta:g}; all {limits} up to this one,"
+        " together, with"
     )
-    output.line("was ever released about them, from the first release on. It cannot be taken back.")
+    output.line(
+        f"delta {limits * found.delta:g}, since a raise may be decided by results: once more for"
+        " each raise."
+    )

@@ -86,6 +86,11 @@ def show(
         output.table(SHARE_HEADERS, shares)
     output.line("The GUARANTEE is the highest limit that was ever in force, at delta; LIMIT is the")
     output.line("one of now. The running epsilon is a figure on the way.")
+    if raised:
+        output.line(
+            "After raises the DELTA holds for each limit by itself; for all that an account"
+        )
+        output.line("had, together, it counts once more for each raise.")
     output.line("BOOKED is what the filter holds against the limit; EFFICIENCY is what the same")
     output.line("releases would have come to, had all been fixed in advance, over that; NAIVE SUM")
     output.line("adds up each release's own epsilon, and OF NAIVE is BOOKED over it.")

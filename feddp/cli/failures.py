@@ -36,6 +36,7 @@ _EXTRAS: Final = {
     "dp_accounting": "coordinator",
     "jsonschema": "coordinator",
     "prometheus_client": "coordinator",
+    "scipy": "coordinator",
     "sqlalchemy": "coordinator",
     "numpy": "coordinator",
     "opacus": "agent",

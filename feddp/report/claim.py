@@ -18,9 +18,10 @@ PROTECTED = (
     " a factor of at most exp(epsilon), but for a chance of delta. This holds against everyone"
     " who sees what leaves the hospital: the coordinator, the other hospitals, and whoever gets"
     " the model. The guarantee is the highest lifetime limit that was ever in force for the"
-    " hospital's account, at its delta; the hospital's own ledger enforces the limit of now. A"
-    " running epsilon sums up what has been released so far and is a figure to watch, not the"
-    " guarantee."
+    " hospital's account, at its delta; the hospital's own ledger enforces the limit of now. Where"
+    " a limit was raised, delta holds for each limit by itself, and for all of them together it"
+    " counts once more for each raise. A running epsilon sums up what has been released so far and"
+    " is a figure to watch, not the guarantee."
 )
 FIGURES = (
     "Over all jobs so far. The guarantee is the highest limit that was ever in force, at delta: a"

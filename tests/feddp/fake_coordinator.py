@@ -10,6 +10,7 @@ import grpc
 
 from certs.credentials import peer_of
 from privacy import ledger
+from privacy.wire import entry_to_wire
 from protos import errors, status
 from protos.content import digest_of
 from protos.feddp.v1 import (
@@ -239,9 +240,7 @@ class Fake(
 
 def wire(entry: ledger.Entry) -> ledger_pb2.LedgerEntry:
     """An entry as it travels."""
-    flat = ledger.to_json(entry)
-    flat["node_signature"] = entry.node_signature
-    return ledger_pb2.LedgerEntry(**{k: v for k, v in flat.items() if v is not None})
+    return entry_to_wire(entry)
 
 
 def serve(state: State, credentials: grpc.ServerCredentials) -> tuple[int, Callable[[], None]]:

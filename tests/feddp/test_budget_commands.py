@@ -18,8 +18,10 @@ from feddp.cli.exports import from_file
 from feddp.cli.ledgers import Ledger, check, from_client
 from feddp.client import Client
 from privacy import ledger
+from privacy.canonical import PUBLIC_KEY_BYTES, SIGNATURE_BYTES
 from privacy.figures import figures_of
 from privacy.filters import make_filter
+from privacy.limits import LimitChange, LimitTerms
 from protos.feddp.v1.budgets_pb2 import BudgetAccount
 from tests.attackers import drop_guards
 
@@ -85,6 +87,23 @@ def booked(coordinator: Coordinator) -> Coordinator:
         )
     ]
     return coordinator
+
+
+def test_show_says_what_a_raise_makes_of_delta(booked: Coordinator, run: Run) -> None:
+    """Only where there was one: for all limits together delta counts once more for each."""
+    said = "After raises the DELTA holds for each limit by itself"
+    assert said not in run("budget", "show", "--profile", booked.profile).out
+    terms = LimitTerms(
+        "a/patients", "a", 1, "gdp", 0, 1e-5, 2.0, 3.0, "more", "anna", "a" * PUBLIC_KEY_BYTES * 2
+    )
+    signature = "c" * SIGNATURE_BYTES * 2
+    change = LimitChange(terms, signature, "bert", "b" * PUBLIC_KEY_BYTES * 2, signature)
+    entries = booked.state.entries
+    entries.append(ledger.append(change, entries[-1], bytes(SIGNATURE_BYTES)))
+    ran = run("budget", "show", "--profile", booked.profile)
+    assert ran.code == 0
+    assert "limit raised 1 time, from 2" in ran.out
+    assert said in ran.out
 
 
 def test_show_labels_the_running_figure_and_names_the_guarantee(

@@ -495,6 +495,8 @@ def test_the_commands_say_what_a_raise_means(hospital: Hospital) -> None:
     assert "10 -> 20 at delta 1e-05" in proposed.stdout
     assert re.search(r"^booked +epsilon [\d.]+$", proposed.stdout, re.MULTILINE)
     assert "The guarantee becomes epsilon 20, for every patient" in proposed.stdout
+    words_of_it = " ".join(proposed.stdout.split())
+    assert "holds with delta 1e-05; all 2 up to this one, together, with delta 2e-05" in words_of_it
     words = ["approve", file, "--by", "bert", "--key", str(hospital.keys / "bert.key")]
     assert runner.invoke(app, ["agent", "limit", *words, *at]).exit_code == 0
     dry = runner.invoke(app, ["agent", "limit", "apply", file, "--dry-run", "--json", *at])
@@ -527,6 +529,8 @@ def test_a_raise_that_stays_below_an_earlier_limit_leaves_the_guarantee_there(
     assert all("1 -> 10" in one.stdout for one in told)
     assert all("The guarantee stays epsilon 12, for every" in one.stdout for one in told)
     assert not any("becomes" in one.stdout for one in told)
+    assert all("all 3 up to this one" in one.stdout for one in told)
+    assert all("\ndelta 3e-05, since" in one.stdout for one in told)
     (account,) = status(hospital.folder.root)["accounts"]
     assert account["epsilon_guarantee"] == 12.0
 

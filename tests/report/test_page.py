@@ -99,6 +99,7 @@ def test_the_claim_says_who_is_protected_from_whom_and_what_is_not():
         "one patient's records at one hospital",
         "add or remove",
         "lifetime limit",
+        "for all of them together it counts once more for each raise",
         "Running epsilon",
         "Not protected:",
         "held-out rows behind the test figures",

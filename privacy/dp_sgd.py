@@ -122,7 +122,7 @@ def train(
     with InDoublePrecision(model, at_once * values) as weights:
         start = weights.flat.clone()
         block = Block(rows.features, rows.labels, at_once)
-        if at_once > 1 and not _apart(weights, block, loss_per_row):
+        if not _tried(weights, block, loss_per_row):
             log.warning("rows_one_by_one", why="this machine's arithmetic mixes rows", slow=True)
             block = Block(rows.features, rows.labels, 1)
         for _ in range(training.local_steps):
@@ -160,7 +160,7 @@ def _clipped_sum(
 
 
 def _row_gradients(
-    weights: InDoublePrecision, block: Block, loss_per_row: LossPerRow
+    weights: InDoublePrecision, block: Block, loss_per_row: LossPerRow, *, check: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
     """(rows, ...) what the model says of the rows in the block, and for each trained parameter
     (rows, *shape) their gradients."""
@@ -174,14 +174,21 @@ def _row_gradients(
         )
     # The sum, never the mean: a row's gradient is that of its own loss.
     losses.sum().backward()
+    if check:
+        weights.check_gradients()
     return outputs.detach(), weights.take_gradients(block.rows)
 
 
-def _apart(weights: InDoublePrecision, block: Block, loss_per_row: LossPerRow) -> bool:
-    """Whether what is computed of a row is its own here; at made-up weights and rows alone."""
+def _tried(weights: InDoublePrecision, block: Block, loss_per_row: LossPerRow) -> bool:
+    """Whether what is computed of a row is its own here, and all of it is in some row's gradient;
+    at made-up weights and rows alone.
+
+    Raises:
+        Malformed: LAYER_UNSUPPORTED, see `InDoublePrecision.check_gradients`.
+    """
 
     def computed() -> Tensor:
-        outputs, gradients = _row_gradients(weights, block, loss_per_row)
+        outputs, gradients = _row_gradients(weights, block, loss_per_row, check=True)
         figures = [outputs, norms_of(gradients), *gradients]
         return torch.cat([one.reshape(block.rows, -1) for one in figures], dim=1)
 

@@ -5,12 +5,16 @@ not used: it clips nothing, in silence, where a loss is not one value a row. Loa
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from opacus import GradSampleModule
 from torch import Tensor
 
 from protos.errors import Malformed
+
+SUM_TOLERANCE: Final = 1e-9
+"""Of the sum of sizes."""
 
 
 class InDoublePrecision:
@@ -53,6 +57,26 @@ class InDoublePrecision:
             )
             parameter.grad = None
         self._model.train(self._was_training)
+
+    def check_gradients(self) -> None:
+        """Whether the row gradients of the last backward pass add up to what autograd has found: a
+        weight that is used outside its own layer has a part that no row's gradient holds.
+
+        Raises:
+            Malformed: LAYER_UNSUPPORTED; the message names the parameter.
+        """
+        for name, parameter in self._trained:
+            whole, rows = parameter.grad, parameter.grad_sample
+            if not isinstance(whole, Tensor) or not isinstance(rows, Tensor):
+                continue  # `take_gradients` says so
+            total, size = rows.sum(0), rows.abs().sum(0)
+            if total.shape == whole.shape and ((total - whole).abs() > SUM_TOLERANCE * size).any():
+                raise Malformed(
+                    "LAYER_UNSUPPORTED",
+                    "This model cannot be trained with DP-SGD: the gradients of each row do not "
+                    f"add up to the gradient of {name}, which is used outside its own layer; call "
+                    "the layer instead of reading its weight.",
+                )
 
     def take_gradients(self, rows: int) -> list[Tensor]:
         """Row gradients of the last backward pass, for each trained parameter (rows, *shape)."""

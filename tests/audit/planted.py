@@ -69,7 +69,7 @@ def _passes_by_the_data(patch: pytest.MonkeyPatch) -> None:
         return Block(features, labels, len(features))
 
     patch.setattr(dp_sgd, "Block", of_all)
-    patch.setattr(dp_sgd, "_apart", lambda *_: True)
+    patch.setattr(dp_sgd, "_tried", lambda *_: True)
 
 
 def _mean_of_realised(patch: pytest.MonkeyPatch) -> None:

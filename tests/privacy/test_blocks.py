@@ -174,7 +174,7 @@ def _shape_of_the_data(patch: pytest.MonkeyPatch) -> None:
         return Block(features, labels, len(features))
 
     patch.setattr(dp_sgd, "Block", of_all)
-    patch.setattr(dp_sgd, "_apart", lambda *_: True)
+    patch.setattr(dp_sgd, "_tried", lambda *_: True)
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="another library's kernels")

@@ -153,6 +153,32 @@ def test_each_row_gradient_is_the_one_that_autograd_gives_for_that_row_alone(
             assert torch.allclose(gradients[row], parameter.grad, rtol=1e-10, atol=1e-12)
 
 
+class Outside(nn.Module):
+    """Its layer's weight counts once more, past the layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.inner = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.inner.weight
+        assert isinstance(weight, Tensor)
+        out: Tensor = self.inner(x)
+        return out + nn.functional.linear(x, weight) * 0.5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_weight_that_is_used_outside_its_layer_is_refused(seed: int) -> None:
+    """Its row gradients would lack a part: each is clipped, and the model is another one."""
+    torch.manual_seed(seed)
+    data, source = random_data(1), UnsafeNoNoise()
+    model = Outside(nn.Linear(F, 1))
+    with pytest.raises(Malformed, match=r"inner\.weight, which is used outside") as caught:
+        train(model, data.features, data.labels, data.patients, loss_per_row, training(), source)
+    assert caught.value.reason == "LAYER_UNSUPPORTED"
+    assert source.asked == []
+
+
 class Unused(nn.Module):
     """Has a layer that no row passes."""
 

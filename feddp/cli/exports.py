@@ -85,6 +85,7 @@ def from_file(path: Path, progress: Progress = lambda *_: None) -> Ledger:
             witnesses,
         )
         for account in found.accounts:
+            _ = account["account"], account["node"]
             for name, kinds in _ACCOUNT_FIELDS.items():
                 if type(account[name]) not in kinds:
                     raise Malformed("EXPORT_INVALID", f"its {name} is of another kind")
@@ -100,8 +101,6 @@ def from_file(path: Path, progress: Progress = lambda *_: None) -> Ledger:
 
 
 _ACCOUNT_FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
-    "account": (str,),
-    "node": (str,),
     "entries": (int,),
     "posted_units": (int,),
     "guarantee": (bool,),

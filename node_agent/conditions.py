@@ -137,12 +137,14 @@ def _stewards(state: State, steward: Steward, faults: Mapping[str, str] | None) 
         if text:
             remedy = "put it right, or take the data set out of datasets.yaml"
             found.append(Alert("DATA_SET_UNAVAILABLE", one.name, text, remedy))
-        if left_out := state.notes.read(ROWS_LEFT_OUT_NOTE + one.name):
+        if state.notes.read(ROWS_LEFT_OUT_NOTE + one.name):
+            # How many, and where, is the records' own: it goes into no mail and no syslog.
+            text = "rows of it do not read as declared, or none is left, and are not used"
             remedy = (
-                "mend the records or datasets.yaml; the next attempt that reads them says whether "
-                "all is right, and `feddp agent doctor` says it before"
+                "`feddp agent doctor` on the agent's machine says which; mend the records or "
+                "datasets.yaml: it is over with the next attempt that reads all of them"
             )
-            found.append(Alert("ROWS_LEFT_OUT", one.name, left_out, remedy))
+            found.append(Alert("ROWS_LEFT_OUT", one.name, text, remedy))
     return found
 
 

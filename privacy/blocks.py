@@ -10,8 +10,9 @@ row flips its neighbours' gradients. So
   same memory: one shape, one alignment, and thus one choice of kernels whoever is in the data;
 - the number is a multiple of 16, so that no vector instruction has a remainder to treat apart;
 - MKL is asked for the mode in which a result depends on the computation alone (`MKL_CBWR`);
-- before any record is read, the machine is *tried*: made-up rows at weights of many magnitudes,
-  once more in another order and with others beside them, must give the same bits in each place.
+- before a record is computed with, the machine is *tried*: made-up rows at weights of many
+  magnitudes, once more in another order and with others beside them, must give the same bits in
+  each place.
   Where they do not (another library, another processor) rows are taken one by one, which is slow
   and needs no such property.
 

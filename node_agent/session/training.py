@@ -341,7 +341,7 @@ class Training:
             return
         self._remarks[order.data_set] = remark
         if remark:
-            log.warning("rows_left_out", data_set=order.data_set, detail=remark)
+            log.warning("rows_left_out", data_set=order.data_set, do="`feddp agent logs JOB`")
         note = ROWS_LEFT_OUT_NOTE + order.data_set
         await self._ledger.run(self._state.notes.keep, note, remark)
 

@@ -16,7 +16,7 @@ from node_agent.alerts import Alert, AlertsConfig
 from node_agent.conditions import conditions, note_connection
 from node_agent.config import Folder
 from node_agent.digest import digest_text
-from node_agent.identity import Identity, load_identity
+from node_agent.identity import BUNDLE, CHAIN, Identity, load_identity
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.state import State
 from node_agent.steward import Steward
@@ -72,8 +72,7 @@ class AlertWatch:
 
     async def look(self) -> None:
         """Once."""
-        with contextlib.suppress(FeddpError):  # in the middle of a change: the last one tells
-            self._identity = await asyncio.to_thread(load_identity, self._folder.identity)
+        self._identity = await asyncio.to_thread(self._identity_now)
         with _DISK_MAY_BE_FULL:  # which is the first thing to be told
             await self._ledger.run(note_connection, self._state, self._clock())
         now = await self._ledger.run(
@@ -89,6 +88,16 @@ class AlertWatch:
         for name, sink in self._sinks.items():
             await self._tell(name, sink, {one.key: one for one in now})
         await self._digests()
+
+    def _identity_now(self) -> Identity:
+        """Read anew only when it has changed: keys and certificates take memory to read."""
+        folder, known = self._folder.identity, self._identity
+        # In the middle of a change the last one tells.
+        with contextlib.suppress(OSError, FeddpError):
+            read = [(folder / name).read_bytes() for name in (CHAIN, BUNDLE)]
+            if read != [known.chain, known.bundle]:
+                return load_identity(folder)
+        return known
 
     async def _tell(self, name: str, sink: Sink, now: dict[tuple[str, str], Alert]) -> None:
         """What could not be told is told at the next look."""

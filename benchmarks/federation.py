@@ -15,7 +15,8 @@ import yaml
 
 from coordinator.installation import Installation, init
 from feddp.client import Client
-from feddp.demo.processes import Processes, choose_ports
+from feddp.demo.ports import choose_ports
+from feddp.demo.processes import Processes
 from feddp.profile import Profile
 from node_agent.enrol import join
 from node_agent.tasks.registry import NULL, installed

@@ -18,7 +18,7 @@ import psutil
 from benchmarks.federation import FREE_MEMORY_BYTES_MIN
 from benchmarks.floor import write_credentials
 from benchmarks.measuring import TreeTrace
-from feddp.demo.processes import choose_ports, is_listening
+from feddp.demo.ports import free_ports, is_listening
 from protos.errors import FeddpError
 
 APP: Final = Path(__file__).parent / "flower_app"
@@ -63,7 +63,7 @@ def run_flower(
     moments = folder / "moments"
     with ExitStack() as running:
         flower = _Flower(running, binaries, folder)
-        port = choose_ports(None)[0]
+        (port,) = free_ports(1)
         link = flower.start(
             "flower-superlink",
             "superlink",
@@ -73,7 +73,7 @@ def run_flower(
         flower.until_listening(port)
         own = ("--root-certificates", folder / "bundle.pem", "--superlink", f"{HOST}:{port}")
         for number in range(nodes):
-            node_port = choose_ports(None)[0]
+            (node_port,) = free_ports(1)
             flower.start("flower-supernode", f"node-{number}", *own, *flower.serving(node_port))
             # Until it listens, its port could be chosen again.
             flower.until_listening(node_port)

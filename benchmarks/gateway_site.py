@@ -1,6 +1,5 @@
 """A coordinator behind a real Envoy with the configurations of deploy/envoy."""
 
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,7 +17,8 @@ from benchmarks.federation import COORDINATOR, START_S_MAX
 from certs.credentials import channel_credentials
 from coordinator import gateway_certificate
 from coordinator.installation import Installation, init
-from feddp.demo.processes import Processes, choose_ports, is_listening
+from feddp.demo.ports import choose_ports, free_ports, is_listening
+from feddp.demo.processes import Processes
 from feddp.profile import Profile
 from protos.feddp.v1 import models_pb2, models_pb2_grpc
 
@@ -152,9 +152,7 @@ def site(mode: Mode) -> Iterator[Site]:
         )
         if mode == "terminate":
             gateway_certificate.issue(installation.folder, [HOST], folder / "gateway")
-        with socket.socket() as held:
-            held.bind(("127.0.0.1", 0))
-            through = f"127.0.0.1:{held.getsockname()[1]}"
+        through = f"127.0.0.1:{free_ports(1)[0]}"
         made = Site(folder, installation, mode, f"127.0.0.1:{port}", through, Processes(folder))
         try:
             yield made

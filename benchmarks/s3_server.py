@@ -5,7 +5,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from feddp.demo.ports import free_ports
 
 BINARY: Final = Path(sys.executable).parent / "weed"
 READY_S_MAX: Final = 60.0
@@ -85,7 +86,7 @@ def s3_server(volumes: int = VOLUMES) -> Iterator[S3Server]:
     try:
         people = [_person("all", ["Admin", "Read", "Write", "List"]), _person("reader", ["Read"])]
         (folder / "s3.json").write_text(json.dumps({"identities": people}))
-        ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         endpoint = f"http://127.0.0.1:{ports['s3.port']}"
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
@@ -129,17 +130,6 @@ def _environment(person: dict[str, Any]) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": keys["secretKey"],
         "AWS_REGION": "us-east-1",
     }
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    try:
-        for one in held:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in held]
-    finally:
-        for one in held:
-            one.close()
 
 
 def _until_ready(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,14 +13,13 @@ from typing import Final
 
 from feddp.demo.tether import PARENT_VARIABLE
 from protos.content import write_durable
-from protos.errors import FeddpError, Malformed
+from protos.errors import FeddpError
 
 STOP_S_MAX: Final = 10.0
 """How long a process may take to end after SIGTERM."""
 
 TAIL_LINES: Final = 15
 _TAIL_BYTES: Final = 16384
-_LOOPBACK: Final = "127.0.0.1"
 
 
 class DemoFailed(FeddpError):
@@ -125,38 +123,3 @@ def _tail(path: Path) -> list[str]:
     except OSError:
         return []
     return text.splitlines()[-TAIL_LINES:]
-
-
-def choose_ports(base: int | None) -> tuple[int, int, int]:
-    """Ports for gRPC, enrolment and health: `base` and the two after it, or three free ones.
-
-    Raises:
-        Malformed: PORT_IN_USE.
-    """
-    wanted = (0, 0, 0) if base is None else (base, base + 1, base + 2)
-    chosen: list[int] = []
-    with contextlib.ExitStack() as held:
-        # All three are held at once, so that no two are the same.
-        for port in wanted:
-            listener = held.enter_context(socket.socket())
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind((_LOOPBACK, port))
-                listener.listen()
-            except OSError:
-                raise Malformed(
-                    "PORT_IN_USE",
-                    f"port {port} on {_LOOPBACK} is in use; choose another --port-base, or leave "
-                    "it out to take free ports",
-                ) from None
-            chosen.append(listener.getsockname()[1])
-    return chosen[0], chosen[1], chosen[2]
-
-
-def is_listening(port: int) -> bool:
-    """Whether something accepts connections there."""
-    try:
-        with socket.create_connection((_LOOPBACK, port), timeout=1.0):
-            return True
-    except OSError:
-        return False

@@ -21,7 +21,8 @@ from feddp.client import Client
 from feddp.demo import heart
 from feddp.demo.hospital import write_hospital
 from feddp.demo.job import TASK, job_file
-from feddp.demo.processes import DemoFailed, Processes, choose_ports, is_listening
+from feddp.demo.ports import choose_ports, is_listening
+from feddp.demo.processes import DemoFailed, Processes
 from feddp.demo.result import print_summary, result_of
 from feddp.profile import DEMO_RESULT, Profile
 from feddp.signing import make_key

@@ -16,7 +16,7 @@ from coordinator.shared_blobs import SharedBlobs
 from coordinator.store import jobs
 from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord, ModelRecord
-from feddp.demo.processes import choose_ports
+from feddp.demo.ports import choose_ports
 from protos.content import digest_of
 from tests.charts.pods import NAME, Pod, ready
 from tests.charts.rendering import BACKUP, COORDINATOR, ISTIO, REPLICAS, merged, objects

@@ -16,7 +16,7 @@ import yaml
 from benchmarks.postgresql import PostgreSql
 from coordinator.ports import DRAIN_S
 from feddp.client import Client
-from feddp.demo.processes import choose_ports
+from feddp.demo.ports import choose_ports
 from feddp.profile import Profile
 from node_agent.templates import DATASETS_YAML, POLICY_YAML
 from tests.charts.pods import NAME, Pod, ready

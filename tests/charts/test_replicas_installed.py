@@ -20,7 +20,7 @@ from certs.authority import Authority
 from coordinator import server_certificate
 from coordinator.installation import init
 from feddp.client import Client
-from feddp.demo.processes import choose_ports
+from feddp.demo.ports import choose_ports
 from feddp.profile import Profile
 from tests.charts.pods import NAME, Pod, leads, ready
 from tests.charts.rendering import COORDINATOR, ISTIO, REPLICAS, ROOT, Values, merged, objects

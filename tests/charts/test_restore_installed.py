@@ -18,7 +18,7 @@ from coordinator.restoring.revocations import RevocationsFile
 from coordinator.store import epochs, pauses, people, standings
 from coordinator.store.database import Database
 from feddp.client import Client
-from feddp.demo.processes import choose_ports
+from feddp.demo.ports import choose_ports
 from feddp.profile import Profile
 from tests.charts.pods import NAME, Pod, ready
 from tests.charts.rendering import (

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from feddp.client import Client
-from feddp.demo.processes import choose_ports
+from feddp.demo.ports import choose_ports
 from feddp.joining import join
 from feddp.profile import Profile
 from feddp.signing import make_key

@@ -22,7 +22,7 @@ from coordinator.installation import Installation, init
 from coordinator.store import pauses
 from coordinator.store.database import Database
 from coordinator.store.diagnosis import fault, is_empty, write_fault
-from feddp.demo.processes import choose_ports
+from feddp.demo.ports import choose_ports
 from protos.errors import Malformed
 from tests.integration.federation import wait_for
 

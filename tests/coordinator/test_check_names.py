@@ -19,7 +19,7 @@ from coordinator.check_names import covers
 from coordinator.config import load_config
 from coordinator.installation import Installation, init
 from coordinator.server_certificate import CHAIN, KEY, ServerCertificate, issue
-from feddp.demo.processes import choose_ports
+from feddp.demo.ports import free_ports
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_a_given_certificate_without_the_transfer_host_is_told(
 
 def test_the_transfer_address_is_tried(installation: Installation, tmp_path: Path) -> None:
     """Nobody, this installation, somebody else."""
-    (port,) = choose_ports(None)[:1]
+    (port,) = free_ports(1)
     configured(installation, transfer_port=port, transfer_address=f"localhost:{port}")
     [(level, text)] = said(installation, "server.transfer_address")
     assert (level, f"nobody answers at localhost:{port}" in text) == ("note", True)

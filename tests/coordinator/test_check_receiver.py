@@ -8,7 +8,7 @@ import yaml
 
 from coordinator.check import check
 from coordinator.installation import Installation, init
-from feddp.demo.processes import choose_ports
+from feddp.demo.ports import free_ports
 from tests.https_receiver import https_receiver
 
 
@@ -50,7 +50,7 @@ def test_what_keeps_alerts_from_their_receiver_is_told(
     installation: Installation, tmp_path: Path
 ) -> None:
     """Each by what is wrong, and none keeps the coordinator from starting."""
-    (port,) = choose_ports(None)[:1]
+    (port,) = free_ports(1)
     nobody = f"https://127.0.0.1:{port}/hook"
     junk, empty = tmp_path / "junk.pem", tmp_path / "empty"
     junk.write_text("no certificate")

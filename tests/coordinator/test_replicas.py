@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from coordinator.replicas import Address, Forwarder
+from feddp.demo.ports import free_ports
 from protos.errors import Malformed
-from tests.integration.gateway import free_port
 
 HOST = "127.0.0.1"
 
@@ -37,7 +37,7 @@ def with_forwarder(test: Callable[[Forwarder], Awaitable[None]]) -> None:
     """Run a test with a replica that listens and knows no leader yet."""
 
     async def run() -> None:
-        forwarder = Forwarder(HOST, Address(HOST, free_port(), free_port()))
+        forwarder = Forwarder(HOST, Address(HOST, *free_ports(2)))
         await forwarder.start()
         try:
             await asyncio.wait_for(test(forwarder), 20)
@@ -106,7 +106,7 @@ def test_a_leader_that_is_gone_ends_a_connection() -> None:
     """The client is told by the end, and tries again."""
 
     async def test(forwarder: Forwarder) -> None:
-        forwarder.follow(str(Address(HOST, free_port(), free_port())))
+        forwarder.follow(str(Address(HOST, *free_ports(2))))
         reader, writer = await asyncio.open_connection(HOST, forwarder.own.port)
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await reader.readexactly(1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from feddp.demo.ports import free_ports
 from protos.errors import FeddpError
 from tests.deploy.versions import (
     Service,
@@ -18,7 +19,6 @@ from tests.deploy.versions import (
     way_back,
 )
 from tests.integration.federation import NODES, Federation, job_file, wait_for
-from tests.integration.gateway import free_port
 from tests.integration.test_failures import check_books, per_round, rounds_done
 
 ROUNDS = 30
@@ -129,7 +129,7 @@ def test_the_way_back_that_is_printed_has_blue_go_on(pair: Pair) -> None:
     job_id = submitted(pair)
     config = pair.installation.config.read_text()
     # It serves, nodes come to it, and it books nothing, as it is paused.
-    break_it = f"sed -i s/{pair.health[-5:]}/{free_port()}/ {pair.green}/coordinator.yaml"
+    break_it = f"sed -i s/{pair.health[-5:]}/{free_ports(1)[0]}/ {pair.green}/coordinator.yaml"
     done = script(
         "blue_green",
         *pair.options("--copy", f"cp -a {pair.blue} {pair.green}", "--copy", break_it),

@@ -13,9 +13,10 @@ import pytest
 
 from benchmarks.postgresql import postgresql
 from benchmarks.s3_server import s3_server
+from feddp.demo.ports import free_ports
 from tests.deploy.test_compose import ROOT, compose
 from tests.integration.federation import NODES, job_file, run_cli, wait_for
-from tests.integration.gateway import GatewayFederation, free_port
+from tests.integration.gateway import GatewayFederation
 from tests.observing.prometheus import program
 
 NAMES = NODES[:3]
@@ -28,7 +29,7 @@ def prometheus(folder: Path, target: str) -> Iterator[str]:
     assert config.count("coordinator:8080") == 1
     faster = config.replace("coordinator:8080", target).replace("15s", "1s")
     (folder / "prometheus.yaml").write_text(faster)
-    port = free_port()
+    (port,) = free_ports(1)
     with (folder / "prometheus.log").open("wb") as log:
         started = subprocess.Popen(
             [

@@ -14,7 +14,8 @@ from command_line import Run
 from job_scripts import job_in
 
 from feddp.cli.ledgers import Check
-from feddp.demo.processes import DemoFailed, Processes, choose_ports
+from feddp.demo.ports import choose_ports, free_ports
+from feddp.demo.processes import DemoFailed, Processes
 from feddp.demo.result import print_summary, result_of
 from protos.errors import Malformed
 from protos.feddp.v1.budgets_pb2 import BudgetAccount
@@ -198,3 +199,18 @@ def test_a_job_without_a_model_has_a_result_all_the_same(
     assert result["metrics"]["accuracy"] is None
     print_summary(result, "too few nodes")
     assert "too few nodes" in capsys.readouterr().out
+
+
+def test_free_ports_are_none_that_an_outgoing_connection_is_given() -> None:
+    """Nor one that was given out shortly before and does not listen yet, nor one that does."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    found = [port for _ in range(50) for port in free_ports(3)]
+    assert len(set(found)) == 150
+    assert max(found) < lowest
+    with socket.socket() as taken:
+        (port,) = free_ports(1)
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        with pytest.raises(Malformed) as refused:
+            choose_ports(port)
+    assert refused.value.reason == "PORT_IN_USE"

@@ -19,7 +19,7 @@ import yaml
 from coordinator import offline
 from coordinator.installation import Installation, init
 from feddp.client import Client
-from feddp.demo.processes import choose_ports
+from feddp.demo.ports import choose_ports
 from feddp.profile import Profile
 from feddp.signing import make_key
 from node_agent.enrol import join

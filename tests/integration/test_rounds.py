@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from feddp.demo.ports import free_ports
 from tests.integration.federation import NODES, Federation, cli_json, job_file, null_job, wait_for
 
 
@@ -66,7 +67,7 @@ def test_a_coordinator_that_was_paused_while_another_took_over_can_write_nothing
     wait_for("rounds are under way", lambda: federation.job(job_id).rounds_done > 1)
     paused = federation.pid("coordinator")
     settings = yaml.safe_load(federation.installation.config.read_text())
-    ports = _free_ports()
+    ports = free_ports(3)
     settings["server"] |= dict(zip(("port", "enrollment_port", "health_port"), ports, strict=True))
     second_config = federation.installation.config.with_name("second.yaml")
     second_config.write_text(yaml.safe_dump(settings))
@@ -108,9 +109,3 @@ def _is_locked(federation: Federation) -> bool:
 def _ended(federation: Federation, name: str) -> bool:
     process = federation._running[name]
     return process.poll() is not None
-
-
-def _free_ports() -> list[int]:
-    from feddp.demo.processes import choose_ports
-
-    return list(choose_ports(None))[:3]

@@ -11,7 +11,7 @@ import yaml
 
 from benchmarks.postgresql import PostgreSql
 from benchmarks.s3_server import S3Server
-from feddp.demo.processes import choose_ports
+from feddp.demo.ports import free_ports
 from node_agent.identity import load_identity
 from protos.content import digest_of
 from protos.feddp.v1 import nodes_pb2, transfer_pb2
@@ -35,7 +35,7 @@ class TransferringFederation(ReplicatedFederation):
         self.relay = Relay()
         self.transfer_ports: dict[str, int] = {}
         for name in REPLICAS:
-            self.transfer_ports[name] = choose_ports(None)[0]
+            (self.transfer_ports[name],) = free_ports(1)
             self.environment[name] |= {
                 "FEDDP_SERVER__TRANSFER_PORT": str(self.transfer_ports[name]),
                 "FEDDP_SERVER__TRANSFER_ADDRESS": f"127.0.0.1:{self.relay.port}",

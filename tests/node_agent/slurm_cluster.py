@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 
+from feddp.demo.ports import free_ports
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
 IS_INSTALLED = all(shutil.which(name) for name in PROGRAMS) and os.getuid() == 0
 READY_S_MAX = 30.0
@@ -139,19 +141,9 @@ def _end(pid: int) -> None:
         return
 
 
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    found = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return found
-
-
 def _real(folder: Path) -> Cluster:
     name = socket.gethostname().partition(".")[0]
-    control_port, node_port = _free_ports(2)
+    control_port, node_port = free_ports(2)
     for each in ("state", "spool"):
         (folder / each).mkdir()
     folder.chmod(0o755)

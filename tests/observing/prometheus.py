@@ -17,7 +17,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from feddp.demo.processes import choose_ports
+from feddp.demo.ports import free_ports
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 RULES: Final = ROOT / "charts/feddp/rules/feddp.yaml"
@@ -88,7 +88,7 @@ class Prometheus:
 def running(folder: Path, targets: Sequence[str], interval: str = "1s") -> Iterator[Prometheus]:
     """A server that scrapes `targets` (HOST:PORT) as one job and evaluates the project's alerts."""
     folder.mkdir(parents=True, exist_ok=True)
-    port = choose_ports(None)[0]
+    (port,) = free_ports(1)
     settings = {
         "global": {"scrape_interval": interval, "evaluation_interval": interval},
         "rule_files": [str(RULES)],

@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 
 from feddp.client import Client
-from feddp.demo.processes import choose_ports
+from feddp.demo.ports import choose_ports
 from feddp.profile import Profile
 from tests.integration.document_blocks import Block, put_in, shell_blocks
 from tests.integration.federation import wait_for
+from tests.observing.prometheus import program
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = shell_blocks((ROOT / "docs/production.md").read_text())
@@ -43,6 +44,7 @@ class Machine:
             path = folder / "bin" / name
             path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {arguments}"$@"\n')
             path.chmod(0o755)
+        (folder / "bin" / "promtool").symlink_to(program("promtool"))
         path = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
         self.environment = {k: v for k, v in environment.items() if not k.startswith("FEDDP_")}

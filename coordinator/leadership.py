@@ -8,11 +8,11 @@ from pathlib import Path
 
 import structlog
 from sqlalchemy import Connection
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from coordinator.store import leases
 from coordinator.store.database import Database, newer_fault, newest_revision
-from coordinator.store.engines import is_busy, now_s
+from coordinator.store.engines import is_away, is_busy, now_s
 from coordinator.store.leases import HeldLease, Lease
 from coordinator.store.serving import is_outgrown
 from protos.errors import FeddpError, Unavailable
@@ -53,26 +53,21 @@ class Leadership:
 
         A holder of this machine whose process is gone is not waited for. One that was paused in
         the middle of a write keeps its locks until it is woken or ended: SQLite's only write lock,
-        say. That is waited for, and said.
+        say. That is waited for, and said. So is a PostgreSQL server that is away.
         """
         said: set[str] = set()
         while True:
             try:
-                found = await self._database.write(self._try)
-            except OperationalError as error:
-                if not is_busy(error):
+                found, waiting = await self._look()
+            except (DBAPIError, Unavailable) as error:
+                if isinstance(error, DBAPIError) and not is_away(error):
                     raise
-                found = await self._database.read(lambda inside: leases.look(inside, NAME))
-                waiting = "waiting_for_lock"
-            except Unavailable as error:
                 # Whoever leads may still reach it, and serves.
                 if "waiting_for_database" not in said:
-                    log.warning("waiting_for_database", reason=error.reason)
+                    log.warning("waiting_for_database")
                     said.add("waiting_for_database")
                 await asyncio.sleep(LOOK_AGAIN_S)
                 continue
-            else:
-                waiting = "waiting_for_lease"
             if isinstance(found, Lease):
                 break
             self._led_from("" if found is None else found.address)
@@ -83,6 +78,16 @@ class Leadership:
         lease = self._lease = found
         self._database.fence = lambda inside: leases.check(inside, lease)
         self._renewing = asyncio.create_task(self._renew())
+
+    async def _look(self) -> tuple[Lease | HeldLease | None, str]:
+        """The lease, or who holds it, and what is waited for."""
+        try:
+            return await self._database.write(self._try), "waiting_for_lease"
+        except DBAPIError as error:
+            if not is_busy(error):
+                raise
+        held = await self._database.read(lambda inside: leases.look(inside, NAME))
+        return held, "waiting_for_lock"
 
     def _try(self, connection: Connection) -> Lease | HeldLease | None:
         """The lease, or who holds it; None if that changed while it was looked at.
@@ -102,28 +107,46 @@ class Leadership:
         return lease or leases.look(connection, NAME)
 
     async def _renew(self) -> None:
-        lease = self._lease
+        """Whether we may still write is checked in each write: only another holder is a reason to
+        end. A database that is away may come back."""
+        lease, is_renewed = self._lease, True
         while lease is not None:
             await asyncio.sleep(RENEW_S)
             try:
                 await self._database.write(
                     lambda inside: leases.renew(inside, lease, now_s(inside))
                 )
-            except FeddpError as error:
-                log.error("lease_lost", reason=error.reason)
-                self.lost.set()
-                return
-            except Exception:
-                # The database may come back; whether we may still write is checked in each write.
-                log.exception("lease_not_renewed")
+            except Exception as error:
+                if is_lost(error):
+                    log.error("lease_lost")
+                    self.lost.set()
+                    return
+                if is_renewed:
+                    log.exception("lease_not_renewed")
+                is_renewed = False
+            else:
+                if not is_renewed:
+                    log.info("lease_renewed")
+                is_renewed = True
 
     async def give_back(self) -> None:
         """Let the next coordinator begin at once."""
         if self._renewing is not None:
             self._renewing.cancel()
         lease = self._lease
-        if lease is not None and not self.lost.is_set():
+        if lease is None or self.lost.is_set():
+            return
+        try:
             await self._database.write(lambda inside: leases.release(inside, lease))
+        except (DBAPIError, Unavailable) as error:
+            if is_lost(error) or (isinstance(error, DBAPIError) and not is_away(error)):
+                raise
+            log.warning("lease_not_given_back")  # the next one waits until it runs out
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether another process has taken over."""
+    return isinstance(error, FeddpError) and error.reason == leases.LOST
 
 
 def this_process() -> str:

@@ -32,6 +32,10 @@ POSTGRES_SETTINGS: Final = (
 _TRY_AGAIN: Final = ("40001", "40P01")
 """SQLSTATE of a serialization failure and of a deadlock: the server has rolled all of it back."""
 
+_AWAY_CLASSES: Final = ("08", "53", "57")
+"""Classes of SQLSTATE: the connection, the server's resources, its operator."""
+
+_READ_ONLY: Final = "25006"
 _LOCK_TIMEOUT: Final = "55P03"
 
 
@@ -130,6 +134,13 @@ def _postgresql(url: str, execution_options: dict[str, Any]) -> Engine:
 def was_rolled_back(error: DBAPIError) -> bool:
     """Whether the server ended the transaction for another's sake, and it may be run again."""
     return getattr(error.orig, "sqlstate", None) in _TRY_AGAIN
+
+
+def is_away(error: DBAPIError) -> bool:
+    """Whether a PostgreSQL server ended the connection, or takes no work now: it stops, starts, is
+    full of connections, or is a copy that is read-only until it is promoted."""
+    state = getattr(error.orig, "sqlstate", None) or ""
+    return error.connection_invalidated or state[:2] in _AWAY_CLASSES or state == _READ_ONLY
 
 
 def is_busy(error: DBAPIError) -> bool:

@@ -15,6 +15,9 @@ from protos.errors import Unavailable
 LEASE_S = 5.0
 """A holder that does not renew for so long may be replaced."""
 
+LOST = "LEASE_LOST"
+"""The reason with which a process that was replaced is refused."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:
@@ -114,6 +117,4 @@ def _change(connection: Connection, lease: Lease, **values: object) -> None:
 
 
 def _lost() -> Unavailable:
-    return Unavailable(
-        "LEASE_LOST", "another coordinator has taken over; reconnect, and it will answer"
-    )
+    return Unavailable(LOST, "another coordinator has taken over; reconnect, and it will answer")

@@ -66,6 +66,11 @@ def _is_database_error(error: BaseException) -> bool:
     return any(kind.__name__ == "DatabaseError" for kind in type(error).__mro__)
 
 
+def _is_of_server(error: BaseException) -> bool:
+    """PostgreSQL's, as its driver says it or as SQLAlchemy passes it on."""
+    return hasattr(getattr(error, "orig", error), "sqlstate")
+
+
 def _is_busy(error: BaseException) -> bool:
     return _sqlite_name(error).startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
@@ -119,6 +124,13 @@ def _described(error: BaseException, words: list[str]) -> tuple[str, str]:
             "a database of feddp cannot be opened or written (coordinator.db or an agent's "
             "state.db): check that it is there, that this user may write it and its folder, and "
             "that the disk has inodes left (`df -i`)",
+        )
+    if _is_database_error(error) and _is_of_server(error):
+        return (
+            "DATABASE_REFUSED",
+            f"the PostgreSQL server that storage.database_url names went away, or refused what was "
+            f"asked of it ({type(error).__name__}); `feddp coordinator check` says more. This is "
+            "no sign of damage: nothing has to be put back",
         )
     if _is_database_error(error):
         return (

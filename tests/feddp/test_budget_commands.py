@@ -12,7 +12,9 @@ import pytest
 from command_line import Run
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fake_coordinator import Coordinator, wire
+from sqlalchemy.engine import make_url
 
+from benchmarks.postgresql import PostgreSql
 from feddp.cli.budget import guarantee_of
 from feddp.cli.exports import from_file
 from feddp.cli.ledgers import Ledger, check, from_client
@@ -467,6 +469,20 @@ def test_a_database_that_is_missing_is_not_made_and_a_damaged_one_is_named(
     database.write_bytes(b"no database" * 1000)
     ran = run("budget", "show", "--json", "--dir", folder)
     assert (ran.code, ran.error["reason"]) == (2, "DATABASE_UNUSABLE")
+
+
+def test_what_postgresql_refuses_is_no_damage(
+    run: Run, tmp_path: Path, postgresql_server: PostgreSql
+) -> None:
+    """Nobody puts a backup over a sound database because a table was locked away."""
+    folder, url = tmp_path / "i", postgresql_server.new_database()
+    assert run("coordinator", "init", "--dir", folder, "--database-url", url, "--json").code == 0
+    database = make_url(url).database
+    postgresql_server.superuser("ALTER TABLE accounts OWNER TO postgres", database or "")
+    ran = run("budget", "show", "--json", "--dir", folder)
+    assert (ran.code, ran.error["reason"]) == (2, "DATABASE_REFUSED")
+    assert "restore" not in ran.error["message"]
+    assert "coordinator check" in ran.error["message"]
 
 
 def test_a_file_is_verified_alone(run: Run, tmp_path: Path) -> None:

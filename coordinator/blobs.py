@@ -50,6 +50,12 @@ class BlobStore:
         self._uploads = Uploads(self._partial)
         self._inline: OrderedDict[str, bytes] = OrderedDict()
 
+    @property
+    def fault(self) -> str:
+        """Why the shared store cannot be used; empty if it can, and without one."""
+        away = self._shared.away if self._shared is not None else None
+        return away.sentence if away is not None else ""
+
     def has_model(self, digest: str) -> bool:
         """Whether the whole model is in the folder."""
         return is_digest(digest) and (self._models / digest).is_file()

@@ -138,6 +138,12 @@ class Metrics:
             "When what the newest backup holds was read, in seconds since 1970; 0 for none.",
             registry=self.registry,
         )
+        self._store = Gauge(
+            "feddp_store_reachable",
+            "1 while the shared store of models and updates answers, and where there is none.",
+            registry=self.registry,
+        )
+        self._store.set(1)
         self._jobs = Gauge(
             "feddp_jobs",
             "Jobs by status; a job that waits counts as running.",
@@ -335,6 +341,10 @@ class Metrics:
     def certificate(self, holder: Holder, ends_at_s: float) -> None:
         """Show when one of the installation's own certificates ends."""
         self._expiry.labels(holder).set(ends_at_s)
+
+    def store(self, *, is_reachable: bool) -> None:
+        """Show whether this replica's last attempt at the shared store was answered."""
+        self._store.set(is_reachable)
 
     def operations(self, *, paused: bool, backup_at_s: float, epoch: int) -> None:
         """Show whether work is paused, when the newest backup was made, and the epoch."""

@@ -17,6 +17,7 @@ from coordinator.pausing import Pausing
 from coordinator.rounds.driver import Rounds
 from coordinator.server_certificate import ServerCertificate
 from coordinator.sessions import Sessions
+from coordinator.shared_blobs import SharedBlobs
 from coordinator.store import backups, ledger, people, users
 from coordinator.store import jobs as job_store
 from coordinator.store.damage import damaged
@@ -45,6 +46,7 @@ class Observer:
         pausing: Pausing,
         certificate: ServerCertificate,
         certificate_life_s: float,
+        shared: SharedBlobs | None = None,
     ) -> None:
         self._metrics = metrics
         self._database = database
@@ -52,6 +54,7 @@ class Observer:
         self._identities = identities
         self._pausing = pausing
         self._certificate = certificate
+        self._shared = shared
         self._damage = DamageWatch(metrics)
         self._gateway = GatewayWatch()
         self._figures = Figures(
@@ -68,6 +71,9 @@ class Observer:
             await asyncio.sleep(OBSERVE_S)
 
     async def _look(self) -> None:
+        if self._shared is not None:
+            self._metrics.store(is_reachable=self._shared.away is None)
+            self._shared.try_again()
         sessions = self._sessions
         connected = {n: time.time() for n in sessions.nodes() if sessions.connected(n)}
         used = self._identities.take_used()

@@ -166,6 +166,7 @@ class Coordinator:
             self._pausing,
             self._certificate,
             config.security.node_certificate_life_s,
+            shared,
         )
         self._is_ready = False
 
@@ -323,6 +324,7 @@ class Coordinator:
                 "authority": self.authority.issuing.not_valid_after_utc,
                 "root authority": self.authority.root.not_valid_after_utc,
             },
+            self._shared_blobs,
         )
         watch = alert_watch.AlertWatch(
             sources.facts,

@@ -11,8 +11,9 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -70,6 +71,19 @@ _KNOWN: Final = (
 _STATUS: Final = re.compile(r"status code: (5\d\d)\b")
 
 
+@dataclass(frozen=True, slots=True)
+class Away:
+    """A store that cannot be used, since a time in seconds since 1970."""
+
+    since_s: float
+    why: str
+
+    @property
+    def sentence(self) -> str:
+        """For whoever waits."""
+        return f"the store of models and updates cannot be used: {self.why}"
+
+
 class SharedBlobs:
     """Whole files by their names. Every method may take as long as the store does: use a thread.
 
@@ -77,6 +91,10 @@ class SharedBlobs:
         url: `s3://BUCKET/PREFIX`. Credentials and region come from the environment
             (AWS_ACCESS_KEY_ID, ...) or from the machine's role.
         endpoint: of an S3-compatible store; empty for Amazon's.
+
+    Attributes:
+        away: since when and why the store cannot be used. Only a whole `check` says that it can be
+            again: one that may be read and not written is away.
 
     Every method but `drop` raises:
         Unavailable: STORE_UNREACHABLE.
@@ -91,12 +109,14 @@ class SharedBlobs:
         self._dropping = ThreadPoolExecutor(1, "blob-drop")
         self._fetching: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
+        self._trying: Future[None] | None = None
+        self.away: Away | None = None
 
     def put(self, name: str, path: Path) -> None:
         """Keep a whole file; once this returns, a crash of this machine does not lose it."""
         import obstore
 
-        with path.open("rb") as file, _said():
+        with path.open("rb") as file, self._said():
             large = path.stat().st_size > PART_BYTES
             obstore.put(
                 self._store,
@@ -111,7 +131,7 @@ class SharedBlobs:
         """`put` of what is in memory."""
         import obstore
 
-        with _said():
+        with self._said():
             obstore.put(self._store, name, data, use_multipart=False)
 
     def size(self, name: str) -> int | None:
@@ -119,7 +139,7 @@ class SharedBlobs:
         import obstore
 
         try:
-            with _said():
+            with self._said():
                 return int(obstore.head(self._store, name)["size"])
         except NotFound:
             return None
@@ -146,9 +166,9 @@ class SharedBlobs:
         partial, hasher = beside_of(target), blake3()
         try:
             with room(), partial.open("wb") as file:
-                with _said():
+                with self._said():
                     parts = obstore.get(self._store, name).stream(min_chunk_size=READ_BYTES)
-                for part in _each(parts):
+                for part in self._each(parts):
                     hasher.update(part)
                     file.write(part)
                 file.flush()
@@ -182,7 +202,7 @@ class SharedBlobs:
         import obstore
 
         try:
-            with _said():
+            with self._said():
                 if gone := names():
                     obstore.delete(self._store, gone)
         except NotFound:
@@ -196,7 +216,7 @@ class SharedBlobs:
 
         probe = f"{_PROBE}-{secrets.token_hex(4)}"  # replicas that start at once do the same
         try:
-            with _said(in_log=False):
+            with self._said(in_log=False):
                 obstore.put(self._store, probe, b"feddp")
                 found = bytes(obstore.get(self._store, probe).bytes())
                 obstore.delete(self._store, probe)
@@ -204,13 +224,24 @@ class SharedBlobs:
                 # says of a file that is not there that one may not read it.
                 obstore.list(self._store, probe).collect()
         except NotFound:
-            raise Unavailable(
-                "STORE_UNREACHABLE",
-                f"the store of models and updates has no bucket as {self.url} says, or loses what "
-                "it takes: make the bucket, or mend storage.blob_url",
-            ) from None
+            why = (
+                f"it has no bucket as {self.url} says, or loses what it takes: make the bucket, or "
+                "mend storage.blob_url"
+            )
+            raise self._is_away(why) from None
         if found != b"feddp":
-            raise Unavailable("STORE_UNREACHABLE", f"{self.url} gives back other bytes than it got")
+            raise self._is_away(f"{self.url} gives back other bytes than it got")
+        self.away = None
+
+    def try_again(self) -> None:
+        """`check` apart, while the store is away and nobody may need it: so that it is known when
+        it is back."""
+        if self.away is not None and (self._trying is None or self._trying.done()):
+            self._trying = self._dropping.submit(self._try_again)
+
+    def _try_again(self) -> None:
+        with suppress(FeddpError):
+            self.check()
 
     def look(self) -> None:
         """`check` apart, whose fault is logged and no more: a coordinator that starts while the
@@ -231,51 +262,51 @@ class SharedBlobs:
         """Finish what is being dropped."""
         self._dropping.shutdown()
 
+    def _each(self, parts: Iterable[bytes]) -> Iterator[bytes]:
+        """The parts as they come; a fault of the store between them is said as any other."""
+        coming = iter(parts)
+        while True:
+            with self._said():
+                part = next(coming, None)
+            if part is None:
+                return
+            yield bytes(part)
 
-def _each(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """The parts as they come; a fault of the store between them is said as any other."""
-    coming = iter(parts)
-    while True:
-        with _said():
-            part = next(coming, None)
-        if part is None:
-            return
-        yield bytes(part)
+    @contextmanager
+    def _said(self, *, in_log: bool = True) -> Iterator[None]:
+        """The store's faults in our words; its own may repeat what it was sent."""
+        from obstore.exceptions import (
+            BaseError,
+            NotFoundError,
+            PermissionDeniedError,
+            UnauthenticatedError,
+        )
 
-
-@contextmanager
-def _said(*, in_log: bool = True) -> Iterator[None]:
-    """The store's faults in our words; its own may repeat what it was sent."""
-    from obstore.exceptions import (
-        BaseError,
-        NotFoundError,
-        PermissionDeniedError,
-        UnauthenticatedError,
-    )
-
-    try:
-        yield
-    except (NotFoundError, FileNotFoundError):
-        raise NotFound("BLOB_MISSING", "the shared store has no such file") from None
-    except (PermissionDeniedError, UnauthenticatedError):
-        why = _REFUSED
-    except BaseError as error:
-        if status := _STATUS.search(str(error)):
-            why = f"it answers {status[1]}; see its own log, and how much room it has left"
+        try:
+            yield
+        except (NotFoundError, FileNotFoundError):
+            raise NotFound("BLOB_MISSING", "the shared store has no such file") from None
+        except (PermissionDeniedError, UnauthenticatedError):
+            why = _REFUSED
+        except BaseError as error:
+            why = _meaning(error)
         else:
-            name = type(error).__name__
-            unknown = f"{name}; check storage.blob_url, storage.blob_endpoint, the network"
-            said = str(error)
-            why = next((means for part, means in _KNOWN if part in said), unknown)
-    else:
-        return
-    if in_log:
-        _complain(why)
-    raise Unavailable(
-        "STORE_UNREACHABLE",
-        f"the store of models and updates cannot be used: {why}",
-        retry_after_s=RETRY_S,
-    )
+            return
+        if in_log:
+            _complain(why)
+        raise self._is_away(why)
+
+    def _is_away(self, why: str) -> Unavailable:
+        self.away = Away(time.time() if self.away is None else self.away.since_s, why)
+        return Unavailable("STORE_UNREACHABLE", self.away.sentence, retry_after_s=RETRY_S)
+
+
+def _meaning(error: Exception) -> str:
+    said = str(error)
+    if status := _STATUS.search(said):
+        return f"it answers {status[1]}; see its own log, and how much room it has left"
+    unknown = f"{type(error).__name__}; check storage.blob_url, storage.blob_endpoint, the network"
+    return next((means for part, means in _KNOWN if part in said), unknown)
 
 
 def _complain(why: str) -> None:

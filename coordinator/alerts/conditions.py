@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from coordinator.shared_blobs import Away
+
 Severity = Literal["critical", "warning"]
 
 DISPUTES: Final = frozenset({"LEDGER_DISPUTED", "LEDGER_ROLLED_BACK"})
 """Why a node refuses an account when its ledger and ours do not agree."""
 
 NAMES_SHOWN_MAX: Final = 8
+STORE_AWAY_S: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class Facts:
         remaining: account -> epsilon that is left of it.
         damaged: accounts whose row and chain do not belong together.
         certificates: what -> when it ends; the server's and the authority's.
+        store: if the shared store is away.
     """
 
     now_s: float
@@ -83,6 +87,7 @@ class Facts:
     damaged: frozenset[str] = frozenset()
     jobs: tuple[WaitingJob, ...] = ()
     certificates: dict[str, float] = field(default_factory=dict)
+    store: Away | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,7 @@ def conditions(facts: Facts, limits: Limits) -> list[Alarm]:
         *_accounts(facts, limits),
         *_jobs(facts, limits),
         *_certificates(facts, limits),
+        *_store(facts),
     ]
 
 
@@ -190,3 +196,13 @@ def _certificates(facts: Facts, limits: Limits) -> Iterator[Alarm]:
                 f"The certificate of node {node.name} was not renewed and ends soon, or has ended.",
                 "Its hospital runs `feddp agent doctor`; an agent that runs renews it by itself.",
             )
+
+
+def _store(facts: Facts) -> Iterator[Alarm]:
+    if facts.store is not None and facts.now_s - facts.store.since_s >= STORE_AWAY_S:
+        yield Alarm(
+            *("StoreUnreachable", "critical", ()),
+            f"{facts.store.sentence[0].upper()}{facts.store.sentence[1:]}.",
+            "No update is taken and no job goes on until it answers; `feddp coordinator check` "
+            "tries it (docs/runbooks/StoreUnreachable.md).",
+        )

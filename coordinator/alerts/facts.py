@@ -13,6 +13,7 @@ from coordinator.rounds.driver import Rounds
 from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import Selecting, Training
 from coordinator.sessions import Sessions
+from coordinator.shared_blobs import SharedBlobs
 from coordinator.store import ledger, people
 from coordinator.store.damage import damaged
 from coordinator.store.database import Database
@@ -31,6 +32,7 @@ class Sources:
     identities: Identities
     rounds: Rounds
     certificates: Callable[[], Mapping[str, datetime]]
+    shared: SharedBlobs | None = None
     _began_at_s: float = field(default_factory=time.time)
     _waiting_since_s: dict[str, float] = field(default_factory=dict)
 
@@ -57,6 +59,7 @@ class Sources:
             damaged=broken,
             jobs=self._jobs(now_s),
             certificates={what: at.timestamp() for what, at in self.certificates().items()},
+            store=self.shared.away if self.shared is not None else None,
         )
 
     def _node(self, record: people.NodeRecord, ends_s: float) -> NodeFact:

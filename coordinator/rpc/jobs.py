@@ -256,6 +256,8 @@ class JobsService(pb_grpc.JobsServicer):
             view.warnings.append(
                 "the coordinator's disk has no room for another model; updates wait until it has"
             )
+        if not live.has_ended and self.blobs.fault:
+            view.warnings.append(f"STORE_UNREACHABLE: {self.blobs.fault}")
         return view
 
     def _round_bytes(self, live: LiveJob) -> int:

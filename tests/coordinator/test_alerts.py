@@ -25,6 +25,7 @@ from coordinator.alerts.conditions import (
 )
 from coordinator.alerts.watch import PAUSE_S, AlertWatch
 from coordinator.alerts.webhook import NotTaken, Webhook
+from coordinator.shared_blobs import Away
 from tests.https_receiver import Receiver, https_receiver
 
 
@@ -71,6 +72,11 @@ def names(**facts: object) -> list[str]:
             "LedgerDisagreement",
             {"nodes": (replace(WELL, refuses=(("patients", "LEDGER_DISPUTED"),)),)},
             {"nodes": (replace(WELL, refuses=(("patients", "LEDGER_CATCHING_UP"),)),)},
+        ),
+        (
+            "StoreUnreachable",
+            {"store": Away(NOW_S - 120, "it answers 503")},
+            {"store": Away(NOW_S - 119, "it answers 503")},
         ),
         ("LedgerDamaged", {"damaged": frozenset({"alpha/patients"})}, {}),
         (

@@ -281,6 +281,33 @@ def test_a_start_tells_that_the_store_does_not_let_it_write(
     assert "refuses these credentials" in line["detail"]
 
 
+def test_whether_the_store_can_be_used_is_known_also_when_it_is_back(
+    s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first fault until it answers again, which is tried where nobody else does."""
+    sound = SharedBlobs(bucket, s3.endpoint)
+    sound.put_bytes("a", b"1")
+    assert sound.away is None
+    for name, value in s3.reader.items():
+        monkeypatch.setenv(name, value)
+    barred = SharedBlobs(bucket, s3.endpoint)
+    with pytest.raises(Unavailable):
+        barred.put_bytes("a", b"1")
+    first = barred.away
+    assert first is not None
+    assert "refuses these credentials" in first.sentence
+    with pytest.raises(Unavailable):
+        barred.put_bytes("a", b"1")
+    assert barred.away is not None
+    assert barred.away.since_s == first.since_s
+    assert barred.size("a") == 1
+    assert barred.away is not None, "it can be read, which is not enough"
+    sound.away = first
+    sound.try_again()
+    sound.close()  # which waits for it
+    assert sound.away is None
+
+
 def test_a_store_that_is_full_says_more_than_one_out_of_reach(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

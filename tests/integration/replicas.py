@@ -88,6 +88,10 @@ class ReplicatedFederation(Federation):
         """Whether this replica says that it leads."""
         return name in self._running and "feddp_leading 1.0" in self._text(name, "metrics")
 
+    def metrics(self, name: str) -> str:
+        """What it shows to Prometheus."""
+        return self._text(name, "metrics")
+
     def moved(self, name: str) -> tuple[int, int]:
         """Bytes of models and updates that a replica says it has (sent, received)."""
         lines = self._text(name, "metrics").splitlines()

@@ -122,6 +122,10 @@ def test_a_round_waits_while_the_store_is_away(
     round goes on by itself, and nothing was trained or charged twice."""
     job_id = federation.submit(null_job(10, parameters=200_000))
     rounds_done(federation, job_id, 2)
+
+    def metrics() -> str:
+        return federation.metrics(federation.leader())
+
     s3.pause()
     try:
         wait_for(
@@ -129,10 +133,15 @@ def test_a_round_waits_while_the_store_is_away(
         )
         stands = federation.job(job_id).rounds_done
         assert stands < 10
+        wait_for("the metric says so", lambda: "feddp_store_reachable 0.0" in metrics())
+        (warning,) = federation.job(job_id).warnings
+        assert warning.startswith("STORE_UNREACHABLE: the store of models and updates")
     finally:
         s3.wake()
     after = federation.wait_for_end(job_id)
     assert (after.status, after.rounds_done) == ("completed", 10), after.message
     assert after.rounds_done > stands
+    wait_for("it is over", lambda: "feddp_store_reachable 1.0" in metrics())
+    assert not after.warnings
     check_books(federation, after)
     assert set(per_round(federation).values()) == {1}

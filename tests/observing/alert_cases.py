@@ -45,12 +45,28 @@ EXPIRY = "feddp_certificate_expiry_timestamp_seconds"
 NODE_EXPIRY = 'feddp_node_certificate_expiry_timestamp_seconds{node="alpha"}'
 LIFE = {"feddp_node_certificate_life_seconds": f"{7 * DAY_S}x900"}
 LEFT_OUT = 'feddp_node_left_out_rounds{node="alpha"}'
+STORE = "feddp_store_reachable"
 BACKUP = "feddp_backup_last_success_timestamp_seconds"
 NODE = {"node": "alpha"}
 NO_JOB = {"job": ""}
 """Of what is absent Prometheus knows no labels."""
 
 CASES: Final = (
+    Case(
+        "StoreUnreachable",
+        # The one that leads cannot use it; the others do not try.
+        {f'{STORE}{{instance="a"}}': "1x2 0x10", f'{STORE}{{instance="b"}}': "1x20"},
+        "6m",
+        [
+            (
+                {},
+                "No update is taken and no job goes on until it answers; nothing is lost or "
+                "trained again.",
+            )
+        ],
+    ),
+    # Away for a minute.
+    Case("StoreUnreachable", {STORE: "1x2 0x1 1x10"}, "6m"),
     Case(
         "CoordinatorDown",
         {"up": "0x10"},

@@ -130,7 +130,12 @@ class BlobStore:
 
     def has_room(self, size: int) -> bool:
         """Whether the disk takes so many bytes more."""
-        return shutil.disk_usage(self._models).free > size
+        return self.disk()[0] > size
+
+    def disk(self) -> tuple[int, int]:
+        """Bytes that are free on the folder's disk, and its size."""
+        usage = shutil.disk_usage(self._models)
+        return usage.free, usage.total
 
     def update(self, attempt_id: str, digest: str) -> Path:
         """Where an attempt's update lies. Raises NotFound: BLOB_MISSING."""

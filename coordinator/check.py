@@ -16,6 +16,7 @@ from certs.credentials import server_credentials
 from coordinator.alerts.webhook import Webhook
 from coordinator.check_names import names_found, way_found
 from coordinator.check_ports import ports_found
+from coordinator.check_room import room_found
 from coordinator.config import CoordinatorConfig, effects, load_config
 from coordinator.gateway_watch import state_of
 from coordinator.keyring import ledger_public_key
@@ -239,14 +240,15 @@ def _blobs(config: CoordinatorConfig) -> Iterator[Finding]:
     existing = folder
     while not existing.exists():
         existing = existing.parent
-    if os.access(existing, os.W_OK | os.X_OK):
-        yield Finding("ok", "storage.blob_dir", f"{folder} can be written")
-    else:
+    if not os.access(existing, os.W_OK | os.X_OK):
         yield Finding(
             "error",
             "storage.blob_dir",
             f"{existing} cannot be written by this user; models go there",
         )
+        return
+    yield Finding("ok", "storage.blob_dir", f"{folder} can be written")
+    yield from (Finding(*one) for one in room_found(config.storage, existing))
 
 
 def _revocations(config: CoordinatorConfig) -> Iterator[Finding]:

@@ -138,6 +138,11 @@ class Metrics:
             "When what the newest backup holds was read, in seconds since 1970; 0 for none.",
             registry=self.registry,
         )
+        self._disk_free = self._gauge(
+            "feddp_disk_free_bytes",
+            "Room left on the disk of the folder of models, which with SQLite has the tables, too.",
+        )
+        self._disk_size = self._gauge("feddp_disk_size_bytes", "Size of that disk.")
         self._store = Gauge(
             "feddp_store_reachable",
             "1 while the shared store of models and updates answers, and where there is none.",
@@ -341,6 +346,11 @@ class Metrics:
     def certificate(self, holder: Holder, ends_at_s: float) -> None:
         """Show when one of the installation's own certificates ends."""
         self._expiry.labels(holder).set(ends_at_s)
+
+    def disk(self, free_bytes: int, size_bytes: int) -> None:
+        """Show how much room models and updates have."""
+        self._disk_free.set(free_bytes)
+        self._disk_size.set(size_bytes)
 
     def store(self, *, is_reachable: bool) -> None:
         """Show whether this replica's last attempt at the shared store was answered."""

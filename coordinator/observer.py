@@ -8,6 +8,7 @@ from typing import Final
 import structlog
 from sqlalchemy import Connection
 
+from coordinator.blobs import BlobStore
 from coordinator.damage_watch import DamageWatch
 from coordinator.figures import Figures
 from coordinator.gateway_watch import GatewayWatch, state_of
@@ -46,6 +47,7 @@ class Observer:
         pausing: Pausing,
         certificate: ServerCertificate,
         certificate_life_s: float,
+        blobs: BlobStore,
         shared: SharedBlobs | None = None,
     ) -> None:
         self._metrics = metrics
@@ -54,6 +56,7 @@ class Observer:
         self._identities = identities
         self._pausing = pausing
         self._certificate = certificate
+        self._blobs = blobs
         self._shared = shared
         self._damage = DamageWatch(metrics)
         self._gateway = GatewayWatch()
@@ -71,6 +74,7 @@ class Observer:
             await asyncio.sleep(OBSERVE_S)
 
     async def _look(self) -> None:
+        self._metrics.disk(*await asyncio.to_thread(self._blobs.disk))
         if self._shared is not None:
             self._metrics.store(is_reachable=self._shared.away is None)
             self._shared.try_again()

@@ -166,6 +166,7 @@ class Coordinator:
             self._pausing,
             self._certificate,
             config.security.node_certificate_life_s,
+            self.blobs,
             shared,
         )
         self._is_ready = False
@@ -324,6 +325,7 @@ class Coordinator:
                 "authority": self.authority.issuing.not_valid_after_utc,
                 "root authority": self.authority.root.not_valid_after_utc,
             },
+            self.blobs,
             self._shared_blobs,
         )
         watch = alert_watch.AlertWatch(

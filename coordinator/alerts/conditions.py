@@ -17,6 +17,7 @@ DISPUTES: Final = frozenset({"LEDGER_DISPUTED", "LEDGER_ROLLED_BACK"})
 
 NAMES_SHOWN_MAX: Final = 8
 STORE_AWAY_S: Final = 120.0
+DISK_FREE_SHARE_MIN: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ class Facts:
         damaged: accounts whose row and chain do not belong together.
         certificates: what -> when it ends; the server's and the authority's.
         store: if the shared store is away.
+        disk_free_share: of the disk of models and updates, 0 to 1.
     """
 
     now_s: float
@@ -88,6 +90,7 @@ class Facts:
     jobs: tuple[WaitingJob, ...] = ()
     certificates: dict[str, float] = field(default_factory=dict)
     store: Away | None = None
+    disk_free_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,7 @@ def conditions(facts: Facts, limits: Limits) -> list[Alarm]:
         *_jobs(facts, limits),
         *_certificates(facts, limits),
         *_store(facts),
+        *_disk(facts),
     ]
 
 
@@ -205,4 +209,14 @@ def _store(facts: Facts) -> Iterator[Alarm]:
             f"{facts.store.sentence[0].upper()}{facts.store.sentence[1:]}.",
             "No update is taken and no job goes on until it answers; `feddp coordinator check` "
             "tries it (docs/runbooks/StoreUnreachable.md).",
+        )
+
+
+def _disk(facts: Facts) -> Iterator[Alarm]:
+    if facts.disk_free_share < DISK_FREE_SHARE_MIN:
+        yield Alarm(
+            *("DiskFilling", "critical", ()),
+            "The coordinator's disk has less than a tenth of its room left.",
+            "When it is full no update is taken and no round published; what to make room of: "
+            "docs/runbooks/DiskFilling.md.",
         )

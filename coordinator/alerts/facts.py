@@ -1,5 +1,6 @@
 """Gathers what alerts are about, from what the coordinator has at hand."""
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from coordinator.alerts.conditions import Facts, NodeFact, WaitingJob
+from coordinator.blobs import BlobStore
 from coordinator.identities import Identities
 from coordinator.rounds.driver import Rounds
 from coordinator.rounds.live import LiveJob
@@ -32,6 +34,7 @@ class Sources:
     identities: Identities
     rounds: Rounds
     certificates: Callable[[], Mapping[str, datetime]]
+    blobs: BlobStore
     shared: SharedBlobs | None = None
     _began_at_s: float = field(default_factory=time.time)
     _waiting_since_s: dict[str, float] = field(default_factory=dict)
@@ -45,6 +48,7 @@ class Sources:
             accounts = {one.account: one for one in ledger.all_accounts(connection)}
             return people.all_nodes(connection), accounts, damaged(connection)
 
+        free_bytes, size_bytes = await asyncio.to_thread(self.blobs.disk)
         records, accounts, broken = await self.database.read(read)
         ends_s = self.identities.nodes_expire_at()
         enrolled = [
@@ -60,6 +64,7 @@ class Sources:
             jobs=self._jobs(now_s),
             certificates={what: at.timestamp() for what, at in self.certificates().items()},
             store=self.shared.away if self.shared is not None else None,
+            disk_free_share=free_bytes / size_bytes if size_bytes else 1.0,
         )
 
     def _node(self, record: people.NodeRecord, ends_s: float) -> NodeFact:

@@ -78,6 +78,7 @@ def names(**facts: object) -> list[str]:
             {"store": Away(NOW_S - 120, "it answers 503")},
             {"store": Away(NOW_S - 119, "it answers 503")},
         ),
+        ("DiskFilling", {"disk_free_share": 0.0999}, {"disk_free_share": 0.1}),
         ("LedgerDamaged", {"damaged": frozenset({"alpha/patients"})}, {}),
         (
             "PrivacyBudgetExhausted",

@@ -1,5 +1,6 @@
 """`feddp coordinator check` says what is wrong and what to do; so does a start."""
 
+import json
 import os
 import socket
 import sqlite3
@@ -101,6 +102,43 @@ def test_a_database_file_that_cannot_be_written_is_an_error(
     assert ("error", f"{file} cannot be written by this user; run as its owner") in said(
         installation, "storage.database_url"
     )
+
+
+@pytest.mark.parametrize(
+    ("left_mib", "expected"),
+    [
+        (8, [("warning", "no update is taken"), ("error", "nothing is booked")]),
+        (20, [("warning", "are left on"), ("warning", "are left on")]),
+        (200, []),
+    ],
+)
+def test_a_disk_that_fills_up_is_told(
+    installation: Installation, left_mib: int, expected: list[tuple[str, str]]
+) -> None:
+    """Before it is full, and that it is; a full disk refuses nothing that one may look at."""
+    script = (
+        'mount -t tmpfs -o size=400m none "$1" && cp -a "$2/." "$1" && '
+        'head -c "$3"M /dev/zero > "$1/more" && exec "$4" -m feddp coordinator check --json '
+        '--dir "$1"'
+    )
+    disk = installation.folder.with_name("disk")
+    disk.mkdir()
+    words = (disk, installation.folder, str(400 - left_mib), sys.executable)
+    done = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", script, "sh", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unshare" in done.stderr:
+        pytest.skip("no namespaces here: no small disk to fill")
+    found = [
+        (one["level"], one["text"])
+        for one in json.loads(done.stdout)["findings"]
+        if "DiskFilling" in one["text"]
+    ]
+    assert [level for level, _ in found] == [level for level, _ in expected]
+    assert all(part in said for (_, part), (_, said) in zip(expected, found, strict=True)), found
 
 
 def test_a_gateway_whose_certificate_has_ended_is_told(

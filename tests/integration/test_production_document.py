@@ -147,7 +147,7 @@ def test_every_command_of_the_document_works(
         "cleveland/patients",
         "completed after 4 rounds",
         'feddp_nodes{status="enrolled"} 3.0',
-        "SUCCESS: 15 rules found",
+        "SUCCESS: 18 rules found",
         "work is paused",
         "Verification: OK",
     ):

@@ -45,6 +45,7 @@ EXPIRY = "feddp_certificate_expiry_timestamp_seconds"
 NODE_EXPIRY = 'feddp_node_certificate_expiry_timestamp_seconds{node="alpha"}'
 LIFE = {"feddp_node_certificate_life_seconds": f"{7 * DAY_S}x900"}
 LEFT_OUT = 'feddp_node_left_out_rounds{node="alpha"}'
+FREE, SIZE = "feddp_disk_free_bytes", "feddp_disk_size_bytes"
 STORE = "feddp_store_reachable"
 BACKUP = "feddp_backup_last_success_timestamp_seconds"
 NODE = {"node": "alpha"}
@@ -52,6 +53,32 @@ NO_JOB = {"job": ""}
 """Of what is absent Prometheus knows no labels."""
 
 CASES: Final = (
+    Case(
+        "ReplicaDown",
+        {'up{instance="a"}': "1x20", 'up{instance="b"}': "1x2 0x20"},
+        "10m",
+        [
+            (
+                {"instance": "b"},
+                "b has given no /metrics for five minutes. Others may serve; one less can fail.",
+            )
+        ],
+    ),
+    # It was started again.
+    Case("ReplicaDown", {'up{instance="a"}': "1x2 0x3 1x20"}, "10m"),
+    Case(
+        "DiskFilling",
+        {f'{FREE}{{instance="a"}}': "9x20", f'{SIZE}{{instance="a"}}': "100x20"},
+        "10m",
+        [
+            (
+                {"instance": "a"},
+                "Of the disk of models and updates 9% is left; when it is full no update is taken "
+                "and no round published.",
+            )
+        ],
+    ),
+    Case("DiskFilling", {FREE: "10x20", SIZE: "100x20"}, "10m"),
     Case(
         "StoreUnreachable",
         # The one that leads cannot use it; the others do not try.

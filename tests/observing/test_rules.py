@@ -88,4 +88,5 @@ def test_critical_alerts_are_those_that_wake_somebody() -> None:
         "JobWaiting",
         "NodeCertificateExpiring",
         "NodeLeftOut",
+        "ReplicaDown",
     }

@@ -14,7 +14,7 @@ from typing import Final
 
 from node_agent.datasets import DataSetSpec
 from node_agent.sources.problems import DataProblem, WrongHeader
-from node_agent.sources.source import Cells
+from node_agent.sources.source import Cells, text_of
 
 OPT_OUT_BYTES_MAX: Final = 256 << 20
 
@@ -108,4 +108,6 @@ def _spelt(cell: object) -> str:
     """As the steward writes it in YAML; true and false of a typed column read so."""
     if isinstance(cell, bool):
         return "true" if cell else "false"
-    return "" if cell is None else str(cell).strip()
+    if cell is None or isinstance(cell, int):
+        return text_of(cell) or ""
+    return str(cell).strip()

@@ -21,6 +21,7 @@ from node_agent.config import Folder
 from node_agent.datasets import DataSetSpec
 from node_agent.sources.choice import source_of
 from node_agent.sources.problems import DataProblem
+from node_agent.sources.source import MISSING, text_of
 from node_agent.steward import Steward
 from protos.errors import FeddpError
 
@@ -145,11 +146,9 @@ def _batches(spec: DataSetSpec) -> Iterator[list[str]]:
 
 
 def _spelt(cells: Iterable[Any]) -> Iterator[str]:
-    from node_agent.records import MISSING
-
     for cell in cells:
-        text = "" if cell is None else str(cell).strip()
-        if text not in MISSING:
+        text = text_of(cell)
+        if text is not None and text not in MISSING:
             yield text
 
 

@@ -7,7 +7,7 @@ hospital: `DataProblem` is no error of `protos.errors`, so nothing can send it b
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import structlog
@@ -17,15 +17,12 @@ from node_agent.consent import opted_out_of, refused, spelling
 from node_agent.datasets import CategoryColumn, ColumnType, DataSetSpec
 from node_agent.sources.choice import source_of
 from node_agent.sources.problems import DataProblem
-from node_agent.sources.source import Table
+from node_agent.sources.source import MISSING, Table, text_of
 from node_agent.tasks.tabular_config import FEATURE_LIMIT, Feature
 
 __all__ = ["DataProblem", "Records", "feature_matrix", "read_records"]
 
 log = structlog.get_logger(__name__)
-
-MISSING: Final = frozenset({"", "NA", "N/A", "NaN", "nan", "NULL", "null"})
-"""Cells of a CSV file that count as absent, unless the column declares one as a category."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,16 +209,10 @@ class _Reading:
         missing = MISSING - never_missing
         texts: list[str | None] = []
         for number, cell in self._cells(column):
-            if cell is None:
-                texts.append(None)
-            elif isinstance(cell, str):
-                text = cell.strip()
-                texts.append(None if text in missing else text)
-            elif isinstance(cell, int) and not isinstance(cell, bool):
-                texts.append(str(cell))
-            else:
+            text = text_of(cell)
+            if text is None and cell is not None:
                 self._unread.note(f"column {column!r} is neither text nor a whole number", number)
-                texts.append(None)
+            texts.append(None if text in missing else text)
         return texts
 
     def numbers(self, column: str) -> NDArray[np.float64]:

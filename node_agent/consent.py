@@ -1,8 +1,8 @@
 """Who is left out: patients without consent, and those on an opt-out list.
 
-Every doubt leaves out: a patient one of whose rows lacks consent is out whole; an id on the list
-means every id that differs from it in no more than `spelling` passes over; and a list that cannot
-be read, or whose lines hold more than an id, stops the work.
+Every doubt leaves out: a patient one of whose rows lacks consent is out whole; an id means every id
+that differs from it in no more than `spelling` passes over, in the records and on the list; and a
+list that cannot be read, or whose lines hold more than an id, stops the work.
 """
 
 import re
@@ -30,7 +30,7 @@ def refused(
     """Patients with a row whose consent column holds none of the declared values.
 
     Args:
-        patients: (rows,) ids, None for a row without one.
+        patients: (rows,) ids by their `spelling`, None for a row without one.
         table: (rows,) cells of each column.
     """
     if spec.consent is None:
@@ -69,8 +69,11 @@ def opted_out_of(spec: DataSetSpec) -> frozenset[str]:
 def spelling(identifier: str) -> str:
     """What two spellings of one id have in common: programs drop zeros before a number and put .0
     after it, compose letters in two ways, leave invisible characters, and change case."""
-    text = unicodedata.normalize("NFKC", identifier).casefold()
-    text = "".join(one for one in text if unicodedata.category(one) != "Cf").strip()
+    text = identifier.casefold()
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", identifier).casefold()
+        text = "".join(one for one in text if unicodedata.category(one) != "Cf")
+    text = text.strip()
     number = _WHOLE.fullmatch(text)
     return number[1] if number else text
 

@@ -32,7 +32,8 @@ class Records:
     Attributes:
         features: (rows, F) float32, scaled and clipped.
         labels: (rows,) float32 of 0 and 1.
-        patients: (rows,) int64, 0 to P - 1 by first appearance; equal for rows of one patient.
+        patients: (rows,) int64, 0 to P - 1 by first appearance; equal for rows of one patient,
+            whose ids differ in no more than `node_agent.consent.spelling` passes over.
         remark: what was left out because it does not read as declared, for the hospital's eyes;
             names columns and rows and holds no value; empty where there is nothing to say.
     """
@@ -61,7 +62,7 @@ def read_records(spec: DataSetSpec, features: Sequence[Feature]) -> Records:
     allowed = _allowed(spec, columns)
     table, unread = allowed.table, allowed.unread
     read = _Reading(table, unread)
-    patients = read.texts(spec.patient)
+    patients = read.patients(spec.patient)
     labels = read.labels(spec.label)
     values: dict[str, NDArray[Any]] = {}
     complete = _is_there(patients) & ~np.isnan(labels)
@@ -138,10 +139,10 @@ def _allowed(spec: DataSetSpec, columns: Sequence[str]) -> _Allowed:
         unread.note(what, table.no_rows[0], len(table.no_rows))
     if spec.consent is None and spec.opt_out is None:
         return _Allowed(table, unread)
-    patients = _Reading(table, _Unread()).texts(spec.patient)
+    patients = _Reading(table, _Unread()).patients(spec.patient)
     without_consent = refused(spec, patients, table.columns)
     listed = opted_out_of(spec)
-    opted_out = {one for one in patients if one is not None and spelling(one) in listed}
+    opted_out = listed.intersection(one for one in patients if one is not None)
     log.info(
         "patients_excluded",
         data_set=spec.name,
@@ -214,6 +215,14 @@ class _Reading:
                 self._unread.note(f"column {column!r} is neither text nor a whole number", number)
             texts.append(None if text in missing else text)
         return texts
+
+    def patients(self, column: str) -> list[str | None]:
+        """(rows,) ids by their `spelling`, None where absent: two spellings are one patient."""
+        known: dict[str | None, str | None] = {None: None}
+        ids = self.texts(column)
+        for text in set(ids) - {None}:
+            known[text] = spelling(text or "") or None
+        return [known[text] for text in ids]
 
     def numbers(self, column: str) -> NDArray[np.float64]:
         """(rows,) finite, NaN where absent."""
@@ -304,7 +313,7 @@ def tally(spec: DataSetSpec) -> Tally:
     allowed = _allowed(spec, columns)
     table, unread = allowed.table, allowed.unread
     read = _Reading(table, unread)
-    patients = read.texts(spec.patient)
+    patients = read.patients(spec.patient)
     labels = read.labels(spec.label)
     absent = {spec.patient: ~_is_there(patients), spec.label: np.isnan(labels)}
     for column in columns:

@@ -40,7 +40,7 @@ def spec_of(source: Path, **change: Any) -> DataSetSpec:
 def csv_spec(folder: Path, rows: str, **change: Any) -> DataSetSpec:
     """A declaration beside a CSV file of `rows`."""
     path = folder / "train.csv"
-    path.write_text(f"id,age,ill,agreed\n{rows}")
+    path.write_text(f"id,age,ill,agreed\n{rows}", encoding="utf-8")
     return spec_of(path, **change)
 
 
@@ -84,7 +84,7 @@ def test_patients_on_the_list_are_left_out(tmp_path: Path) -> None:
     assert ages(read_records(spec, [AGE])) == [51]
 
 
-@pytest.mark.parametrize(
+SPELLINGS = pytest.mark.parametrize(
     ("listed", "recorded"),
     [
         ("2", "002"),
@@ -95,6 +95,9 @@ def test_patients_on_the_list_are_left_out(tmp_path: Path) -> None:
         ("ABC-7", "abc-7"),
     ],
 )
+
+
+@SPELLINGS
 def test_another_spelling_of_an_id_leaves_out_as_well(
     tmp_path: Path, listed: str, recorded: str
 ) -> None:
@@ -102,6 +105,24 @@ def test_another_spelling_of_an_id_leaves_out_as_well(
     (tmp_path / "out.txt").write_text(f"{listed}\n", encoding="utf-8")
     spec = csv_spec(tmp_path, f"{recorded},51,1,x\n3,52,1,x\n", opt_out=str(tmp_path / "out.txt"))
     assert ages(read_records(spec, [AGE])) == [52]
+
+
+@SPELLINGS
+def test_who_refuses_by_another_spelling_of_an_id_is_left_out_as_well(
+    tmp_path: Path, listed: str, recorded: str
+) -> None:
+    """The records and the list know a patient by the same rule."""
+    rows = f"{recorded},51,1,yes\n{listed},51,1,no\n3,52,1,yes\n"
+    assert ages(read_records(csv_spec(tmp_path, rows, consent=CONSENT), [AGE])) == [52]
+
+
+@SPELLINGS
+def test_two_spellings_of_an_id_are_one_patient(tmp_path: Path, listed: str, recorded: str) -> None:
+    """To clipping as to consent: else one row that says no would take several units' parts away."""
+    rows = f"{recorded},51,1,yes\n3,52,1,yes\n{listed},53,1,yes\n\u200b,54,1,yes\n"
+    records = read_records(csv_spec(tmp_path, rows), [AGE])
+    assert ages(records) == [51, 52, 53]
+    assert records.patients.tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize(

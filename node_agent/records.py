@@ -13,7 +13,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from node_agent.consent import opted_out_of, refused, spelling
+from node_agent.consent import opted_out_of, refusals, spelling
 from node_agent.datasets import CategoryColumn, ColumnType, DataSetSpec
 from node_agent.sources.choice import source_of
 from node_agent.sources.problems import DataProblem
@@ -140,16 +140,18 @@ def _allowed(spec: DataSetSpec, columns: Sequence[str]) -> _Allowed:
     if spec.consent is None and spec.opt_out is None:
         return _Allowed(table, unread)
     patients = _Reading(table, _Unread()).patients(spec.patient)
-    without_consent = refused(spec, patients, table.columns)
+    refused = refusals(spec, table)
+    for number in refused.unknown:
+        unread.note("whose consent is withdrawn cannot be told", number)
     listed = opted_out_of(spec)
     opted_out = listed.intersection(one for one in patients if one is not None)
     log.info(
         "patients_excluded",
         data_set=spec.name,
-        without_consent=len(without_consent),
+        without_consent=len(refused.patients),
         opted_out=len(opted_out),
     )
-    excluded = without_consent | opted_out
+    excluded = refused.patients | opted_out
     kept = [row for row, patient in enumerate(patients) if patient not in excluded]
     cells = {name: [of[row] for row in kept] for name, of in table.columns.items()}
     left = replace(table, columns=cells, numbers=[table.numbers[row] for row in kept])

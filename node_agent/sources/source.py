@@ -1,7 +1,7 @@
 """What a source of records answers: its columns, their cells, and one column a piece at a time."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
@@ -35,11 +35,14 @@ class Table:
         numbers: (rows,) each row's number in its source, from 1 after the header.
         no_rows: numbers of those that hold more or fewer cells than the header, and are in no
             column.
+        in_no_rows: name -> (no_rows,) what stands at the column's place there, None where nothing
+            does; whether it is the column's, nobody knows.
     """
 
     columns: Mapping[str, Cells]
     numbers: Sequence[int]
     no_rows: Sequence[int] = ()
+    in_no_rows: Mapping[str, Cells] = field(default_factory=dict)
 
 
 class Source(Protocol):

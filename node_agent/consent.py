@@ -1,20 +1,22 @@
 """Who is left out: patients without consent, and those on an opt-out list.
 
-Every doubt leaves out: a patient one of whose rows lacks consent is out whole; an id on the list
-means every id that differs from it in no more than `spelling` passes over; and a list that cannot
-be read, or whose lines hold more than an id, stops the work.
+Every doubt leaves out: a patient one of whose rows lacks consent, or has more or fewer cells than
+the header, is out whole; an id means every id
+that differs from it in no more than `spelling` passes over, in the records and on the list; and a
+list that cannot be read, or whose lines hold more than an id, stops the work.
 """
 
 import re
 import time
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from node_agent.datasets import DataSetSpec
 from node_agent.sources.problems import DataProblem, WrongHeader
-from node_agent.sources.source import Cells
+from node_agent.sources.source import MISSING, Table, text_of
 
 OPT_OUT_BYTES_MAX: Final = 256 << 20
 
@@ -24,22 +26,39 @@ _WHOLE: Final = re.compile(r"\+?0*(\d+)(?:\.0*)?", re.ASCII)
 Stamp = tuple[tuple[int, int, int], ...]
 
 
-def refused(
-    spec: DataSetSpec, patients: Sequence[str | None], table: Mapping[str, Cells]
-) -> frozenset[str]:
-    """Patients with a row whose consent column holds none of the declared values.
+@dataclass(frozen=True, slots=True)
+class Refusals:
+    """Who did not consent.
 
-    Args:
-        patients: (rows,) ids, None for a row without one.
-        table: (rows,) cells of each column.
+    Attributes:
+        patients: by the `spelling` of their ids.
+        unknown: numbers of rows that may withdraw a consent, nobody knows whose.
+    """
+
+    patients: frozenset[str] = frozenset()
+    unknown: Sequence[int] = ()
+
+
+def refusals(spec: DataSetSpec, table: Table) -> Refusals:
+    """Patients with a row whose consent column holds none of the declared values, or whose cells
+    are more or fewer than the header's: where consent stands in it, nobody knows.
+
+    A row is of the patient that its cell at the patient column's place names, and of nobody else:
+    it changes what is used of that one patient, as clipping demands.
     """
     if spec.consent is None:
-        return frozenset()
+        return Refusals()
     agreed = frozenset(spec.consent.values)
-    rows = zip(patients, table[spec.consent.column], strict=True)
-    return frozenset(
-        patient for patient, cell in rows if patient is not None and _spelt(cell) not in agreed
-    )
+    ids, consent = table.columns[spec.patient], table.columns[spec.consent.column]
+    rows = zip(table.numbers, ids, map(_spelt, consent), strict=True)
+    without = [(number, _named(one), said) for number, one, said in rows if said not in agreed]
+    odd = [_named(one) for one in table.in_no_rows.get(spec.patient, ())]
+    known = {_named(one) for one in ids} if odd else frozenset[str]()
+    unknown = [number for number, name, said in without if not name and said not in MISSING]
+    unknown += [
+        n for n, name in zip(table.no_rows, odd, strict=True) if not name or name not in known
+    ]
+    return Refusals(frozenset([name for _, name, _ in without] + odd) - {""}, sorted(unknown))
 
 
 def opted_out_of(spec: DataSetSpec) -> frozenset[str]:
@@ -69,8 +88,11 @@ def opted_out_of(spec: DataSetSpec) -> frozenset[str]:
 def spelling(identifier: str) -> str:
     """What two spellings of one id have in common: programs drop zeros before a number and put .0
     after it, compose letters in two ways, leave invisible characters, and change case."""
-    text = unicodedata.normalize("NFKC", identifier).casefold()
-    text = "".join(one for one in text if unicodedata.category(one) != "Cf").strip()
+    text = identifier.casefold()
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", identifier).casefold()
+        text = "".join(one for one in text if unicodedata.category(one) != "Cf")
+    text = text.strip()
     number = _WHOLE.fullmatch(text)
     return number[1] if number else text
 
@@ -104,8 +126,19 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
+def _named(cell: object) -> str:
+    """Whose row it is, by the `spelling`; empty where it cannot be told. A database may write a
+    whole number as 7.0 in one row of many, which training does not read as an id."""
+    if isinstance(cell, float) and cell.is_integer():
+        cell = int(cell)
+    text = text_of(cell)
+    return "" if text is None or text in MISSING else spelling(text)
+
+
 def _spelt(cell: object) -> str:
     """As the steward writes it in YAML; true and false of a typed column read so."""
     if isinstance(cell, bool):
         return "true" if cell else "false"
-    return "" if cell is None else str(cell).strip()
+    if cell is None or isinstance(cell, int):
+        return text_of(cell) or ""
+    return str(cell).strip()

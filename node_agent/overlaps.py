@@ -2,8 +2,8 @@
 
 Only the patient column is read, in a process of its own, which says a yes or no for each pair of
 data sets and no more: neither how many patients nor which. Nothing of it leaves the hospital. A
-patient is compared as trained on, by the text of the id without the spaces around it; two ids of
-one person are not seen.
+patient is compared as trained on, by `node_agent.consent.spelling` of the id; two ids of one person
+are not seen.
 """
 
 import argparse
@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from node_agent.config import Folder
+from node_agent.consent import spelling
 from node_agent.datasets import DataSetSpec
 from node_agent.sources.choice import source_of
 from node_agent.sources.problems import DataProblem
+from node_agent.sources.source import MISSING, text_of
 from node_agent.steward import Steward
 from protos.errors import FeddpError
 
@@ -145,12 +147,10 @@ def _batches(spec: DataSetSpec) -> Iterator[list[str]]:
 
 
 def _spelt(cells: Iterable[Any]) -> Iterator[str]:
-    from node_agent.records import MISSING
-
     for cell in cells:
-        text = "" if cell is None else str(cell).strip()
-        if text not in MISSING:
-            yield text
+        text = text_of(cell)
+        if text is not None and text not in MISSING and (spelt := spelling(text)):
+            yield spelt
 
 
 def _meet(one: "array[int]", two: "array[int]") -> bool:

@@ -7,25 +7,22 @@ hospital: `DataProblem` is no error of `protos.errors`, so nothing can send it b
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from node_agent.consent import opted_out_of, refused, spelling
+from node_agent.consent import opted_out_of, refusals, spelling
 from node_agent.datasets import CategoryColumn, ColumnType, DataSetSpec
 from node_agent.sources.choice import source_of
 from node_agent.sources.problems import DataProblem
-from node_agent.sources.source import Table
+from node_agent.sources.source import MISSING, Table, text_of
 from node_agent.tasks.tabular_config import FEATURE_LIMIT, Feature
 
 __all__ = ["DataProblem", "Records", "feature_matrix", "read_records"]
 
 log = structlog.get_logger(__name__)
-
-MISSING: Final = frozenset({"", "NA", "N/A", "NaN", "nan", "NULL", "null"})
-"""Cells of a CSV file that count as absent, unless the column declares one as a category."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +32,8 @@ class Records:
     Attributes:
         features: (rows, F) float32, scaled and clipped.
         labels: (rows,) float32 of 0 and 1.
-        patients: (rows,) int64, 0 to P - 1 by first appearance; equal for rows of one patient.
+        patients: (rows,) int64, 0 to P - 1 by first appearance; equal for rows of one patient,
+            whose ids differ in no more than `node_agent.consent.spelling` passes over.
         remark: what was left out because it does not read as declared, for the hospital's eyes;
             names columns and rows and holds no value; empty where there is nothing to say.
     """
@@ -64,7 +62,7 @@ def read_records(spec: DataSetSpec, features: Sequence[Feature]) -> Records:
     allowed = _allowed(spec, columns)
     table, unread = allowed.table, allowed.unread
     read = _Reading(table, unread)
-    patients = read.texts(spec.patient)
+    patients = read.patients(spec.patient)
     labels = read.labels(spec.label)
     values: dict[str, NDArray[Any]] = {}
     complete = _is_there(patients) & ~np.isnan(labels)
@@ -141,17 +139,19 @@ def _allowed(spec: DataSetSpec, columns: Sequence[str]) -> _Allowed:
         unread.note(what, table.no_rows[0], len(table.no_rows))
     if spec.consent is None and spec.opt_out is None:
         return _Allowed(table, unread)
-    patients = _Reading(table, _Unread()).texts(spec.patient)
-    without_consent = refused(spec, patients, table.columns)
+    patients = _Reading(table, _Unread()).patients(spec.patient)
+    refused = refusals(spec, table)
+    for number in refused.unknown:
+        unread.note("whose consent is withdrawn cannot be told", number)
     listed = opted_out_of(spec)
-    opted_out = {one for one in patients if one is not None and spelling(one) in listed}
+    opted_out = listed.intersection(one for one in patients if one is not None)
     log.info(
         "patients_excluded",
         data_set=spec.name,
-        without_consent=len(without_consent),
+        without_consent=len(refused.patients),
         opted_out=len(opted_out),
     )
-    excluded = without_consent | opted_out
+    excluded = refused.patients | opted_out
     kept = [row for row, patient in enumerate(patients) if patient not in excluded]
     cells = {name: [of[row] for row in kept] for name, of in table.columns.items()}
     left = replace(table, columns=cells, numbers=[table.numbers[row] for row in kept])
@@ -212,17 +212,19 @@ class _Reading:
         missing = MISSING - never_missing
         texts: list[str | None] = []
         for number, cell in self._cells(column):
-            if cell is None:
-                texts.append(None)
-            elif isinstance(cell, str):
-                text = cell.strip()
-                texts.append(None if text in missing else text)
-            elif isinstance(cell, int) and not isinstance(cell, bool):
-                texts.append(str(cell))
-            else:
+            text = text_of(cell)
+            if text is None and cell is not None:
                 self._unread.note(f"column {column!r} is neither text nor a whole number", number)
-                texts.append(None)
+            texts.append(None if text in missing else text)
         return texts
+
+    def patients(self, column: str) -> list[str | None]:
+        """(rows,) ids by their `spelling`, None where absent: two spellings are one patient."""
+        known: dict[str | None, str | None] = {None: None}
+        ids = self.texts(column)
+        for text in set(ids) - {None}:
+            known[text] = spelling(text or "") or None
+        return [known[text] for text in ids]
 
     def numbers(self, column: str) -> NDArray[np.float64]:
         """(rows,) finite, NaN where absent."""
@@ -313,7 +315,7 @@ def tally(spec: DataSetSpec) -> Tally:
     allowed = _allowed(spec, columns)
     table, unread = allowed.table, allowed.unread
     read = _Reading(table, unread)
-    patients = read.texts(spec.patient)
+    patients = read.patients(spec.patient)
     labels = read.labels(spec.label)
     absent = {spec.patient: ~_is_there(patients), spec.label: np.isnan(labels)}
     for column in columns:

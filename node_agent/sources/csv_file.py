@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from node_agent.sources.problems import DataProblem, WrongHeader
-from node_agent.sources.source import Column, Table, column_fault
+from node_agent.sources.source import Cells, Column, Table, column_fault
 
 HEADER_BYTES: Final = 64 << 10
 """Tried first: an agent looks often, and its memory is small."""
@@ -57,20 +57,14 @@ class CsvFile:
                 if fault := column_fault(self._path, names, declared):
                     raise DataProblem(fault if names else f"{self._path} is empty")
                 places = [names.index(name) for name in wanted]
-                cells: list[list[str | bytes]] = [[] for _ in wanted]
-                numbers, no_rows = [], []
+                whole, odd = _Kept(places), _Kept(places)
                 for number, row in enumerate(rows, start=1):
-                    if len(row) != len(names):
-                        no_rows.append(number)
-                        continue
-                    numbers.append(number)
-                    for column, place in zip(cells, places, strict=True):
-                        column.append(_text(row[place]))
+                    (whole if len(row) == len(names) else odd).keep(number, row)
         except FileNotFoundError:
             raise DataProblem(f"{self._path} does not exist") from None
         except OSError:
             raise DataProblem(f"{self._path} may not be read by this account") from None
-        return Table(dict(zip(wanted, cells, strict=True)), numbers, no_rows)
+        return Table(whole.columns(wanted), whole.numbers, odd.numbers, odd.columns(wanted))
 
     def pieces(self, column: str) -> Iterator[list[Any]]:
         """One column, `PIECE_ROWS` rows at a time."""
@@ -86,6 +80,24 @@ class CsvFile:
                     yield list({row[place] for row in piece if len(row) == len(names)})
         except OSError:
             raise fault from None
+
+
+class _Kept:
+    """Cells at some places of rows, and the rows' numbers."""
+
+    def __init__(self, places: Sequence[int]) -> None:
+        self._at = [(place, list[str | bytes | None]()) for place in places]
+        self.numbers: list[int] = []
+
+    def keep(self, number: int, row: Sequence[str]) -> None:
+        """A row's, None where it ends before the place."""
+        self.numbers.append(number)
+        for place, cells in self._at:
+            cells.append(_text(row[place]) if place < len(row) else None)
+
+    def columns(self, names: Sequence[str]) -> dict[str, Cells]:
+        """By the names of the places' columns."""
+        return {name: cells for name, (_, cells) in zip(names, self._at, strict=True)}
 
 
 def _rows(file: TextIO) -> Iterator[list[str]]:

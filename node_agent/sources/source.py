@@ -1,13 +1,17 @@
 """What a source of records answers: its columns, their cells, and one column a piece at a time."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 Cells = Sequence[Any]
 """Texts, or typed values and None. What cannot be read as either is bytes: no row may end the
 reading, as whether an attempt gives an update must not hang on one patient's record."""
+
+
+MISSING: Final = frozenset({"", "NA", "N/A", "NaN", "nan", "NULL", "null"})
+"""Texts that count as absent, unless the column declares one as a category."""
 
 
 Kind = Literal["any", "text", "whole", "number", "truth", "other"]
@@ -31,11 +35,14 @@ class Table:
         numbers: (rows,) each row's number in its source, from 1 after the header.
         no_rows: numbers of those that hold more or fewer cells than the header, and are in no
             column.
+        in_no_rows: name -> (no_rows,) what stands at the column's place there, None where nothing
+            does; whether it is the column's, nobody knows.
     """
 
     columns: Mapping[str, Cells]
     numbers: Sequence[int]
     no_rows: Sequence[int] = ()
+    in_no_rows: Mapping[str, Cells] = field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -64,6 +71,19 @@ class Source(Protocol):
             DataProblem: it cannot be read.
         """
         ...
+
+
+def text_of(cell: Any) -> str | None:
+    """A text without the spaces around it, or a whole number's digits; None for what is neither, or
+    has more digits than Python writes: a database's `numeric` holds 131,072."""
+    if isinstance(cell, str):
+        return cell.strip()
+    if isinstance(cell, bool) or not isinstance(cell, int):
+        return None
+    try:
+        return str(cell)
+    except ValueError:
+        return None
 
 
 def column_fault(place: Path | str, names: list[str], declared: Collection[str]) -> str:

@@ -28,26 +28,33 @@ Shapes = dict[str, tuple[int, ...]]
 
 Purpose = Literal["training", "evaluation"]
 
+# What a process of a task loads is in its list, or in tests/node_agent/test_task_sources.py with
+# the reason why not.
 _WORKER = (
     "node_agent/confinement.py",
+    "node_agent/datasets.py",
     "node_agent/launchers/mailbox.py",
+    "node_agent/shapes.py",
+    "node_agent/sources/database.py",
     "node_agent/worker.py",
     "node_agent/tasks/files.py",
     "node_agent/tasks/no_update.py",
     "node_agent/tasks/program.py",
     "node_agent/tasks/registry.py",
+    "privacy/releases.py",
+    "protos/content.py",
     "protos/encoding.py",
+    "protos/errors.py",
     "protos/tensors.py",
+    "protos/tracing.py",
     "protos/updates.py",
 )
 _READING = (
     "node_agent/consent.py",
-    "node_agent/datasets.py",
     "node_agent/headers.py",
     "node_agent/records.py",
     "node_agent/sources/choice.py",
     "node_agent/sources/csv_file.py",
-    "node_agent/sources/database.py",
     "node_agent/sources/parquet_file.py",
     "node_agent/sources/problems.py",
     "node_agent/sources/source.py",
@@ -92,6 +99,7 @@ _ENTRIES: Final = {
             "node_agent/tasks/made_up.py",
             "node_agent/tasks/tabular.py",
             "node_agent/tasks/tabular_config.py",
+            "privacy/blocks.py",
             "privacy/clipping.py",
             "privacy/dp_sgd.py",
             "privacy/layers.py",

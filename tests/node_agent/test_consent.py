@@ -1,5 +1,6 @@
 """Patients without consent, or on the opt-out list: not one of their cells is looked at."""
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def spec_of(source: Path, **change: Any) -> DataSetSpec:
 def csv_spec(folder: Path, rows: str, **change: Any) -> DataSetSpec:
     """A declaration beside a CSV file of `rows`."""
     path = folder / "train.csv"
-    path.write_text(f"id,age,ill,agreed\n{rows}")
+    path.write_text(f"id,age,ill,agreed\n{rows}", encoding="utf-8")
     return spec_of(path, **change)
 
 
@@ -53,6 +54,84 @@ def test_patients_without_consent_are_left_out_whole(tmp_path: Path) -> None:
     """One row without it leaves out all of a patient's; spaces do not count, letters do."""
     rows = "a,51,1,yes\nb,52,1,no\nc,53,1, yes \nc,54,1,no\nd,55,0,1\ne,56,0,YES\nf,57,0,\n"
     assert ages(read_records(csv_spec(tmp_path, rows, consent=CONSENT), [AGE])) == [51, 55]
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["c,54,1,no,moved away", "c,54,1,yes,moved away", "C,54,1", "c", " c ", "c,5,4,1,no", "3.0,"],
+)
+def test_who_is_named_in_a_row_of_another_shape_is_left_out(tmp_path: Path, row: str) -> None:
+    """Where consent stands in it nobody knows, so that it may be the one that withdraws it."""
+    rows = f"a,51,1,yes\nc,53,1,yes\n3,53,1,yes\n{row}\nc,55,0,yes\nd,56,0,yes\n"
+    one = "3" if row == "3.0," else "c"
+    spec = csv_spec(tmp_path, rows, consent=CONSENT)
+    records = read_records(spec, [AGE])
+    assert ages(records) == ([51, 53, 55, 56] if one == "3" else [51, 53, 56])
+    assert records.remark == "more or fewer cells than the header in 1 row, first in row 4"
+    # Where nobody declares consent it is no more than a row that is left out.
+    assert ages(read_records(csv_spec(tmp_path, rows), [AGE])) == [51, 53, 53, 55, 56]
+
+
+def test_a_row_leaves_out_no_more_than_one_patient(tmp_path: Path) -> None:
+    """Ids that stand at other places are not asked: else one patient's records would decide whether
+    others are used, which no clipping bounds."""
+    rows = "51,61,1,yes\n52,62,1,yes\n53,63,0,yes\n54,51,1,no,52,53\n"
+    assert ages(read_records(csv_spec(tmp_path, rows, consent=CONSENT), [AGE])) == [61, 62, 63]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (",54,1,no", "whose consent is withdrawn cannot be told in 1 row, first in row 2"),
+        ("NA,54,1,no", "whose consent is withdrawn cannot be told in 1 row, first in row 2"),
+        (",54,1,", ""),
+        (",,,", ""),
+        (",54,1,yes", ""),
+        (
+            ",54,1,no,x",
+            "more or fewer cells than the header in 1 row, first in row 2; "
+            "whose consent is withdrawn cannot be told in 1 row, first in row 2",
+        ),
+        (
+            "moved,a,54,1,no",
+            "more or fewer cells than the header in 1 row, first in row 2; "
+            "whose consent is withdrawn cannot be told in 1 row, first in row 2",
+        ),
+    ],
+)
+def test_a_withdrawal_of_nobody_known_is_told_to_the_hospital(
+    tmp_path: Path, row: str, said: str
+) -> None:
+    """Nobody is left out for it, as it cannot be everybody; an empty cell withdraws nothing."""
+    spec = csv_spec(tmp_path, f"a,51,1,yes\n{row}\nb,52,0,yes\n", consent=CONSENT)
+    records = read_records(spec, [AGE])
+    assert ages(records) == [51, 52]
+    assert records.remark == said
+
+
+def test_an_attempt_gives_an_update_whatever_shape_a_withdrawal_has(tmp_path: Path) -> None:
+    """Also where nobody is left: what is released then is noise."""
+    bench = Bench(tmp_path)
+    declared = {**bench.declared(), "consent": {"column": "ok", "values": ["yes"]}}
+    assert bench.prepare(data_set=declared) == {"op": "prepared"}
+    for row in ("a,60,1,no,x", "a", '"a', ",,,,,,", 'a,60,1,"no'):
+        bench.source.write_text(f"patient_id,age,disease,ok\na,50,1,yes\n{row}\n")
+        assert bench.train()["op"] == "trained"
+
+
+def test_a_whole_number_withdraws_as_it_reads(tmp_path: Path) -> None:
+    """SQLite keeps each cell's own type: 7.0 is no id to training, and withdraws 7's consent."""
+    path = tmp_path / "r.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE records (id, age, ill, agreed)")
+        rows = [(7, 51, 1, "yes"), (7.0, 52, 1, "no"), (8, 53, 1, "yes"), (8.5, 54, 1, "no")]
+        connection.executemany("INSERT INTO records VALUES (?, ?, ?, ?)", rows)
+    query = tmp_path / "q.sql"
+    query.write_text("SELECT * FROM records")
+    change = {"database": {"url": f"sqlite:///{path}"}, "consent": CONSENT}
+    records = read_records(spec_of(query, **change), [AGE])
+    assert ages(records) == [53]
+    assert "whose consent is withdrawn cannot be told in 1 row, first in row 4" in records.remark
 
 
 def test_the_doctor_counts_nobody_who_may_not_be_used(tmp_path: Path) -> None:
@@ -84,7 +163,7 @@ def test_patients_on_the_list_are_left_out(tmp_path: Path) -> None:
     assert ages(read_records(spec, [AGE])) == [51]
 
 
-@pytest.mark.parametrize(
+SPELLINGS = pytest.mark.parametrize(
     ("listed", "recorded"),
     [
         ("2", "002"),
@@ -95,6 +174,9 @@ def test_patients_on_the_list_are_left_out(tmp_path: Path) -> None:
         ("ABC-7", "abc-7"),
     ],
 )
+
+
+@SPELLINGS
 def test_another_spelling_of_an_id_leaves_out_as_well(
     tmp_path: Path, listed: str, recorded: str
 ) -> None:
@@ -102,6 +184,24 @@ def test_another_spelling_of_an_id_leaves_out_as_well(
     (tmp_path / "out.txt").write_text(f"{listed}\n", encoding="utf-8")
     spec = csv_spec(tmp_path, f"{recorded},51,1,x\n3,52,1,x\n", opt_out=str(tmp_path / "out.txt"))
     assert ages(read_records(spec, [AGE])) == [52]
+
+
+@SPELLINGS
+def test_who_refuses_by_another_spelling_of_an_id_is_left_out_as_well(
+    tmp_path: Path, listed: str, recorded: str
+) -> None:
+    """The records and the list know a patient by the same rule."""
+    rows = f"{recorded},51,1,yes\n{listed},51,1,no\n3,52,1,yes\n"
+    assert ages(read_records(csv_spec(tmp_path, rows, consent=CONSENT), [AGE])) == [52]
+
+
+@SPELLINGS
+def test_two_spellings_of_an_id_are_one_patient(tmp_path: Path, listed: str, recorded: str) -> None:
+    """To clipping as to consent: else one row that says no would take several units' parts away."""
+    rows = f"{recorded},51,1,yes\n3,52,1,yes\n{listed},53,1,yes\n\u200b,54,1,yes\n"
+    records = read_records(csv_spec(tmp_path, rows), [AGE])
+    assert ages(records) == [51, 52, 53]
+    assert records.patients.tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,10 @@ def kinds(*specs: DataSetSpec) -> list[str]:
 
 
 def test_one_common_patient_is_found(tmp_path: Path) -> None:
-    """By the id without the spaces around it; a row without one is nobody's."""
+    """By the id as training knows it, however spelt; a row without one is nobody's."""
     one = written(tmp_path / "one.csv", "p1", "p2", "", "NA")
     assert kinds(one, written(tmp_path / "two.csv", "p3", " p2 ")) == ["patients"]
+    assert kinds(one, written(tmp_path / "two.csv", "p3", "P2")) == ["patients"]
     assert kinds(one, written(tmp_path / "two.csv", "p3", "", "NA")) == []
 
 

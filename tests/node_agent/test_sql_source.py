@@ -249,6 +249,28 @@ def test_a_cell_that_python_cannot_hold_does_not_end_the_reading(
     assert "column 'sex' is not a number in 2 rows, first in row 1" in remark
 
 
+@pytest.mark.parametrize("column", ["patient_id", "sex", "agreed"])
+def test_a_number_of_more_digits_than_python_writes_does_not_end_the_reading(
+    tmp_path: Path, database: dict[str, Any], column: str
+) -> None:
+    """Where it would become a text, as an id, a category or consent, its row is left out."""
+    query = (
+        "SELECT * FROM (VALUES (patient_id::numeric, sex::numeric, agreed::numeric, 60, 1),"
+        " (1, 2, 2, 40, 0)) AS given (patient_id, sex, agreed, age, disease)"
+    )
+    query = query.replace(f"{column}::numeric", "10::numeric ^ 5000", 1)
+    for name in ("patient_id", "sex", "agreed"):
+        query = query.replace(f"{name}::numeric", "2::numeric", 1)
+    change = {
+        "consent": {"column": "agreed", "values": ["2"]},
+        "columns": {"age": "number", "sex": {"category": ["2"]}},
+    }
+    spec = spec_of(tmp_path, database, query, **change)
+    check_header(spec)
+    two = Feature(column="sex", category="2", center=0.0, scale=1.0)
+    assert read_records(spec, [AGE, two]).features.tolist() == [[-1, 1]]
+
+
 def test_a_text_of_sqlite_that_is_none_does_not_end_the_reading(tmp_path: Path) -> None:
     """Its row is left out."""
     path = tmp_path / "r.db"

@@ -84,8 +84,9 @@ class DataSetSpec(BaseModel):
         declared_n: number of patients, typed by the steward and public; never counted.
         version: opaque counter that the steward raises when the records change.
         account: the privacy account that pays.
-        rows_per_patient_max: complete rows of one patient that are used; further ones, in the
-            order of the file, are left out. Bounds the time and memory that one patient takes.
+        rows_per_patient_max: complete rows of one patient that are used; further ones are left
+            out, in an order of no meaning that follows from these rows alone. Bounds the time and
+            memory that one patient takes.
         columns: the columns that a task may use, and their types.
     """
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import structlog
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from node_agent.consent import opted_out_of, refusals, spelling
@@ -27,13 +28,13 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """Complete rows, in file order.
+    """Complete rows, in an order that follows from what stands in them, patient after patient.
 
     Attributes:
         features: (rows, F) float32, scaled and clipped.
         labels: (rows,) float32 of 0 and 1.
-        patients: (rows,) int64, 0 to P - 1 by first appearance; equal for rows of one patient,
-            whose ids differ in no more than `node_agent.consent.spelling` passes over.
+        patients: (rows,) int64, 0 to P - 1, ascending; equal for rows of one patient, whose ids
+            differ in no more than `node_agent.consent.spelling` passes over.
         remark: what was left out because it does not read as declared, for the hospital's eyes;
             names columns and rows and holds no value; empty where there is nothing to say.
     """
@@ -51,8 +52,12 @@ def read_records(spec: DataSetSpec, features: Sequence[Feature]) -> Records:
     attempt gives an update must not hang on one patient's record, which no budget pays for. With
     no row left there are none, and training is noise alone. Patients who did not consent or opted
     out are left out before any other cell of theirs is looked at. A row without a patient is left
-    out too: nobody's budget would pay for it. So are a patient's complete rows beyond the first
+    out too: nobody's budget would pay for it. So are a patient's complete rows beyond
     `rows_per_patient_max`. How many were left out goes to this machine's log only.
+
+    The source's order decides nothing: a database gives rows in an order that follows from all of
+    them, so that one patient more would change which rows of others count, and in which order
+    they are added up.
 
     Raises:
         DataProblem: the source as a whole cannot be read, or lacks a declared column; or the
@@ -69,9 +74,12 @@ def read_records(spec: DataSetSpec, features: Sequence[Feature]) -> Records:
     for column in columns:
         values[column] = read.declared(column, spec.columns[column])
         complete &= ~_is_absent(values[column])
-    numbered = _numbered([p for p, kept in zip(patients, complete, strict=True) if kept])
-    within = _ranks(numbered) < spec.rows_per_patient_max
-    kept = np.flatnonzero(complete)[within]
+    matrix = feature_matrix(features, {name: v[complete] for name, v in values.items()})
+    outcomes = labels[complete].astype(np.float32)
+    numbered = _numbered([p or "" for p, used in zip(patients, complete, strict=True) if used])
+    order = _own_order(numbered, matrix, outcomes)
+    within = _ranks(numbered[order]) < spec.rows_per_patient_max
+    kept = order[within]
     log.info(
         "records_read",
         data_set=spec.name,
@@ -85,9 +93,9 @@ def read_records(spec: DataSetSpec, features: Sequence[Feature]) -> Records:
     if remark:
         log.warning("rows_not_as_declared", data_set=spec.name, detail=remark)
     return Records(
-        features=feature_matrix(features, {name: v[kept] for name, v in values.items()}),
-        labels=labels[kept].astype(np.float32),
-        patients=numbered[within],
+        features=matrix[kept],
+        labels=outcomes[kept],
+        patients=numbered[kept],
         remark=remark,
     )
 
@@ -180,18 +188,26 @@ def feature_matrix(
     return np.ascontiguousarray(np.stack(scaled, axis=1))
 
 
-def _numbered(patients: Sequence[str | None]) -> NDArray[np.int64]:
-    index: dict[str | None, int] = {}
-    return np.array([index.setdefault(name, len(index)) for name in patients], dtype=np.int64)
+def _numbered(patients: Sequence[str]) -> NDArray[np.int64]:
+    """(rows,) each patient's place among them by name."""
+    index = {name: number for number, name in enumerate(sorted(set(patients)))}
+    return np.array([index[name] for name in patients], dtype=np.int64)
+
+
+def _own_order(
+    patients: NDArray[np.int64], features: NDArray[np.float32], labels: NDArray[np.float32]
+) -> NDArray[np.int64]:
+    """(rows,) the rows by patient, and a patient's by a digest of what training sees of them: in
+    no order that a value has, so that those that are left out are not the largest, say."""
+    content = np.column_stack([features, labels])
+    digests = [blake3(row.tobytes()).digest(8) for row in content]
+    return np.lexsort((np.array([int.from_bytes(one) for one in digests], np.uint64), patients))
 
 
 def _ranks(patients: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(rows,) how many rows of the same patient stand before each row."""
-    order = np.argsort(patients, kind="stable")
+    """(rows,) how many rows of the same patient stand before each row; `patients` ascending."""
     counts = np.bincount(patients)
-    ranks = np.empty_like(patients)
-    ranks[order] = np.arange(len(patients)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return ranks
+    return np.arange(len(patients)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 class _Reading:

@@ -84,7 +84,7 @@ data_sets: []
 #   declared_n: 200            # patients, typed by you and public; never counted
 #   version: 1                 # raise it when the records change
 #   account: patients          # who pays, for ever; one account unless the patients differ
-#   rows_per_patient_max: 1000 # a patient's further rows are left out, in file order
+#   rows_per_patient_max: 1000 # a patient's further rows are left out, in an order of no meaning
 #   consent: {column: research_consent, values: ["yes"]}   # others are not read; see
 #   opt_out: opt-out.txt       # docs/hospital-it.md. The list: an id a line; it must exist
 #   database:                  # for a .sql source: one SELECT, asked in a read-only transaction

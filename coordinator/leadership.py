@@ -3,8 +3,10 @@
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 from sqlalchemy import Connection
@@ -12,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from coordinator.store import leases
 from coordinator.store.database import Database, newer_fault, newest_revision
-from coordinator.store.engines import is_away, is_busy, now_s
+from coordinator.store.engines import WAIT_S, is_away, is_busy, now_s
 from coordinator.store.leases import HeldLease, Lease
 from coordinator.store.serving import is_outgrown
 from protos.errors import FeddpError, Unavailable
@@ -22,6 +24,10 @@ log = structlog.get_logger(__name__)
 NAME = "coordinator"
 RENEW_S = leases.LEASE_S / 3
 LOOK_AGAIN_S = 0.25
+SILENT_S = 2.0 * WAIT_S
+"""A write may wait for a lock, and then as long again for the server."""
+
+T = TypeVar("T")
 
 
 class Leadership:
@@ -46,6 +52,7 @@ class Leadership:
         self._address = address
         self._led_from = led_from
         self._lease: Lease | None = None
+        self._held_s = 0.0
         self._renewing: asyncio.Task[None] | None = None
 
     async def take(self) -> None:
@@ -76,13 +83,14 @@ class Leadership:
                 said.add(waiting)
             await asyncio.sleep(LOOK_AGAIN_S)
         lease = self._lease = found
+        self._held_s = time.monotonic()
         self._database.fence = lambda inside: leases.check(inside, lease)
         self._renewing = asyncio.create_task(self._renew())
 
     async def _look(self) -> tuple[Lease | HeldLease | None, str]:
         """The lease, or who holds it, and what is waited for."""
         try:
-            return await self._database.write(self._try), "waiting_for_lease"
+            return await self._write(self._try), "waiting_for_lease"
         except DBAPIError as error:
             if not is_busy(error):
                 raise
@@ -113,9 +121,7 @@ class Leadership:
         while lease is not None:
             await asyncio.sleep(RENEW_S)
             try:
-                await self._database.write(
-                    lambda inside: leases.renew(inside, lease, now_s(inside))
-                )
+                await self._write(lambda inside: leases.renew(inside, lease, now_s(inside)))
             except Exception as error:
                 if is_lost(error):
                     log.error("lease_lost")
@@ -127,7 +133,20 @@ class Leadership:
             else:
                 if not is_renewed:
                     log.info("lease_renewed")
-                is_renewed = True
+                is_renewed, self._held_s = True, time.monotonic()
+
+    async def _write(self, work: Callable[[Connection], T]) -> T:
+        """A write that comes to an end, also where a connection has gone silent: whoever answered
+        it died, or something between passes nothing on and says nothing."""
+        writing = asyncio.ensure_future(self._database.write(work))
+        if not (await asyncio.wait([writing], timeout=SILENT_S))[0]:
+            log.error("database_silent", after_s=SILENT_S, do="connections are made anew")
+            self._database.cut()
+        return await writing
+
+    def is_sure(self) -> bool:
+        """Whether this process renewed its lease not long ago; else another may lead."""
+        return time.monotonic() - self._held_s < 2 * leases.LEASE_S
 
     async def give_back(self) -> None:
         """Let the next coordinator begin at once."""
@@ -137,7 +156,7 @@ class Leadership:
         if lease is None or self.lost.is_set():
             return
         try:
-            await self._database.write(lambda inside: leases.release(inside, lease))
+            await self._write(lambda inside: leases.release(inside, lease))
         except (DBAPIError, Unavailable) as error:
             if is_lost(error) or (isinstance(error, DBAPIError) and not is_away(error)):
                 raise

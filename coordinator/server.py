@@ -294,7 +294,8 @@ class Coordinator:
         models_pb2_grpc.add_ModelsServicer_to_server(ModelsService(self.database), server)
 
     def _ready(self) -> Mapping[str, bool]:
-        serving = self._is_ready or self._forwarder.has_leader
+        leading = self._is_ready and self._leadership.is_sure()
+        serving = leading or self._forwarder.has_leader
         return {"serving": serving, "database": self._database_answers()}
 
     def _database_answers(self) -> bool:

@@ -2,14 +2,19 @@
 session and never races another write of this process."""
 
 import asyncio
+import os
 import random
+import socket
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
+from weakref import WeakSet
 
-from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy import Connection, Engine, event, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -107,6 +112,11 @@ class Database:
         self._url = url
         self._writer = writer_engine(url)
         self._reader = reader_engine(url)
+        self._opened: WeakSet[Any] = WeakSet()
+        self._opening = threading.Lock()
+        if not is_sqlite(url):
+            for engine in (self._writer, self._reader):
+                event.listen(engine, "connect", self._note)
         self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="sql-writer")
         self._read_threads = ThreadPoolExecutor(4, thread_name_prefix="sql-reader")
 
@@ -275,6 +285,19 @@ class Database:
             "the PostgreSQL server that storage.database_url names does not let this process in; "
             "`feddp coordinator check` says more",
         )
+
+    def _note(self, connection: Any, _record: Any) -> None:
+        with self._opening:
+            self._opened.add(connection)
+
+    def cut(self) -> None:
+        """End every connection to PostgreSQL from this side, also those that are waited on: what
+        is under way fails as if the server had ended it, and what comes next connects anew."""
+        with self._opening:
+            opened = list(self._opened)
+        for connection in opened:
+            with suppress(Exception), socket.socket(fileno=os.dup(connection.fileno())) as own:
+                own.shutdown(socket.SHUT_RDWR)  # which fails for one that has ended already
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a write transaction, after all writes asked for before.

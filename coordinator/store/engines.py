@@ -1,6 +1,7 @@
 """Engines for the two databases: how a transaction begins there, and what makes it durable."""
 
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, text
@@ -28,6 +29,17 @@ POSTGRES_SETTINGS: Final = (
     # another can take over.
     f"SET idle_in_transaction_session_timeout = '{WAIT_S}s'",
 )
+
+CONNECTING: Final[Mapping[str, Any]] = {
+    "connect_timeout": WAIT_S,
+    "application_name": "feddp",
+    # A server that died without a word is noticed in seconds; the kernel's own limits are hours.
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": WAIT_S * 1000,
+}
+"""What every connection to PostgreSQL is opened with."""
 
 _TRY_AGAIN: Final = ("40001", "40P01")
 """SQLSTATE of a serialization failure and of a deadlock: the server has rolled all of it back."""
@@ -111,7 +123,7 @@ def _postgresql(url: str, execution_options: dict[str, Any]) -> Engine:
             url,
             pool_pre_ping=True,
             hide_parameters=True,
-            connect_args={"connect_timeout": WAIT_S, "application_name": "feddp"},
+            connect_args=dict(CONNECTING),
             execution_options=execution_options,
         )
     except ImportError:

@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy import Connection, text
 from sqlalchemy.engine import make_url
 
-from coordinator.store.engines import WAIT_S, is_sqlite
+from coordinator.store.engines import CONNECTING, is_sqlite
 
 log = structlog.get_logger(__name__)
 
@@ -47,7 +47,7 @@ async def listen(url: str, told: asyncio.Event) -> None:
     while True:
         try:
             connection = await psycopg.AsyncConnection.connect(
-                address, autocommit=True, connect_timeout=WAIT_S, application_name="feddp"
+                address, autocommit=True, **CONNECTING
             )
             async with connection:
                 await connection.execute(f"LISTEN {CHANNEL}")

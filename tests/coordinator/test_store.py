@@ -110,10 +110,10 @@ def test_a_deadlock_on_postgresql_ends_with_both_transactions_done(
 def test_a_transaction_that_its_process_left_open_does_not_hold_the_others_up(
     postgresql_server: PostgreSql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A coordinator that was stopped within one loses it (after 10 s; here 0.2 s), and another
+    """A coordinator that was stopped within one loses it (after 10 s; here 2 s), and another
     takes over; what the first had begun is not written."""
     url, idle = postgresql_server.new_database(), "SET idle_in_transaction_session_timeout = "
-    settings = [re.sub(f"^{idle}'10s'", f"{idle}'200ms'", one) for one in POSTGRES_SETTINGS]
+    settings = [re.sub(f"^{idle}'10s'", f"{idle}'2s'", one) for one in POSTGRES_SETTINGS]
     assert settings != list(POSTGRES_SETTINGS)
     monkeypatch.setattr(engines, "POSTGRES_SETTINGS", settings)
     first, second = Database(url), Database(url)

@@ -41,7 +41,8 @@ class Refusals:
 
 def refusals(spec: DataSetSpec, table: Table) -> Refusals:
     """Patients with a row whose consent column holds none of the declared values, or whose cells
-    are more or fewer than the header's: where consent stands in it, nobody knows.
+    are more or fewer than the header's: where consent stands in it, nobody knows. So are those
+    with a line that an open quotation mark may have swallowed.
 
     A row is of the patient that its cell at the patient column's place names, and of nobody else:
     it changes what is used of that one patient, as clipping demands.
@@ -58,7 +59,9 @@ def refusals(spec: DataSetSpec, table: Table) -> Refusals:
     unknown += [
         n for n, name in zip(table.no_rows, odd, strict=True) if not name or name not in known
     ]
-    return Refusals(frozenset([name for _, name, _ in without] + odd) - {""}, sorted(unknown))
+    torn = [_named(one) for one in table.in_torn.get(spec.patient, ())]
+    named = frozenset([name for _, name, _ in without] + odd + torn)
+    return Refusals(named - {""}, sorted(unknown))
 
 
 def opted_out_of(spec: DataSetSpec) -> frozenset[str]:

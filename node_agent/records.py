@@ -137,6 +137,9 @@ def _allowed(spec: DataSetSpec, columns: Sequence[str]) -> _Allowed:
     if table.no_rows:
         what = "more or fewer cells than the header"
         unread.note(what, table.no_rows[0], len(table.no_rows))
+    if table.torn:
+        what = "quotation marks do not pair, so that lines after it may be missing,"
+        unread.note(what, table.torn[0], len(table.torn))
     if spec.consent is None and spec.opt_out is None:
         return _Allowed(table, unread)
     patients = _Reading(table, _Unread()).patients(spec.patient)

@@ -18,6 +18,7 @@ from node_agent.records import DataProblem, Records, read_records
 from node_agent.tasks.tabular_config import Feature
 from tests.node_agent.test_worker import Bench
 
+NOTHING = "has no row that can be used: what is released is noise alone"
 AGE = Feature(column="age", center=50.0, scale=10.0)
 CONSENT = {"column": "agreed", "values": ["yes", "1", "true"]}
 
@@ -66,10 +67,10 @@ def test_who_is_named_in_a_row_of_another_shape_is_left_out(tmp_path: Path, row:
     one = "3" if row == "3.0," else "c"
     spec = csv_spec(tmp_path, rows, consent=CONSENT)
     records = read_records(spec, [AGE])
-    assert ages(records) == ([51, 53, 55, 56] if one == "3" else [51, 53, 56])
+    assert sorted(ages(records)) == ([51, 53, 55, 56] if one == "3" else [51, 53, 56])
     assert records.remark == "more or fewer cells than the header in 1 row, first in row 4"
     # Where nobody declares consent it is no more than a row that is left out.
-    assert ages(read_records(csv_spec(tmp_path, rows), [AGE])) == [51, 53, 53, 55, 56]
+    assert sorted(ages(read_records(csv_spec(tmp_path, rows), [AGE]))) == [51, 53, 53, 55, 56]
 
 
 def test_a_row_leaves_out_no_more_than_one_patient(tmp_path: Path) -> None:
@@ -107,6 +108,39 @@ def test_a_withdrawal_of_nobody_known_is_told_to_the_hospital(
     records = read_records(spec, [AGE])
     assert ages(records) == [51, 52]
     assert records.remark == said
+
+
+TORN = "quotation marks do not pair, so that lines after it may be missing, in 1 row, first in row"
+
+
+@pytest.mark.parametrize(
+    ("rows", "used", "remark"),
+    [
+        ('c,54,1,"no\na,51,1,no\nb,55,1,yes\n', [], f"{TORN} 4"),
+        (
+            'c,54,"1,no\nA,51,1,no\n',
+            [52],
+            f"more or fewer cells than the header in 1 row, first in row 4; {TORN} 4",
+        ),
+        ('c,54,1,"no\na,51,1,no\nd,56,1,"yes"\ne,57,0,yes\n', [52, 57], f"{TORN} 4"),
+        ('c,54,1,"no\n\n  \n', [51, 52], f"{TORN} 4"),
+        # Quotation marks that pair: lines of one cell, whatever stands in them.
+        ('c,54,1,"no\na,51,1,no\n"\n', [51, 52], ""),
+        # None that pairs in one line swallows nothing.
+        ('"c" ,54,1,"yes" \n', [51, 52, 54], ""),
+        ('\n"c" ,54,1,yes\n', [51, 52, 54], ""),
+    ],
+)
+def test_a_line_that_an_open_quotation_mark_swallows_leaves_out_whom_it_names(
+    tmp_path: Path, rows: str, used: list[int], remark: str
+) -> None:
+    """It may be the one that withdraws consent; a mark that is well closed takes nobody away."""
+    before = "a,51,1,yes\nb,52,0,yes\nc,53,0,no\n"
+    if '"c"' in rows:
+        before = before.replace("no", "yes").replace("53", "54")
+    records = read_records(csv_spec(tmp_path, before + rows, consent=CONSENT), [AGE])
+    assert sorted(set(ages(records))) == used
+    assert records.remark.removeprefix(f"{tmp_path / 'train.csv'} {NOTHING}; ") == remark
 
 
 def test_an_attempt_gives_an_update_whatever_shape_a_withdrawal_has(tmp_path: Path) -> None:
@@ -200,8 +234,7 @@ def test_two_spellings_of_an_id_are_one_patient(tmp_path: Path, listed: str, rec
     """To clipping as to consent: else one row that says no would take several units' parts away."""
     rows = f"{recorded},51,1,yes\n3,52,1,yes\n{listed},53,1,yes\n\u200b,54,1,yes\n"
     records = read_records(csv_spec(tmp_path, rows), [AGE])
-    assert ages(records) == [51, 52, 53]
-    assert records.patients.tolist() == [0, 1, 0]
+    assert dict(zip(ages(records), records.patients.tolist(), strict=True)) == {51: 0, 52: 1, 53: 0}
 
 
 @pytest.mark.parametrize(

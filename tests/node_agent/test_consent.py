@@ -238,7 +238,22 @@ def test_two_spellings_of_an_id_are_one_patient(tmp_path: Path, listed: str, rec
 
 
 @pytest.mark.parametrize(
-    "line", ['"002"', "002;2024-01-01", "001,002", "002\tx", "002  # by phone", "# of today"]
+    "line",
+    [
+        '"002"',
+        "002;2024-01-01",
+        "001,002",
+        "002\tx",
+        "002  # by phone",
+        "# of today",
+        "#",
+        "002|withdrawn",
+        "'002'",
+        "'002",
+        "002'",
+        "002 // by phone",
+        "// 002",
+    ],
 )
 def test_a_line_that_holds_more_than_an_id_stops_the_work(tmp_path: Path, line: str) -> None:
     """Before the data is open; the line's number is told and nothing of it."""
@@ -248,6 +263,30 @@ def test_a_line_that_holds_more_than_an_id_stops_the_work(tmp_path: Path, line: 
         check_header(spec)
     assert caught.value.reason == "OPT_OUT_UNREADABLE"
     assert "002" not in str(caught.value).replace(str(tmp_path), "")
+
+
+@pytest.mark.parametrize("line", ["002 2024-01-01", "\u00a02 withdrawn", "#002", "##2 x", "2  2"])
+def test_a_line_that_begins_with_an_id_leaves_it_out(tmp_path: Path, line: str) -> None:
+    """What comes after may be none of it; the doctor says that there is such a line."""
+    (tmp_path / "out.txt").write_text(f"{line}\n", encoding="utf-8")
+    spec = csv_spec(
+        tmp_path, "2,51,1,x\n2024,52,1,x\n3,53,0,x\n", opt_out=str(tmp_path / "out.txt")
+    )
+    check_header(spec)
+    assert ages(read_records(spec, [AGE])) == [52, 53]
+    entry = spec.model_dump(mode="json", exclude_none=True)
+    (tmp_path / "datasets.yaml").write_text(yaml.safe_dump({"data_sets": [entry]}))
+    found = check_rows(spec, tmp_path)
+    assert found.result == "warning"
+    assert "1 more are left out, as a line of the opt-out list begins with their id" in found.do
+
+
+def test_an_id_of_several_words_or_with_a_mark_before_it_is_one(tmp_path: Path) -> None:
+    """The whole line is an id as well; a mark inside an id is no separator."""
+    (tmp_path / "out.txt").write_text("Ward 7\n#17\nO'Neill\nA/12//3\n")
+    rows = "ward 7,51,1,x\n#17,52,1,x\nO'NEILL,53,1,x\na/12//3,54,1,x\nWard 8,55,0,x\n"
+    spec = csv_spec(tmp_path, rows, opt_out=str(tmp_path / "out.txt"))
+    assert ages(read_records(spec, [AGE])) == [55]
 
 
 def test_no_other_cell_of_theirs_is_looked_at(tmp_path: Path) -> None:

@@ -129,8 +129,11 @@ class _Lines:
     def swallowed(self) -> list[list[str]]:
         """Rows that the lines after the first would be by themselves, where the last row has
         several and its quotation marks do not pair; asked once after each row."""
-        taken = list(itertools.dropwhile(lambda line: not line.strip(), self._taken))
-        self._taken.clear()
+        taken, self._taken = self._taken, []
+        if len(taken) < 2:
+            return []
+        # Empty lines before a row are none of it.
+        taken = list(itertools.dropwhile(lambda line: not line.strip(), taken))
         if len(taken) < 2 or _pair(taken):
             return []
         return [row for line in taken[1:] for row in _rows([line])]

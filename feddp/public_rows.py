@@ -76,7 +76,8 @@ def read(
     """
     import numpy as np
 
-    from node_agent.records import MISSING, feature_matrix
+    from node_agent.records import feature_matrix
+    from node_agent.sources.source import MISSING
 
     wanted = {feature.column: feature.category is not None for feature in features}
     columns: dict[str, list[Any]] = {name: [] for name in wanted}

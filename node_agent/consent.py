@@ -9,7 +9,7 @@ list that cannot be read, or whose lines hold more than an id, stops the work.
 import re
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,7 +20,7 @@ from node_agent.sources.source import MISSING, Table, text_of
 
 OPT_OUT_BYTES_MAX: Final = 256 << 20
 
-_MORE_THAN_AN_ID: Final = re.compile(r"[\",;\t]|\s#|^#")
+_MORE_THAN_AN_ID: Final = re.compile(r"[\",;\t|]|(?:\s|^)//|\s#|^#(?:\s|$)|^'|'$")
 _WHOLE: Final = re.compile(r"\+?0*(\d+)(?:\.0*)?", re.ASCII)
 
 Stamp = tuple[tuple[int, int, int], ...]
@@ -41,7 +41,8 @@ class Refusals:
 
 def refusals(spec: DataSetSpec, table: Table) -> Refusals:
     """Patients with a row whose consent column holds none of the declared values, or whose cells
-    are more or fewer than the header's: where consent stands in it, nobody knows.
+    are more or fewer than the header's: where consent stands in it, nobody knows. So are those
+    with a line that an open quotation mark may have swallowed.
 
     A row is of the patient that its cell at the patient column's place names, and of nobody else:
     it changes what is used of that one patient, as clipping demands.
@@ -58,7 +59,9 @@ def refusals(spec: DataSetSpec, table: Table) -> Refusals:
     unknown += [
         n for n, name in zip(table.no_rows, odd, strict=True) if not name or name not in known
     ]
-    return Refusals(frozenset([name for _, name, _ in without] + odd) - {""}, sorted(unknown))
+    torn = [_named(one) for one in table.in_torn.get(spec.patient, ())]
+    named = frozenset([name for _, name, _ in without] + odd + torn)
+    return Refusals(named - {""}, sorted(unknown))
 
 
 def opted_out_of(spec: DataSetSpec) -> frozenset[str]:
@@ -80,9 +83,16 @@ def opted_out_of(spec: DataSetSpec) -> frozenset[str]:
         if _MORE_THAN_AN_ID.search(line.strip()):
             raise DataProblem(
                 f"line {number} of {spec.opt_out}, the opt-out list, holds more than an id: write "
-                "one id a line, without quotes, commas, semicolons, tabs or remarks"
+                "one id a line, without quotes, commas, semicolons, bars, tabs or remarks"
             )
     return frozenset(map(spelling, lines)) - {""}
+
+
+def perhaps_listed(listed: Collection[str]) -> frozenset[str]:
+    """Ids, by their `spelling`, that a line of the list may mean beside the one that it is: the
+    first word, as something may follow that is none of it, and what a # stands before."""
+    words = (one.split()[0].lstrip("#") for one in listed)
+    return frozenset(map(spelling, words)) - frozenset(listed) - {""}
 
 
 def spelling(identifier: str) -> str:

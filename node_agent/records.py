@@ -14,7 +14,7 @@ import structlog
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from node_agent.consent import opted_out_of, refusals, spelling
+from node_agent.consent import opted_out_of, perhaps_listed, refusals, spelling
 from node_agent.datasets import CategoryColumn, ColumnType, DataSetSpec
 from node_agent.sources.choice import source_of
 from node_agent.sources.problems import DataProblem
@@ -127,12 +127,14 @@ class _Allowed:
         unread: for what does not read as declared.
         listed: ids on the opt-out list.
         opted_out: patients among the records who are on it.
+        perhaps_listed: further ones whom a line of it begins with.
     """
 
     table: Table
     unread: _Unread
     listed: int = 0
     opted_out: int = 0
+    perhaps_listed: int = 0
 
 
 def _allowed(spec: DataSetSpec, columns: Sequence[str]) -> _Allowed:
@@ -145,6 +147,9 @@ def _allowed(spec: DataSetSpec, columns: Sequence[str]) -> _Allowed:
     if table.no_rows:
         what = "more or fewer cells than the header"
         unread.note(what, table.no_rows[0], len(table.no_rows))
+    if table.torn:
+        what = "quotation marks do not pair, so that lines after it may be missing,"
+        unread.note(what, table.torn[0], len(table.torn))
     if spec.consent is None and spec.opt_out is None:
         return _Allowed(table, unread)
     patients = _Reading(table, _Unread()).patients(spec.patient)
@@ -152,18 +157,19 @@ def _allowed(spec: DataSetSpec, columns: Sequence[str]) -> _Allowed:
     for number in refused.unknown:
         unread.note("whose consent is withdrawn cannot be told", number)
     listed = opted_out_of(spec)
-    opted_out = listed.intersection(one for one in patients if one is not None)
+    ids = frozenset(one for one in patients if one is not None)
+    opted_out, perhaps = ids & listed, ids & perhaps_listed(listed)
     log.info(
         "patients_excluded",
         data_set=spec.name,
         without_consent=len(refused.patients),
-        opted_out=len(opted_out),
+        opted_out=len(opted_out | perhaps),
     )
-    excluded = refused.patients | opted_out
+    excluded = refused.patients | opted_out | perhaps
     kept = [row for row, patient in enumerate(patients) if patient not in excluded]
     cells = {name: [of[row] for row in kept] for name, of in table.columns.items()}
     left = replace(table, columns=cells, numbers=[table.numbers[row] for row in kept])
-    return _Allowed(left, unread, len(listed), len(opted_out))
+    return _Allowed(left, unread, len(listed), len(opted_out), len(perhaps))
 
 
 def feature_matrix(
@@ -309,6 +315,7 @@ class Tally:
         unread: what does not read as declared and is left out; empty for nothing.
         listed: ids on the opt-out list.
         opted_out: patients among the records who are on it.
+        perhaps_listed: further ones whom a line of it begins with; they are left out, too.
     """
 
     rows: int
@@ -319,6 +326,7 @@ class Tally:
     unread: str
     listed: int
     opted_out: int
+    perhaps_listed: int
 
 
 def tally(spec: DataSetSpec) -> Tally:
@@ -347,4 +355,5 @@ def tally(spec: DataSetSpec) -> Tally:
         unread=unread.said(),
         listed=allowed.listed,
         opted_out=allowed.opted_out,
+        perhaps_listed=allowed.perhaps_listed,
     )

@@ -38,6 +38,17 @@ def is_hex(text: object) -> bool:
     return isinstance(text, str) and _is_hex(text) is not None
 
 
+def bytes_of_hex(text: object) -> bytes:
+    """What lower-case hexadecimal says; of the same bytes there is no other spelling.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(text, str) or not is_hex(text) or len(text) % 2:
+        raise ValueError("keys and signatures are lower-case hexadecimal digits")
+    return bytes.fromhex(text)
+
+
 def check_text(name: str, value: object, length_min: int, length_max: int = TEXT_MAX) -> None:
     """Refuse what no field of a statement may hold.
 

@@ -10,6 +10,7 @@ from feddp.cli.history import here
 from feddp.cli.json_windows import once
 from feddp.cli.output import counted
 from feddp.cli.witnesses import NODE_FILES, Fault, Witnesses, from_json, listed, whole_number
+from privacy.canonical import bytes_of_hex
 from privacy.heads import LimitInForce, Terms, short, signed_by
 from protos.errors import Malformed, NotFound
 
@@ -136,14 +137,14 @@ def _terms(one: Mapping[str, Any]) -> SignedTerms:
         delta=float(one["delta"]),
         epsilon_limit_highest=float(one["epsilon_limit_highest"]),
     )
-    return SignedTerms(terms, bytes.fromhex(one["node_signature"]))
+    return SignedTerms(terms, bytes_of_hex(one["node_signature"]))
 
 
 def _limit(one: Mapping[str, Any]) -> SignedLimit:
     limit = LimitInForce(
         str(one["account"]), float(one["epsilon_limit"]), whole_number(one["raises"])
     )
-    return SignedLimit(limit, bytes.fromhex(one["limit_signature"]))
+    return SignedLimit(limit, bytes_of_hex(one["limit_signature"]))
 
 
 def file_faults(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from feddp.cli.json_windows import once
 from feddp.cli.output import counted
-from privacy.canonical import COUNT_MAX
+from privacy.canonical import COUNT_MAX, bytes_of_hex
 from privacy.entries import is_signed
 from privacy.epochs import Epoch, epochs_fault, line_of, parting
 from privacy.heads import Checkpoint, Head, root_of, short, signed_by
@@ -112,7 +112,7 @@ def epoch_of(value: Mapping[str, Any]) -> Epoch:
         str(value["checkpoint_hash"]),
         str(value["heads_root"]),
         str(value["prev_hash"]),
-        bytes.fromhex(value["signature"]),
+        bytes_of_hex(value["signature"]),
     )
 
 
@@ -133,14 +133,14 @@ def past_of(value: Mapping[str, Any]) -> list[Past]:
     heads = [
         Past(
             Head(str(one["account"]), _whole(one["seq"]), str(one["hash"])),
-            bytes.fromhex(one["node_signature"]),
+            bytes_of_hex(one["node_signature"]),
             _whole(one["since_s"]),
         )
         for one in list(value["heads"])
     ]
     checkpoints = []
     for one in list(value["checkpoints"]):
-        signature = bytes.fromhex(one["signature"])
+        signature = bytes_of_hex(one["signature"])
         made = Checkpoint(_whole(one["number"]), str(one["prev_hash"]), str(one["root"]), signature)
         checkpoints.append(Past(made, signature, _whole(one["since_s"])))
     return [*heads, *checkpoints]

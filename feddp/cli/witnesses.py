@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from feddp.cli import restorations as restored
 from feddp.cli.output import counted
 from feddp.cli.restorations import RESTORATIONS, Past, Restoration
+from privacy.canonical import bytes_of_hex
 from privacy.entries import Entry
 from privacy.epochs import Epoch
 from privacy.heads import Checkpoint, Head, head_of
@@ -162,7 +163,7 @@ def from_json(value: Mapping[str, Any], source: str) -> Witnesses:
         heads=[
             SignedHead(
                 Head(str(one["account"]), whole_number(one["seq"]), str(one["hash"])),
-                bytes.fromhex(one["node_signature"]),
+                bytes_of_hex(one["node_signature"]),
             )
             for one in listed(value["heads"])
         ],
@@ -171,7 +172,7 @@ def from_json(value: Mapping[str, Any], source: str) -> Witnesses:
                 whole_number(one["number"]),
                 str(one["prev_hash"]),
                 str(one["root"]),
-                bytes.fromhex(one["signature"]),
+                bytes_of_hex(one["signature"]),
             )
             for one in checkpoints
         ],
@@ -183,8 +184,8 @@ def from_json(value: Mapping[str, Any], source: str) -> Witnesses:
             if told or not checkpoints
             else None
         ),
-        coordinator_key=bytes.fromhex(value["coordinator_ledger_key"]),
-        node_key=bytes.fromhex(value.get("ledger_public_key", "")),
+        coordinator_key=bytes_of_hex(value["coordinator_ledger_key"]),
+        node_key=bytes_of_hex(value.get("ledger_public_key", "")),
         # Exports and files of before restorations were declared have none of these.
         restorations=[
             restored.restoration_of(one) for one in listed(value.get("restorations", []))

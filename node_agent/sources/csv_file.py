@@ -3,7 +3,7 @@
 import csv
 import io
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -52,19 +52,30 @@ class CsvFile:
         """Cells as texts, bytes where they are not UTF-8."""
         try:
             with self._path.open(encoding=ENCODING, errors="surrogateescape", newline="") as file:
-                rows = _rows(file)
+                lines = _Lines(file)
+                rows = _rows(lines)
                 names = next(rows, [])
+                lines.swallowed()
                 if fault := column_fault(self._path, names, declared):
                     raise DataProblem(fault if names else f"{self._path} is empty")
                 places = [names.index(name) for name in wanted]
-                whole, odd = _Kept(places), _Kept(places)
+                whole, odd, torn = _Kept(places), _Kept(places), _Kept(places)
                 for number, row in enumerate(rows, start=1):
                     (whole if len(row) == len(names) else odd).keep(number, row)
+                    for swallowed in lines.swallowed():
+                        torn.keep(number, swallowed)
         except FileNotFoundError:
             raise DataProblem(f"{self._path} does not exist") from None
         except OSError:
             raise DataProblem(f"{self._path} may not be read by this account") from None
-        return Table(whole.columns(wanted), whole.numbers, odd.numbers, odd.columns(wanted))
+        return Table(
+            whole.columns(wanted),
+            whole.numbers,
+            odd.numbers,
+            odd.columns(wanted),
+            list(dict.fromkeys(torn.numbers)),
+            torn.columns(wanted),
+        )
 
     def pieces(self, column: str) -> Iterator[list[Any]]:
         """One column, `PIECE_ROWS` rows at a time."""
@@ -100,9 +111,47 @@ class _Kept:
         return {name: cells for name, (_, cells) in zip(names, self._at, strict=True)}
 
 
-def _rows(file: TextIO) -> Iterator[list[str]]:
+class _Lines:
+    """A file's lines, and those that the last row was made of."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._taken: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._file)
+        self._taken.append(line)
+        return line
+
+    def swallowed(self) -> list[list[str]]:
+        """Rows that the lines after the first would be by themselves, where the last row has
+        several and its quotation marks do not pair; asked once after each row."""
+        taken, self._taken = self._taken, []
+        if len(taken) < 2:
+            return []
+        # Empty lines before a row are none of it.
+        taken = list(itertools.dropwhile(lambda line: not line.strip(), taken))
+        if len(taken) < 2 or _pair(taken):
+            return []
+        return [row for line in taken[1:] for row in _rows([line])]
+
+
+def _pair(lines: list[str]) -> bool:
+    """Whether the quotation marks are as in any file that a program has written."""
+    try:
+        for _ in csv.reader(lines, strict=True):
+            pass
+    except csv.Error:
+        return False
+    return True
+
+
+def _rows(lines: Iterable[str]) -> Iterator[list[str]]:
     """The header and the rows after it, without empty lines. What is no row holds no cell."""
-    rows = csv.reader(file)
+    rows = csv.reader(lines)
     while True:
         try:
             row = next(rows)

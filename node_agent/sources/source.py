@@ -37,12 +37,17 @@ class Table:
             column.
         in_no_rows: name -> (no_rows,) what stands at the column's place there, None where nothing
             does; whether it is the column's, nobody knows.
+        torn: numbers of rows of several lines whose quotation marks do not pair: the lines after
+            the first may be rows that an open mark has swallowed.
+        in_torn: name -> what stands at the column's place in each of those lines.
     """
 
     columns: Mapping[str, Cells]
     numbers: Sequence[int]
     no_rows: Sequence[int] = ()
     in_no_rows: Mapping[str, Cells] = field(default_factory=dict)
+    torn: Sequence[int] = ()
+    in_torn: Mapping[str, Cells] = field(default_factory=dict)
 
 
 class Source(Protocol):

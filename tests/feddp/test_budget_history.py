@@ -1,6 +1,7 @@
 """`feddp budget verify` with checkpoints and nodes' files: what was left out is found."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,33 @@ def test_a_nodes_file_of_another_shape_is_refused(
     code, said = verify(federation.export(), file)
     assert code == 2
     assert "is not what `feddp agent ledger heads --json` prints" in said
+
+
+@pytest.mark.parametrize("spell", [str.upper, "{} ".format, " {}".format])
+@pytest.mark.parametrize("where", ["head", "checkpoint", "coordinator", "terms", "node"])
+def test_a_key_or_signature_has_one_spelling(
+    federation: Federation, verify: Verify, where: str, spell: Callable[[str], str]
+) -> None:
+    """Lower-case hexadecimal digits, in the export and in a node's file: nobody takes two files of
+    one content for two, or compares them by their bytes in vain."""
+    export, file = federation.export(), federation.heads("alpha")
+    for seen in (export["witnesses"], file):
+        there: dict[str, tuple[Any, str]] = {
+            "head": (seen["heads"][0], "node_signature"),
+            "checkpoint": (seen["checkpoints"][0], "signature"),
+            "coordinator": (seen, "coordinator_ledger_key"),
+            "terms": (file["accounts"][0], "node_signature"),
+            "node": (file, "ledger_public_key"),
+        }
+        holder, name = there[where]
+        right = holder[name]
+        holder[name] = spell(right)
+        assert holder[name] != right
+        code, said = verify(export, file)
+        assert code in (1, 2)
+        assert "an account or a witness is not one" in said or "ledger heads --json` prints" in said
+        holder[name] = right
+    assert verify(export, file)[0] == 0
 
 
 def test_what_nobody_can_check_is_not_exported(federation: Federation) -> None:

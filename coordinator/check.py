@@ -14,11 +14,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from certs.authority import Authority
 from certs.credentials import server_credentials
 from coordinator.alerts.webhook import Webhook
+from coordinator.check_keys import ledger_key_found
 from coordinator.check_names import names_found, way_found
 from coordinator.check_ports import ports_found
 from coordinator.config import CoordinatorConfig, effects, load_config
 from coordinator.gateway_watch import state_of
-from coordinator.keyring import ledger_public_key
 from coordinator.pausing import said
 from coordinator.restoring.marker import refuse_unfinished
 from coordinator.server_certificate import read_pair
@@ -61,8 +61,8 @@ def check(config_path: Path) -> list[Finding]:
         return [Finding("error", "restore", error.message)]
     found = [Finding("ok", str(config_path), "the configuration is valid")]
     looks = (
-        *(_authority, _database, _gateway, _blobs, _revocations, _shared_blobs, _replicas),
-        *(_names, _ports, _tracing, _alert_webhook),
+        *(_authority, _database, _gateway, _blobs, _revocations, _shared_blobs),
+        *(_ledger_key, _names, _ports, _tracing, _alert_webhook),
     )
     for look in looks:
         found.extend(look(config))
@@ -278,18 +278,9 @@ def _shared_blobs(config: CoordinatorConfig) -> Iterator[Finding]:
     yield Finding("ok", "storage.blob_url", text)
 
 
-def _replicas(config: CoordinatorConfig) -> Iterator[Finding]:
-    if not config.server.replica_host:
-        return
-    if ledger_public_key(config.storage.pki_dir):
-        text = "this is one of several replicas, and has the installation's ledger key"
-        yield Finding("ok", "server.replica_host", text)
-    else:
-        text = (
-            "the ledger key is missing: every replica needs the whole folder of the installation's "
-            "keys (storage.pki_dir)"
-        )
-        yield Finding("error", "server.replica_host", text)
+def _ledger_key(config: CoordinatorConfig) -> Iterator[Finding]:
+    for level, name, text in ledger_key_found(config):
+        yield Finding(level, name, text)
 
 
 def _names(config: CoordinatorConfig) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from certs.credentials import server_credentials
 from coordinator.alerts.webhook import Webhook
 from coordinator.check_keys import ledger_key_found
 from coordinator.check_names import names_found, way_found
+from coordinator.check_permissions import permissions_found
 from coordinator.check_ports import ports_found
 from coordinator.config import CoordinatorConfig, effects, load_config
 from coordinator.gateway_watch import state_of
@@ -66,6 +67,7 @@ def check(config_path: Path) -> list[Finding]:
     )
     for look in looks:
         found.extend(look(config))
+    found.extend(Finding(*one) for one in permissions_found(config_path, config))
     found.extend(Finding(one.level, one.key, one.text) for one in effects(config))
     return found
 

@@ -47,6 +47,8 @@ def fault(url: str) -> str | None:
     """Why a database cannot be read by this version; None if it can. Changes nothing."""
     if is_sqlite(url) and not sqlite_file(url).exists():
         return f"{sqlite_file(url)} does not exist; run `feddp coordinator init`"
+    if is_sqlite(url) and not os.access(sqlite_file(url), os.R_OK):
+        return f"{sqlite_file(url)} cannot be read by this user; run as its owner"
     try:
         database = Database(url)
     except FeddpError as error:

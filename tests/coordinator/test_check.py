@@ -91,14 +91,17 @@ def test_a_user_who_may_only_read_the_tables_is_told_so(postgresql_server: Postg
     database.close()
 
 
-def test_a_database_file_that_cannot_be_written_is_an_error(
-    installation: Installation, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("shut", "done"), [(os.W_OK, "written"), (os.R_OK, "read")])
+def test_a_database_file_that_cannot_be_read_or_written_is_an_error(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, shut: int, done: str
 ) -> None:
     """As for a user who does not own it (a superuser may write everywhere)."""
     file = installation.folder / "coordinator.db"
     really = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: path != file and really(path, mode))
-    assert ("error", f"{file} cannot be written by this user; run as its owner") in said(
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: (path, mode) != (file, shut) and really(path, mode)
+    )
+    assert ("error", f"{file} cannot be {done} by this user; run as its owner") in said(
         installation, "storage.database_url"
     )
 

@@ -8,6 +8,9 @@
 {{- end -}}
 
 {{- define "feddp.coordinator" -}}{{ include "feddp.fullname" . }}-coordinator{{- end -}}
+{{/* Of what stands in the gateway's namespace, which it shares with other namespaces' releases. No namespace
+has a dot in its name. */}}
+{{- define "feddp.atGateway" -}}{{ .Release.Namespace }}.{{ include "feddp.coordinator" . }}{{- end -}}
 {{- define "feddp.enrolment" -}}{{ include "feddp.fullname" . }}-enrolment{{- end -}}
 {{- define "feddp.transfer" -}}{{ include "feddp.fullname" . }}-transfer{{- end -}}
 {{- define "feddp.backup" -}}{{ include "feddp.fullname" . }}-backup{{- end -}}

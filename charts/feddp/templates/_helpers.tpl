@@ -189,6 +189,20 @@ network policy. */}}
 proxy.istio.io/config: '{"holdApplicationUntilProxyStarts": true}'
 {{- end -}}
 
+{{/* Annotations of the coordinator's pod that are not the values'. */}}
+{{- define "feddp.coordinator.annotations" -}}
+# The file is read at the start.
+checksum/config: {{ include (print $.Template.BasePath "/coordinator/configmap.yaml") . | sha256sum }}
+kubectl.kubernetes.io/default-container: coordinator
+{{- if and .Values.istio.enabled .Values.istio.sidecar }}
+{{ include "feddp.sidecarAnnotations" . }}
+{{- if include "feddp.replicated" . }}
+# Replicas reach each other by address, with TLS of their clients' own: nothing for a sidecar.
+traffic.sidecar.istio.io/excludeOutboundPorts: "8443,8444"
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* "true" where the coordinator posts alerts. */}}
 {{- define "feddp.alertsGo" -}}
 {{- $c := .Values.coordinator -}}

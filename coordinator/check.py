@@ -26,7 +26,7 @@ from coordinator.server_certificate import read_pair
 from coordinator.shared_blobs import SharedBlobs
 from coordinator.store import backups, epochs, pauses, people, users
 from coordinator.store.database import Database, newest_revision
-from coordinator.store.diagnosis import fault, write_fault
+from coordinator.store.diagnosis import fault, unreadable, write_fault
 from coordinator.store.engines import now_s
 from protos import otlp
 from protos.errors import FeddpError, WrongPhase
@@ -159,12 +159,11 @@ def _database(config: CoordinatorConfig) -> Iterator[Finding]:
         yield Finding(
             "ok", "storage.database_url", f"readable; {len(nodes)} nodes, {len(known)} users"
         )
+    except FeddpError as error:
+        yield Finding("error", "storage.database_url", error.message)
     except SQLAlchemyError as error:
-        yield Finding(
-            "error",
-            "storage.database_url",
-            f"the database cannot be read ({type(error).__name__}); restore it from a backup",
-        )
+        text = unreadable(config.storage.database_url, error)
+        yield Finding("error", "storage.database_url", text)
     finally:
         database.close()
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from coordinator.store.database import Database, tables_fault
 from coordinator.store.engines import is_sqlite
@@ -62,9 +62,22 @@ def fault(url: str) -> str | None:
     except FeddpError as error:
         return f"the PostgreSQL server cannot be used: {_meaning(error)}"
     except SQLAlchemyError as error:
-        return f"the database cannot be read ({type(error).__name__}); restore it from a backup"
+        return unreadable(url, error)
     finally:
         database.close()
+
+
+def unreadable(url: str, error: SQLAlchemyError) -> str:
+    """What an error says of a database that could be opened.
+
+    Damage that PostgreSQL finds is none of these two: they are about the connection and its means.
+    """
+    if not is_sqlite(url) and isinstance(error, OperationalError | InterfaceError):
+        return (
+            "the PostgreSQL server ended the connection, or refuses more; its log says why, and "
+            "nothing is known to be wrong with the database: try again"
+        )
+    return f"the database cannot be read ({type(error).__name__}); restore it from a backup"
 
 
 def is_empty(url: str) -> bool:

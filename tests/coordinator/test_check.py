@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from benchmarks.postgresql import PostgreSql
 from coordinator import gateway_certificate
@@ -237,6 +238,32 @@ def test_a_start_says_what_is_wrong_with_the_database_as_the_check_does(
     assert "hunter2" not in done.stderr
     [(level, text_)] = said(installation, "storage.database_url")
     assert (level, words in text_) == ("error", True)
+
+
+@pytest.mark.parametrize(
+    "where", ["coordinator.check.write_fault", "coordinator.store.diagnosis.tables_fault"]
+)
+def test_a_connection_that_postgresql_ends_is_not_told_as_damage(
+    installation: Installation,
+    postgresql_server: PostgreSql,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+) -> None:
+    """Whoever restored a sound database from a backup would raise its epoch and void its tokens."""
+
+    def end(_: object) -> None:
+        raise OperationalError("", {}, Exception("terminating connection"))
+
+    monkeypatch.setattr(where, end)
+    url = postgresql_server.new_database()
+    with closing(Database(url)) as database:
+        database.migrate()
+    settings = yaml.safe_load(installation.config.read_text())
+    settings["storage"] = {**settings.get("storage", {}), "database_url": url}
+    installation.config.write_text(yaml.safe_dump(settings))
+    [(level, text_)] = said(installation, "storage.database_url")
+    assert (level, "try again" in text_) == ("error", True)
+    assert "backup" not in text_
 
 
 @pytest.mark.parametrize(

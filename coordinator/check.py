@@ -14,19 +14,20 @@ from sqlalchemy.exc import SQLAlchemyError
 from certs.authority import Authority
 from certs.credentials import server_credentials
 from coordinator.alerts.webhook import Webhook
+from coordinator.check_keys import ledger_key_found
 from coordinator.check_names import names_found, way_found
+from coordinator.check_permissions import permissions_found
 from coordinator.check_ports import ports_found
 from coordinator.check_room import room_found
 from coordinator.config import CoordinatorConfig, effects, load_config
 from coordinator.gateway_watch import state_of
-from coordinator.keyring import ledger_public_key
 from coordinator.pausing import said
 from coordinator.restoring.marker import refuse_unfinished
 from coordinator.server_certificate import read_pair
 from coordinator.shared_blobs import SharedBlobs
 from coordinator.store import backups, epochs, pauses, people, users
 from coordinator.store.database import Database, newest_revision
-from coordinator.store.diagnosis import fault, write_fault
+from coordinator.store.diagnosis import fault, unreadable, write_fault
 from coordinator.store.engines import now_s
 from protos import otlp
 from protos.errors import FeddpError, WrongPhase
@@ -62,11 +63,12 @@ def check(config_path: Path) -> list[Finding]:
         return [Finding("error", "restore", error.message)]
     found = [Finding("ok", str(config_path), "the configuration is valid")]
     looks = (
-        *(_authority, _database, _gateway, _blobs, _revocations, _shared_blobs, _replicas),
-        *(_names, _ports, _tracing, _alert_webhook),
+        *(_authority, _database, _gateway, _blobs, _revocations, _shared_blobs),
+        *(_ledger_key, _names, _ports, _tracing, _alert_webhook),
     )
     for look in looks:
         found.extend(look(config))
+    found.extend(Finding(*one) for one in permissions_found(config_path, config))
     found.extend(Finding(one.level, one.key, one.text) for one in effects(config))
     return found
 
@@ -158,12 +160,11 @@ def _database(config: CoordinatorConfig) -> Iterator[Finding]:
         yield Finding(
             "ok", "storage.database_url", f"readable; {len(nodes)} nodes, {len(known)} users"
         )
+    except FeddpError as error:
+        yield Finding("error", "storage.database_url", error.message)
     except SQLAlchemyError as error:
-        yield Finding(
-            "error",
-            "storage.database_url",
-            f"the database cannot be read ({type(error).__name__}); restore it from a backup",
-        )
+        text = unreadable(config.storage.database_url, error)
+        yield Finding("error", "storage.database_url", text)
     finally:
         database.close()
 
@@ -280,18 +281,9 @@ def _shared_blobs(config: CoordinatorConfig) -> Iterator[Finding]:
     yield Finding("ok", "storage.blob_url", text)
 
 
-def _replicas(config: CoordinatorConfig) -> Iterator[Finding]:
-    if not config.server.replica_host:
-        return
-    if ledger_public_key(config.storage.pki_dir):
-        text = "this is one of several replicas, and has the installation's ledger key"
-        yield Finding("ok", "server.replica_host", text)
-    else:
-        text = (
-            "the ledger key is missing: every replica needs the whole folder of the installation's "
-            "keys (storage.pki_dir)"
-        )
-        yield Finding("error", "server.replica_host", text)
+def _ledger_key(config: CoordinatorConfig) -> Iterator[Finding]:
+    for level, name, text in ledger_key_found(config):
+        yield Finding(level, name, text)
 
 
 def _names(config: CoordinatorConfig) -> Iterator[Finding]:

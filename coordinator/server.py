@@ -43,7 +43,7 @@ from coordinator.rpc.witness import WitnessService
 from coordinator.server_certificate import ServerCertificate
 from coordinator.sessions import Sessions
 from coordinator.shared_blobs import SharedBlobs
-from coordinator.store import certificates, users
+from coordinator.store import certificates, epochs, users
 from coordinator.store.database import Database
 from coordinator.store.diagnosis import fault, is_empty
 from coordinator.transfer_port import TransferPort
@@ -86,7 +86,8 @@ class Coordinator:
         self.database.migrate()
         address = Address(server.replica_host, server.port, server.enrollment_port)
         self._forwarder = Forwarder(server.host, address)
-        self._ledger_key = ledger_key(storage.pki_dir, shared=bool(server.replica_host))
+        signed = self.database.read_now(epochs.signed_last)
+        self._ledger_key = ledger_key(storage.pki_dir, signed, shared=bool(server.replica_host))
         self._leadership = Leadership(
             self.database, str(address) if server.replica_host else "", self._forwarder.follow
         )

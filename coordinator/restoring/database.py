@@ -81,7 +81,7 @@ def fill(
             stood = [(one.at_ms / 1000, one.standing) for one in known.standings]
             carried = carry(inside, stood, made_at_s)
             changes = settle(inside, made_at_s, now_s)
-            key = ledger_key(target.config.storage.pki_dir)
+            key = ledger_key(target.config.storage.pki_dir, epochs.signed_last(inside))
             epoch = epochs.raise_epoch(inside, key, now_s=now_s, backup_made_at_s=made_at_s)
             return Filled(changes, revoked, carried, epoch.number, _operator(inside, target))
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from coordinator.store.database import Database, tables_fault
 from coordinator.store.engines import is_sqlite
@@ -47,6 +47,8 @@ def fault(url: str) -> str | None:
     """Why a database cannot be read by this version; None if it can. Changes nothing."""
     if is_sqlite(url) and not sqlite_file(url).exists():
         return f"{sqlite_file(url)} does not exist; run `feddp coordinator init`"
+    if is_sqlite(url) and not os.access(sqlite_file(url), os.R_OK):
+        return f"{sqlite_file(url)} cannot be read by this user; run as its owner"
     try:
         database = Database(url)
     except FeddpError as error:
@@ -60,9 +62,22 @@ def fault(url: str) -> str | None:
     except FeddpError as error:
         return f"the PostgreSQL server cannot be used: {_meaning(error)}"
     except SQLAlchemyError as error:
-        return f"the database cannot be read ({type(error).__name__}); restore it from a backup"
+        return unreadable(url, error)
     finally:
         database.close()
+
+
+def unreadable(url: str, error: SQLAlchemyError) -> str:
+    """What an error says of a database that could be opened.
+
+    Damage that PostgreSQL finds is none of these two: they are about the connection and its means.
+    """
+    if not is_sqlite(url) and isinstance(error, OperationalError | InterfaceError):
+        return (
+            "the PostgreSQL server ended the connection, or refuses more; its log says why, and "
+            "nothing is known to be wrong with the database: try again"
+        )
+    return f"the database cannot be read ({type(error).__name__}); restore it from a backup"
 
 
 def is_empty(url: str) -> bool:

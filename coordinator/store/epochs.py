@@ -14,7 +14,7 @@ from coordinator.store import checkpoints
 from coordinator.store.schema import accounts, epochs, reconciled, reservations
 from privacy.entries import is_signed
 from privacy.epochs import FIRST, Epoch, sign_epoch
-from privacy.heads import Head
+from privacy.heads import Checkpoint, Head
 from protos.errors import Malformed, WrongPhase
 
 REASON: Final = "LEDGER_RECONCILING"
@@ -52,8 +52,8 @@ def raise_epoch(
     """
     newest_checkpoint = checkpoints.newest(connection)
     before, checkpoint = newest(connection), newest_checkpoint and newest_checkpoint[0]
-    for one in (before, checkpoint):
-        if one is not None and not is_signed(public_bytes_of(key), one.canonical(), one.signature):
+    for one in signed_last(connection):
+        if not is_signed(public_bytes_of(key), one.canonical(), one.signature):
             raise Malformed(
                 "LEDGER_KEY_CHANGED",
                 "this database's checkpoints are signed with another ledger key than the "
@@ -82,6 +82,13 @@ def raise_epoch(
         )
     )
     return made
+
+
+def signed_last(connection: Connection) -> list[Epoch | Checkpoint]:
+    """The newest of each that the coordinator's ledger key has signed; empty before the first."""
+    checkpoint = checkpoints.newest(connection)
+    both = (newest(connection), checkpoint and checkpoint[0])
+    return [one for one in both if one is not None]
 
 
 def newest(connection: Connection) -> Epoch | None:

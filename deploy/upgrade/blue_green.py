@@ -16,9 +16,19 @@ from dataclasses import dataclass
 
 import helm
 import plain
-from steps import Command, Ledger, Step, carry_out, is_ready, no_job_runs, nobody_serves
+from steps import (
+    Command,
+    Ledger,
+    Step,
+    carry_out,
+    is_ready,
+    no_job_runs,
+    nobody_serves,
+    script,
+)
 
 REASON = "an upgrade"
+ANEW = "give another --backup, and remove what green never worked with:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +122,8 @@ def of_processes(found: plain.Plain, green: str, copying: Copying) -> Iterator[S
         yield from _served(found, name, ("curl", "-fsS", f"{url}/ready"), back)
     if copying.pauses:
         resume = green_feddp("coordinator", "resume", *there)
-        yield Step("work goes on; from here, green alone", (resume,), back=back)
+        # Green may have booked something by the time that this fails or is interrupted.
+        yield Step("work goes on; from here, green alone", (resume,), back=None)
 
 
 def _served(
@@ -152,7 +163,7 @@ def of_release(found: helm.Helm, profile: str, sets: list[str], copying: Copying
     more = [word for one in sets for word in ("--set", one)]
     for step in (*found.replaced(*more), *found.after(ledger.unchanged)):
         yield Step(step.says, step.commands, step.expect, step.within_s, back)
-    yield Step("work goes on; from here, green alone", (resume,), back=back)
+    yield Step("work goes on; from here, green alone", (resume,), back=None)
 
 
 def main() -> int:
@@ -192,7 +203,8 @@ def main() -> int:
             release = release.released_now()
         copying = Copying(True, tuple(tuple(shlex.split(c)) for c in given.copy), given.drain_s)
         steps = [*of_release(release, given.profile, given.set, copying)]
-        return carry_out(f"blue-green upgrade of {given.helm}", steps, run=given.run)
+        title, anew = f"blue-green upgrade of {given.helm}", f"{ANEW} the copy for green"
+        return carry_out(title, steps, run=given.run, backup=given.backup, anew=anew)
     if not given.green_dir:
         parser.error("--green-dir is needed")
     found = plain.plain_of(parser, given)
@@ -212,8 +224,9 @@ def main() -> int:
     )
     title = f"blue-green upgrade to {found.new}; work waits until its end"
     steps = [*of_processes(found, given.green_dir, copying)]
-    return carry_out(title, steps, run=given.run)
+    anew = f"{ANEW} {given.green_dir}"
+    return carry_out(title, steps, run=given.run, backup=given.backup, anew=anew)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(main))

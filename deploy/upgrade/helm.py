@@ -78,7 +78,8 @@ class Helm:
         return self.kubectl("wait", "--for=delete", "pod", "--selector", labels, timeout)
 
     def back_to_now(self) -> tuple[Command, ...]:
-        """To the release's revision that runs before anything is done, past those between."""
+        """To the release's revision that runs before anything is done: past those between, and also
+        where `helm` was stopped before it had made another."""
         command = ("helm", "rollback", self.release, self.released, "--namespace", self.namespace)
         return ((*command, *self.force), self.rolled_out())
 
@@ -86,13 +87,9 @@ class Helm:
         """Waits until every pod is of the newest revision and ready."""
         return self.kubectl("rollout", "status", self.set_name, f"--timeout={self.wait_s:.0f}s")
 
-    @property
-    def back(self) -> tuple[Command, ...]:
-        """To the release's revision of before."""
-        return (
-            ("helm", "rollback", self.release, "--namespace", self.namespace, *self.force),
-            self.rolled_out(),
-        )
+    def to_before(self) -> Command:
+        """To the release's revision of before, whichever that is."""
+        return ("helm", "rollback", self.release, "--namespace", self.namespace, *self.force)
 
     def before(self, ledger: Ledger) -> Iterator[Step]:
         """Checks and a backup that was read back and copied here."""
@@ -102,10 +99,16 @@ class Helm:
         )
         pod = f"{self.release}-feddp-coordinator-0"
         shell = self.kubectl("exec", pod, "--container", "coordinator", "--")
-        yield Step("a backup", (self.inside("coordinator", "backup", "--out", BACKUP),))
+        away = (*shell, "rm", "-f", BACKUP)
+        yield Step(
+            "a backup; one that an interrupted upgrade left is taken away",
+            (away, self.inside("coordinator", "backup", "--out", BACKUP)),
+            back=(away,),
+        )
         yield Step(
             "the backup is sound",
             ((*shell, "feddp", "coordinator", "backup", "--verify", BACKUP),),
+            back=(away,),
         )
         yield Step(
             "the backup is here, and no longer on the volume",
@@ -114,31 +117,32 @@ class Helm:
                     "cp", "--container", "coordinator", f"{pod}:{BACKUP}", self.backup_file
                 ),
                 (f"{self.here}/bin/feddp", "coordinator", "backup", "--verify", self.backup_file),
-                (*shell, "rm", BACKUP),
+                away,
             ),
+            back=(away,),
         )
 
     def replaced(self, *more: str) -> Iterator[Step]:
         """The new image in every pod, one after the other."""
-        yield Step("the new image, pod by pod", (self.upgraded(*more),), back=self.back)
+        back = self.back_to_now()
+        yield Step("the new image, pod by pod", (self.upgraded(*more),), back=back)
         # Once only: it waits itself, and a second look would wait as long again.
-        yield Step(
-            "wait until every pod is replaced and ready", (self.rolled_out(),), back=self.back
-        )
+        yield Step("wait until every pod is replaced and ready", (self.rolled_out(),), back=back)
 
     def after(self, expect: Expect) -> Iterator[Step]:
         """Nothing was lost, and it answers as its clients need it."""
+        back = self.back_to_now()
         yield Step(
-            "the new version finds no error", (self.inside("coordinator", "check"),), back=self.back
+            "the new version finds no error", (self.inside("coordinator", "check"),), back=back
         )
         yield Step(
             "the ledger verifies, and has every entry of before",
             (self.inside("budget", "verify", "--json"),),
             expect,
-            back=self.back,
+            back=back,
         )
         test = ("helm", "test", self.release, "--namespace", self.namespace)
-        yield Step("the chart's own test", (test,), back=self.back)
+        yield Step("the chart's own test", (test,), back=back)
 
     def may_roll(self) -> Iterator[Step]:
         """Whether the versions may serve beside each other."""

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import helm
 import plain
-from steps import Ledger, Step, carry_out, is_ready
+from steps import Ledger, Step, carry_out, is_ready, script
+
+ANEW = "give another --backup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +94,9 @@ def of_release(found: helm.Helm) -> Iterator[Step]:
     ledger = Ledger()
     yield from found.may_go_back()
     yield from found.before(ledger)
-    # Once more the same: what was the release's revision of before is the newer one then.
-    back = found.back
-    yield Step("the image of before, pod by pod", (back[0],), back=back)
-    yield Step("wait until every pod is replaced and ready", (back[1],), back=back)
+    back = found.back_to_now()
+    yield Step("the image of before, pod by pod", (found.to_before(),), back=back)
+    yield Step("wait until every pod is replaced and ready", (found.rolled_out(),), back=back)
     yield from found.after(ledger.after)
 
 
@@ -116,7 +117,10 @@ def main() -> int:
         if given.restore:
             parser.error("--restore is not for --helm: docs/upgrading.md says what to do there")
         release = helm.helm_of(parser, given, ("old",))
-        return carry_out(f"rollback of {given.helm}", [*of_release(release)], run=given.run)
+        if given.run:
+            release = release.released_now()
+        title, steps = f"rollback of {given.helm}", [*of_release(release)]
+        return carry_out(title, steps, run=given.run, backup=given.backup, anew=ANEW)
     found = plain.plain_of(parser, given)
     if given.restore:
         if not (given.restored_dir and given.stopped):
@@ -125,12 +129,15 @@ def main() -> int:
             given.restore, given.restored_dir, tuple(given.revocations), tuple(given.stopped)
         )
         title = f"rollback to {found.new} and the backup {given.restore}"
-        return carry_out(title, [*to_backup(found, restoring)], run=given.run)
+        anew = f"{ANEW}, and another --restored-dir (nobody has served from {given.restored_dir})"
+        steps = [*to_backup(found, restoring)]
+        return carry_out(title, steps, run=given.run, backup=given.backup, anew=anew)
     if given.run:
         found = found.leader_last()
     title = f"rollback to {found.new}, on the tables as they are"
-    return carry_out(title, [*of_processes(found)], run=given.run)
+    steps = [*of_processes(found)]
+    return carry_out(title, steps, run=given.run, backup=given.backup, anew=ANEW)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(main))

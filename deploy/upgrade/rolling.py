@@ -12,7 +12,9 @@ from collections.abc import Iterator
 
 import helm
 import plain
-from steps import Ledger, Step, carry_out
+from steps import Ledger, Step, carry_out, script
+
+ANEW = "give another --backup; what runs the new version already is replaced by the same"
 
 
 def of_processes(found: plain.Plain) -> Iterator[Step]:
@@ -42,13 +44,18 @@ def main() -> int:
     given = parser.parse_args()
     if given.helm:
         release = helm.helm_of(parser, given, ("new", "digest"))
-        return carry_out(f"rolling upgrade of {given.helm}", [*of_release(release)], run=given.run)
+        if given.run:
+            release = release.released_now()
+        title = f"rolling upgrade of {given.helm}"
+        steps = [*of_release(release)]
+        return carry_out(title, steps, run=given.run, backup=given.backup, anew=ANEW)
     processes = plain.plain_of(parser, given)
     if given.run:
         processes = processes.leader_last()
     title = f"rolling upgrade to {processes.new}; the process that leads comes last"
-    return carry_out(title, [*of_processes(processes)], run=given.run)
+    steps = [*of_processes(processes)]
+    return carry_out(title, steps, run=given.run, backup=given.backup, anew=ANEW)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(main))

@@ -3,18 +3,27 @@
 Nothing but the standard library, so that it runs wherever a Python is.
 """
 
+import contextlib
 import json
+import os
 import shlex
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 LOOK_AGAIN_S: Final = 0.5
 COMMAND_S_MAX: Final = 3600.0
+ENDS_S_MAX: Final = 30.0
+"""For a command that was told to end, as this script was; `helm` notes what became of a release."""
 TOLD_CHARACTERS: Final = 2000
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Command = tuple[str, ...]
 Expect = Callable[[Sequence[str]], str]
@@ -138,8 +147,53 @@ def one_leads(printed: Sequence[str]) -> str:
 LEADS: Final = "feddp_leading 1.0"
 
 
-def carry_out(title: str, steps: Sequence[Step], *, run: bool) -> int:
-    """Print the plan and, if so asked, do it; the exit code."""
+class Interrupted(BaseException):
+    """Somebody ended the script, or the session that it ran in; str() is the signal's name."""
+
+
+class Log:
+    """What is said, on the screen and in a file: the screen may be gone before the last word."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("a")
+
+    def say(self, text: str) -> None:
+        """A line, at once."""
+        print(text, file=self._file, flush=True)
+        try:
+            print(text, flush=True)
+        except OSError:  # the terminal was closed
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def script(main: Callable[[], int]) -> int:
+    """Run a script's `main`, so that what ends it from outside is `Interrupted`; the exit code."""
+    for one in SIGNALS:
+        # nohup and the like have it ignored.
+        if signal.getsignal(one) is not signal.SIG_IGN:
+            signal.signal(one, _interrupt)
+    try:
+        return main()
+    except Interrupted as error:
+        print(f"nothing was done: interrupted by {error}")
+        return 1
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    for one in SIGNALS:
+        signal.signal(one, signal.SIG_IGN)  # what is said then is said to its end
+    raise Interrupted(signal.Signals(number).name)
+
+
+def carry_out(title: str, steps: Sequence[Step], *, run: bool, backup: str, anew: str) -> int:
+    """Print the plan and, if so asked, do it; the exit code.
+
+    Args:
+        backup: the file that a backup goes to; what is said goes to one beside it, with `.log`.
+        anew: what has to be another one, or gone, before the same script can be run again.
+    """
     print(title)
     for number, step in enumerate(steps, 1):
         print(f"{number:>2}. {step.says}")
@@ -154,14 +208,26 @@ def carry_out(title: str, steps: Sequence[Step], *, run: bool) -> int:
     if missing:
         print(f"nothing was done: not found here: {', '.join(missing)}")
         return 2
-    for number, step in enumerate(steps, 1):
-        print(f"{number:>2}. {step.says} ...", flush=True)
-        began_s = time.monotonic()
-        wrong = _until(step)
-        if wrong:
-            return _stopped(number, step, wrong)
-        print(f"    done after {time.monotonic() - began_s:.1f} s", flush=True)
-    print("done: every step was checked")
+    try:
+        log = Log(Path(f"{backup}.log"))
+    except OSError as error:
+        print(f"nothing was done: {backup}.log cannot be written ({error.strerror})")
+        return 2
+    log.say(f"{title}; {log.path} keeps what is said from here on")
+    # From its beginning to that of the next one, a step's way back is the one to go.
+    at, wrong = 0, ""
+    try:
+        for at, step in enumerate(steps, 1):
+            log.say(f"{at:>2}. {step.says} ...")
+            began_s = time.monotonic()
+            if wrong := _until(step):
+                break
+            log.say(f"    done after {time.monotonic() - began_s:.1f} s")
+    except Interrupted as error:
+        wrong = f"interrupted by {error}; its commands may have done their work, or a part of it"
+    if wrong:
+        return _stopped(log, at, steps[max(at, 1) - 1], wrong, anew)
+    log.say("done: every step was checked")
     return 0
 
 
@@ -179,14 +245,7 @@ def _once(step: Step) -> str:
     printed = []
     for command in step.commands:
         try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=COMMAND_S_MAX,
-                check=False,
-            )
+            done = _ran(command)
         except subprocess.TimeoutExpired:
             return f"{shlex.join(command)} did not end within {COMMAND_S_MAX:.0f} s"
         if done.returncode != 0:
@@ -199,17 +258,42 @@ def _once(step: Step) -> str:
         return f"{shlex.join(step.commands[-1])} printed something else than expected"
 
 
-def _stopped(number: int, step: Step, wrong: str) -> int:
-    print(f"stopped at step {number}: {wrong}")
+def _ran(command: Command) -> subprocess.CompletedProcess[str]:
+    """As `subprocess.run`; one that is under way when the script is ended is told to end, too."""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            printed, error = process.communicate(timeout=COMMAND_S_MAX)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        except Interrupted:
+            process.terminate()
+            try:
+                process.wait(ENDS_S_MAX)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, printed, error)
+
+
+def _stopped(log: Log, number: int, step: Step, wrong: str, anew: str) -> int:
+    log.say(f"stopped at step {number}: {wrong}")
     if step.back is None:
-        print("there is no way back from here: docs/upgrading.md says how to go on")
+        log.say("there is no way back from here: docs/upgrading.md says how to go on")
         return 1
-    if not step.back:
-        print("nothing was changed: there is nothing to take back")
-        return 1
-    print("to go back:")
-    for command in step.back:
-        print(f"      {shlex.join(command)}")
+    if step.back:
+        log.say("to go back:")
+        for command in step.back:
+            log.say(f"      {shlex.join(command)}")
+    else:
+        log.say("nothing was changed: there is nothing to take back")
+    log.say(f"to begin again after that: {anew}")
     return 1
 
 

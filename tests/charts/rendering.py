@@ -218,13 +218,13 @@ MATRIX: Final[dict[str, Values]] = {
 }
 
 
-def render(values: Values, chart: Path = CHART) -> dict[str, str]:
+def render(values: Values, chart: Path = CHART, *, namespace: str = NAMESPACE) -> dict[str, str]:
     """Template's path within the chart -> what Helm makes of it."""
     if chart == CHART:
-        made = _shipped().render(values=values, name=RELEASE, namespace=NAMESPACE)
+        made = _shipped().render(values=values, name=RELEASE, namespace=namespace)
     else:
         with helm_python.Chart.load(chart) as loaded:
-            made = loaded.render(values=values, name=RELEASE, namespace=NAMESPACE)
+            made = loaded.render(values=values, name=RELEASE, namespace=namespace)
     return {name.partition("/")[2]: text for name, text in made.items()}
 
 
@@ -233,11 +233,11 @@ def _shipped() -> helm_python.Chart:
     return helm_python.Chart.load(CHART)
 
 
-def objects(values: Values, chart: Path = CHART) -> list[Object]:
+def objects(values: Values, chart: Path = CHART, *, namespace: str = NAMESPACE) -> list[Object]:
     """Every object of the cluster that the chart makes."""
     return [
         one
-        for name, text in render(values, chart).items()
+        for name, text in render(values, chart, namespace=namespace).items()
         if name.endswith(".yaml")
         for one in _read(text)
         if one

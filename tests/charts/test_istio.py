@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from coordinator import metrics
+from tests.charts import rendering
 from tests.charts.gateways import (
     COORDINATOR,
     DOMAIN,
@@ -23,7 +24,20 @@ from tests.charts.gateways import (
     servers,
     tls_routes,
 )
-from tests.charts.rendering import CHART, ROOT, named, of
+from tests.charts.rendering import (
+    CHART,
+    GATEWAY_API,
+    ISTIO,
+    ROOT,
+    TERMINATE,
+    Values,
+    merged,
+    named,
+    objects,
+    of,
+)
+
+SOURCES: Values = {"istio": {"allowedSources": ["192.0.2.0/24"]}}
 
 
 def test_passthrough_routes_each_name_as_the_tested_envoy_does() -> None:
@@ -188,6 +202,23 @@ def test_the_gateway_lets_through_the_coordinators_calls_from_the_hospitals() ->
     assert other["when"] == [{"key": "connection.sni", "values": [NODES]}]
     for rule in spec["rules"]:
         assert rule["when"], "a rule without a name would deny the whole gateway"
+
+
+@pytest.mark.parametrize(
+    "values", [TERMINATE, merged(ISTIO, SOURCES), merged(GATEWAY_API, SOURCES)]
+)
+def test_releases_of_one_name_in_two_namespaces_share_a_gateway(values: Values) -> None:
+    """What stands in the gateway's namespace is named after theirs, which has no dot: Helm takes no
+    object that is another release's."""
+    staging, production = (
+        {
+            (one["kind"], one["metadata"]["namespace"], one["metadata"]["name"])
+            for one in objects(merged(rendering.COORDINATOR, values), namespace=namespace)
+        }
+        for namespace in ("staging", "production")
+    )
+    assert [one for one in staging if one[1] != "staging"]
+    assert staging & production == set()
 
 
 def test_every_call_of_the_coordinator_is_let_through() -> None:

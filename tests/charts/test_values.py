@@ -27,6 +27,7 @@ from tests.charts.rendering import (
     TERMINATE,
     TOLD,
     TRANSFER,
+    WATCHED,
     Values,
     merged,
     objects,
@@ -598,6 +599,17 @@ CLASHES: dict[str, tuple[Values, str]] = {
         merged(GOOD, RESTORE, {"coordinator": {"restore": {"withoutRevocations": True}}}),
         "contradict each other",
     ),
+    "restore-of-replicas-without-their-files": (
+        merged(GOOD, REPLICAS, BACKUP, {"coordinator": {"restore": {"file": "one.backup"}}}),
+        "Take them before the pods end",
+    ),
+    "label-that-the-chart-sets": (
+        merged(
+            GOOD,
+            {"monitoring": {"prometheusRule": {"labels": {"app.kubernetes.io/name": "x"}}}},
+        ),
+        "must leave out",
+    ),
     "revocations-without-restore": (
         merged(GOOD, {"coordinator": {"restore": {"revocationsConfigMap": "feddp-revocations"}}}),
         "belong to coordinator.restore.file",
@@ -641,6 +653,31 @@ CLASHES: dict[str, tuple[Values, str]] = {
         "would go past the gateway",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("monitoring.prometheusRule.labels", "app.kubernetes.io/instance"),
+        ("monitoring.serviceMonitor.labels", "helm.sh/chart"),
+        ("monitoring.dashboards.labels", "app.kubernetes.io/managed-by"),
+        ("coordinator.podAnnotations", "checksum/config"),
+        ("coordinator.podAnnotations", "kubectl.kubernetes.io/default-container"),
+        ("coordinator.podAnnotations", "proxy.istio.io/config"),
+    ],
+)
+def test_what_the_chart_sets_itself_cannot_be_set_once_more(path: str, name: str) -> None:
+    """It would stand there twice, which a server refuses without the value's name."""
+    *above, last = path.split(".")
+    given: Any = {last: {name: "x"}}
+    for one in reversed(above):
+        given = {one: given}
+    sidecar = {"istio": {"enabled": True, "sidecar": True}}
+    with pytest.raises(helm_python.HelmRenderError) as refused:
+        render(merged(COORDINATOR, sidecar, WATCHED, given))
+    assert f"{path} must leave out {name}: the chart sets it itself." in str(refused.value)
+    other = str(given).replace(name, "own.example/name")
+    assert objects(merged(COORDINATOR, sidecar, WATCHED, yaml.safe_load(other)))
 
 
 @pytest.mark.parametrize("case", CLASHES)

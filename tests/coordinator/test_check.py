@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from benchmarks.postgresql import PostgreSql
 from coordinator import gateway_certificate
@@ -92,14 +93,17 @@ def test_a_user_who_may_only_read_the_tables_is_told_so(postgresql_server: Postg
     database.close()
 
 
-def test_a_database_file_that_cannot_be_written_is_an_error(
-    installation: Installation, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("shut", "done"), [(os.W_OK, "written"), (os.R_OK, "read")])
+def test_a_database_file_that_cannot_be_read_or_written_is_an_error(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, shut: int, done: str
 ) -> None:
     """As for a user who does not own it (a superuser may write everywhere)."""
     file = installation.folder / "coordinator.db"
     really = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: path != file and really(path, mode))
-    assert ("error", f"{file} cannot be written by this user; run as its owner") in said(
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: (path, mode) != (file, shut) and really(path, mode)
+    )
+    assert ("error", f"{file} cannot be {done} by this user; run as its owner") in said(
         installation, "storage.database_url"
     )
 
@@ -272,6 +276,32 @@ def test_a_start_says_what_is_wrong_with_the_database_as_the_check_does(
     assert "hunter2" not in done.stderr
     [(level, text_)] = said(installation, "storage.database_url")
     assert (level, words in text_) == ("error", True)
+
+
+@pytest.mark.parametrize(
+    "where", ["coordinator.check.write_fault", "coordinator.store.diagnosis.tables_fault"]
+)
+def test_a_connection_that_postgresql_ends_is_not_told_as_damage(
+    installation: Installation,
+    postgresql_server: PostgreSql,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+) -> None:
+    """Whoever restored a sound database from a backup would raise its epoch and void its tokens."""
+
+    def end(_: object) -> None:
+        raise OperationalError("", {}, Exception("terminating connection"))
+
+    monkeypatch.setattr(where, end)
+    url = postgresql_server.new_database()
+    with closing(Database(url)) as database:
+        database.migrate()
+    settings = yaml.safe_load(installation.config.read_text())
+    settings["storage"] = {**settings.get("storage", {}), "database_url": url}
+    installation.config.write_text(yaml.safe_dump(settings))
+    [(level, text_)] = said(installation, "storage.database_url")
+    assert (level, "try again" in text_) == ("error", True)
+    assert "backup" not in text_
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from coordinator.installation import init
 from coordinator.store.database import newest_revision
 from tests.deploy.versions import commands, next_release, script, version_folder, way_back
 
+BACKUP = "/var/lib/feddp/upgrade.backup"
 DIGEST = "sha256:" + "ab" * 32
 STAND_IN = """#!{python}
 import json, pathlib, shutil, sys
@@ -133,13 +134,14 @@ def test_a_release_is_rolled_after_checks_and_a_backup_that_was_read_here(
     assert len(verified) == 2
     assert verified[0] < said.index(copied) < said.index(upgraded) < verified[1]
     asked = [one.replace("REVISION", newest_revision()) for one in commands(planned.stdout)]
-    for one in said[1:]:  # the first looks up the revision that is asked about
+    for one in said[2:]:  # the first two look up the revisions that are asked about
         assert one in asked
 
 
 @pytest.mark.parametrize(
     ("fails", "answer", "says"),
     [
+        ("upgrade fed", None, "it does not"),
         ("rollout status", None, "wait until every pod is replaced"),
         ("test fed", None, "the chart's own test"),
         ("budget verify", {"verified": False, "entries": 4}, "the ledger does not verify"),
@@ -149,17 +151,18 @@ def test_a_release_is_rolled_after_checks_and_a_backup_that_was_read_here(
 def test_what_fails_stops_it_and_the_way_back_is_said(
     cluster: Cluster, fails: str, answer: object, says: str
 ) -> None:
-    """Before the upgrade there is nothing to take back; after it, the release's revision."""
+    """Before the upgrade a backup at most; after it, the release's revision of now, also where
+    `helm` has not made another: what was before that is another one."""
     cluster.answers({fails: answer})
     done = cluster.run("rolling", "--new", cluster.following, "--digest", DIGEST, "--run")
     assert done.returncode == 1
     before, _, after = done.stdout.partition("stopped at")
     assert says in before.splitlines()[-1] + after
-    if any("helm" in one[0] for one in cluster.calls()):
-        assert [" ".join(one) for one in way_back(done.stdout)] == [
-            "helm rollback fed --namespace hospitals",
-            ROLLED_OUT,
-        ]
+    back = [" ".join(one) for one in way_back(done.stdout)]
+    if any("helm upgrade" in " ".join(one) for one in cluster.calls()):
+        assert back == ["helm rollback fed 7 --namespace hospitals", ROLLED_OUT]
+    elif answer is None:
+        assert [one.partition(" -- ")[2] for one in back] == [f"rm -f {BACKUP}"]
     else:
         assert "nothing was changed" in done.stdout
 

@@ -114,7 +114,7 @@ def script(name: str, *words: object, **environment: str) -> subprocess.Complete
 def way_back(printed: str) -> list[list[str]]:
     """The commands that a script which stopped says."""
     _, _, told = printed.partition("to go back:\n")
-    return [shlex.split(line) for line in told.splitlines()]
+    return [shlex.split(line) for line in commands(told)]
 
 
 def commands(printed: str) -> list[str]:

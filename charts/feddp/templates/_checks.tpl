@@ -110,6 +110,9 @@
   {{- if and $c.restore.revocationsConfigMap $c.restore.withoutRevocations -}}
   {{- fail "coordinator.restore.revocationsConfigMap and withoutRevocations contradict each other: give the files of who was shut out after the backup, or, where none is left, go on without." -}}
   {{- end -}}
+  {{- if and $c.restore.file (include "feddp.replicated" .) (not (or $c.restore.revocationsConfigMap $c.restore.withoutRevocations)) -}}
+  {{- fail "coordinator.restore.revocationsConfigMap is needed with coordinator.objectStore.url and installation.secretName: the files of who was shut out after the backup are on the pods' volumes, and no Job mounts those. Take them before the pods end, or set withoutRevocations where none is left." -}}
+  {{- end -}}
   {{- if and (not $c.restore.file) (or $c.restore.revocationsConfigMap $c.restore.withoutRevocations) -}}
   {{- fail "coordinator.restore.revocationsConfigMap and withoutRevocations belong to coordinator.restore.file, the backup that is restored; name it, or leave them out." -}}
   {{- end -}}
@@ -190,6 +193,25 @@
   {{- end -}}
   {{- if ne $c.service.type "ClusterIP" -}}
   {{- fail "coordinator.service.type must be ClusterIP with istio.enabled: another way in would go past the gateway." -}}
+  {{- end -}}
+{{- end -}}
+{{- if $c.enabled -}}
+  {{- $labels := include "feddp.labels" (list . "coordinator") | fromYaml -}}
+  {{- include "feddp.checkOwn" (list "monitoring.serviceMonitor.labels" .Values.monitoring.serviceMonitor.labels $labels) -}}
+  {{- include "feddp.checkOwn" (list "monitoring.prometheusRule.labels" .Values.monitoring.prometheusRule.labels $labels) -}}
+  {{- include "feddp.checkOwn" (list "monitoring.dashboards.labels" .Values.monitoring.dashboards.labels $labels) -}}
+  {{- include "feddp.checkOwn" (list "coordinator.podAnnotations" $c.podAnnotations (include "feddp.coordinator.annotations" . | fromYaml)) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* That values set nothing that the chart sets itself: it would stand there twice. Takes a list: the value,
+what it holds, and what the chart sets. */}}
+{{- define "feddp.checkOwn" -}}
+{{- $of := index . 0 -}}
+{{- $own := index . 2 -}}
+{{- range $name, $_ := index . 1 -}}
+  {{- if hasKey $own $name -}}
+  {{- fail (printf "%s must leave out %s: the chart sets it itself." $of $name) -}}
   {{- end -}}
 {{- end -}}
 {{- end -}}

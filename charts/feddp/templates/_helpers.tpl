@@ -8,6 +8,9 @@
 {{- end -}}
 
 {{- define "feddp.coordinator" -}}{{ include "feddp.fullname" . }}-coordinator{{- end -}}
+{{/* Of what stands in the gateway's namespace, which it shares with other namespaces' releases. No namespace
+has a dot in its name. */}}
+{{- define "feddp.atGateway" -}}{{ .Release.Namespace }}.{{ include "feddp.coordinator" . }}{{- end -}}
 {{- define "feddp.enrolment" -}}{{ include "feddp.fullname" . }}-enrolment{{- end -}}
 {{- define "feddp.transfer" -}}{{ include "feddp.fullname" . }}-transfer{{- end -}}
 {{- define "feddp.backup" -}}{{ include "feddp.fullname" . }}-backup{{- end -}}
@@ -184,6 +187,20 @@ network policy. */}}
 {{- define "feddp.sidecarAnnotations" -}}
 # The sidecar is there before the coordinator asks for its database.
 proxy.istio.io/config: '{"holdApplicationUntilProxyStarts": true}'
+{{- end -}}
+
+{{/* Annotations of the coordinator's pod that are not the values'. */}}
+{{- define "feddp.coordinator.annotations" -}}
+# The file is read at the start.
+checksum/config: {{ include (print $.Template.BasePath "/coordinator/configmap.yaml") . | sha256sum }}
+kubectl.kubernetes.io/default-container: coordinator
+{{- if and .Values.istio.enabled .Values.istio.sidecar }}
+{{ include "feddp.sidecarAnnotations" . }}
+{{- if include "feddp.replicated" . }}
+# Replicas reach each other by address, with TLS of their clients' own: nothing for a sidecar.
+traffic.sidecar.istio.io/excludeOutboundPorts: "8443,8444"
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* "true" where the coordinator posts alerts. */}}

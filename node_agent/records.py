@@ -206,8 +206,12 @@ def _own_order(
     """(rows,) the rows by patient, and a patient's by a digest of what training sees of them: in
     no order that a value has, so that those that are left out are not the largest, say."""
     content = np.column_stack([features, labels])
-    digests = [blake3(row.tobytes()).digest(8) for row in content]
-    return np.lexsort((np.array([int.from_bytes(one) for one in digests], np.uint64), patients))
+    # Whole digests: of a part two rows with the same one can be made, which the source orders.
+    keys = [
+        (number, blake3(row.tobytes()).digest())
+        for number, row in zip(patients.tolist(), content, strict=True)
+    ]
+    return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
 
 
 def _ranks(patients: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -55,14 +55,14 @@ class CsvFile:
                 lines = _Lines(file)
                 rows = _rows(lines)
                 names = next(rows, [])
-                lines.swallowed()
+                lines.swallowed(len(names))
                 if fault := column_fault(self._path, names, declared):
                     raise DataProblem(fault if names else f"{self._path} is empty")
                 places = [names.index(name) for name in wanted]
                 whole, odd, torn = _Kept(places), _Kept(places), _Kept(places)
                 for number, row in enumerate(rows, start=1):
                     (whole if len(row) == len(names) else odd).keep(number, row)
-                    for swallowed in lines.swallowed():
+                    for swallowed in lines.swallowed(len(names)):
                         torn.keep(number, swallowed)
         except FileNotFoundError:
             raise DataProblem(f"{self._path} does not exist") from None
@@ -126,9 +126,13 @@ class _Lines:
         self._taken.append(line)
         return line
 
-    def swallowed(self) -> list[list[str]]:
-        """Rows that the lines after the first would be by themselves, where the last row has
-        several and its quotation marks do not pair; asked once after each row."""
+    def swallowed(self, cells: int) -> list[list[str]]:
+        """Rows of so many cells that the lines after the first would be by themselves, where the
+        last row has several and its quotation marks do not pair; asked once after each row.
+
+        Lines of other shapes are a note's: one patient's note, whose marks an export did not
+        double, must not decide about everybody whose id begins a line of it.
+        """
         taken, self._taken = self._taken, []
         if len(taken) < 2:
             return []
@@ -136,7 +140,7 @@ class _Lines:
         taken = list(itertools.dropwhile(lambda line: not line.strip(), taken))
         if len(taken) < 2 or _pair(taken):
             return []
-        return [row for line in taken[1:] for row in _rows([line])]
+        return [row for line in taken[1:] for row in _rows([line]) if len(row) == cells]
 
 
 def _pair(lines: list[str]) -> bool:

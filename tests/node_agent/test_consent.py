@@ -124,7 +124,9 @@ TORN = "quotation marks do not pair, so that lines after it may be missing, in 1
             f"more or fewer cells than the header in 1 row, first in row 4; {TORN} 4",
         ),
         ('c,54,1,"no\na,51,1,no\nd,56,1,"yes"\ne,57,0,yes\n', [52, 57], f"{TORN} 4"),
-        ('c,54,1,"no\n\n  \n', [51, 52], f"{TORN} 4"),
+        ('c,54,1,"no\n\n  \n', [51, 52], ""),
+        # A note whose marks were not doubled: ids that begin its lines are nobody's rows.
+        ('d,56,1,"yes, asked about:\na\nb\nthe study "HEART""\n', [51, 52], ""),
         # Quotation marks that pair: lines of one cell, whatever stands in them.
         ('c,54,1,"no\na,51,1,no\n"\n', [51, 52], ""),
         # None that pairs in one line swallows nothing.

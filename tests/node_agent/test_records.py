@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from blake3 import blake3
 from structlog.testing import capture_logs
 
 from node_agent.datasets import DataSetSpec
-from node_agent.records import DataProblem, read_records
+from node_agent.records import DataProblem, Records, read_records
 from node_agent.tasks.tabular_config import Feature
 
 AGE = Feature(column="age", center=50.0, scale=10.0)
@@ -115,6 +116,29 @@ def test_the_order_of_the_source_decides_nothing(tmp_path: Path, rows_max: int) 
     for _ in range(5):
         shuffled.shuffle(lines)
         assert read(lines) == expected
+
+
+def test_rows_with_the_same_part_of_a_digest_have_an_order_of_their_own(tmp_path: Path) -> None:
+    """These two were searched for: the first 8 bytes of the digests of what training sees of them
+    are the same, so that an order by those would leave it to the source which of them counts."""
+    one = "p,1.351729393005371,1.760091781616211,1.2776598930358887,0\n"
+    other = "p,1.0958070755004883,1.199819564819336,1.8915972709655762,1\n"
+    features = [Feature(column=name, center=0.0, scale=1.0) for name in "abc"]
+
+    def read(rows: str) -> Records:
+        path = tmp_path / "d.csv"
+        path.write_text(f"patient_id,a,b,c,disease\n{rows}")
+        columns = dict.fromkeys("abc", "number")
+        return read_records(spec_of(path, columns=columns, rows_per_patient_max=1), features)
+
+    both = read(one + other)
+    assert both.features.tobytes() == read(other + one).features.tobytes()
+    digests = {
+        blake3(np.append(found.features[0], found.labels[0]).tobytes()).digest(8)
+        for found in (read(one), read(other))
+    }
+    assert len(digests) == 1, "they are the rows that were searched for"
+    assert read(one).features.tobytes() != read(other).features.tobytes()
 
 
 def test_which_rows_count_follows_no_value(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from coordinator import keyring
 from coordinator.config import CoordinatorConfig
 from coordinator.store import epochs
 from coordinator.store.database import Database
+from coordinator.store.diagnosis import fault
 from privacy.epochs import Epoch
 from privacy.heads import Checkpoint
 from protos.errors import FeddpError
@@ -37,10 +38,9 @@ def ledger_key_found(config: CoordinatorConfig) -> Iterator[Found]:
 
 def _signed(config: CoordinatorConfig) -> list[Epoch | Checkpoint] | None:
     """What was signed last; None where the database cannot be read."""
-    try:
-        database = Database(config.storage.database_url)
-    except FeddpError:
-        return None
+    if fault(config.storage.database_url):
+        return None  # and none is opened where none is, which would make a file
+    database = Database(config.storage.database_url)
     try:
         return database.read_now(epochs.signed_last)
     except (FeddpError, SQLAlchemyError):

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from typing import Literal
 
-from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator import keyring
 from coordinator.config import CoordinatorConfig
 from coordinator.store import epochs
 from coordinator.store.database import Database
+from coordinator.store.diagnosis import fault
 from privacy.epochs import Epoch
 from privacy.heads import Checkpoint
 from protos.errors import FeddpError
@@ -23,12 +23,12 @@ def ledger_key_found(config: CoordinatorConfig) -> Iterator[Found]:
     pki, is_shared = config.storage.pki_dir, bool(config.server.replica_host)
     try:
         signed = _signed(config)
-        if not (pki / keyring.FILE).exists() and not signed and not is_shared:
-            return  # the first start makes it
-        keyring.ledger_key(pki, signed, shared=is_shared)
+        key = keyring.check_ledger_key(pki, signed or [], shared=is_shared)
     except FeddpError as error:
         yield "error", "ledger key", error.message
         return
+    if key is None or signed is None:
+        return  # the first start makes it; the database is told already
     if signed:
         text = "it has signed the newest checkpoint, so nodes know it"
     else:
@@ -36,22 +36,14 @@ def ledger_key_found(config: CoordinatorConfig) -> Iterator[Found]:
     yield "ok", "ledger key", text
 
 
-def _signed(config: CoordinatorConfig) -> list[Epoch | Checkpoint]:
-    """What was signed last; nothing where the database cannot be read, which is said already."""
+def _signed(config: CoordinatorConfig) -> list[Epoch | Checkpoint] | None:
+    """What was signed last; None where the database cannot be read."""
+    if fault(config.storage.database_url):
+        return None  # and none is opened where none is, which would make a file
+    database = Database(config.storage.database_url)
     try:
-        database = Database(config.storage.database_url)
-    except FeddpError:
-        return []
-    try:
-        return database.read_now(_signed_last)
+        return database.read_now(epochs.signed_last)
     except (FeddpError, SQLAlchemyError):
-        return []
+        return None
     finally:
         database.close()
-
-
-def _signed_last(connection: Connection) -> list[Epoch | Checkpoint]:
-    there = inspect(connection)
-    if not there.has_table("epochs"):
-        return []  # an older version's, which this one has not upgraded
-    return epochs.signed_last(connection)

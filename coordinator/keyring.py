@@ -30,6 +30,21 @@ def ledger_key(
         shared: with other replicas, each of which has a copy: none makes one of its own.
 
     Raises:
+        as `check_ledger_key`.
+    """
+    key = check_ledger_key(pki, signed, shared=shared)
+    if key is None:
+        key = new_ledger_key()
+        save_private_key(pki / FILE, key)
+    return key
+
+
+def check_ledger_key(
+    pki: Path, signed: Sequence[Epoch | Checkpoint], *, shared: bool = False
+) -> Ed25519PrivateKey | None:
+    """The key; None where there is none yet, and one may be made.
+
+    Raises:
         NotFound: LEDGER_KEY_MISSING.
         Malformed: LEDGER_KEY_CHANGED, another key has signed what is in the database; KEY_INVALID,
             PASSPHRASE_MISSING, PASSPHRASE_WRONG.
@@ -48,7 +63,7 @@ def ledger_key(
                 f"there is no {path}, with which this database's checkpoints are signed; nodes "
                 f"would dispute every account under another key, and none was made: {RESTORE_IT}",
             )
-        save_private_key(path, new_ledger_key())
+        return None
     key = load_ledger_key(path)
     public = public_bytes_of(key)
     if not all(is_signed(public, one.canonical(), one.signature) for one in signed):

@@ -35,9 +35,9 @@ from coordinator.backups.names import (
 from coordinator.backups.snapshots import snapshot
 from coordinator.blobs import UPDATES as UPDATES_FOLDER
 from coordinator.config import CoordinatorConfig, load_config
-from coordinator.keyring import ledger_public_key
+from coordinator.keyring import check_ledger_key, ledger_public_key
 from coordinator.shared_blobs import SharedBlobs
-from coordinator.store import backups
+from coordinator.store import backups, epochs
 from coordinator.store.database import Database, newest_revision
 from coordinator.store.diagnosis import fault
 from protos.content import beside_of, digest_of_file, naming, sync_directory
@@ -110,7 +110,8 @@ def backup(
     Raises:
         Conflict: FILE_EXISTS, BACKUP_RUNS.
         NotFound: FOLDER_MISSING, DATABASE_MISSING.
-        Malformed: CONFIG_INVALID, PASSWORD_REQUIRED.
+            LEDGER_KEY_MISSING.
+        Malformed: CONFIG_INVALID, PASSWORD_REQUIRED, LEDGER_KEY_CHANGED.
         Unavailable: BACKUP_OVERTAKEN, BACKUP_NOT_RECORDED, DATABASE_UNREACHABLE,
             STORE_UNREACHABLE.
     """
@@ -181,6 +182,10 @@ class _Writing:
         database = Database(f"sqlite:///{copy}")
         try:
             updates, models = database.read_now(named_blobs)
+            if self.keys:
+                # Else it would push out, in time, the last backup that has the key.
+                signed = database.read_now(epochs.signed_last)
+                check_ledger_key(self.config.storage.pki_dir, signed)
         finally:
             database.close()
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

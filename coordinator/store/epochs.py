@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Connection, Row, Select, and_, bindparam, func, select
+from sqlalchemy import Connection, Row, Select, and_, bindparam, func, inspect, select
 
 from certs.enrolment import public_bytes_of
 from coordinator.store import checkpoints
@@ -85,7 +85,10 @@ def raise_epoch(
 
 
 def signed_last(connection: Connection) -> list[Epoch | Checkpoint]:
-    """The newest of each that the coordinator's ledger key has signed; empty before the first."""
+    """The newest of each that the coordinator's ledger key has signed; empty before the first, and
+    in an older version's tables."""
+    if not inspect(connection).has_table(epochs.name):
+        return []
     checkpoint = checkpoints.newest(connection)
     both = (newest(connection), checkpoint and checkpoint[0])
     return [one for one in both if one is not None]

@@ -19,9 +19,10 @@ from coordinator.backups import backup as backup_module
 from coordinator.backups.backup import backup, read_password
 from coordinator.backups.check import check
 from coordinator.installation import Installation, init
+from coordinator.keyring import ledger_key
 from coordinator.rounds import events
 from coordinator.rounds.live import job_to_json
-from coordinator.store import backups, booking, jobs
+from coordinator.store import backups, booking, checkpoints, jobs
 from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord, ModelRecord
 from coordinator.store.schema import nodes
@@ -189,6 +190,25 @@ def test_a_sealed_backup_holds_every_key_and_shows_none(
         check(out, PASSWORD + b"x")
     with pytest.raises(NotFound, match="--password-file"):
         check(out)
+
+
+@pytest.mark.parametrize("there", ["none", "another"])
+def test_no_backup_with_keys_is_made_without_the_ledger_key_of_its_tables(
+    installation: Installation, tmp_path: Path, there: str
+) -> None:
+    """It would push the last one that has it out of a folder; one of tables alone promises none."""
+    pki = installation.folder / "pki"
+    database = opened(installation)
+    database.write_now(lambda c: checkpoints.renew(c, ledger_key(pki), 400.0))
+    database.close()
+    (pki / "ledger.key").unlink()
+    if there == "another":
+        ledger_key(pki)
+    with pytest.raises(FeddpError) as caught:
+        backup(installation.config, tmp_path / "b", keys=True, password=PASSWORD)
+    wanted = {"none": "LEDGER_KEY_MISSING", "another": "LEDGER_KEY_CHANGED"}[there]
+    assert (caught.value.reason, (tmp_path / "b").exists()) == (wanted, False)
+    backup(installation.config, tmp_path / "b", password=PASSWORD)
 
 
 @pytest.mark.parametrize("password", ["", "short\n", "x" * 5000])

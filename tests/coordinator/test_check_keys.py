@@ -96,6 +96,14 @@ def test_a_ledger_key_is_made_where_nothing_was_ever_signed(installation: Instal
     assert file.exists()
 
 
+def test_the_check_makes_no_database_where_none_is(installation: Installation) -> None:
+    """An empty file would be taken for one without tables."""
+    file = installation.folder / "coordinator.db"
+    file.unlink()
+    assert said(installation, "ledger key") == []
+    assert not file.exists()
+
+
 def test_a_replica_makes_no_ledger_key(tmp_path: Path) -> None:
     """Even where nothing was ever signed."""
     with pytest.raises(FeddpError, match="every replica needs the whole folder") as caught:

@@ -1,9 +1,11 @@
 -- One row for each adult of an OMOP CDM 5.4 database with at least one blood pressure: age, sex, the
 -- mean systolic pressure, the number of visits, and whether the patient ever had a myocardial
 -- infarction. Written for PostgreSQL; put your schema's name before the tables where it is not in
--- the account's search_path. The ids are OMOP's standard concepts.
+-- the account's search_path. The ids are OMOP's standard concepts. What stands in a row follows from
+-- rows of its own person alone: no LIMIT, no window over several people, and a mean of numeric, as the
+-- last digit of a mean of doubles hangs on the order in which the database comes to them.
 WITH pressure AS (
-  SELECT person_id, avg(value_as_number) AS systolic
+  SELECT person_id, avg(value_as_number::numeric) AS systolic
   FROM measurement
   WHERE measurement_concept_id = 3004249            -- systolic blood pressure
     AND unit_concept_id = 8876                      -- mmHg

@@ -18,6 +18,7 @@ from node_agent.doctor.coordinator import ASKED, check_coordinator, clock_check
 from node_agent.doctor.enrolment import ahead_there
 from node_agent.doctor.launcher import check_launcher
 from node_agent.doctor.network import check_network
+from node_agent.doctor.query import check_query
 from node_agent.doctor.report import Check, skipped
 from node_agent.doctor.rows import check_rows
 from node_agent.doctor.stream import check_stream
@@ -249,6 +250,7 @@ def _steward(
         yield schema
         if schema.result == "failed":
             continue
+        yield from check_query(spec)
         if rows:
             say(f"reading {spec.name}")
             yield check_rows(spec, folder.root)

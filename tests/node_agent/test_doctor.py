@@ -170,8 +170,10 @@ def test_the_document_lists_every_check(site: Site) -> None:
     made = {re.sub(r"heart$", "NAME", name) for name in site.examined()}
     site.write(launcher={"kind": "slurm"})
     (site.folder.identity / "ledger.key").unlink()
-    assert listed == made | set(site.examined()) - {"data set heart", "records of heart"}
-    assert listed - made == {"launcher", "keys"}
+    shown_there = made | set(site.examined()) - {"data set heart", "records of heart"}
+    # The data set here is a file; of a query see test_doctor_query.py.
+    assert listed == shown_there | {"query of NAME"}
+    assert listed - made == {"launcher", "keys", "query of NAME"}
     (shown,) = re.findall(r"^```yaml\nproxy:(.*?)^```", text, re.DOTALL | re.MULTILINE)
     config = ProxyConfig.model_validate(yaml.safe_load(f"proxy:{shown}")["proxy"])
     assert config.credentials_file

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from steps import Command, Expect, Ledger, Step, may_go_back, may_roll, replies
+from steps import Command, Expect, Ledger, Step, may_go_back, may_roll, replies, runs_pods
 
 INSTALLATION: Final = "/var/lib/feddp/installation"
 UNKNOWN: Final = "REVISION"
 RELEASED: Final = "RELEASE_REVISION"
+RELEASED_BEFORE: Final = "RELEASE_REVISION_BEFORE"
 FORCE: Final = ("--server-side=true", "--force-conflicts")
 """Helm 4 alone knows them. It refuses to write a field that somebody else wrote last, as whoever
 scaled the pods did with .spec.replicas; with these it takes the field back."""
@@ -166,6 +167,17 @@ class Helm:
                 (f"{self.here}/bin/feddp", *asked, "--from", self.revision, "--json"),
             ),
             may_go_back,
+        )
+
+    def was_running(self) -> Iterator[Step]:
+        """Whether the release's revision of before had pods."""
+        known = self.released.isdecimal()
+        before = str(int(self.released) - 1) if known else RELEASED_BEFORE
+        words = ("--namespace", self.namespace, "--revision", before, "--output", "json")
+        yield Step(
+            "the release's revision of before is no stop",
+            (("helm", "get", "values", self.release, *words),),
+            runs_pods,
         )
 
     def looked_up(self) -> "Helm":

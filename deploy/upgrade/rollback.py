@@ -92,6 +92,7 @@ def to_backup(found: plain.Plain, restoring: Restoring) -> Iterator[Step]:
 def of_release(found: helm.Helm) -> Iterator[Step]:
     """To the release's revision of before."""
     ledger = Ledger()
+    yield from found.was_running()
     yield from found.may_go_back()
     yield from found.before(ledger)
     back = found.back_to_now()

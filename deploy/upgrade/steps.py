@@ -133,6 +133,18 @@ def may_go_back(printed: Sequence[str]) -> str:
     )
 
 
+def runs_pods(printed: Sequence[str]) -> str:
+    """Of `helm get values`: the coordinator is not stopped."""
+    values = json.loads(printed[0]) or {}
+    if not (values.get("coordinator") or {}).get("stopped"):
+        return ""
+    return (
+        "it has coordinator.stopped, as after a blue-green upgrade: after it no coordinator would "
+        "run. Go back by `helm rollback` to the revision before that one, or to a backup "
+        "(docs/upgrading.md)"
+    )
+
+
 def is_ready(printed: Sequence[str]) -> str:
     """Of /ready."""
     return "" if json.loads(printed[0]).get("ready") else "it is not ready"

@@ -52,6 +52,7 @@ class Cluster:
         revision = newest_revision()
         usual = {
             "budget verify": {"verified": True, "entries": 4},
+            "get values": {"coordinator": {"image": {"digest": DIGEST}}},
             "helm history": [{"revision": 7, "status": "deployed"}],
             "budget ledger": {"entries": [{"attempt_id": "a", "kind": "void"}] * 4},
             "upgrade --plan": {
@@ -262,6 +263,21 @@ def test_a_release_goes_back_only_where_the_older_version_may_serve(cluster: Clu
     assert changing(cluster.calls())[1:3] == ["helm rollback fed --namespace hospitals", ROLLED_OUT]
     (cluster.folder / "calls").unlink()
     (cluster.folder / "copied.backup").unlink()
+    cluster.answers({"get values": {"coordinator": {"stopped": True}}})
+    done = cluster.run("rollback", "--old", cluster.now, "--run")
+    assert done.returncode == 1
+    assert "no coordinator would run" in done.stdout
+    assert (cluster.calls()[-1][:8]) == [
+        "helm",
+        "get",
+        "values",
+        "fed",
+        "--namespace",
+        "hospitals",
+        "--revision",
+        "6",
+    ]
+    assert changing(cluster.calls()) == []
     newer = {"revision": "9999", "oldest_that_serves": "9999", "needs_stop": False}
     cluster.answers({"upgrade --plan": newer})
     done = cluster.run("rollback", "--old", cluster.now, "--run")

@@ -6,6 +6,7 @@ that differs from it in no more than `spelling` passes over, in the records and 
 list that cannot be read, or whose lines hold more than an id, stops the work.
 """
 
+import itertools
 import re
 import time
 import unicodedata
@@ -20,7 +21,7 @@ from node_agent.sources.source import MISSING, Table, text_of
 
 OPT_OUT_BYTES_MAX: Final = 256 << 20
 
-_MORE_THAN_AN_ID: Final = re.compile(r"[\",;\t|]|(?:\s|^)//|\s#|^#(?:\s|$)|^'|'$")
+_MORE_THAN_AN_ID: Final = re.compile(r"[\",;\t|=\u2013\u2014]|(?:\s|^)//|\s#|^#(?:\s|$)|^'|'$")
 _WHOLE: Final = re.compile(r"\+?0*(\d+)(?:\.0*)?", re.ASCII)
 
 Stamp = tuple[tuple[int, int, int], ...]
@@ -80,19 +81,27 @@ def opted_out_of(spec: DataSetSpec) -> frozenset[str]:
         raise DataProblem(f"{spec.opt_out}, the opt-out list, cannot be read") from None
     lines = text.splitlines()
     for number, line in enumerate(lines, start=1):
-        if _MORE_THAN_AN_ID.search(line.strip()):
+        if _MORE_THAN_AN_ID.search(unicodedata.normalize("NFKC", line).strip()):
             raise DataProblem(
                 f"line {number} of {spec.opt_out}, the opt-out list, holds more than an id: write "
-                "one id a line, without quotes, commas, semicolons, bars, tabs or remarks"
+                "one id a line, without quotes, commas, semicolons, bars, tabs, equals signs, long "
+                "dashes or remarks"
             )
     return frozenset(map(spelling, lines)) - {""}
 
 
 def perhaps_listed(listed: Collection[str]) -> frozenset[str]:
-    """Ids, by their `spelling`, that a line of the list may mean beside the one that it is: the
-    first word, as something may follow that is none of it, and what a # stands before."""
-    words = (one.split()[0].lstrip("#") for one in listed)
-    return frozenset(map(spelling, words)) - frozenset(listed) - {""}
+    """Ids, by their `spelling`, that a line of the list may mean beside the one that it is: each of
+    its words, as it may be numbered, begin with a bullet or be followed by a remark, without the
+    brackets, quotes and stops around it."""
+    words = itertools.chain.from_iterable(one.split() for one in listed)
+    return frozenset(map(spelling, map(_bare, words))) - frozenset(listed) - {""}
+
+
+def _bare(word: str) -> str:
+    """Without what is neither letter nor digit at its ends."""
+    kept = [at for at, one in enumerate(word) if unicodedata.category(one)[0] in "LMN"]
+    return word[kept[0] : kept[-1] + 1] if kept else ""
 
 
 def spelling(identifier: str) -> str:

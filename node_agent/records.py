@@ -127,7 +127,7 @@ class _Allowed:
         unread: for what does not read as declared.
         listed: ids on the opt-out list.
         opted_out: patients among the records who are on it.
-        perhaps_listed: further ones whom a line of it begins with.
+        perhaps_listed: further ones whom a word of it names.
     """
 
     table: Table
@@ -319,7 +319,7 @@ class Tally:
         unread: what does not read as declared and is left out; empty for nothing.
         listed: ids on the opt-out list.
         opted_out: patients among the records who are on it.
-        perhaps_listed: further ones whom a line of it begins with; they are left out, too.
+        perhaps_listed: further ones whom a word of it names; they are left out, too.
     """
 
     rows: int

@@ -58,8 +58,8 @@ def _judged(spec: DataSetSpec, name: str, counted: dict[str, Any]) -> Check:
     faults = []
     if perhaps := counted["perhaps_listed"]:
         faults.append(
-            f"{perhaps} more are left out, as a line of the opt-out list begins with their id and "
-            "holds more: write one id a line and nothing else"
+            f"{perhaps} more are left out, as a line of the opt-out list has their id and more: "
+            "write one id a line and nothing else"
         )
     elif listed and not opted_out:
         faults.append("nobody on the opt-out list is among the records: are its ids of this kind?")

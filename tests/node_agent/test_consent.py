@@ -257,6 +257,11 @@ def test_two_spellings_of_an_id_are_one_patient(tmp_path: Path, listed: str, rec
         "002'",
         "002 // by phone",
         "// 002",
+        "002=no",
+        "002\u2014by phone",
+        "002 \u2013 by phone",
+        "002\uff0cx",
+        "002\uff1bx",
     ],
 )
 def test_a_line_that_holds_more_than_an_id_stops_the_work(tmp_path: Path, line: str) -> None:
@@ -269,9 +274,16 @@ def test_a_line_that_holds_more_than_an_id_stops_the_work(tmp_path: Path, line: 
     assert "002" not in str(caught.value).replace(str(tmp_path), "")
 
 
-@pytest.mark.parametrize("line", ["002 2024-01-01", "\u00a02 withdrawn", "#002", "##2 x", "2  2"])
-def test_a_line_that_begins_with_an_id_leaves_it_out(tmp_path: Path, line: str) -> None:
-    """What comes after may be none of it; the doctor says that there is such a line."""
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("002 2024-01-01", "\u00a02 withdrawn", "#002", "##2 x", "2  2", "- 2", "* 2", "\u2022 2"),
+        *("7. 002", "7) 2", "ID: 2", "patient 2", "2: asked", "2.)", "(2)", "[2]", "`2`"),
+        *("\u20182\u2019", "\u201c2\u201d", "\u201e2\u201c", "\xab2\xbb", "\x002"),
+    ],
+)
+def test_a_line_of_which_a_word_is_an_id_leaves_it_out(tmp_path: Path, line: str) -> None:
+    """The rest may be none of it; the doctor says that there is such a line."""
     (tmp_path / "out.txt").write_text(f"{line}\n", encoding="utf-8")
     spec = csv_spec(
         tmp_path, "2,51,1,x\n2024,52,1,x\n3,53,0,x\n", opt_out=str(tmp_path / "out.txt")
@@ -282,7 +294,7 @@ def test_a_line_that_begins_with_an_id_leaves_it_out(tmp_path: Path, line: str) 
     (tmp_path / "datasets.yaml").write_text(yaml.safe_dump({"data_sets": [entry]}))
     found = check_rows(spec, tmp_path)
     assert found.result == "warning"
-    assert "1 more are left out, as a line of the opt-out list begins with their id" in found.do
+    assert "1 more are left out, as a line of the opt-out list has their id and more" in found.do
 
 
 def test_an_id_of_several_words_or_with_a_mark_before_it_is_one(tmp_path: Path) -> None:

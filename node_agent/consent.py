@@ -22,7 +22,11 @@ from node_agent.sources.source import MISSING, Table, text_of
 OPT_OUT_BYTES_MAX: Final = 256 << 20
 
 _MORE_THAN_AN_ID: Final = re.compile(r"[\",;\t|=\u2013\u2014]|(?:\s|^)//|\s#|^#(?:\s|$)|^'|'$")
-_WHOLE: Final = re.compile(r"\+?0*(\d+)(?:\.0*)?", re.ASCII)
+_WHOLE: Final = re.compile(r"\+?(?=\d)0*+(\d*+)(?:\.0*+)?", re.ASCII)
+
+ID_CHARACTERS_MAX: Final = 1000
+"""A longer text is no id. To compare spellings takes time that grows faster than their length, and
+one patient's id must not decide whether an attempt gives an update."""
 
 Stamp = tuple[tuple[int, int, int], ...]
 
@@ -81,7 +85,9 @@ def opted_out_of(spec: DataSetSpec) -> frozenset[str]:
         raise DataProblem(f"{spec.opt_out}, the opt-out list, cannot be read") from None
     lines = text.splitlines()
     for number, line in enumerate(lines, start=1):
-        if _MORE_THAN_AN_ID.search(unicodedata.normalize("NFKC", line).strip()):
+        if len(line) > ID_CHARACTERS_MAX or _MORE_THAN_AN_ID.search(
+            unicodedata.normalize("NFKC", line).strip()
+        ):
             raise DataProblem(
                 f"line {number} of {spec.opt_out}, the opt-out list, holds more than an id: write "
                 "one id a line, without quotes, commas, semicolons, bars, tabs, equals signs, long "
@@ -106,14 +112,17 @@ def _bare(word: str) -> str:
 
 def spelling(identifier: str) -> str:
     """What two spellings of one id have in common: programs drop zeros before a number and put .0
-    after it, compose letters in two ways, leave invisible characters, and change case."""
+    after it, compose letters in two ways, leave invisible characters, and change case. Empty for
+    what is no id: blank, or longer than one."""
+    if len(identifier) > ID_CHARACTERS_MAX:
+        return ""
     text = identifier.casefold()
     if not text.isascii():
         text = unicodedata.normalize("NFKC", identifier).casefold()
         text = "".join(one for one in text if unicodedata.category(one) != "Cf")
     text = text.strip()
     number = _WHOLE.fullmatch(text)
-    return number[1] if number else text
+    return number[1] or "0" if number else text
 
 
 def check_opt_out(spec: DataSetSpec) -> None:

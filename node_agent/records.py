@@ -14,7 +14,13 @@ import structlog
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from node_agent.consent import opted_out_of, perhaps_listed, refusals, spelling
+from node_agent.consent import (
+    ID_CHARACTERS_MAX,
+    opted_out_of,
+    perhaps_listed,
+    refusals,
+    spelling,
+)
 from node_agent.datasets import CategoryColumn, ColumnType, DataSetSpec
 from node_agent.sources.choice import source_of
 from node_agent.sources.problems import DataProblem
@@ -250,6 +256,8 @@ class _Reading:
         ids = self.texts(column)
         for text in set(ids) - {None}:
             known[text] = spelling(text or "") or None
+        too_long = [text is not None and len(text) > ID_CHARACTERS_MAX for text in ids]
+        self._note(column, too_long, "is longer than an id")
         return [known[text] for text in ids]
 
     def numbers(self, column: str) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ line that cannot be read is not guessed: the line is named and nothing is writte
 
 import csv
 import json
+import math
 import os
 import sys
 from collections import defaultdict
@@ -47,9 +48,9 @@ def resources(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
 
 
 def patient_of(resource: dict[str, Any], key: str = "subject") -> str:
-    """The id of the patient that a resource is about; empty for none."""
+    """The id of the patient that a resource is about, in whatever version; empty for none."""
     reference = str(resource.get(key, {}).get("reference", ""))
-    return reference.rpartition("/")[2] if "Patient/" in reference else ""
+    return reference.rpartition("Patient/")[2].partition("/")[0] if "Patient/" in reference else ""
 
 
 def codes(concept: dict[str, Any]) -> set[tuple[str, str]]:
@@ -92,7 +93,10 @@ def consents(folder: Path) -> set[str]:
             continue
         if one.get("status") == "active":
             permits = one.get("provision", {}).get("type") == "permit"
-            (permitted if permits else denied).add(patient_of(one, "patient"))
+            patient = patient_of(one, "patient")
+            if not patient and not permits:
+                sys.exit("a Consent that permits no research names nobody by Patient/ID: mend it")
+            (permitted if permits else denied).add(patient)
     return permitted - denied
 
 
@@ -105,7 +109,7 @@ def write(file: TextIO, folder: Path) -> int:
         patient, born = str(one.get("id", "")), str(one.get("birthDate", ""))[:4]
         if not patient or not born.isdigit() or not systolic.get(patient):
             continue
-        mean = sum(systolic[patient]) / len(systolic[patient])
+        mean = math.fsum(systolic[patient]) / len(systolic[patient])
         sex = one.get("gender") if one.get("gender") in ("female", "male") else ""
         consent = "yes" if patient in agreed else "no"
         age, label = REFERENCE_YEAR - int(born), int(patient in ill)

@@ -7,6 +7,7 @@ so that of all it says only the SQLSTATE is kept.
 import decimal
 import os
 import re
+import sys
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -291,7 +292,8 @@ def _select(query: str, wanted: Sequence[str] | None) -> "sa.Select[*tuple[Any, 
 def _plain(value: Any) -> Any:
     """A cell as records are read: identifiers and exact numbers of a database as text or number."""
     if isinstance(value, decimal.Decimal):
-        if not value.is_finite():
+        # Beyond float64 it is neither number nor id, and to make an int of it takes long.
+        if not value.is_finite() or value.adjusted() > sys.float_info.max_10_exp:
             return float(value)
         return int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, uuid.UUID):

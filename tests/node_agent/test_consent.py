@@ -1,6 +1,7 @@
 """Patients without consent, or on the opt-out list: not one of their cells is looked at."""
 
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from structlog.testing import capture_logs
 
-from node_agent.consent import opted_out_of
+from node_agent.consent import opted_out_of, spelling
 from node_agent.datasets import DataSetSpec, load_data_sets
 from node_agent.doctor.rows import check_rows
 from node_agent.headers import WrongHeader, check_header
@@ -303,6 +304,32 @@ def test_an_id_of_several_words_or_with_a_mark_before_it_is_one(tmp_path: Path) 
     rows = "ward 7,51,1,x\n#17,52,1,x\nO'NEILL,53,1,x\na/12//3,54,1,x\nWard 8,55,0,x\n"
     spec = csv_spec(tmp_path, rows, opt_out=str(tmp_path / "out.txt"))
     assert ages(read_records(spec, [AGE])) == [55]
+
+
+@pytest.mark.parametrize(
+    "long", ["0" * 10**6 + "x", "a" + "\u0301" * 10**5 + "\u0323" * 10**5, "7" * 1001]
+)
+def test_a_text_that_is_longer_than_an_id_is_none(tmp_path: Path, long: str) -> None:
+    """At once: to compare its spellings would take so long that one patient's id ended an attempt.
+    On the list it stops the work, as nobody can say whom it means."""
+    began_s = time.process_time()
+    spec = csv_spec(tmp_path, f"a,51,1,yes\n{long},52,1,yes\n", consent=CONSENT)
+    records = read_records(spec, [AGE])
+    assert ages(records) == [51]
+    assert "column 'id' is longer than an id in 1 row, first in row 2" in records.remark
+    (tmp_path / "out.txt").write_text(f"b\n{long}\n", encoding="utf-8")
+    with pytest.raises(WrongHeader, match="line 2"):
+        check_header(csv_spec(tmp_path, "a,51,1,x\n", opt_out=str(tmp_path / "out.txt")))
+    assert time.process_time() - began_s < 5, "it took minutes"
+
+
+def test_the_longest_ids_are_compared_quickly() -> None:
+    """Those that are ids are, whatever stands in them."""
+    began_s = time.process_time()
+    for one in ("0" * 999 + "x", "0" * 998 + ".0x"[:2], "a" + "\u0301" * 499 + "\u0323" * 499):
+        assert spelling(one)
+    assert spelling("0" * 1000) == "0"
+    assert time.process_time() - began_s < 1
 
 
 def test_no_other_cell_of_theirs_is_looked_at(tmp_path: Path) -> None:

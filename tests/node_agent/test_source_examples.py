@@ -1,13 +1,16 @@
 """The examples under config/sources, run on made-up records."""
 
+import csv
 import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 from structlog.testing import capture_logs
 
@@ -191,3 +194,43 @@ def test_the_fhir_example_stops_at_a_line_that_it_cannot_read(tmp_path: Path) ->
     assert "s3cret" not in done.stderr
     assert out.read_text() == "before"
     assert sorted(one.name for one in tmp_path.iterdir()) == ["Patient.ndjson", "records.csv"]
+
+
+@pytest.mark.parametrize(
+    ("reference", "consent"),
+    [("Patient/1/_history/2", {"1": "no", "2": "yes"}), ("Patient/2", {"1": "yes", "2": "no"})],
+)
+def test_the_fhir_example_reads_references_to_versions(
+    tmp_path: Path, reference: str, consent: dict[str, str]
+) -> None:
+    """Of the patient that they name, and of nobody whose id is the version's number."""
+    research = {"coding": [{"code": "research"}]}
+    write = partial(_write_ndjson, tmp_path)
+    write("Patient", [{"id": one, "birthDate": "1950-01-01"} for one in "12"])
+    systolic = {"coding": [{"system": "http://loinc.org", "code": "8480-6"}]}
+    measured = {
+        "status": "final",
+        "code": systolic,
+        "valueQuantity": {"code": "mm[Hg]", "value": 1},
+    }
+    subjects = [{"subject": {"reference": f"Patient/{one}"}} for one in "12"]
+    write("Observation", [{**measured, **one} for one in subjects])
+    given = {"scope": research, "status": "active", "provision": {"type": "permit"}}
+    permits = [{**given, "patient": one["subject"]} for one in subjects]
+    denies = {**given, "provision": {"type": "deny"}, "patient": {"reference": reference}}
+    write("Consent", [*permits, denies])
+    out = tmp_path / "records.csv"
+    command = [sys.executable, str(EXAMPLES / "fhir_export.py"), str(tmp_path), str(out)]
+    subprocess.run(command, check=True)
+    with out.open() as file:
+        assert {
+            one["patient_id"]: one["research_consent"] for one in csv.DictReader(file)
+        } == consent
+    write("Consent", [*permits, {**denies, "patient": {"display": "somebody"}}])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "names nobody" in done.stderr) == (1, True)
+
+
+def _write_ndjson(folder: Path, kind: str, resources: list[dict[str, Any]]) -> None:
+    lines = [json.dumps({"resourceType": kind, **one}) for one in resources]
+    (folder / f"{kind}.ndjson").write_text("\n".join(lines))

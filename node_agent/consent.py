@@ -100,12 +100,14 @@ def perhaps_listed(listed: Collection[str]) -> frozenset[str]:
     """Ids, by their `spelling`, that a line of the list may mean beside the one that it is: each of
     its words, as it may be numbered, begin with a bullet or be followed by a remark, without the
     brackets, quotes and stops around it."""
-    words = itertools.chain.from_iterable(one.split() for one in listed)
+    words = itertools.chain.from_iterable(one.split() for one in listed if not one.isalnum())
     return frozenset(map(spelling, map(_bare, words))) - frozenset(listed) - {""}
 
 
 def _bare(word: str) -> str:
     """Without what is neither letter nor digit at its ends."""
+    if word[0].isalnum() and word[-1].isalnum():
+        return word
     kept = [at for at, one in enumerate(word) if unicodedata.category(one)[0] in "LMN"]
     return word[kept[0] : kept[-1] + 1] if kept else ""
 

@@ -12,7 +12,7 @@ from node_agent.datasets import DataSetSpec
 from node_agent.records import Records, read_records
 from node_agent.tasks import tabular_config
 from node_agent.tasks.evaluation_config import RATES, EvaluationConfig
-from node_agent.tasks.made_up import Size, made_up, query_s
+from node_agent.tasks.made_up import Size, listed_s, made_up, query_s
 from node_agent.tasks.no_update import NoUpdate
 from node_agent.tasks.program import Order, Weights
 from node_agent.tasks.tabular_forward import predict
@@ -58,11 +58,12 @@ class EvaluationProgram:
         with tempfile.TemporaryDirectory(prefix="feddp-rehearsal-") as folder:
             source = Path(folder) / "made-up.csv"
             rehearsed = made_up(source, self._data_set, size)
+            list_s = listed_s(Path(folder) / "list.txt", self._data_set)
             began_s = time.perf_counter()
             records = read_records(rehearsed, self._config.features)
             noised(counts(predict(model, records.features), records).astype(np.float64), 1.0)
             by_size_s = (time.perf_counter() - began_s) * size.share
-        return by_size_s + query_s(self._data_set)
+        return by_size_s + list_s + query_s(self._data_set)
 
     def update(self, base: Weights, order: Order) -> Weights:
         """Noised counts over the declared number of patients, so that the mean of all nodes, with

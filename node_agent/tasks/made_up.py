@@ -1,12 +1,16 @@
 """Made-up records of a data set's form, by which an attempt is rehearsed before data is opened."""
 
+import contextlib
 import csv
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from node_agent.consent import opted_out_of, perhaps_listed
 from node_agent.datasets import DataSetSpec
 
+LIST_BYTES_MIN: Final = 1 << 16
 REHEARSED_ROWS_MAX: Final = 20_000
 """Beyond it the time is taken in proportion."""
 
@@ -37,21 +41,42 @@ class Size:
 
 def made_up(path: Path, data_set: DataSetSpec, size: Size) -> DataSetSpec:
     """Write a file of the declared columns, with nothing of the real one in it; the declaration by
-    which it reads."""
-    columns: list[str] = [data_set.patient, data_set.label]
-    values: list[str] = ["", "0"]
+    which it reads. Everybody consents; what the opt-out list takes is `listed_s`.
+
+    Ids have a letter that is composed, which takes longest to compare.
+    """
+    cells = {data_set.patient: "", data_set.label: "0"}
     for name, kind in data_set.columns.items():
-        if name not in columns:
-            columns.append(name)
-            values.append("0" if kind == "number" else kind.category[0])
-    with path.open("w", newline="") as file:
+        cells.setdefault(name, "0" if kind == "number" else kind.category[0])
+    if data_set.consent is not None:
+        cells[data_set.consent.column] = data_set.consent.values[0]
+    _, *others = cells.values()
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(columns)
+        writer.writerow(cells)
         for number in (*range(size.patients), *[0] * (size.of_one - 1)):
-            writer.writerow([f"p{number}", *values[1:]])
-    return data_set.model_copy(
-        update={"source": path, "database": None, "consent": None, "opt_out": None}
-    )
+            writer.writerow([f"u\u0308-{number}", *others])
+    return data_set.model_copy(update={"source": path, "database": None, "opt_out": None})
+
+
+def listed_s(path: Path, data_set: DataSetSpec) -> float:
+    """Seconds that an opt-out list takes to read, by a made-up one: of the real one's length, but
+    for the next power of two, so that one id more on it does not show in the time."""
+    if data_set.opt_out is None:
+        return 0.0
+    with contextlib.suppress(OSError):  # what is wrong with it is told where it is read
+        length = max(data_set.opt_out.stat().st_size, LIST_BYTES_MIN)
+        lines = (1 << (length - 1).bit_length()) // len(_line(0))
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(map(_line, range(lines)))
+        began_s = time.perf_counter()
+        perhaps_listed(opted_out_of(data_set.model_copy(update={"opt_out": path})))
+        return time.perf_counter() - began_s
+    return 0.0
+
+
+def _line(number: int) -> str:
+    return f"-{number:09d}\n"
 
 
 def query_s(data_set: DataSetSpec) -> float:

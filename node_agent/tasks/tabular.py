@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from node_agent.consent import Stamp, stamp_of
 from node_agent.datasets import DataSetSpec
 from node_agent.records import Records, read_records
-from node_agent.tasks.made_up import Size, made_up, query_s
+from node_agent.tasks.made_up import Size, listed_s, made_up, query_s
 from node_agent.tasks.program import Order, Weights
 from node_agent.tasks.tabular_config import TabularConfig
 from privacy.dp_sgd import Training, train
@@ -94,13 +94,14 @@ class TabularProgram:
         with tempfile.TemporaryDirectory(prefix="feddp-rehearsal-") as folder:
             source = Path(folder) / "made-up.csv"
             rehearsed = made_up(source, self._data_set, size)
+            list_s = listed_s(Path(folder) / "list.txt", self._data_set)
             began_s = time.perf_counter()
             records = read_records(rehearsed, self._config.features)
             read_s = time.perf_counter() - began_s
             self._train(TabularModel(self._config), records, order)
             train_s = time.perf_counter() - began_s - read_s
         by_size_s = (read_s + train_s * max(1.0, steps / max(1, tried))) * size.share
-        return by_size_s + query_s(self._data_set)
+        return by_size_s + list_s + query_s(self._data_set)
 
     def update(self, base: Weights, order: Order) -> Weights:
         """Train from `base` by DP-SGD with fresh noise; the trained weights minus `base`.

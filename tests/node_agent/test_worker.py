@@ -13,7 +13,7 @@ from safetensors.torch import load_file as torch_load_file
 from node_agent.datasets import DataSetSpec
 from node_agent.records import DataProblem, read_records
 from node_agent.tasks import registry, tabular
-from node_agent.tasks.made_up import Size, made_up
+from node_agent.tasks.made_up import Size, listed_s, made_up
 from node_agent.tasks.tabular_config import Feature
 from node_agent.worker import Worker, _class_of
 from protos.content import digest_of_file
@@ -157,6 +157,29 @@ def test_a_rehearsal_has_a_patient_with_as_many_rows_as_count(tmp_path: Path) ->
     assert large.share == pytest.approx(1_000_999 / 20_000)
     many = Size.of(data_set.model_copy(update={"rows_per_patient_max": 1_000_000}), 10)
     assert (many.patients, many.of_one) == (2, 19_999)
+
+
+def test_a_rehearsal_asks_for_consent_and_reads_as_long_a_list(tmp_path: Path) -> None:
+    """Else reading takes several times what was rehearsed, and every attempt is charged and gives
+    no update. Of the list's length it tells the power of two alone."""
+    bench = Bench(tmp_path)
+    listed = tmp_path / "opt-out.txt"
+    declared = {
+        **bench.declared(),
+        "consent": {"column": "agreed", "values": ["ja", "yes"]},
+        "opt_out": str(listed),
+    }
+    data_set = DataSetSpec.model_validate(declared)
+    made = made_up(tmp_path / "made-up.csv", data_set, Size(10, 2, 1.0))
+    assert (made.consent, made.opt_out) == (data_set.consent, None)
+    records = read_records(made, [Feature(column="age", center=0.0, scale=1.0)])
+    assert (len(records.patients), records.remark) == (11, "")
+    for length, expected in ((0, 1 << 16), (100_000, 1 << 17), (1 << 20, 1 << 20)):
+        listed.write_text("x" * length)
+        assert listed_s(tmp_path / "made-up.txt", data_set) > 0
+        assert 0 <= expected - (tmp_path / "made-up.txt").stat().st_size < 16
+    listed.unlink()
+    assert listed_s(tmp_path / "made-up.txt", data_set) == 0, "its absence is told elsewhere"
 
 
 @pytest.mark.parametrize("fault", ["digest", "shape", "nan", "bytes"])

@@ -120,11 +120,26 @@ def spelling(identifier: str) -> str:
         return ""
     text = identifier.casefold()
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", identifier).casefold()
-        text = "".join(one for one in text if unicodedata.category(one) != "Cf")
+        # Before composing: an invisible character may stand between a letter and its accent.
+        seen = "".join(one for one in identifier if not _is_invisible(one))
+        text = unicodedata.normalize("NFKC", seen).casefold()
+        text = "".join(str(int(one)) if one.isdecimal() else one for one in text)
     text = text.strip()
     number = _WHOLE.fullmatch(text)
     return number[1] or "0" if number else text
+
+
+def _is_invisible(one: str) -> bool:
+    """Marks of format, and what Unicode's Default_Ignorable_Code_Point has besides: joiners,
+    fillers, and selectors of variants."""
+    return unicodedata.category(one) == "Cf" or one in _IGNORED
+
+
+_IGNORED: Final = frozenset(
+    [*map(chr, (0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0))]
+    + [chr(one) for one in (*range(0x180B, 0x1810), *range(0xFE00, 0xFE10))]
+    + [chr(one) for one in range(0xE0100, 0xE01F0)]
+)
 
 
 def check_opt_out(spec: DataSetSpec) -> None:
@@ -171,4 +186,7 @@ def _spelt(cell: object) -> str:
         return "true" if cell else "false"
     if cell is None or isinstance(cell, int):
         return text_of(cell) or ""
-    return str(cell).strip()
+    try:
+        return str(cell).strip()
+    except ValueError:  # a number of too many digits within
+        return ""

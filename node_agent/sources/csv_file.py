@@ -55,11 +55,13 @@ class CsvFile:
                 lines = _Lines(file)
                 rows = _rows(lines)
                 names = next(rows, [])
-                lines.swallowed(len(names))
+                torn_header = lines.swallowed(len(names))
                 if fault := column_fault(self._path, names, declared):
                     raise DataProblem(fault if names else f"{self._path} is empty")
                 places = [names.index(name) for name in wanted]
                 whole, odd, torn = _Kept(places), _Kept(places), _Kept(places)
+                for swallowed in torn_header:
+                    torn.keep(0, swallowed)
                 for number, row in enumerate(rows, start=1):
                     (whole if len(row) == len(names) else odd).keep(number, row)
                     for swallowed in lines.swallowed(len(names)):

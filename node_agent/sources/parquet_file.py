@@ -87,7 +87,10 @@ def _kind(of: "pa.DataType") -> Kind:
         return "number"
     if types.is_boolean(of):
         return "truth"
-    return "any" if types.is_decimal(of) or types.is_null(of) else "other"
+    # Exact numbers are read as numbers alone: of an id, make whole numbers or texts of them.
+    if types.is_decimal(of):
+        return "number"
+    return "any" if types.is_null(of) else "other"
 
 
 def _cells(column: "pa.ChunkedArray | pa.Array") -> Cells:

@@ -56,7 +56,9 @@ def made_up(path: Path, data_set: DataSetSpec, size: Size) -> DataSetSpec:
         writer.writerow(cells)
         for number in (*range(size.patients), *[0] * (size.of_one - 1)):
             writer.writerow([f"u\u0308-{number}", *others])
-    return data_set.model_copy(update={"source": path, "database": None, "opt_out": None})
+    # The local log tells which records were read.
+    own = {"name": f"{data_set.name} (made up)", "source": path}
+    return data_set.model_copy(update={**own, "database": None, "opt_out": None})
 
 
 def listed_s(path: Path, data_set: DataSetSpec) -> float:

@@ -323,6 +323,32 @@ def test_a_text_that_is_longer_than_an_id_is_none(tmp_path: Path, long: str) -> 
     assert time.process_time() - began_s < 5, "it took minutes"
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("jos\u00e9", "jose\u200d\u0301"),
+        ("p1", "p\u034f1"),
+        ("p1", "p1\ufe0f"),
+        ("12", "\u0660\u0661\u0662"),
+        ("p1", "p\u0661"),
+        ("A2", "a\u00b2"),
+    ],
+)
+def test_what_looks_the_same_is_one_id(one: str, other: str) -> None:
+    """Invisible characters wherever they stand, digits of other scripts, letters of other forms."""
+    assert spelling(one) == spelling(other)
+
+
+def test_a_header_that_swallows_a_withdrawal_is_told(tmp_path: Path) -> None:
+    """Its last name opens a quotation mark."""
+    path = tmp_path / "d.csv"
+    rows = 'a,50,1,no,\na,51,1,yes,"x"\nb,52,1,yes,\n'
+    path.write_text(f'id,age,ill,agreed,"note\n{rows}')
+    records = read_records(spec_of(path, consent=CONSENT), [AGE])
+    assert ages(records) == [52]
+    assert "quotation marks do not pair" in records.remark
+
+
 def test_the_longest_ids_are_compared_quickly() -> None:
     """Those that are ids are, whatever stands in them."""
     began_s = time.process_time()

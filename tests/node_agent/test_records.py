@@ -100,11 +100,12 @@ def test_rows_of_a_patient_beyond_the_maximum_are_left_out(tmp_path: Path) -> No
     ]
 
 
-@pytest.mark.parametrize("rows_max", [2, 1000])
+@pytest.mark.parametrize("rows_max", [1, 2, 50, 1000])
 def test_the_order_of_the_source_decides_nothing(tmp_path: Path, rows_max: int) -> None:
     """Bit for bit: which rows of a patient count and in which order they are added. A database's
     order follows from all rows, so that one patient more would change others' parts of a sum."""
-    lines = [f"p{n % 7},{20 + n},Male,,{n % 2}\n" for n in range(40)]
+    lines = [f"p{n % 7},{20 + n % 60},Male,,{n % 2}\n" for n in range(2000)]
+    lines += [f"q,50,Male,,{label}\n" for label in (0, 1)]  # which differ in the label alone
 
     def read(order: list[str]) -> list[bytes]:
         spec = csv_spec(tmp_path, "".join(order))

@@ -79,7 +79,7 @@ def test_the_numbers_that_the_page_gives_are_those_of_the_code() -> None:
     without = [one for one in effects(config) if one.text.startswith("no effect")]
     assert (len(without), "Seventeen keys of its file do nothing" in TEXT) == (17, True)
     (group,) = yaml.safe_load((ROOT / "charts/feddp/rules/feddp.yaml").read_text())["groups"]
-    assert (len(group["rules"]), "and twelve more" in TEXT) == (3 + 12, True)
+    assert (len(group["rules"]), "and fifteen more" in TEXT) == (3 + 15, True)
     server = yaml.safe_load((ROOT / "config/full.yaml").read_text())["server"]
     ports = (server["port"], server["enrollment_port"], server["health_port"])
     table = TEXT.partition("## Names, ports, certificates")[2].partition("Open nothing")[0]

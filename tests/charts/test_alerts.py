@@ -32,7 +32,7 @@ def shown() -> dict[str, set[str]]:
 
 WORDS = {
     *("absent", "histogram_quantile", "sum", "min", "max", "rate", "time", "scalar", "by"),
-    *("job", "namespace", "le", "node", "dataset", "reason", "holder"),
+    *("job", "namespace", "instance", "le", "node", "dataset", "reason", "holder"),
 }
 FROM_PROMETHEUS = {"job", "namespace"}
 

@@ -32,7 +32,10 @@ DIGEST: Final = "sha256:" + "ab" * 32
 FIXED: Final = merged(COORDINATOR, ISTIO, REPLICAS)
 SCALED: Final = merged(COORDINATOR, ISTIO, REPLICAS, TRANSFER)
 RESTORED: Final[Values] = {
-    "coordinator": {"backup": {"claim": "backups"}, "restore": {"file": "one.backup"}}
+    "coordinator": {
+        "backup": {"claim": "backups"},
+        "restore": {"file": "one.backup", "revocationsConfigMap": "feddp-revocations"},
+    }
 }
 
 

@@ -124,9 +124,9 @@ def test_a_worker_killed_after_it_opened_the_data_is_posted_whole_and_tried_anew
         coordinator.add_node(name)
         # Else outcomes wait as long as a patient of a thousand rows would take.
         declared = coordinator.agent(name) / "datasets.yaml"
-        one_row = {"rows_per_patient_max": 1}
+        few_rows = {"rows_per_patient_max": 60}
         (data_set,) = yaml.safe_load(declared.read_text())["data_sets"]
-        declared.write_text(yaml.safe_dump({"data_sets": [{**data_set, **one_row}]}))
+        declared.write_text(yaml.safe_dump({"data_sets": [{**data_set, **few_rows}]}))
         coordinator.start(name)
     coordinator.wait_for_nodes(*NODES[:3])
     # Long enough that the worker is killed at its steps.

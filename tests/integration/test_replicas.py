@@ -26,15 +26,8 @@ def federation(
 ) -> Iterator[ReplicatedFederation]:
     """Three replicas and three nodes that dial any of them."""
     federation = ReplicatedFederation(tmp_path, postgresql_server.new_database(), s3)
-    try:
-        federation.open()
-        for name in NODES[:3]:
-            federation.add_node(name)
-            federation.start(name)
-        federation.wait_for_nodes(*NODES[:3])
+    with federation.with_nodes():
         yield federation
-    finally:
-        federation.close()
 
 
 def moves(federation: ReplicatedFederation, job_id: str, left: str) -> float:

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.postgresql import PostgreSql
 from benchmarks.s3_server import S3Server
 from tests.deploy.versions import Service, next_release, printed_json, script, version_folder
-from tests.integration.federation import NODES, job_file, wait_for
+from tests.integration.federation import job_file, wait_for
 from tests.integration.replicas import REPLICAS, ReplicatedFederation
 from tests.integration.test_failures import check_books, per_round, rounds_done
 from tests.integration.test_replicas import MOVED_S_MAX
@@ -85,15 +85,8 @@ def federation(
     # The scripts' own look at the installation is not one of the replicas.
     monkeypatch.setenv("FEDDP_STORAGE__BLOB_URL", federation.bucket)
     monkeypatch.setenv("FEDDP_STORAGE__BLOB_ENDPOINT", s3.endpoint)
-    try:
-        federation.open()
-        for name in NODES[:3]:
-            federation.add_node(name)
-            federation.start(name)
-        federation.wait_for_nodes(*NODES[:3])
+    with federation.with_nodes():
         yield federation
-    finally:
-        federation.close()
 
 
 @dataclass(slots=True)

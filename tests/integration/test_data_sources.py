@@ -15,6 +15,10 @@ from benchmarks.postgresql import PostgreSql
 from tests.integration.federation import NODES, Federation, cli_json, job_file
 
 VARIABLE = "FEDDP_SOURCE_COHORT"
+READ_S = 3.0
+"""More than a busy machine takes: a query that is not done by then is an attempt without an update,
+and a second one."""
+
 LEFT_OUT = {"alpha": (3, 0), "beta": (0, 2), "gamma": (4, 1)}
 """Node -> patients without consent, patients on the opt-out list."""
 
@@ -66,7 +70,7 @@ def test_a_job_trains_on_every_kind_of_source_and_leaves_out_who_did_not_agree(
         coordinator.add_node(name)
     alpha, beta, gamma = (coordinator.agent(name) for name in NODES[:3])
     (alpha / "cohort.sql").write_text("SELECT id AS patient_id, x, label, agreed FROM cohort")
-    asked = {"url": url.replace(f":{password}", ""), "password_env": VARIABLE, "read_s": 0.2}
+    asked = {"url": url.replace(f":{password}", ""), "password_env": VARIABLE, "read_s": READ_S}
     declare(alpha, "alpha", "cohort.sql", database=asked)
     ids, x, labels, _ = zip(*records("beta"), strict=True)
     pq.write_table(pa.table({"patient_id": ids, "x": x, "label": labels}), beta / "cohort.parquet")
@@ -85,7 +89,9 @@ def test_a_job_trains_on_every_kind_of_source_and_leaves_out_who_did_not_agree(
     assert took_part == set(NODES[:3])
     for name in NODES[:3]:
         log = (coordinator.agent(name) / "logs" / f"worker-{job_id}.log").read_text()
-        [said] = [json.loads(line) for line in log.splitlines() if "patients_excluded" in line]
+        lines = [json.loads(line) for line in log.splitlines() if "patients_excluded" in line]
+        # A rehearsal on made-up records tells the same of these, and names them so.
+        [said] = [line for line in lines if line["data_set"] == "cohort"]
         assert (said["without_consent"], said["opted_out"]) == LEFT_OUT[name]
     coordinator.stop()
     for path in coordinator.folder.rglob("*"):

@@ -23,10 +23,10 @@ from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
 from coordinator.rounds import machine
 from coordinator.rounds.answers import Answers
+from coordinator.rounds.averaging import check_update
 from coordinator.rounds.effects import Effects
 from coordinator.rounds.live import LiveJob, job_to_json, plan_of
 from coordinator.rounds.turns import Input, Turn, take_turn
-from coordinator.rpc.federation import check_update
 from coordinator.sessions import Sessions
 from coordinator.store import jobs, ledger, people
 from coordinator.store.database import Database

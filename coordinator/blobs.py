@@ -28,6 +28,8 @@ from protos.errors import Malformed, NotFound
 INLINE_MODELS_MAX: Final = 8
 """Small models kept in memory: one for each job that is likely to run at once."""
 
+SIZES_MAX: Final = 1024
+"""Models whose size is known without a look; it never changes."""
 
 UPDATES: Final = "updates"
 
@@ -49,12 +51,23 @@ class BlobStore:
             part.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._uploads = Uploads(self._partial)
         self._inline: OrderedDict[str, bytes] = OrderedDict()
+        self._sizes: OrderedDict[str, int] = OrderedDict()
 
     @property
     def fault(self) -> str:
         """Why the shared store cannot be used; empty if it can, and without one."""
         away = self._shared.away if self._shared is not None else None
         return away.sentence if away is not None else ""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other replicas keep files that are not in the folder."""
+        return self._shared is not None
+
+    def shared_bytes(self, attempt_id: str, digest: str) -> int | None:
+        """Size of an attempt's update in the shared store; None if it is not there."""
+        name = _shared_name(self._updates / staged_name(attempt_id, digest))
+        return None if self._shared is None else self._shared.size(name)
 
     def has_model(self, digest: str) -> bool:
         """Whether the whole model is in the folder."""
@@ -76,11 +89,14 @@ class BlobStore:
 
     def model_bytes(self, digest: str) -> int:
         """Size of a model, which need not be in the folder. Raises NotFound: BLOB_MISSING."""
-        if not self.has_model(digest) and self._shared is not None:
-            size = self._shared.size(digest)
-            if size is not None:
-                return size
-        return self.model(digest).stat().st_size
+        if digest not in self._sizes:
+            size = None
+            if not self.has_model(digest) and self._shared is not None:
+                size = self._shared.size(digest)
+            self._sizes[digest] = self.model(digest).stat().st_size if size is None else size
+            if len(self._sizes) > SIZES_MAX:
+                self._sizes.popitem(last=False)
+        return self._sizes[digest]
 
     def inline_model(self, digest: str) -> bytes:
         """A model that is small enough to travel in an order, read once for all nodes; else b"".
@@ -90,10 +106,9 @@ class BlobStore:
         if digest in self._inline:
             self._inline.move_to_end(digest)
             return self._inline[digest]
-        path = self.model(digest)
-        if path.stat().st_size > INLINE_BYTES:
+        if self.model_bytes(digest) > INLINE_BYTES:
             return b""
-        data = self._inline[digest] = path.read_bytes()
+        data = self._inline[digest] = self.model(digest).read_bytes()
         if len(self._inline) > INLINE_MODELS_MAX:
             self._inline.popitem(last=False)
         return data
@@ -216,12 +231,12 @@ class BlobStore:
         sync_directory(target.parent)
 
     def keep_attempts(self, attempts: Collection[str]) -> None:
-        """For a replica that does not lead: drop what began to arrive for other attempts, and every
-        whole update, which the leader reads from the shared store."""
+        """For a replica that does not lead: drop what has come, whole or in part, for others."""
         if self._shared is None:
             return
         for path in self._updates.iterdir():
-            path.unlink(missing_ok=True)
+            if path.name.rpartition(".")[0] not in attempts:
+                path.unlink(missing_ok=True)
         for path in self._partial.iterdir():
             owner, _, digest = path.name.rpartition(".")
             if is_digest(digest) and not owner.startswith("user.") and owner not in attempts:

@@ -12,11 +12,13 @@ from sqlalchemy import Connection
 from coordinator.round_traces import RoundTraces
 from coordinator.rounds import events, machine
 from coordinator.rounds.live import LiveJob, job_from_json, plan_of, replay
-from coordinator.rounds.phases import Attempt, RoundRecord
+from coordinator.rounds.phases import Aggregating, Attempt, RoundRecord, Training
 from coordinator.store import jobs as job_store
 from coordinator.store import ledger
 from coordinator.store.database import Database
 from protos.errors import NotFound
+
+_AWAITED = (Training, Aggregating)
 
 Steps = list[tuple[float, events.Event]]
 
@@ -76,10 +78,11 @@ class FollowedRounds:
             raise NotFound("ATTEMPT_UNKNOWN", f"node {node} has no attempt {attempt_id}")
         return live, *found
 
-    def open_attempts(self) -> frozenset[str]:
-        """Whose updates may still come."""
-        rounds = (live.rounds()[-1:] for live in self.running())
-        return frozenset(a.attempt_id for last in rounds for one in last for a in one.opened)
+    def awaited_attempts(self) -> frozenset[str]:
+        """Whose updates may still come, or are to be averaged."""
+        rounds = [live.phase.round for live in self.running() if isinstance(live.phase, _AWAITED)]
+        of_all = (one for last in rounds for one in (*last.opened, *last.received))
+        return frozenset(one.attempt_id for one in of_all)
 
     def models(self) -> frozenset[str]:
         """Digests of the models that rounds start from, and of those that jobs began with."""

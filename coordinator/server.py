@@ -18,7 +18,7 @@ from coordinator.followed_rounds import FollowedRounds
 from coordinator.health import HealthServer
 from coordinator.identities import Identities
 from coordinator.keyring import ledger_key
-from coordinator.leadership import Leadership
+from coordinator.leadership import Leadership, this_process
 from coordinator.metrics import Metrics
 from coordinator.observer import Observer
 from coordinator.pausing import Pausing
@@ -43,6 +43,7 @@ from coordinator.rpc.witness import WitnessService
 from coordinator.server_certificate import ServerCertificate
 from coordinator.sessions import Sessions
 from coordinator.shared_blobs import SharedBlobs
+from coordinator.shared_work import SharedWork, WorkTaker
 from coordinator.store import certificates, epochs, users
 from coordinator.store.database import Database
 from coordinator.store.diagnosis import fault, is_empty
@@ -105,7 +106,11 @@ class Coordinator:
         )
         self._quarantine = Quarantine(self.database, self.identities, self.sessions, self.authority)
         self._pausing = Pausing(self.database)
-        effects = Effects(self.blobs, self.sessions, self._pausing)
+        # Where nodes move bytes at any replica, any of them has bytes to work on.
+        sharing = SharedWork(self.database) if shared is not None and server.transfer_port else None
+        effects = Effects(
+            self.blobs, self.sessions, self._pausing, sharing.average if sharing else None
+        )
         self.rounds = Rounds(self.database, self.sessions, effects, self.metrics, self._pausing)
         self.federation = FederationService(
             self.database,
@@ -130,6 +135,7 @@ class Coordinator:
             self._certificate,
             self.blobs,
             storage.database_url,
+            WorkTaker(self.database, self.blobs, followed, this_process()),
         )
         self._health = HealthServer(
             server.health_host, server.health_port, self._ready, self.metrics.registry

@@ -3,7 +3,8 @@
 A replica that does not lead answers from what it reads: the journal at each call, and who may call
 as soon as the database signals a change, and each second in any case. What it takes whole is in the
 shared store before it says so. It decides nothing, and what it cannot know it leaves to whoever
-leads: it refuses as unavailable, and the node asks there.
+leads: it refuses as unavailable, and the node asks there. With the bytes at hand it does work for
+whoever leads (`coordinator.shared_work`).
 """
 
 import asyncio
@@ -23,7 +24,8 @@ from coordinator.ports import DRAIN_S, bind, server_behind
 from coordinator.rpc.gate import Gate
 from coordinator.rpc.transfer import Jobs, TransferService
 from coordinator.server_certificate import ServerCertificate
-from coordinator.store.signals import listen
+from coordinator.shared_work import WorkTaker
+from coordinator.store.signals import WHO_MAY_CALL, WORK, listen
 from protos.errors import FeddpError
 from protos.frames import add_transfer
 
@@ -47,6 +49,7 @@ class TransferPort:
         database_url: whose signals are listened to.
         service: the one that the main port serves as well, so that calls of one upload meet.
         followed: the rounds that `service` has until this replica leads.
+        work: what this replica does for the one that leads.
     """
 
     host: str
@@ -58,6 +61,7 @@ class TransferPort:
     certificate: ServerCertificate
     blobs: BlobStore
     database_url: str
+    work: WorkTaker
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _server: grpc.aio.Server | None = None
     _following: list[asyncio.Task[None]] = field(default_factory=list)
@@ -80,17 +84,20 @@ class TransferPort:
         await server.start()
         self._server = server
         if self.service.rounds is self.followed:
+            self.service.taken = self.work.check
+            told = {WHO_MAY_CALL: self._changed, WORK: self.work.told}
             # Apart: to look after files may take long, and who may call is not to wait for it.
             self._following = [
-                asyncio.create_task(listen(self.database_url, self._changed)),
+                asyncio.create_task(listen(self.database_url, told)),
                 asyncio.create_task(self._forever(self._follow, LOOK_S, self._changed)),
                 asyncio.create_task(self._forever(self._tidy, TIDY_S, asyncio.Event())),
+                asyncio.create_task(self._forever(self.work.take, LOOK_S, self.work.told)),
             ]
         log.info("transfer_served", port=self.port)
 
     def leads(self, rounds: Jobs) -> None:
         """This replica leads: from now on it answers from what it decides itself."""
-        self.service.rounds = rounds
+        self.service.rounds, self.service.taken = rounds, None
 
     async def close(self) -> None:
         """End what is served, after a while for calls under way."""
@@ -126,7 +133,7 @@ class TransferPort:
     async def _tidy(self) -> None:
         """Files of the certificate first: whoever does not lead shows it, too."""
         await self.followed.catch_up()
-        await _to_the_end(self._tidy_now, self.followed.open_attempts())
+        await _to_the_end(self._tidy_now, self.followed.awaited_attempts())
         needed = self.followed.models() | self._nowhere_else
         for digest in await asyncio.to_thread(self.blobs.models_beside, needed):
             if not await asyncio.to_thread(self.blobs.drop_copy, digest):

@@ -11,7 +11,7 @@ from coordinator.rounds.events import CoordinatorRestored
 from coordinator.rounds.live import job_from_json, plan_of, replay
 from coordinator.rounds.phases import Ended
 from coordinator.store import jobs as job_store
-from coordinator.store import joins, pauses
+from coordinator.store import joins, pauses, shared_work
 from coordinator.store.schema import invitations, leases, tokens
 from protos.errors import invariant
 
@@ -44,6 +44,7 @@ def settle(connection: Connection, made_at_s: float, now_s: float) -> Changes:
     withdrawn = _void_invitations(connection, now_s)
     _free_leases(connection, now_s)
     failed = tuple(_end_jobs(connection, made_at_s, now_s))
+    shared_work.forget_all(connection)
     made = datetime.fromtimestamp(made_at_s, UTC)
     pauses.begin(connection, now_s, BY, f"restored from a backup of {made:%Y-%m-%d %H:%M} UTC")
     return Changes(void, withdrawn, waited, failed)

@@ -5,6 +5,7 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -13,7 +14,7 @@ from coordinator import aggregation
 from coordinator.blobs import BlobStore
 from coordinator.pausing import Pausing
 from coordinator.round_traces import order_place
-from coordinator.rounds import bounds, convergence, planner
+from coordinator.rounds import averaging
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
 from coordinator.rounds.live import LiveJob, release_of
@@ -29,13 +30,17 @@ from coordinator.rounds.phases import (
 from coordinator.rounds.turns import Reply
 from coordinator.sessions import Sessions
 from coordinator.store import jobs as job_store
+from coordinator.store import shared_work
 from coordinator.store.jobs import ModelRecord
 from privacy.ledger import Statement
-from protos.errors import invariant
+from protos.errors import NotFound, invariant
 from protos.feddp.v1 import federation_pb2 as federation
 from protos.feddp.v1 import mandates_pb2
 
 UNIT = "patient"
+
+AverageElsewhere = Callable[[LiveJob, Aggregating], Awaitable[e.UpdatesFolded | None]]
+"""What another replica made of a round's updates; None if none did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,7 @@ class Effects:
     blobs: BlobStore
     sessions: Sessions
     pausing: Pausing | None = None
+    average_elsewhere: AverageElsewhere | None = None
 
     async def run(self, live: LiveJob, command: c.Command) -> Reply | None:
         """Carry out one command."""
@@ -85,17 +91,34 @@ class Effects:
         phase = live.phase
         if not isinstance(phase, Aggregating) or phase.round.number != number:
             return None
-        event = await asyncio.to_thread(fold, live, phase, self.blobs)
+        event = await self._averaged(live, phase)
 
-        def reply(_connection: Connection, now: LiveJob) -> e.Event | None:
-            return event if isinstance(now.phase, Aggregating) else None
+        def reply(connection: Connection, now: LiveJob) -> e.Event | None:
+            if not isinstance(now.phase, Aggregating):
+                return None
+            shared_work.forget(connection, now.job_id)
+            return event
 
         return reply
+
+    async def _averaged(self, live: LiveJob, phase: Aggregating) -> e.UpdatesFolded:
+        if self.average_elsewhere is not None:
+            event = await self.average_elsewhere(live, phase)
+            # Asked once here: the next orders tell the size without asking the store.
+            if event is not None and await asyncio.to_thread(self._is_kept, event):
+                return event
+        return await asyncio.to_thread(averaging.fold, live, phase, self.blobs)
+
+    def _is_kept(self, event: e.UpdatesFolded) -> bool:
+        try:
+            return self.blobs.model_bytes(event.digest) == event.model_bytes
+        except NotFound:
+            return False
 
     async def _publish(self, live: LiveJob, command: c.PublishLast) -> Reply:
         digests = [one.model for one in live.phase.course.done] + [command.digest]
         answer = await asyncio.to_thread(write_answer, live, digests, self.blobs)
-        size = self.blobs.model(answer).stat().st_size
+        size = await asyncio.to_thread(self.blobs.model_bytes, answer)
 
         def reply(connection: Connection, now: LiveJob) -> e.Event | None:
             if not isinstance(now.phase, Publishing) or now.phase.round.number != command.round:
@@ -113,7 +136,7 @@ class Effects:
     async def _answer(self, live: LiveJob, through_round: int) -> Reply:
         digests = [one.model for one in live.phase.course.done]
         answer = await asyncio.to_thread(write_answer, live, digests, self.blobs)
-        size = self.blobs.model(answer).stat().st_size
+        size = await asyncio.to_thread(self.blobs.model_bytes, answer)
 
         def reply(connection: Connection, now: LiveJob) -> e.Event | None:
             if not isinstance(now.phase, Closing):
@@ -196,7 +219,7 @@ def work_order(
         max_grad_norm=job.max_grad_norm,
         proximal_mu=job.proximal_mu,
         base_model_digest=phase.course.model,
-        base_model_bytes=blobs.model(phase.course.model).stat().st_size,
+        base_model_bytes=blobs.model_bytes(phase.course.model),
         base_model=blobs.inline_model(phase.course.model),
         deadline_s=max(1, round(phase.deadline_at_s - time.time())),
         target_epsilon=job.target_epsilon or 0.0,
@@ -206,58 +229,6 @@ def work_order(
         mandate=mandates_pb2.SignedMandate.FromString(signed) if signed else None,
         traceparent=place.traceparent if place is not None else "",
     )
-
-
-def round_order(live: LiveJob) -> bounds.RoundOrder:
-    """What the public bounds of a round follow from."""
-    job = live.job
-    return bounds.RoundOrder(
-        learning_rate=planner.learning_rate(job.task_config),
-        local_steps=job.local_steps,
-        max_grad_norm=job.max_grad_norm,
-        proximal_mu=job.proximal_mu,
-        update_dtype=job.update_dtype,
-    )
-
-
-def fold(live: LiveJob, phase: Aggregating, blobs: BlobStore) -> e.UpdatesFolded:
-    """Average the round's updates, weighted by declared sizes, and measure the drift.
-
-    In the order of the nodes' names, so that the order of arrival changes nothing.
-    """
-    received = sorted(phase.round.received, key=lambda a: a.node)
-    weights = [float(max(1, a.offer.declared_n)) for a in received]
-    base = blobs.model(phase.course.model)
-    scratch = blobs.scratch(f"{live.job_id}.{phase.round.number}")
-    updates = [blobs.update(a.attempt_id, a.digest) for a in received]
-    folded = aggregation.fold(base, updates, weights, scratch, live.job.update_dtype)
-    size = scratch.stat().st_size
-    digest = blobs.adopt_model(scratch, folded.digest)
-    noise = bounds.global_noise_norm(
-        round_order(live), [a.offer for a in received], weights, folded.update_values
-    )
-    drift, share, settled = _drift(live, phase, blobs, digest, folded, noise)
-    return e.UpdatesFolded(phase.round.number, digest, size, drift, share, settled, noise)
-
-
-def _drift(
-    live: LiveJob,
-    phase: Aggregating,
-    blobs: BlobStore,
-    new: str,
-    folded: aggregation.Folded,
-    noise: float | None,
-) -> tuple[float, float | None, bool]:
-    """(drift, what noise alone would make of it, whether the round counts as settled)."""
-    threshold, patience = live.job.convergence_threshold, live.job.convergence_patience
-    before = [phase.course.initial, *(one.model for one in phase.course.done)]
-    noises = [*(one.noise_norm for one in phase.course.done), noise]
-    window = convergence.choose_window(noises, patience, threshold, folded.norm)
-    moved = folded.moved
-    if window.rounds > 1:
-        moved, _ = aggregation.distance(blobs.model(before[-window.rounds]), blobs.model(new))
-    drift = convergence.drift(moved, window.rounds, folded.norm)
-    return drift, window.noise_share, convergence.settled(window, drift, threshold)
 
 
 def write_answer(live: LiveJob, digests: list[str], blobs: BlobStore) -> str:

@@ -15,7 +15,7 @@ from coordinator.rounds import events as e
 from coordinator.rounds import machine
 from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import Ended, Phase
-from coordinator.store import damage
+from coordinator.store import damage, shared_work
 from coordinator.store import jobs as job_store
 from coordinator.store.booking import Books
 from privacy.ledger import EntryKind
@@ -149,5 +149,6 @@ def _book(books: Books, asked: Sequence[c.Command]) -> list[str]:
 def _set_status(connection: Connection, live: LiveJob, phase: Phase) -> None:
     if isinstance(phase, Ended):
         job_store.set_status(connection, live.job_id, phase.status)
+        shared_work.forget(connection, live.job_id)
     elif live.has_ended:
         job_store.set_status(connection, live.job_id, job_store.RUNNING)

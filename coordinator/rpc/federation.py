@@ -4,24 +4,23 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import structlog
 from sqlalchemy import Connection
 
 from certs.peer import Peer
-from coordinator import aggregation
 from coordinator.blobs import BlobStore
 from coordinator.identities import Identities
-from coordinator.rounds import bounds, events
+from coordinator.rounds import events
+from coordinator.rounds.averaging import check_update
 from coordinator.rounds.driver import Rounds
-from coordinator.rounds.effects import reserve_statement, round_order
+from coordinator.rounds.effects import reserve_statement
 from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import Attempt, AttemptState, RoundRecord
 from coordinator.rpc.gate import REPEAT_LOG_S, Context, caller, peer, traceparent
 from coordinator.rpc.greeting import check_hello, greet
 from coordinator.sessions import NodeSession, Sessions
-from coordinator.store import certificates, ledger, people
+from coordinator.store import certificates, ledger, people, shared_work
 from coordinator.store.database import Database
 from privacy.ledger import Statement
 from protos.content import INLINE_BYTES
@@ -280,7 +279,10 @@ class FederationService(pb_grpc.FederationServicer):
         await self._check(node, reserved.resolved("post"), request.post_signature)
         if request.reserve_signature:
             await self._check(node, reserved, request.reserve_signature)
-        size, fault = await asyncio.to_thread(self._keep_and_check, live, attempt, request)
+        found = await self._checked_elsewhere(attempt, request)
+        if found is None:
+            found = await asyncio.to_thread(self._keep_and_check, live, attempt, request)
+        size, fault = found
         if fault is not None:
             await self._refuse_update(live, attempt, request, fault)
             raise fault
@@ -293,6 +295,23 @@ class FederationService(pb_grpc.FederationServicer):
         )
         await self.rounds.hand_in(live, attempt, event)
         return pb.SubmitUpdateResponse()
+
+    async def _checked_elsewhere(
+        self, attempt: Attempt, request: pb.SubmitUpdateRequest
+    ) -> tuple[int, Malformed | None] | None:
+        """As `_keep_and_check`, of an update that another replica has taken whole and looked
+        through; None where none has."""
+        if request.data or not self.blobs.is_shared:
+            return None
+        seen = await self.database.read(
+            lambda inside: shared_work.checked(inside, attempt.attempt_id, request.digest)
+        )
+        if seen is None:
+            return None
+        kept = await asyncio.to_thread(self.blobs.shared_bytes, attempt.attempt_id, request.digest)
+        if kept != seen.bytes:
+            return None
+        return seen.bytes, Malformed("UPDATE_INVALID", seen.fault) if seen.fault else None
 
     def _keep_and_check(
         self, live: LiveJob, attempt: Attempt, request: pb.SubmitUpdateRequest
@@ -346,14 +365,3 @@ def _with_class(event: events.NoUpdateReceived, failure_class: str) -> events.No
 def statement_of(live: LiveJob, record: RoundRecord, attempt: Attempt) -> Statement:
     """The reserve statement of an attempt."""
     return reserve_statement(live, record.number, events.Grant(attempt.attempt_id, attempt.offer))
-
-
-def check_update(live: LiveJob, attempt: Attempt, path: Path, blobs: BlobStore) -> None:
-    """Check an update against the job's model and its public bounds."""
-    model = aggregation.shape_of(blobs.model(live.phase.course.initial))
-    order = round_order(live)
-
-    def norm_max(values: int) -> float:
-        return bounds.update_norm_max(order, attempt.offer, values)
-
-    aggregation.check_update(path, model, live.job.update_dtype, norm_max)

@@ -6,11 +6,11 @@ the others wait for their turn in order of arrival, and gRPC's flow control hold
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from coordinator.blobs import BlobStore
@@ -58,6 +58,9 @@ Message = pb.UploadRequest | Frame
 
 _T = TypeVar("_T")
 
+Taken = Callable[[LiveJob, Attempt, str], Coroutine[Any, Any, None]]
+"""Does what is to be done with an attempt's update of this digest; raises nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Receiving:
@@ -93,6 +96,7 @@ class TransferService(pb_grpc.TransferServicer):
 
     Attributes:
         rounds: replaced once, when this replica begins to lead.
+        taken: told of each update that is whole; None where this replica leads.
     """
 
     database: Database
@@ -100,12 +104,14 @@ class TransferService(pb_grpc.TransferServicer):
     rounds: Jobs
     metrics: Metrics
     model_bytes_max: int
+    taken: Taken | None = None
     _uploads: Turns = field(default_factory=lambda: Turns(UPLOADS_MAX))
     _downloads: Turns = field(default_factory=lambda: Turns(DOWNLOADS_MAX))
     _disk: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(DISK_THREADS, "transfer")
     )
     _storing: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+    _telling: set[asyncio.Task[None]] = field(default_factory=set)
     _coming: dict[str, asyncio.Future[None]] = field(default_factory=dict)
 
     # Downloads
@@ -209,6 +215,7 @@ class TransferService(pb_grpc.TransferServicer):
                     durable, complete = await self._receive(receiving, first)
                     if complete and header.attempt_id:
                         await self._still_open(header)
+                        await self._tell_taken(header, messages.ends_s)
         return _answer(durable, complete=complete)
 
     async def _still_open(self, header: pb.UploadHeader) -> None:
@@ -222,6 +229,16 @@ class TransferService(pb_grpc.TransferServicer):
         except TooLate:
             await self._in_thread(self.blobs.drop_update, header.attempt_id, header.digest)
             raise
+
+    async def _tell_taken(self, header: pb.UploadHeader, ends_s: float) -> None:
+        """What goes on for longer than the call may last goes on after it."""
+        if self.taken is None:
+            return
+        live, _, attempt = await self.rounds.find(header.attempt_id, caller().node)
+        telling = asyncio.create_task(self.taken(live, attempt, header.digest))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
+        await asyncio.wait({telling}, timeout=max(0.0, ends_s - _now_s()))
 
     async def _traced(
         self, attempt_id: str, context: Context

@@ -71,15 +71,18 @@ class Incoming(Generic[_Message]):
 
     A read that comes too late is not cancelled (gRPC leaks what a cancelled read held): it ends
     with its call.
+
+    Attributes:
+        ends_s: when its time is over, on the loop's clock.
     """
 
     def __init__(self, messages: AsyncIterator[_Message], ends_s: float) -> None:
         self._messages = messages
-        self._ends_s = ends_s
+        self.ends_s = ends_s
 
     async def next(self) -> _Message | None:
         """The next message; None after the last one, or for good when the time is over."""
-        left_s = self._ends_s - asyncio.get_running_loop().time()
+        left_s = self.ends_s - asyncio.get_running_loop().time()
         if left_s <= 0:
             return None
         reading = asyncio.create_task(self._read())

@@ -157,6 +157,24 @@ leases = Table(
     ),  # see coordinator/replicas.py
 )
 
+checked_updates = Table(  # what replicas found that took them whole; until their round is over
+    "checked_updates",
+    metadata,
+    Column("attempt_id", String(64), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("job_id", String(64), nullable=False, index=True),
+    Column("bytes", BigInteger, nullable=False),
+    Column("fault", Text, nullable=False),  # why it does not count, or empty
+)
+
+averages = Table(  # rounds that any replica may average; until the leader has taken what was made
+    "averages",
+    metadata,
+    Column("job_id", String(64), primary_key=True),
+    Column("work", String(64), nullable=False),  # digest of all that goes into it
+    Column("event", LargeBinary, nullable=False),  # UpdatesFolded as JSON; empty before
+)
+
 accounts = Table(
     "accounts",
     metadata,

@@ -6,6 +6,7 @@ is nobody to tell.
 """
 
 import asyncio
+from collections.abc import Mapping
 from typing import Final
 
 import structlog
@@ -16,25 +17,27 @@ from coordinator.store.engines import CONNECTING, is_sqlite
 
 log = structlog.get_logger(__name__)
 
-CHANNEL: Final = "feddp_who_may_call"
+WHO_MAY_CALL: Final = "feddp_who_may_call"
+WORK: Final = "feddp_work"
+"""There is something that any replica may do for the one that leads."""
 
 AGAIN_S: Final = 5.0
 """Between two tries to listen."""
 
 
-def announce(connection: Connection) -> None:
+def announce(connection: Connection, channel: str = WHO_MAY_CALL) -> None:
     """Tell every listener, once this transaction has committed."""
     if connection.dialect.name == "postgresql":
-        connection.execute(_NOTIFY, {"channel": CHANNEL})
+        connection.execute(_NOTIFY, {"channel": channel})
 
 
 _NOTIFY: Final = text("SELECT pg_notify(:channel, '')")
 
 
-async def listen(url: str, told: asyncio.Event) -> None:
-    """Set `told` at each announcement, for ever, over a connection of its own.
+async def listen(url: str, told: Mapping[str, asyncio.Event]) -> None:
+    """Set a channel's event at each announcement, for ever, over a connection of its own.
 
-    It is also set whenever listening begins: what was announced before that is not heard.
+    All are also set whenever listening begins: what was announced before that is not heard.
 
     Args:
         url: as SQLAlchemy has it; returns at once for SQLite.
@@ -50,10 +53,12 @@ async def listen(url: str, told: asyncio.Event) -> None:
                 address, autocommit=True, **CONNECTING
             )
             async with connection:
-                await connection.execute(f"LISTEN {CHANNEL}")
-                told.set()
-                async for _ in connection.notifies():
-                    told.set()
+                for channel in told:
+                    await connection.execute(f"LISTEN {channel}")
+                for event in told.values():
+                    event.set()
+                async for heard in connection.notifies():
+                    told[heard.channel].set()
         except (psycopg.Error, OSError) as error:
             log.info("signals_not_heard", fault=type(error).__name__)
         await asyncio.sleep(AGAIN_S)

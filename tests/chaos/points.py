@@ -43,6 +43,7 @@ NOT_SERVING: Final = {
         "coordinator.rpc.witness:WitnessService.HandIn:": "only after a restore: test_restored_*",
         "coordinator.replica_keys:": "only `feddp coordinator copy-keys`",
         "coordinator.shared_blobs:": "only with a store that replicas share: test_replicas.py",
+        "coordinator.shared_work:": "only where replicas move bytes: test_transfer_port.py",
         "coordinator.backups.snapshots:": "only `feddp coordinator backup`",
         "coordinator.installation:": "only `feddp coordinator init` and `reissue`",
         "coordinator.store.migrations.": "only the first start after an upgrade changes a table",

@@ -1,4 +1,4 @@
-"""A job whose updates are made up and whose rounds are real: the machine decides, `effects.fold`
+"""A job whose updates are made up and whose rounds are real: the machine decides, `averaging.fold`
 averages files, measures the drift and says whether it has settled."""
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save
 from coordinator.blobs import BlobStore
 from coordinator.config import CoordinatorConfig
 from coordinator.jobspec import parse_job
-from coordinator.rounds import bounds, effects, machine
+from coordinator.rounds import averaging, bounds, machine
 from coordinator.rounds import events as e
 from coordinator.rounds.live import LiveJob, job_to_json, plan_of
 from coordinator.rounds.phases import Ended
@@ -67,7 +67,7 @@ privacy: {{noise_multiplier: {noise_multiplier}}}
     @property
     def noise_norm(self) -> float:
         """Expected norm of a round's noise at the start, when every node takes part."""
-        std = bounds.noise_std(effects.round_order(self.live), self._offers[0]) or 0.0
+        std = bounds.noise_std(averaging.round_order(self.live), self._offers[0]) or 0.0
         values = self._model().size
         return float(std * np.sqrt(values / len(self._offers)))
 
@@ -90,13 +90,13 @@ privacy: {{noise_multiplier: {noise_multiplier}}}
         return self.live.phase
 
     def _fold(self) -> None:
-        folded = effects.fold(self.live, self.live.phase, self._blobs)  # type: ignore[arg-type]
+        folded = averaging.fold(self.live, self.live.phase, self._blobs)  # type: ignore[arg-type]
         self._take(folded)
         last = getattr(self.live.phase, "status", "")
         self._take(e.ModelPublished(folded.round, folded.digest if last else None))
 
     def _hand_in(self, grant: e.Grant, moved: Vector) -> None:
-        std = bounds.noise_std(effects.round_order(self.live), grant.offer)
+        std = bounds.noise_std(averaging.round_order(self.live), grant.offer)
         assert std is not None
         noised = moved + self._generator.normal(0.0, std, moved.shape)
         data = save({TENSOR: noised.astype(np.float32)})

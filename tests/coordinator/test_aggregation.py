@@ -16,7 +16,7 @@ from coordinator import aggregation
 from coordinator.blobs import BlobStore
 from coordinator.config import CoordinatorConfig
 from coordinator.jobspec import parse_job
-from coordinator.rounds import effects
+from coordinator.rounds import averaging
 from coordinator.rounds.events import Offer
 from coordinator.rounds.live import LiveJob, plan_of
 from coordinator.rounds.phases import Aggregating, Attempt, AttemptState, Course, RoundRecord
@@ -282,7 +282,7 @@ def test_the_order_of_arrival_does_not_change_a_bit_of_the_model(
         phase = Aggregating(
             Course(plan_of(job), initial, initial), RoundRecord(1, 0.0, attempts=order)
         )
-        models.add(effects.fold(LiveJob(record, job, phase, 0), phase, blobs))
+        models.add(averaging.fold(LiveJob(record, job, phase, 0), phase, blobs))
     assert len(models) == 1
 
 

@@ -91,8 +91,9 @@ def test_no_byte_of_a_node_passes_the_leader(
     federation: TransferringFederation, s3: S3Server
 ) -> None:
     """Three rounds of three nodes: the leader has taken the engineer's first model and moved
-    nothing else; the others have sent every model and taken every update, which have left the
-    store and their folders."""
+    nothing else; the others have sent every model, looked through every update and averaged them,
+    and updates have left the store and their folders. The leader has not even fetched the model of
+    the first round: it makes the answer of the last two."""
     job_id = federation.submit(null_job(3, parameters=PARAMETERS))
     ends_well(federation, job_id, 3)
     sent, received = federation.moved(federation.leader())
@@ -101,6 +102,13 @@ def test_no_byte_of_a_node_passes_the_leader(
     # The first model is all zeros and goes out compressed; the two that follow do not get smaller.
     assert sum(sent for sent, _ in moved) >= 6 * MODEL_BYTES
     assert sum(received for _, received in moved) >= 9 * MODEL_BYTES
+    leader = federation.leader()
+    averaged = [federation.log(name).count('"round_averaged"') for name in federation.followers()]
+    assert sum(averaged) == 3
+    assert "average_not_shared" not in federation.log(leader)
+    rounds = [one.model_digest for one in federation.job(job_id).rounds]
+    at_leader = {path.name for path in (federation.folder / leader / "blobs").iterdir()}
+    assert [one in at_leader for one in rounds] == [False, True, True]
     for name in NODES[:3]:
         assert federation.log(name).count("transfer_address_used") == 1
         assert "transfer_address_left" not in federation.log(name)
@@ -221,6 +229,37 @@ def test_a_replica_refuses_what_the_leader_refuses(replicas: TransferringFederat
         there.upload(others.attempt_id, update)
     assert reasons == ["ATTEMPT_CLOSED"]
     for node in (mine, other, third, here, there):
+        node.close()
+
+
+def test_an_update_that_a_replica_finds_wrong_is_refused_by_the_leader(
+    replicas: TransferringFederation,
+) -> None:
+    """It holds a value that is no number: with the reason of the leader's own look, and the next
+    try counts. The leader has fetched neither."""
+    nodes = [RawNode.enrolled(replicas, name) for name in NODES[:3]]
+    port = replicas.transfer_ports[replicas.followers()[0]]
+    for node in nodes:
+        node.open()
+    job_id = replicas.submit(null_job(1, parameters=SMALL))
+
+    def hand_in(node: RawNode, value: float) -> None:
+        order = node.order()
+        there = RawNode(f"127.0.0.1:{port}", node.identity)
+        digest = there.upload(order.attempt_id, update_bytes(there.model(order), value))
+        there.close()
+        node.submit(order, digest)
+
+    with reason_of() as reasons:
+        hand_in(nodes[0], float("nan"))
+    assert reasons == ["UPDATE_INVALID"]
+    leader = replicas.folder / replicas.leader() / "blobs" / "updates"
+    for node in nodes:
+        assert list(leader.iterdir()) == []
+        hand_in(node, 0.001)
+    job = replicas.wait_for_end(job_id)
+    assert job.status == "completed", job.message
+    for node in nodes:
         node.close()
 
 

@@ -30,7 +30,7 @@ def test_a_change_is_told_to_whoever_listens(database: Database, url: str) -> No
 
     async def play() -> None:
         changed = asyncio.Event()
-        listening = asyncio.create_task(signals.listen(url, changed))
+        listening = asyncio.create_task(signals.listen(url, {signals.WHO_MAY_CALL: changed}))
         identities = Identities(database, "test.example")
         if url.startswith("sqlite"):
             await identities.reload()
@@ -55,7 +55,7 @@ def test_listening_begins_again_when_the_server_has_ended_it(
 
     async def play() -> None:
         changed = asyncio.Event()
-        listening = asyncio.create_task(signals.listen(url, changed))
+        listening = asyncio.create_task(signals.listen(url, {signals.WHO_MAY_CALL: changed}))
         await told(changed)
         await asyncio.to_thread(postgresql_server.superuser, END_LISTENERS, "postgres")
         await told(changed)

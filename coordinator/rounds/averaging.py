@@ -1,0 +1,79 @@
+"""A round's updates checked and averaged, from the files, the job and its journal alone: every
+replica makes the same model of them, to the last bit."""
+
+from pathlib import Path
+
+from coordinator import aggregation
+from coordinator.blobs import BlobStore
+from coordinator.rounds import bounds, convergence, planner
+from coordinator.rounds import events as e
+from coordinator.rounds.live import LiveJob
+from coordinator.rounds.phases import Aggregating, Attempt
+
+
+def check_update(live: LiveJob, attempt: Attempt, path: Path, blobs: BlobStore) -> None:
+    """Check an update against the job's model and its public bounds."""
+    model = aggregation.shape_of(blobs.model(live.phase.course.initial))
+    order = round_order(live)
+
+    def norm_max(values: int) -> float:
+        return bounds.update_norm_max(order, attempt.offer, values)
+
+    aggregation.check_update(path, model, live.job.update_dtype, norm_max)
+
+
+def round_order(live: LiveJob) -> bounds.RoundOrder:
+    """What the public bounds of a round follow from."""
+    job = live.job
+    return bounds.RoundOrder(
+        learning_rate=planner.learning_rate(job.task_config),
+        local_steps=job.local_steps,
+        max_grad_norm=job.max_grad_norm,
+        proximal_mu=job.proximal_mu,
+        update_dtype=job.update_dtype,
+    )
+
+
+def fold(
+    live: LiveJob, phase: Aggregating, blobs: BlobStore, scratch_name: str = ""
+) -> e.UpdatesFolded:
+    """Average the round's updates, weighted by declared sizes, and measure the drift.
+
+    In the order of the nodes' names, so that the order of arrival changes nothing.
+
+    Args:
+        scratch_name: of the file that is written, where this process may average the round twice.
+    """
+    received = sorted(phase.round.received, key=lambda a: a.node)
+    weights = [float(max(1, a.offer.declared_n)) for a in received]
+    base = blobs.model(phase.course.model)
+    scratch = blobs.scratch(scratch_name or f"{live.job_id}.{phase.round.number}")
+    updates = [blobs.update(a.attempt_id, a.digest) for a in received]
+    folded = aggregation.fold(base, updates, weights, scratch, live.job.update_dtype)
+    size = scratch.stat().st_size
+    digest = blobs.adopt_model(scratch, folded.digest)
+    noise = bounds.global_noise_norm(
+        round_order(live), [a.offer for a in received], weights, folded.update_values
+    )
+    drift, share, settled = _drift(live, phase, blobs, digest, folded, noise)
+    return e.UpdatesFolded(phase.round.number, digest, size, drift, share, settled, noise)
+
+
+def _drift(
+    live: LiveJob,
+    phase: Aggregating,
+    blobs: BlobStore,
+    new: str,
+    folded: aggregation.Folded,
+    noise: float | None,
+) -> tuple[float, float | None, bool]:
+    """(drift, what noise alone would make of it, whether the round counts as settled)."""
+    threshold, patience = live.job.convergence_threshold, live.job.convergence_patience
+    before = [phase.course.initial, *(one.model for one in phase.course.done)]
+    noises = [*(one.noise_norm for one in phase.course.done), noise]
+    window = convergence.choose_window(noises, patience, threshold, folded.norm)
+    moved = folded.moved
+    if window.rounds > 1:
+        moved, _ = aggregation.distance(blobs.model(before[-window.rounds]), blobs.model(new))
+    drift = convergence.drift(moved, window.rounds, folded.norm)
+    return drift, window.noise_share, convergence.settled(window, drift, threshold)

@@ -1,0 +1,184 @@
+"""Work on bytes that replicas do for the one that leads: they look through updates, and average.
+
+A replica that takes an update whole has it at hand, and says what it found. A round whose updates
+are large is offered to all; whoever takes the job's lease averages it, and names the model. Whoever
+leads decides: it takes an answer only to exactly the inputs that it named, and does the work itself
+where nobody takes it up, or whoever did is gone. The model is the same whoever averages.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from coordinator.blobs import BlobStore
+from coordinator.followed_rounds import FollowedRounds
+from coordinator.rounds import averaging
+from coordinator.rounds.events import UpdatesFolded
+from coordinator.rounds.live import LiveJob
+from coordinator.rounds.phases import Aggregating, Attempt
+from coordinator.store import leases, shared_work
+from coordinator.store.database import Database
+from coordinator.store.engines import now_s
+from coordinator.store.leases import Lease
+from coordinator.store.shared_work import Checked
+from protos.content import INLINE_BYTES, digest_of
+from protos.errors import FeddpError, Malformed
+
+log = structlog.get_logger(__name__)
+
+TAKEN_UP_S: Final = 2.0
+"""An offer that nobody has taken up by then is withdrawn."""
+
+ALONE_S: Final = 60.0
+"""Nothing is offered for so long after that, where no replica was at work: there may be none."""
+
+LOOK_S: Final = 0.1
+"""Between looks at an offer."""
+
+RENEW_S: Final = leases.LEASE_S / 3
+
+SCRATCH: Final = "shared"
+"""Apart from what this process writes when it leads: it may begin to while the other goes on."""
+
+
+@dataclass(slots=True)
+class SharedWork:
+    """Whoever leads, and offers work."""
+
+    database: Database
+    _alone_until_s: float = 0.0
+
+    async def average(self, live: LiveJob, phase: Aggregating) -> UpdatesFolded | None:
+        """What another replica made of a round; None if none did.
+
+        Raises:
+            Unavailable: LEASE_LOST, another replica leads.
+        """
+        large = any(one.update_bytes > INLINE_BYTES for one in phase.round.received)
+        if not large or time.monotonic() < self._alone_until_s:
+            return None
+        job_id, work = live.job_id, work_of(live, phase)
+        await self.database.write(lambda inside: shared_work.offer(inside, job_id, work))
+        ends_s, taken_up = time.monotonic() + TAKEN_UP_S, False
+
+        def look(connection: Connection) -> tuple[UpdatesFolded | None, bool]:
+            held = shared_work.is_held(connection, job_id)
+            return shared_work.made(connection, job_id, work), held
+
+        while True:
+            made, held = await self.database.read(look)
+            if made is not None:
+                return made
+            if not held and (taken_up or time.monotonic() > ends_s):
+                break
+            taken_up = taken_up or held
+            await asyncio.sleep(LOOK_S)
+        log.info("average_not_shared", job_id=job_id, round=phase.round.number, begun=taken_up)
+        await self.database.write(lambda inside: shared_work.withdraw(inside, job_id))
+        if not taken_up and not await self.database.read(shared_work.is_anybody_at_work):
+            self._alone_until_s = time.monotonic() + ALONE_S
+        return None
+
+
+@dataclass(slots=True)
+class WorkTaker:
+    """A replica that does not lead, and has bytes at hand.
+
+    Args:
+        holder: names this process in leases.
+        told: set when something may be offered.
+    """
+
+    database: Database
+    blobs: BlobStore
+    followed: FollowedRounds
+    holder: str
+    told: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def check(self, live: LiveJob, attempt: Attempt, digest: str) -> None:
+        """Look through an update that this replica has taken whole, and tell the leader.
+
+        What cannot be looked through or told here is left to the leader.
+        """
+        with _left_to_the_leader("check", live.job_id):
+            found = await asyncio.to_thread(self._checked, live, attempt, digest)
+            await self.database.write(lambda inside: shared_work.note_checked(inside, found))
+
+    def _checked(self, live: LiveJob, attempt: Attempt, digest: str) -> Checked:
+        path = self.blobs.update(attempt.attempt_id, digest)
+        found = Checked(attempt.attempt_id, digest, live.job_id, path.stat().st_size)
+        try:
+            averaging.check_update(live, attempt, path, self.blobs)
+        except Malformed as error:
+            if error.reason != "UPDATE_INVALID":
+                raise
+            return Checked(attempt.attempt_id, digest, live.job_id, found.bytes, error.message)
+        return found
+
+    async def take(self) -> None:
+        """Average what is offered and nobody else has begun, one round after the other."""
+        self.told.clear()  # before it is read: what is offered meanwhile is looked at once more
+        for job_id, work in (await self.database.read(shared_work.offers)).items():
+            with _left_to_the_leader("average", job_id):
+                await self.followed.catch_up()
+                running = {one.job_id: one for one in self.followed.running()}
+                live = running.get(job_id)
+                if live is None or not isinstance(live.phase, Aggregating):
+                    continue
+                if work_of(live, live.phase) == work:
+                    await self._average(live, live.phase, work)
+
+    async def _average(self, live: LiveJob, phase: Aggregating, work: str) -> None:
+        job_id = live.job_id
+        lease = await self.database.write(
+            lambda inside: shared_work.take(inside, job_id, self.holder)
+        )
+        if lease is None:
+            return
+        renewing = asyncio.create_task(self._renew(lease))
+        try:
+            made = await asyncio.to_thread(averaging.fold, live, phase, self.blobs, SCRATCH)
+            await self.database.write(
+                lambda inside: shared_work.hand_over(inside, lease, job_id, work, made)
+            )
+            log.info("round_averaged", job_id=job_id, round=made.round)
+        finally:
+            renewing.cancel()
+            with suppress(FeddpError, DBAPIError):
+                await self.database.write(lambda inside: leases.release(inside, lease))
+
+    async def _renew(self, lease: Lease) -> None:
+        while True:
+            await asyncio.sleep(RENEW_S)
+            with suppress(FeddpError, DBAPIError):
+                await self.database.write(lambda inside: leases.renew(inside, lease, now_s(inside)))
+
+
+def work_of(live: LiveJob, phase: Aggregating) -> str:
+    """Digest of all that an average is made of."""
+    course = phase.course
+    models = [course.initial, *(one.model for one in course.done), course.model]
+    updates = sorted(
+        f"{one.node} {one.attempt_id} {one.digest} {one.offer.declared_n}"
+        for one in phase.round.received
+    )
+    lines = [live.job_id, str(phase.round.number), *models, *updates]
+    return digest_of("\n".join(lines).encode())
+
+
+@contextmanager
+def _left_to_the_leader(what: str, job_id: str) -> Iterator[None]:
+    """Nothing that fails here harms a job: whoever leads does it."""
+    try:
+        yield
+    except FeddpError as error:
+        log.warning("work_not_shared", what=what, job_id=job_id, reason=error.reason)
+    except Exception:
+        log.exception("work_not_shared", what=what, job_id=job_id)

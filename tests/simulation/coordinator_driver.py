@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from coordinator.rounds import answers, effects, machine, turn_order
+from coordinator.rounds import answers, averaging, effects, machine, turn_order
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
 from coordinator.rounds.answers import Answers
@@ -73,7 +73,7 @@ class Driver(Process):
             (answers, "secrets", SimpleNamespace(token_hex=lambda _bytes: self.new_attempt_id())),
             (effects, "asyncio", SimpleNamespace(to_thread=at_once)),
             (effects, "time", clock_of(self.clock)),
-            (effects, "fold", lambda live, phase, _blobs: fold(self, live, phase)),
+            (averaging, "fold", lambda live, phase, _blobs: fold(self, live, phase)),
             (effects, "write_answer", write_answer),
         ]
 

@@ -43,9 +43,9 @@ class Blobs:
     updates: dict[str, set[str]] = field(default_factory=dict)
     models: dict[str, Model] = field(default_factory=dict)
 
-    def model(self, digest: str) -> Any:
-        """A file of the same size for every model."""
-        return SimpleNamespace(stat=lambda: SimpleNamespace(st_size=MODEL_BYTES))
+    def model_bytes(self, digest: str) -> int:
+        """The same size for every model."""
+        return MODEL_BYTES
 
     def inline_model(self, digest: str) -> bytes:
         """The bytes that travel with an order; empty for none."""

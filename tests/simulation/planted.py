@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coordinator.rounds import answers, effects
+from coordinator.rounds import answers, averaging, effects
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
 from coordinator.rounds.live import LiveJob
@@ -189,7 +189,7 @@ def update_is_left_out(world: World) -> None:
         kept = phase.round.received[: phase.course.plan.min_participants]
         return fold(live, replace(phase, round=replace(phase.round, attempts=kept)), blobs)
 
-    fold = world.swap(effects, "fold", bad)
+    fold = world.swap(averaging, "fold", bad)
 
 
 HANGS = ("ends-or-waits", "ledgers-agree")

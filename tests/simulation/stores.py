@@ -75,6 +75,9 @@ class MemoryStore:
             (turns, "Books", MemoryBooks),
             (turns, "job_store", tables),
             (effects, "job_store", tables),
+            # One coordinator, which shares no work.
+            (turns, "shared_work", SimpleNamespace(forget=lambda *_: None)),
+            (effects, "shared_work", SimpleNamespace(forget=lambda *_: None)),
             (answers, "people", tables),
             (answers, "ledger", tables),
             (answers, "damage", tables),

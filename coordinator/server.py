@@ -108,9 +108,7 @@ class Coordinator:
         self._pausing = Pausing(self.database)
         # Where nodes move bytes at any replica, any of them has bytes to work on.
         sharing = SharedWork(self.database) if shared is not None and server.transfer_port else None
-        effects = Effects(
-            self.blobs, self.sessions, self._pausing, sharing.average if sharing else None
-        )
+        effects = Effects(self.blobs, self.sessions, self._pausing, sharing)
         self.rounds = Rounds(self.database, self.sessions, effects, self.metrics, self._pausing)
         self.federation = FederationService(
             self.database,

@@ -1,16 +1,18 @@
 """Work on bytes that replicas do for the one that leads: they look through updates, and average.
 
-A replica that takes an update whole has it at hand, and says what it found. A round whose updates
-are large is offered to all; whoever takes the job's lease averages it, and names the model. Whoever
-leads decides: it takes an answer only to exactly the inputs that it named, and does the work itself
-where nobody takes it up, or whoever did is gone. The model is the same whoever averages.
+A replica that takes an update whole has it at hand, and says what it found. Averages of large
+models (a round's updates, the rounds that make a job's answer) are offered to all; whoever takes
+the job's lease makes them, and names the model. Whoever leads decides: it takes an answer only to
+exactly the inputs that it named, and does the work itself where nobody takes it up, or whoever did
+is gone. The model is the same whoever averages.
 """
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import structlog
@@ -20,14 +22,14 @@ from sqlalchemy.exc import DBAPIError
 from coordinator.blobs import BlobStore
 from coordinator.followed_rounds import FollowedRounds
 from coordinator.rounds import averaging
-from coordinator.rounds.events import UpdatesFolded
+from coordinator.rounds.events import AnswerWritten, UpdatesFolded
 from coordinator.rounds.live import LiveJob
-from coordinator.rounds.phases import Aggregating, Attempt
+from coordinator.rounds.phases import Aggregating, Attempt, Closing, Publishing
 from coordinator.store import leases, shared_work
 from coordinator.store.database import Database
 from coordinator.store.engines import now_s
 from coordinator.store.leases import Lease
-from coordinator.store.shared_work import Checked
+from coordinator.store.shared_work import Checked, Made
 from protos.content import INLINE_BYTES, digest_of
 from protos.errors import FeddpError, Malformed
 
@@ -61,14 +63,26 @@ class SharedWork:
         Raises:
             Unavailable: LEASE_LOST, another replica leads.
         """
-        large = any(one.update_bytes > INLINE_BYTES for one in phase.round.received)
-        if not large or time.monotonic() < self._alone_until_s:
+        if not any(one.update_bytes > INLINE_BYTES for one in phase.round.received):
             return None
-        job_id, work = live.job_id, work_of(live, phase)
+        made = await self._made(live.job_id, work_of(live, phase))
+        return made if isinstance(made, UpdatesFolded) else None
+
+    async def answer(self, live: LiveJob, digests: Sequence[str]) -> str | None:
+        """Digest of the answer that another replica made; None if none did. Raises as `average`."""
+        large = any(one.model_bytes > INLINE_BYTES for one in live.rounds())
+        if not large or len(averaging.tail_of(digests)) < 2:
+            return None
+        made = await self._made(live.job_id, answer_of(live, digests))
+        return made.digest if isinstance(made, AnswerWritten) else None
+
+    async def _made(self, job_id: str, work: str) -> Made | None:
+        if time.monotonic() < self._alone_until_s:
+            return None
         await self.database.write(lambda inside: shared_work.offer(inside, job_id, work))
         ends_s, taken_up = time.monotonic() + TAKEN_UP_S, False
 
-        def look(connection: Connection) -> tuple[UpdatesFolded | None, bool]:
+        def look(connection: Connection) -> tuple[Made | None, bool]:
             held = shared_work.is_held(connection, job_id)
             return shared_work.made(connection, job_id, work), held
 
@@ -80,7 +94,7 @@ class SharedWork:
                 break
             taken_up = taken_up or held
             await asyncio.sleep(LOOK_S)
-        log.info("average_not_shared", job_id=job_id, round=phase.round.number, begun=taken_up)
+        log.info("average_not_shared", job_id=job_id, begun=taken_up)
         await self.database.write(lambda inside: shared_work.withdraw(inside, job_id))
         if not taken_up and not await self.database.read(shared_work.is_anybody_at_work):
             self._alone_until_s = time.monotonic() + ALONE_S
@@ -123,20 +137,33 @@ class WorkTaker:
         return found
 
     async def take(self) -> None:
-        """Average what is offered and nobody else has begun, one round after the other."""
+        """Make what is offered and nobody else has begun, one average after the other."""
         self.told.clear()  # before it is read: what is offered meanwhile is looked at once more
         for job_id, work in (await self.database.read(shared_work.offers)).items():
             with _left_to_the_leader("average", job_id):
                 await self.followed.catch_up()
                 running = {one.job_id: one for one in self.followed.running()}
                 live = running.get(job_id)
-                if live is None or not isinstance(live.phase, Aggregating):
-                    continue
-                if work_of(live, live.phase) == work:
-                    await self._average(live, live.phase, work)
+                making = None if live is None else self._making(live, work)
+                if making is not None:
+                    await self._make(job_id, work, making)
 
-    async def _average(self, live: LiveJob, phase: Aggregating, work: str) -> None:
-        job_id = live.job_id
+    def _making(self, live: LiveJob, work: str) -> Callable[[], Made] | None:
+        """What makes the work, if the job stands where it is asked for."""
+        phase = live.phase
+        if isinstance(phase, Aggregating) and work_of(live, phase) == work:
+            return partial(averaging.fold, live, phase, self.blobs, SCRATCH)
+        if isinstance(phase, Publishing | Closing):
+            under_way = [phase.round] if isinstance(phase, Publishing) else []
+            models = [one.model for one in (*phase.course.done, *under_way)]
+            if answer_of(live, models) == work:
+                return partial(self._answer, live, models)
+        return None
+
+    def _answer(self, live: LiveJob, models: Sequence[str]) -> AnswerWritten:
+        return AnswerWritten(averaging.write_answer(live, models, self.blobs, SCRATCH))
+
+    async def _make(self, job_id: str, work: str, making: Callable[[], Made]) -> None:
         lease = await self.database.write(
             lambda inside: shared_work.take(inside, job_id, self.holder)
         )
@@ -144,11 +171,11 @@ class WorkTaker:
             return
         renewing = asyncio.create_task(self._renew(lease))
         try:
-            made = await asyncio.to_thread(averaging.fold, live, phase, self.blobs, SCRATCH)
+            made = await asyncio.to_thread(making)
             await self.database.write(
                 lambda inside: shared_work.hand_over(inside, lease, job_id, work, made)
             )
-            log.info("round_averaged", job_id=job_id, round=made.round)
+            log.info("average_made", job_id=job_id, model=made.digest)
         finally:
             renewing.cancel()
             with suppress(FeddpError, DBAPIError):
@@ -162,7 +189,7 @@ class WorkTaker:
 
 
 def work_of(live: LiveJob, phase: Aggregating) -> str:
-    """Digest of all that an average is made of."""
+    """Digest of all that a round's average is made of."""
     course = phase.course
     models = [course.initial, *(one.model for one in course.done), course.model]
     updates = sorted(
@@ -171,6 +198,11 @@ def work_of(live: LiveJob, phase: Aggregating) -> str:
     )
     lines = [live.job_id, str(phase.round.number), *models, *updates]
     return digest_of("\n".join(lines).encode())
+
+
+def answer_of(live: LiveJob, models: Sequence[str]) -> str:
+    """Digest of all that a job's answer is made of."""
+    return digest_of("\n".join(["answer", live.job_id, *models]).encode())
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """A round's updates checked and averaged, from the files, the job and its journal alone: every
 replica makes the same model of them, to the last bit."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from coordinator import aggregation
@@ -77,3 +78,20 @@ def _drift(
         moved, _ = aggregation.distance(blobs.model(before[-window.rounds]), blobs.model(new))
     drift = convergence.drift(moved, window.rounds, folded.norm)
     return drift, window.noise_share, convergence.settled(window, drift, threshold)
+
+
+def tail_of(models: Sequence[str]) -> Sequence[str]:
+    """Of the rounds' models those whose mean is the job's answer: the last half."""
+    return models[len(models) // 2 :]
+
+
+def write_answer(
+    live: LiveJob, models: Sequence[str], blobs: BlobStore, scratch_name: str = ""
+) -> str:
+    """Digest of the job's answer after rounds with these models; `scratch_name` as of `fold`."""
+    tail = tail_of(models)
+    if len(tail) == 1:
+        return tail[0]
+    scratch = blobs.scratch(scratch_name or f"{live.job_id}.answer")
+    digest = aggregation.mean_of([blobs.model(digest) for digest in tail], scratch)
+    return blobs.adopt_model(scratch, digest)

@@ -5,12 +5,12 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from sqlalchemy import Connection
 
-from coordinator import aggregation
 from coordinator.blobs import BlobStore
 from coordinator.pausing import Pausing
 from coordinator.round_traces import order_place
@@ -39,8 +39,15 @@ from protos.feddp.v1 import mandates_pb2
 
 UNIT = "patient"
 
-AverageElsewhere = Callable[[LiveJob, Aggregating], Awaitable[e.UpdatesFolded | None]]
-"""What another replica made of a round's updates; None if none did."""
+
+class Elsewhere(Protocol):
+    """Other replicas that may do work on bytes; None means that none did."""
+
+    async def average(self, live: LiveJob, phase: Aggregating) -> e.UpdatesFolded | None:
+        """The model that a round's updates make."""
+
+    async def answer(self, live: LiveJob, digests: Sequence[str]) -> str | None:
+        """Digest of the job's answer after rounds with these models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,7 @@ class Effects:
     blobs: BlobStore
     sessions: Sessions
     pausing: Pausing | None = None
-    average_elsewhere: AverageElsewhere | None = None
+    elsewhere: Elsewhere | None = None
 
     async def run(self, live: LiveJob, command: c.Command) -> Reply | None:
         """Carry out one command."""
@@ -102,23 +109,31 @@ class Effects:
         return reply
 
     async def _averaged(self, live: LiveJob, phase: Aggregating) -> e.UpdatesFolded:
-        if self.average_elsewhere is not None:
-            event = await self.average_elsewhere(live, phase)
+        if self.elsewhere is not None:
+            event = await self.elsewhere.average(live, phase)
             # Asked once here: the next orders tell the size without asking the store.
-            if event is not None and await asyncio.to_thread(self._is_kept, event):
+            if event is not None and await asyncio.to_thread(self._is_kept, event.digest):
                 return event
         return await asyncio.to_thread(averaging.fold, live, phase, self.blobs)
 
-    def _is_kept(self, event: e.UpdatesFolded) -> bool:
+    async def _answered(self, live: LiveJob, digests: list[str]) -> tuple[str, int]:
+        """(digest of the job's answer, its size)."""
+        answer = None
+        if self.elsewhere is not None:
+            answer = await self.elsewhere.answer(live, digests)
+        if answer is None or not await asyncio.to_thread(self._is_kept, answer):
+            answer = await asyncio.to_thread(averaging.write_answer, live, digests, self.blobs)
+        return answer, await asyncio.to_thread(self.blobs.model_bytes, answer)
+
+    def _is_kept(self, digest: str) -> bool:
         try:
-            return self.blobs.model_bytes(event.digest) == event.model_bytes
+            return self.blobs.model_bytes(digest) > 0
         except NotFound:
             return False
 
     async def _publish(self, live: LiveJob, command: c.PublishLast) -> Reply:
         digests = [one.model for one in live.phase.course.done] + [command.digest]
-        answer = await asyncio.to_thread(write_answer, live, digests, self.blobs)
-        size = await asyncio.to_thread(self.blobs.model_bytes, answer)
+        answer, size = await self._answered(live, digests)
 
         def reply(connection: Connection, now: LiveJob) -> e.Event | None:
             if not isinstance(now.phase, Publishing) or now.phase.round.number != command.round:
@@ -135,8 +150,7 @@ class Effects:
 
     async def _answer(self, live: LiveJob, through_round: int) -> Reply:
         digests = [one.model for one in live.phase.course.done]
-        answer = await asyncio.to_thread(write_answer, live, digests, self.blobs)
-        size = await asyncio.to_thread(self.blobs.model_bytes, answer)
+        answer, size = await self._answered(live, digests)
 
         def reply(connection: Connection, now: LiveJob) -> e.Event | None:
             if not isinstance(now.phase, Closing):
@@ -229,16 +243,6 @@ def work_order(
         mandate=mandates_pb2.SignedMandate.FromString(signed) if signed else None,
         traceparent=place.traceparent if place is not None else "",
     )
-
-
-def write_answer(live: LiveJob, digests: list[str], blobs: BlobStore) -> str:
-    """The job's answer: the mean of the global models of the last half of its rounds."""
-    tail = digests[len(digests) // 2 :]
-    if len(tail) == 1:
-        return tail[0]
-    scratch = blobs.scratch(f"{live.job_id}.answer")
-    digest = aggregation.mean_of([blobs.model(digest) for digest in tail], scratch)
-    return blobs.adopt_model(scratch, digest)
 
 
 def list_model(

@@ -167,12 +167,12 @@ checked_updates = Table(  # what replicas found that took them whole; until thei
     Column("fault", Text, nullable=False),  # why it does not count, or empty
 )
 
-averages = Table(  # rounds that any replica may average; until the leader has taken what was made
+averages = Table(  # what any replica may average; until the leader has taken what was made
     "averages",
     metadata,
     Column("job_id", String(64), primary_key=True),
     Column("work", String(64), nullable=False),  # digest of all that goes into it
-    Column("event", LargeBinary, nullable=False),  # UpdatesFolded as JSON; empty before
+    Column("event", LargeBinary, nullable=False),  # what was made, as JSON; empty before
 )
 
 accounts = Table(

@@ -1,6 +1,6 @@
-"""What replicas that do not lead have done of the leader's work: updates checked, rounds averaged.
+"""What replicas that do not lead have done of the leader's work: updates checked, averages made.
 
-Whoever averages a round holds its job's lease, and is fenced by it.
+Whoever averages for a job holds its lease, and is fenced by it.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ from coordinator.store.schema import averages, checked_updates
 from coordinator.store.schema import leases as leases_table
 from coordinator.store.signals import WORK, announce
 from protos.errors import invariant
+
+Made = events.UpdatesFolded | events.AnswerWritten
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def checked(connection: Connection, attempt_id: str, digest: str) -> Checked | N
 
 
 def offer(connection: Connection, job_id: str, work: str) -> None:
-    """Let replicas average a round of a job; what was made of these very inputs is kept."""
+    """Let replicas average for a job; what was made of these very inputs is kept."""
     values = {"work": work, "event": b""}
     connection.execute(
         insert(connection, averages)
@@ -92,9 +94,7 @@ def is_anybody_at_work(connection: Connection) -> bool:
     return connection.execute(held).first() is not None
 
 
-def hand_over(
-    connection: Connection, lease: Lease, job_id: str, work: str, made: events.UpdatesFolded
-) -> None:
+def hand_over(connection: Connection, lease: Lease, job_id: str, work: str, made: Made) -> None:
     """Answer an offer, unless it was withdrawn meanwhile.
 
     Raises:
@@ -108,15 +108,15 @@ def hand_over(
     )
 
 
-def made(connection: Connection, job_id: str, work: str) -> events.UpdatesFolded | None:
-    """The answer to an offer, if it is there."""
+def made(connection: Connection, job_id: str, work: str) -> Made | None:
+    """What came of an offer, if it is there."""
     found = connection.execute(
         select(averages.c.event).where(averages.c.job_id == job_id, averages.c.work == work)
     ).scalar_one_or_none()
     if not found:
         return None
     event = events.from_json(found)
-    invariant(isinstance(event, events.UpdatesFolded), "an average is answered with its model")
+    invariant(isinstance(event, Made), "an average makes a model")
     return event  # type: ignore[return-value]
 
 

@@ -74,7 +74,7 @@ class Driver(Process):
             (effects, "asyncio", SimpleNamespace(to_thread=at_once)),
             (effects, "time", clock_of(self.clock)),
             (averaging, "fold", lambda live, phase, _blobs: fold(self, live, phase)),
-            (effects, "write_answer", write_answer),
+            (averaging, "write_answer", write_answer),
         ]
 
     def forget(self) -> None:

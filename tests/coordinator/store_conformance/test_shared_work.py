@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,10 @@ from coordinator.blobs import BlobStore
 from coordinator.config import CoordinatorConfig
 from coordinator.followed_rounds import FollowedRounds
 from coordinator.jobspec import parse_job
-from coordinator.rounds import averaging
+from coordinator.rounds import averaging, machine
 from coordinator.rounds import events as e
 from coordinator.rounds.live import LiveJob, job_from_json, job_to_json, plan_of, replay
-from coordinator.rounds.phases import Aggregating
+from coordinator.rounds.phases import Aggregating, Publishing
 from coordinator.shared_work import SharedWork, WorkTaker, work_of
 from coordinator.store import jobs as job_store
 from coordinator.store import leases
@@ -33,7 +34,7 @@ name: shared
 task: tabular-classifier
 task_config: {learning_rate: 2.0}
 dataset: cohort
-federation: {rounds: 2}
+federation: {rounds: 3}
 privacy: {noise_multiplier: 2.0}
 """
 MADE = e.UpdatesFolded(1, "9" * 64, LARGE, None, None, False, None)
@@ -97,7 +98,7 @@ def test_a_round_is_averaged_by_whoever_takes_its_jobs_lease(
 
     async def play() -> e.UpdatesFolded | None:
         waiting = asyncio.create_task(shared(database, live))
-        while not averaged:
+        while not waiting.done():
             await work.take()
         return await waiting
 
@@ -148,7 +149,7 @@ def test_where_every_replica_is_at_work_the_next_round_is_offered_again(
         assert isinstance(live.phase, Aggregating)
         assert await leader.average(live, live.phase) is None
         waiting = asyncio.create_task(leader.average(live, live.phase))
-        while not averaged and not waiting.done():
+        while not waiting.done():
             await work.take()
         return await waiting
 
@@ -252,12 +253,52 @@ def test_an_average_that_fails_is_left_to_the_leader(
 
     async def play() -> e.UpdatesFolded | None:
         waiting = asyncio.create_task(shared(database, live))
-        while not began:
+        while not waiting.done():
             await work.take()
-        return await asyncio.wait_for(waiting, 4)
+        return await waiting
 
     assert asyncio.run(play()) is None
     assert not database.read_now(lambda inside: kept.is_held(inside, "j"))
+
+
+def test_a_jobs_answer_is_made_from_the_rounds_that_the_leader_named(
+    database: Database, other: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last half of them, by a replica that reads the same from the journal; of one round there
+    is nothing to make."""
+    made: list[list[str]] = []
+
+    def write_answer(_: LiveJob, models: list[str], *__: object) -> str:
+        made.append(models)
+        return "8" * 64
+
+    monkeypatch.setattr(averaging, "write_answer", write_answer)
+    live, journal = aggregating(database), []
+    offers = tuple(map(offer, "abc"))
+    for number in (1, 2, 3):
+        if number > 1:
+            grants = tuple(e.Grant(f"j{number}-{one.node}", one) for one in offers)
+            journal += [e.NodesSurveyed(offers, ()), e.BudgetsReserved(grants, ())]
+            journal += [e.UpdateReceived(one.attempt_id, "2" * 64, LARGE, b"") for one in grants]
+        journal.append(replace(MADE, round=number, digest=str(number) * 64))
+        if number < 3:
+            journal.append(e.ModelPublished(number, None))
+    for one in journal:
+        live.phase, _ = machine.step(live.phase, one, 100.0)
+    assert isinstance(live.phase, Publishing)
+    database.write_now(lambda inside: job_store.append_all(inside, "j", live.steps, 100.0, journal))
+    models = ["1" * 64, "2" * 64, "3" * 64]
+    work = taker(other, tmp_path)
+
+    async def play() -> tuple[str | None, str | None]:
+        leader = SharedWork(database)
+        waiting = asyncio.create_task(leader.answer(live, models))
+        while not waiting.done():
+            await work.take()
+        return await waiting, await leader.answer(live, models[:1])
+
+    assert asyncio.run(play()) == ("8" * 64, None)
+    assert made == [models]
 
 
 @pytest.mark.parametrize("fault", ["", "the update was refused: it holds no value"])

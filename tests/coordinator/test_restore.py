@@ -26,7 +26,18 @@ from coordinator.rounds.live import job_from_json, plan_of, replay
 from coordinator.rounds.phases import AttemptState
 from coordinator.server import serve
 from coordinator.shared_blobs import SharedBlobs
-from coordinator.store import epochs, jobs, joins, leases, ledger, pauses, people, users
+from coordinator.store import (
+    epochs,
+    jobs,
+    joins,
+    leases,
+    ledger,
+    pauses,
+    people,
+    shared_work,
+    users,
+)
+from coordinator.store.shared_work import Checked
 from privacy.verification import verify
 from protos.content import digest_of
 from protos.errors import Conflict, FeddpError, Malformed, NotFound, Unauthenticated, WrongPhase
@@ -47,6 +58,7 @@ SPIFFE_CAROL = SpiffeId("test.example", "user", "carol")
 
 CHANGED = frozenset(
     {"epochs", "pauses", "journal", "jobs", "leases", "tokens", "invitations", "certificates"}
+    | {"averages", "checked_updates"}
 )
 """Tables that a restore itself writes to; every other one comes back row by row."""
 
@@ -99,6 +111,21 @@ def test_everything_comes_back_and_the_ledger_verifies(made: Source, tmp_path: P
     assert verify(chain, {ACCOUNT: account.verifying_filter}, {NODE: PUBLIC}).ok
     assert (done.checked.entries, done.blobs, done.keys, done.epoch) == (3, 2, True, 2)
     assert [one for one in check(folder / "coordinator.yaml") if one.level == "error"] == []
+
+
+def test_work_for_rounds_that_were_cut_off_is_offered_to_nobody(
+    made: Source, tmp_path: Path
+) -> None:
+    """Their jobs have ended: what replicas had found and averaged for them is dropped."""
+    found = Checked("a", digest_of(UPDATE), "j", len(UPDATE))
+    with opened(made.url) as database:
+        database.write_now(lambda inside: shared_work.offer(inside, "j", "0" * 64))
+        database.write_now(lambda inside: shared_work.note_checked(inside, found))
+    before = rows(made.url)
+    restored(made.backup(tmp_path / "b"), tmp_path / "d")
+    after = rows(url_of(tmp_path / "d"))
+    for table in ("averages", "checked_updates"):
+        assert (len(before[table]), after[table]) == (1, [])
 
 
 def test_a_restored_coordinator_is_paused_at_the_next_epoch(made: Source, tmp_path: Path) -> None:

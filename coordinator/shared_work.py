@@ -41,8 +41,8 @@ TAKEN_UP_S: Final = 2.0
 ALONE_S: Final = 60.0
 """Nothing is offered for so long after that, where no replica was at work: there may be none."""
 
-LOOK_S: Final = 0.1
-"""Between looks at an offer."""
+LOOK_S: Final = (0.05, 0.5)
+"""Between looks at an offer: at first, and at most."""
 
 RENEW_S: Final = leases.LEASE_S / 3
 
@@ -81,6 +81,7 @@ class SharedWork:
             return None
         await self.database.write(lambda inside: shared_work.offer(inside, job_id, work))
         ends_s, taken_up = time.monotonic() + TAKEN_UP_S, False
+        pause_s, pause_s_max = LOOK_S
 
         def look(connection: Connection) -> tuple[Made | None, bool]:
             held = shared_work.is_held(connection, job_id)
@@ -93,7 +94,8 @@ class SharedWork:
             if not held and (taken_up or time.monotonic() > ends_s):
                 break
             taken_up = taken_up or held
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s_max, 1.5 * pause_s)
         log.info("average_not_shared", job_id=job_id, begun=taken_up)
         await self.database.write(lambda inside: shared_work.withdraw(inside, job_id))
         if not taken_up and not await self.database.read(shared_work.is_anybody_at_work):

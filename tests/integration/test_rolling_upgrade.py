@@ -19,7 +19,7 @@ from tests.integration.replicas import REPLICAS, ReplicatedFederation
 from tests.integration.test_failures import check_books, per_round, rounds_done
 from tests.integration.test_replicas import MOVED_S_MAX
 
-ROUNDS = 45
+ROUNDS = 75
 NOW = "now"
 
 
@@ -164,7 +164,7 @@ def test_a_job_goes_through_a_rolling_upgrade_and_the_way_back(
         sys.stdout.write(f"rollback: {gaps}\n")
     assert max(gaps.leaderless_s, gaps.unanswered_s) < MOVED_S_MAX
     assert {federation.service.version(name) for name in REPLICAS} == {NOW}
-    after = federation.wait_for_end(job_id, 240)
+    after = federation.wait_for_end(job_id, 300)
     assert (after.status, after.rounds_done) == ("completed", ROUNDS), after.message
     check_books(federation, after)
     assert set(per_round(federation).values()) == {1}

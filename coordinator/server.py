@@ -352,8 +352,8 @@ class Coordinator:
             await asyncio.sleep(CERTIFICATE_S)
             try:
                 await asyncio.to_thread(self._certificate.refresh)
-                # `feddp coordinator reissue` writes beside us.
-                found = await self.database.read(certificates.count)
+                # `feddp coordinator reissue` and `gateway` write beside us.
+                found = await self.database.read(certificates.counts)
                 if found != self.identities.known or self.identities.is_behind:
                     await self.identities.reload()
             except Exception:

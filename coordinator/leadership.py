@@ -104,6 +104,9 @@ class Leadership:
             Malformed: DATABASE_NEWER, the tables were upgraded since this process started, and
                 not for its version.
         """
+        # Before the clock is read: whoever hung in a write may keep the row for longer than a lease
+        # lasts, and one that has ended when it is taken is taken again by the next, at once.
+        leases.wait(connection, NAME)
         held = leases.look(connection, NAME)
         gone = held if held is not None and is_gone(held.holder) else None
         lease = leases.take(

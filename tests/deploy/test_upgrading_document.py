@@ -62,6 +62,7 @@ def test_green_begins_in_no_folder_that_is_there(tmp_path: Path, green: str) -> 
     assert done.returncode == 2
     assert "remove" not in done.stdout.replace("remove it or name another", "")
     assert not (tmp_path / "b.log").exists()
+    assert ("is there already" in done.stdout) == (green in ("left", "file"))
     assert ("--green-dir is" in done.stderr) == (green in ("blue", "blue/green", "."))
 
 

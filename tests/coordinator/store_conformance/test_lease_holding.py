@@ -100,6 +100,39 @@ def test_a_holder_that_was_paused_inside_a_write_is_waited_for(
     second.close()
 
 
+def test_a_lease_that_had_to_be_waited_for_lasts_from_when_it_was_taken(url: str) -> None:
+    """Not from when it was asked for: the next one that waits would take it at once, and whoever
+    has just begun to lead would end."""
+    first, second = Database(url), Database(url)
+    lease = first.write_now(lambda c: leases.take(c, NAME, "a", 0.0))
+    assert lease is not None
+    awake, waited_s = threading.Event(), 1.5
+
+    def paused(connection: Connection) -> None:
+        leases.check(connection, lease)
+        assert awake.wait(30)
+
+    async def scene() -> None:
+        pausing = asyncio.create_task(first.write(paused))
+        await asyncio.sleep(0.1)
+        leader = Leadership(second)
+        taking = asyncio.create_task(leader.take())
+        await asyncio.sleep(waited_s)
+        assert not taking.done()
+        awake.set()
+        await pausing
+        async with asyncio.timeout(30):
+            await taking
+        held = second.read_now(lambda c: leases.look(c, NAME))
+        assert held is not None
+        assert held.expires_at - second.read_now(engines.now_s) > leases.LEASE_S - waited_s / 2
+        await leader.give_back()
+
+    asyncio.run(scene())
+    first.close()
+    second.close()
+
+
 def test_a_lease_that_was_given_back_is_taken_at_once_with_a_higher_epoch(url: str) -> None:
     """Nobody waits after an orderly stop; the epoch never goes back."""
     database = Database(url)

@@ -137,9 +137,10 @@ def _database(config: CoordinatorConfig) -> Iterator[Finding]:
         yield Finding("error", "storage.database_url", text)
         return
     database = Database(config.storage.database_url)
+    told = ""
     try:
-        if text := write_fault(config.storage.database_url):
-            yield Finding("error", "storage.database_url", text)
+        if told := write_fault(config.storage.database_url) or "":
+            yield Finding("error", "storage.database_url", told)
         if (revision := database.revision() or "") >= newest_revision():
             yield from _standing(database)
         else:
@@ -163,8 +164,9 @@ def _database(config: CoordinatorConfig) -> Iterator[Finding]:
     except FeddpError as error:
         yield Finding("error", "storage.database_url", error.message)
     except SQLAlchemyError as error:
-        text = unreadable(config.storage.database_url, error)
-        yield Finding("error", "storage.database_url", text)
+        if not told:
+            text = unreadable(config.storage.database_url, error)
+            yield Finding("error", "storage.database_url", text)
     finally:
         database.close()
 

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from coordinator.store import leases
 from coordinator.store.database import Database, newer_fault, newest_revision
-from coordinator.store.engines import WAIT_S, is_away, is_busy, now_s
+from coordinator.store.engines import WAIT_S, is_away, is_busy, now_s, why_away
 from coordinator.store.leases import HeldLease, Lease
 from coordinator.store.serving import is_outgrown
 from protos.errors import FeddpError, Unavailable
@@ -71,7 +71,7 @@ class Leadership:
                     raise
                 # Whoever leads may still reach it, and serves.
                 if "waiting_for_database" not in said:
-                    log.warning("waiting_for_database")
+                    log.warning("waiting_for_database", why=why_away(error))
                     said.add("waiting_for_database")
                 await asyncio.sleep(LOOK_AGAIN_S)
                 continue

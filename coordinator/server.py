@@ -45,7 +45,7 @@ from coordinator.sessions import Sessions
 from coordinator.shared_blobs import SharedBlobs
 from coordinator.store import certificates, epochs, users
 from coordinator.store.database import Database
-from coordinator.store.diagnosis import fault, is_empty
+from coordinator.store.diagnosis import fault, hidden, is_empty
 from coordinator.transfer_port import TransferPort
 from protos import tracing
 from protos.allocation import keep_freed
@@ -392,6 +392,8 @@ def serve(config_path: Path) -> None:
 
 async def _serve(config: CoordinatorConfig) -> None:
     if await asyncio.to_thread(is_empty, config.storage.database_url):
+        if unseen := await asyncio.to_thread(hidden, config.storage.database_url):
+            raise Malformed("DATABASE_UNUSABLE", f"storage.database_url: {unseen}")
         # A slip in its name, or a database that was lost: with a ledger of nothing, what was spent
         # would be booked once more.
         raise Malformed(

@@ -155,6 +155,15 @@ def is_away(error: DBAPIError) -> bool:
     return error.connection_invalidated or state[:2] in _AWAY_CLASSES or state == _READ_ONLY
 
 
+def why_away(error: Exception) -> str:
+    """Of what `is_away`, or could not be reached."""
+    if getattr(getattr(error, "orig", None), "sqlstate", None) == _READ_ONLY:
+        return "it takes no writes: a copy that is not promoted, or one that was set to read-only"
+    return (
+        "it cannot be reached, or does not let this process in; `feddp coordinator check` says more"
+    )
+
+
 def is_busy(error: DBAPIError) -> bool:
     """Whether another process held a lock for longer than anybody waits for it."""
     if getattr(error.orig, "sqlstate", None) == _LOCK_TIMEOUT:

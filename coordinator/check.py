@@ -116,6 +116,10 @@ def _authority(config: CoordinatorConfig) -> Iterator[Finding]:
 def _tracing(config: CoordinatorConfig) -> Iterator[Finding]:
     if config.monitoring.trace_endpoint and not otlp.is_installed():
         yield Finding("error", "monitoring.trace_endpoint", otlp.MISSING)
+    if config.monitoring.trace_endpoint and (
+        why := otlp.authority_fault(config.monitoring.trace_ca)
+    ):
+        yield Finding("error", "monitoring.trace_ca", why)
 
 
 def _alert_webhook(config: CoordinatorConfig) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from coordinator.followed_rounds import FollowedRounds
 from coordinator.health import HealthServer
 from coordinator.identities import Identities
 from coordinator.keyring import ledger_key
-from coordinator.leadership import Leadership
+from coordinator.leadership import Leadership, is_lost
 from coordinator.metrics import Metrics
 from coordinator.observer import Observer
 from coordinator.pausing import Pausing
@@ -185,7 +185,12 @@ class Coordinator:
             starting.cancel()  # it waited for another coordinator to end
             await asyncio.gather(starting, return_exceptions=True)
             return
-        await starting
+        try:
+            await starting
+        except Unavailable as error:
+            if is_lost(error):  # what it says is for nodes and people
+                raise self._taken_over() from None
+            raise
         beside = [
             asyncio.create_task(one) for one in (self._observer.run(), self._keep_certificate())
         ]
@@ -198,11 +203,20 @@ class Coordinator:
         await self.stop()
         log.info("coordinator_stopped")
         if self._leadership.lost.is_set():
-            raise Conflict(
-                "LEASE_LOST",
-                "another coordinator has taken over this installation's database, and this one "
-                "stopped; run one at a time",
-            )
+            raise self._taken_over()
+
+    def _taken_over(self) -> Conflict:
+        """Why this process ends."""
+        do = (
+            "one of several is started again, as its service does, and stands by"
+            if self.config.server.replica_host
+            else "run one at a time (several need server.replica_host)"
+        )
+        return Conflict(
+            "LEASE_LOST",
+            "another coordinator has taken over this installation's database, and this one "
+            f"stopped; {do}",
+        )
 
     async def start(self) -> None:
         """Open the ports and take up every job."""

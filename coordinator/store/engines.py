@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Engine, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
-from protos.errors import Malformed
+from protos.errors import Malformed, Unavailable
 
 WAIT_S: Final = 10
 """How long a transaction waits for another's lock, and a connection for the server."""
@@ -162,6 +162,26 @@ def why_away(error: Exception) -> str:
     return (
         "it cannot be reached, or does not let this process in; `feddp coordinator check` says more"
     )
+
+
+def unserved(error: DBAPIError) -> Unavailable | None:
+    """What to tell whoever asked for something that a PostgreSQL server could not do now; None for
+    a fault that has to be looked at."""
+    if getattr(error.orig, "sqlstate", None) == _LOCK_TIMEOUT:
+        return Unavailable(
+            "DATABASE_BUSY",
+            "somebody keeps a table of the coordinator's database locked, and nothing was changed; "
+            "try again in a moment",
+            retry_after_s=1,
+        )
+    if is_away(error):
+        return Unavailable(
+            "DATABASE_AWAY",
+            "the coordinator's database went away meanwhile, or takes no work now; try again in a "
+            "moment, and look then what has become of it",
+            retry_after_s=1,
+        )
+    return None
 
 
 def is_busy(error: DBAPIError) -> bool:

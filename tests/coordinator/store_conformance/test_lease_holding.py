@@ -1,6 +1,7 @@
 """One coordinator at a time, and one that was replaced can write nothing more."""
 
 import asyncio
+import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -206,3 +207,34 @@ def test_the_lease_cannot_change_hands_within_a_fenced_transaction(url: str) -> 
     taker.shutdown()
     first.close()
     second.close()
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_write_that_nobody_waits_for_any_more_tells_a_fault_and_no_refusal(
+    url: str, ours: bool
+) -> None:
+    """Whoever lost the lease ends, with every write that was under way refused."""
+    database, begun, awake = Database(url), threading.Event(), threading.Event()
+
+    def work(_connection: Connection) -> None:
+        begun.set()
+        assert awake.wait(30)
+        raise Unavailable(leases.LOST, "lost") if ours else ValueError("a fault")
+
+    async def scene() -> list[object]:
+        told: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: told.append(what))
+        writing = asyncio.create_task(database.write(work))
+        await asyncio.to_thread(begun.wait, 30)
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        awake.set()
+        await database.write(lambda _: None)
+        gc.collect()
+        return told
+
+    with structlog.testing.capture_logs() as said:
+        assert asyncio.run(scene()) == []
+    assert [one["event"] for one in said] == ([] if ours else ["write_failed"])
+    database.close()

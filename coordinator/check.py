@@ -101,7 +101,10 @@ def _authority(config: CoordinatorConfig) -> Iterator[Finding]:
         return
     left = leaf.not_valid_after_utc - datetime.now(UTC)
     said = f"the server's certificate ends at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
-    if left.total_seconds() <= 0:
+    if left.total_seconds() <= 0 and config.server.ssl_cert is None and ends > datetime.now(UTC):
+        # After months of a stop, or of the backup that was restored.
+        yield Finding("warning", "certificates", f"{said}: it is over, and the start renews it")
+    elif left.total_seconds() <= 0:
         yield Finding("error", "certificates", f"{said}: it is over, and no node will connect")
     elif left.days < EXPIRES_SOON_DAYS:
         yield Finding(

@@ -9,6 +9,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,14 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from benchmarks.postgresql import PostgreSql
+from certs.authority import Authority
+from certs.enrolment import private_pem
 from coordinator import gateway_certificate
 from coordinator.backups.backup import backup
 from coordinator.check import check
+from coordinator.config import load_config
 from coordinator.installation import Installation, init
+from coordinator.server_certificate import ServerCertificate, issue
 from coordinator.store import pauses
 from coordinator.store.database import Database
 from coordinator.store.diagnosis import _meaning, fault, is_empty, write_fault
@@ -467,3 +472,41 @@ def test_a_start_on_a_database_without_tables_is_refused(
     assert "names a database without tables: mend it, restore" in done.stderr
     assert is_empty(url)
     assert not is_empty(url_of(installation))
+
+
+def outdated(made: Installation) -> tuple[bytes, bytes]:
+    """(key, chain) of the server that are over."""
+    long_ago = datetime.now(UTC) - timedelta(days=400)
+    key, chain = issue(Authority.load(made.folder / "pki"), ["localhost"], [], long_ago)
+    return private_pem(key), chain
+
+
+def test_a_certificate_that_ended_while_it_was_off_keeps_no_coordinator_from_starting(
+    installation: Installation,
+) -> None:
+    """As after a stop of months, or a restore of a backup of last year: the start renews it."""
+    key, chain = outdated(installation)
+    pki = installation.folder / "pki"
+    (pki / "server.key").write_bytes(key)
+    (pki / "server.crt").write_bytes(chain)
+    [(level, text_)] = said(installation, "certificates")
+    assert (level, "the start renews it" in text_) == ("warning", True)
+    certificate = ServerCertificate(load_config(installation.config, {}), lambda _: None)
+    certificate.refresh()
+    [(level, _)] = said(installation, "certificates")
+    assert level == "ok"
+
+
+def test_a_given_certificate_that_is_over_is_an_error(
+    installation: Installation, tmp_path: Path
+) -> None:
+    """Nobody here renews it."""
+    given = {"ssl_key": tmp_path / "key.pem", "ssl_cert": tmp_path / "crt.pem"}
+    for path, content in zip(given.values(), outdated(installation), strict=True):
+        path.write_bytes(content)
+        path.chmod(0o600)
+    settings = yaml.safe_load(installation.config.read_text())
+    settings["server"] |= {name: str(path) for name, path in given.items()}
+    installation.config.write_text(yaml.safe_dump(settings))
+    [(level, text_)] = said(installation, "certificates")
+    assert (level, "no node will connect" in text_) == ("error", True)

@@ -22,11 +22,13 @@ class Peer:
     Attributes:
         fingerprint: SHA-256 of the certificate's DER, hexadecimal.
         not_after: last moment of the certificate's validity, UTC.
+        through: fingerprints of the gateways that say so; empty where the connection shows it.
     """
 
     fingerprint: str
     spiffe_id: SpiffeId
     not_after: datetime
+    through: tuple[str, ...] = ()
 
 
 def peer_of(auth_context: Mapping[str, Iterable[bytes]], trust_domain: str) -> Peer:

@@ -37,7 +37,10 @@ BEGIN, END = "<!-- values: made by charts/generate.py -->\n", "<!-- end of value
 CHARTS_OWN: Final = frozenset({"server", "storage"})
 """Sections that the chart writes itself, from what it mounts and opens."""
 
-WEBHOOK: Final = rf"^(https://([^\s:/@?#\[\]]+|\[[0-9A-Fa-f:.]+\])(:{PORT})?([/?][^\s#]*)?)?$"
+_LABEL: Final = r"[^\s:/@?#\[\].]{1,63}"
+WEBHOOK: Final = (
+    rf"^(https://({_LABEL}(\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\])(:{PORT})?([/?][!-\"$-~]*)?)?$"
+)
 """What the coordinator's own look at monitoring.alert_webhook lets through."""
 
 NOTHING_TAKEN_AWAY: Final = (

@@ -101,7 +101,10 @@ def _authority(config: CoordinatorConfig) -> Iterator[Finding]:
         return
     left = leaf.not_valid_after_utc - datetime.now(UTC)
     said = f"the server's certificate ends at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
-    if left.total_seconds() <= 0:
+    if left.total_seconds() <= 0 and config.server.ssl_cert is None and ends > datetime.now(UTC):
+        # After months of a stop, or of the backup that was restored.
+        yield Finding("warning", "certificates", f"{said}: it is over, and the start renews it")
+    elif left.total_seconds() <= 0:
         yield Finding("error", "certificates", f"{said}: it is over, and no node will connect")
     elif left.days < EXPIRES_SOON_DAYS:
         yield Finding(
@@ -116,6 +119,10 @@ def _authority(config: CoordinatorConfig) -> Iterator[Finding]:
 def _tracing(config: CoordinatorConfig) -> Iterator[Finding]:
     if config.monitoring.trace_endpoint and not otlp.is_installed():
         yield Finding("error", "monitoring.trace_endpoint", otlp.MISSING)
+    if config.monitoring.trace_endpoint and (
+        why := otlp.authority_fault(config.monitoring.trace_ca)
+    ):
+        yield Finding("error", "monitoring.trace_ca", why)
 
 
 def _alert_webhook(config: CoordinatorConfig) -> Iterator[Finding]:
@@ -137,9 +144,10 @@ def _database(config: CoordinatorConfig) -> Iterator[Finding]:
         yield Finding("error", "storage.database_url", text)
         return
     database = Database(config.storage.database_url)
+    told = ""
     try:
-        if text := write_fault(config.storage.database_url):
-            yield Finding("error", "storage.database_url", text)
+        if told := write_fault(config.storage.database_url) or "":
+            yield Finding("error", "storage.database_url", told)
         if (revision := database.revision() or "") >= newest_revision():
             yield from _standing(database)
         else:
@@ -163,8 +171,9 @@ def _database(config: CoordinatorConfig) -> Iterator[Finding]:
     except FeddpError as error:
         yield Finding("error", "storage.database_url", error.message)
     except SQLAlchemyError as error:
-        text = unreadable(config.storage.database_url, error)
-        yield Finding("error", "storage.database_url", text)
+        if not told:
+            text = unreadable(config.storage.database_url, error)
+            yield Finding("error", "storage.database_url", text)
     finally:
         database.close()
 

@@ -215,9 +215,9 @@ def _risks(config: CoordinatorConfig) -> Iterator[Finding]:
             "monitoring.alert_webhook_secret signs them",
         )
     yield from _missing_files("server", server, "ssl_cert", "ssl_key")
-    yield from _missing_files(
-        "monitoring", monitoring, "trace_ca", "alert_webhook_ca", "alert_webhook_secret"
-    )
+    yield from _missing_files("monitoring", monitoring, "alert_webhook_ca", "alert_webhook_secret")
+    if not monitoring.trace_endpoint:  # else it keeps the coordinator from starting
+        yield from _missing_files("monitoring", monitoring, "trace_ca")
 
 
 def _missing_files(section: str, values: Section, *names: str) -> Iterator[Finding]:

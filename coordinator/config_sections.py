@@ -356,6 +356,11 @@ class Storage(Section):
     @field_validator("database_url")
     @classmethod
     def _database(cls, value: str, info: ValidationInfo) -> str:
+        if value != value.strip():
+            raise ValueError(
+                "it begins or ends with a blank or a line's end, as of a Secret that was made from "
+                "a file with one: write it without (`printf %s`)"
+            )
         if value.startswith("postgresql"):
             return postgresql_url(value)
         name = value.removeprefix("sqlite:///")

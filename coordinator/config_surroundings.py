@@ -215,6 +215,14 @@ class Monitoring(Section):
             _ = parts.port
         except ValueError:
             raise ValueError("its port is no number up to 65535") from None
+        try:
+            (parts.hostname or "").encode("idna")
+            value.removeprefix(f"https://{parts.netloc}").encode("ascii")
+        except UnicodeError:
+            raise ValueError(
+                "its host has a part that is empty or longer than 63 letters, or its path a letter "
+                "that is not ASCII: write that as %XX"
+            ) from None
         return value
 
     @field_validator("trace_ca", "alert_webhook_ca", "alert_webhook_secret")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs.authority import Authority, IssuedCertificate
@@ -98,6 +99,37 @@ def renew(
     write_durable(out / CHAIN, issued.chain_pem, 0o644)
     _finish(out, _present(out))
     return issued.not_after, True
+
+
+def revoke(folder: Path, keep: Sequence[Path] = ()) -> int:
+    """Refuse every certificate that a gateway ever got, for good. A coordinator that runs cuts who
+    came through one within seconds, and keeps it in `storage.revocations_file`.
+
+    Args:
+        keep: folders of `issue`, whose certificates stay.
+
+    Returns:
+        How many were not revoked before.
+
+    Raises:
+        Malformed: CONFIG_INVALID.
+        NotFound: AUTHORITY_MISSING, GATEWAY_CERTIFICATE_MISSING.
+    """
+    config = load_config(folder / CONFIG_FILE, os.environ)
+    identity = SpiffeId(Authority.load(config.storage.pki_dir).trust_domain, "gateway")
+    kept = [_present(out).fingerprint(hashes.SHA256()).hex() for out in keep]
+    database = Database(config.storage.database_url)
+    try:
+        known = database.read_now(certificates.records)
+        if strange := [one for one, print_ in zip(keep, kept, strict=True) if print_ not in known]:
+            raise NotFound(
+                "GATEWAY_CERTIFICATE_MISSING",
+                f"what {strange[0] / CHAIN} holds is no certificate of this installation, and "
+                "nothing was revoked: give the folder that the gateway has its files from",
+            )
+        return database.write_now(lambda inside: certificates.revoke(inside, identity, but=kept))
+    finally:
+        database.close()
 
 
 def _present(out: Path) -> x509.Certificate:

@@ -53,7 +53,7 @@ class Identities:
         clock: seconds, for how long is believed what `follow` has read.
 
     Attributes:
-        known: how many certificates there were when it was read.
+        known: how many certificates there were when it was read, and how many were revoked.
         restored: every restoration from a backup, in order.
         is_behind: not every revocation could be written to `revocations`; the next reload tries
             again.
@@ -82,7 +82,7 @@ class Identities:
         self._revoked: set[str] = set()
         self._reloading = asyncio.Lock()
         self._used_at_s: dict[str, float] = {}
-        self.known = 0
+        self.known = (0, 0)
         self._stamp: registry.Stamp | None = None
         self._believed_until_s = -math.inf
 
@@ -113,7 +113,7 @@ class Identities:
 
     async def _reload(self) -> None:
         since_s = time.time() - ENDED_KEPT_S
-        self.known = await self._database.read(certificates.count)
+        self.known = await self._database.read(certificates.counts)
         self._certificates = await self._database.read(lambda c: certificates.records(c, since_s))
         self._users = await self._database.read(users.all_users)
         nodes = await self._database.read(people.all_nodes)
@@ -159,10 +159,12 @@ class Identities:
         seen = peer_of(auth_context, self._trust_domain)
         if seen.spiffe_id.kind != "gateway":
             return seen
-        admit(seen, self._certificates.get(seen.fingerprint), datetime.now(UTC))
+        self._admit_gateway(seen)
+        through: tuple[str, ...] = (seen.fingerprint,)
         if self._gateway_sidecar:
             client, gateway = forwarded_fingerprints(metadata or ())
-            self._admit_gateway(gateway)
+            self._admit_gateway(self._gateway(gateway))
+            through = (gateway, seen.fingerprint)
         else:
             client = forwarded_fingerprint(metadata or ())
         record = self._certificates.get(client)
@@ -172,13 +174,13 @@ class Identities:
                 "the certificate that the gateway was shown is not in this coordinator's registry; "
                 "enrol again with a new token",
             )
-        return Peer(record.fingerprint, record.spiffe_id, record.not_after)
+        return Peer(record.fingerprint, record.spiffe_id, record.not_after, through)
 
-    def _admit_gateway(self, fingerprint: str) -> None:
-        """Let in a gateway that the proxy behind it names.
+    def _gateway(self, fingerprint: str) -> Peer:
+        """The gateway that the proxy behind it names.
 
         Raises:
-            Unauthenticated: FORWARDED_IDENTITY, it is no gateway; and as `certs.registry.admit`.
+            Unauthenticated: FORWARDED_IDENTITY, it is no gateway.
         """
         record = self._certificates.get(fingerprint)
         if record is None or record.spiffe_id.kind != "gateway":
@@ -187,18 +189,33 @@ class Identities:
                 "whom the proxy behind the gateway was shown is no gateway of this coordinator: "
                 "nobody but the gateway may reach that proxy",
             )
-        seen = Peer(record.fingerprint, record.spiffe_id, record.not_after)
+        return Peer(record.fingerprint, record.spiffe_id, record.not_after)
+
+    def _admit_gateway(self, seen: Peer) -> None:
+        """Let in a gateway.
+
+        Raises:
+            Unauthenticated: GATEWAY_REVOKED, and as `certs.registry.admit`.
+        """
+        record = self._certificates.get(seen.fingerprint)
+        if record is not None and record.revoked:
+            raise _gateway_revoked()
         admit(seen, record, datetime.now(UTC))
 
     def caller(self, peer: Peer) -> Caller:
         """The caller behind a certificate, if it may speak now.
 
         Raises:
-            Unauthenticated: as `certs.registry.admit`.
+            Unauthenticated: as `certs.registry.admit`; GATEWAY_REVOKED, also of a stream that
+                began before.
             NotAllowed: NODE_DISABLED, NODE_QUARANTINED, USER_UNKNOWN.
             Unavailable: REGISTRY_UNREAD.
         """
         self._believe()
+        for gateway in peer.through:
+            vouching = self._certificates.get(gateway)
+            if vouching is not None and vouching.revoked:
+                raise _gateway_revoked()
         record = self._certificates.get(peer.fingerprint)
         if record is None and self.restored:
             raise _lost(peer.spiffe_id, self.restored[-1])
@@ -288,6 +305,16 @@ def _lost(identity: SpiffeId, epoch: Epoch) -> Unauthenticated:
         "CERTIFICATE_UNKNOWN",
         f"the certificate of {identity} is not in this coordinator's registry, which was restored "
         f"from a backup of {epoch.backup_made}: {again}",
+    )
+
+
+def _gateway_revoked() -> Unauthenticated:
+    """How everybody is refused who comes through a gateway whose certificate was revoked."""
+    return Unauthenticated(
+        "GATEWAY_REVOKED",
+        "the certificate of the gateway between was revoked, so that nobody gets through it; your "
+        "own is none the worse for it. The coordinator's operator gives the gateway the next one "
+        "(`feddp coordinator gateway`)",
     )
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from coordinator.store import leases
 from coordinator.store.database import Database, newer_fault, newest_revision
-from coordinator.store.engines import WAIT_S, is_away, is_busy, now_s
+from coordinator.store.engines import WAIT_S, is_away, is_busy, now_s, why_away
 from coordinator.store.leases import HeldLease, Lease
 from coordinator.store.serving import is_outgrown
 from protos.errors import FeddpError, Unavailable
@@ -71,7 +71,7 @@ class Leadership:
                     raise
                 # Whoever leads may still reach it, and serves.
                 if "waiting_for_database" not in said:
-                    log.warning("waiting_for_database")
+                    log.warning("waiting_for_database", why=why_away(error))
                     said.add("waiting_for_database")
                 await asyncio.sleep(LOOK_AGAIN_S)
                 continue
@@ -104,6 +104,9 @@ class Leadership:
             Malformed: DATABASE_NEWER, the tables were upgraded since this process started, and
                 not for its version.
         """
+        # Before the clock is read: whoever hung in a write may keep the row for longer than a lease
+        # lasts, and one that has ended when it is taken is taken again by the next, at once.
+        leases.wait(connection, NAME)
         held = leases.look(connection, NAME)
         gone = held if held is not None and is_gone(held.holder) else None
         lease = leases.take(

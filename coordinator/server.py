@@ -18,7 +18,7 @@ from coordinator.followed_rounds import FollowedRounds
 from coordinator.health import HealthServer
 from coordinator.identities import Identities
 from coordinator.keyring import ledger_key
-from coordinator.leadership import Leadership, this_process
+from coordinator.leadership import Leadership, is_lost, this_process
 from coordinator.metrics import Metrics
 from coordinator.observer import Observer
 from coordinator.pausing import Pausing
@@ -46,7 +46,7 @@ from coordinator.shared_blobs import SharedBlobs
 from coordinator.shared_work import SharedWork, WorkTaker
 from coordinator.store import certificates, epochs, users
 from coordinator.store.database import Database
-from coordinator.store.diagnosis import fault, is_empty
+from coordinator.store.diagnosis import fault, hidden, is_empty
 from coordinator.transfer_port import TransferPort
 from protos import tracing
 from protos.allocation import keep_freed
@@ -189,7 +189,12 @@ class Coordinator:
             starting.cancel()  # it waited for another coordinator to end
             await asyncio.gather(starting, return_exceptions=True)
             return
-        await starting
+        try:
+            await starting
+        except Unavailable as error:
+            if is_lost(error):  # what it says is for nodes and people
+                raise self._taken_over() from None
+            raise
         beside = [
             asyncio.create_task(one) for one in (self._observer.run(), self._keep_certificate())
         ]
@@ -202,11 +207,20 @@ class Coordinator:
         await self.stop()
         log.info("coordinator_stopped")
         if self._leadership.lost.is_set():
-            raise Conflict(
-                "LEASE_LOST",
-                "another coordinator has taken over this installation's database, and this one "
-                "stopped; run one at a time",
-            )
+            raise self._taken_over()
+
+    def _taken_over(self) -> Conflict:
+        """Why this process ends."""
+        do = (
+            "one of several is started again, as its service does, and stands by"
+            if self.config.server.replica_host
+            else "run one at a time (several need server.replica_host)"
+        )
+        return Conflict(
+            "LEASE_LOST",
+            "another coordinator has taken over this installation's database, and this one "
+            f"stopped; {do}",
+        )
 
     async def start(self) -> None:
         """Open the ports and take up every job."""
@@ -356,8 +370,8 @@ class Coordinator:
             await asyncio.sleep(CERTIFICATE_S)
             try:
                 await asyncio.to_thread(self._certificate.refresh)
-                # `feddp coordinator reissue` writes beside us.
-                found = await self.database.read(certificates.count)
+                # `feddp coordinator reissue` and `gateway` write beside us.
+                found = await self.database.read(certificates.counts)
                 if found != self.identities.known or self.identities.is_behind:
                     await self.identities.reload()
             except Exception:
@@ -396,6 +410,8 @@ def serve(config_path: Path) -> None:
 
 async def _serve(config: CoordinatorConfig) -> None:
     if await asyncio.to_thread(is_empty, config.storage.database_url):
+        if unseen := await asyncio.to_thread(hidden, config.storage.database_url):
+            raise Malformed("DATABASE_UNUSABLE", f"storage.database_url: {unseen}")
         # A slip in its name, or a database that was lost: with a ledger of nothing, what was spent
         # would be booked once more.
         raise Malformed(

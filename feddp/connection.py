@@ -21,18 +21,28 @@ _TRIES_MAX = 6
 _RETRIED = {
     "methodConfig": [
         {
-            "name": [{"service": f"feddp.v1.{name}"} for name in ("Jobs", "Models", "Budgets")],
+            "name": [
+                {"service": f"feddp.v1.{name}"}
+                for name in ("Jobs", "Models", "Budgets", "Nodes", "Users", "Operations")
+            ],
             "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.2s",
-                "maxBackoff": "2s",
+                "maxAttempts": 5,
+                "initialBackoff": "0.3s",
+                "maxBackoff": "3s",
                 "backoffMultiplier": 2,
                 "retryableStatusCodes": ["UNAVAILABLE"],
             },
-        }
+        },
+        {
+            "name": [
+                {"service": "feddp.v1.Nodes", "method": "CreateToken"},
+                {"service": "feddp.v1.Users", "method": "InviteUser"},
+            ]
+        },
     ]
 }
-"""Every call of these services may be sent again; making a join token may not."""
+"""Every call of these services may be sent again, but those that make a token. So nobody notices
+that one of several coordinators takes over from another."""
 
 _OPTIONS = (
     ("grpc.service_config", json.dumps(_RETRIED)),
@@ -40,7 +50,11 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 300),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Also how long a handshake may take: one of several coordinators that hangs takes connections
+    # and answers nothing, and the next try may get to another. It is 20 s else, as long as a call.
+    ("grpc.min_reconnect_backoff_ms", 6_000),
 )
 
 T = TypeVar("T")
@@ -105,7 +119,8 @@ class Connection:
             "UNREACHABLE",
             f"the coordinator at {self._profile.address} cannot be reached, or its certificate or "
             f"ours ({self._profile.folder}) is not accepted; check that it runs and that the "
-            "profile belongs to it",
+            "profile belongs to it. Where there are several coordinators, another may be taking "
+            "over: try again in some seconds",
         )
 
     def again(self, call: Callable[[], T]) -> T:

@@ -6,6 +6,7 @@ oldest go first, and the process ends without them after `CLOSE_S`.
 
 import logging
 import os
+import ssl
 import threading
 from collections.abc import Callable
 from importlib.metadata import version
@@ -181,11 +182,27 @@ def export_nothing(endpoint: str, *, ca_file: Path | None = None) -> None:
         )
 
 
+def authority_fault(ca_file: Path | None) -> str:
+    """Why no collector could be verified with this file; empty for nothing."""
+    try:
+        _credentials(ca_file)
+    except Malformed as error:
+        return error.message
+    return ""
+
+
 def _credentials(ca_file: Path | None) -> grpc.ChannelCredentials | None:
     if ca_file is None:
         return None
     try:
+        # gRPC takes anything, and then trusts nobody without a word.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca_file)
         return grpc.ssl_channel_credentials(ca_file.read_bytes())
+    except ssl.SSLError:
+        raise Malformed(
+            "TRACING_INVALID",
+            f"{ca_file} holds no certificate in PEM; it is to hold the collector's authority",
+        ) from None
     except OSError as error:
         raise Malformed(
             "TRACING_INVALID",

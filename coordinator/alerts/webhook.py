@@ -63,7 +63,13 @@ class Webhook:
                 done.set_result(why)
 
         def work() -> None:
-            why = self._post(data)
+            why = "the post ended in a way that this program does not know"
+            try:
+                why = self._post(data)
+            finally:  # else no later one would be tried
+                tell(why)
+
+        def tell(why: str) -> None:
             with contextlib.suppress(RuntimeError):  # the coordinator has ended meanwhile
                 loop.call_soon_threadsafe(settle, why)
 
@@ -95,7 +101,7 @@ class Webhook:
         )
         try:
             connection.connect()
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             return _why(error)
         finally:
             connection.close()
@@ -123,7 +129,7 @@ class Webhook:
                 status = connection.getresponse().status
             finally:
                 connection.close()
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             return _why(error)
         if 200 <= status < 300:
             return ""

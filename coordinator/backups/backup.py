@@ -55,7 +55,8 @@ class Backup:
 
     Attributes:
         missing: what the tables name and was not found, or is damaged, where it should lie.
-        recorded: whether the database now knows of it; tables of an older version cannot.
+        recorded: whether the database now knows of it; tables of an older version cannot, and one
+            in which something is missing does not count as made.
     """
 
     file: Path
@@ -154,7 +155,9 @@ def backup(
         beside.replace(out)
         sync_directory(out.parent)
         undo.pop_all()
-    recorded = _record(config.storage.database_url, made_at_s, size, keys=keys)
+    url = config.storage.database_url
+    # Else the alert on old backups would be silent while none has the models any more.
+    recorded = not missing and _record(url, made_at_s, size, keys=keys)
     return Backup(out, made_at_s, size, files, password is not None, keys, tuple(missing), recorded)
 
 

@@ -14,11 +14,13 @@ from typing import Any
 
 import grpc
 import structlog
+from sqlalchemy.exc import DBAPIError
 
 from certs.peer import Peer
 from coordinator.authz import WITHOUT_CERTIFICATE, Caller, allow
 from coordinator.identities import Identities
 from coordinator.metrics import Metrics
+from coordinator.store.engines import unserved
 from protos import status, tracing
 from protos.errors import FeddpError, Internal, NotAllowed, Unauthenticated
 
@@ -201,9 +203,10 @@ class _Call:
         except (asyncio.CancelledError, grpc.aio.AbortError):
             code = "CANCELLED"
             raise
-        except Exception:  # noqa: BLE001 - becomes an incident
-            code = "INTERNAL"
-            await _abort(context, _incident(self._method))
+        except Exception as error:  # noqa: BLE001 - becomes an incident
+            found = _told(self._method, error)
+            code = found.code
+            await _abort(context, found)
         finally:
             self._gate.count(self._path, code, time.monotonic() - began_s)
 
@@ -223,9 +226,10 @@ class _Call:
         except (asyncio.CancelledError, GeneratorExit, grpc.aio.AbortError):
             code = "CANCELLED"
             raise
-        except Exception:  # noqa: BLE001 - becomes an incident
-            code = "INTERNAL"
-            await _abort(context, _incident(self._method))
+        except Exception as error:  # noqa: BLE001 - becomes an incident
+            found = _told(self._method, error)
+            code = found.code
+            await _abort(context, found)
         finally:
             self._gate.count(self._path, code, time.monotonic() - began_s)
 
@@ -268,6 +272,14 @@ async def _abort(context: Context, error: FeddpError) -> None:
         error.message,
         trailing_metadata=((status.DETAILS_KEY, status.details(error)),),
     )
+
+
+def _told(method: str, error: Exception) -> FeddpError:
+    """A database that is away or busy is no fault of ours; anything else is an incident."""
+    if isinstance(error, DBAPIError) and (away := unserved(error)) is not None:
+        log.warning("rpc_unserved", method=method, reason=away.reason)
+        return away
+    return _incident(method)
 
 
 def _incident(method: str) -> Internal:

@@ -1,11 +1,23 @@
 """The registry of certificates: what was issued to whom, and which generation is in use."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, exists, false, func, select, true, update
+from sqlalchemy import (
+    Connection,
+    Integer,
+    Row,
+    cast,
+    exists,
+    false,
+    func,
+    select,
+    true,
+    update,
+)
 
 from certs.authority import IssuedCertificate
 from certs.registry import CertificateRecord, superseded
@@ -73,9 +85,11 @@ def records(connection: Connection, since_s: float = 0.0) -> dict[str, Certifica
     return {row.fingerprint: _record(row) for row in rows}
 
 
-def count(connection: Connection) -> int:
-    """How many certificates are registered."""
-    return int(connection.execute(select(func.count()).select_from(certificates)).scalar_one())
+def counts(connection: Connection) -> tuple[int, int]:
+    """How many certificates are registered, and how many of them are revoked."""
+    revoked_ones = func.coalesce(func.sum(cast(certificates.c.revoked, Integer)), 0)
+    row = connection.execute(select(func.count(), revoked_ones).select_from(certificates)).one()
+    return int(row[0]), int(row[1])
 
 
 def trust_domain(connection: Connection) -> str:
@@ -196,11 +210,19 @@ def find(connection: Connection, fingerprint: str) -> CertificateRecord | None:
     return _record(row) if row is not None else None
 
 
-def revoke(connection: Connection, identity: SpiffeId) -> int:
-    """Refuse every certificate that an identity has, for ever. Gives how many there were."""
+def revoke(connection: Connection, identity: SpiffeId, *, but: Iterable[str] = ()) -> int:
+    """Refuse every certificate that an identity has, for ever. Gives how many there were.
+
+    Args:
+        but: fingerprints of those that stay.
+    """
     return connection.execute(
         update(certificates)
-        .where(certificates.c.spiffe_id == str(identity), certificates.c.revoked == false())
+        .where(
+            certificates.c.spiffe_id == str(identity),
+            certificates.c.revoked == false(),
+            certificates.c.fingerprint.not_in(tuple(but)),
+        )
         .values(revoked=True, chain=None)
     ).rowcount
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
+import structlog
 from sqlalchemy import Connection, Engine, event, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -31,6 +32,8 @@ from coordinator.store.schema import metadata
 from coordinator.store.serving import LEASES_FROM, is_outgrown, revision_of
 from protos.disks import disk_trouble
 from protos.errors import FeddpError, Limited, Malformed, Unavailable
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -305,7 +308,12 @@ class Database:
         Once begun it is not abandoned: a caller that is cancelled leaves it to commit.
         """
         loop = asyncio.get_running_loop()
-        return await asyncio.shield(loop.run_in_executor(self._write_thread, self.write_now, work))
+        writing = loop.run_in_executor(self._write_thread, self.write_now, work)
+        try:
+            return await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            writing.add_done_callback(_tell)
+            raise
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a read transaction; it sees everything that was written before."""
@@ -318,3 +326,11 @@ class Database:
         self._read_threads.shutdown()
         self._writer.dispose()
         self._reader.dispose()
+
+
+def _tell(writing: "asyncio.Future[Any]") -> None:
+    """What became of a write that nobody waits for any more. A refusal of our own leaves nothing
+    behind, as when the lease is lost, and is no fault then."""
+    fault = None if writing.cancelled() else writing.exception()
+    if fault is not None and not isinstance(fault, FeddpError):
+        log.error("write_failed", exc_info=fault)

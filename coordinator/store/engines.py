@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Engine, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
-from protos.errors import Malformed
+from protos.errors import Malformed, Unavailable
 
 WAIT_S: Final = 10
 """How long a transaction waits for another's lock, and a connection for the server."""
@@ -153,6 +153,35 @@ def is_away(error: DBAPIError) -> bool:
     full of connections, or is a copy that is read-only until it is promoted."""
     state = getattr(error.orig, "sqlstate", None) or ""
     return error.connection_invalidated or state[:2] in _AWAY_CLASSES or state == _READ_ONLY
+
+
+def why_away(error: Exception) -> str:
+    """Of what `is_away`, or could not be reached."""
+    if getattr(getattr(error, "orig", None), "sqlstate", None) == _READ_ONLY:
+        return "it takes no writes: a copy that is not promoted, or one that was set to read-only"
+    return (
+        "it cannot be reached, or does not let this process in; `feddp coordinator check` says more"
+    )
+
+
+def unserved(error: DBAPIError) -> Unavailable | None:
+    """What to tell whoever asked for something that a PostgreSQL server could not do now; None for
+    a fault that has to be looked at."""
+    if getattr(error.orig, "sqlstate", None) == _LOCK_TIMEOUT:
+        return Unavailable(
+            "DATABASE_BUSY",
+            "somebody keeps a table of the coordinator's database locked, and nothing was changed; "
+            "try again in a moment",
+            retry_after_s=1,
+        )
+    if is_away(error):
+        return Unavailable(
+            "DATABASE_AWAY",
+            "the coordinator's database went away meanwhile, or takes no work now; try again in a "
+            "moment, and look then what has become of it",
+            retry_after_s=1,
+        )
+    return None
 
 
 def is_busy(error: DBAPIError) -> bool:

@@ -46,6 +46,12 @@ def look(connection: Connection, name: str) -> HeldLease | None:
     return HeldLease(row.holder, row.epoch, row.expires_at, row.address)
 
 
+def wait(connection: Connection, name: str) -> None:
+    """Wait until nobody else is changing the lease; from then on it stays as it is until this
+    transaction ends."""
+    connection.execute(_EPOCH, {"lease": name})
+
+
 def take(
     connection: Connection,
     name: str,

@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import helm
 import plain
@@ -166,6 +167,21 @@ def of_release(found: helm.Helm, profile: str, sets: list[str], copying: Copying
     yield Step("work goes on; from here, green alone", (resume,), back=None)
 
 
+def in_the_way(green: Path, *, made: bool) -> str:
+    """Why green could not begin there; "" for nothing. `cp -a` copies into a folder that is there,
+    and green would begin on what an earlier try has left: who was shut out since would be let in.
+
+    Args:
+        made: whether the copy makes the folder; else it may be there, empty, a disk of its own say.
+    """
+    if not green.exists() or (not made and green.is_dir() and not any(green.iterdir())):
+        return ""
+    return (
+        f"{green} is there already, perhaps from a try before: look at it, and remove it or "
+        "name another --green-dir"
+    )
+
+
 def main() -> int:
     """The exit code: 0 done, 1 stopped at a step, 2 wrong usage."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -208,6 +224,12 @@ def main() -> int:
     if not given.green_dir:
         parser.error("--green-dir is needed")
     found = plain.plain_of(parser, given)
+    blue, green = Path(given.dir).resolve(), Path(given.green_dir).resolve()
+    if blue == green or blue in green.parents or green in blue.parents:
+        parser.error("--green-dir is a folder of its own, not blue's, nor in it, nor around it")
+    if given.run and (wrong := in_the_way(green, made=not given.copy)):
+        print(f"nothing was done: {wrong}")
+        return 2
     if len(found.replicas) != 2:
         parser.error("--replica is given twice: blue, then green")
     commands = given.copy or [shlex.join(["cp", "-a", given.dir, given.green_dir])]

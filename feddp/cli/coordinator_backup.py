@@ -150,7 +150,9 @@ def _say_made(made: "Backup") -> None:
         output.line(f"warning: {name} is missing or damaged here, and so is not in the backup")
     if len(made.missing) > TOLD_MAX:
         output.line(f"warning: and {len(made.missing) - TOLD_MAX} more")
-    if not made.recorded:
+    if made.missing:
+        output.line("warning: so it does not count as made: the alert BackupOld goes on")
+    elif not made.recorded:
         output.line(
             "warning: an older version made the tables, so that the time of this backup is not kept"
         )

@@ -12,7 +12,9 @@ from protos.errors import Malformed
 
 def gateway(
     folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="The installation.")],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where key and certificate go.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where key and certificate go.")
+    ] = None,
     host: Annotated[
         list[str] | None, typer.Option(help="Name that nodes dial; may be given again.")
     ] = None,
@@ -24,6 +26,18 @@ def gateway(
             "is left or another authority issues; else do nothing. For a daily timer.",
         ),
     ] = False,
+    revoke: Annotated[
+        bool,
+        typer.Option(
+            "--revoke",
+            help="Shut out every certificate that a gateway ever got, for good and within "
+            "seconds: its key was copied, or there is no such gateway any more.",
+        ),
+    ] = False,
+    keep: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="With --revoke: whose certificate stays. Repeatable."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Issue the certificate of a gateway that ends TLS in front of the coordinator (deploy/envoy).
@@ -32,6 +46,21 @@ def gateway(
     """
     from coordinator import gateway_certificate
 
+    if revoke or out is None:
+        if renew or host or out is not None or not revoke:
+            raise Malformed(
+                "USAGE",
+                "give --out FOLDER for a certificate, or --revoke alone (with --keep FOLDER) to "
+                "shut out the others",
+            )
+        count = gateway_certificate.revoke(folder, keep or [])
+        if as_json:
+            output.print_json({"revoked": count, "kept": [str(one) for one in keep or []]})
+            return
+        output.line(f"{count} certificates of gateways are shut out from now on")
+        return
+    if keep:
+        raise Malformed("USAGE", "--keep FOLDER goes with --revoke")
     if renew == bool(host):
         raise Malformed(
             "USAGE",

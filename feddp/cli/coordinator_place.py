@@ -21,11 +21,13 @@ def config_path(config: Path | None, folder: Path | None) -> Path:
 
     Raises:
         Malformed: CONFIG_MISSING.
+        NotFound: INSTALLATION_MISSING.
+        WrongPhase: RESTORE_UNFINISHED.
     """
     if config is not None:
         return config
     from feddp.profile import CONFIG_NAME, DIR_VARIABLE, installation_in
-    from protos.errors import Malformed
+    from protos.errors import Malformed, NotFound
 
     if folder is None and (text := os.environ.get(DIR_VARIABLE)):
         folder = Path(text)
@@ -33,4 +35,11 @@ def config_path(config: Path | None, folder: Path | None) -> Path:
         raise Malformed(
             "CONFIG_MISSING", "which coordinator? Give --config FILE or --dir DIR, or set FEDDP_DIR"
         )
-    return installation_in(folder) / CONFIG_NAME
+    try:
+        return installation_in(folder) / CONFIG_NAME
+    except NotFound:
+        # Where a restore was cut off its configuration may not be there yet.
+        from coordinator.restoring.marker import refuse_unfinished
+
+        refuse_unfinished(folder / CONFIG_NAME)
+        raise

@@ -315,6 +315,8 @@ _ADVICE: Final = {
 _SHUT_OUT: Final = {
     "NODE_DISABLED": "the agent goes on trying, and comes back by itself; ask the coordinator's "
     "operator why, and for `feddp node enable NAME`",
+    "GATEWAY_REVOKED": "the agent goes on trying, and comes back by itself; this node's own "
+    "certificate is as good as before: ask the coordinator's operator about the gateway",
     "NODE_QUARANTINED": "the agent goes on trying, and comes back by itself; tell the "
     "coordinator's operator whether there is a second copy of this folder; `feddp node release "
     "NAME` ends it",

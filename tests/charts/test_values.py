@@ -21,6 +21,7 @@ from tests.charts.rendering import (
     ISTIO,
     MATRIX,
     POSTGRESQL,
+    RELEASE,
     REPLICAS,
     RESTORE,
     STORE,
@@ -80,6 +81,10 @@ BAD: dict[str, list[Any]] = {
         "s3://B",
         "s3://u:p@b",
         "s3://b/",
+        "s3://192.0.2.1/models",
+        "s3://a..b",
+        "s3://feddp/../other",
+        "s3://feddp/.",
     ],
     "coordinator.objectStore.endpoint": [
         "s3.example:8333",
@@ -159,7 +164,22 @@ BAD: dict[str, list[Any]] = {
     "coordinator.resources.limits.memory": ["4G", "0Gi", 4, ""],
     "coordinator.runAsUser": [0, -1, "feddp"],
     "coordinator.nodeSelector": [{"a": "b c"}, {"a": 1}],
-    "coordinator.tolerations": [[{"key": "a"}], [{"operator": "In"}], {"operator": "Exists"}],
+    **{
+        f"{pod}.tolerations": [
+            *(
+                [{"key": "a"}],
+                [{"operator": "In"}],
+                {"operator": "Exists"},
+                [{"operator": "Equal"}],
+            ),
+            [{"key": "a", "operator": "Exists", "value": "b"}],
+            [{"key": "a b", "operator": "Exists"}],
+            [{"key": "a", "operator": "Equal", "value": "b c"}],
+            [{"key": "a", "operator": "Exists", "tolerationSeconds": 5}],
+            [{"key": "a", "operator": "Exists", "effect": "NoSchedule", "tolerationSeconds": 5}],
+        ]
+        for pod in ("coordinator", "nodeAgent")
+    },
     "coordinator.config": [
         {"server": {"port": 1}},
         {"storage": {"database_url": "sqlite:///other.db"}},
@@ -177,6 +197,8 @@ BAD: dict[str, list[Any]] = {
         {"monitoring": {"alert_webhook": "http://alerts.example/hook"}},
         {"monitoring": {"alert_webhook": "https://u:p@alerts.example/hook"}},
         {"monitoring": {"alert_webhook": "https://alerts.example:99999/hook"}},
+        {"monitoring": {"alert_webhook": "https://alerts..example/hook"}},
+        {"monitoring": {"alert_webhook": "https://alerts.example/h\u00f6rt"}},
         {"federaton": {}},
     ],
     "nodeAgent.records": [
@@ -213,7 +235,7 @@ BAD: dict[str, list[Any]] = {
     "istio.allowedSources": ["192.0.2.0/24", ["hospital.example"], ["192.0.2.1"], ["::/129"]],
     "networkPolicy.scrapers": [[{"namespace": "Monitoring"}]],
     "networkPolicy.dns": [[], [{"namespace": "kube-system", "podLabels": {"k8s-app": True}}]],
-    "monitoring.serviceMonitor.interval": ["30", "half"],
+    "monitoring.serviceMonitor.interval": ["30", "half", "0s", "61s", "2m", "10m"],
     "monitoring.prometheusRule.latencySeconds": [0, -1, "1s", 10, 60],
     "monitoring.prometheusRule.budgetRemaining": [0, "10%"],
     "monitoring.prometheusRule.runbookUrl": ["wiki/feddp", "https://wiki/feddp/"],
@@ -303,6 +325,17 @@ GOOD_FORMS: dict[str, list[Any]] = {
         )
     ],
     "coordinator.resources.limits.cpu": ["1500m", 2, 1.5, "2.5", "10", "1000m"],
+    "coordinator.tolerations": [
+        [{"operator": "Exists"}],
+        [{"key": "a.example/b", "operator": "Equal", "value": "", "effect": "NoSchedule"}],
+        [{"key": "a", "operator": "Equal"}],
+        [{"key": "a", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 0}],
+    ],
+    "monitoring.serviceMonitor.interval": ["1s", "60s", "1m"],
+    "coordinator.config": [
+        {"monitoring": {"alert_webhook": one}}
+        for one in ("https://a/x?y=%C3%BC", "https://[2001:db8::1]:8443/", "https://a.example")
+    ],
 }
 
 
@@ -582,6 +615,23 @@ CLASHES: dict[str, tuple[Values, str]] = {
     "an-address-for-the-gateway": (
         merged(GOOD, {"coordinator": {"hosts": {"coordinator": "192.0.2.1"}}}),
         "there no address stands",
+    ),
+    "a-short-name-for-the-gateway": (
+        merged(GOOD, {"coordinator": {"hosts": {"coordinator": "feddp"}}}),
+        "Istio takes no short name",
+    ),
+    "backups-on-another-pods-volume": (
+        merged(
+            GOOD,
+            REPLICAS,
+            BACKUP,
+            {"coordinator": {"backup": {"claim": f"data-{RELEASE}-feddp-coordinator-2"}}},
+        ),
+        "a backup on the volume that it is of is lost with it",
+    ),
+    "nobody-may-read-what-prometheus-is-told-to": (
+        merged(GOOD, WATCHED, {"networkPolicy": {"scrapers": []}}),
+        "keeps Prometheus from what it is told to read",
     ),
     "another-port-of-the-store": (
         merged(GOOD, REPLICAS, {"coordinator": {"objectStore": {"port": 443, "peers": []}}}),

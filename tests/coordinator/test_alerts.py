@@ -307,6 +307,20 @@ async def test_a_receiver_that_answers_nothing_is_given_up_and_holds_nobody(
 
 
 @in_a_loop
+async def test_a_post_that_breaks_off_keeps_no_later_one_back(
+    there: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it was, in words of ours and at once."""
+    webhook = Webhook(there.url, there.ca_file, None)
+    with monkeypatch.context() as patched:
+        patched.setattr(webhook, "_target", "/f\u00fc")
+        with pytest.raises(NotTaken, match="UnicodeEncodeError"):
+            await webhook.post(b"{}")
+    await webhook.post(b"{}")
+    assert len(there.requests) == 1
+
+
+@in_a_loop
 async def test_no_log_line_repeats_the_url(there: Receiver) -> None:
     """A webhook's path is often its password."""
     there.answer("500")

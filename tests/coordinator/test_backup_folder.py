@@ -116,11 +116,16 @@ def test_an_incomplete_backup_pushes_no_complete_one_out(
     digest = with_job(installation)
     model = installation.folder / "blobs" / digest
     for day in (1, 2):
-        made(installation, folder, day, keep=2)
+        complete = made(installation, folder, day, keep=2)
     model.unlink()
     for day in (3, 4, 5):
         kept = made(installation, folder, day, keep=2)
         assert kept.backup.missing == (f"models/{digest}",)
+        assert not kept.backup.recorded
+    # Nor does the alert on old backups take one of these for a good one.
+    database = opened(installation)
+    assert database.read_now(backups.last_success_at) == complete.backup.made_at_s
+    database.close()
     assert days(folder) == ["01", "02", "04?", "05?"]
     assert check(folder / names(folder)[1]).missing == ()
     model.write_bytes(MODEL)

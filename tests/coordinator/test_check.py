@@ -9,6 +9,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,19 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from benchmarks.postgresql import PostgreSql
+from certs.authority import Authority
+from certs.enrolment import private_pem
 from coordinator import gateway_certificate
 from coordinator.backups.backup import backup
 from coordinator.check import check
+from coordinator.config import load_config
 from coordinator.installation import Installation, init
+from coordinator.server_certificate import ServerCertificate, issue
 from coordinator.store import pauses
 from coordinator.store.database import Database
-from coordinator.store.diagnosis import fault, is_empty, write_fault
+from coordinator.store.diagnosis import _meaning, fault, is_empty, write_fault
 from feddp.demo.ports import choose_ports
-from protos.errors import Malformed
+from protos.errors import Malformed, Unavailable
 from tests.integration.federation import wait_for
 
 
@@ -319,6 +324,132 @@ def test_a_parameter_of_the_database_that_cannot_be_is_told(
     assert words in (fault(f"{postgresql_server.new_database()}?{query}") or "")
 
 
+AT_HOST = 'connection to server at "role-database.example" (192.0.2.1), port 5432 failed: '
+
+
+@pytest.mark.parametrize(
+    ("said_", "meaning"),
+    [
+        ("FATAL:  sorry, too many clients already", "no connection is left"),
+        (
+            "FATAL:  remaining connection slots are reserved for roles with SUPERUSER",
+            "no connection is left",
+        ),
+        ('FATAL:  too many connections for role "feddp"', "no connection is left"),
+        ('FATAL:  too many connections for database "feddp"', "no connection is left"),
+        ("FATAL:  the database system is starting up", "starting, stopping or recovering"),
+        ("FATAL:  the database system is in recovery mode", "starting, stopping or recovering"),
+        (
+            'FATAL:  database "role" is not currently accepting connections',
+            "nobody may connect to this database now",
+        ),
+        ('FATAL:  role "database" is not permitted to log in', "may not log in"),
+        ('FATAL:  permission denied for database "password"', "GRANT CONNECT ON DATABASE"),
+        ('FATAL:  password authentication failed for user "role"', "with this password"),
+        ('FATAL:  database "role" does not exist', "createdb"),
+        ('FATAL:  role "database" does not exist', "no such user"),
+        (
+            'FATAL:  no pg_hba.conf entry for host "192.0.2.2", user "role", database "x", SSL off',
+            "pg_hba.conf",
+        ),
+        ("Connection refused", "no server listens"),
+        ("server closed the connection unexpectedly", "a reason that this program does not know"),
+    ],
+)
+def test_what_postgresql_says_is_told_by_what_it_says_and_not_by_what_things_are_called(
+    said_: str, meaning: str
+) -> None:
+    """Whoever is told to make the database that there is, or to restore it, may do so."""
+    fault_ = Unavailable("DATABASE_UNREACHABLE", "away")
+    fault_.__context__ = OperationalError("", {}, Exception(AT_HOST + said_))
+    assert meaning in _meaning(fault_)
+
+
+def test_a_server_that_is_full_or_shut_is_told_as_that(postgresql_server: PostgreSql) -> None:
+    """By the real server, in its own words."""
+    url = postgresql_server.new_database()
+    name = url.rpartition("/")[2]
+    for setting, back, words in (
+        ("CONNECTION LIMIT 0", "CONNECTION LIMIT -1", "no connection is left"),
+        ("ALLOW_CONNECTIONS false", "ALLOW_CONNECTIONS true", "nobody may connect"),
+    ):
+        postgresql_server.superuser(f"ALTER DATABASE {name} {setting}")
+        assert words in (fault(url) or "")
+        postgresql_server.superuser(f"ALTER DATABASE {name} {back}")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("REVOKE UPDATE ON nodes FROM feddp", "may not read and write all of it (nodes)"),
+        ("REVOKE SELECT ON nodes FROM feddp", "may not read and write all of it (nodes)"),
+        (
+            "ALTER DATABASE {name} SET default_transaction_read_only = on",
+            "the server takes no writes now",
+        ),
+        (
+            "ALTER SCHEMA public OWNER TO postgres; REVOKE ALL ON SCHEMA public FROM PUBLIC",
+            "its tables are in the schema public, and this user does not see them there",
+        ),
+        ("ALTER DATABASE {name} SET search_path = elsewhere", "this user does not see them there"),
+    ],
+)
+def test_rights_that_lack_are_told_as_that_and_never_as_a_loss(
+    installation: Installation, postgresql_server: PostgreSql, change: str, words: str
+) -> None:
+    """Nobody is told to restore, or to begin anew, what is whole."""
+    url = postgresql_server.new_database()
+    name = url.rpartition("/")[2]
+    with closing(Database(url)) as database:
+        database.migrate()
+    postgresql_server.superuser(change.format(name=name), name)
+    settings = yaml.safe_load(installation.config.read_text())
+    settings["storage"] = {**settings.get("storage", {}), "database_url": url}
+    installation.config.write_text(yaml.safe_dump(settings))
+    errors = [one.text for one in check(installation.config) if one.level == "error"]
+    told = [one for one in errors if words in one]
+    assert len(told) == 1
+    assert [one for one in errors if "restore" in one or "init" in one] == []
+
+
+def test_a_start_where_the_tables_are_not_seen_makes_no_others(
+    installation: Installation, postgresql_server: PostgreSql
+) -> None:
+    """A second ledger of nothing, beside the one that is there."""
+    url = postgresql_server.new_database()
+    name = url.rpartition("/")[2]
+    with closing(Database(url)) as database:
+        database.migrate()
+    statements = "CREATE SCHEMA elsewhere AUTHORIZATION feddp"
+    postgresql_server.superuser(statements, name)
+    postgresql_server.superuser(f"ALTER DATABASE {name} SET search_path = elsewhere")
+    settings = yaml.safe_load(installation.config.read_text())
+    settings["storage"] = {**settings.get("storage", {}), "database_url": url}
+    installation.config.write_text(yaml.safe_dump(settings))
+    done = subprocess.run(
+        [sys.executable, "-m", "feddp", "coordinator", "serve", "--config", installation.config],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "its tables are in the schema public" in done.stderr
+    assert "restore" not in done.stderr
+
+
+@pytest.mark.parametrize("url", ["{url}\n", " {url}"])
+def test_a_line_end_of_a_secret_is_told_as_that(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    """PostgreSQL would have a database whose name ends with one."""
+    right = "postgresql+psycopg://feddp:secret@127.0.0.1:1/feddp"
+    monkeypatch.setenv("FEDDP_STORAGE__DATABASE_URL", url.format(url=right))
+    with pytest.raises(Malformed, match="printf %s") as refused:
+        check(installation.config)
+    assert "secret" not in refused.value.message
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_a_start_on_a_database_without_tables_is_refused(
     installation: Installation, postgresql_server: PostgreSql, kind: str
@@ -341,3 +472,41 @@ def test_a_start_on_a_database_without_tables_is_refused(
     assert "names a database without tables: mend it, restore" in done.stderr
     assert is_empty(url)
     assert not is_empty(url_of(installation))
+
+
+def outdated(made: Installation) -> tuple[bytes, bytes]:
+    """(key, chain) of the server that are over."""
+    long_ago = datetime.now(UTC) - timedelta(days=400)
+    key, chain = issue(Authority.load(made.folder / "pki"), ["localhost"], [], long_ago)
+    return private_pem(key), chain
+
+
+def test_a_certificate_that_ended_while_it_was_off_keeps_no_coordinator_from_starting(
+    installation: Installation,
+) -> None:
+    """As after a stop of months, or a restore of a backup of last year: the start renews it."""
+    key, chain = outdated(installation)
+    pki = installation.folder / "pki"
+    (pki / "server.key").write_bytes(key)
+    (pki / "server.crt").write_bytes(chain)
+    [(level, text_)] = said(installation, "certificates")
+    assert (level, "the start renews it" in text_) == ("warning", True)
+    certificate = ServerCertificate(load_config(installation.config, {}), lambda _: None)
+    certificate.refresh()
+    [(level, _)] = said(installation, "certificates")
+    assert level == "ok"
+
+
+def test_a_given_certificate_that_is_over_is_an_error(
+    installation: Installation, tmp_path: Path
+) -> None:
+    """Nobody here renews it."""
+    given = {"ssl_key": tmp_path / "key.pem", "ssl_cert": tmp_path / "crt.pem"}
+    for path, content in zip(given.values(), outdated(installation), strict=True):
+        path.write_bytes(content)
+        path.chmod(0o600)
+    settings = yaml.safe_load(installation.config.read_text())
+    settings["server"] |= {name: str(path) for name, path in given.items()}
+    installation.config.write_text(yaml.safe_dump(settings))
+    [(level, text_)] = said(installation, "certificates")
+    assert (level, "no node will connect" in text_) == ("error", True)

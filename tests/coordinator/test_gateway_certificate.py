@@ -187,7 +187,53 @@ def test_the_command_issues_renews_and_refuses_both_at_once(
     assert code == 2
     assert "--renew" in error
     assert run_cli(*words, "--host", "feddp.example", "--renew")[0] == 2
+    assert run_cli(*words, "--revoke")[0] == 2
+    assert run_cli(*words, "--renew", "--keep", str(tmp_path))[0] == 2
+    assert run_cli(*words[:4])[0] == 2
     assert run_cli(*words, "--host", "feddp.example")[0] == 0
     code, out, _ = run_cli(*words, "--renew")
     assert code == 0
     assert "not due yet" in out
+
+
+def test_every_certificate_but_those_that_are_kept_is_revoked_for_good(
+    installed: Installation, tmp_path: Path
+) -> None:
+    """Also those that a renewal replaced, which lie in no folder any more. Nobody else's is."""
+    out, other = tmp_path / "gateway", tmp_path / "sidecar"
+    before = set(registered(installed))
+    for folder in (out, other):
+        gateway_certificate.issue(installed.folder, ["feddp.example"], folder)
+    now = datetime.now(UTC)
+    gateway_certificate.renew(installed.folder, out, now=now + LATER, wait=lambda _: None)
+    assert gateway_certificate.revoke(installed.folder, [out, other]) == 1
+    assert gateway_certificate.revoke(installed.folder, [out, other]) == 0
+    kept = {leaf(folder).fingerprint(hashes.SHA256()).hex() for folder in (out, other)}
+    assert standing(installed) == before | kept
+    assert gateway_certificate.revoke(installed.folder) == 2
+    assert standing(installed) == before
+    assert "gateway" not in {one.subject for one in check(installed.config)}
+
+
+def test_a_folder_of_another_installation_is_kept_by_nobody(
+    installed: Installation, tmp_path: Path
+) -> None:
+    """A slip in its name would shut the gateway out that serves."""
+    other = init(tmp_path / "other", "test.example", host="feddp.example")
+    gateway_certificate.issue(installed.folder, ["feddp.example"], tmp_path / "ours")
+    gateway_certificate.issue(other.folder, ["feddp.example"], tmp_path / "theirs")
+    for folder in (tmp_path / "theirs", tmp_path / "nowhere"):
+        with pytest.raises(NotFound) as refused:
+            gateway_certificate.revoke(installed.folder, [folder])
+        assert refused.value.reason == "GATEWAY_CERTIFICATE_MISSING"
+    assert leaf(tmp_path / "ours").fingerprint(hashes.SHA256()).hex() in standing(installed)
+
+
+def standing(installed: Installation) -> set[str]:
+    """Fingerprints of the certificates that are not revoked."""
+    database = Database(f"sqlite:///{installed.folder / 'coordinator.db'}")
+    try:
+        found = database.read_now(certificates.records)
+    finally:
+        database.close()
+    return {one.fingerprint for one in found.values() if not one.revoked}

@@ -1,7 +1,11 @@
 """The Python client against a server with real mutual TLS."""
 
+import contextlib
+import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from fake_coordinator import Coordinator
@@ -10,12 +14,15 @@ from job_scripts import SPEC, job_in
 from certs.authority import Authority
 from feddp import transfer
 from feddp.client import Client
+from feddp.connection import _RETRIED
 from feddp.profile import Profile
 from node_agent.tasks.registry import initial_model, installed
 from protos.content import digest_of
 from protos.errors import Conflict, Malformed, NotFound, Unavailable
 from protos.feddp.v1.models_pb2 import Model
+from protos.feddp.v1.nodes_pb2 import Node
 
+PROTOS = Path(__file__).resolve().parents[2] / "protos/feddp/v1"
 SILENCE = "silence"
 AWAY = Unavailable("DRAINING", "the coordinator restarts")
 
@@ -229,3 +236,66 @@ def test_a_profile_of_another_authority_does_not_get_in(
     with Client(Profile.load(folder)) as client, pytest.raises(Unavailable, match="stranger"):
         client.nodes()
     assert coordinator.state.calls == []
+
+
+def test_what_may_be_sent_again_is_while_another_coordinator_takes_over(
+    coordinator: Coordinator, client: Client
+) -> None:
+    """Also the commands of an incident. A join token is made once: the reply may have been lost."""
+    faults = coordinator.state.faults
+    faults |= {name: [AWAY, AWAY] for name in ("ListNodes", "DisableNode", "GetNode")}
+    coordinator.state.nodes["a"] = Node(name="a")
+    assert [node.name for node in client.nodes()] == ["a"]
+    client.disable("a")
+    client.node("a")
+    assert [coordinator.state.called(name) for name in faults] == [3, 3, 3]
+    faults["CreateToken"] = [AWAY, AWAY]
+    with pytest.raises(Unavailable):
+        client.create_token("b")
+    assert coordinator.state.called("CreateToken") == 1
+
+
+def test_each_call_that_makes_no_token_may_be_sent_again() -> None:
+    """As the protos say of each; one that is new has to be thought about."""
+    again, once = _RETRIED["methodConfig"]
+    services = {name["service"].removeprefix("feddp.v1.") for name in again["name"]}
+    assert services >= {"Nodes", "Users", "Operations"}
+    excepted = {(n["service"].removeprefix("feddp.v1."), n["method"]) for n in once["name"]}
+    for service in ("Nodes", "Users", "Operations"):
+        said = (PROTOS / f"{service.lower()}.proto").read_text()
+        for before, name in re.findall(r"((?:  //[^\n]*\n)+)  rpc (\w+)\(", said):
+            safe = "Safe to retry" in " ".join(before.replace("//", "").split())
+            assert safe == ((service, name) not in excepted), (service, name)
+
+
+def test_a_coordinator_that_hangs_is_given_up_for_the_next(
+    coordinator: Coordinator,
+    write_profile: Callable[[Authority, int, str], Path],
+    authority: Authority,
+) -> None:
+    """Its kernel takes the connection and nobody answers; a balancer leads the next elsewhere."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        hung: list[socket.socket] = []
+
+        def serve() -> None:
+            hung.append(listener.accept()[0])
+            while True:
+                try:
+                    one, _ = listener.accept()
+                except OSError:
+                    return
+                other = socket.create_connection(("127.0.0.1", coordinator.port))
+                for source, target in ((one, other), (other, one)):
+                    Thread(target=_pass, args=(source, target), daemon=True).start()
+
+        Thread(target=serve, daemon=True).start()
+        folder = write_profile(authority, listener.getsockname()[1], "other")
+        with Client(Profile.load(folder)) as client:
+            assert client.nodes() == []
+        assert len(hung) == 1
+
+
+def _pass(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)

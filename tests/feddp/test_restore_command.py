@@ -6,6 +6,7 @@ import pytest
 from command_line import Run
 
 from certs import sealing
+from coordinator.restoring import marker
 from tests.coordinator.restoring import PASSWORD, Source, source
 
 
@@ -94,3 +95,15 @@ def test_a_wrong_password_is_called_so(run: Run, made: Source, tmp_path: Path) -
         "--without-revocations",
     )
     assert (bare.code, "give --password-file FILE" in bare.err) == (3, True)
+
+
+def test_what_a_restore_that_was_cut_off_has_left_is_told_as_that(run: Run, tmp_path: Path) -> None:
+    """Also before its configuration is there: nothing in the folder was made by `init`."""
+    folder = tmp_path / "d"
+    folder.mkdir()
+    marker.put(folder, marker.Mark(1.0, ()))
+    for command in ("check", "serve"):
+        ran = run("coordinator", command, "--dir", str(folder))
+        assert ran.code != 0
+        assert "was cut off" in ran.err
+        assert "init" not in ran.err

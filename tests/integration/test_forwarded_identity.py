@@ -9,10 +9,11 @@ import grpc
 import pytest
 import yaml
 
+from coordinator import gateway_certificate
 from coordinator.gateway import HEADER, forwarded_fingerprint
 from node_agent.identity import load_identity
 from tests.chaos import books
-from tests.integration.federation import NODES, null_job
+from tests.integration.federation import NODES, cli_json, null_job, wait_for
 from tests.integration.gateway import (
     HOST,
     PAST_THE_GATE,
@@ -169,3 +170,40 @@ def test_a_job_goes_through_a_gateway_and_a_second_proxy(gateway: GatewayFederat
     assert job.status == "completed", job.message
     books.check_job(gateway, job)
     books.check_ledgers(gateway)
+
+
+@ONE
+def test_a_gateway_whose_key_was_copied_is_shut_out_while_it_serves(
+    gateway: GatewayFederation,
+) -> None:
+    """A session that began through it ends within seconds; the next one of the same name serves."""
+    (alpha,) = enrol(gateway, "alpha")
+    gateway.start("alpha")
+    gateway.wait_for_nodes("alpha")
+    copied, own = gateway.folder / "gateway", gateway.folder / "next"
+    gateway_certificate.issue(gateway.installation.folder, [HOST], own)
+    words = ("coordinator", "gateway", "--dir", str(gateway.installation.folder), "--revoke")
+    said = cli_json(*words, "--keep", str(own))
+    assert said == {"revoked": 1, "kept": [str(own)]}
+    wait_for("the session ends", lambda: not connected(gateway, "alpha"), 15)
+    assert reason_as_gateway(gateway, f"Hash={alpha}") == "GATEWAY_REVOKED"
+    assert "GATEWAY_REVOKED" in gateway.log("alpha")
+    kept = revocations_kept(gateway)
+    assert fingerprint_of(gateway, "gateway") in kept
+    assert alpha not in kept
+    for name in ("gateway.crt", "gateway.key"):
+        (own / name).replace(copied / name)
+    gateway.stop_envoy()
+    gateway.start_envoy()
+    gateway.wait_for_nodes("alpha")
+
+
+def connected(gateway: GatewayFederation, name: str) -> bool:
+    """As an operator sees it, who needs no gateway."""
+    with gateway.client() as client:
+        return client.node(name).connected
+
+
+def revocations_kept(gateway: GatewayFederation) -> str:
+    """What a restore would replay."""
+    return (gateway.installation.folder / "revocations.jsonl").read_text()

@@ -61,7 +61,10 @@ def test_a_job_moves_to_another_replica_when_the_leader_is_killed_hangs_or_is_st
     federation.pause(hangs)
     assert moves(federation, job_id, hangs) < MOVED_S_MAX + LEFT_S_MAX
     assert federation.wake(hangs) != 0, "it was replaced and must not go on"
-    assert "another coordinator has taken over" in federation.log(hangs)
+    said = federation.log(hangs)
+    assert "another coordinator has taken over" in said
+    assert "is started again, as its service does, and stands by" in said
+    assert "never retrieved" not in said
     federation.start(hangs)
     stopped = federation.leader()
     federation.terminate(stopped)

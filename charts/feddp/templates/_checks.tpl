@@ -100,7 +100,8 @@
     {{- if not $c.backup.claim -}}
     {{- fail "coordinator.backup.claim is needed with coordinator.backup.enabled: the PersistentVolumeClaim that backups go to. The chart makes none, as what is to outlive an installation should not be part of it." -}}
     {{- end -}}
-    {{- if eq $c.backup.claim ($c.storage.existingClaim | default (printf "data-%s-0" (include "feddp.coordinator" .))) -}}
+    {{- $volumes := printf "^data-%s-[0-9]+$" (include "feddp.coordinator" . | replace "." "[.]") -}}
+    {{- if or (eq $c.backup.claim $c.storage.existingClaim) (and (not $c.storage.existingClaim) (regexMatch $volumes $c.backup.claim)) -}}
     {{- fail "coordinator.backup.claim must be another claim than the coordinator's own: a backup on the volume that it is of is lost with it." -}}
     {{- end -}}
     {{- if and $c.backup.enabled $c.backup.keys (not $c.backup.passwordSecret.name) -}}
@@ -172,6 +173,9 @@
     {{- if regexMatch "^[0-9]+(\\.[0-9]+){3}$" . -}}
     {{- fail "coordinator.hosts must be names and not addresses with istio.enabled: the gateway finds the way by the name in the TLS greeting, and there no address stands." -}}
     {{- end -}}
+    {{- if and . (eq $i.api "istio") (not (contains "." .)) -}}
+    {{- fail "coordinator.hosts must be whole names, with a dot, with istio.enabled: Istio takes no short name in a Gateway, and refuses it in the middle of an installation." -}}
+    {{- end -}}
   {{- end -}}
   {{- if and (eq $i.api "gateway-api") (eq $i.mode "terminate") -}}
   {{- fail "istio.api gateway-api goes with istio.mode passthrough: what the gateway must say on about a node's certificate, only an EnvoyFilter on Istio's own Gateway can have it say." -}}
@@ -196,6 +200,9 @@
   {{- end -}}
 {{- end -}}
 {{- if $c.enabled -}}
+  {{- if and .Values.monitoring.serviceMonitor.enabled .Values.networkPolicy.enabled (not .Values.networkPolicy.scrapers) -}}
+  {{- fail "networkPolicy.scrapers is needed with monitoring.serviceMonitor.enabled: the default deny keeps Prometheus from what it is told to read, and CoordinatorDown would fire." -}}
+  {{- end -}}
   {{- $labels := include "feddp.labels" (list . "coordinator") | fromYaml -}}
   {{- include "feddp.checkOwn" (list "monitoring.serviceMonitor.labels" .Values.monitoring.serviceMonitor.labels $labels) -}}
   {{- include "feddp.checkOwn" (list "monitoring.prometheusRule.labels" .Values.monitoring.prometheusRule.labels $labels) -}}

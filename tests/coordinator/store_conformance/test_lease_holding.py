@@ -1,6 +1,7 @@
 """One coordinator at a time, and one that was replaced can write nothing more."""
 
 import asyncio
+import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -100,6 +101,39 @@ def test_a_holder_that_was_paused_inside_a_write_is_waited_for(
     second.close()
 
 
+def test_a_lease_that_had_to_be_waited_for_lasts_from_when_it_was_taken(url: str) -> None:
+    """Not from when it was asked for: the next one that waits would take it at once, and whoever
+    has just begun to lead would end."""
+    first, second = Database(url), Database(url)
+    lease = first.write_now(lambda c: leases.take(c, NAME, "a", 0.0))
+    assert lease is not None
+    awake, waited_s = threading.Event(), 1.5
+
+    def paused(connection: Connection) -> None:
+        leases.check(connection, lease)
+        assert awake.wait(30)
+
+    async def scene() -> None:
+        pausing = asyncio.create_task(first.write(paused))
+        await asyncio.sleep(0.1)
+        leader = Leadership(second)
+        taking = asyncio.create_task(leader.take())
+        await asyncio.sleep(waited_s)
+        assert not taking.done()
+        awake.set()
+        await pausing
+        async with asyncio.timeout(30):
+            await taking
+        held = second.read_now(lambda c: leases.look(c, NAME))
+        assert held is not None
+        assert held.expires_at - second.read_now(engines.now_s) > leases.LEASE_S - waited_s / 2
+        await leader.give_back()
+
+    asyncio.run(scene())
+    first.close()
+    second.close()
+
+
 def test_a_lease_that_was_given_back_is_taken_at_once_with_a_higher_epoch(url: str) -> None:
     """Nobody waits after an orderly stop; the epoch never goes back."""
     database = Database(url)
@@ -173,3 +207,34 @@ def test_the_lease_cannot_change_hands_within_a_fenced_transaction(url: str) -> 
     taker.shutdown()
     first.close()
     second.close()
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_write_that_nobody_waits_for_any_more_tells_a_fault_and_no_refusal(
+    url: str, ours: bool
+) -> None:
+    """Whoever lost the lease ends, with every write that was under way refused."""
+    database, begun, awake = Database(url), threading.Event(), threading.Event()
+
+    def work(_connection: Connection) -> None:
+        begun.set()
+        assert awake.wait(30)
+        raise Unavailable(leases.LOST, "lost") if ours else ValueError("a fault")
+
+    async def scene() -> list[object]:
+        told: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: told.append(what))
+        writing = asyncio.create_task(database.write(work))
+        await asyncio.to_thread(begun.wait, 30)
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        awake.set()
+        await database.write(lambda _: None)
+        gc.collect()
+        return told
+
+    with structlog.testing.capture_logs() as said:
+        assert asyncio.run(scene()) == []
+    assert [one["event"] for one in said] == ([] if ours else ["write_failed"])
+    database.close()

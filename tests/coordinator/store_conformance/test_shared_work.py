@@ -148,6 +148,7 @@ def test_where_every_replica_is_at_work_the_next_round_is_offered_again(
     async def play() -> e.UpdatesFolded | None:
         assert isinstance(live.phase, Aggregating)
         assert await leader.average(live, live.phase) is None
+        monkeypatch.setattr(shared_work, "TAKEN_UP_S", 30.0)
         waiting = asyncio.create_task(leader.average(live, live.phase))
         while not waiting.done():
             await work.take()
@@ -248,7 +249,7 @@ def test_an_average_that_fails_is_left_to_the_leader(
         raise OSError("no room")
 
     monkeypatch.setattr(averaging, "fold", fails)
-    monkeypatch.setattr(shared_work, "TAKEN_UP_S", 0.2)
+    monkeypatch.setattr(shared_work, "TAKEN_UP_S", 1.0)
     live, work = aggregating(database), taker(other, tmp_path)
 
     async def play() -> e.UpdatesFolded | None:
@@ -258,6 +259,7 @@ def test_an_average_that_fails_is_left_to_the_leader(
         return await waiting
 
     assert asyncio.run(play()) is None
+    assert began
     assert not database.read_now(lambda inside: kept.is_held(inside, "j"))
 
 

@@ -1,0 +1,75 @@
+"""A call that the database could not serve now is told as that, and not as a fault of ours."""
+
+import asyncio
+from contextlib import closing
+from typing import Any
+
+import grpc
+import pytest
+from sqlalchemy import text
+
+from benchmarks.postgresql import PostgreSql
+from coordinator.metrics import Metrics
+from coordinator.rpc.gate import Gate
+from coordinator.store.database import Database
+from protos.errors import FeddpError
+from protos.feddp.v1 import models_pb2 as pb
+from protos.feddp.v1 import models_pb2_grpc as pb_grpc
+from protos.status import from_rpc
+
+
+class OpenGate(Gate):
+    """Lets everybody in."""
+
+    def admit(self, _context: Any, _method: str) -> None:
+        """See `Gate`."""
+
+
+class Models(pb_grpc.ModelsServicer):
+    """Whose answer is one statement's."""
+
+    def __init__(self, database: Database, statement: str) -> None:
+        self._database = database
+        self._statement = statement
+
+    async def ListModels(self, request: Any, context: Any) -> pb.ListModelsResponse:  # noqa: N802
+        """See models.proto."""
+        parts = [text(part) for part in self._statement.split(";")]
+        await self._database.read(lambda connection: [connection.execute(one) for one in parts])
+        return pb.ListModelsResponse()
+
+
+async def refusal(database: Database, statement: str) -> FeddpError:
+    """How a call is refused that runs a statement."""
+    server = grpc.aio.server(interceptors=[OpenGate(None, Metrics())])
+    pb_grpc.add_ModelsServicer_to_server(Models(database, statement), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await pb_grpc.ModelsStub(channel).ListModels(pb.ListModelsRequest())
+            return from_rpc(refused.value)
+    finally:
+        await server.stop(0)
+
+
+@pytest.mark.parametrize(
+    ("statement", "code", "reason"),
+    [
+        ("SET LOCAL lock_timeout = '50ms'; SELECT * FROM entries", "UNAVAILABLE", "DATABASE_BUSY"),
+        ("SELECT pg_terminate_backend(pg_backend_pid())", "UNAVAILABLE", "DATABASE_AWAY"),
+        ("SELECT * FROM nowhere", "INTERNAL", "INTERNAL"),
+    ],
+)
+def test_who_asks_is_told_to_try_again_where_that_helps(
+    postgresql_server: PostgreSql, statement: str, code: str, reason: str
+) -> None:
+    """Programs do so by themselves; a fault of ours stays an incident, whose log line has it."""
+    url = postgresql_server.new_database()
+    with closing(Database(url)) as database, closing(Database(url)) as other:
+        database.migrate()
+        with other._writer.begin() as held:
+            held.execute(text("LOCK TABLE entries IN ACCESS EXCLUSIVE MODE"))
+            found = asyncio.run(refusal(database, statement))
+    assert (found.code, found.reason) == (code, reason)

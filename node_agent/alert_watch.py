@@ -153,6 +153,7 @@ class AlertWatch:
                     self._steward,
                     self._config,
                     from_s,
+                    dict(self._faults()),
                 )
             self._digest_tried[name] = now_s
             sink = self._sinks[name]

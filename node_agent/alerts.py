@@ -11,6 +11,7 @@ Event = Literal[
     "CERTIFICATE",
     "DISK_LOW",
     "DISCONNECTED",
+    "REFUSED",
     "DISPUTE",
     "BUDGET",
     "DATA_SET_UNAVAILABLE",

@@ -1,5 +1,6 @@
 """What is wrong with an agent now, in sentences: for alerts and for the digest."""
 
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -12,13 +13,24 @@ from node_agent.booked import booked, said
 from node_agent.config import Folder
 from node_agent.doctor.report import span
 from node_agent.identity import Identity
-from node_agent.notes import CONNECTED_NOTE, ROLLED_BACK_NOTE, ROWS_LEFT_OUT_NOTE
+from node_agent.notes import (
+    CONNECTED_NOTE,
+    REFUSED_NOTE,
+    ROLLED_BACK_NOTE,
+    ROWS_LEFT_OUT_NOTE,
+)
 from node_agent.state import State
 from node_agent.steward import Steward
 from protos.errors import FeddpError
 
 LOST_NOTE: Final = "lost_since_s"
 """Since when there is no session; kept while there is none."""
+
+REFUSED_AFTER_S: Final = 30.0
+"""A restarted agent waits half as long for the session of its earlier life to end."""
+
+REFUSED_CHARS_MAX: Final = 500
+"""What the coordinator says goes into a mail."""
 
 PROJECTS_TOLD_MAX: Final = 20
 """Projects that are told one by one; whoever invents more of them sends no mail for each."""
@@ -80,11 +92,30 @@ def _connection(state: State, config: AlertsConfig, now_s: float) -> list[Alert]
     if state.notes.read(CONNECTED_NOTE) or not since:
         return []
     away_s = now_s - float(since)
+    refused = state.notes.read(REFUSED_NOTE)
+    if refused and away_s >= REFUSED_AFTER_S:
+        said = json.loads(refused)
+        text = f"the coordinator gives this node no session: {said['reason']}: {said['message']}"
+        remedy = _REFUSED.get(said["reason"], _OPERATOR)
+        return [Alert("REFUSED", "", text[:REFUSED_CHARS_MAX], remedy)]
     if away_s < config.disconnected_after_s:
         return []
     text = f"no session with the coordinator for {span(away_s)}"
     remedy = "`feddp agent doctor` names what is between the two"
     return [Alert("DISCONNECTED", "", text, remedy)]
+
+
+_OPERATOR: Final = (
+    "ask the coordinator's operator; docs/hospital-it.md, Lost keys, says how a node that was shut "
+    "out comes back"
+)
+_REFUSED: Final = {
+    "NODE_QUARANTINED": "look for a second machine with a copy of the agent's folder, and tell the "
+    "coordinator's operator at once: if there is none of yours, the keys are stolen; "
+    "docs/hospital-it.md, Lost keys, says how to go on",
+    "SESSION_TAKEN": "if another machine has a copy of the agent's folder, stop one of the two; if "
+    "none of yours does, tell the coordinator's operator that the keys may be stolen",
+}
 
 
 def _disk(folder: Folder, config: AlertsConfig) -> list[Alert]:

@@ -701,8 +701,8 @@ def test_a_digest_that_was_not_taken_is_sent_later_with_its_whole_time(
     since: list[float] = []
 
     def text(*args: Any) -> str:
-        since.append(args[-1])
-        return f"since {args[-1]:.0f}"
+        since.append(args[-2])
+        return f"since {args[-2]:.0f}"
 
     monkeypatch.setattr("node_agent.alert_watch.digest_text", text)
     watched.look(0.0)

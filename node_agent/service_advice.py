@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from node_agent import access_list
+from node_agent.config import Folder, load_config
 from node_agent.datasets import load_data_sets
 from node_agent.program import program_places
 from node_agent.service import Service
@@ -27,22 +28,56 @@ def advice(service: Service, steward: str) -> list[str]:
         )
     try:
         uid = pwd.getpwnam(service.user).pw_uid
-        data_sets = load_data_sets(service.folder)
-    except (KeyError, OSError, FeddpError):
+    except KeyError:
         return found
     groups = groups_of(uid)
-    for spec in data_sets:
-        for path in (spec.source, spec.opt_out):
-            if (
-                path is not None
-                and path.exists()
-                and not may(path.stat(), uid, groups, stat.S_IROTH)
-            ):
-                found.append(
-                    f"{path} of data set {spec.name} cannot be read by {service.user}: `chgrp "
-                    f"{service.group} {path}` and `chmod g+r {path}`, its folders too"
-                )
+    for path, what in (*_of_agent(service.folder), *_of_data_sets(service.folder)):
+        try:
+            closed = not may(path.stat(), uid, groups, stat.S_IROTH)
+        except OSError:  # not there, which is said elsewhere
+            continue
+        if closed:
+            found.append(
+                f"{path}, {what}, cannot be read by {service.user}: `chgrp {service.group} {path}` "
+                f"and `chmod g+r {path}`, its folders too"
+            )
     return found
+
+
+def _of_data_sets(folder: Path) -> Iterator[tuple[Path, str]]:
+    """What records are read with, and what it is."""
+    try:
+        data_sets = load_data_sets(folder)
+    except FeddpError:
+        return
+    for spec in data_sets:
+        password = spec.database.password_file if spec.database is not None else None
+        listed = (
+            (spec.source, "the source"),
+            (spec.opt_out, "the opt-out list"),
+            (password, "the database's password"),
+        )
+        for path, what in listed:
+            if path is not None:
+                yield path, f"{what} of data set {spec.name}"
+
+
+def _of_agent(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Files that agent.yaml names, and what they are: without them the agent does not start, or
+    tells nobody."""
+    try:
+        config = load_config(Folder(folder))
+    except FeddpError:
+        return
+    mail = config.alerts.mail
+    listed = (
+        (config.proxy.credentials_file, "the proxy's credentials"),
+        (mail.password_file if mail is not None else "", "the mail's password"),
+        (config.tracing.ca_file, "the trace collector's authority"),
+    )
+    for name, what in listed:
+        if name:
+            yield folder / name, what
 
 
 def _is_temporary(path: Path) -> bool:

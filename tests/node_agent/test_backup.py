@@ -190,4 +190,3 @@ def test_a_stewards_file_that_is_there_is_neither_written_over_nor_removed(
     with pytest.raises(Conflict, match=f"{name} is there already"):
         restore(tmp_path / "backup.tar", new)
     assert [(one.name, one.read_text()) for one in new.iterdir()] == [(name, "newer: 1")]
-

@@ -9,6 +9,7 @@ import json
 import logging
 import logging.handlers
 import os
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -76,7 +77,8 @@ class Syslog:
         facility = logging.handlers.SysLogHandler.LOG_DAEMON
         handler = _Raising(self._config.target, facility=facility)
         handler.ident = "feddp-agent: "
-        handler.append_nul = False  # collectors show it as a blank
+        # Collectors of datagrams show it as a blank; on a stream nothing else ends a message.
+        handler.append_nul = handler.socktype == socket.SOCK_STREAM
         try:
             for level, text in lines:
                 handler.emit(logging.LogRecord("feddp", level, "", 0, text, None, None))

@@ -2,19 +2,25 @@
 
 import asyncio
 import json
+import math
+import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from node_agent import alert_watch
+from node_agent.alert_sinks import Mail, sinks
 from node_agent.alert_watch import DAY_S, AlertWatch, digest_note
 from node_agent.alerts import AlertsConfig
 from node_agent.digest import digest
+from node_agent.doctor.alerts import check_alerts
 from node_agent.header_watch import HeaderWatch
 from node_agent.notes import CONNECTED_NOTE, REFUSED_NOTE
 from node_agent.session.ledger_thread import LedgerThread
-from tests.node_agent.samples import DATA_SET, write_rules
+from tests.node_agent.samples import DATA_SET, NODE, write_rules
 from tests.node_agent.test_alerts import CONFIG, Agent
 
 
@@ -81,3 +87,81 @@ def test_the_digest_tells_of_a_data_set_that_cannot_be_used(agent: Agent, tmp_pa
     finally:
         ledger.close()
     assert "opt-out list" in (tmp_path / "feddp.digest.txt").read_text()
+
+
+def test_a_sink_that_says_nothing_holds_up_neither_the_file_nor_the_looks(
+    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its age tells whether the agent runs; the sink is told once it has answered, and only once
+    asked at a time."""
+    monkeypatch.setattr(alert_watch, "SINK_S", 0.05)
+    config = AlertsConfig.model_validate(
+        {
+            **CONFIG.model_dump(),
+            "mail": {"server": "mail.example:25", "sender": "a@b", "to": ["a@b"]},
+            "file": {"path": str(tmp_path / "feddp.json")},
+        }
+    )
+    sent: list[str] = []
+
+    async def looks() -> None:
+        answer = asyncio.Event()
+
+        async def send(_: Mail, subject: str, text: str) -> None:
+            sent.append(subject)
+            await answer.wait()
+
+        monkeypatch.setattr(Mail, "_send", send)
+        ledger = LedgerThread()
+        watch = AlertWatch(
+            *(agent.folder, agent.identity, config, agent.state, ledger, agent.steward),
+            lambda: {"heart": "column age is missing"},
+        )
+        try:
+            for _ in range(3):
+                await watch.look()
+                assert json.loads((tmp_path / "feddp.json").read_text())["count"] == 1
+                (tmp_path / "feddp.json").unlink()
+            assert len(sent) == 1
+            answer.set()
+            await watch.look()
+            await watch.look()
+            assert len(sent) == 1
+        finally:
+            ledger.close()
+
+    asyncio.run(looks())
+
+
+def test_a_syslog_that_is_a_stream_gets_messages_that_end(tmp_path: Path) -> None:
+    """And doctor looks at it as the agent sends."""
+    path = tmp_path / "log"
+    config = AlertsConfig.model_validate({"syslog": {"address": str(path)}})
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.bind(str(path))
+        server.listen()
+        assert check_alerts(config).result == "ok"
+        server.accept()[0].close()
+        asyncio.run(sinks(config)[0].digest(NODE, "one\ntwo"))
+        taken, _ = server.accept()
+        with taken:
+            data = taken.recv(65536)
+    assert [one.partition(b"digest: ")[2] for one in data.split(b"\0")] == [b"one", b"two", b""]
+    path.unlink()
+    assert check_alerts(config).result == "failed"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"every_s": math.inf}, {"digest_days": math.inf}, {"disconnected_after_s": math.inf}],
+)
+def test_a_time_without_end_is_no_time_of_alerts(keys: dict[str, float]) -> None:
+    """The watch would look once and never again."""
+    with pytest.raises(ValidationError):
+        AlertsConfig.model_validate(keys)
+
+
+def test_doctor_finds_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
+    """Nothing could be written there."""
+    config = AlertsConfig.model_validate({"file": {"path": str(tmp_path)}})
+    assert "is a folder" in check_alerts(config).found

@@ -119,12 +119,17 @@ _REFUSED: Final = {
 
 
 def _disk(folder: Folder, config: AlertsConfig) -> list[Alert]:
-    found = os.statvfs(folder.root)
-    free = found.f_bavail * found.f_frsize
-    if free >= config.disk_free_bytes_min:
-        return []
-    text = f"{free / 2**30:.2f} GiB are free on the disk of {folder.root}"
-    return [Alert("DISK_LOW", "", text, "free room there: an agent on a full disk stops")]
+    """Of the folder, and of the spool where that is another disk's."""
+    for path in (folder.root, folder.spool):
+        try:
+            found = os.statvfs(path)
+        except FileNotFoundError:
+            continue
+        free = found.f_bavail * found.f_frsize
+        if free < config.disk_free_bytes_min:
+            text = f"{free / 2**30:.2f} GiB are free on the disk of {path}"
+            return [Alert("DISK_LOW", "", text, "free room there: an agent on a full disk stops")]
+    return []
 
 
 def _ledger(state: State, config: AlertsConfig) -> list[Alert]:

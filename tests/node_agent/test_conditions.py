@@ -3,10 +3,14 @@
 import asyncio
 import json
 import math
+import os
+import shutil
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -17,6 +21,7 @@ from node_agent.alert_watch import DAY_S, AlertWatch, digest_note
 from node_agent.alerts import AlertsConfig
 from node_agent.digest import digest
 from node_agent.doctor.alerts import check_alerts
+from node_agent.doctor.machine import check_disk
 from node_agent.header_watch import HeaderWatch
 from node_agent.notes import CONNECTED_NOTE, REFUSED_NOTE
 from node_agent.session.ledger_thread import LedgerThread
@@ -165,3 +170,26 @@ def test_doctor_finds_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
     """Nothing could be written there."""
     config = AlertsConfig.model_validate({"file": {"path": str(tmp_path)}})
     assert "is a folder" in check_alerts(config).found
+
+
+def test_a_spool_on_a_disk_of_its_own_is_looked_at_too(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models and updates wait there, and the ledger's disk says nothing of it."""
+    agent.folder.spool.mkdir(exist_ok=True)
+    real_statvfs, real_usage = os.statvfs, shutil.disk_usage
+    small = SimpleNamespace(f_bavail=1, f_frsize=4096)
+
+    def statvfs(path: Any) -> Any:
+        return small if Path(path) == agent.folder.spool else real_statvfs(path)
+
+    def usage(path: Any) -> Any:
+        return SimpleNamespace(free=4096) if Path(path) == agent.folder.spool else real_usage(path)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    config = AlertsConfig(disk_free_bytes_min=8192)
+    (found,) = agent.found(config)
+    assert (found.event, str(agent.folder.spool) in found.text) == ("DISK_LOW", True)
+    check = check_disk(agent.folder)
+    assert (check.result, str(agent.folder.spool) in check.found) == ("warning", True)

@@ -1,5 +1,6 @@
 """What would keep a service or the data steward from their files; told when it is installed."""
 
+import contextlib
 import grp
 import pwd
 import stat
@@ -11,7 +12,7 @@ from node_agent import access_list
 from node_agent.config import Folder, load_config
 from node_agent.datasets import load_data_sets
 from node_agent.program import program_places
-from node_agent.service import Service
+from node_agent.service import UNIT_FOLDER, Service
 from node_agent.whose import groups_of, may
 from protos.errors import FeddpError
 
@@ -26,6 +27,7 @@ def advice(service: Service, steward: str) -> list[str]:
             f"{service.folder} lies below a folder for temporary files, and the service has one of "
             "its own: it will not find its files; move DIR, to /var/lib for instance"
         )
+    found += _way_of_alerts(service)
     try:
         uid = pwd.getpwnam(service.user).pw_uid
     except KeyError:
@@ -42,6 +44,37 @@ def advice(service: Service, steward: str) -> list[str]:
                 f"and `chmod g+r {path}`, its folders too"
             )
     return found
+
+
+def _way_of_alerts(service: Service) -> Iterator[str]:
+    """The file of alerts is elsewhere than where the unit lets the agent write, or others read; the
+    doctor, which no unit holds, would find nothing wrong."""
+    try:
+        file = load_config(Folder(service.folder)).alerts.file
+    except FeddpError:
+        return
+    if file is None or Path(file.path).is_relative_to(service.folder):
+        return
+    place = Path(file.path).parent
+    if _is_temporary(place):
+        yield (
+            f"alerts.file.path, {file.path}, lies below a folder for temporary files, and the "
+            "service has one of its own: nobody else would see it; name a path below /run"
+        )
+        return
+    said = ""
+    for one in (UNIT_FOLDER / f"{service.name}.d").glob("*.conf"):
+        with contextlib.suppress(OSError):
+            said += one.read_text(errors="replace")
+    if "RuntimeDirectory=" in said or str(place) in said:
+        return
+    line = f"ReadWritePaths={place}"
+    if place.parent == Path("/run"):
+        line = f"RuntimeDirectory={place.name}"
+    yield (
+        f"the service may write in {service.folder} alone, and alerts.file.path is {file.path}: "
+        f"`systemctl edit {service.name}`, with `[Service]` and `{line}`"
+    )
 
 
 def _of_data_sets(folder: Path) -> Iterator[tuple[Path, str]]:

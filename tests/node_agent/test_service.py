@@ -359,3 +359,33 @@ def test_a_credential_that_the_service_cannot_read_is_said(folder: Path) -> None
         assert f"chgrp {AGENT} {folder / name}" in found
         (folder / name).chmod(0o644)
     assert not [one for one in advice(service(folder), STEWARD) if "cannot be read" in one]
+
+
+@pytest.mark.parametrize(
+    ("path", "drop_in", "said"),
+    [
+        ("/run/feddp/alerts.json", "", "`RuntimeDirectory=feddp`"),
+        ("/run/feddp/alerts.json", "[Service]\nRuntimeDirectory=feddp\n", ""),
+        ("/var/log/feddp/alerts.json", "", "`ReadWritePaths=/var/log/feddp`"),
+        ("/var/log/feddp/alerts.json", "[Service]\nReadWritePaths=/var/log/feddp\n", ""),
+        ("/tmp/alerts.json", "", "nobody else would see it"),  # noqa: S108 - what is warned of
+    ],
+)
+def test_a_file_of_alerts_that_the_unit_does_not_let_be_written_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, path: str, drop_in: str, said: str
+) -> None:
+    """The doctor, which runs outside the unit, cannot find it."""
+    monkeypatch.setattr("node_agent.service_advice.UNIT_FOLDER", folder.parent)
+    write_rules(folder)
+    (folder / "train.csv").chmod(0o644)
+    (folder / "agent.yaml").write_text(
+        "coordinator: feddp.example:8443\ntrust_domain: a.example\nnode: alpha\nnode_class: edge\n"
+        f"alerts: {{file: {{path: {path}}}}}\n"
+    )
+    if drop_in:
+        place = folder.parent / f"{service(folder).name}.d"
+        place.mkdir()
+        (place / "override.conf").write_text(drop_in)
+    found = [one for one in advice(service(folder), STEWARD) if "alerts.file.path" in one]
+    assert len(found) == bool(said)
+    assert all(said in one for one in found)

@@ -11,12 +11,14 @@ from typing import Any
 
 import grpc
 import pytest
+from typer.testing import CliRunner
 
 from certs.authority import NODE_LIFETIME, Authority
 from certs.credentials import enrolment_server_credentials
 from certs.enrolment import check_ledger_key, new_key, public_key_of_csr
 from certs.spiffe import SpiffeId
 from certs.tokens import JoinToken, new_secret
+from feddp.cli.app import app
 from node_agent.config import Folder, load_config
 from node_agent.enrol import join
 from node_agent.identity import load_identity
@@ -394,3 +396,23 @@ def test_a_ledger_is_read_while_a_join_for_a_lost_key_waits_or_was_refused(
     join(enrolment.token(), folder.root)
     assert status(folder.root)["keys_lost"] == ""
     assert (folder.identity / "node.crt").read_bytes() != chain
+
+
+def test_a_folder_that_waits_to_join_again_says_so(
+    enrolment: FakeEnrolment, tmp_path: Path
+) -> None:
+    """A node that was revoked, say, whose steward must be heard; by which key, too."""
+    folder = Folder(tmp_path / "agent")
+    join(enrolment.token(), folder.root)
+    command = ["agent", "status", "--dir", str(folder.root)]
+    assert "JOIN WAITS" not in CliRunner().invoke(app, command).stdout
+    enrolment.refusal = WrongPhase("JOIN_PENDING", "its key is 0123", retry_after_s=2.0)
+    token = enrolment.token()
+    with pytest.raises(WrongPhase):
+        join(token, folder.root, again=True)
+    told = CliRunner().invoke(app, command).stdout
+    assert "JOIN WAITS" in told
+    assert "its key is 0123" in " ".join(told.split())
+    enrolment.refusal = None
+    join(token, folder.root, again=True)
+    assert status(folder.root)["join_waits"] == ""

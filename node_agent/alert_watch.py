@@ -5,7 +5,7 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from node_agent.conditions import conditions, note_connection
 from node_agent.config import Folder
 from node_agent.digest import digest_text
 from node_agent.identity import BUNDLE, CHAIN, Identity, load_identity
+from node_agent.overlaps import Overlap
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.state import State
 from node_agent.steward import Steward
@@ -52,8 +53,10 @@ class AlertWatch:
         faults: Callable[[], Mapping[str, str]],
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.time,
+        overlaps: Callable[[], Sequence[Overlap]] = tuple,
     ) -> None:
         self._faults = faults
+        self._overlaps = overlaps
         self._folder = folder
         self._identity = identity
         self._config = config
@@ -88,6 +91,7 @@ class AlertWatch:
             self._config,
             None,
             dict(self._faults()),
+            self._overlaps(),
         )
         told = {one.key: one for one in now}
         for name, sink in self._sinks.items():
@@ -174,6 +178,7 @@ class AlertWatch:
                     self._config,
                     from_s,
                     dict(self._faults()),
+                    self._overlaps(),
                 )
             self._digest_tried[name] = now_s
             self._begin(name, self._send_digest(name, texts[from_s], now_s))

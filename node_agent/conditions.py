@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -19,6 +19,7 @@ from node_agent.notes import (
     ROLLED_BACK_NOTE,
     ROWS_LEFT_OUT_NOTE,
 )
+from node_agent.overlaps import Overlap
 from node_agent.state import State
 from node_agent.steward import Steward
 from protos.errors import FeddpError
@@ -44,6 +45,7 @@ def conditions(
     config: AlertsConfig,
     now_s: float | None = None,
     faults: Mapping[str, str] | None = None,
+    overlaps: Sequence[Overlap] = (),
 ) -> list[Alert]:
     """Everything that somebody should know, the agent as a whole first. Runs in the thread that
     `state` belongs to.
@@ -51,6 +53,7 @@ def conditions(
     Args:
         faults: data set -> why it cannot be used, as the running agent has found it; where None the
             files are looked for.
+        overlaps: data sets of two accounts that share patients.
     """
     now_s = time.time() if now_s is None else now_s
     return [
@@ -59,6 +62,7 @@ def conditions(
         *_disk(folder, config),
         *_ledger(state, config),
         *_stewards(state, steward, faults),
+        *_in_two_accounts(overlaps),
         *_approvals(state, now_s),
     ]
 
@@ -182,6 +186,17 @@ def _stewards(state: State, steward: Steward, faults: Mapping[str, str] | None) 
             )
             found.append(Alert("ROWS_LEFT_OUT", one.name, text, remedy))
     return found
+
+
+def _in_two_accounts(overlaps: Sequence[Overlap]) -> list[Alert]:
+    remedy = (
+        "the data steward lets one account pay, or takes those patients out of one of the sources "
+        "(docs/privacy.md, A patient in two data sets of one node)"
+    )
+    return [
+        Alert("PATIENTS_IN_TWO_ACCOUNTS", " and ".join(one.data_sets), one.said(), remedy)
+        for one in overlaps
+    ]
 
 
 def _approvals(state: State, now_s: float) -> list[Alert]:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,8 @@ from node_agent.header_watch import faults_of
 from node_agent.identity import Identity
 from node_agent.installation import read_folder
 from node_agent.outbox import standing_of
+from node_agent.overlaps import Overlap
+from node_agent.overlaps import overlaps as overlaps_of
 from node_agent.reading import reading
 from node_agent.state import State
 from node_agent.steward import Steward
@@ -35,16 +37,21 @@ def digest(path: Path, days: float) -> dict[str, Any]:
     config = load_config(folder).alerts
     with reading(folder, identity) as state:
         since_s, steward = time.time() - days * 86_400.0, Steward(folder)
-        return digest_of(folder, identity, state, steward, config, since_s, _faults(steward))
+        faults, shared = _looked_at(steward)
+        return digest_of(folder, identity, state, steward, config, since_s, faults, shared)
 
 
-def _faults(steward: Steward) -> dict[str, str]:
-    """As the running agent finds them."""
+def _looked_at(steward: Steward) -> tuple[dict[str, str], list[Overlap]]:
+    """(faults, overlaps) as the running agent finds them; of one account patients are in no two."""
     try:
         rules = steward.rules()
     except FeddpError:  # the digest says so
-        return {}
-    return {name: fault.text for name, fault in faults_of(rules.data_sets).items()}
+        return {}, []
+    faults = {name: fault.text for name, fault in faults_of(rules.data_sets).items()}
+    if len(rules.policy.accounts) < 2:
+        return faults, []
+    found = overlaps_of(rules.data_sets)
+    return faults, [one for one in found if one.is_warning and one.kind != "unknown"]
 
 
 def digest_text(
@@ -55,9 +62,10 @@ def digest_text(
     config: AlertsConfig,
     since_s: float,
     faults: Mapping[str, str],
+    overlaps: Sequence[Overlap],
 ) -> str:
     """The same for people."""
-    return said(digest_of(folder, identity, state, steward, config, since_s, faults))
+    return said(digest_of(folder, identity, state, steward, config, since_s, faults, overlaps))
 
 
 def digest_of(
@@ -68,11 +76,13 @@ def digest_of(
     config: AlertsConfig,
     since_s: float,
     faults: Mapping[str, str],
+    overlaps: Sequence[Overlap],
 ) -> dict[str, Any]:
     """What happened since a moment, and how things stand; `releases` are per job and data set.
 
     Args:
         faults: data set -> why it cannot be used.
+        overlaps: data sets of two accounts that share patients.
     """
     rows = state.attempts.all()
     opened = [row for row in rows if row.opened_at_s >= since_s and row.opened_at_s > 0]
@@ -116,7 +126,7 @@ def digest_of(
         "certificate_expires_at": identity.expires_at.timestamp(),
         "alerts": [
             asdict(one)
-            for one in conditions(folder, identity, state, steward, config, None, faults)
+            for one in conditions(folder, identity, state, steward, config, None, faults, overlaps)
         ],
     }
 

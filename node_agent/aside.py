@@ -35,6 +35,8 @@ async def run_aside(module: str, folder: Path, given: str = "") -> Any | None:
     try:
         said, _ = await process.communicate(given.encode())
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        if process.returncode is None:  # given up: nothing of it stays, not even who waits for it
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
     return json.loads(said) if process.returncode == 0 else None

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ import structlog
 
 from certs.authority import Authority
 from node_agent import header_watch
+from node_agent.aside import run_aside
 from node_agent.config import Folder
 from node_agent.header_watch import HeaderWatch
 from node_agent.status import status
@@ -213,3 +215,29 @@ def test_a_look_that_cannot_be_made_forgets_nothing_and_is_made_again(
     monkeypatch.undo()
     asyncio.run(watch.look())
     assert watch.reasons() == {"p": "SOURCE_MISSING"}
+
+
+def test_a_process_that_is_given_up_is_gone_when_that_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An agent that stops leaves nobody behind who reads records."""
+    started: list[asyncio.subprocess.Process] = []
+    is_up = asyncio.Event()
+    real = asyncio.create_subprocess_exec
+
+    async def start(*words: Any, **options: Any) -> asyncio.subprocess.Process:
+        started.append(await real(*words, **options))
+        is_up.set()
+        return started[-1]
+
+    async def given_up() -> None:
+        statement = "import time; time.sleep(600)"
+        task = asyncio.create_task(run_aside("timeit", Path(statement)))
+        await is_up.wait()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        assert started[0].returncode == -9
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    asyncio.run(given_up())

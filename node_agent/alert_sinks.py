@@ -5,6 +5,7 @@ Nothing is sent that comes from records: what names data are the names that the 
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import logging.handlers
@@ -141,9 +142,12 @@ class Mail:
             async with asyncio.timeout(MAIL_TIMEOUT_S):
                 said, _ = await process.communicate(json.dumps(body).encode())
         except TimeoutError:
-            process.kill()
-            await process.wait()
             raise OSError("the mail server did not take it in time") from None
+        finally:
+            if process.returncode is None:  # also where the agent stops
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
         if process.returncode != 0:
             raise OSError(f"the process that sends mail ended with {process.returncode}")
         answer = json.loads(said)

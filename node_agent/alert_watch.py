@@ -73,9 +73,15 @@ class AlertWatch:
 
     async def run(self) -> None:
         """Look, for ever."""
-        while True:
-            await self.look()
-            await self._pause(self._config.every_s)
+        try:
+            while True:
+                await self.look()
+                await self._pause(self._config.every_s)
+        finally:
+            for task in self._busy.values():
+                task.cancel()
+            await asyncio.gather(*self._busy.values(), return_exceptions=True)
+            self._busy.clear()
 
     async def look(self) -> None:
         """Once."""

@@ -193,3 +193,47 @@ def test_a_spool_on_a_disk_of_its_own_is_looked_at_too(
     assert (found.event, str(agent.folder.spool) in found.text) == ("DISK_LOW", True)
     check = check_disk(agent.folder)
     assert (check.result, str(agent.folder.spool) in check.found) == ("warning", True)
+
+
+def test_an_agent_that_stops_leaves_no_process_that_mails(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the server does; it could say something after the agent's end."""
+    monkeypatch.setattr(alert_watch, "SINK_S", 0.05)
+    started: list[asyncio.subprocess.Process] = []
+    real = asyncio.create_subprocess_exec
+
+    async def stopped() -> None:
+        is_asked, is_over = asyncio.Event(), asyncio.Event()
+
+        async def start(*words: Any, **options: Any) -> asyncio.subprocess.Process:
+            started.append(await real(*words, **options))
+            return started[-1]
+
+        async def says_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            is_asked.set()
+            await is_over.wait()
+            writer.close()
+
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+        server = await asyncio.start_server(says_nothing, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        mail = {"server": f"127.0.0.1:{port}", "sender": "a@b", "to": ["a@b"], "tls": "none"}
+        config = AlertsConfig.model_validate({**CONFIG.model_dump(), "mail": mail})
+        ledger = LedgerThread()
+        watch = AlertWatch(
+            *(agent.folder, agent.identity, config, agent.state, ledger, agent.steward),
+            lambda: {"heart": "column age is missing"},
+        )
+        try:
+            task = asyncio.create_task(watch.run())
+            await is_asked.wait()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert [one.returncode for one in started] == [-9]
+        finally:
+            is_over.set()
+            server.close()
+            ledger.close()
+
+    asyncio.run(stopped())

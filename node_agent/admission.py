@@ -112,6 +112,19 @@ class Suspensions:
         return "OUTSIDE_HOURS" if self.outside_hours else ""
 
 
+def suspensions_of(state: State, *, outside_hours: bool = False) -> Suspensions:
+    """What a ledger says of them."""
+    note = state.notes.read
+    return Suspensions(
+        bool(note(RESTORED_NOTE) or note(LEFT_NOTE)),
+        frozenset(one.account for one in state.disputes.all()),
+        outside_hours,
+        state.approvals.revision(),
+        bool(note(ROLLED_BACK_NOTE)),
+        state.epochs.to_hand_in(),
+    )
+
+
 class Admission:
     """Decides; every refusal is durable when it is returned, a reservation before it is used.
 
@@ -157,7 +170,7 @@ class Admission:
     def terms(self, order: Order) -> Terms | Refusal:
         """The terms, or a refusal if the steward has changed the rules since the order came."""
         if self._state.notes.read(ROLLED_BACK_NOTE):
-            return Refusal("LEDGER_ROLLED_BACK", _ROLLED_BACK)
+            return Refusal("LEDGER_ROLLED_BACK", ROLLED_BACK)
         try:
             rules = self._steward.rules()
         except FeddpError as error:
@@ -167,7 +180,7 @@ class Admission:
         except FeddpError as error:
             return Refusal(error.reason, error.message)
         if f"{self.node}/{order.account}" in self._state.epochs.to_hand_in():
-            return Refusal("LEDGER_RECONCILING", _RECONCILING)
+            return Refusal("LEDGER_RECONCILING", RECONCILING)
         refusal = judge_terms(rules.policy, rules.data_sets, self._tasks(), order)
         if refusal is not None:
             return refusal
@@ -192,16 +205,7 @@ class Admission:
 
     def suspensions(self) -> Suspensions:
         """As they are now."""
-        disputed = frozenset(one.account for one in self._state.disputes.all())
-        note = self._state.notes.read
-        return Suspensions(
-            bool(note(RESTORED_NOTE) or note(LEFT_NOTE)),
-            disputed,
-            self._outside_hours_now(),
-            self._state.approvals.revision(),
-            bool(note(ROLLED_BACK_NOTE)),
-            self._state.epochs.to_hand_in(),
-        )
+        return suspensions_of(self._state, outside_hours=self._outside_hours_now())
 
     def withdrawn(self, orders: Sequence[Order]) -> list[tuple[Order, Refusal]]:
         """Those of the orders that the steward's rules of now do not allow any more, with why."""
@@ -256,8 +260,8 @@ class Admission:
         if self._state.memory.may_have_come(order.attempt_id):
             # It may have been opened here: no void can be signed, and it is charged.
             if self._state.memory.is_rolled_back:
-                return Refused("LEDGER_ROLLED_BACK", _ROLLED_BACK, b"")
-            return Refused("LEDGER_CATCHING_UP", _CATCHING_UP, b"")
+                return Refused("LEDGER_ROLLED_BACK", ROLLED_BACK, b"")
+            return Refused("LEDGER_CATCHING_UP", CATCHING_UP, b"")
         try:
             filter_, source, terms = self._judged(order)
         except FeddpError as error:
@@ -288,9 +292,9 @@ class Admission:
             )
         reason = self.suspensions().reason(f"{self.node}/{order.account}")
         if reason == "LEDGER_ROLLED_BACK":
-            raise NotAllowed(reason, _ROLLED_BACK)
+            raise NotAllowed(reason, ROLLED_BACK)
         if reason == "LEDGER_CATCHING_UP":
-            raise NotAllowed(reason, _CATCHING_UP)
+            raise NotAllowed(reason, CATCHING_UP)
         try:
             rules = self._steward.rules()
         except FeddpError as error:
@@ -305,7 +309,7 @@ class Admission:
                 "its data steward sees in `feddp agent status` what ends it.",
             )
         if reason == "LEDGER_RECONCILING" or self._state.epochs.is_closed(order.attempt_id):
-            raise NotAllowed("LEDGER_RECONCILING", _RECONCILING)
+            raise NotAllowed("LEDGER_RECONCILING", RECONCILING)
         if reason == "OUTSIDE_HOURS":
             refusal = _outside_hours(rules.policy)
             raise NotAllowed(refusal.reason, refusal.message)
@@ -362,13 +366,12 @@ def _read(spec: DataSetSpec, order: Order) -> str:
     return "" if order.release.mechanism == "no_data" else source_digest(spec)
 
 
-_ROLLED_BACK: Final = (
+ROLLED_BACK: Final = (
     "This node's ledger lacks what the node has signed, as after a snapshot was put back; its IT "
     "stops the agent and runs `feddp agent ledger import`."
 )
 
-
-_CATCHING_UP: Final = (
+CATCHING_UP: Final = (
     "This node was restored from a copy, or came from another coordinator, and is still reading "
     "what it has signed here; order again later."
 )
@@ -380,7 +383,7 @@ REJECTED: Final = (
     "only if they let it in after all."
 )
 
-_RECONCILING: Final = (
+RECONCILING: Final = (
     "The coordinator was restored from a backup, and this node has not yet handed in what it "
     "released since on this account; the order is one of before that."
 )

@@ -26,7 +26,7 @@ from node_agent.installation import locked, read_folder
 from node_agent.launchers.base import Limits, StartWorker
 from node_agent.launchers.choice import launcher_of
 from node_agent.lost_ledger import ledger_missing
-from node_agent.overlap_watch import watch_overlaps
+from node_agent.overlap_watch import OverlapWatch
 from node_agent.proxy import route_to
 from node_agent.renewal import Renewal
 from node_agent.service import weaknesses
@@ -122,6 +122,7 @@ async def serve(
     )
     steward = Steward(folder)
     headers = HeaderWatch(folder, steward)
+    overlaps = OverlapWatch(folder, steward)
     log.info(
         "agent_started",
         node=identity.node,
@@ -135,14 +136,17 @@ async def serve(
     works: dict[str, Callable[[], Awaitable[None]]] = {
         "memory": keep_small,
         "headers": headers.run,
-        "overlaps": lambda: watch_overlaps(folder, steward),
+        "overlaps": overlaps.run,
         "logs": lambda: keep_short(folder.logs),
         "clock": lambda: watch_clock(identity.chain, lambda: channels.current),
     }
     if config.alerts.is_used:
         from node_agent.alert_watch import AlertWatch  # most agents need none of it in memory
 
-        watch = AlertWatch(folder, identity, config.alerts, state, ledger, steward, headers.texts)
+        watch = AlertWatch(
+            *(folder, identity, config.alerts, state, ledger, steward, headers.texts),
+            overlaps=overlaps.warnings,
+        )
         works["alerts"] = watch.run
     beside = [asyncio.create_task(keep_up(name, work)) for name, work in works.items()]
     try:

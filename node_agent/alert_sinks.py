@@ -5,10 +5,12 @@ Nothing is sent that comes from records: what names data are the names that the 
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import logging.handlers
 import os
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -76,7 +78,8 @@ class Syslog:
         facility = logging.handlers.SysLogHandler.LOG_DAEMON
         handler = _Raising(self._config.target, facility=facility)
         handler.ident = "feddp-agent: "
-        handler.append_nul = False  # collectors show it as a blank
+        # Collectors of datagrams show it as a blank; on a stream nothing else ends a message.
+        handler.append_nul = handler.socktype == socket.SOCK_STREAM
         try:
             for level, text in lines:
                 handler.emit(logging.LogRecord("feddp", level, "", 0, text, None, None))
@@ -139,9 +142,12 @@ class Mail:
             async with asyncio.timeout(MAIL_TIMEOUT_S):
                 said, _ = await process.communicate(json.dumps(body).encode())
         except TimeoutError:
-            process.kill()
-            await process.wait()
             raise OSError("the mail server did not take it in time") from None
+        finally:
+            if process.returncode is None:  # also where the agent stops
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
         if process.returncode != 0:
             raise OSError(f"the process that sends mail ended with {process.returncode}")
         answer = json.loads(said)

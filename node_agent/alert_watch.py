@@ -5,9 +5,9 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -17,6 +17,7 @@ from node_agent.conditions import conditions, note_connection
 from node_agent.config import Folder
 from node_agent.digest import digest_text
 from node_agent.identity import BUNDLE, CHAIN, Identity, load_identity
+from node_agent.overlaps import Overlap
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.state import State
 from node_agent.steward import Steward
@@ -29,6 +30,9 @@ DIGEST_NOTE: Final = "digest_at_s"
 """Up to when all sinks were sent the digest, by a version that kept no moment for each."""
 
 DAY_S: Final = 86_400.0
+
+SINK_S: Final = 5.0
+"""How long a look waits for its sinks."""
 
 DIGEST_AGAIN_S: Final = 600.0
 """A digest that a sink did not take is tried again so often; making one reads the whole ledger."""
@@ -49,8 +53,10 @@ class AlertWatch:
         faults: Callable[[], Mapping[str, str]],
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.time,
+        overlaps: Callable[[], Sequence[Overlap]] = tuple,
     ) -> None:
         self._faults = faults
+        self._overlaps = overlaps
         self._folder = folder
         self._identity = identity
         self._config = config
@@ -63,12 +69,19 @@ class AlertWatch:
         self._told: dict[str, dict[tuple[str, str], Alert]] = {}
         self._silent: dict[tuple[str, str], str] = {}
         self._digest_tried: dict[str, float] = {}
+        self._busy: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """Look, for ever."""
-        while True:
-            await self.look()
-            await self._pause(self._config.every_s)
+        try:
+            while True:
+                await self.look()
+                await self._pause(self._config.every_s)
+        finally:
+            for task in self._busy.values():
+                task.cancel()
+            await asyncio.gather(*self._busy.values(), return_exceptions=True)
+            self._busy.clear()
 
     async def look(self) -> None:
         """Once."""
@@ -84,10 +97,27 @@ class AlertWatch:
             self._config,
             None,
             dict(self._faults()),
+            self._overlaps(),
         )
+        told = {one.key: one for one in now}
         for name, sink in self._sinks.items():
-            await self._tell(name, sink, {one.key: one for one in now})
+            if name not in self._busy:
+                self._begin(name, self._tell(name, sink, told))
+        await self._wait_for_sinks()
         await self._digests()
+
+    def _begin(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        self._busy[name] = asyncio.create_task(work)
+
+    async def _wait_for_sinks(self) -> None:
+        """For all, or some seconds: a mail server that says nothing keeps neither the others from
+        being told nor the file from being written. Who is not done is passed by until then."""
+        if self._busy:
+            await asyncio.wait(self._busy.values(), timeout=SINK_S)
+        for name, task in list(self._busy.items()):
+            if task.done():
+                del self._busy[name]
+                task.result()
 
     def _identity_now(self) -> Identity:
         """Read anew only when it has changed: keys and certificates take memory to read."""
@@ -142,7 +172,7 @@ class AlertWatch:
         for name, from_s in since.items():
             tried_s = self._digest_tried.get(name, 0.0)
             is_due = now_s - from_s >= self._config.digest_days * DAY_S
-            if not is_due or 0 <= now_s - tried_s < DIGEST_AGAIN_S:
+            if not is_due or 0 <= now_s - tried_s < DIGEST_AGAIN_S or name in self._busy:
                 continue
             if from_s not in texts:
                 texts[from_s] = await self._ledger.run(
@@ -153,15 +183,22 @@ class AlertWatch:
                     self._steward,
                     self._config,
                     from_s,
+                    dict(self._faults()),
+                    self._overlaps(),
                 )
             self._digest_tried[name] = now_s
-            sink = self._sinks[name]
-            work = sink.digest(self._identity.node, texts[from_s])
-            # The next one begins where the last that was sent has ended.
-            if await self._passed_on("digest_not_sent", name, sink, work):
-                del self._digest_tried[name]
-                keep = self._state.notes.keep
-                await self._ledger.run(keep, digest_note(name), f"{now_s:.3f}")
+            self._begin(name, self._send_digest(name, texts[from_s], now_s))
+        await self._wait_for_sinks()
+
+    async def _send_digest(self, name: str, text: str, now_s: float) -> None:
+        sink = self._sinks[name]
+        # The next one begins where the last that was sent has ended.
+        if await self._passed_on(
+            "digest_not_sent", name, sink, sink.digest(self._identity.node, text)
+        ):
+            del self._digest_tried[name]
+            keep = self._state.notes.keep
+            await self._ledger.run(keep, digest_note(name), f"{now_s:.3f}")
 
     # In the ledger's thread
 

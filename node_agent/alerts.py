@@ -11,10 +11,12 @@ Event = Literal[
     "CERTIFICATE",
     "DISK_LOW",
     "DISCONNECTED",
+    "REFUSED",
     "DISPUTE",
     "BUDGET",
     "DATA_SET_UNAVAILABLE",
     "ROWS_LEFT_OUT",
+    "PATIENTS_IN_TWO_ACCOUNTS",
     "POLICY_UNREADABLE",
     "LEDGER_ROLLED_BACK",
     "APPROVAL_WAITING",
@@ -108,11 +110,11 @@ class AlertsConfig(_Section):
     syslog: SyslogSink | None = None
     mail: MailSink | None = None
     file: FileSink | None = None
-    disconnected_after_s: float = Field(default=3600.0, ge=1)
+    disconnected_after_s: float = Field(default=3600.0, ge=1, allow_inf_nan=False)
     disk_free_bytes_min: int = Field(default=2 << 30, ge=0)
     budget_share: float = Field(default=0.8, gt=0, le=1)
-    digest_days: float = Field(default=7.0, ge=0)
-    every_s: float = Field(default=60.0, ge=1)
+    digest_days: float = Field(default=7.0, ge=0, le=36_500)
+    every_s: float = Field(default=60.0, ge=1, le=86_400)
 
     @property
     def is_used(self) -> bool:

@@ -11,8 +11,12 @@ from typing import Any
 from node_agent.launchers.local import environment
 
 
-async def run_aside(module: str, folder: Path) -> Any | None:
-    """The JSON that `python -m module folder` prints; None where it cannot be run, or fails."""
+async def run_aside(module: str, folder: Path, given: str = "") -> Any | None:
+    """The JSON that `python -m module folder` prints; None where it cannot be run, or fails.
+
+    Args:
+        given: for its stdin.
+    """
     try:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -20,7 +24,7 @@ async def run_aside(module: str, folder: Path) -> Any | None:
             "-m",
             module,
             str(folder),
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
             env=environment(dict(os.environ), 1),
@@ -29,8 +33,10 @@ async def run_aside(module: str, folder: Path) -> Any | None:
     except OSError:
         return None
     try:
-        said, _ = await process.communicate()
+        said, _ = await process.communicate(given.encode())
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        if process.returncode is None:  # given up: nothing of it stays, not even who waits for it
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
     return json.loads(said) if process.returncode == 0 else None

@@ -84,7 +84,7 @@ def restore(source: Path, path: Path) -> list[str]:
     """Make a folder of what `backup` wrote. Names of what is in it.
 
     Raises:
-        Conflict: FOLDER_IN_USE, the folder holds an agent or a ledger.
+        Conflict: FOLDER_IN_USE, the folder holds an agent, a ledger or a file of the steward's.
         NotFound: FILE_MISSING.
         Malformed: BACKUP_INVALID.
     """
@@ -97,6 +97,13 @@ def restore(source: Path, path: Path) -> list[str]:
             f"{folder.root} holds an agent already; restore into a new folder, or put back the "
             "ledger alone: `feddp agent ledger import`",
         )
+    for one in (folder.policy_yaml, folder.datasets_yaml):
+        if os.path.lexists(one):
+            raise Conflict(
+                "FOLDER_IN_USE",
+                f"{one} is there already and is not written over: restore into a new folder, or "
+                "move it away, and put it back afterwards if it is the one that should be in force",
+            )
     made, was_locked = not folder.root.exists(), folder.lock.exists()
     folder.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     names: list[str] = []
@@ -153,8 +160,10 @@ def _take_out(
     opened = archive.extractfile(member)
     if opened is None:
         raise Malformed("BACKUP_INVALID", f"{member.name!r} cannot be read from the backup")
-    undo.callback(target.unlink, missing_ok=True)
-    _write(target, opened, 0o644 if target.suffix in (".crt", ".pem") else 0o600)
+    mode = 0o644 if target.suffix in (".crt", ".pem") else 0o600
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    undo.callback(target.unlink, missing_ok=True)  # only what was made here
+    _write(target, descriptor, opened)
 
 
 def _add(archive: tarfile.TarFile, path: Path, name: str, names: list[str]) -> None:
@@ -177,8 +186,7 @@ def _target(folder: Folder, member: tarfile.TarInfo) -> Path:
     return folder.root / member.name
 
 
-def _write(target: Path, source: IO[bytes], mode: int) -> None:
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+def _write(target: Path, descriptor: int, source: IO[bytes]) -> None:
     with naming(target), os.fdopen(descriptor, "wb") as file:
         while data := source.read(1 << 20):
             file.write(data)

@@ -1,8 +1,9 @@
 """What is wrong with an agent now, in sentences: for alerts and for the digest."""
 
+import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -12,13 +13,25 @@ from node_agent.booked import booked, said
 from node_agent.config import Folder
 from node_agent.doctor.report import span
 from node_agent.identity import Identity
-from node_agent.notes import CONNECTED_NOTE, ROLLED_BACK_NOTE, ROWS_LEFT_OUT_NOTE
+from node_agent.notes import (
+    CONNECTED_NOTE,
+    REFUSED_NOTE,
+    ROLLED_BACK_NOTE,
+    ROWS_LEFT_OUT_NOTE,
+)
+from node_agent.overlaps import Overlap
 from node_agent.state import State
 from node_agent.steward import Steward
 from protos.errors import FeddpError
 
 LOST_NOTE: Final = "lost_since_s"
 """Since when there is no session; kept while there is none."""
+
+REFUSED_AFTER_S: Final = 30.0
+"""A restarted agent waits half as long for the session of its earlier life to end."""
+
+REFUSED_CHARS_MAX: Final = 500
+"""What the coordinator says goes into a mail."""
 
 PROJECTS_TOLD_MAX: Final = 20
 """Projects that are told one by one; whoever invents more of them sends no mail for each."""
@@ -32,6 +45,7 @@ def conditions(
     config: AlertsConfig,
     now_s: float | None = None,
     faults: Mapping[str, str] | None = None,
+    overlaps: Sequence[Overlap] = (),
 ) -> list[Alert]:
     """Everything that somebody should know, the agent as a whole first. Runs in the thread that
     `state` belongs to.
@@ -39,6 +53,7 @@ def conditions(
     Args:
         faults: data set -> why it cannot be used, as the running agent has found it; where None the
             files are looked for.
+        overlaps: data sets of two accounts that share patients.
     """
     now_s = time.time() if now_s is None else now_s
     return [
@@ -47,6 +62,7 @@ def conditions(
         *_disk(folder, config),
         *_ledger(state, config),
         *_stewards(state, steward, faults),
+        *_in_two_accounts(overlaps),
         *_approvals(state, now_s),
     ]
 
@@ -80,6 +96,12 @@ def _connection(state: State, config: AlertsConfig, now_s: float) -> list[Alert]
     if state.notes.read(CONNECTED_NOTE) or not since:
         return []
     away_s = now_s - float(since)
+    refused = state.notes.read(REFUSED_NOTE)
+    if refused and away_s >= REFUSED_AFTER_S:
+        said = json.loads(refused)
+        text = f"the coordinator gives this node no session: {said['reason']}: {said['message']}"
+        remedy = _REFUSED.get(said["reason"], _OPERATOR)
+        return [Alert("REFUSED", "", text[:REFUSED_CHARS_MAX], remedy)]
     if away_s < config.disconnected_after_s:
         return []
     text = f"no session with the coordinator for {span(away_s)}"
@@ -87,13 +109,31 @@ def _connection(state: State, config: AlertsConfig, now_s: float) -> list[Alert]
     return [Alert("DISCONNECTED", "", text, remedy)]
 
 
+_OPERATOR: Final = (
+    "ask the coordinator's operator; docs/hospital-it.md, Lost keys, says how a node that was shut "
+    "out comes back"
+)
+_REFUSED: Final = {
+    "NODE_QUARANTINED": "look for a second machine with a copy of the agent's folder, and tell the "
+    "coordinator's operator at once: if there is none of yours, the keys are stolen; "
+    "docs/hospital-it.md, Lost keys, says how to go on",
+    "SESSION_TAKEN": "if another machine has a copy of the agent's folder, stop one of the two; if "
+    "none of yours does, tell the coordinator's operator that the keys may be stolen",
+}
+
+
 def _disk(folder: Folder, config: AlertsConfig) -> list[Alert]:
-    found = os.statvfs(folder.root)
-    free = found.f_bavail * found.f_frsize
-    if free >= config.disk_free_bytes_min:
-        return []
-    text = f"{free / 2**30:.2f} GiB are free on the disk of {folder.root}"
-    return [Alert("DISK_LOW", "", text, "free room there: an agent on a full disk stops")]
+    """Of the folder, and of the spool where that is another disk's."""
+    for path in (folder.root, folder.spool):
+        try:
+            found = os.statvfs(path)
+        except FileNotFoundError:
+            continue
+        free = found.f_bavail * found.f_frsize
+        if free < config.disk_free_bytes_min:
+            text = f"{free / 2**30:.2f} GiB are free on the disk of {path}"
+            return [Alert("DISK_LOW", "", text, "free room there: an agent on a full disk stops")]
+    return []
 
 
 def _ledger(state: State, config: AlertsConfig) -> list[Alert]:
@@ -146,6 +186,17 @@ def _stewards(state: State, steward: Steward, faults: Mapping[str, str] | None) 
             )
             found.append(Alert("ROWS_LEFT_OUT", one.name, text, remedy))
     return found
+
+
+def _in_two_accounts(overlaps: Sequence[Overlap]) -> list[Alert]:
+    remedy = (
+        "the data steward lets one account pay, or takes those patients out of one of the sources "
+        "(docs/privacy.md, A patient in two data sets of one node)"
+    )
+    return [
+        Alert("PATIENTS_IN_TWO_ACCOUNTS", " and ".join(one.data_sets), one.said(), remedy)
+        for one in overlaps
+    ]
 
 
 def _approvals(state: State, now_s: float) -> list[Alert]:

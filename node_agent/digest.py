@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,13 +13,17 @@ from node_agent.alerts import AlertsConfig, sentence
 from node_agent.conditions import conditions
 from node_agent.config import Folder, load_config
 from node_agent.failures import kept as kept_failures
+from node_agent.header_watch import faults_of
 from node_agent.identity import Identity
 from node_agent.installation import read_folder
 from node_agent.outbox import standing_of
+from node_agent.overlaps import Overlap
+from node_agent.overlaps import overlaps as overlaps_of
 from node_agent.reading import reading
 from node_agent.state import State
 from node_agent.steward import Steward
 from privacy.ledger import Statement
+from protos.errors import FeddpError
 
 
 def digest(path: Path, days: float) -> dict[str, Any]:
@@ -31,8 +36,22 @@ def digest(path: Path, days: float) -> dict[str, Any]:
     _, identity = read_folder(folder, to_read=True)
     config = load_config(folder).alerts
     with reading(folder, identity) as state:
-        since_s = time.time() - days * 86_400.0
-        return digest_of(folder, identity, state, Steward(folder), config, since_s)
+        since_s, steward = time.time() - days * 86_400.0, Steward(folder)
+        faults, shared = _looked_at(steward)
+        return digest_of(folder, identity, state, steward, config, since_s, faults, shared)
+
+
+def _looked_at(steward: Steward) -> tuple[dict[str, str], list[Overlap]]:
+    """(faults, overlaps) as the running agent finds them; of one account patients are in no two."""
+    try:
+        rules = steward.rules()
+    except FeddpError:  # the digest says so
+        return {}, []
+    faults = {name: fault.text for name, fault in faults_of(rules.data_sets).items()}
+    if len(rules.policy.accounts) < 2:
+        return faults, []
+    found = overlaps_of(rules.data_sets)
+    return faults, [one for one in found if one.is_warning and one.kind != "unknown"]
 
 
 def digest_text(
@@ -42,9 +61,11 @@ def digest_text(
     steward: Steward,
     config: AlertsConfig,
     since_s: float,
+    faults: Mapping[str, str],
+    overlaps: Sequence[Overlap],
 ) -> str:
     """The same for people."""
-    return said(digest_of(folder, identity, state, steward, config, since_s))
+    return said(digest_of(folder, identity, state, steward, config, since_s, faults, overlaps))
 
 
 def digest_of(
@@ -54,8 +75,15 @@ def digest_of(
     steward: Steward,
     config: AlertsConfig,
     since_s: float,
+    faults: Mapping[str, str],
+    overlaps: Sequence[Overlap],
 ) -> dict[str, Any]:
-    """What happened since a moment, and how things stand; `releases` are per job and data set."""
+    """What happened since a moment, and how things stand; `releases` are per job and data set.
+
+    Args:
+        faults: data set -> why it cannot be used.
+        overlaps: data sets of two accounts that share patients.
+    """
     rows = state.attempts.all()
     opened = [row for row in rows if row.opened_at_s >= since_s and row.opened_at_s > 0]
     releases: Counter[tuple[str, str, str]] = Counter()
@@ -96,7 +124,10 @@ def digest_of(
         "failed_after_opening": dict(sorted(failed.items())),
         "accounts": [asdict(booked.booked(state, one)) for one in state.ledger.accounts()],
         "certificate_expires_at": identity.expires_at.timestamp(),
-        "alerts": [asdict(one) for one in conditions(folder, identity, state, steward, config)],
+        "alerts": [
+            asdict(one)
+            for one in conditions(folder, identity, state, steward, config, None, faults, overlaps)
+        ],
     }
 
 

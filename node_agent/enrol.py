@@ -45,8 +45,8 @@ from node_agent.identity import (
     CHAIN,
     KEY,
     LEDGER_KEY,
-    NEXT_KEY,
     Identity,
+    is_key_lost,
     load_identity,
     settle,
 )
@@ -259,9 +259,9 @@ def _former(folder: Folder, again: bool) -> Identity | None:
     """
     if not (folder.identity / CHAIN).exists():
         return None
-    if not any((folder.identity / name).exists() for name in (KEY, NEXT_KEY)):
-        # A certificate whose key is lost is of no use, and no other key goes with it.
-        (folder.identity / CHAIN).unlink()
+    if is_key_lost(folder.identity):
+        # No other key goes with the certificate, which is of no use but to read the ledger by: it
+        # stays until another takes its place, as long as that may take.
         return None
     identity = load_identity(folder.identity)
     if identity.expires_at > datetime.now(UTC) and not again:

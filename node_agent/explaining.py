@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Final, Literal
 
 from node_agent.account_filters import filter_of
-from node_agent.admission import REJECTED
+from node_agent.admission import (
+    CATCHING_UP,
+    RECONCILING,
+    REJECTED,
+    ROLLED_BACK,
+    suspensions_of,
+)
 from node_agent.asking import check_asked, check_caps
 from node_agent.config import Folder
 from node_agent.datasets import DataSetSpec
@@ -145,11 +151,22 @@ def _source(spec: DataSetSpec) -> Said:
 
 
 def _suspended(state: State, order: Order) -> Said:
-    dispute = state.disputes.on(f"{state.node}/{order.account}")
-    if dispute is None:
+    account = f"{state.node}/{order.account}"
+    reason = suspensions_of(state).reason(account)
+    if not reason:
         return Said("ledgers agree", "allows")
+    dispute = state.disputes.on(account)
+    if reason != "LEDGER_DISPUTED" or dispute is None:
+        return Said("ledgers agree", "refuses", reason, _SUSPENDED[reason])
     text = f"entry {dispute.seq} of the coordinator's ledger is disputed: {dispute.text}"
-    return Said("ledgers agree", "refuses", "LEDGER_DISPUTED", text)
+    return Said("ledgers agree", "refuses", reason, text)
+
+
+_SUSPENDED: Final = {
+    "LEDGER_ROLLED_BACK": ROLLED_BACK,
+    "LEDGER_CATCHING_UP": CATCHING_UP,
+    "LEDGER_RECONCILING": RECONCILING,
+}
 
 
 def _judged(found: tuple[str, Refusal | None]) -> Said:

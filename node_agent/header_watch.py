@@ -5,9 +5,10 @@ Else a wrong column would be found with the first order, after a quote has said 
 
 import asyncio
 import json
+import math
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -32,7 +33,8 @@ DATABASE_LOOK_S: Final = 300.0
 FIRST_LOOK_S: Final = 5.0
 """For the first look, before the agent greets without it."""
 
-FAILED: Final = 1
+AGAIN_S: Final = 60.0
+"""After a look that could not be made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class HeaderWatch:
         self._folder = folder
         self._steward = steward
         self._seen: object = None
+        self._again_s = math.inf
 
     def reasons(self) -> dict[str, str]:
         """Data set -> what the coordinator is told of it."""
@@ -78,17 +81,24 @@ class HeaderWatch:
     async def look(self) -> None:
         """Read the headers, if a file has changed since the last look; log what is new of it."""
         rules, now = await asyncio.to_thread(_stamps, self._steward)
-        if rules is None or now == self._seen:
+        if rules is None or (now == self._seen and time.monotonic() < self._again_s):
             return
         if any(one.source.suffix != ".csv" for one in rules.data_sets):
-            found = await _faults_aside(self._folder)
+            found = await _faults_aside(self._folder, rules.data_sets)
         else:
             found = await asyncio.to_thread(faults_of, rules.data_sets)
+        self._seen, self._again_s = now, math.inf
+        before = self.faults
         if found is None:
-            log.warning("headers_not_read")
-            found = {}
-        self._seen = now
-        before, self.faults = self.faults, found
+            self._again_s = time.monotonic() + AGAIN_S
+            log.warning(
+                "headers_not_read",
+                do="nothing, if it does not come again: what was found before stays, and it is "
+                f"tried again in {AGAIN_S:.0f} s; else look for room in memory",
+            )
+            declared = {one.name for one in rules.data_sets}
+            found = {name: fault for name, fault in before.items() if name in declared}
+        self.faults = found
         for name, fault in found.items():
             if before.get(name) != fault:
                 log.error(
@@ -135,21 +145,21 @@ def _stamp(path: Path | None) -> tuple[int, int, int, int] | None:
     return found.st_mtime_ns, found.st_size, found.st_ino, found.st_mode
 
 
-async def _faults_aside(folder: Folder) -> dict[str, Fault] | None:
-    found = await run_aside("node_agent.header_watch", folder.root)
+async def _faults_aside(
+    folder: Folder, data_sets: Sequence[DataSetSpec]
+) -> dict[str, Fault] | None:
+    """Of the data sets that the agent goes by, which need not be those of the files as they are."""
+    given = json.dumps([one.model_dump(mode="json") for one in data_sets])
+    found = await run_aside("node_agent.header_watch", folder.root, given)
     return None if found is None else {name: Fault(*fault) for name, fault in found.items()}
 
 
-def main(path: Path) -> int:
-    """Print the faults of a folder's data sets as JSON; the exit code."""
-    try:
-        rules = Steward(Folder(path)).rules()
-    except FeddpError:
-        return FAILED
-    found = faults_of(rules.data_sets)
+def main() -> None:
+    """Print the faults of the data sets that stdin declares as JSON."""
+    given = tuple(DataSetSpec.model_validate(one) for one in json.load(sys.stdin))
+    found = faults_of(given)
     sys.stdout.write(json.dumps({name: [one.reason, one.text] for name, one in found.items()}))
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(Path(sys.argv[1])))
+    main()

@@ -16,7 +16,8 @@ from certs.enrolment import load_certificate_key, load_ledger_key, private_pem, 
 from certs.issued import identity_of
 from certs.rotation import renewal_due_at
 from certs.spiffe import SpiffeId
-from node_agent.lost_keys import LostKey, lost
+from node_agent.lost_keys import READABLE, LostKey, lost
+from node_agent.waiting_join import join_waits
 from node_agent.whose import denied
 from protos.content import sync_directory
 from protos.errors import FeddpError, Malformed, NotAllowed, NotFound
@@ -111,6 +112,8 @@ def load_identity(folder: Path, *, to_read: bool = False) -> Identity:
             key, lost_key = b"", lost(error, str(folder))
     except (ValueError, FeddpError) as error:
         detail = error.message if isinstance(error, FeddpError) else f"{CHAIN} is not readable PEM"
+        if waits := join_waits(folder.parent):
+            detail = f"{detail}; {waits}"
         raise Malformed("IDENTITY_INVALID", f"{folder} is damaged: {detail}") from None
     ledger_key, lost_ledger_key = read_ledger_key(folder)
     if lost_ledger_key is not None and not to_read:
@@ -123,7 +126,16 @@ def load_identity(folder: Path, *, to_read: bool = False) -> Identity:
         bundle,
         key,
         ledger_key,
-        lost_key or lost_ledger_key,
+        _said_of(lost_key, folder) or lost_ledger_key,
+    )
+
+
+def _said_of(lost_key: FeddpError | None, folder: Path) -> FeddpError | None:
+    """Of a certificate's key that is lost: that a join waits which makes up for it, if one does."""
+    if lost_key is None or not (waits := join_waits(folder.parent)):
+        return lost_key
+    return type(lost_key)(
+        lost_key.reason, f"the key of {folder / CHAIN} is lost, and {waits}. {READABLE}"
     )
 
 
@@ -134,6 +146,26 @@ def read_ledger_key(folder: Path) -> tuple[Ed25519PrivateKey, FeddpError | None]
     except FeddpError as error:
         why = lost(error, str(folder))
     return LostKey(why), why
+
+
+def is_key_lost(folder: Path) -> bool:
+    """Whether no key of DIR/identity is the certificate's: what lies in its place, if anything, is
+    of a join that is under way.
+
+    Raises:
+        Malformed: PASSPHRASE_MISSING, PASSPHRASE_WRONG.
+    """
+    chain = (folder / CHAIN).read_bytes()
+    if any(_key_for(folder / name, chain) is not None for name in (KEY, NEXT_KEY)):
+        return False
+    try:
+        x509.load_pem_x509_certificates(chain)
+        load_certificate_key(folder / KEY)
+    except NotFound:
+        return True
+    except (ValueError, Malformed):
+        return False  # it is damaged, and `load_identity` says so
+    return True
 
 
 def _key_of(folder: Path, chain: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """What would keep a service or the data steward from their files; told when it is installed."""
 
+import contextlib
 import grp
 import pwd
 import stat
@@ -8,9 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from node_agent import access_list
+from node_agent.config import Folder, load_config
 from node_agent.datasets import load_data_sets
 from node_agent.program import program_places
-from node_agent.service import Service
+from node_agent.service import UNIT_FOLDER, Service
 from node_agent.whose import groups_of, may
 from protos.errors import FeddpError
 
@@ -25,24 +27,90 @@ def advice(service: Service, steward: str) -> list[str]:
             f"{service.folder} lies below a folder for temporary files, and the service has one of "
             "its own: it will not find its files; move DIR, to /var/lib for instance"
         )
+    found += _way_of_alerts(service)
     try:
         uid = pwd.getpwnam(service.user).pw_uid
-        data_sets = load_data_sets(service.folder)
-    except (KeyError, OSError, FeddpError):
+    except KeyError:
         return found
     groups = groups_of(uid)
-    for spec in data_sets:
-        for path in (spec.source, spec.opt_out):
-            if (
-                path is not None
-                and path.exists()
-                and not may(path.stat(), uid, groups, stat.S_IROTH)
-            ):
-                found.append(
-                    f"{path} of data set {spec.name} cannot be read by {service.user}: `chgrp "
-                    f"{service.group} {path}` and `chmod g+r {path}`, its folders too"
-                )
+    for path, what in (*_of_agent(service.folder), *_of_data_sets(service.folder)):
+        try:
+            closed = not may(path.stat(), uid, groups, stat.S_IROTH)
+        except OSError:  # not there, which is said elsewhere
+            continue
+        if closed:
+            found.append(
+                f"{path}, {what}, cannot be read by {service.user}: `chgrp {service.group} {path}` "
+                f"and `chmod g+r {path}`, its folders too"
+            )
     return found
+
+
+def _way_of_alerts(service: Service) -> Iterator[str]:
+    """The file of alerts is elsewhere than where the unit lets the agent write, or others read; the
+    doctor, which no unit holds, would find nothing wrong."""
+    try:
+        file = load_config(Folder(service.folder)).alerts.file
+    except FeddpError:
+        return
+    if file is None or Path(file.path).is_relative_to(service.folder):
+        return
+    place = Path(file.path).parent
+    if _is_temporary(place):
+        yield (
+            f"alerts.file.path, {file.path}, lies below a folder for temporary files, and the "
+            "service has one of its own: nobody else would see it; name a path below /run"
+        )
+        return
+    said = ""
+    for one in (UNIT_FOLDER / f"{service.name}.d").glob("*.conf"):
+        with contextlib.suppress(OSError):
+            said += one.read_text(errors="replace")
+    if "RuntimeDirectory=" in said or str(place) in said:
+        return
+    line = f"ReadWritePaths={place}"
+    if place.parent == Path("/run"):
+        line = f"RuntimeDirectory={place.name}"
+    yield (
+        f"the service may write in {service.folder} alone, and alerts.file.path is {file.path}: "
+        f"`systemctl edit {service.name}`, with `[Service]` and `{line}`"
+    )
+
+
+def _of_data_sets(folder: Path) -> Iterator[tuple[Path, str]]:
+    """What records are read with, and what it is."""
+    try:
+        data_sets = load_data_sets(folder)
+    except FeddpError:
+        return
+    for spec in data_sets:
+        password = spec.database.password_file if spec.database is not None else None
+        listed = (
+            (spec.source, "the source"),
+            (spec.opt_out, "the opt-out list"),
+            (password, "the database's password"),
+        )
+        for path, what in listed:
+            if path is not None:
+                yield path, f"{what} of data set {spec.name}"
+
+
+def _of_agent(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Files that agent.yaml names, and what they are: without them the agent does not start, or
+    tells nobody."""
+    try:
+        config = load_config(Folder(folder))
+    except FeddpError:
+        return
+    mail = config.alerts.mail
+    listed = (
+        (config.proxy.credentials_file, "the proxy's credentials"),
+        (mail.password_file if mail is not None else "", "the mail's password"),
+        (config.tracing.ca_file, "the trace collector's authority"),
+    )
+    for name, what in listed:
+        if name:
+            yield folder / name, what
 
 
 def _is_temporary(path: Path) -> bool:

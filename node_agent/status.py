@@ -36,6 +36,7 @@ from node_agent.share_balances import balances_within
 from node_agent.state import State
 from node_agent.steward import Rules, Steward, in_force, unknown_names
 from node_agent.tasks.registry import installed
+from node_agent.waiting_join import join_waits
 from privacy.ledger import verify
 from privacy.stages import stage_of
 from protos.errors import FeddpError, NotFound
@@ -60,6 +61,7 @@ def status(path: Path) -> dict[str, Any]:
         "certificate_expires_at": identity.expires_at.timestamp(),
         "certificate_renews_at": identity.renews_at.timestamp(),
         "keys_lost": identity.lost.message if identity.lost is not None else "",
+        "join_waits": join_waits(folder.root),
         "running": running,
         "connected": False,
         "connected_since": None,

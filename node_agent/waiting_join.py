@@ -41,6 +41,12 @@ def forget_waiting(identity: Path, refused: JoinToken | None = None) -> None:
 
 def waiting_said(root: Path) -> str:
     """That a join of a folder waits, a sentence without its full stop; empty where none does."""
+    waits = join_waits(root)
+    return f"{root} holds no agent yet: {waits}" if waits else ""
+
+
+def join_waits(root: Path) -> str:
+    """Since when and where it waits, by which key, and how it goes on; empty where none does."""
     found = _read(root / "identity")
     try:
         since = datetime.fromtimestamp(float(str(found["since_s"])), UTC)
@@ -48,10 +54,9 @@ def waiting_said(root: Path) -> str:
     except (KeyError, ValueError, TypeError, OverflowError, OSError):
         return ""
     return (
-        f"{root} holds no agent yet: since {since:%Y-%m-%d %H:%M} UTC its join waits at {address}: "
-        f"{said}. Tell them this key by a way that both know; then the same command with the same "
-        f"token, `feddp agent join TOKEN --dir {root}`, goes on from here. A new token is not "
-        "needed"
+        f"since {since:%Y-%m-%d %H:%M} UTC its join waits at {address}: {said}. Tell them this key "
+        "by a way that both know; then the same command with the same token, `feddp agent join "
+        f"TOKEN --dir {root}`, goes on from here. A new token is not needed"
     )
 
 

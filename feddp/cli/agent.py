@@ -157,6 +157,10 @@ def status(folder: Folder, as_json: Json = False) -> None:
         raise typer.Exit(FAILED)
 
 
+def _joins_again(found: dict[str, Any]) -> bool:
+    return bool(found["join_waits"]) and found["join_waits"] not in found["keys_lost"]
+
+
 def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     from certs.enrolment import spoken
     from node_agent.allowed import DO
@@ -169,6 +173,8 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("running", "yes" if found["running"] else "no"),
         ("connected", _connected(found)),
         *(("KEYS LOST", one) for one in [found["keys_lost"]] if one),
+        # Of a lost key it is said above.
+        *(("JOIN WAITS", found["join_waits"]) for _ in [1] if _joins_again(found)),
         *(("REFUSED", _refused(one)) for one in [found["refused"]] if one),
         *(("RESTORED", _restored(one)) for one in [found["coordinator_restored"]] if one),
         *(("note", CATCHING_UP) for _ in [1] if found["catching_up"]),

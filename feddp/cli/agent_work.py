@@ -150,7 +150,7 @@ def _row(one: dict[str, Any]) -> list[str]:
 
 def digest(
     folder: Folder,
-    days: Annotated[float, typer.Option(min=0.01, help="How far back.")] = 7.0,
+    days: Annotated[float, typer.Option(min=0.01, max=36_500, help="How far back.")] = 7.0,
     as_json: Json = False,
 ) -> None:
     """What a data steward should read once a week: releases, refusals, budgets, what is wrong.

@@ -44,11 +44,24 @@ def _syslog(sink: SyslogSink) -> list[str]:
         if isinstance(target, tuple):
             socket.getaddrinfo(*target, type=socket.SOCK_DGRAM)
             return []
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
-            connection.connect(target)
+        _connect_as_the_agent(target)
     except (OSError, OverflowError, ValueError) as error:
         return [f"syslog: {sink.address} takes nothing ({_why(error)})"]
     return []
+
+
+def _connect_as_the_agent(path: str) -> None:
+    """By datagrams, or else by a stream.
+
+    Raises:
+        OSError: neither.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+            connection.connect(path)
+    except OSError:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.connect(path)
 
 
 def _mail(sink: MailSink) -> list[str]:
@@ -81,6 +94,8 @@ def _in_clear(sink: MailSink) -> str:
 
 def _file(sink: FileSink) -> list[str]:
     folder = Path(sink.path).parent
+    if Path(sink.path).is_dir():
+        return [f"file: {sink.path} is a folder; name a file in it"]
     if not folder.is_dir():
         # systemd makes it with the service, and takes it away with it.
         hint = " (RuntimeDirectory= in a drop-in of the unit)" if _RUN in folder.parents else ""

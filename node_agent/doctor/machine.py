@@ -44,8 +44,11 @@ def check_account(folder: Folder) -> Check:
 
 def check_disk(folder: Folder) -> Check:
     """Whether the agent can write, by writing; and how much more it could."""
+    place = folder.root
     try:
         free = shutil.disk_usage(folder.root).free
+        if folder.spool.is_dir() and (there := shutil.disk_usage(folder.spool).free) < free:
+            place, free = folder.spool, there  # another disk may be mounted there
         _write(folder.spool if folder.spool.is_dir() else folder.root)
     except OSError as error:
         found = f"{size(WRITTEN_BYTES)} cannot be written under {folder.root}: {error.strerror}"
@@ -56,7 +59,7 @@ def check_disk(folder: Folder) -> Check:
                 "`dmesg`), and save the folder to another disk: `feddp agent backup FILE`"
             )
         return Check("disk", "failed", found, f"{do}; until then it takes no work")
-    found = f"{size(free)} free under {folder.root}"
+    found = f"{size(free)} free under {place}"
     if free < FREE_BYTES_WARNED:
         do = "free some room: models and updates wait there, each as large as the model"
         return Check("disk", "warning", found, do)

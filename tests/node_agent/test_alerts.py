@@ -701,8 +701,8 @@ def test_a_digest_that_was_not_taken_is_sent_later_with_its_whole_time(
     since: list[float] = []
 
     def text(*args: Any) -> str:
-        since.append(args[-1])
-        return f"since {args[-1]:.0f}"
+        since.append(args[5])
+        return f"since {args[5]:.0f}"
 
     monkeypatch.setattr("node_agent.alert_watch.digest_text", text)
     watched.look(0.0)
@@ -787,8 +787,8 @@ def test_an_agent_begins_each_of_its_works_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All that are beside its session: none ends without a word."""
-    works = {"memory": "keep_small", "overlaps": "watch_overlaps", "logs": "keep_short"}
-    wanted = {*works, "clock", "headers", "alerts"}
+    works = {"memory": "keep_small", "logs": "keep_short"}
+    wanted = {*works, "clock", "headers", "overlaps", "alerts"}
     tries: Counter[str] = Counter()
     again = asyncio.Event()
 
@@ -804,6 +804,7 @@ def test_an_agent_begins_each_of_its_works_again(
     for name, function in {**works, "clock": "watch_clock"}.items():
         monkeypatch.setattr(f"node_agent.agent.{function}", failing(name))
     monkeypatch.setattr("node_agent.header_watch.HeaderWatch.run", failing("headers"))
+    monkeypatch.setattr("node_agent.overlap_watch.OverlapWatch.run", failing("overlaps"))
     monkeypatch.setattr("node_agent.alert_watch.AlertWatch.look", failing("alerts"))
     monkeypatch.setattr("node_agent.beside.AGAIN_S", 0.01)
 

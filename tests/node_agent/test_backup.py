@@ -176,3 +176,17 @@ def test_a_ledger_is_saved_to_another_disk_when_its_own_is_full(
     else:
         assert out.read_bytes().startswith(b"SQLite format 3")
     assert [one.name for one in tmp_path.iterdir() if one.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("name", ["policy.yaml", "datasets.yaml"])
+def test_a_stewards_file_that_is_there_is_neither_written_over_nor_removed(
+    agent: Folder, tmp_path: Path, name: str
+) -> None:
+    """It may be newer than the backup; whoever restores is told which file is in the way."""
+    backup(agent.root, tmp_path / "backup.tar")
+    new = tmp_path / "b"
+    new.mkdir()
+    (new / name).write_text("newer: 1")
+    with pytest.raises(Conflict, match=f"{name} is there already"):
+        restore(tmp_path / "backup.tar", new)
+    assert [(one.name, one.read_text()) for one in new.iterdir()] == [(name, "newer: 1")]

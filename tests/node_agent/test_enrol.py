@@ -11,15 +11,18 @@ from typing import Any
 
 import grpc
 import pytest
+from typer.testing import CliRunner
 
 from certs.authority import NODE_LIFETIME, Authority
 from certs.credentials import enrolment_server_credentials
 from certs.enrolment import check_ledger_key, new_key, public_key_of_csr
 from certs.spiffe import SpiffeId
 from certs.tokens import JoinToken, new_secret
+from feddp.cli.app import app
 from node_agent.config import Folder, load_config
 from node_agent.enrol import join
 from node_agent.identity import load_identity
+from node_agent.ledger_files import export
 from node_agent.proxy import ProxyConfig
 from node_agent.status import status
 from node_agent.steward import Steward
@@ -359,3 +362,57 @@ def test_a_proxy_that_wants_credentials_is_named_when_joining(
     assert ("--proxy-credentials-file FILE" in text) is credentials
     assert "agent.yaml" not in text
     assert "wrong" not in text
+
+
+def test_a_ledger_is_read_while_a_join_for_a_lost_key_waits_or_was_refused(
+    enrolment: FakeEnrolment, tmp_path: Path
+) -> None:
+    """What patients have spent, and by which key the join waits; the certificate goes when another
+    takes its place."""
+    folder = Folder(tmp_path / "agent")
+    join(enrolment.token(), folder.root)
+    chain = (folder.identity / "node.crt").read_bytes()
+    (folder.identity / "node.key").unlink()
+    token = enrolment.token()
+    enrolment.refusal = WrongPhase("JOIN_PENDING", "its key is 0123", retry_after_s=2.0)
+    for _ in range(2):  # the second goes on with the first one's key
+        with pytest.raises(WrongPhase):
+            join(token, folder.root)
+        told = status(folder.root)["keys_lost"]
+        assert "its key is 0123" in told
+        assert "A new token is not needed" in told
+        assert "from a backup" not in told
+        assert export(folder.root, tmp_path / "copy.db") == 0
+        (tmp_path / "copy.db").unlink()
+    with pytest.raises(Malformed, match="its key is 0123"):
+        load_identity(folder.identity)
+    assert public_key_of_csr(enrolment.csrs[-1]) == public_key_of_csr(enrolment.csrs[-2])
+    enrolment.refusal = NotAllowed("JOIN_REJECTED", "the operator has rejected it")
+    with pytest.raises(NotAllowed):
+        join(token, folder.root)
+    assert "its key is 0123" not in status(folder.root)["keys_lost"]
+    assert (folder.identity / "node.crt").read_bytes() == chain
+    enrolment.refusal = None
+    join(enrolment.token(), folder.root)
+    assert status(folder.root)["keys_lost"] == ""
+    assert (folder.identity / "node.crt").read_bytes() != chain
+
+
+def test_a_folder_that_waits_to_join_again_says_so(
+    enrolment: FakeEnrolment, tmp_path: Path
+) -> None:
+    """A node that was revoked, say, whose steward must be heard; by which key, too."""
+    folder = Folder(tmp_path / "agent")
+    join(enrolment.token(), folder.root)
+    command = ["agent", "status", "--dir", str(folder.root)]
+    assert "JOIN WAITS" not in CliRunner().invoke(app, command).stdout
+    enrolment.refusal = WrongPhase("JOIN_PENDING", "its key is 0123", retry_after_s=2.0)
+    token = enrolment.token()
+    with pytest.raises(WrongPhase):
+        join(token, folder.root, again=True)
+    told = CliRunner().invoke(app, command).stdout
+    assert "JOIN WAITS" in told
+    assert "its key is 0123" in " ".join(told.split())
+    enrolment.refusal = None
+    join(token, folder.root, again=True)
+    assert status(folder.root)["join_waits"] == ""

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ import structlog
 
 from certs.authority import Authority
 from node_agent import header_watch
+from node_agent.aside import run_aside
 from node_agent.config import Folder
 from node_agent.header_watch import HeaderWatch
 from node_agent.status import status
@@ -27,7 +29,7 @@ from tests.node_agent.agent_federation import (
     RunningAgent,
     make_agent,
 )
-from tests.node_agent.samples import DATA_SET, write_rules
+from tests.node_agent.samples import DATA_SET, POLICY, write_rules
 
 RIGHT = "patient_id,age,disease\nsecret7,60,1\n"
 WRONG = "id,age,disease\nsecret7,60,1\n"
@@ -167,3 +169,75 @@ def test_the_coordinator_hears_it_with_the_first_greeting_and_when_it_is_mended(
             await coordinator.stop()
 
     asyncio.run(play())
+
+
+def test_what_was_found_stays_while_the_stewards_files_are_broken(folder: Folder) -> None:
+    """The agent goes by the rules of before, and so does the look; a source that is gone is not
+    called available, and one that goes meanwhile is found."""
+    for name in ("p", "q"):
+        table = {"patient_id": ["secret7"], "age": [2.0], "disease": [1]}
+        pq.write_table(pa.table(table), folder.root / f"{name}.parquet")
+    listed = [{**DATA_SET, "name": name, "source": f"{name}.parquet"} for name in ("p", "q")]
+    write_rules(folder.root, {**POLICY, "allow": []}, data_sets=listed)
+    steward = Steward(folder)
+    steward.rules()
+    watch = HeaderWatch(folder, steward)
+    (folder.root / "p.parquet").unlink()
+    asyncio.run(watch.look())
+    assert watch.reasons() == {"p": "SOURCE_MISSING"}
+    folder.datasets_yaml.write_text("data_sets: [")
+    (folder.root / "q.parquet").unlink()
+    asyncio.run(watch.look())
+    assert steward.fault
+    assert watch.reasons() == {"p": "SOURCE_MISSING", "q": "SOURCE_MISSING"}
+
+
+def test_a_look_that_cannot_be_made_forgets_nothing_and_is_made_again(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine without memory for a process knows no better than before."""
+    listed = [{**DATA_SET, "name": "p", "source": "p.parquet"}]
+    write_rules(folder.root, {**POLICY, "allow": []}, data_sets=listed)
+    watch = HeaderWatch(folder, Steward(folder))
+    asyncio.run(watch.look())
+    assert watch.reasons() == {"p": "SCHEMA_MISMATCH"}
+
+    async def none(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(header_watch, "run_aside", none)
+    monkeypatch.setattr(header_watch, "AGAIN_S", 0.0)
+    (folder.root / "p.parquet").unlink()
+    with structlog.testing.capture_logs() as logs:
+        asyncio.run(watch.look())
+    assert [one["event"] for one in logs] == ["headers_not_read"]
+    assert watch.reasons() == {"p": "SCHEMA_MISMATCH"}
+    monkeypatch.undo()
+    asyncio.run(watch.look())
+    assert watch.reasons() == {"p": "SOURCE_MISSING"}
+
+
+def test_a_process_that_is_given_up_is_gone_when_that_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An agent that stops leaves nobody behind who reads records."""
+    started: list[asyncio.subprocess.Process] = []
+    is_up = asyncio.Event()
+    real = asyncio.create_subprocess_exec
+
+    async def start(*words: Any, **options: Any) -> asyncio.subprocess.Process:
+        started.append(await real(*words, **options))
+        is_up.set()
+        return started[-1]
+
+    async def given_up() -> None:
+        statement = "import time; time.sleep(600)"
+        task = asyncio.create_task(run_aside("timeit", Path(statement)))
+        await is_up.wait()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        assert started[0].returncode == -9
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    asyncio.run(given_up())

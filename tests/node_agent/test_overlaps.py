@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,15 @@ from typer.testing import CliRunner
 from certs.authority import Authority
 from feddp.cli.app import app
 from node_agent import overlaps as module
+from node_agent.alerts import AlertsConfig
+from node_agent.conditions import conditions
 from node_agent.config import Folder
 from node_agent.datasets import DataSetSpec
-from node_agent.overlap_watch import watch_overlaps
+from node_agent.digest import digest
+from node_agent.identity import load_identity
+from node_agent.overlap_watch import OverlapWatch
 from node_agent.overlaps import overlaps
+from node_agent.state import State
 from node_agent.status import status
 from node_agent.steward import Steward
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
@@ -166,8 +172,49 @@ def test_the_agent_logs_it_once_at_start_and_when_a_file_changes(folder: Folder)
             raise Done
 
     with structlog.testing.capture_logs() as logs, pytest.raises(Done):
-        asyncio.run(watch_overlaps(folder, Steward(folder), pause))
+        asyncio.run(OverlapWatch(folder, Steward(folder)).run(pause))
     assert counts == [1, 1, 2]
     assert {one["event"] for one in logs} == {"patients_in_two_data_sets"}
     assert logs[0]["log_level"] == "info"
     assert "secret7" not in str(logs)
+
+
+def test_patients_of_two_accounts_are_an_alert_and_in_the_digest(folder: Folder) -> None:
+    """Neither limit holds for them: a line of a log is not enough."""
+    first = POLICY["accounts"][0]
+    content = {
+        **POLICY,
+        "accounts": [first, {**first, "name": "others"}],
+        **vouched({"patients": ["heart"], "others": ["copy"]}),
+    }
+    one = {**DATA_SET, "source": "heart.csv"}
+    write_rules(folder.root, content, [one, {**one, "name": "copy", "account": "others"}])
+    (said,) = [
+        one
+        for one in digest(folder.root, 7.0)["alerts"]
+        if one["event"] == "PATIENTS_IN_TWO_ACCOUNTS"
+    ]
+    assert said["subject"] == "heart and copy"
+    assert "neither limit holds" in said["text"]
+
+    class Done(Exception):
+        """Seen enough."""
+
+    async def pause(_: float) -> None:
+        raise Done
+
+    watch = OverlapWatch(folder, Steward(folder))
+    with pytest.raises(Done):
+        asyncio.run(watch.run(pause))
+    assert [one.data_sets for one in watch.warnings()] == [("heart", "copy")]
+    identity = load_identity(folder.identity)
+    with closing(State(folder.state_db, identity.node, identity.ledger_key)) as state:
+        found = conditions(
+            *(folder, identity, state, Steward(folder), AlertsConfig(disk_free_bytes_min=0)),
+            overlaps=watch.warnings(),
+        )
+    assert [one.event for one in found] == ["PATIENTS_IN_TWO_ACCOUNTS"]
+    folder.datasets_yaml.write_text("data_sets: [")  # the agent goes on by what it read
+    with pytest.raises(Done):
+        asyncio.run(watch.run(pause))
+    assert watch.warnings()

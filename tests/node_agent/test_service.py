@@ -19,7 +19,7 @@ from node_agent.program import program_places
 from node_agent.service import Service, install, weaknesses
 from node_agent.service_advice import advice
 from protos.errors import Conflict, Malformed, NotAllowed, NotFound
-from tests.node_agent.samples import write_rules
+from tests.node_agent.samples import DATA_SET, write_rules
 
 AGENT, STEWARD = "daemon", "games"
 """Users that every Debian has."""
@@ -330,3 +330,62 @@ def test_the_python_of_a_long_path_is_found(tmp_path: Path) -> None:
     script = tmp_path / "feddp"
     script.write_text('#!/bin/sh\n\'\'\'exec\' "/a b/bin/python" "$0" "$@"\n')
     assert program_places(script) == [script, Path("/a b/bin/python")]
+
+
+def test_a_credential_that_the_service_cannot_read_is_said(folder: Path) -> None:
+    """Without the proxy's it does not start; root wrote it, for nobody else."""
+    for name in ("proxy", "mail", "ca.pem", "password"):
+        (folder / name).write_text("user:password")
+        (folder / name).chmod(0o600)
+    (folder / "agent.yaml").write_text(
+        "coordinator: feddp.example:8443\ntrust_domain: a.example\nnode: alpha\nnode_class: edge\n"
+        f"proxy: {{url: http://proxy.example:3128, credentials_file: {folder / 'proxy'}}}\n"
+        "alerts: {mail: {server: mail.example:587, sender: a@b, to: [a@b], user: a,"
+        f" password_file: {folder / 'mail'}}}}}\n"
+        "tracing: {endpoint: https://collector.example:4317, ca_file: ca.pem}\n"
+    )
+    database = {"url": "postgresql://a@b/c", "password_file": "password"}
+    (folder / "q.sql").write_text("SELECT 1")
+    write_rules(folder, data_sets=[{**DATA_SET, "source": "q.sql", "database": database}])
+    (folder / "q.sql").chmod(0o644)
+    said = [one for one in advice(service(folder), STEWARD) if "cannot be read" in one]
+    for name, what in (
+        ("proxy", "the proxy's credentials"),
+        ("mail", "the mail's password"),
+        ("ca.pem", "the trace collector's authority"),
+        ("password", "the database's password of data set heart"),
+    ):
+        (found,) = [one for one in said if one.startswith(f"{folder / name}, {what}, ")]
+        assert f"chgrp {AGENT} {folder / name}" in found
+        (folder / name).chmod(0o644)
+    assert not [one for one in advice(service(folder), STEWARD) if "cannot be read" in one]
+
+
+@pytest.mark.parametrize(
+    ("path", "drop_in", "said"),
+    [
+        ("/run/feddp/alerts.json", "", "`RuntimeDirectory=feddp`"),
+        ("/run/feddp/alerts.json", "[Service]\nRuntimeDirectory=feddp\n", ""),
+        ("/var/log/feddp/alerts.json", "", "`ReadWritePaths=/var/log/feddp`"),
+        ("/var/log/feddp/alerts.json", "[Service]\nReadWritePaths=/var/log/feddp\n", ""),
+        ("/tmp/alerts.json", "", "nobody else would see it"),  # noqa: S108 - what is warned of
+    ],
+)
+def test_a_file_of_alerts_that_the_unit_does_not_let_be_written_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, path: str, drop_in: str, said: str
+) -> None:
+    """The doctor, which runs outside the unit, cannot find it."""
+    monkeypatch.setattr("node_agent.service_advice.UNIT_FOLDER", folder.parent)
+    write_rules(folder)
+    (folder / "train.csv").chmod(0o644)
+    (folder / "agent.yaml").write_text(
+        "coordinator: feddp.example:8443\ntrust_domain: a.example\nnode: alpha\nnode_class: edge\n"
+        f"alerts: {{file: {{path: {path}}}}}\n"
+    )
+    if drop_in:
+        place = folder.parent / f"{service(folder).name}.d"
+        place.mkdir()
+        (place / "override.conf").write_text(drop_in)
+    found = [one for one in advice(service(folder), STEWARD) if "alerts.file.path" in one]
+    assert len(found) == bool(said)
+    assert all(said in one for one in found)

@@ -22,7 +22,17 @@ from node_agent.sources.source import MISSING, Table, text_of
 OPT_OUT_BYTES_MAX: Final = 256 << 20
 
 _MORE_THAN_AN_ID: Final = re.compile(r"[\",;\t|=\u2013\u2014]|(?:\s|^)//|\s#|^#(?:\s|$)|^'|'$")
-_WHOLE: Final = re.compile(r"\+?(?=\d)0*+(\d*+)(?:\.0*+)?", re.ASCII)
+_WHOLE: Final = re.compile(r"([+-]?)(?=\d)0*+(\d*+)(?:\.0*+)?", re.ASCII)
+
+_LOOKS_LIKE: Final = str.maketrans(
+    {
+        **dict.fromkeys("\u02d7\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212", "-"),
+        **dict.fromkeys("\u02b9\u02bc\u2018\u2019\u2032", "'"),
+        **dict.fromkeys("\u2044\u2215", "/"),
+        "\u0131": "i",
+    }
+)
+"""What programs write for a hyphen, an apostrophe and a slash, and Turkish's other i."""
 
 ID_CHARACTERS_MAX: Final = 1000
 """A longer text is no id. To compare spellings takes time that grows faster than their length, and
@@ -114,29 +124,34 @@ def _bare(word: str) -> str:
 
 def spelling(identifier: str) -> str:
     """What two spellings of one id have in common: programs drop zeros before a number and put .0
-    after it, compose letters in two ways, leave invisible characters, and change case. Empty for
-    what is no id: blank, or longer than one."""
+    after it, compose letters in two ways, write another hyphen, leave invisible characters and
+    blanks, and change case. Empty for what is no id: blank, or longer than one."""
     if len(identifier) > ID_CHARACTERS_MAX:
         return ""
     text = identifier.casefold()
-    if not text.isascii():
+    if not (text.isascii() and text.isprintable()):
         # Before composing: an invisible character may stand between a letter and its accent.
         seen = "".join(one for one in identifier if not _is_invisible(one))
-        text = unicodedata.normalize("NFKC", seen).casefold()
+        text = unicodedata.normalize("NFKC", seen).casefold().translate(_LOOKS_LIKE)
         text = "".join(str(int(one)) if one.isdecimal() else one for one in text)
-    text = text.strip()
+        text = text.replace("i\u0307", "i")
+    text = " ".join(text.split())
     number = _WHOLE.fullmatch(text)
-    return number[1] or "0" if number else text
+    if not number:
+        return text
+    digits = number[2] or "0"
+    return f"-{digits}" if number[1] == "-" and digits != "0" else digits
 
 
 def _is_invisible(one: str) -> bool:
-    """Marks of format, and what Unicode's Default_Ignorable_Code_Point has besides: joiners,
-    fillers, and selectors of variants."""
-    return unicodedata.category(one) == "Cf" or one in _IGNORED
+    """Marks of format, controls that are no blank, and what Unicode's Default_Ignorable_Code_Point
+    has besides: joiners, fillers, and selectors of variants."""
+    category = unicodedata.category(one)
+    return category == "Cf" or (category == "Cc" and not one.isspace()) or one in _IGNORED
 
 
 _IGNORED: Final = frozenset(
-    [*map(chr, (0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0))]
+    [*map(chr, (0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0))]
     + [chr(one) for one in (*range(0x180B, 0x1810), *range(0xFE00, 0xFE10))]
     + [chr(one) for one in range(0xE0100, 0xE01F0)]
 )

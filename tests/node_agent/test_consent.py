@@ -210,6 +210,14 @@ SPELLINGS = pytest.mark.parametrize(
         ("\u200b002", "002"),
         ("Mu\u0308ller", "M\u00fcller"),
         ("ABC-7", "abc-7"),
+        ("-7.0", "-7"),
+        ("-7", "-07"),
+        ("\u22127", "-7"),
+        ("p\u20111", "p-1"),
+        ("O\u2019Neill", "o'neill"),
+        ("\x002", "2"),
+        ("p1", "p1\x00"),
+        ("ward  7", "ward 7"),
     ],
 )
 
@@ -280,7 +288,7 @@ def test_a_line_that_holds_more_than_an_id_stops_the_work(tmp_path: Path, line: 
     [
         *("002 2024-01-01", "\u00a02 withdrawn", "#002", "##2 x", "2  2", "- 2", "* 2", "\u2022 2"),
         *("7. 002", "7) 2", "ID: 2", "patient 2", "2: asked", "2.)", "(2)", "[2]", "`2`"),
-        *("\u20182\u2019", "\u201c2\u201d", "\u201e2\u201c", "\xab2\xbb", "\x002"),
+        *("\u20182\u2019", "\u201c2\u201d", "\u201e2\u201c", "\xab2\xbb"),
     ],
 )
 def test_a_line_of_which_a_word_is_an_id_leaves_it_out(tmp_path: Path, line: str) -> None:
@@ -332,11 +340,25 @@ def test_a_text_that_is_longer_than_an_id_is_none(tmp_path: Path, long: str) -> 
         ("12", "\u0660\u0661\u0662"),
         ("p1", "p\u0661"),
         ("A2", "a\u00b2"),
+        ("p1", "p\x7f1"),
+        ("p1", "p\u28001"),
+        ("-12", "\u2010\u0660\u0661\u0662"),
+        ("0", "-0.0"),
+        ("1/2", "\u00bd"),
+        ("\u0130I1", "i\u01311"),
     ],
 )
 def test_what_looks_the_same_is_one_id(one: str, other: str) -> None:
     """Invisible characters wherever they stand, digits of other scripts, letters of other forms."""
     assert spelling(one) == spelling(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("7", "-7"), ("7", "7.5"), ("-", ""), ("p1", "p 1"), ("p-1", "p1")]
+)
+def test_what_looks_different_are_two_ids(one: str, other: str) -> None:
+    """A sign, a blank or a hyphen is a part of an id."""
+    assert spelling(one) != spelling(other)
 
 
 def test_a_header_that_swallows_a_withdrawal_is_told(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Patients without consent, or on the opt-out list: not one of their cells is looked at."""
 
+import csv
 import sqlite3
 import time
 from pathlib import Path
@@ -359,6 +360,21 @@ def test_what_looks_the_same_is_one_id(one: str, other: str) -> None:
 def test_what_looks_different_are_two_ids(one: str, other: str) -> None:
     """A sign, a blank or a hyphen is a part of an id."""
     assert spelling(one) != spelling(other)
+
+
+def test_a_carriage_return_in_a_note_names_nobody(tmp_path: Path) -> None:
+    """A program that ends lines by a line feed writes one without quotation marks: what stands
+    after it is the patient's own, and no row that leaves out whom it names."""
+    path = tmp_path / "d.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["id", "age", "ill", "agreed", "note"])
+        writer.writerow(["a", "51", "1", "yes", "seen\rb\rc\r"])
+        writer.writerows([["b", "52", "1", "yes", "well"], ["c", "53", "0", "yes", "\r"]])
+    assert b"yes,seen\rb\rc" in path.read_bytes(), "it is not quoted"
+    records = read_records(spec_of(path, consent=CONSENT), [AGE])
+    assert ages(records) == [51, 52, 53]
+    assert records.remark == ""
 
 
 def test_a_header_that_swallows_a_withdrawal_is_told(tmp_path: Path) -> None:

@@ -166,6 +166,10 @@ def test_an_empty_file_is_refused(federation: Federation, verify: Verify) -> Non
         ({"ledger_public_key": "ab" * 32}, "the file of node beta names another ledger key"),
         ({"coordinator_ledger_key": "ab" * 32}, "another coordinator's ledger key"),
         (
+            {"coordinator_ledger_key": "ab" * 32, "checkpoints": []},
+            "another coordinator's ledger key",
+        ),
+        (
             {"disputes": [{"account": "*", "seq": 6, "text": "it is another", "at_s": 1}]},
             "BAD: checkpoint 6: node beta disputes this: it is another",
         ),
@@ -186,6 +190,20 @@ def test_a_file_that_is_not_of_this_ledger_or_disputes_it_fails(
     code, said = verify(federation.export(), federation.heads("beta") | changed)
     assert code == 1
     assert text in said
+
+
+@pytest.mark.parametrize("wrong", ["", {}, "alpha", {"account": "alpha/patients"}, None])
+@pytest.mark.parametrize("which", ["heads", "checkpoints"])
+def test_what_is_no_list_is_not_read_as_an_empty_one(
+    federation: Federation, verify: Verify, which: str, wrong: object
+) -> None:
+    """Of what a node saw before a restoration, as of what it has seen since."""
+    file = federation.heads("beta")
+    assert verify(federation.export(), file | {"before": {"heads": [], "checkpoints": []}})[0] == 0
+    before = {"heads": [], "checkpoints": []} | {which: wrong}
+    for changed in ({which: wrong}, {"before": before}):
+        code, said = verify(federation.export(), file | changed)
+        assert (code, "is not what `feddp agent ledger heads --json` prints" in said) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -297,6 +297,22 @@ def test_parquet_reads_like_csv(tmp_path: Path) -> None:
     assert records.patients.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_texts_of_a_parquet_file_are_texts_however_they_are_kept(
+    tmp_path: Path, kind: pa.DataType
+) -> None:
+    """What is not UTF-8 among them is no cell, and ends no reading."""
+    texts = pa.array([b"Male", None, b"\xff", "F\u00e9male".encode()]).cast(pa.binary_view())
+    sex = texts.cast(kind, safe=False) if kind != pa.string_view() else texts.view(kind)
+    ids = pa.array(["a", "b", "c", "d"]).cast(kind)
+    spec = parquet(tmp_path, sex=sex, patient_id=ids, age=pa.array([1, 2, 3, 4]))
+    check_header(spec)
+    columns = {"age": "number", "sex": {"category": ["Male", "F\u00e9male"]}}
+    records = read_records(spec_of(spec.source, columns=columns), [MALE])
+    assert records.features.tolist() == [[1], [-1]]
+    assert set(next(source_of(spec).pieces("patient_id"))) == {"a", "b", "c", "d"}
+
+
 def test_rows_of_a_parquet_file_that_read_otherwise_are_left_out(tmp_path: Path) -> None:
     """A cell, or a whole column of another type; also one whose values Python cannot hold."""
     text = remark(parquet(tmp_path, age=pa.array([1.0, np.inf, 1.0, 1.0])), rows=2)

@@ -3,7 +3,7 @@
 Every doubt leaves out: a patient one of whose rows lacks consent, or has more or fewer cells than
 the header, is out whole; an id means every id
 that differs from it in no more than `spelling` passes over, in the records and on the list; and a
-list that cannot be read, or whose lines hold more than an id, stops the work.
+list that cannot be read, or whose lines hold more than an id or a part of one, stops the work.
 """
 
 import itertools
@@ -22,6 +22,9 @@ from node_agent.sources.source import MISSING, Table, text_of
 OPT_OUT_BYTES_MAX: Final = 256 << 20
 
 _MORE_THAN_AN_ID: Final = re.compile(r"[\",;\t|=\u2013\u2014]|(?:\s|^)//|\s#|^#(?:\s|$)|^'|'$")
+_CUT: Final = re.compile(r"[+-]?\d+(?:\.\d+)?e\+\d+", re.ASCII)
+"""What a spreadsheet makes of a long number: the digits that say who it is are gone."""
+
 _WHOLE: Final = re.compile(r"([+-]?)(?=\d)0*+(\d*+)(?:\.0*+)?", re.ASCII)
 
 _LOOKS_LIKE: Final = str.maketrans(
@@ -95,13 +98,16 @@ def opted_out_of(spec: DataSetSpec) -> frozenset[str]:
         raise DataProblem(f"{spec.opt_out}, the opt-out list, cannot be read") from None
     lines = text.splitlines()
     for number, line in enumerate(lines, start=1):
-        if len(line) > ID_CHARACTERS_MAX or _MORE_THAN_AN_ID.search(
-            unicodedata.normalize("NFKC", line).strip()
+        plain = unicodedata.normalize("NFKC", line[:ID_CHARACTERS_MAX]).strip()
+        if (
+            len(line) > ID_CHARACTERS_MAX
+            or _MORE_THAN_AN_ID.search(plain)
+            or _CUT.fullmatch(plain.casefold())
         ):
             raise DataProblem(
-                f"line {number} of {spec.opt_out}, the opt-out list, holds more than an id: write "
-                "one id a line, without quotes, commas, semicolons, bars, tabs, equals signs, long "
-                "dashes or remarks"
+                f"line {number} of {spec.opt_out}, the opt-out list, holds more than an id, or a "
+                "number that was cut to powers of ten: write one id a line, without quotes, "
+                "commas, semicolons, bars, tabs, equals signs, long dashes or remarks"
             )
     return frozenset(map(spelling, lines)) - {""}
 
@@ -125,7 +131,8 @@ def _bare(word: str) -> str:
 def spelling(identifier: str) -> str:
     """What two spellings of one id have in common: programs drop zeros before a number and put .0
     after it, compose letters in two ways, write another hyphen, leave invisible characters and
-    blanks, and change case. Empty for what is no id: blank, or longer than one."""
+    blanks, and change case. Empty for what is no id: blank, longer than one, or a number of which
+    only powers of ten are left."""
     if len(identifier) > ID_CHARACTERS_MAX:
         return ""
     text = identifier.casefold()
@@ -138,7 +145,7 @@ def spelling(identifier: str) -> str:
     text = " ".join(text.split())
     number = _WHOLE.fullmatch(text)
     if not number:
-        return text
+        return "" if _CUT.fullmatch(text) else text
     digits = number[2] or "0"
     return f"-{digits}" if number[1] == "-" and digits != "0" else digits
 

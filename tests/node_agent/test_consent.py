@@ -272,6 +272,8 @@ def test_two_spellings_of_an_id_are_one_patient(tmp_path: Path, listed: str, rec
         "002 \u2013 by phone",
         "002\uff0cx",
         "002\uff1bx",
+        "1.00235E+11",
+        "002e+15",
     ],
 )
 def test_a_line_that_holds_more_than_an_id_stops_the_work(tmp_path: Path, line: str) -> None:
@@ -309,10 +311,20 @@ def test_a_line_of_which_a_word_is_an_id_leaves_it_out(tmp_path: Path, line: str
 
 def test_an_id_of_several_words_or_with_a_mark_before_it_is_one(tmp_path: Path) -> None:
     """The whole line is an id as well; a mark inside an id is no separator."""
-    (tmp_path / "out.txt").write_text("Ward 7\n#17\nO'Neill\nA/12//3\n")
-    rows = "ward 7,51,1,x\n#17,52,1,x\nO'NEILL,53,1,x\na/12//3,54,1,x\nWard 8,55,0,x\n"
+    (tmp_path / "out.txt").write_text("Ward 7\n#17\nO'Neill\nA/12//3\n12e5\n")
+    rows = "ward 7,51,1,x\n#17,52,1,x\nO'NEILL,53,1,x\na/12//3,54,1,x\n12E5,54,1,x\nWard 8,55,0,x\n"
     spec = csv_spec(tmp_path, rows, opt_out=str(tmp_path / "out.txt"))
     assert ages(read_records(spec, [AGE])) == [55]
+
+
+def test_a_number_that_was_cut_to_powers_of_ten_is_no_id(tmp_path: Path) -> None:
+    """A spreadsheet writes several patients' long ids so: nobody knows whose row it is, nor whether
+    they opted out."""
+    rows = "1.00235E+11,51,1,yes\n1.00235E+11,52,1,no\n12E5,53,1,yes\n"
+    records = read_records(csv_spec(tmp_path, rows, consent=CONSENT), [AGE])
+    assert ages(records) == [53]
+    assert "column 'id' is blank, or a number cut to powers of ten, and no id" in records.remark
+    assert "whose consent is withdrawn cannot be told in 1 row, first in row 2" in records.remark
 
 
 @pytest.mark.parametrize(

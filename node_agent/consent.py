@@ -154,7 +154,10 @@ def _is_invisible(one: str) -> bool:
     """Marks of format, controls that are no blank, and what Unicode's Default_Ignorable_Code_Point
     has besides: joiners, fillers, and selectors of variants."""
     category = unicodedata.category(one)
-    return category == "Cf" or (category == "Cc" and not one.isspace()) or one in _IGNORED
+    return category == "Cf" or (category == "Cc" and one not in _BLANK) or one in _IGNORED
+
+
+_BLANK: Final = "\t\n\x0b\x0c\r\x85"
 
 
 _IGNORED: Final = frozenset(

@@ -354,6 +354,8 @@ def test_a_text_that_is_longer_than_an_id_is_none(tmp_path: Path, long: str) -> 
         ("p1", "p\u0661"),
         ("A2", "a\u00b2"),
         ("p1", "p\x7f1"),
+        ("p1", "p\x1f1"),
+        ("p 1", "p\x0b1"),
         ("p1", "p\u28001"),
         ("-12", "\u2010\u0660\u0661\u0662"),
         ("0", "-0.0"),

@@ -82,6 +82,14 @@ def test_the_audit_itself_runs_the_check_that_catches_each_bug() -> None:
     assert {bug.caught_by for bug in BUGS.values()} <= set(command.CHECKS)
 
 
+@pytest.mark.parametrize("seeds", ["0", "-3", "many"])
+def test_an_audit_without_a_check_is_refused(seeds: str, tmp_path: Path) -> None:
+    """It would end with exit code 0, whatever is planted."""
+    with pytest.raises(SystemExit) as refused:
+        command.main(["--out", str(tmp_path / "audit.json"), "--seeds", seeds])
+    assert refused.value.code == 2
+
+
 @pytest.mark.parametrize("planted", [None, "proximal-clipped", "rows-clipped-apart"])
 def test_the_audit_ends_with_exit_1_and_names_the_check_that_raised_an_alarm(
     planted: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

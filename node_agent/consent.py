@@ -3,7 +3,7 @@
 Every doubt leaves out: a patient one of whose rows lacks consent, or has more or fewer cells than
 the header, is out whole; an id means every id
 that differs from it in no more than `spelling` passes over, in the records and on the list; and a
-list that cannot be read, or whose lines hold more than an id, stops the work.
+list that cannot be read, or whose lines hold more than an id or a part of one, stops the work.
 """
 
 import itertools
@@ -22,7 +22,20 @@ from node_agent.sources.source import MISSING, Table, text_of
 OPT_OUT_BYTES_MAX: Final = 256 << 20
 
 _MORE_THAN_AN_ID: Final = re.compile(r"[\",;\t|=\u2013\u2014]|(?:\s|^)//|\s#|^#(?:\s|$)|^'|'$")
-_WHOLE: Final = re.compile(r"\+?(?=\d)0*+(\d*+)(?:\.0*+)?", re.ASCII)
+_CUT: Final = re.compile(r"[+-]?\d+(?:\.\d+)?e\+\d+", re.ASCII)
+"""What a spreadsheet makes of a long number: the digits that say who it is are gone."""
+
+_WHOLE: Final = re.compile(r"([+-]?)(?=\d)0*+(\d*+)(?:\.0*+)?", re.ASCII)
+
+_LOOKS_LIKE: Final = str.maketrans(
+    {
+        **dict.fromkeys("\u02d7\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212", "-"),
+        **dict.fromkeys("\u02b9\u02bc\u2018\u2019\u2032", "'"),
+        **dict.fromkeys("\u2044\u2215", "/"),
+        "\u0131": "i",
+    }
+)
+"""What programs write for a hyphen, an apostrophe and a slash, and Turkish's other i."""
 
 ID_CHARACTERS_MAX: Final = 1000
 """A longer text is no id. To compare spellings takes time that grows faster than their length, and
@@ -85,13 +98,16 @@ def opted_out_of(spec: DataSetSpec) -> frozenset[str]:
         raise DataProblem(f"{spec.opt_out}, the opt-out list, cannot be read") from None
     lines = text.splitlines()
     for number, line in enumerate(lines, start=1):
-        if len(line) > ID_CHARACTERS_MAX or _MORE_THAN_AN_ID.search(
-            unicodedata.normalize("NFKC", line).strip()
+        plain = unicodedata.normalize("NFKC", line[:ID_CHARACTERS_MAX]).strip()
+        if (
+            len(line) > ID_CHARACTERS_MAX
+            or _MORE_THAN_AN_ID.search(plain)
+            or _CUT.fullmatch(plain.casefold())
         ):
             raise DataProblem(
-                f"line {number} of {spec.opt_out}, the opt-out list, holds more than an id: write "
-                "one id a line, without quotes, commas, semicolons, bars, tabs, equals signs, long "
-                "dashes or remarks"
+                f"line {number} of {spec.opt_out}, the opt-out list, holds more than an id, or a "
+                "number that was cut to powers of ten: write one id a line, without quotes, "
+                "commas, semicolons, bars, tabs, equals signs, long dashes or remarks"
             )
     return frozenset(map(spelling, lines)) - {""}
 
@@ -114,29 +130,38 @@ def _bare(word: str) -> str:
 
 def spelling(identifier: str) -> str:
     """What two spellings of one id have in common: programs drop zeros before a number and put .0
-    after it, compose letters in two ways, leave invisible characters, and change case. Empty for
-    what is no id: blank, or longer than one."""
+    after it, compose letters in two ways, write another hyphen, leave invisible characters and
+    blanks, and change case. Empty for what is no id: blank, longer than one, or a number of which
+    only powers of ten are left."""
     if len(identifier) > ID_CHARACTERS_MAX:
         return ""
     text = identifier.casefold()
-    if not text.isascii():
+    if not (text.isascii() and text.isprintable()):
         # Before composing: an invisible character may stand between a letter and its accent.
         seen = "".join(one for one in identifier if not _is_invisible(one))
-        text = unicodedata.normalize("NFKC", seen).casefold()
+        text = unicodedata.normalize("NFKC", seen).casefold().translate(_LOOKS_LIKE)
         text = "".join(str(int(one)) if one.isdecimal() else one for one in text)
-    text = text.strip()
+        text = text.replace("i\u0307", "i")
+    text = " ".join(text.split())
     number = _WHOLE.fullmatch(text)
-    return number[1] or "0" if number else text
+    if not number:
+        return "" if _CUT.fullmatch(text) else text
+    digits = number[2] or "0"
+    return f"-{digits}" if number[1] == "-" and digits != "0" else digits
 
 
 def _is_invisible(one: str) -> bool:
-    """Marks of format, and what Unicode's Default_Ignorable_Code_Point has besides: joiners,
-    fillers, and selectors of variants."""
-    return unicodedata.category(one) == "Cf" or one in _IGNORED
+    """Marks of format, controls that are no blank, and what Unicode's Default_Ignorable_Code_Point
+    has besides: joiners, fillers, and selectors of variants."""
+    category = unicodedata.category(one)
+    return category == "Cf" or (category == "Cc" and one not in _BLANK) or one in _IGNORED
+
+
+_BLANK: Final = "\t\n\x0b\x0c\r\x85"
 
 
 _IGNORED: Final = frozenset(
-    [*map(chr, (0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0))]
+    [*map(chr, (0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0))]
     + [chr(one) for one in (*range(0x180B, 0x1810), *range(0xFE00, 0xFE10))]
     + [chr(one) for one in range(0xE0100, 0xE01F0)]
 )

@@ -256,8 +256,11 @@ class _Reading:
         ids = self.texts(column)
         for text in set(ids) - {None}:
             known[text] = spelling(text or "") or None
-        too_long = [text is not None and len(text) > ID_CHARACTERS_MAX for text in ids]
-        self._note(column, too_long, "is longer than an id")
+        none = [text is not None and known[text] is None for text in ids]
+        long = [text is not None and len(text) > ID_CHARACTERS_MAX for text in ids]
+        self._note(column, long, "is longer than an id")
+        cut = [bad and not too_long for bad, too_long in zip(none, long, strict=True)]
+        self._note(column, cut, "is blank, or a number cut to powers of ten, and no id")
         return [known[text] for text in ids]
 
     def numbers(self, column: str) -> NDArray[np.float64]:

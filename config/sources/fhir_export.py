@@ -16,11 +16,15 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 REFERENCE_YEAR = 2025
 """Ages are counted to this year, so that the same records give the same rows on any day."""
+
+TODAY = datetime.now(UTC).date().isoformat()
+"""Of consents that say until when they hold."""
 
 LOINC, SNOMED, ICD_10 = (
     "http://loinc.org",
@@ -43,6 +47,8 @@ def resources(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
                     found = json.loads(line) if line.strip() else {}
                 except ValueError:
                     sys.exit(f"{path}, line {number} is not JSON")
+                if not isinstance(found, dict):
+                    sys.exit(f"{path}, line {number} is no resource")
                 if found.get("resourceType") == kind:
                     yield found
 
@@ -86,18 +92,35 @@ def infarctions(folder: Path) -> set[str]:
 
 
 def consents(folder: Path) -> set[str]:
-    """Patients with an active consent to research and none that denies it."""
+    """Patients with a consent to research that is active now, and none that denies it."""
     permitted, denied = set(), set()
     for one in resources(folder, "Consent"):
         if "research" not in {code for _, code in codes(one.get("scope", {}))}:
             continue
-        if one.get("status") == "active":
-            permits = one.get("provision", {}).get("type") == "permit"
+        if one.get("status") in ("active", "rejected"):
+            provision = one.get("provision", {})
+            permits = one["status"] == "active" and permits_all(provision)
             patient = patient_of(one, "patient")
             if not patient and not permits:
                 sys.exit("a Consent that permits no research names nobody by Patient/ID: mend it")
-            (permitted if permits else denied).add(patient)
+            if not permits:
+                denied.add(patient)
+            elif not has_ended(provision):
+                permitted.add(patient)
     return permitted - denied
+
+
+def permits_all(provision: dict[str, Any]) -> bool:
+    """Whether neither it nor an exception within it denies anything."""
+    return provision.get("type") == "permit" and all(
+        permits_all(one) for one in provision.get("provision", [])
+    )
+
+
+def has_ended(provision: dict[str, Any]) -> bool:
+    """Whether its time was over before today; it may say a year or a month alone."""
+    end = str(provision.get("period", {}).get("end", ""))[:10]
+    return end < TODAY[: len(end)]
 
 
 def write(file: TextIO, folder: Path) -> int:

@@ -1,5 +1,6 @@
 """What an account may not say of itself, whatever its entries are."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -11,6 +12,9 @@ from privacy.deltas import bound_said, is_too_large
 from privacy.filters import Filter, make_filter
 from protos.errors import FeddpError, Malformed
 from protos.feddp.v1 import budgets_pb2
+
+_is_name: Final = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+").fullmatch
+"""Of the characters that names have: none begins a line of its own, or looks like another one."""
 
 KNOWN_FIELDS: Final = frozenset(
     field.name for field in budgets_pb2.BudgetAccount.DESCRIPTOR.fields
@@ -37,8 +41,8 @@ def row_faults(accounts: Sequence[Mapping[str, Any]], kept: Witnesses) -> list[F
     keys: dict[str, tuple[str, bytes]] = {}
     for account in accounts:
         name = str(account["account"])
-        node, slash, own = name.partition("/")
-        if not (node and slash and own):
+        node = name.partition("/")[0]
+        if not _is_name(name):
             text = "an account is named NODE/NAME: export the ledger anew"
             found.append((name, 0, text))
         elif account["node"] != node:

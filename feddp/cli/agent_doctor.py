@@ -105,7 +105,8 @@ def doctor(
         if as_json:
             output.print_json(request.as_dict())
         else:
-            output.line(request.text())
+            for text in request.text().splitlines():
+                output.line(text)
         return
     from node_agent.doctor.examine import examine
     from node_agent.doctor.report import is_in_order

@@ -214,16 +214,15 @@ def here(count: int) -> str:
 
 def _absent(kept: Witnesses, node: Witnesses) -> list[Fault]:
     """Checkpoints that a node has seen and the coordinator does not show, or signs otherwise."""
-    if not node.checkpoints:
-        return []
-    if kept.coordinator_key and node.coordinator_key != kept.coordinator_key:
+    knows = node.coordinator_key or node.checkpoints  # before its first session it knows none
+    if kept.coordinator_key and knows and node.coordinator_key != kept.coordinator_key:
         text = (
             f"node {node.source} knows another coordinator's ledger key, "
             f"{short(node.coordinator_key.hex())}, than this one, "
             f"{short(kept.coordinator_key.hex())}"
         )
         return [(CHECKPOINTS, 0, text)]
-    newest = max(one.number for one in node.checkpoints)
+    newest = max((one.number for one in node.checkpoints), default=0)
     shown = {one.number for one in kept.checkpoints}
     absent = next((one.number for one in node.checkpoints if one.number not in shown), 0)
     if not absent:

@@ -9,7 +9,8 @@ from typing import Any
 from feddp.cli.history import here
 from feddp.cli.json_windows import once
 from feddp.cli.output import counted
-from feddp.cli.witnesses import NODE_FILES, Fault, Witnesses, from_json, listed, whole_number
+from feddp.cli.restorations import listed
+from feddp.cli.witnesses import NODE_FILES, Fault, Witnesses, from_json, whole_number
 from privacy.canonical import bytes_of_hex
 from privacy.heads import LimitInForce, Terms, short, signed_by
 from protos.errors import Malformed, NotFound

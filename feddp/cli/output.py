@@ -42,13 +42,13 @@ def print_json(value: object, *, one_line: bool = False) -> None:
 
 
 def line(text: str) -> None:
-    """One line on stdout."""
-    sys.stdout.write(f"{clean(text)}\n")
+    """One line on stdout, and one alone: what stands in a name begins no other."""
+    sys.stdout.write(f"{_one_line(text)}\n")
     sys.stdout.flush()
 
 
 def note(text: str) -> None:
-    """One line for people on stderr, so that stdout holds the answer only."""
+    """For people on stderr, so that stdout holds the answer only. May be several lines of ours."""
     sys.stderr.write(f"{clean(text)}\n")
     sys.stderr.flush()
 
@@ -73,6 +73,10 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
+def _one_line(text: str) -> str:
+    return clean(text).replace("\n", "?")
+
+
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on stdout; without frames and never wrapped when stdout is a pipe."""
     from rich import box
@@ -92,7 +96,7 @@ def rich_table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, frame: 
     for header in headers:
         found.add_column(header, overflow="fold")
     for row in rows:
-        found.add_row(*(Text(clean(cell)) for cell in row))
+        found.add_row(*(Text(_one_line(cell)) for cell in row))
     return found
 
 

@@ -122,9 +122,9 @@ def restoration_of(value: Mapping[str, Any]) -> Restoration:
         epoch_of(value),
         [
             Head(str(at["account"]), _whole(at["seq"]), str(at["hash"]))
-            for at in list(value["places"])
+            for at in listed(value["places"])
         ],
-        once([(_name(at["account"]), _whole(at["seq"])) for at in list(value["reconciled"])]),
+        once([(_name(at["account"]), _whole(at["seq"])) for at in listed(value["reconciled"])]),
     )
 
 
@@ -136,10 +136,10 @@ def past_of(value: Mapping[str, Any]) -> list[Past]:
             bytes_of_hex(one["node_signature"]),
             _whole(one["since_s"]),
         )
-        for one in list(value["heads"])
+        for one in listed(value["heads"])
     ]
     checkpoints = []
-    for one in list(value["checkpoints"]):
+    for one in listed(value["checkpoints"]):
         signature = bytes_of_hex(one["signature"])
         made = Checkpoint(_whole(one["number"]), str(one["prev_hash"]), str(one["root"]), signature)
         checkpoints.append(Past(made, signature, _whole(one["since_s"])))
@@ -150,6 +150,13 @@ def of_accounts(one: Restoration, wanted: Collection[str]) -> Restoration:
     """What speaks of some accounts alone."""
     done = {name: seq for name, seq in (one.reconciled or {}).items() if name in wanted}
     return Restoration(one.epoch, [at for at in one.places if at.account in wanted], done)
+
+
+def listed(value: Any) -> list[Any]:
+    """A list as it is; anything else that could be gone through is a TypeError."""
+    if not isinstance(value, list):
+        raise TypeError("a list was to be here")
+    return value
 
 
 def _name(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from feddp.cli import restorations as restored
 from feddp.cli.output import counted
-from feddp.cli.restorations import RESTORATIONS, Past, Restoration
+from feddp.cli.restorations import RESTORATIONS, Past, Restoration, listed
 from privacy.canonical import bytes_of_hex
 from privacy.entries import Entry
 from privacy.epochs import Epoch
@@ -193,13 +193,6 @@ def from_json(value: Mapping[str, Any], source: str) -> Witnesses:
         epochs=[restored.epoch_of(one) for one in listed(value.get("epochs", []))],
         past=restored.past_of(value["before"]) if "before" in value else (),
     )
-
-
-def listed(value: Any) -> list[Any]:
-    """A list as it is; anything else that could be gone through is a TypeError."""
-    if not isinstance(value, list):
-        raise TypeError("a list was to be here")
-    return value
 
 
 def whole_number(value: Any) -> int:

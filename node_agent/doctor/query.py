@@ -42,9 +42,9 @@ _TEXT: Final = re.compile(r"\b(string_agg|array_agg|group_concat|jsonb?_agg)\s*\
 _SUM: Final = re.compile(r"\b(avg|sum|total|stddev\w*|var\w*|corr|regr_\w+)\s*\(", re.IGNORECASE)
 _ORDERED: Final = re.compile(r"\border\s+by\b", re.IGNORECASE)
 _EXACT: Final = re.compile(r"\border\s+by\b|\b(numeric|decimal)\b", re.IGNORECASE)
-_SUBQUERY: Final = re.compile(r"(\w+|\S|^)\s*\(\s*(select|with)\b", re.IGNORECASE)
+_SUBQUERY: Final = re.compile(r"(\w+|[^\s(]|^)[\s(]*\(\s*(select|with)\b", re.IGNORECASE)
 _OF_TABLES: Final = frozenset(
-    ("from", "join", "as", "materialized", "lateral", "union", "all", "except", "intersect", "(")
+    ("", "from", "join", "as", "materialized", "lateral", "union", "all", "except", "intersect")
 )
 """What stands before a subquery whose rows are joined, and not compared."""
 
@@ -104,7 +104,8 @@ def check_query(spec: DataSetSpec) -> Iterator[Check]:
             name,
             "ok",
             "no word in it by which one patient often decides about rows of others; only the words "
-            "were looked at",
+            "were looked at: that each row follows from rows of its own patient alone, its author "
+            "sees to",
         )
         return
     yield Check(

@@ -1,11 +1,16 @@
-"""A CSV file in UTF-8: texts, with a header."""
+"""A CSV file in UTF-8: texts, with a header.
+
+Its lines end as the header's does. Programs that end lines by a line feed leave a carriage return
+in a cell without quotation marks (as Python's own writer does): were it an end too, one patient's
+note would make rows, and name others in them.
+"""
 
 import csv
 import io
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, BinaryIO, Final
 
 from node_agent.sources.problems import DataProblem, WrongHeader
 from node_agent.sources.source import Cells, Column, Table, column_fault
@@ -51,8 +56,8 @@ class CsvFile:
     def read(self, wanted: Sequence[str], declared: Collection[str]) -> Table:
         """Cells as texts, bytes where they are not UTF-8."""
         try:
-            with self._path.open(encoding=ENCODING, errors="surrogateescape", newline="") as file:
-                lines = _Lines(file)
+            with self._path.open("rb") as file:
+                lines = _Lines(_lines(file))
                 rows = _rows(lines)
                 names = next(rows, [])
                 torn_header = lines.swallowed(len(names))
@@ -83,8 +88,8 @@ class CsvFile:
         """One column, `PIECE_ROWS` rows at a time."""
         fault = DataProblem(f"{self._path} has no column {column!r} that can be read")
         try:
-            with self._path.open(encoding=ENCODING, errors="surrogateescape", newline="") as file:
-                rows = _rows(file)
+            with self._path.open("rb") as file:
+                rows = _rows(_lines(file))
                 names = next(rows, [])
                 if column not in names:
                     raise fault
@@ -93,6 +98,25 @@ class CsvFile:
                     yield list({row[place] for row in piece if len(row) == len(names)})
         except OSError:
             raise fault from None
+
+
+def _lines(raw: BinaryIO) -> Iterator[str]:
+    """A file's lines from its beginning. The mark that ends none is a blank in them."""
+    end, other = _line_end(raw)
+    raw.seek(0)
+    for line in io.TextIOWrapper(raw, ENCODING, "surrogateescape", newline=end):
+        if other in line and other in (whole := line.rstrip("\r\n")):
+            yield f"{whole.replace(other, ' ')}{end}"
+        else:
+            yield line
+
+
+def _line_end(raw: BinaryIO) -> tuple[str, str]:
+    """What ends its first line that is not empty, and so all others; and the other mark."""
+    start = b"\n"
+    while start and not start.strip():
+        start = raw.readline(HEADER_BYTES_MAX)
+    return ("\r", "\n") if b"\r" in start.strip() else ("\n", "\r")
 
 
 class _Kept:
@@ -116,15 +140,15 @@ class _Kept:
 class _Lines:
     """A file's lines, and those that the last row was made of."""
 
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines = lines
         self._taken: list[str] = []
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        line = next(self._file)
+        line = next(self._lines)
         self._taken.append(line)
         return line
 
@@ -184,8 +208,7 @@ def _text(cell: str) -> str | bytes:
 def _first_row(start: bytes) -> tuple[list[str], bool]:
     """The first row of a file that begins so, and whether it is known to end there."""
     # Rows may be in what was read, so that nothing of them may lead to an error.
-    text = start.decode("utf-8-sig", "surrogateescape")
-    rows = csv.reader(io.StringIO(text, newline=""))
+    rows = csv.reader(_lines(io.BytesIO(start)))
     names: list[str] = []
     try:
         names = next((row for row in rows if row), [])

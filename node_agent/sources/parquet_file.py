@@ -79,7 +79,7 @@ def _kind(of: "pa.DataType") -> Kind:
     types = pa.types
     if types.is_dictionary(of):
         return _kind(of.value_type)
-    if types.is_string(of) or types.is_large_string(of):
+    if types.is_string(of) or types.is_large_string(of) or types.is_string_view(of):
         return "text"
     if types.is_integer(of):
         return "whole"
@@ -106,7 +106,7 @@ def _cells(column: "pa.ChunkedArray | pa.Array") -> Cells:
         return [b""] * len(column)
     if kind != "text":
         return list(column.to_pylist())
-    raw = pa.large_binary() if pa.types.is_large_string(of) else pa.binary()
+    raw = pa.binary() if pa.types.is_string(of) else pa.large_binary()
     return [_text(cell) for cell in column.cast(raw).to_pylist()]
 
 

@@ -33,7 +33,7 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--seeds",
-        type=int,
+        type=_at_least_one,
         default=1,
         metavar="N",
         help="run each check with initial weights of so many seeds, and new noise",
@@ -70,6 +70,13 @@ def main(words: Sequence[str] | None = None) -> int:
     if refuted:
         _say(f"the claim is refuted: {', '.join(refuted)}")
     return 1 if refuted else 0
+
+
+def _at_least_one(text: str) -> int:
+    """With none nothing would be checked, and nothing raise an alarm."""
+    if (number := int(text)) < 1:
+        raise ValueError("from 1")
+    return number
 
 
 def _checked(check: Callable[..., None], seed: int) -> dict[str, Any]:

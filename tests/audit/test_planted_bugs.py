@@ -12,6 +12,8 @@ from tests.audit import __main__ as command
 from tests.audit import checks
 from tests.audit.checks import CHEAP, CHECKS, Alarm
 from tests.audit.hospital import memory_folder
+from tests.audit.one_run import CASES as ATTACKS
+from tests.audit.one_run import audit
 from tests.audit.planted import BUGS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook")
@@ -65,9 +67,27 @@ def test_a_planted_bug_is_caught(
         check(folder)
 
 
+@pytest.mark.parametrize("name", BUGS)
+def test_an_attack_runs_to_its_end_with_each_bug(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that samples; where it broke off, `make audit` would end with exit code 1 and no
+    alarm."""
+    BUGS[name].plant(monkeypatch)
+    assert audit(ATTACKS[-1], folder)["guesses"] > 0
+
+
 def test_the_audit_itself_runs_the_check_that_catches_each_bug() -> None:
     """Attacks alone see three of the eleven; `make audit` is to name all."""
     assert {bug.caught_by for bug in BUGS.values()} <= set(command.CHECKS)
+
+
+@pytest.mark.parametrize("seeds", ["0", "-3", "many"])
+def test_an_audit_without_a_check_is_refused(seeds: str, tmp_path: Path) -> None:
+    """It would end with exit code 0, whatever is planted."""
+    with pytest.raises(SystemExit) as refused:
+        command.main(["--out", str(tmp_path / "audit.json"), "--seeds", seeds])
+    assert refused.value.code == 2
 
 
 @pytest.mark.parametrize("planted", [None, "proximal-clipped", "rows-clipped-apart"])

@@ -166,6 +166,10 @@ def test_an_empty_file_is_refused(federation: Federation, verify: Verify) -> Non
         ({"ledger_public_key": "ab" * 32}, "the file of node beta names another ledger key"),
         ({"coordinator_ledger_key": "ab" * 32}, "another coordinator's ledger key"),
         (
+            {"coordinator_ledger_key": "ab" * 32, "checkpoints": []},
+            "another coordinator's ledger key",
+        ),
+        (
             {"disputes": [{"account": "*", "seq": 6, "text": "it is another", "at_s": 1}]},
             "BAD: checkpoint 6: node beta disputes this: it is another",
         ),
@@ -186,6 +190,47 @@ def test_a_file_that_is_not_of_this_ledger_or_disputes_it_fails(
     code, said = verify(federation.export(), federation.heads("beta") | changed)
     assert code == 1
     assert text in said
+
+
+FORGED = "\nbehind alpha/patients: its own node's file up to entry 4 of 4"
+
+
+@pytest.mark.parametrize(
+    "name", [f"alpha/z{FORGED}", "alpha/pati\u200bents", "alpha/\u0430", "alpha/"]
+)
+def test_an_account_of_no_such_name_is_a_fault_and_begins_no_line(
+    federation: Federation, verify: Verify, name: str
+) -> None:
+    """One without entries needs no signature: its name is whoever made the export's."""
+    export = federation.export()
+    export["accounts"].append(empty_account(federation, name))
+    code, said = verify(export)
+    assert code == 1
+    assert "an account is named NODE/NAME" in said
+    assert "behind alpha/patients" not in [line[:21] for line in said.splitlines()]
+
+
+def test_what_a_file_says_begins_no_line(federation: Federation, verify: Verify) -> None:
+    """Of what stands in it, the reader sees where it is quoted."""
+    disputes = [{"account": "*", "seq": 6, "text": f"no{FORGED}", "at_s": 1}]
+    code, said = verify(federation.export(), federation.heads("beta") | {"disputes": disputes})
+    assert code == 1
+    assert "node beta disputes this: no?behind alpha" in said
+    assert "behind alpha/patients" not in [line[:21] for line in said.splitlines()]
+
+
+@pytest.mark.parametrize("wrong", ["", {}, "alpha", {"account": "alpha/patients"}, None])
+@pytest.mark.parametrize("which", ["heads", "checkpoints"])
+def test_what_is_no_list_is_not_read_as_an_empty_one(
+    federation: Federation, verify: Verify, which: str, wrong: object
+) -> None:
+    """Of what a node saw before a restoration, as of what it has seen since."""
+    file = federation.heads("beta")
+    assert verify(federation.export(), file | {"before": {"heads": [], "checkpoints": []}})[0] == 0
+    before = {"heads": [], "checkpoints": []} | {which: wrong}
+    for changed in ({which: wrong}, {"before": before}):
+        code, said = verify(federation.export(), file | changed)
+        assert (code, "is not what `feddp agent ledger heads --json` prints" in said) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Patients without consent, or on the opt-out list: not one of their cells is looked at."""
 
+import csv
 import sqlite3
 import time
 from pathlib import Path
@@ -210,6 +211,14 @@ SPELLINGS = pytest.mark.parametrize(
         ("\u200b002", "002"),
         ("Mu\u0308ller", "M\u00fcller"),
         ("ABC-7", "abc-7"),
+        ("-7.0", "-7"),
+        ("-7", "-07"),
+        ("\u22127", "-7"),
+        ("p\u20111", "p-1"),
+        ("O\u2019Neill", "o'neill"),
+        ("\x002", "2"),
+        ("p1", "p1\x00"),
+        ("ward  7", "ward 7"),
     ],
 )
 
@@ -263,6 +272,8 @@ def test_two_spellings_of_an_id_are_one_patient(tmp_path: Path, listed: str, rec
         "002 \u2013 by phone",
         "002\uff0cx",
         "002\uff1bx",
+        "1.00235E+11",
+        "002e+15",
     ],
 )
 def test_a_line_that_holds_more_than_an_id_stops_the_work(tmp_path: Path, line: str) -> None:
@@ -280,7 +291,7 @@ def test_a_line_that_holds_more_than_an_id_stops_the_work(tmp_path: Path, line: 
     [
         *("002 2024-01-01", "\u00a02 withdrawn", "#002", "##2 x", "2  2", "- 2", "* 2", "\u2022 2"),
         *("7. 002", "7) 2", "ID: 2", "patient 2", "2: asked", "2.)", "(2)", "[2]", "`2`"),
-        *("\u20182\u2019", "\u201c2\u201d", "\u201e2\u201c", "\xab2\xbb", "\x002"),
+        *("\u20182\u2019", "\u201c2\u201d", "\u201e2\u201c", "\xab2\xbb"),
     ],
 )
 def test_a_line_of_which_a_word_is_an_id_leaves_it_out(tmp_path: Path, line: str) -> None:
@@ -300,10 +311,20 @@ def test_a_line_of_which_a_word_is_an_id_leaves_it_out(tmp_path: Path, line: str
 
 def test_an_id_of_several_words_or_with_a_mark_before_it_is_one(tmp_path: Path) -> None:
     """The whole line is an id as well; a mark inside an id is no separator."""
-    (tmp_path / "out.txt").write_text("Ward 7\n#17\nO'Neill\nA/12//3\n")
-    rows = "ward 7,51,1,x\n#17,52,1,x\nO'NEILL,53,1,x\na/12//3,54,1,x\nWard 8,55,0,x\n"
+    (tmp_path / "out.txt").write_text("Ward 7\n#17\nO'Neill\nA/12//3\n12e5\n")
+    rows = "ward 7,51,1,x\n#17,52,1,x\nO'NEILL,53,1,x\na/12//3,54,1,x\n12E5,54,1,x\nWard 8,55,0,x\n"
     spec = csv_spec(tmp_path, rows, opt_out=str(tmp_path / "out.txt"))
     assert ages(read_records(spec, [AGE])) == [55]
+
+
+def test_a_number_that_was_cut_to_powers_of_ten_is_no_id(tmp_path: Path) -> None:
+    """A spreadsheet writes several patients' long ids so: nobody knows whose row it is, nor whether
+    they opted out."""
+    rows = "1.00235E+11,51,1,yes\n1.00235E+11,52,1,no\n12E5,53,1,yes\n"
+    records = read_records(csv_spec(tmp_path, rows, consent=CONSENT), [AGE])
+    assert ages(records) == [53]
+    assert "column 'id' is blank, or a number cut to powers of ten, and no id" in records.remark
+    assert "whose consent is withdrawn cannot be told in 1 row, first in row 2" in records.remark
 
 
 @pytest.mark.parametrize(
@@ -332,11 +353,42 @@ def test_a_text_that_is_longer_than_an_id_is_none(tmp_path: Path, long: str) -> 
         ("12", "\u0660\u0661\u0662"),
         ("p1", "p\u0661"),
         ("A2", "a\u00b2"),
+        ("p1", "p\x7f1"),
+        ("p1", "p\x1f1"),
+        ("p 1", "p\x0b1"),
+        ("p1", "p\u28001"),
+        ("-12", "\u2010\u0660\u0661\u0662"),
+        ("0", "-0.0"),
+        ("1/2", "\u00bd"),
+        ("\u0130I1", "i\u01311"),
     ],
 )
 def test_what_looks_the_same_is_one_id(one: str, other: str) -> None:
     """Invisible characters wherever they stand, digits of other scripts, letters of other forms."""
     assert spelling(one) == spelling(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("7", "-7"), ("7", "7.5"), ("-", ""), ("p1", "p 1"), ("p-1", "p1")]
+)
+def test_what_looks_different_are_two_ids(one: str, other: str) -> None:
+    """A sign, a blank or a hyphen is a part of an id."""
+    assert spelling(one) != spelling(other)
+
+
+def test_a_carriage_return_in_a_note_names_nobody(tmp_path: Path) -> None:
+    """A program that ends lines by a line feed writes one without quotation marks: what stands
+    after it is the patient's own, and no row that leaves out whom it names."""
+    path = tmp_path / "d.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["id", "age", "ill", "agreed", "note"])
+        writer.writerow(["a", "51", "1", "yes", "seen\rb\rc\r"])
+        writer.writerows([["b", "52", "1", "yes", "well"], ["c", "53", "0", "yes", "\r"]])
+    assert b"yes,seen\rb\rc" in path.read_bytes(), "it is not quoted"
+    records = read_records(spec_of(path, consent=CONSENT), [AGE])
+    assert ages(records) == [51, 52, 53]
+    assert records.remark == ""
 
 
 def test_a_header_that_swallows_a_withdrawal_is_told(tmp_path: Path) -> None:

@@ -50,6 +50,9 @@ def looked_at(path: Path) -> list[Check]:
         ("SELECT pid, age, ill FROM t WHERE random() < 0.5", ["random numbers"]),
         (r"SELECT pid, E'\'' AS a, ill FROM t LIMIT 5 -- '", ["LIMIT"]),
         ("SELECT pid, $$it's$$ AS a, ill FROM t LIMIT 5; -- '", ["LIMIT"]),
+        ("SELECT pid, avg(a_numeric), max(ill) FROM t GROUP BY pid", ["a sum or mean"]),
+        ("SELECT pid, age, ill FROM t WHERE (( select count(*) FROM t)) > 9", ["a subquery"]),
+        ("SELECT pid, $a$ ' $a$, age, ill FROM t LIMIT 5 -- '", ["LIMIT"]),
         ('SELECT pid, "o\'x", ill FROM t LIMIT 5 OFFSET "o\'y"', ["LIMIT"]),
     ],
 )
@@ -79,6 +82,10 @@ def test_a_query_by_which_rows_may_hang_on_others_is_warned_of(
         'SELECT pid, "limit", "a--b", ill FROM t',
         "SELECT pid, age, ill FROM (SELECT * FROM t) a JOIN (SELECT * FROM u) b USING (pid)",
         "SELECT pid, age, ill FROM t WHERE t.pid NOT IN (SELECT pid FROM gone)",
+        "SELECT pid, avg(CAST(age AS numeric)), sum(x::decimal), max(ill) FROM t GROUP BY pid",
+        "WITH a AS (SELECT pid FROM t), b AS MATERIALIZED ((SELECT 1)) SELECT * FROM a "
+        "JOIN (SELECT pid FROM u) USING (pid) UNION ALL (SELECT pid FROM v)",
+        "(SELECT pid, age, ill FROM t)",
         "WITH a AS (SELECT 1), b AS MATERIALIZED (SELECT 2) SELECT pid, age, ill FROM t",
     ],
 )

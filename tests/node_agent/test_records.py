@@ -12,7 +12,9 @@ from blake3 import blake3
 from structlog.testing import capture_logs
 
 from node_agent.datasets import DataSetSpec
+from node_agent.headers import check_header
 from node_agent.records import DataProblem, Records, read_records
+from node_agent.sources.choice import source_of
 from node_agent.tasks.tabular_config import Feature
 
 AGE = Feature(column="age", center=50.0, scale=10.0)
@@ -66,6 +68,24 @@ def test_csv_becomes_scaled_features(tmp_path: Path) -> None:
     assert records.features.tolist() == [[1, 1], [-1, -3], [1, 3]]
     assert records.labels.tolist() == [1, 0, 1]
     assert records.patients.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("end", "cell"),
+    [("\n", '"x\ny"'), ("\n", "x\ry"), ("\r\n", '"x\r\ny"'), ("\r", '"x\ry"'), ("\r", "x\ny")],
+)
+@pytest.mark.parametrize("before", ["", "\ufeff", "END", "ENDEND"])
+def test_lines_end_as_the_header_does(tmp_path: Path, end: str, cell: str, before: str) -> None:
+    """The other mark is in no cell's way, quoted or not, and ends no row."""
+    lines = ["patient_id,age,sex,unused,disease", f"a,60,Male,{cell},1", "b,50,Female,,0"]
+    path = tmp_path / "train.csv"
+    path.write_bytes((before.replace("END", end) + "".join(line + end for line in lines)).encode())
+    spec = spec_of(path)
+    check_header(spec)
+    records = read_records(spec, (AGE, MALE))
+    assert records.features.tolist() == [[1, 1], [0, -1]]
+    assert records.remark == ""
+    assert set(next(source_of(spec).pieces("patient_id"))) == {"a", "b"}
 
 
 def test_rows_of_one_patient_share_an_index(tmp_path: Path) -> None:
@@ -275,6 +295,22 @@ def test_parquet_reads_like_csv(tmp_path: Path) -> None:
     assert records.features.tolist() == [[1, 1], [-1, -1]]
     assert records.labels.tolist() == [1, 0]
     assert records.patients.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_texts_of_a_parquet_file_are_texts_however_they_are_kept(
+    tmp_path: Path, kind: pa.DataType
+) -> None:
+    """What is not UTF-8 among them is no cell, and ends no reading."""
+    texts = pa.array([b"Male", None, b"\xff", "F\u00e9male".encode()]).cast(pa.binary_view())
+    sex = texts.cast(kind, safe=False) if kind != pa.string_view() else texts.view(kind)
+    ids = pa.array(["a", "b", "c", "d"]).cast(kind)
+    spec = parquet(tmp_path, sex=sex, patient_id=ids, age=pa.array([1, 2, 3, 4]))
+    check_header(spec)
+    columns = {"age": "number", "sex": {"category": ["Male", "F\u00e9male"]}}
+    records = read_records(spec_of(spec.source, columns=columns), [MALE])
+    assert records.features.tolist() == [[1], [-1]]
+    assert set(next(source_of(spec).pieces("patient_id"))) == {"a", "b", "c", "d"}
 
 
 def test_rows_of_a_parquet_file_that_read_otherwise_are_left_out(tmp_path: Path) -> None:

@@ -182,16 +182,22 @@ def test_the_fhir_example_reads_a_bulk_export(tmp_path: Path) -> None:
     assert (logs[0]["without_consent"], logs[0]["opted_out"]) == (2, 1)
 
 
-def test_the_fhir_example_stops_at_a_line_that_it_cannot_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "what"), [('{"s3cret": ', "not JSON"), ('["s3cret"]', "no resource")]
+)
+def test_the_fhir_example_stops_at_a_line_that_it_cannot_read(
+    tmp_path: Path, line: str, what: str
+) -> None:
     """Named by its number; what stood there before stays as it was."""
-    (tmp_path / "Patient.ndjson").write_text('{"resourceType": "Patient"}\n{"s3cret": \n')
+    (tmp_path / "Patient.ndjson").write_text(f'{{"resourceType": "Patient"}}\n{line}\n')
     out = tmp_path / "records.csv"
     out.write_text("before")
     command = [sys.executable, str(EXAMPLES / "fhir_export.py"), str(tmp_path), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "line 2 is not JSON" in done.stderr
+    assert f"line 2 is {what}" in done.stderr
     assert "s3cret" not in done.stderr
+    assert "Traceback" not in done.stderr
     assert out.read_text() == "before"
     assert sorted(one.name for one in tmp_path.iterdir()) == ["Patient.ndjson", "records.csv"]
 
@@ -229,6 +235,36 @@ def test_the_fhir_example_reads_references_to_versions(
     write("Consent", [*permits, {**denies, "patient": {"display": "somebody"}}])
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, "names nobody" in done.stderr) == (1, True)
+
+
+PERMIT: dict[str, Any] = {"type": "permit"}
+CONSENTS: list[tuple[list[dict[str, Any]], str]] = [
+    ([{}], "yes"),
+    ([{"provision": {**PERMIT, "period": {"start": "2001", "end": "2999"}}}], "yes"),
+    ([{}, {"status": "rejected"}], "no"),
+    ([{}, {"status": "inactive", "provision": {"type": "deny"}}], "yes"),
+    ([{}, {"provision": {**PERMIT, "provision": [{"type": "deny"}]}}], "no"),
+    ([{"provision": {**PERMIT, "provision": [{**PERMIT, "provision": [{}]}]}}], "no"),
+    ([{"provision": {**PERMIT, "period": {"end": "2001-01-31T10:00:00Z"}}}], "no"),
+    ([{"provision": {**PERMIT, "period": {"end": "2001"}}}, {}], "yes"),
+    ([{"provision": {}}], "no"),
+]
+
+
+@pytest.mark.parametrize(("said", "agreed"), CONSENTS)
+def test_the_fhir_example_takes_doubt_for_no_consent(
+    tmp_path: Path, said: list[dict[str, Any]], agreed: str
+) -> None:
+    """A rejected one, an exception that denies, and one whose time is over."""
+    write = partial(_write_ndjson, tmp_path)
+    write("Patient", [{"id": "a", "birthDate": "1950"}])
+    write("Observation", [observation("a", 120.0)])
+    write("Consent", [{**consent("a", "permit"), **one} for one in said])
+    out = tmp_path / "records.csv"
+    command = [sys.executable, str(EXAMPLES / "fhir_export.py"), str(tmp_path), str(out)]
+    subprocess.run(command, check=True)
+    with out.open() as file:
+        assert [one["research_consent"] for one in csv.DictReader(file)] == [agreed]
 
 
 def _write_ndjson(folder: Path, kind: str, resources: list[dict[str, Any]]) -> None:

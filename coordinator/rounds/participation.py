@@ -4,7 +4,7 @@ Pure; decides by what the coordinator saw on the wire: who was ordered, and when
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from coordinator.rounds.events import Absence, Offer
@@ -20,7 +20,7 @@ LEFT_OUT_ROUNDS = 3
 NOT_CHOSEN = "NOT_CHOSEN"
 BUSY = "BUSY"
 
-_VERBS: Final = frozenset({"begins", "gets", "has", "is", "refuses", "works"})
+_VERBS: Final = frozenset({"begins", "gets", "had", "has", "is", "refuses", "took", "was", "works"})
 """With which a reason goes on from the node's name; the others have a subject of their own."""
 
 
@@ -32,15 +32,9 @@ def choose(
     With `participants`, those that took part least and longest ago come first, so that every
     hospital has its turn and no budget is used up before the others'.
     """
-    plan = course.plan
-    if not plan.participants:
+    if not course.plan.participants:
         return offers, ()
-    wanted = math.ceil(plan.participants * (1.0 + plan.over_selection))
-    rounds_by_node: dict[str, list[int]] = {}
-    for one in course.done:
-        for attempt in one.received:
-            rounds_by_node.setdefault(attempt.node, []).append(one.number)
-    ranked = in_turn(offers, rounds_by_node)
+    wanted, ranked = _wanted(course), in_turn(offers, _rounds_by_node(course))
     others = tuple(
         Absence(
             o.node, NOT_CHOSEN, f"{wanted} of {len(offers)} nodes are chosen in turn, by the job"
@@ -48,6 +42,41 @@ def choose(
         for o in ranked[wanted:]
     )
     return tuple(ranked[:wanted]), others
+
+
+def choose_more(
+    course: Course,
+    record: RoundRecord,
+    offers: tuple[Offer, ...],
+    counted_on: int,
+    first: Collection[str],
+) -> tuple[Offer, ...]:
+    """Of those that could be ordered besides, as many as are missing. Whoever is ordered pays.
+
+    Args:
+        counted_on: updates that are here, and attempts that may still give one.
+        first: nodes that go before the others; of these, those that the round has not asked yet.
+    """
+    if not course.plan.participants:
+        return offers
+    asked = {attempt.node for attempt in record.attempts}
+    ranked = in_turn(offers, _rounds_by_node(course))
+    ranked.sort(key=lambda one: (one.node not in first, one.node in asked))
+    return tuple(ranked[: max(0, _wanted(course) - counted_on)])
+
+
+def _wanted(course: Course) -> int:
+    """Nodes that are ordered in a round, of a job that says how many it wants."""
+    return math.ceil(course.plan.participants * (1.0 + course.plan.over_selection))
+
+
+def _rounds_by_node(course: Course) -> dict[str, list[int]]:
+    """The rounds that each node has given an update to, ascending."""
+    found: dict[str, list[int]] = {}
+    for one in course.done:
+        for attempt in one.received:
+            found.setdefault(attempt.node, []).append(one.number)
+    return found
 
 
 def in_turn(offers: Sequence[Offer], rounds_by_node: Mapping[str, Sequence[int]]) -> list[Offer]:

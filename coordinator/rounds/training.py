@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from coordinator.rounds import commands as c
-from coordinator.rounds import ending, selecting
+from coordinator.rounds import ending, participation, selecting
 from coordinator.rounds import events as e
 from coordinator.rounds.ending import Step
 from coordinator.rounds.phases import (
@@ -229,8 +229,8 @@ def _why(attempt: Attempt) -> e.Absence:
 
 
 def top_up(phase: Training, event: e.NodesSurveyed, now_s: float) -> Step:
-    """Below quorum: order further nodes, and nodes whose first attempt gave nothing. At any time:
-    order those again that can do fewer steps than they were ordered."""
+    """Below quorum: order further nodes, and nodes whose first attempt gave nothing, as many as are
+    missing. At any time: order those again that can do fewer steps than they were ordered."""
     record, plan = phase.round, phase.course.plan
     heard = [a for a in record.opened if not a.silent]
     again = _fewer_steps(record)
@@ -238,11 +238,14 @@ def top_up(phase: Training, event: e.NodesSurveyed, now_s: float) -> Step:
     if phase.topping_up or (enough and not phase.deadline_passed and not again):
         return phase, []
     offers = tuple(o for o in event.offers if _may_try(record, o.node, plan, now_s))
-    if enough and not phase.deadline_passed:
+    only_again = enough and not phase.deadline_passed
+    if only_again:
         offers = tuple(o for o in offers if o.node in again)
-        if not offers:
-            # They cannot be ordered now; the round does not wait for them.
-            return _without(phase, again, now_s)
+    counted_on = len(record.received) + (0 if phase.deadline_passed else len(heard))
+    offers = participation.choose_more(phase.course, record, offers, counted_on, again)
+    if only_again and not offers:
+        # They cannot be ordered now; the round does not wait for them.
+        return _without(phase, again, now_s)
     if offers:
         asked = c.ReserveBudgets(record.number, offers, 0)
         return replace(phase, topping_up=offers), [asked]

@@ -131,6 +131,34 @@ def test_over_selection_orders_more_and_closes_when_enough_have_answered() -> No
     assert {a.reason for a in book.phase.round.attempts if a.node in "cd"} == {"NOT_NEEDED"}
 
 
+def test_only_as_many_are_ordered_besides_as_are_missing() -> None:
+    """Whoever is ordered trains and pays: in place of one that was lost one more is asked, in its
+    turn and before those that have given nothing in this round; with over-selection its share."""
+    plan = replace(PLAN, participants=3)
+    book = Playbook(training_("a", "b", "c", plan=plan).phase, [], 100.0)
+    for node in "bc":
+        book = Playbook((book >> update(f"{node}1")).phase, [], book.now_s)
+    book = book >> e.NoUpdateReceived("a1", b"sig") << posted("a1") << c.Survey() << None
+    again = book >> surveyed(*"abcdefg") << c.ReserveBudgets(1, offers("d"), 0) << None
+    (
+        (again >> e.BudgetsReserved((e.Grant("d1x", offers("d")[0]),), ()))
+        << c.SendOrder("d1x")
+        << None
+    )
+    (book >> surveyed("a", "b", "c")) << c.ReserveBudgets(1, offers("a"), 0) << None
+    more = replace(book.phase.course, plan=replace(plan, over_selection=0.5))
+    over = Playbook(replace(book.phase, course=more), [], book.now_s)
+    (over >> surveyed(*"abcdefg")) << c.ReserveBudgets(1, offers(*"def"), 0) << None
+
+
+def test_at_its_deadline_a_round_orders_in_place_of_those_that_are_late() -> None:
+    """Those it is not counted on any more; nobody beyond."""
+    book = Playbook(training_("a", "b", "c", plan=replace(PLAN, participants=3)).phase, [], 100.0)
+    book = Playbook((book >> update("a1")).phase, [], book.now_s)
+    book = book >> e.DeadlinePassed(1) << c.Survey() << None
+    (book >> surveyed(*"abcdefg")) << c.ReserveBudgets(1, offers(*"de"), 0) << None
+
+
 def refused(attempt_id: str, possible: int) -> e.OrderWasRefused:
     """A node that can do fewer steps."""
     return e.OrderWasRefused(attempt_id, "STEPS_TOO_MANY", "m", b"v", possible)

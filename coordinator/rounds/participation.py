@@ -18,6 +18,7 @@ LEFT_OUT_ROUNDS = 3
 """A hospital that is left out of so many rounds in a row is warned about."""
 
 NOT_CHOSEN = "NOT_CHOSEN"
+NOT_NEEDED = "NOT_NEEDED"
 BUSY = "BUSY"
 
 _VERBS: Final = frozenset({"begins", "gets", "had", "has", "is", "refuses", "took", "was", "works"})
@@ -143,10 +144,15 @@ def warnings(course: Course) -> tuple[str, ...]:
     for node in nodes:
         count = _streak(course, node)
         reasons = sorted({_missing(one)[node][0] for one in course.done[-count:]})
+        learns = "The model learns nothing from its patients"
+        if NOT_NEEDED in reasons:
+            learns += (
+                ", who are charged all the same: a job with more `participants`, or without "
+                "`over_selection`, waits for it"
+            )
         said.append(
             f"{node} was left out of the last {count} rounds ({', '.join(reasons)}); "
-            f"{_last_time(_missing(course.done[-1])[node][1])}. The model learns nothing from its "
-            "patients"
+            f"{_last_time(_missing(course.done[-1])[node][1])}. {learns}"
         )
     return tuple(said)
 
@@ -170,11 +176,12 @@ def _streak(course: Course, node: str) -> int:
 
 
 def _missing(one: RoundRecord) -> dict[str, tuple[str, str]]:
-    """Nodes whose update the round does not hold, with reason and sentence."""
+    """Nodes whose update the round does not hold, with reason and sentence; without those whose
+    turn it was not, but with those that worked for nothing."""
     there = {a.node for a in one.received}
     missing = {a.node: (a.reason, a.message) for a in one.left_out if a.reason != NOT_CHOSEN} | {
         a.node: (a.reason or a.state.value.upper(), a.message)
         for a in one.attempts
-        if a.state is not AttemptState.RECEIVED and a.reason != "NOT_NEEDED"
+        if a.state is not AttemptState.RECEIVED
     }
     return {node: why for node, why in missing.items() if node not in there}

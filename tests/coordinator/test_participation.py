@@ -216,6 +216,23 @@ def test_a_hospital_that_is_left_out_again_and_again_is_warned_about() -> None:
     assert participation.left_out(book.phase.course) == {}
 
 
+def test_a_hospital_that_is_always_too_slow_for_an_over_selected_round_is_warned_about() -> None:
+    """It is ordered first, as it took part least, trains and pays, and its update is never taken:
+    the warning says so, and what to change."""
+    plan = replace(PLAN, rounds_planned=9, participants=3, over_selection=0.3)
+    book = training_("a", "b", "c", "d", plan=plan)
+    for number in (1, 2, 3):
+        assert participation.warnings(book.phase.course) == ()
+        for node in "abc":
+            book = Playbook((book >> update(f"{node}{number}")).phase, [], book.now_s)
+        assert {a.reason for a in book.phase.round.attempts if a.node == "d"} == {"NOT_NEEDED"}
+        book = next_round(book, number, *"abcd")
+    (warning,) = participation.warnings(book.phase.course)
+    assert warning.startswith("d was left out of the last 3 rounds (NOT_NEEDED); last time it had ")
+    assert "charged all the same" in warning
+    assert participation.left_out(book.phase.course) == {"d": 3}
+
+
 def failed(*received: str) -> Playbook:
     """A job that failed in its first round with some updates on our disk."""
     book = training_("a", "b", "c", "d")

@@ -164,14 +164,15 @@ class Rounds:
                 )
             await self._at_hand(live)
             live = self._live.setdefault(job_id, live)
+            lost = await asyncio.to_thread(self._effects.lost_updates, live)
             if mandate:
                 # Before any order goes out. Should nothing follow, the next try signs anew.
                 await self._database.write(
                     lambda inside: job_store.set_mandate(inside, job_id, mandate)
                 )
                 live.record = replace(live.record, mandate=mandate)
-            await self.apply(live, e.ResumeRequested(by, request_id))
-            log.info("job_resumed_by", job_id=job_id, user=by)
+            await self.apply(live, e.ResumeRequested(by, request_id, lost))
+            log.info("job_resumed_by", job_id=job_id, user=by, updates_lost=len(lost))
         return live
 
     async def _load(self, record: JobRecord) -> LiveJob:

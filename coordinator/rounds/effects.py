@@ -6,6 +6,7 @@
 import asyncio
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy import Connection
 
@@ -25,13 +26,14 @@ from coordinator.rounds.phases import (
     Ended,
     Publishing,
     Training,
+    current_round,
 )
 from coordinator.rounds.turns import Reply
 from coordinator.sessions import Sessions
 from coordinator.store import jobs as job_store
 from coordinator.store.jobs import ModelRecord
 from privacy.ledger import Statement
-from protos.errors import invariant
+from protos.errors import NotFound, invariant
 from protos.feddp.v1 import federation_pb2 as federation
 from protos.feddp.v1 import mandates_pb2
 
@@ -105,6 +107,16 @@ class Effects:
             return e.ModelPublished(command.round, answer)
 
         return reply
+
+    def lost_updates(self, live: LiveJob) -> tuple[str, ...]:
+        """Attempts of the round that was cut off whose updates were taken and are gone."""
+        record, lost = current_round(live.phase), list[str]()
+        for attempt in record.received if record is not None else ():
+            try:
+                self.blobs.update(attempt.attempt_id, attempt.digest)
+            except NotFound:
+                lost.append(attempt.attempt_id)
+        return tuple(lost)
 
     def _forget(self, live: LiveJob, number: int) -> None:
         for attempt in live.phase.course.done[number - 1].received:
@@ -229,7 +241,7 @@ def fold(live: LiveJob, phase: Aggregating, blobs: BlobStore) -> e.UpdatesFolded
     weights = [float(max(1, a.offer.declared_n)) for a in received]
     base = blobs.model(phase.course.model)
     scratch = blobs.scratch(f"{live.job_id}.{phase.round.number}")
-    updates = [blobs.update(a.attempt_id, a.digest) for a in received]
+    updates = [_held(a, blobs) for a in received]
     folded = aggregation.fold(base, updates, weights, scratch, live.job.update_dtype)
     size = scratch.stat().st_size
     digest = blobs.adopt_model(scratch, folded.digest)
@@ -238,6 +250,18 @@ def fold(live: LiveJob, phase: Aggregating, blobs: BlobStore) -> e.UpdatesFolded
     )
     drift, share, settled = _drift(live, phase, blobs, digest, folded, noise)
     return e.UpdatesFolded(phase.round.number, digest, size, drift, share, settled, noise)
+
+
+def _held(attempt: Attempt, blobs: BlobStore) -> Path:
+    """Where an update lies that was taken. Raises NotFound: UPDATE_LOST."""
+    try:
+        return blobs.update(attempt.attempt_id, attempt.digest)
+    except NotFound:
+        raise NotFound(
+            "UPDATE_LOST",
+            f"the update that {attempt.node} had handed in is gone from the coordinator's disk; "
+            "look at the disk, then `feddp job resume` goes on without it or orders the node again",
+        ) from None
 
 
 def _drift(

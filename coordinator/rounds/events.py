@@ -201,10 +201,15 @@ class CancelRequested:
 
 @dataclass(frozen=True, slots=True)
 class ResumeRequested:
-    """A person wants a failed job to go on from its last published model."""
+    """A person wants a failed job to go on from its last published model.
+
+    Attributes:
+        lost: attempts whose updates were acknowledged, and are not on our disk any more.
+    """
 
     by: str
     request_id: str = ""
+    lost: tuple[str, ...] = ()
     kind: Literal["ResumeRequested"] = "ResumeRequested"
 
 

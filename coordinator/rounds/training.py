@@ -163,10 +163,21 @@ def restarted(phase: Training, event: e.CoordinatorRestarted, now_s: float) -> S
 
 def resumed(phase: Ended, event: e.ResumeRequested, now_s: float) -> Step:
     """A failed job goes on from its last published model and the updates that it holds; what it
-    has spent stays spent."""
+    has spent stays spent. In place of those that it holds no more it goes on with the others, or
+    orders their nodes again."""
     if phase.status != "failed":
         return phase, []
     course, record = phase.course, phase.unfinished
+    for attempt in record.received if record is not None else ():
+        if attempt.attempt_id in event.lost:
+            gone = replace(
+                attempt,
+                state=AttemptState.LOST,
+                digest="",
+                reason="UPDATE_LOST",
+                message="had handed in an update whose file the coordinator has lost since",
+            )
+            record = record.with_attempt(gone) if record is not None else None
     if record is not None and record.received:
         # It was not their nodes' fault that these came to nothing: they may try again.
         for attempt in record.attempts:

@@ -252,6 +252,22 @@ def test_a_failed_job_is_resumed_with_the_updates_that_it_holds() -> None:
     assert [a.node for a in book.phase.round.received] == ["a"]
 
 
+def test_a_resumed_job_goes_on_without_an_update_that_was_lost() -> None:
+    """With a quorum of the others straight to the fold; below it the node is ordered again, which
+    costs it another release. It is not folded, nor the job resumed in vain for ever."""
+    without = e.ResumeRequested("me", "r1", ("b1",))
+    book = failed("a", "b", "c", "d") >> without << c.FoldUpdates(1) << None
+    assert [a.node for a in book.phase.round.received] == ["a", "c", "d"]
+    assert book.phase.round.attempt("b1").reason == "UPDATE_LOST"
+    book = failed("a", "b", "c") >> without << c.Survey() << None
+    book = book >> surveyed(*"abc") << c.ReserveBudgets(1, offers("b"), 0) << None
+    book = failed("b") >> without << c.Survey() << None
+    assert isinstance(book.phase, Selecting)
+    assert [a.reason for a in book.phase.course.abandoned[0].attempts if a.node == "b"] == [
+        "UPDATE_LOST"
+    ]
+
+
 def test_a_resumed_round_orders_the_nodes_that_it_was_cut_off_from() -> None:
     """Their attempts are charged, and not held against them: below quorum they are needed again."""
     book = failed("a") >> e.ResumeRequested("me") << c.Survey() << None

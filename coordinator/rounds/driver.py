@@ -77,6 +77,7 @@ class Rounds:
 
     async def start(self) -> None:
         """Take up every job where its journal stands."""
+        await asyncio.to_thread(self._effects.blobs.drop_scratch)
         records = await self._database.read(partial(job_store.listed, status=job_store.RUNNING))
         for record in records:
             live = await self._load(record)
@@ -84,6 +85,34 @@ class Rounds:
             await self.apply(live, e.CoordinatorRestarted())
             self._spawn(live, machine.resume(live.phase))
         self._keep(self._tick_forever())
+        self._keep(self._forget_leftovers())
+
+    async def _forget_leftovers(self) -> None:
+        """Drop updates that a process before this one was killed before it dropped them: it does so
+        after the commit, and nothing asks for it again."""
+        blobs, dropped = self._effects.blobs, 0
+        for attempt_id in await asyncio.to_thread(blobs.attempts_kept):
+            try:
+                live = await self.job(await self._job_of(attempt_id))
+                if not live.needs_update(attempt_id):
+                    await asyncio.to_thread(blobs.drop_attempt, attempt_id)
+                    dropped += 1
+            except FeddpError:  # no attempt of this database: it may be another one's
+                continue
+            except Exception:
+                log.exception("leftover_not_forgotten", attempt_id=attempt_id)
+        if dropped:
+            log.info("leftovers_forgotten", attempts=dropped)
+
+    async def _job_of(self, attempt_id: str) -> str:
+        """The job of an attempt. Raises NotFound: ATTEMPT_UNKNOWN."""
+        job_id = self._attempts.get(attempt_id)
+        if job_id is None:
+            statement = await self._database.read(
+                lambda connection: ledger.reserved(connection, attempt_id)
+            )
+            job_id = statement.job_id
+        return job_id
 
     async def stop(self) -> None:
         """Stop carrying out commands; the journal says where to go on."""
@@ -370,13 +399,7 @@ class Rounds:
         Raises:
             NotFound: ATTEMPT_UNKNOWN, also for another node's attempt.
         """
-        job_id = self._attempts.get(attempt_id)
-        if job_id is None:
-            statement = await self._database.read(
-                lambda connection: ledger.reserved(connection, attempt_id)
-            )
-            job_id = statement.job_id
-        live = await self.job(job_id)
+        live = await self.job(await self._job_of(attempt_id))
         found = live.attempt(attempt_id)
         if found is None or found[1].node != node:
             raise NotFound("ATTEMPT_UNKNOWN", f"node {node} has no attempt {attempt_id}")

@@ -19,6 +19,7 @@ from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
 from coordinator.rounds import machine, participation, turn_order
 from coordinator.rounds.answers import Answers
+from coordinator.rounds.clock_steps import ClockSteps
 from coordinator.rounds.effects import Effects
 from coordinator.rounds.live import LiveJob, job_from_json, plan_of, replay
 from coordinator.rounds.node_facts import NodeFacts
@@ -68,6 +69,7 @@ class Rounds:
         self.traces = RoundTraces()
         self._answers = Answers(sessions, self.taken, pausing)
         self._turns = TurnTaker(database, self._answers, self._keep, self._commit, self._caught_up)
+        self._clock = ClockSteps()
         self._live: dict[str, LiveJob] = {}
         self._attempts: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -439,11 +441,23 @@ class Rounds:
     async def _tick_forever(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
+            await self._look_at_the_clock()
             for live in self.running():
                 try:
                     await self._tick(live)
                 except Exception:
                     log.exception("tick_failed", job_id=live.job_id)
+
+    async def _look_at_the_clock(self) -> None:
+        """Moments of before a step mean nothing after it: as after a restart, nodes get the whole
+        deadline again."""
+        if step_s := self._clock.look():
+            log.warning("clock_stepped", by_s=round(step_s), do="keep the clock set (chrony)")
+            for live in self.running():
+                try:
+                    await self.apply(live, e.CoordinatorRestarted())
+                except Exception:
+                    log.exception("clock_step_not_taken", job_id=live.job_id)
 
     async def _tick(self, live: LiveJob) -> None:
         phase = live.phase

@@ -215,7 +215,8 @@ class ResumeRequested:
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorRestarted:
-    """The coordinator was away: nodes get the whole deadline again to hand in what they have."""
+    """The coordinator was away, or its clock was set: nodes get the whole deadline again to hand in
+    what they have."""
 
     kind: Literal["CoordinatorRestarted"] = "CoordinatorRestarted"
 

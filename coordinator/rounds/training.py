@@ -149,8 +149,13 @@ def grace_passed(phase: Training, event: e.GracePassed, now_s: float) -> Step:
 
 def restarted(phase: Training, event: e.CoordinatorRestarted, now_s: float) -> Step:
     record = phase.round
-    for attempt in record.opened:
-        record = record.with_attempt(replace(attempt, overdue=False))
+    for attempt in record.attempts:
+        # None is later than now, unless the clock was set back.
+        began_s, ended_s = min(attempt.ordered_at_s, now_s), min(attempt.ended_at_s, now_s)
+        overdue = attempt.overdue and not attempt.is_open
+        record = record.with_attempt(
+            replace(attempt, ordered_at_s=began_s, ended_at_s=ended_s, overdue=overdue)
+        )
     following = replace(
         phase,
         round=record,

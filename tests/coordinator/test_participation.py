@@ -88,6 +88,26 @@ def test_the_time_that_the_coordinator_was_away_is_nobodys_fault() -> None:
     assert participation.gives_up_at_s(book.phase, attempt) > book.now_s + 200
 
 
+def test_a_clock_that_was_set_back_makes_no_round_wait_for_days() -> None:
+    """A round with its quorum closes after the deadline from now on, a node that refused is asked
+    again after its minute, and a job that looks for nodes is not the last of all."""
+    book = training_("a", "b", "c", "d", plan=PATIENT)
+    for node in "abc":
+        book = Playbook((book >> update(f"{node}1")).phase, [], book.now_s)
+    days_s = 49 * 3600.0
+    book = Playbook(book.phase, [], book.now_s - days_s) >> e.CoordinatorRestarted() << None
+    assert book.phase.deadline_at_s == book.now_s + PATIENT.deadline_s
+    assert participation.gives_up_at_s(book.phase, book.phase.round.attempt("d1")) <= (
+        book.now_s + PATIENT.deadline_s
+    )
+    book = training_("a", "b", "c") >> e.OrderWasRefused("a1", "POLICY_CHANGED", "m", b"v")
+    book = Playbook(book.phase, [], book.now_s - days_s) >> e.CoordinatorRestarted() << None
+    book = Playbook(book.phase, [], book.now_s + 61.0)
+    (book >> surveyed(*"abc")) << c.ReserveBudgets(1, offers("a"), 0) << None
+    looking = Playbook(begun_().phase, [], 100.0 - days_s) >> e.CoordinatorRestarted() << None
+    assert looking.phase.since_s == looking.now_s
+
+
 def test_a_hospital_that_works_for_another_job_is_waited_for_but_not_for_ever() -> None:
     """Two jobs take turns with all nodes, instead of each taking what is free at the moment."""
     busy = e.Absence("d", "BUSY", "works for job x")

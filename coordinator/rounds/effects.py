@@ -23,7 +23,6 @@ from coordinator.rounds.phases import (
     Attempt,
     AttemptState,
     Closing,
-    Ended,
     Publishing,
     Training,
     current_round,
@@ -136,20 +135,16 @@ class Effects:
         return reply
 
     def _end(self, live: LiveJob) -> None:
+        if not live.has_ended:
+            return  # somebody has resumed it since
         self.blobs.free_spent()
         ended = federation.CoordinatorMessage(job_ended=federation.JobEnded(job_id=live.job_id))
         for node in sorted({a.node for one in live.attempted() for a in one.attempts}):
             self.sessions.send(node, ended)
         for one in live.attempted()[-2:]:
             for attempt in one.attempts:
-                if not self._may_resume(live, attempt):
+                if not live.needs_update(attempt.attempt_id):
                     self.blobs.drop_attempt(attempt.attempt_id)
-
-    def _may_resume(self, live: LiveJob, attempt: Attempt) -> bool:
-        """A failed job that is resumed goes on with the updates that it holds."""
-        ended = live.phase
-        failed = isinstance(ended, Ended) and ended.status == "failed"
-        return failed and attempt.state is AttemptState.RECEIVED
 
 
 def reserve_statement(live: LiveJob, number: int, grant: e.Grant) -> Statement:

@@ -1,5 +1,6 @@
 """What the driver does outside the database, with a store of files."""
 
+import asyncio
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from coordinator.blobs import BlobStore
+from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
 from coordinator.rounds.effects import Effects, fold
 from coordinator.rounds.live import LiveJob
@@ -77,6 +79,26 @@ def test_what_is_still_to_be_used_of_an_update_follows_from_the_journal(tmp_path
         late = Playbook((late >> update(f"{node}1")).phase, [], late.now_s)
     assert needed(late.phase)
     assert not needed((late >> e.DeadlinePassed(1)).phase)
+
+
+def test_the_end_of_a_job_that_was_resumed_since_takes_nothing_from_it(tmp_path: Path) -> None:
+    """A failed job holds its updates; a late end of it does not drop them when it goes on."""
+    blobs = BlobStore(tmp_path)
+    sessions = Sessions(30.0, 10.0)
+    session = sessions.open("a")
+    book = cut_off(blobs, "a", "b", "c") >> e.StepFailed("the disk")
+    live = LiveJob(cast(Any, Live(None)), cast(Any, None), book.phase, 1)
+    asyncio.run(Effects(blobs, sessions).run(live, c.EndJob()))
+    assert blobs.attempts_kept() == ["a1", "b1", "c1"]
+    assert session._messages.qsize() == 1
+    live.phase = (book >> e.ResumeRequested("me")).phase
+    asyncio.run(Effects(blobs, sessions).run(live, c.EndJob()))
+    assert blobs.attempts_kept() == ["a1", "b1", "c1"]
+    assert session._messages.qsize() == 1
+    cancelled = cut_off(blobs, "a", "b", "c") >> e.CancelRequested("me")
+    live.phase = cancelled.phase
+    asyncio.run(Effects(blobs, sessions).run(live, c.EndJob()))
+    assert blobs.attempts_kept() == []
 
 
 def test_attempts_are_known_by_their_files(tmp_path: Path) -> None:

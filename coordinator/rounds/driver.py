@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
+from coordinator.clock_steps import ClockSteps
 from coordinator.jobspec import Job
 from coordinator.metrics import EntryKind, Metrics
 from coordinator.pausing import Pausing
@@ -19,7 +20,6 @@ from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
 from coordinator.rounds import machine, participation, turn_order
 from coordinator.rounds.answers import Answers
-from coordinator.rounds.clock_steps import ClockSteps
 from coordinator.rounds.effects import Effects
 from coordinator.rounds.live import LiveJob, job_from_json, plan_of, replay
 from coordinator.rounds.node_facts import NodeFacts

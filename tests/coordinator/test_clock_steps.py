@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from coordinator.blobs import BlobStore
+from coordinator.clock_steps import ClockSteps
 from coordinator.metrics import Metrics
 from coordinator.pausing import Pausing
 from coordinator.rounds import commands as c
-from coordinator.rounds.clock_steps import ClockSteps
 from coordinator.rounds.driver import Rounds
 from coordinator.rounds.effects import Effects
 from coordinator.rounds.phases import Training

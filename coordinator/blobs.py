@@ -32,6 +32,7 @@ SIZES_MAX: Final = 1024
 """Models whose size is known without a look; it never changes."""
 
 UPDATES: Final = "updates"
+_SCRATCH: Final = "scratch."
 
 
 class BlobStore:
@@ -141,7 +142,7 @@ class BlobStore:
 
     def scratch(self, name: str) -> Path:
         """A path in the store's own file system for a model to be adopted later."""
-        return self._partial / f"scratch.{name}"
+        return self._partial / f"{_SCRATCH}{name}"
 
     def has_room(self, size: int) -> bool:
         """Whether the disk takes so many bytes more."""
@@ -189,6 +190,19 @@ class BlobStore:
         if self._shared is not None:
             self._shared.drop_folder(f"{UPDATES}/{attempt_id}")
         for path in self._updates.glob(f"{attempt_id}.*"):
+            path.unlink(missing_ok=True)
+
+    def attempts_kept(self) -> list[str]:
+        """Attempts of which anything is in the folder: a whole update, or one that arrives."""
+        found = {path.name.rpartition(".") for path in self._updates.iterdir()}
+        found |= {path.name.rpartition(".") for path in self._partial.iterdir()}
+        return sorted(
+            {owner for owner, _, digest in found if is_digest(digest) and "." not in owner}
+        )
+
+    def drop_scratch(self) -> None:
+        """Remove what a process before this one had begun to fold. Before this one begins."""
+        for path in self._partial.glob(f"{_SCRATCH}*"):
             path.unlink(missing_ok=True)
 
     def keep_update(self, attempt_id: str, digest: str, data: bytes) -> None:

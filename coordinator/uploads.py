@@ -101,7 +101,7 @@ class Uploads:
             with self._lock:
                 self._staged.pop(name, None)
             if not right:
-                staged.path.unlink(missing_ok=True)
+                staged.path.unlink()
                 raise Malformed(
                     "DIGEST_MISMATCH",
                     "the bytes do not have the digest that was announced; send again",

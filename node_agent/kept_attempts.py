@@ -143,6 +143,18 @@ class KeptAttempts:
             order.attempt_id,
         )
 
+    def others_have(self, digest: str, attempt_id: str) -> bool:
+        """Whether another attempt that is not closed has an update of these bytes, which are in
+        the spool once. It may without noise, or where an update is a few numbers."""
+        found = self._number(
+            "SELECT count(*) FROM attempts WHERE update_digest = ? AND attempt_id != ?"
+            " AND state IN (?, ?, ?, ?)",
+            digest,
+            attempt_id,
+            *LIVE,
+        )
+        return found > 0
+
     def round_of(self, order: Order) -> int:
         """The highest round that the order's job has worked at here; 0 for none.
 

@@ -10,6 +10,7 @@ from coordinator.rounds import bounds, convergence, planner
 from coordinator.rounds import events as e
 from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import Aggregating, Attempt
+from protos.errors import NotFound
 
 
 def check_update(live: LiveJob, attempt: Attempt, path: Path, blobs: BlobStore) -> None:
@@ -49,7 +50,7 @@ def fold(
     weights = [float(max(1, a.offer.declared_n)) for a in received]
     base = blobs.model(phase.course.model)
     scratch = blobs.scratch(scratch_name or f"{live.job_id}.{phase.round.number}")
-    updates = [blobs.update(a.attempt_id, a.digest) for a in received]
+    updates = [_held(a, blobs) for a in received]
     folded = aggregation.fold(base, updates, weights, scratch, live.job.update_dtype)
     size = scratch.stat().st_size
     digest = blobs.adopt_model(scratch, folded.digest)
@@ -58,6 +59,18 @@ def fold(
     )
     drift, share, settled = _drift(live, phase, blobs, digest, folded, noise)
     return e.UpdatesFolded(phase.round.number, digest, size, drift, share, settled, noise)
+
+
+def _held(attempt: Attempt, blobs: BlobStore) -> Path:
+    """Where an update lies that was taken. Raises NotFound: UPDATE_LOST."""
+    try:
+        return blobs.update(attempt.attempt_id, attempt.digest)
+    except NotFound:
+        raise NotFound(
+            "UPDATE_LOST",
+            f"the update that {attempt.node} had handed in is gone from the coordinator's disk; "
+            "look at the disk, then `feddp job resume` goes on without it or orders the node again",
+        ) from None
 
 
 def _drift(

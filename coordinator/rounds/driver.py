@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
+from coordinator.clock_steps import ClockSteps
 from coordinator.jobspec import Job
 from coordinator.metrics import EntryKind, Metrics
 from coordinator.pausing import Pausing
@@ -68,6 +69,7 @@ class Rounds:
         self.traces = RoundTraces()
         self._answers = Answers(sessions, self.taken, pausing)
         self._turns = TurnTaker(database, self._answers, self._keep, self._commit, self._caught_up)
+        self._clock = ClockSteps()
         self._live: dict[str, LiveJob] = {}
         self._attempts: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -77,6 +79,7 @@ class Rounds:
 
     async def start(self) -> None:
         """Take up every job where its journal stands."""
+        await asyncio.to_thread(self._effects.blobs.drop_scratch)
         records = await self._database.read(partial(job_store.listed, status=job_store.RUNNING))
         for record in records:
             live = await self._load(record)
@@ -84,6 +87,34 @@ class Rounds:
             await self.apply(live, e.CoordinatorRestarted())
             self._spawn(live, machine.resume(live.phase))
         self._keep(self._tick_forever())
+        self._keep(self._forget_leftovers())
+
+    async def _forget_leftovers(self) -> None:
+        """Drop updates that a process before this one was killed before it dropped them: it does so
+        after the commit, and nothing asks for it again."""
+        blobs, dropped = self._effects.blobs, 0
+        for attempt_id in await asyncio.to_thread(blobs.attempts_kept):
+            try:
+                live = await self.job(await self._job_of(attempt_id))
+                if not live.needs_update(attempt_id):
+                    await asyncio.to_thread(blobs.drop_attempt, attempt_id)
+                    dropped += 1
+            except FeddpError:  # no attempt of this database: it may be another one's
+                continue
+            except Exception:
+                log.exception("leftover_not_forgotten", attempt_id=attempt_id)
+        if dropped:
+            log.info("leftovers_forgotten", attempts=dropped)
+
+    async def _job_of(self, attempt_id: str) -> str:
+        """The job of an attempt. Raises NotFound: ATTEMPT_UNKNOWN."""
+        job_id = self._attempts.get(attempt_id)
+        if job_id is None:
+            statement = await self._database.read(
+                lambda connection: ledger.reserved(connection, attempt_id)
+            )
+            job_id = statement.job_id
+        return job_id
 
     async def stop(self) -> None:
         """Stop carrying out commands; the journal says where to go on."""
@@ -164,14 +195,15 @@ class Rounds:
                 )
             await self._at_hand(live)
             live = self._live.setdefault(job_id, live)
+            lost = await asyncio.to_thread(self._effects.lost_updates, live)
             if mandate:
                 # Before any order goes out. Should nothing follow, the next try signs anew.
                 await self._database.write(
                     lambda inside: job_store.set_mandate(inside, job_id, mandate)
                 )
                 live.record = replace(live.record, mandate=mandate)
-            await self.apply(live, e.ResumeRequested(by, request_id))
-            log.info("job_resumed_by", job_id=job_id, user=by)
+            await self.apply(live, e.ResumeRequested(by, request_id, lost))
+            log.info("job_resumed_by", job_id=job_id, user=by, updates_lost=len(lost))
         return live
 
     async def _load(self, record: JobRecord) -> LiveJob:
@@ -369,13 +401,7 @@ class Rounds:
         Raises:
             NotFound: ATTEMPT_UNKNOWN, also for another node's attempt.
         """
-        job_id = self._attempts.get(attempt_id)
-        if job_id is None:
-            statement = await self._database.read(
-                lambda connection: ledger.reserved(connection, attempt_id)
-            )
-            job_id = statement.job_id
-        live = await self.job(job_id)
+        live = await self.job(await self._job_of(attempt_id))
         found = live.attempt(attempt_id)
         if found is None or found[1].node != node:
             raise NotFound("ATTEMPT_UNKNOWN", f"node {node} has no attempt {attempt_id}")
@@ -415,11 +441,23 @@ class Rounds:
     async def _tick_forever(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
+            await self._look_at_the_clock()
             for live in self.running():
                 try:
                     await self._tick(live)
                 except Exception:
                     log.exception("tick_failed", job_id=live.job_id)
+
+    async def _look_at_the_clock(self) -> None:
+        """Moments of before a step mean nothing after it: as after a restart, nodes get the whole
+        deadline again."""
+        if step_s := self._clock.look():
+            log.warning("clock_stepped", by_s=round(step_s), do="keep the clock set (chrony)")
+            for live in self.running():
+                try:
+                    await self.apply(live, e.CoordinatorRestarted())
+                except Exception:
+                    log.exception("clock_step_not_taken", job_id=live.job_id)
 
     async def _tick(self, live: LiveJob) -> None:
         phase = live.phase

@@ -23,9 +23,9 @@ from coordinator.rounds.phases import (
     Attempt,
     AttemptState,
     Closing,
-    Ended,
     Publishing,
     Training,
+    current_round,
 )
 from coordinator.rounds.turns import Reply
 from coordinator.sessions import Sessions
@@ -144,6 +144,16 @@ class Effects:
 
         return reply
 
+    def lost_updates(self, live: LiveJob) -> tuple[str, ...]:
+        """Attempts of the round that was cut off whose updates were taken and are gone."""
+        record, lost = current_round(live.phase), list[str]()
+        for attempt in record.received if record is not None else ():
+            try:
+                self.blobs.update(attempt.attempt_id, attempt.digest)
+            except NotFound:
+                lost.append(attempt.attempt_id)
+        return tuple(lost)
+
     def _forget(self, live: LiveJob, number: int) -> None:
         for attempt in live.phase.course.done[number - 1].received:
             self.blobs.drop_update(attempt.attempt_id, attempt.digest)
@@ -161,20 +171,16 @@ class Effects:
         return reply
 
     def _end(self, live: LiveJob) -> None:
+        if not live.has_ended:
+            return  # somebody has resumed it since
         self.blobs.free_spent()
         ended = federation.CoordinatorMessage(job_ended=federation.JobEnded(job_id=live.job_id))
         for node in sorted({a.node for one in live.attempted() for a in one.attempts}):
             self.sessions.send(node, ended)
         for one in live.attempted()[-2:]:
             for attempt in one.attempts:
-                if not self._may_resume(live, attempt):
+                if not live.needs_update(attempt.attempt_id):
                     self.blobs.drop_attempt(attempt.attempt_id)
-
-    def _may_resume(self, live: LiveJob, attempt: Attempt) -> bool:
-        """A failed job that is resumed goes on with the updates that it holds."""
-        ended = live.phase
-        failed = isinstance(ended, Ended) and ended.status == "failed"
-        return failed and attempt.state is AttemptState.RECEIVED
 
 
 def reserve_statement(live: LiveJob, number: int, grant: e.Grant) -> Statement:

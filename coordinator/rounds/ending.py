@@ -6,6 +6,7 @@ from typing import Final
 
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
+from coordinator.rounds import participation
 from coordinator.rounds.phases import (
     Attempt,
     AttemptState,
@@ -77,7 +78,10 @@ def _closed_because(attempt: Attempt, *, full: bool) -> tuple[str, str]:
     if attempt.silent:
         return "OFFLINE", "was not heard from when the round closed"
     if full:
-        return "NOT_NEEDED", "had not answered when the round had as many updates as it wanted"
+        return (
+            participation.NOT_NEEDED,
+            "had not answered when the round had as many updates as it wanted",
+        )
     if attempt.overdue:
         return "GRACE", "took far longer than it had before, and the round had its quorum"
     return "DEADLINE", "had not answered when the round closed"

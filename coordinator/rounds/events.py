@@ -201,16 +201,22 @@ class CancelRequested:
 
 @dataclass(frozen=True, slots=True)
 class ResumeRequested:
-    """A person wants a failed job to go on from its last published model."""
+    """A person wants a failed job to go on from its last published model.
+
+    Attributes:
+        lost: attempts whose updates were acknowledged, and are not on our disk any more.
+    """
 
     by: str
     request_id: str = ""
+    lost: tuple[str, ...] = ()
     kind: Literal["ResumeRequested"] = "ResumeRequested"
 
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorRestarted:
-    """The coordinator was away: nodes get the whole deadline again to hand in what they have."""
+    """The coordinator was away, or its clock was set: nodes get the whole deadline again to hand in
+    what they have."""
 
     kind: Literal["CoordinatorRestarted"] = "CoordinatorRestarted"
 

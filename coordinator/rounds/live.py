@@ -126,6 +126,19 @@ class LiveJob:
                 return record, attempt
         return None
 
+    def needs_update(self, attempt_id: str) -> bool:
+        """Whether what there is of an attempt's update is still to be used: it may arrive, is to be
+        folded, or is what a failed job goes on with."""
+        found = self.attempt(attempt_id)
+        if found is None:
+            return False
+        record, attempt = found
+        if attempt.is_open:
+            return True
+        is_over = isinstance(self.phase, Ended) and self.phase.status != "failed"
+        to_fold = record is current_round(self.phase) and not is_over
+        return to_fold and attempt.state is AttemptState.RECEIVED
+
     def last_noise(self, node: str) -> float | None:
         """The noise multiplier of the node's newest attempt."""
         for said in reversed(self._said()):

@@ -75,6 +75,7 @@ _TABLE: dict[tuple[type[Phase], type[e.Event]], Handler] = {
     (Selecting, e.NodesSurveyed): selecting.select,
     (Selecting, e.NodeReturned): selecting.survey_again,
     (Selecting, e.NodeWasLost): selecting.survey_again,
+    (Selecting, e.CoordinatorRestarted): selecting.restarted,
     (Reserving, e.BudgetsReserved): selecting.begin_training,
     (Training, e.OrderWasAccepted): training.accepted,
     (Training, e.OrderWasRefused): training.refused,
@@ -123,7 +124,7 @@ _AGAIN: frozenset[type[e.Event]] = frozenset({e.CoordinatorRestarted, e.ResumeRe
 
 # Events that may honestly arrive after the phase they were meant for.
 _IGNORED: dict[type[Phase], frozenset[type[e.Event]]] = {
-    Selecting: _RETRIES | _AGAIN,
+    Selecting: _RETRIES | frozenset({e.ResumeRequested}),
     Reserving: _RETRIES | _NODES | _AGAIN,
     Training: frozenset({e.ResumeRequested}),
     Aggregating: _RETRIES | _NODES | _AGAIN,

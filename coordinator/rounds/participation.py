@@ -4,7 +4,7 @@ Pure; decides by what the coordinator saw on the wire: who was ordered, and when
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from coordinator.rounds.events import Absence, Offer
@@ -18,9 +18,10 @@ LEFT_OUT_ROUNDS = 3
 """A hospital that is left out of so many rounds in a row is warned about."""
 
 NOT_CHOSEN = "NOT_CHOSEN"
+NOT_NEEDED = "NOT_NEEDED"
 BUSY = "BUSY"
 
-_VERBS: Final = frozenset({"begins", "gets", "has", "is", "refuses", "works"})
+_VERBS: Final = frozenset({"begins", "gets", "had", "has", "is", "refuses", "took", "was", "works"})
 """With which a reason goes on from the node's name; the others have a subject of their own."""
 
 
@@ -32,15 +33,9 @@ def choose(
     With `participants`, those that took part least and longest ago come first, so that every
     hospital has its turn and no budget is used up before the others'.
     """
-    plan = course.plan
-    if not plan.participants:
+    if not course.plan.participants:
         return offers, ()
-    wanted = math.ceil(plan.participants * (1.0 + plan.over_selection))
-    rounds_by_node: dict[str, list[int]] = {}
-    for one in course.done:
-        for attempt in one.received:
-            rounds_by_node.setdefault(attempt.node, []).append(one.number)
-    ranked = in_turn(offers, rounds_by_node)
+    wanted, ranked = _wanted(course), in_turn(offers, _rounds_by_node(course))
     others = tuple(
         Absence(
             o.node, NOT_CHOSEN, f"{wanted} of {len(offers)} nodes are chosen in turn, by the job"
@@ -48,6 +43,41 @@ def choose(
         for o in ranked[wanted:]
     )
     return tuple(ranked[:wanted]), others
+
+
+def choose_more(
+    course: Course,
+    record: RoundRecord,
+    offers: tuple[Offer, ...],
+    counted_on: int,
+    first: Collection[str],
+) -> tuple[Offer, ...]:
+    """Of those that could be ordered besides, as many as are missing. Whoever is ordered pays.
+
+    Args:
+        counted_on: updates that are here, and attempts that may still give one.
+        first: nodes that go before the others; of these, those that the round has not asked yet.
+    """
+    if not course.plan.participants:
+        return offers
+    asked = {attempt.node for attempt in record.attempts}
+    ranked = in_turn(offers, _rounds_by_node(course))
+    ranked.sort(key=lambda one: (one.node not in first, one.node in asked))
+    return tuple(ranked[: max(0, _wanted(course) - counted_on)])
+
+
+def _wanted(course: Course) -> int:
+    """Nodes that are ordered in a round, of a job that says how many it wants."""
+    return math.ceil(course.plan.participants * (1.0 + course.plan.over_selection))
+
+
+def _rounds_by_node(course: Course) -> dict[str, list[int]]:
+    """The rounds that each node has given an update to, ascending."""
+    found: dict[str, list[int]] = {}
+    for one in course.done:
+        for attempt in one.received:
+            found.setdefault(attempt.node, []).append(one.number)
+    return found
 
 
 def in_turn(offers: Sequence[Offer], rounds_by_node: Mapping[str, Sequence[int]]) -> list[Offer]:
@@ -114,10 +144,15 @@ def warnings(course: Course) -> tuple[str, ...]:
     for node in nodes:
         count = _streak(course, node)
         reasons = sorted({_missing(one)[node][0] for one in course.done[-count:]})
+        learns = "The model learns nothing from its patients"
+        if NOT_NEEDED in reasons:
+            learns += (
+                ", who are charged all the same: a job with more `participants`, or without "
+                "`over_selection`, waits for it"
+            )
         said.append(
             f"{node} was left out of the last {count} rounds ({', '.join(reasons)}); "
-            f"{_last_time(_missing(course.done[-1])[node][1])}. The model learns nothing from its "
-            "patients"
+            f"{_last_time(_missing(course.done[-1])[node][1])}. {learns}"
         )
     return tuple(said)
 
@@ -141,11 +176,12 @@ def _streak(course: Course, node: str) -> int:
 
 
 def _missing(one: RoundRecord) -> dict[str, tuple[str, str]]:
-    """Nodes whose update the round does not hold, with reason and sentence."""
+    """Nodes whose update the round does not hold, with reason and sentence; without those whose
+    turn it was not, but with those that worked for nothing."""
     there = {a.node for a in one.received}
     missing = {a.node: (a.reason, a.message) for a in one.left_out if a.reason != NOT_CHOSEN} | {
         a.node: (a.reason or a.state.value.upper(), a.message)
         for a in one.attempts
-        if a.state is not AttemptState.RECEIVED and a.reason != "NOT_NEEDED"
+        if a.state is not AttemptState.RECEIVED
     }
     return {node: why for node, why in missing.items() if node not in there}

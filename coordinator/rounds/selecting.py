@@ -17,6 +17,12 @@ def survey_again(phase: Selecting, event: e.Event, now_s: float) -> Step:
     return phase, [c.Survey()]
 
 
+def restarted(phase: Selecting, event: e.CoordinatorRestarted, now_s: float) -> Step:
+    """The job has looked for nodes since now at the latest: a clock that was set back must not make
+    it the last of all for days."""
+    return replace(phase, since_s=min(phase.since_s, now_s)), []
+
+
 def select(phase: Selecting, event: e.NodesSurveyed, now_s: float) -> Step:
     course = phase.course
     waits_for_busy = now_s - phase.since_s < course.plan.busy_wait_s and any(

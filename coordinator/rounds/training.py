@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from coordinator.rounds import commands as c
-from coordinator.rounds import ending, selecting
+from coordinator.rounds import ending, participation, selecting
 from coordinator.rounds import events as e
 from coordinator.rounds.ending import Step
 from coordinator.rounds.phases import (
@@ -149,8 +149,13 @@ def grace_passed(phase: Training, event: e.GracePassed, now_s: float) -> Step:
 
 def restarted(phase: Training, event: e.CoordinatorRestarted, now_s: float) -> Step:
     record = phase.round
-    for attempt in record.opened:
-        record = record.with_attempt(replace(attempt, overdue=False))
+    for attempt in record.attempts:
+        # None is later than now, unless the clock was set back.
+        began_s, ended_s = min(attempt.ordered_at_s, now_s), min(attempt.ended_at_s, now_s)
+        overdue = attempt.overdue and not attempt.is_open
+        record = record.with_attempt(
+            replace(attempt, ordered_at_s=began_s, ended_at_s=ended_s, overdue=overdue)
+        )
     following = replace(
         phase,
         round=record,
@@ -163,10 +168,21 @@ def restarted(phase: Training, event: e.CoordinatorRestarted, now_s: float) -> S
 
 def resumed(phase: Ended, event: e.ResumeRequested, now_s: float) -> Step:
     """A failed job goes on from its last published model and the updates that it holds; what it
-    has spent stays spent."""
+    has spent stays spent. In place of those that it holds no more it goes on with the others, or
+    orders their nodes again."""
     if phase.status != "failed":
         return phase, []
     course, record = phase.course, phase.unfinished
+    for attempt in record.received if record is not None else ():
+        if attempt.attempt_id in event.lost:
+            gone = replace(
+                attempt,
+                state=AttemptState.LOST,
+                digest="",
+                reason="UPDATE_LOST",
+                message="had handed in an update whose file the coordinator has lost since",
+            )
+            record = record.with_attempt(gone) if record is not None else None
     if record is not None and record.received:
         # It was not their nodes' fault that these came to nothing: they may try again.
         for attempt in record.attempts:
@@ -229,8 +245,8 @@ def _why(attempt: Attempt) -> e.Absence:
 
 
 def top_up(phase: Training, event: e.NodesSurveyed, now_s: float) -> Step:
-    """Below quorum: order further nodes, and nodes whose first attempt gave nothing. At any time:
-    order those again that can do fewer steps than they were ordered."""
+    """Below quorum: order further nodes, and nodes whose first attempt gave nothing, as many as are
+    missing. At any time: order those again that can do fewer steps than they were ordered."""
     record, plan = phase.round, phase.course.plan
     heard = [a for a in record.opened if not a.silent]
     again = _fewer_steps(record)
@@ -238,11 +254,14 @@ def top_up(phase: Training, event: e.NodesSurveyed, now_s: float) -> Step:
     if phase.topping_up or (enough and not phase.deadline_passed and not again):
         return phase, []
     offers = tuple(o for o in event.offers if _may_try(record, o.node, plan, now_s))
-    if enough and not phase.deadline_passed:
+    only_again = enough and not phase.deadline_passed
+    if only_again:
         offers = tuple(o for o in offers if o.node in again)
-        if not offers:
-            # They cannot be ordered now; the round does not wait for them.
-            return _without(phase, again, now_s)
+    counted_on = len(record.received) + (0 if phase.deadline_passed else len(heard))
+    offers = participation.choose_more(phase.course, record, offers, counted_on, again)
+    if only_again and not offers:
+        # They cannot be ordered now; the round does not wait for them.
+        return _without(phase, again, now_s)
     if offers:
         asked = c.ReserveBudgets(record.number, offers, 0)
         return replace(phase, topping_up=offers), [asked]

@@ -28,6 +28,7 @@ from protos.errors import (
     Conflict,
     FeddpError,
     Malformed,
+    NotFound,
     TooLate,
     Unavailable,
     WrongPhase,
@@ -267,22 +268,23 @@ class FederationService(pb_grpc.FederationServicer):
         self, live: LiveJob, record: RoundRecord, attempt: Attempt, request: pb.SubmitUpdateRequest
     ) -> pb.SubmitUpdateResponse:
         node = attempt.node
-        if attempt.state is AttemptState.RECEIVED:
-            if attempt.digest != request.digest:
-                raise Conflict(
-                    "UPDATE_CONFLICT", f"attempt {attempt.attempt_id} has another update already"
-                )
-            return pb.SubmitUpdateResponse()
         if not attempt.is_open:
-            raise TooLate("ATTEMPT_CLOSED", f"attempt {attempt.attempt_id} is closed; it is booked")
+            return _answered(attempt, request.digest)
         reserved = statement_of(live, record, attempt)
         await self._check(node, reserved.resolved("post"), request.post_signature)
         if request.reserve_signature:
             await self._check(node, reserved, request.reserve_signature)
-        found = await self._checked_elsewhere(attempt, request)
-        if found is None:
-            found = await asyncio.to_thread(self._keep_and_check, live, attempt, request)
-        size, fault = found
+        try:
+            kept = await self._checked_elsewhere(attempt, request)
+            if kept is None:
+                kept = await asyncio.to_thread(self._keep_and_check, live, attempt, request)
+        except NotFound:
+            # Its round may have closed meanwhile, or this is a retry that met the call before it.
+            found = live.attempt(attempt.attempt_id)
+            if found is not None and not found[1].is_open:
+                return _answered(found[1], request.digest)
+            raise
+        size, fault = kept
         if fault is not None:
             await self._refuse_update(live, attempt, request, fault)
             raise fault
@@ -331,9 +333,11 @@ class FederationService(pb_grpc.FederationServicer):
         path = self.blobs.update(attempt.attempt_id, request.digest)
         try:
             check_update(live, attempt, path, self.blobs)
+            return path.stat().st_size, None
         except Malformed as error:
             return 0, error
-        return path.stat().st_size, None
+        except FileNotFoundError:
+            raise NotFound("BLOB_MISSING", "the update was dropped as its round closed") from None
 
     async def _refuse_update(
         self, live: LiveJob, attempt: Attempt, request: pb.SubmitUpdateRequest, error: Malformed
@@ -351,6 +355,22 @@ class FederationService(pb_grpc.FederationServicer):
             ),
         )
         self.blobs.drop_update(attempt.attempt_id, request.digest)
+
+
+def _answered(attempt: Attempt, digest: str) -> pb.SubmitUpdateResponse:
+    """What is said of an update whose attempt is closed: yes, if it is the one that was taken.
+
+    Raises:
+        Conflict: UPDATE_CONFLICT.
+        TooLate: ATTEMPT_CLOSED.
+    """
+    if attempt.state is not AttemptState.RECEIVED:
+        raise TooLate("ATTEMPT_CLOSED", f"attempt {attempt.attempt_id} is closed; it is booked")
+    if attempt.digest != digest:
+        raise Conflict(
+            "UPDATE_CONFLICT", f"attempt {attempt.attempt_id} has another update already"
+        )
+    return pb.SubmitUpdateResponse()
 
 
 def _with_class(event: events.NoUpdateReceived, failure_class: str) -> events.NoUpdateReceived:

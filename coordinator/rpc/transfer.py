@@ -349,6 +349,7 @@ class TransferService(pb_grpc.TransferServicer):
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             await asyncio.wait({future})
+            future.exception()  # nobody is left to be told
             raise
 
 

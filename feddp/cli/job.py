@@ -68,9 +68,16 @@ def submit(
         from feddp.signing import Caps
 
         named = tuple(filter(None, (one.strip() for one in nodes.split(","))))
-        with traced("submit") as trace:
-            job = client.submit(file, seed, Caps(named, int(valid_days * 86_400), epsilon_max))
-            trace.about["job_id"] = job.job_id
+        try:
+            with traced("submit") as trace:
+                job = client.submit(file, seed, Caps(named, int(valid_days * 86_400), epsilon_max))
+                trace.about["job_id"] = job.job_id
+        except KeyboardInterrupt:
+            output.note(
+                "stopped before the answer came, and the job may have begun: look at `feddp job "
+                "list` before you submit it again; `feddp job cancel ID` ends it"
+            )
+            raise typer.Exit(130) from None
         if not as_json:
             output.line(f"job {job.job_id} submitted, {_signature(job)}")
             if trace.trace_id:

@@ -105,6 +105,7 @@ class Delivery:
     def _close_now(self, attempt_id: str, outcome: e.Outcome) -> AttemptRow | None:
         fate = self._fates.pop(attempt_id, None)
         row = self._state.close_attempt(attempt_id, outcome, fate)
-        if row is not None and row.update_digest:
-            self._spool.drop_update(row.update_digest)
+        digest = row.update_digest if row is not None else ""
+        if digest and not self._state.attempts.others_have(digest, attempt_id):
+            self._spool.drop_update(digest)
         return row

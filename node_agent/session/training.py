@@ -396,7 +396,7 @@ class Training:
         the attempt was not closed meanwhile). The bytes are durable before they are booked."""
         if self._spool.keep_update(attempt_id, digest, size):
             signature = self._state.spool(attempt_id, digest)
-            if signature is None:
+            if signature is None and not self._state.attempts.others_have(digest, attempt_id):
                 self._spool.drop_update(digest)
             return digest, signature
         return "", self._state.lose(attempt_id)

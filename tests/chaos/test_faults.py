@@ -17,7 +17,7 @@ from protos.feddp.v1.jobs_pb2 import Job
 from tests.chaos import books
 from tests.chaos.acts import NODES, spec, submit_once
 from tests.chaos.lives import Nursery, WatchedFederation
-from tests.integration.federation import wait_for
+from tests.integration.federation import null_job, wait_for
 
 SIX = ("n1", "n2", "n3", "n4", "n5", "n6")
 AWAY_S = 49 * 3600
@@ -212,6 +212,29 @@ def test_the_database_gone_in_a_commit_and_back_again(
     watched.commit_fault.unlink()
     completed(watched, job_id)
     assert watched.deaths == {}
+
+
+def test_a_coordinator_that_was_killed_keeps_no_update_that_is_folded(
+    watched: WatchedFederation,
+) -> None:
+    """It dies as it begins to forget them, after the commit; the next one does it, at its start.
+    What a round under way holds stays."""
+    begin(watched)
+    held = watched.installation.folder / "blobs/updates"
+    point = "coordinator.uploads:Uploads.spend:rename:before"
+    watched.arm("coordinator", point)
+    with watched.leaving_away("coordinator"):
+        job_id = watched.submit(null_job(3, parameters=100_000))
+    left = {path.name for path in held.iterdir()}
+    assert left, "nothing was left behind"
+    watched.start("coordinator")
+    wait_for("the leftovers are gone", lambda: not left & {p.name for p in held.iterdir()}, 20)
+    completed(watched, job_id)
+    watched.arm("coordinator", "coordinator.blobs:BlobStore.adopt_model:rename:before")
+    job_id = watched.submit(null_job(1, parameters=100_000))
+    job = completed(watched, job_id)
+    assert watched.deaths["coordinator"] == 2
+    assert {p.outcome for p in job.rounds[0].participation} == {"update"}
 
 
 def test_after_49_hours_a_spooled_update_is_taken_and_nothing_is_trained_again(

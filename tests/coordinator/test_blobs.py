@@ -80,6 +80,18 @@ def test_the_end_of_an_upload_does_not_read_the_file_again(
     blobs.finish("att", DIGEST)
 
 
+def test_an_upload_that_was_dropped_while_it_ran_is_not_called_damaged(blobs: BlobStore) -> None:
+    """Its attempt was closed before its last bytes were kept; they need not be sent again."""
+    appending = blobs.begin("att", DIGEST, 0)
+    appending.write(DATA)
+    blobs.drop_attempt("att")
+    appending.keep()
+    with pytest.raises(TooLate) as caught:
+        blobs.finish("att", DIGEST)
+    appending.close()
+    assert caught.value.reason == "UPLOAD_DROPPED"
+
+
 def test_bytes_with_another_digest_are_dropped(blobs: BlobStore) -> None:
     """A lying digest is refused and the honest bytes can be sent afterwards."""
     digest = digest_of(b"honest")

@@ -88,6 +88,26 @@ def test_the_time_that_the_coordinator_was_away_is_nobodys_fault() -> None:
     assert participation.gives_up_at_s(book.phase, attempt) > book.now_s + 200
 
 
+def test_a_clock_that_was_set_back_makes_no_round_wait_for_days() -> None:
+    """A round with its quorum closes after the deadline from now on, a node that refused is asked
+    again after its minute, and a job that looks for nodes is not the last of all."""
+    book = training_("a", "b", "c", "d", plan=PATIENT)
+    for node in "abc":
+        book = Playbook((book >> update(f"{node}1")).phase, [], book.now_s)
+    days_s = 49 * 3600.0
+    book = Playbook(book.phase, [], book.now_s - days_s) >> e.CoordinatorRestarted() << None
+    assert book.phase.deadline_at_s == book.now_s + PATIENT.deadline_s
+    assert participation.gives_up_at_s(book.phase, book.phase.round.attempt("d1")) <= (
+        book.now_s + PATIENT.deadline_s
+    )
+    book = training_("a", "b", "c") >> e.OrderWasRefused("a1", "POLICY_CHANGED", "m", b"v")
+    book = Playbook(book.phase, [], book.now_s - days_s) >> e.CoordinatorRestarted() << None
+    book = Playbook(book.phase, [], book.now_s + 61.0)
+    (book >> surveyed(*"abc")) << c.ReserveBudgets(1, offers("a"), 0) << None
+    looking = Playbook(begun_().phase, [], 100.0 - days_s) >> e.CoordinatorRestarted() << None
+    assert looking.phase.since_s == looking.now_s
+
+
 def test_a_hospital_that_works_for_another_job_is_waited_for_but_not_for_ever() -> None:
     """Two jobs take turns with all nodes, instead of each taking what is free at the moment."""
     busy = e.Absence("d", "BUSY", "works for job x")
@@ -129,6 +149,34 @@ def test_over_selection_orders_more_and_closes_when_enough_have_answered() -> No
         book = book << c.PostCharge(f"{node}1", b"") << c.NotifyClosed(f"{node}1", node, "post")
     book = book << c.FoldUpdates(1) << None
     assert {a.reason for a in book.phase.round.attempts if a.node in "cd"} == {"NOT_NEEDED"}
+
+
+def test_only_as_many_are_ordered_besides_as_are_missing() -> None:
+    """Whoever is ordered trains and pays: in place of one that was lost one more is asked, in its
+    turn and before those that have given nothing in this round; with over-selection its share."""
+    plan = replace(PLAN, participants=3)
+    book = Playbook(training_("a", "b", "c", plan=plan).phase, [], 100.0)
+    for node in "bc":
+        book = Playbook((book >> update(f"{node}1")).phase, [], book.now_s)
+    book = book >> e.NoUpdateReceived("a1", b"sig") << posted("a1") << c.Survey() << None
+    again = book >> surveyed(*"abcdefg") << c.ReserveBudgets(1, offers("d"), 0) << None
+    (
+        (again >> e.BudgetsReserved((e.Grant("d1x", offers("d")[0]),), ()))
+        << c.SendOrder("d1x")
+        << None
+    )
+    (book >> surveyed("a", "b", "c")) << c.ReserveBudgets(1, offers("a"), 0) << None
+    more = replace(book.phase.course, plan=replace(plan, over_selection=0.5))
+    over = Playbook(replace(book.phase, course=more), [], book.now_s)
+    (over >> surveyed(*"abcdefg")) << c.ReserveBudgets(1, offers(*"def"), 0) << None
+
+
+def test_at_its_deadline_a_round_orders_in_place_of_those_that_are_late() -> None:
+    """Those it is not counted on any more; nobody beyond."""
+    book = Playbook(training_("a", "b", "c", plan=replace(PLAN, participants=3)).phase, [], 100.0)
+    book = Playbook((book >> update("a1")).phase, [], book.now_s)
+    book = book >> e.DeadlinePassed(1) << c.Survey() << None
+    (book >> surveyed(*"abcdefg")) << c.ReserveBudgets(1, offers(*"de"), 0) << None
 
 
 def refused(attempt_id: str, possible: int) -> e.OrderWasRefused:
@@ -188,6 +236,23 @@ def test_a_hospital_that_is_left_out_again_and_again_is_warned_about() -> None:
     assert participation.left_out(book.phase.course) == {}
 
 
+def test_a_hospital_that_is_always_too_slow_for_an_over_selected_round_is_warned_about() -> None:
+    """It is ordered first, as it took part least, trains and pays, and its update is never taken:
+    the warning says so, and what to change."""
+    plan = replace(PLAN, rounds_planned=9, participants=3, over_selection=0.3)
+    book = training_("a", "b", "c", "d", plan=plan)
+    for number in (1, 2, 3):
+        assert participation.warnings(book.phase.course) == ()
+        for node in "abc":
+            book = Playbook((book >> update(f"{node}{number}")).phase, [], book.now_s)
+        assert {a.reason for a in book.phase.round.attempts if a.node == "d"} == {"NOT_NEEDED"}
+        book = next_round(book, number, *"abcd")
+    (warning,) = participation.warnings(book.phase.course)
+    assert warning.startswith("d was left out of the last 3 rounds (NOT_NEEDED); last time it had ")
+    assert "charged all the same" in warning
+    assert participation.left_out(book.phase.course) == {"d": 3}
+
+
 def failed(*received: str) -> Playbook:
     """A job that failed in its first round with some updates on our disk."""
     book = training_("a", "b", "c", "d")
@@ -205,6 +270,22 @@ def test_a_failed_job_is_resumed_with_the_updates_that_it_holds() -> None:
     book = failed("a") >> e.ResumeRequested("me") << c.Survey() << None
     assert isinstance(book.phase, Training)
     assert [a.node for a in book.phase.round.received] == ["a"]
+
+
+def test_a_resumed_job_goes_on_without_an_update_that_was_lost() -> None:
+    """With a quorum of the others straight to the fold; below it the node is ordered again, which
+    costs it another release. It is not folded, nor the job resumed in vain for ever."""
+    without = e.ResumeRequested("me", "r1", ("b1",))
+    book = failed("a", "b", "c", "d") >> without << c.FoldUpdates(1) << None
+    assert [a.node for a in book.phase.round.received] == ["a", "c", "d"]
+    assert book.phase.round.attempt("b1").reason == "UPDATE_LOST"
+    book = failed("a", "b", "c") >> without << c.Survey() << None
+    book = book >> surveyed(*"abc") << c.ReserveBudgets(1, offers("b"), 0) << None
+    book = failed("b") >> without << c.Survey() << None
+    assert isinstance(book.phase, Selecting)
+    assert [a.reason for a in book.phase.course.abandoned[0].attempts if a.node == "b"] == [
+        "UPDATE_LOST"
+    ]
 
 
 def test_a_resumed_round_orders_the_nodes_that_it_was_cut_off_from() -> None:

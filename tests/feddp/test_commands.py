@@ -265,6 +265,22 @@ def test_a_submission_that_has_ended_already_says_so_with_its_exit_code(
     assert "follow it" not in ran.out
 
 
+def test_ctrl_c_of_a_submission_says_that_the_job_may_run(
+    coordinator: Coordinator, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever submits it again pays twice, so they are told where to look first."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "job.yaml").write_bytes(SPEC)
+    monkeypatch.setattr("feddp.client.Client.submit", interrupted)
+    ran = run("job", "submit", "job.yaml", "--profile", coordinator.profile)
+    assert (ran.code, ran.out) == (130, "")
+    assert "the job may have begun" in ran.err
+    assert "feddp job list" in ran.err
+
+
 def test_ctrl_c_stops_watching_and_not_the_job(
     coordinator: Coordinator, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

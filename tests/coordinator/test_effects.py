@@ -1,0 +1,116 @@
+"""What the driver does outside the database, with a store of files."""
+
+import asyncio
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from coordinator.blobs import BlobStore
+from coordinator.rounds import commands as c
+from coordinator.rounds import events as e
+from coordinator.rounds.effects import Effects, fold
+from coordinator.rounds.live import LiveJob
+from coordinator.rounds.phases import Aggregating
+from coordinator.sessions import Sessions
+from protos.content import digest_of
+from protos.errors import NotFound
+from tests.coordinator.playbook import Playbook, training, update
+
+
+@dataclass
+class Live:
+    """As much of a job as is looked at."""
+
+    phase: Any
+    job_id: str = "job-1"
+
+
+def cut_off(blobs: BlobStore, *nodes: str) -> Playbook:
+    """A round of these nodes that has its updates, on the disk, and is about to be folded."""
+    book = training(*nodes)
+    for node in nodes:
+        data = f"update of {node}".encode()
+        blobs.keep_update(f"{node}1", digest_of(data), data)
+        arrived = e.UpdateReceived(f"{node}1", digest_of(data), len(data), b"sig")
+        book = Playbook((book >> arrived).phase, [], book.now_s)
+    return book
+
+
+def test_an_update_whose_file_is_gone_is_found_before_a_job_is_resumed(tmp_path: Path) -> None:
+    """The fold names it; the resumption is told of it and of no other."""
+    blobs = BlobStore(tmp_path)
+    effects = Effects(blobs, Sessions(30.0, 10.0))
+    book = cut_off(blobs, "a", "b", "c")
+    live = cast(Any, Live(book.phase))
+    assert effects.lost_updates(live) == ()
+    gone = book.phase.round.attempt("b1")
+    blobs.update("b1", gone.digest).unlink()
+    assert effects.lost_updates(live) == ("b1",)
+    live.phase = (book >> e.StepFailed("the disk")).phase
+    assert effects.lost_updates(live) == ("b1",)
+    live.phase = book.phase
+    (tmp_path / "m0").write_bytes(b"")
+    blobs.model = lambda _: tmp_path / "m0"  # type: ignore[method-assign]
+    with pytest.raises(NotFound) as found:
+        fold(live, live.phase, blobs)
+    assert found.value.reason == "UPDATE_LOST"
+
+
+def test_what_is_still_to_be_used_of_an_update_follows_from_the_journal(tmp_path: Path) -> None:
+    """An open attempt's, one that is to be folded, and what a failed job may go on with."""
+
+    def needed(phase: Any) -> bool:
+        return LiveJob(cast(Any, None), cast(Any, None), phase, 1).needs_update("a1")
+
+    assert needed(training("a", "b", "c").phase)
+    book = cut_off(BlobStore(tmp_path), "a", "b", "c")
+    assert isinstance(book.phase, Aggregating)
+    assert needed(book.phase)
+    assert needed((book >> e.StepFailed("the disk")).phase)
+    assert not needed((book >> e.CancelRequested("me")).phase)
+    folded = book >> e.UpdatesFolded(1, "m1", 400, 0.1, 0.01, False)
+    assert needed(folded.phase)
+    assert not needed((folded >> e.ModelPublished(1, None)).phase)
+    late = training("a", "b", "c", "d")
+    for node in "bcd":
+        late = Playbook((late >> update(f"{node}1")).phase, [], late.now_s)
+    assert needed(late.phase)
+    assert not needed((late >> e.DeadlinePassed(1)).phase)
+
+
+def test_the_end_of_a_job_that_was_resumed_since_takes_nothing_from_it(tmp_path: Path) -> None:
+    """A failed job holds its updates; a late end of it does not drop them when it goes on."""
+    blobs = BlobStore(tmp_path)
+    sessions = Sessions(30.0, 10.0)
+    session = sessions.open("a")
+    book = cut_off(blobs, "a", "b", "c") >> e.StepFailed("the disk")
+    live = LiveJob(cast(Any, Live(None)), cast(Any, None), book.phase, 1)
+    asyncio.run(Effects(blobs, sessions).run(live, c.EndJob()))
+    assert blobs.attempts_kept() == ["a1", "b1", "c1"]
+    assert session._messages.qsize() == 1
+    live.phase = (book >> e.ResumeRequested("me")).phase
+    asyncio.run(Effects(blobs, sessions).run(live, c.EndJob()))
+    assert blobs.attempts_kept() == ["a1", "b1", "c1"]
+    assert session._messages.qsize() == 1
+    cancelled = cut_off(blobs, "a", "b", "c") >> e.CancelRequested("me")
+    live.phase = cancelled.phase
+    asyncio.run(Effects(blobs, sessions).run(live, c.EndJob()))
+    assert blobs.attempts_kept() == []
+
+
+def test_attempts_are_known_by_their_files(tmp_path: Path) -> None:
+    """Whole or on their way; the models that people upload are none of them."""
+    blobs = BlobStore(tmp_path)
+    blobs.keep_update("a1", digest_of(b"x"), b"x")
+    for owner in ("b1", "user.anna"):
+        with closing(blobs.begin(owner, digest_of(b"yy"), 0)) as appending:
+            appending.write(b"y")
+            appending.keep()
+    blobs.scratch("job-1.3").write_bytes(b"half")
+    assert blobs.attempts_kept() == ["a1", "b1"]
+    blobs.drop_scratch()
+    assert not blobs.scratch("job-1.3").exists()
+    assert blobs.attempts_kept() == ["a1", "b1"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from node_agent.datasets import DataSetSpec
-from node_agent.sources.problems import DataProblem, WrongHeader
+from node_agent.sources.problems import DataProblem, WrongHeader, is_plain
 from node_agent.sources.source import MISSING, Table, text_of
 
 OPT_OUT_BYTES_MAX: Final = 256 << 20
@@ -90,6 +90,8 @@ def opted_out_of(spec: DataSetSpec) -> frozenset[str]:
     """
     if spec.opt_out is None:
         return frozenset()
+    if not is_plain(spec.opt_out):
+        raise DataProblem(f"{spec.opt_out}, the opt-out list, is no plain file")
     try:
         if spec.opt_out.stat().st_size > OPT_OUT_BYTES_MAX:
             raise DataProblem(f"{spec.opt_out} is too long for a list of patients")

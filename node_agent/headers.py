@@ -10,7 +10,7 @@ from node_agent.consent import check_opt_out
 from node_agent.datasets import DataSetSpec
 from node_agent.sources.choice import source_of
 from node_agent.sources.csv_file import HEADER_BYTES
-from node_agent.sources.problems import WrongHeader
+from node_agent.sources.problems import WrongHeader, is_plain
 from node_agent.sources.source import Kind, column_fault
 
 __all__ = ["HEADER_BYTES", "WrongHeader", "check_header"]
@@ -35,6 +35,8 @@ def check_header(spec: DataSetSpec) -> None:
 
 
 def _check_columns(spec: DataSetSpec) -> None:
+    if not is_plain(spec.source):
+        raise WrongHeader("SOURCE_UNREADABLE", f"{spec.source} is no plain file")
     header = source_of(spec).header()
     if fault := column_fault(spec.source, [one.name for one in header], spec.declared_columns):
         raise WrongHeader("SCHEMA_MISMATCH", fault)

@@ -1,5 +1,8 @@
 """What may be wrong with a source, before its data is opened and afterwards."""
 
+import stat
+from pathlib import Path
+
 
 class WrongHeader(Exception):
     """A source is not there or lacks a declared column; a sentence for the hospital.
@@ -15,3 +18,12 @@ class WrongHeader(Exception):
 
 class DataProblem(Exception):
     """The records cannot be read as declared. For the hospital only; holds no value of a cell."""
+
+
+def is_plain(path: Path) -> bool:
+    """Whether a file is one that ends; a pipe would be waited for. True also where none is found,
+    which whoever reads it says better."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True

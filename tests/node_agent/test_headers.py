@@ -127,13 +127,13 @@ def test_all_that_is_wrong_with_a_source_is_told_at_once(tmp_path: Path) -> None
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     """Nobody may ever write to it, and the agent looks often; neither as source nor as list."""
-    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.csv")
     with pytest.raises(WrongHeader, match="is no plain file") as refused:
-        check_header(spec_of(tmp_path / "pipe"))
+        check_header(spec_of(tmp_path / "pipe.csv"))
     assert refused.value.reason == "SOURCE_UNREADABLE"
     source = tmp_path / "s.csv"
     source.write_text("patient_id,age,disease\n")
-    listed = data_set(source=str(source), opt_out=str(tmp_path / "pipe"))
+    listed = data_set(source=str(source), opt_out=str(tmp_path / "pipe.csv"))
     with pytest.raises(WrongHeader, match="the opt-out list, is no plain file") as refused:
         check_header(listed)
     assert refused.value.reason == "OPT_OUT_UNREADABLE"

@@ -56,7 +56,7 @@ class Backup:
     Attributes:
         missing: what the tables name and was not found, or is damaged, where it should lie.
         recorded: whether the database now knows of it; tables of an older version cannot, and one
-            in which something is missing does not count as made.
+            in which a model is missing does not count as made.
     """
 
     file: Path
@@ -156,8 +156,10 @@ def backup(
         sync_directory(out.parent)
         undo.pop_all()
     url = config.storage.database_url
-    # Else the alert on old backups would be silent while none has the models any more.
-    recorded = not missing and _record(url, made_at_s, size, keys=keys)
+    # Else the alert on old backups would be silent while none has the models any more. An update
+    # that a busy job folded meanwhile is worked at again after a restore.
+    lacks_models = any(not name.startswith(UPDATES) for name in missing)
+    recorded = not lacks_models and _record(url, made_at_s, size, keys=keys)
     return Backup(out, made_at_s, size, files, password is not None, keys, tuple(missing), recorded)
 
 

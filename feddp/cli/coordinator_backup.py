@@ -144,13 +144,15 @@ def _as_dict(made: "Backup") -> dict[str, Any]:
 
 
 def _say_made(made: "Backup") -> None:
+    from coordinator.backups.names import MODELS
+
     what = "sealed, with keys" if made.keys else "sealed" if made.sealed else "not sealed"
     output.line(f"{made.file}: {made.bytes:,} bytes, {made.files} files, {what}")
     for name in made.missing[:TOLD_MAX]:
         output.line(f"warning: {name} is missing or damaged here, and so is not in the backup")
     if len(made.missing) > TOLD_MAX:
         output.line(f"warning: and {len(made.missing) - TOLD_MAX} more")
-    if made.missing:
+    if any(name.startswith(MODELS) for name in made.missing):
         output.line("warning: so it does not count as made: the alert BackupOld goes on")
     elif not made.recorded:
         output.line(

@@ -274,10 +274,20 @@ def test_what_lies_nowhere_or_is_damaged_is_told_and_is_no_hindrance(
     digest = with_job(installation, ORDERED)
     (installation.folder / "blobs" / digest).write_bytes(MODEL + b"!")
     made = backup(installation.config, tmp_path / "b")
+    assert not made.recorded
     wanted = (f"updates/a.{digest_of(UPDATE)}", f"models/{digest}")
     assert made.missing == wanted
     found = check(tmp_path / "b")
     assert (found.problems, found.missing) == ([], wanted)
+
+
+def test_a_backup_that_lacks_updates_alone_counts_as_made(
+    installation: Installation, tmp_path: Path
+) -> None:
+    """A job that folds them faster than they are read costs a round again and no backup."""
+    with_job(installation, ORDERED)
+    made = backup(installation.config, tmp_path / "b")
+    assert (made.missing, made.recorded) == ((f"updates/a.{digest_of(UPDATE)}",), True)
 
 
 def test_an_update_that_is_folded_meanwhile_makes_it_begin_anew(

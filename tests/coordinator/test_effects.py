@@ -11,7 +11,8 @@ import pytest
 from coordinator.blobs import BlobStore
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
-from coordinator.rounds.effects import Effects, fold
+from coordinator.rounds.averaging import fold
+from coordinator.rounds.effects import Effects
 from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import Aggregating
 from coordinator.sessions import Sessions

@@ -54,8 +54,14 @@ def words(folder: Path, name: str, *more: str) -> list[str]:
     ]
 
 
+def at_a_terminal() -> None:
+    """Nothing is ignored, whatever started the tests: they may run under nohup, or behind an &."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def begun(
-    folder: Path, name: str, *more: str, before: Callable[[], object] | None = None
+    folder: Path, name: str, *more: str, before: Callable[[], object] = at_a_terminal
 ) -> subprocess.Popen[str]:
     """A script that waits until something is ready."""
     process = subprocess.Popen(
@@ -66,7 +72,7 @@ def begun(
         text=True,
         env={**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"},
         start_new_session=True,
-        preexec_fn=before,  # as nohup does it
+        preexec_fn=before,
     )
     deadline_s = time.monotonic() + WAITED_S_MAX
     while not (folder / "asked").exists():
@@ -144,7 +150,8 @@ def test_a_script_under_nohup_goes_on_when_the_session_ends(
     folder: Path, started: list[subprocess.Popen[str]]
 ) -> None:
     """What is ignored when it starts stays so."""
-    process = begun(folder, "rolling", before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    ignored = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731 - as nohup does it
+    process = begun(folder, "rolling", before=ignored)
     started.append(process)
     process.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):

@@ -41,6 +41,10 @@ TAKEN_UP_S: Final = 2.0
 ALONE_S: Final = 60.0
 """Nothing is offered for so long after that, where no replica was at work: there may be none."""
 
+MADE_S: Final = 600.0
+"""No answer is waited for longer, also from a replica that renews its lease and gets nowhere: its
+disk hangs, say."""
+
 LOOK_S: Final = (0.05, 0.5)
 """Between looks at an offer: at first, and at most."""
 
@@ -80,7 +84,7 @@ class SharedWork:
         if time.monotonic() < self._alone_until_s:
             return None
         await self.database.write(lambda inside: shared_work.offer(inside, job_id, work))
-        ends_s, taken_up = time.monotonic() + TAKEN_UP_S, False
+        began_s, taken_up = time.monotonic(), False
         pause_s, pause_s_max = LOOK_S
 
         def look(connection: Connection) -> tuple[Made | None, bool]:
@@ -91,7 +95,8 @@ class SharedWork:
             made, held = await self.database.read(look)
             if made is not None:
                 return made
-            if not held and (taken_up or time.monotonic() > ends_s):
+            waited_s = time.monotonic() - began_s
+            if waited_s > MADE_S or (not held and (taken_up or waited_s > TAKEN_UP_S)):
                 break
             taken_up = taken_up or held
             await asyncio.sleep(pause_s)

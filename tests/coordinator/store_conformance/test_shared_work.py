@@ -238,6 +238,17 @@ def test_a_replica_that_is_gone_in_the_middle_is_not_waited_for(
     assert asyncio.run(play()) is None
 
 
+def test_a_replica_that_gets_nowhere_is_not_waited_for_without_end(
+    database: Database, other: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease is held all the time, as by one whose disk hangs."""
+    monkeypatch.setattr(shared_work, "MADE_S", 0.5)
+    other.write_now(lambda inside: kept.take(inside, "j", "other"))
+    assert asyncio.run(shared(database, aggregating(database))) is None
+    assert database.read_now(lambda inside: kept.is_held(inside, "j"))
+    assert not database.read_now(kept.offers)
+
+
 def test_an_average_that_fails_is_left_to_the_leader(
     database: Database, other: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,15 +13,13 @@ from typing import Final
 
 from node_agent.config import AgentConfig, Folder
 from node_agent.doctor.report import Check, size
+from node_agent.launchers.base import WORKER_BYTES_MIN
 
 WRITTEN_BYTES: Final = 4 << 20
 """About what the agent writes for one small job: rows of its ledger, a model and an update."""
 
 FREE_BYTES_WARNED: Final = 2 << 30
 MEMORY_BYTES_WARNED: Final = 1 << 30
-MEMORY_BYTES_MIN: Final = 384 << 20
-"""torch alone takes about 300 MiB in a worker."""
-
 CHILD_S_MAX: Final = 60.0
 _CGROUP: Final = Path("/sys/fs/cgroup/memory.max")
 
@@ -76,8 +74,8 @@ def check_memory(config: AgentConfig | None) -> Check:
     if limit:
         found += f", {size(limit)} allowed to a worker (worker.memory_bytes_max)"
     least = min(available, limit) if limit else available
-    if least < MEMORY_BYTES_MIN:
-        do = f"training needs {size(MEMORY_BYTES_MIN)} at least: free memory, or raise the limit"
+    if least < WORKER_BYTES_MIN:
+        do = f"training needs {size(WORKER_BYTES_MIN)} at least: free memory, or raise the limit"
         return Check("memory", "failed", found, do)
     if least < MEMORY_BYTES_WARNED:
         return Check("memory", "warning", found, "1 GiB leaves room for training beside the rest")

@@ -100,8 +100,9 @@ def _connection(state: State, config: AlertsConfig, now_s: float) -> list[Alert]
     if refused and away_s >= REFUSED_AFTER_S:
         said = json.loads(refused)
         text = f"the coordinator gives this node no session: {said['reason']}: {said['message']}"
-        remedy = _REFUSED.get(said["reason"], _OPERATOR)
-        return [Alert("REFUSED", "", text[:REFUSED_CHARS_MAX], remedy)]
+        # It chooses the words: no line of a digest may be made with them.
+        plain = "".join(one if one.isprintable() else "?" for one in text[:REFUSED_CHARS_MAX])
+        return [Alert("REFUSED", "", plain, _REFUSED.get(said["reason"], _OPERATOR))]
     if away_s < config.disconnected_after_s:
         return []
     text = f"no session with the coordinator for {span(away_s)}"

@@ -59,6 +59,7 @@ def test_a_node_that_is_shut_out_is_told_so_soon_and_not_sent_to_its_network(
     assert (found.event, reason in found.text, do in found.remedy) == ("REFUSED", True, True)
     assert "doctor" not in found.remedy
     assert len(found.text) <= 500
+    assert found.text.isprintable()
     notes.keep(REFUSED_NOTE, "")
     notes.keep(CONNECTED_NOTE, "2.0")
     assert agent.events(now=start) == []

@@ -111,9 +111,11 @@ class Effects:
     async def _averaged(self, live: LiveJob, phase: Aggregating) -> e.UpdatesFolded:
         if self.elsewhere is not None:
             event = await self.elsewhere.average(live, phase)
-            # Asked once here: the next orders tell the size without asking the store.
-            if event is not None and await asyncio.to_thread(self._is_kept, event.digest):
-                return event
+            if event is not None:
+                # Asked once here: the next orders tell the size without asking the store.
+                kept = await asyncio.to_thread(self._kept_bytes, event.digest)
+                if kept == event.model_bytes:
+                    return event
         return await asyncio.to_thread(averaging.fold, live, phase, self.blobs)
 
     async def _answered(self, live: LiveJob, digests: list[str]) -> tuple[str, int]:
@@ -121,15 +123,16 @@ class Effects:
         answer = None
         if self.elsewhere is not None:
             answer = await self.elsewhere.answer(live, digests)
-        if answer is None or not await asyncio.to_thread(self._is_kept, answer):
+        if answer is None or not await asyncio.to_thread(self._kept_bytes, answer):
             answer = await asyncio.to_thread(averaging.write_answer, live, digests, self.blobs)
         return answer, await asyncio.to_thread(self.blobs.model_bytes, answer)
 
-    def _is_kept(self, digest: str) -> bool:
+    def _kept_bytes(self, digest: str) -> int:
+        """Of a model that another replica has made; 0 if it is not in the shared store."""
         try:
-            return self.blobs.model_bytes(digest) > 0
+            return self.blobs.model_bytes(digest)
         except NotFound:
-            return False
+            return 0
 
     async def _publish(self, live: LiveJob, command: c.PublishLast) -> Reply:
         digests = [one.model for one in live.phase.course.done] + [command.digest]

@@ -1,10 +1,11 @@
 """Work that a replica does for whoever leads: what is offered, taken, answered and believed."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -28,6 +29,7 @@ from protos.content import INLINE_BYTES
 from protos.errors import Malformed, Unavailable
 from tests.coordinator.playbook import offer
 
+T = TypeVar("T")
 LARGE = INLINE_BYTES + 1
 SPEC = b"""
 name: shared
@@ -84,6 +86,14 @@ def taker(database: Database, folder: Path) -> WorkTaker:
     return WorkTaker(database, BlobStore(folder), FollowedRounds(database), "other")
 
 
+async def with_help(work: WorkTaker, asked: Awaitable[T]) -> T:
+    """What the leader gets while a replica looks for work."""
+    waiting = asyncio.ensure_future(asked)
+    while not waiting.done():
+        await work.take()
+    return await waiting
+
+
 async def shared(leader: Database, live: LiveJob) -> e.UpdatesFolded | None:
     """What the leader gets."""
     assert isinstance(live.phase, Aggregating)
@@ -96,13 +106,7 @@ def test_a_round_is_averaged_by_whoever_takes_its_jobs_lease(
     """The leader has the answer, the lease is free again, and what was done is not offered."""
     live, work = aggregating(database), taker(other, tmp_path)
 
-    async def play() -> e.UpdatesFolded | None:
-        waiting = asyncio.create_task(shared(database, live))
-        while not waiting.done():
-            await work.take()
-        return await waiting
-
-    assert asyncio.run(play()) == MADE
+    assert asyncio.run(with_help(work, shared(database, live))) == MADE
     assert averaged == ["j"]
     assert not database.read_now(lambda inside: kept.is_held(inside, "j"))
     assert not database.read_now(kept.offers)
@@ -149,10 +153,7 @@ def test_where_every_replica_is_at_work_the_next_round_is_offered_again(
         assert isinstance(live.phase, Aggregating)
         assert await leader.average(live, live.phase) is None
         monkeypatch.setattr(shared_work, "TAKEN_UP_S", 30.0)
-        waiting = asyncio.create_task(leader.average(live, live.phase))
-        while not waiting.done():
-            await work.take()
-        return await waiting
+        return await with_help(work, leader.average(live, live.phase))
 
     assert asyncio.run(play()) == MADE
 
@@ -263,13 +264,7 @@ def test_an_average_that_fails_is_left_to_the_leader(
     monkeypatch.setattr(shared_work, "TAKEN_UP_S", 1.0)
     live, work = aggregating(database), taker(other, tmp_path)
 
-    async def play() -> e.UpdatesFolded | None:
-        waiting = asyncio.create_task(shared(database, live))
-        while not waiting.done():
-            await work.take()
-        return await waiting
-
-    assert asyncio.run(play()) is None
+    assert asyncio.run(with_help(work, shared(database, live))) is None
     assert began
     assert not database.read_now(lambda inside: kept.is_held(inside, "j"))
 
@@ -305,10 +300,8 @@ def test_a_jobs_answer_is_made_from_the_rounds_that_the_leader_named(
 
     async def play() -> tuple[str | None, str | None]:
         leader = SharedWork(database)
-        waiting = asyncio.create_task(leader.answer(live, models))
-        while not waiting.done():
-            await work.take()
-        return await waiting, await leader.answer(live, models[:1])
+        answer = await with_help(work, leader.answer(live, models))
+        return answer, await leader.answer(live, models[:1])
 
     assert asyncio.run(play()) == ("8" * 64, None)
     assert made == [models]

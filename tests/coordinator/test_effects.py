@@ -2,13 +2,14 @@
 
 import asyncio
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from coordinator.blobs import BlobStore
+from coordinator.rounds import averaging
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
 from coordinator.rounds.averaging import fold
@@ -115,3 +116,29 @@ def test_attempts_are_known_by_their_files(tmp_path: Path) -> None:
     blobs.drop_scratch()
     assert not blobs.scratch("job-1.3").exists()
     assert blobs.attempts_kept() == ["a1", "b1"]
+
+
+@pytest.mark.parametrize("size", [0, 7])
+def test_a_model_that_another_replica_names_and_that_is_not_there_whole_is_made_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Absent, or of another size: the leader averages, and takes its own."""
+    blobs = BlobStore(tmp_path)
+    model = blobs.scratch("m")
+    model.write_bytes(b"a model")
+    digest = blobs.adopt_model(model) if size else "9" * 64
+    named = e.UpdatesFolded(1, digest, size + 1, None, None, False)
+    own = replace(named, digest="8" * 64)
+    asked: list[str] = []
+
+    class Elsewhere:
+        async def average(self, live: Any, phase: Any) -> e.UpdatesFolded:
+            asked.append("average")
+            return named
+
+    monkeypatch.setattr(averaging, "fold", lambda *_: own)
+    effects = Effects(blobs, Sessions(30.0, 10.0), elsewhere=cast(Any, Elsewhere()))
+    book = cut_off(blobs, "a", "b", "c")
+    live = cast(Any, Live(book.phase))
+    assert asyncio.run(effects._averaged(live, book.phase)) == own
+    assert asked == ["average"]

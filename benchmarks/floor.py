@@ -49,6 +49,23 @@ def floor_of(folder: Path, nodes: int, message_bytes: int, rounds: int) -> Floor
     return best
 
 
+def kept_floor_s(folder: Path, nodes: int, message_bytes: int, rounds: int) -> float:
+    """Median seconds of a round of the least that keeps what it moves: each end writes and digests
+    what comes, clients sync an update before they send it, the server syncs it before it
+    acknowledges, and then folds all of them and syncs the model. For models sent in streams."""
+    write_credentials(folder)
+    with ExitStack() as running:
+        server = _started(running, "floor_server", "kept", folder, message_bytes)
+        port = _line(server)
+        clients = [
+            _started(running, "floor_client", folder, port, message_bytes, 1, f"client-{number}")
+            for number in range(nodes)
+        ]
+        for client in clients:
+            _line(client)
+        return statistics.median(_round(clients, then=server) for _ in range(rounds + 1))
+
+
 def _measured(folder: Path, kind: str, nodes: int, message_bytes: int, rounds: int) -> Floor:
     small = message_bytes <= CHUNK_BYTES
     processes, threads = (1, nodes) if small else (nodes, 1)
@@ -70,14 +87,18 @@ def _measured(folder: Path, kind: str, nodes: int, message_bytes: int, rounds: i
     return Floor(kind, statistics.median(seconds), cpu)
 
 
-def _round(clients: "list[subprocess.Popen[str]]") -> float:
+def _round(
+    clients: "list[subprocess.Popen[str]]", then: "subprocess.Popen[str] | None" = None
+) -> float:
+    """Seconds until each client has answered, and then the server."""
     began_s = time.perf_counter()
-    for client in clients:
-        assert client.stdin is not None
-        client.stdin.write("go\n")
-        client.stdin.flush()
-    for client in clients:
-        _line(client)
+    for group in (clients, [then] if then is not None else []):
+        for process in group:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in group:
+            _line(process)
     return time.perf_counter() - began_s
 
 

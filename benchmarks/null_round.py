@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.federation import COORDINATOR, Federation, federation
-from benchmarks.floor import Floor, floor_of
+from benchmarks.floor import Floor, floor_of, kept_floor_s
 from benchmarks.fold_floor import fold_floor_s
 from benchmarks.measuring import MIB, CpuTrace, forget_peak, peak_mib, resident_mib
 from benchmarks.results import Result, result
@@ -47,10 +47,16 @@ class NullRounds:
         """Measure the floors, then the rounds beside them."""
         with tempfile.TemporaryDirectory(prefix="feddp-bench-") as folder:
             floor = floor_of(Path(folder), self.nodes, self.model_bytes, self.floor_rounds)
+        kept_s = None
+        if self.model_bytes >= LARGE_BYTES_MIN:
+            with tempfile.TemporaryDirectory(prefix="feddp-bench-") as folder:
+                kept_s = kept_floor_s(Path(folder), self.nodes, self.model_bytes, self.floor_rounds)
         with federation(self.nodes) as running:
-            return self._measure(case, running, floor)
+            return self._measure(case, running, floor, kept_s)
 
-    def _measure(self, case: str, running: Federation, floor: Floor) -> list[Result]:
+    def _measure(
+        self, case: str, running: Federation, floor: Floor, kept_s: float | None
+    ) -> list[Result]:
         time.sleep(SETTLE_S)
         coordinator = running.pid(COORDINATOR)
         agents = [running.pid(name) for name in running.names]
@@ -67,10 +73,11 @@ class NullRounds:
         unit, scale = ("ms", 1000) if self.model_bytes < LARGE_BYTES_MIN else ("s", 1)
         # Beside a small model the constant is all there is.
         model_mib = None if self.model_bytes < LARGE_BYTES_MIN else self.model_bytes / MIB
+        value_s = round_s(job, self.warm_up)
+        beside_kept = [result(case, "round_time_kept", value_s, "s", kept_s)] if kept_s else []
         return [
-            result(
-                case, "round_time", scale * round_s(job, self.warm_up), unit, scale * floor.round_s
-            ),
+            result(case, "round_time", scale * value_s, unit, scale * floor.round_s),
+            *beside_kept,
             result(case, "coordinator_cpu", scale * cpu_s, unit, scale * floor.server_cpu_s),
             *self._fold(case, job),
             result(case, "coordinator_idle_memory", idle_mib, "MiB"),

@@ -13,6 +13,9 @@ MAX_S: Final = 15.0
 SLOW_S: Final = 30.0
 """Between tries that only a person can make succeed: a disabled node, another version."""
 
+_JITTER: Final = random.Random()
+"""One for all: seeding one takes longer than what most of them are made for, a try that works."""
+
 _AGAIN: Final = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -31,7 +34,7 @@ class Backoff:
 
     def __init__(self, random_: random.Random | None = None, max_s: float = MAX_S) -> None:
         self._max_s = max_s
-        self._random = random_ or random.Random()
+        self._random = random_ or _JITTER
         self._tries = 0
 
     def reset(self) -> None:

@@ -30,12 +30,13 @@ def choose(
 ) -> tuple[tuple[Offer, ...], tuple[Absence, ...]]:
     """(offers that are ordered, the others with their reason).
 
-    With `participants`, those that took part least and longest ago come first, so that every
-    hospital has its turn and no budget is used up before the others'.
+    With `participants`, those that have paid least and longest ago come first, so that every
+    hospital has its turn and no budget is used up before the others', even where over-selection
+    charges one for nothing.
     """
     if not course.plan.participants:
         return offers, ()
-    wanted, ranked = _wanted(course), in_turn(offers, _rounds_by_node(course))
+    wanted, ranked = _wanted(course), in_turn(offers, _rounds_paid(course))
     others = tuple(
         Absence(
             o.node, NOT_CHOSEN, f"{wanted} of {len(offers)} nodes are chosen in turn, by the job"
@@ -61,7 +62,7 @@ def choose_more(
     if not course.plan.participants:
         return offers
     asked = {attempt.node for attempt in record.attempts}
-    ranked = in_turn(offers, _rounds_by_node(course))
+    ranked = in_turn(offers, _rounds_paid(course))
     ranked.sort(key=lambda one: (one.node not in first, one.node in asked))
     return tuple(ranked[: max(0, _wanted(course) - counted_on)])
 
@@ -71,20 +72,20 @@ def _wanted(course: Course) -> int:
     return math.ceil(course.plan.participants * (1.0 + course.plan.over_selection))
 
 
-def _rounds_by_node(course: Course) -> dict[str, list[int]]:
-    """The rounds that each node has given an update to, ascending."""
+def _rounds_paid(course: Course) -> dict[str, list[int]]:
+    """The rounds that each node was charged for, with an update or without, ascending."""
     found: dict[str, list[int]] = {}
     for one in course.done:
-        for attempt in one.received:
-            found.setdefault(attempt.node, []).append(one.number)
+        for node in {a.node for a in one.attempts if a.state is not AttemptState.REFUSED}:
+            found.setdefault(node, []).append(one.number)
     return found
 
 
 def in_turn(offers: Sequence[Offer], rounds_by_node: Mapping[str, Sequence[int]]) -> list[Offer]:
-    """Those that took part least first, of these the ones whose last round is longest ago.
+    """Those that have paid least first, of these the ones whose last round is longest ago.
 
     Args:
-        rounds_by_node: the rounds that each took part in, ascending.
+        rounds_by_node: the rounds that each was charged for, ascending.
     """
 
     def turn(offer: Offer) -> tuple[int, int, str]:
@@ -120,30 +121,18 @@ def _took_s(course: Course, node: str) -> list[float]:
 
 
 def left_out(course: Course) -> dict[str, int]:
-    """Of how many rounds in a row, up to the last one, each node was left out; without those that
-    took part in the last."""
-    counts: dict[str, int] = {}
-    standing: set[str] | None = None
-    for one in reversed(course.done):
-        missing = set(_missing(one))
-        standing = missing if standing is None else standing & missing
-        if not standing:
-            break
-        for node in standing:
-            counts[node] = counts.get(node, 0) + 1
-    return counts
+    """How many rounds in a row, up to the last one that was its turn, each node was left out of;
+    without those that took part then."""
+    return {node: len(whys) for node, whys in _streaks(course).items()}
 
 
 def warnings(course: Course) -> tuple[str, ...]:
-    """A sentence for each hospital that was left out of the last rounds."""
-    if len(course.done) < LEFT_OUT_ROUNDS:
-        return ()
-    last = course.done[-LEFT_OUT_ROUNDS:]
-    nodes = sorted(set.intersection(*(set(_missing(one)) for one in last)))
+    """A sentence for each hospital that was left out of the last rounds that were its turn."""
     said = []
-    for node in nodes:
-        count = _streak(course, node)
-        reasons = sorted({_missing(one)[node][0] for one in course.done[-count:]})
+    for node, whys in sorted(_streaks(course).items()):
+        if len(whys) < LEFT_OUT_ROUNDS:
+            continue
+        reasons = sorted({reason for reason, _ in whys})
         learns = "The model learns nothing from its patients"
         if NOT_NEEDED in reasons:
             learns += (
@@ -151,8 +140,8 @@ def warnings(course: Course) -> tuple[str, ...]:
                 "`over_selection`, waits for it"
             )
         said.append(
-            f"{node} was left out of the last {count} rounds ({', '.join(reasons)}); "
-            f"{_last_time(_missing(course.done[-1])[node][1])}. {learns}"
+            f"{node} was left out of the last {len(whys)} rounds ({', '.join(reasons)}); "
+            f"{_last_time(whys[0][1])}. {learns}"
         )
     return tuple(said)
 
@@ -166,13 +155,20 @@ def _last_time(text: str) -> str:
     return f"last time it {text}" if is_predicate else f"last time: {text}"
 
 
-def _streak(course: Course, node: str) -> int:
-    count = 0
+def _streaks(course: Course) -> dict[str, list[tuple[str, str]]]:
+    """Why each node was left out of its last rounds in a row, newest first. A round in which it was
+    not its turn is none of them, and does not end them."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    standing: set[str] | None = None
     for one in reversed(course.done):
-        if node not in _missing(one):
+        missing = _missing(one)
+        here = missing.keys() | {a.node for a in one.left_out if a.reason == NOT_CHOSEN}
+        standing = here if standing is None else standing & here
+        if not standing:
             break
-        count += 1
-    return count
+        for node in standing & missing.keys():
+            found.setdefault(node, []).append(missing[node])
+    return found
 
 
 def _missing(one: RoundRecord) -> dict[str, tuple[str, str]]:

@@ -1,6 +1,7 @@
 """Who takes part, how long one is waited for, and what a person is told about those left out."""
 
 import re
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -237,8 +238,7 @@ def test_a_hospital_that_is_left_out_again_and_again_is_warned_about() -> None:
 
 
 def test_a_hospital_that_is_always_too_slow_for_an_over_selected_round_is_warned_about() -> None:
-    """It is ordered first, as it took part least, trains and pays, and its update is never taken:
-    the warning says so, and what to change."""
+    """It trains and pays, and its update is never taken: the warning says so and what to change."""
     plan = replace(PLAN, rounds_planned=9, participants=3, over_selection=0.3)
     book = training_("a", "b", "c", "d", plan=plan)
     for number in (1, 2, 3):
@@ -251,6 +251,31 @@ def test_a_hospital_that_is_always_too_slow_for_an_over_selected_round_is_warned
     assert warning.startswith("d was left out of the last 3 rounds (NOT_NEEDED); last time it had ")
     assert "charged all the same" in warning
     assert participation.left_out(book.phase.course) == {"d": 3}
+
+
+def test_a_hospital_that_over_selection_charges_for_nothing_is_not_ordered_more_often() -> None:
+    """Its turn follows from what it paid, not from what was taken of it; the rounds between, which
+    were not its turn, do not hide that it is left out of all that were."""
+    plan = replace(PLAN, rounds_planned=99, participants=3, over_selection=0.3)
+    book = begun_(plan)
+    ordered: Counter[str] = Counter()
+    for number in range(1, 11):
+        book = book >> surveyed(*"abcdef")
+        reserve = next(one for one in book.commands if isinstance(one, c.ReserveBudgets))
+        nodes = [one.node for one in reserve.offers]
+        ordered.update(nodes)
+        book = Playbook((book >> grants(number, *nodes)).phase, [])
+        for node in [node for node in nodes if node != "f"][:3]:
+            book = Playbook((book >> update(f"{node}{number}")).phase, [])
+        book = book >> e.UpdatesFolded(number, f"m{number}", 400, 0.1, 0.01, False)
+        book = Playbook((Playbook(book.phase, []) >> e.ModelPublished(number, None)).phase, [])
+    assert max(ordered.values()) - min(ordered.values()) <= 1
+    assert ordered["f"] >= 3
+    assert participation.left_out(book.phase.course)["f"] == ordered["f"]
+    assert any(
+        one.startswith("f was left out of the last")
+        for one in participation.warnings(book.phase.course)
+    )
 
 
 def failed(*received: str) -> Playbook:

@@ -1,9 +1,11 @@
-"""A bounded number of calls at work at once, and a bounded time for each."""
+"""A bounded number of calls at work at once, of all and of each caller, and a bounded time for
+each."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final, Generic, TypeVar
+from weakref import WeakValueDictionary
 
 from coordinator.rpc.gate import Context
 from protos.errors import Unavailable
@@ -52,6 +54,18 @@ class Turns:
             if stuck is not None:
                 stuck.cancel()
             place.leave()
+
+
+class TurnsOfEach:
+    """`Turns` of each caller: one who opens many calls waits behind its own and in nobody's way."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._of: WeakValueDictionary[str, Turns] = WeakValueDictionary()
+
+    def of(self, caller: str) -> Turns:
+        """The caller's."""
+        return self._of.setdefault(caller, Turns(self._most))
 
 
 class _Place:

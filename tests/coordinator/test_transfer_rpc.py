@@ -322,6 +322,48 @@ def test_a_download_that_nobody_reads_gives_its_place_up(
     play(scene)
 
 
+def test_one_caller_that_opens_many_downloads_keeps_nobody_else_out(
+    play: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all places it holds its own at most, and its calls that wait are in nobody's way."""
+
+    async def scene(bench: Bench) -> None:
+        request = pb.DownloadRequest(digest=digest_of(MODEL))
+        stuck = [bench.stub.Download(request) for _ in range(20)]
+        for call in stuck:
+            await call.initial_metadata()
+        monkeypatch.setattr(transfer, "caller", lambda: SimpleNamespace(node="m", name="m"))
+        monkeypatch.setattr(turns_module, "WAIT_S_MAX", 2.0)
+        got = [message async for message in bench.stub.Download(request)]
+        assert b"".join(map(chunks.unpack, got)) == MODEL
+        for call in stuck:
+            call.cancel()
+
+    play(scene)
+
+
+def test_a_call_that_waits_behind_others_of_its_caller_is_not_read(
+    play: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can fill the memory with calls that wait; another caller's upload goes on meanwhile."""
+    monkeypatch.setattr(turns_module, "WAIT_S_MAX", 0.5)
+    monkeypatch.setattr(transfer, "CALL_S_MAX", 60.0)
+
+    async def scene(bench: Bench) -> None:
+        open_ = [bench.stub.Upload() for _ in range(transfer.CALLS_EACH)]
+        for call in open_:
+            await call.initial_metadata()
+        with pytest.raises(grpc.RpcError) as caught:
+            await bench.upload([data(b"no header, which is seen only by who reads")])
+        assert from_rpc(caught.value).reason == "TRANSFERS_BUSY"
+        monkeypatch.setattr(transfer, "caller", lambda: SimpleNamespace(node="m", name="m"))
+        assert (await bench.upload(whole())).complete
+        for call in open_:
+            call.cancel()
+
+    play(scene)
+
+
 def test_a_download_moves_the_range_that_was_asked_for(play: Callable[[Scene], None]) -> None:
     """In messages of a chunk, each with its checksum; past the end it is refused."""
 

@@ -234,6 +234,15 @@ class BlobStore:
                 return kept, True
         return self._uploads.durable(owner, digest), False
 
+    def has_update_beside(self, attempt_id: str, digest: str) -> bool:
+        """Whether the folder has a whole update of an attempt that is not this one."""
+        kept = {path.name for path in self._updates.glob(f"{attempt_id}.*")}
+        return bool(kept - {staged_name(attempt_id, digest)})
+
+    def drop_longer(self, owner: str, digest: str, size: int) -> None:
+        """Forget an upload of which more has come than its size."""
+        self._uploads.drop_longer(owner, digest, size)
+
     def begin(self, owner: str, digest: str, offset: int) -> Appending:
         """Go on with an upload; see `Uploads.begin`."""
         return self._uploads.begin(owner, digest, offset)

@@ -118,6 +118,13 @@ class Uploads:
         for path in self._folder.glob(f"{owner}.*"):
             path.unlink(missing_ok=True)
 
+    def drop_longer(self, owner: str, digest: str, size: int) -> None:
+        """Forget an upload of more than `size` bytes: it would never be whole."""
+        name = staged_name(owner, digest)
+        if self._known(name).durable > size:
+            self._drop(lambda one: one == name)
+            (self._folder / name).unlink(missing_ok=True)
+
     def spend(self, path: Path) -> None:
         """Take a file that nobody needs; it is removed when a new upload begins.
 

@@ -25,7 +25,7 @@ from coordinator.store.database import Database
 from coordinator.uploads import Appending
 from protos import chunks, tracing
 from protos.content import CHUNK_BYTES, RANGE_BYTES, is_digest, read_cached
-from protos.errors import Malformed, NotAllowed, TooLate, Unavailable
+from protos.errors import Conflict, Malformed, NotAllowed, TooLate, Unavailable
 from protos.feddp.v1 import transfer_pb2 as pb
 from protos.feddp.v1 import transfer_pb2_grpc as pb_grpc
 from protos.frames import Frame
@@ -224,6 +224,7 @@ class TransferService(pb_grpc.TransferServicer):
         async with self._storing.setdefault(owner, asyncio.Lock()):
             durable, complete = await self._in_thread(self.blobs.received, owner, header.digest)
             if not complete:
+                await self._in_thread(self._only_one, header)
                 receiving = Receiving(owner, header, messages, context)
                 with await self._traced(header.attempt_id, context):
                     durable, complete = await self._receive(receiving, first)
@@ -231,6 +232,13 @@ class TransferService(pb_grpc.TransferServicer):
                         await self._still_open(header)
                         await self._tell_taken(header, messages.ends_s)
         return _answer(durable, complete=complete)
+
+    def _only_one(self, header: pb.UploadHeader) -> None:
+        """Raises Conflict: UPDATE_CONFLICT."""
+        if header.attempt_id and self.blobs.has_update_beside(header.attempt_id, header.digest):
+            raise Conflict(
+                "UPDATE_CONFLICT", f"attempt {header.attempt_id} has another update already"
+            )
 
     async def _still_open(self, header: pb.UploadHeader) -> None:
         """Whoever closed the attempt has dropped what there was of it then; this came later.
@@ -269,7 +277,14 @@ class TransferService(pb_grpc.TransferServicer):
         """(durable bytes, whether they are all and right) after the messages of one call."""
         header, messages = receiving.header, receiving.messages
         if header.offset > header.size:
-            raise Malformed("OFFSET_MISMATCH", "an upload cannot go on behind its end")
+            await self._in_thread(
+                self.blobs.drop_longer, receiving.owner, header.digest, header.size
+            )
+            raise Malformed(
+                "OFFSET_MISMATCH",
+                "an upload cannot go on behind its end; if more bytes had come, they were dropped, "
+                "and it begins again",
+            )
         async with self._uploads.turn(receiving.context):
             appending = await self._in_thread(
                 self.blobs.begin, receiving.owner, header.digest, header.offset

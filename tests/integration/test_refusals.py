@@ -155,16 +155,16 @@ def test_a_message_larger_than_any_honest_one_is_refused_unread(coordinator: Fed
     with coordinator.client() as client:
         token = JoinToken.parse(client.create_token("alpha", "edge", 3600).token)
     root = x509.load_der_x509_certificate(token.root_der).public_bytes(Encoding.PEM)
+    join_request = enrollment_pb2.JoinRequest(csr=bytes(100_000))
     with (
         grpc.secure_channel(token.address, grpc.ssl_channel_credentials(root)) as stranger,
         pytest.raises(grpc.RpcError) as caught,
     ):
-        request = enrollment_pb2.JoinRequest(csr=bytes(100_000))
-        enrollment_pb2_grpc.EnrollmentStub(stranger).Join(request, timeout=10)
+        enrollment_pb2_grpc.EnrollmentStub(stranger).Join(join_request, timeout=10)
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     node = RawNode.enrolled(coordinator, "beta")
+    request = pb.SubmitUpdateRequest(attempt_id="none", data=bytes(5 << 20))
     with pytest.raises(grpc.RpcError) as caught:
-        request = pb.SubmitUpdateRequest(attempt_id="none", data=bytes(5 << 20))
         node.federation.SubmitUpdate(request, timeout=10)
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     node.close()

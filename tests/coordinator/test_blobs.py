@@ -2,7 +2,10 @@
 
 import errno
 import os
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -214,3 +217,23 @@ def test_the_room_of_a_folded_update_is_given_back_when_the_next_upload_begins(
     drop_one()
     BlobStore(tmp_path / "blobs")
     assert spent() == 0
+
+
+def test_the_same_small_update_may_come_twice_at_once(
+    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that restarts hands in again while the first call still runs: both are kept, and
+    neither is told that the disk is full or finds half a file."""
+    both, sync = threading.Barrier(2), os.fsync
+
+    def sync_together(descriptor: int) -> None:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(5)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync_together)
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(blobs.keep_update, "att", DIGEST, DATA) for _ in range(2)]
+        for call in calls:
+            call.result()
+    assert blobs.update("att", DIGEST).read_bytes() == DATA

@@ -111,10 +111,11 @@ def test_attempts_are_known_by_their_files(tmp_path: Path) -> None:
         with closing(blobs.begin(owner, digest_of(b"yy"), 0)) as appending:
             appending.write(b"y")
             appending.keep()
-    blobs.scratch("job-1.3").write_bytes(b"half")
-    assert blobs.attempts_kept() == ["a1", "b1"]
-    blobs.drop_scratch()
-    assert not blobs.scratch("job-1.3").exists()
+    with blobs.scratch("job-1.3") as scratch:
+        scratch.write_bytes(b"half")
+        assert blobs.attempts_kept() == ["a1", "b1"]
+        blobs.drop_scratch()
+        assert not scratch.exists()
     assert blobs.attempts_kept() == ["a1", "b1"]
 
 
@@ -124,9 +125,9 @@ def test_a_model_that_another_replica_names_and_that_is_not_there_whole_is_made_
 ) -> None:
     """Absent, or of another size: the leader averages, and takes its own."""
     blobs = BlobStore(tmp_path)
-    model = blobs.scratch("m")
-    model.write_bytes(b"a model")
-    digest = blobs.adopt_model(model) if size else "9" * 64
+    with blobs.scratch("m") as model:
+        model.write_bytes(b"a model")
+        digest = blobs.adopt_model(model) if size else "9" * 64
     named = e.UpdatesFolded(1, digest, size + 1, None, None, False)
     own = replace(named, digest="8" * 64)
     asked: list[str] = []

@@ -19,7 +19,7 @@ from coordinator.round_traces import RoundTraces
 from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import Attempt, AttemptState, RoundRecord, Training
 from coordinator.rpc.gate import Context, caller, traceparent
-from coordinator.rpc.turns import Incoming, Turns, TurnsOfEach
+from coordinator.rpc.turns import Incoming, Turns, TurnsOfEach, busy
 from coordinator.store import jobs as job_store
 from coordinator.store.database import Database
 from coordinator.uploads import Appending
@@ -150,6 +150,9 @@ class TransferService(pb_grpc.TransferServicer):
                     offset += length
                     self.metrics.transferred("sent", len(chunk.data))
                     yield chunk
+                if offset == request.offset < end:
+                    # An answer without bytes would say that the model is shorter than ordered.
+                    raise busy()
             finally:
                 os.close(descriptor)
 

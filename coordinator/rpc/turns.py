@@ -18,6 +18,15 @@ BUSY_RETRY_S: Final = 1.0
 _Message = TypeVar("_Message")
 
 
+def busy() -> Unavailable:
+    """For a call whose time was over before its turn came."""
+    return Unavailable(
+        "TRANSFERS_BUSY",
+        "the coordinator moves as many bytes as it can; the transfer goes on later",
+        retry_after_s=BUSY_RETRY_S,
+    )
+
+
 class Turns:
     """At most `most` calls at once; the others wait in order of arrival."""
 
@@ -38,11 +47,7 @@ class Turns:
             async with asyncio.timeout(WAIT_S_MAX):
                 await self._free.acquire()
         except TimeoutError:
-            raise Unavailable(
-                "TRANSFERS_BUSY",
-                "the coordinator moves as many bytes as it can; the transfer goes on later",
-                retry_after_s=BUSY_RETRY_S,
-            ) from None
+            raise busy() from None
         place = _Place(self._free)
         context.add_done_callback(place.leave)  # type: ignore[arg-type]
         task, stuck = asyncio.current_task(), None

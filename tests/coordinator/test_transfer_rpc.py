@@ -395,6 +395,20 @@ def test_a_call_that_waits_behind_others_of_its_caller_is_not_read(
     play(scene)
 
 
+def test_a_download_whose_time_is_over_before_its_first_byte_is_asked_for_again(
+    play: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer without bytes would say that the model ends there, and the order be given back."""
+    monkeypatch.setattr(transfer, "CALL_S_MAX", 0.0)
+
+    async def scene(bench: Bench) -> None:
+        with pytest.raises(grpc.RpcError) as caught:
+            await bench.stub.Download(pb.DownloadRequest(digest=digest_of(MODEL))).read()
+        assert from_rpc(caught.value).reason == "TRANSFERS_BUSY"
+
+    play(scene)
+
+
 def test_a_download_moves_the_range_that_was_asked_for(play: Callable[[Scene], None]) -> None:
     """In messages of a chunk, each with its checksum; past the end it is refused."""
 

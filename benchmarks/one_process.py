@@ -146,9 +146,9 @@ class OneProcess:
         task, _ = task_of(spec)
         task_hash = installed()[task].content_hash
         check_published(job, task_hash, self._database.read_now(people.all_nodes))
-        scratch = self.blobs.scratch("initial")
-        scratch.write_bytes(model)
-        initial = self.blobs.adopt_model(scratch)
+        with self.blobs.scratch("initial") as scratch:
+            scratch.write_bytes(model)
+            initial = self.blobs.adopt_model(scratch)
         aggregation.check_model(self.blobs.model(initial))
         self._jobs += 1
         record = JobRecord(

@@ -153,9 +153,8 @@ def check_update(
     Raises:
         Malformed: UPDATE_INVALID. The message tells which check failed and no value.
     """
-    header = make_header(tensors_for(dict(model.tensors), dtype))
     try:
-        with opened([path], dtype, len(header) + _HEADER_SLACK_BYTES) as (update,):
+        with opened([path], dtype, _header_bytes_max(model, dtype)) as (update,):
             shape = _shape(update.parts)
             if not shape.parameters or not set(shape.tensors) <= set(model.tensors):
                 raise NotTensors("its tensors are not those of the model")
@@ -166,6 +165,11 @@ def check_update(
         raise Malformed(
             "UPDATE_INVALID", "the update was refused: it is larger than such a round can make it"
         )
+
+
+def _header_bytes_max(model: Shape, dtype: UpdateDtype) -> int:
+    """Of an update; one of int8 names each tensor twice, and may be longer than any model's."""
+    return len(make_header(tensors_for(dict(model.tensors), dtype))) + _HEADER_SLACK_BYTES
 
 
 def _squares_in(update: Tiles) -> float:
@@ -220,7 +224,7 @@ def fold(
     moved = norm = 0.0
     with (
         opened([base]) as (model,),
-        opened(updates, dtype) as files,
+        opened(updates, dtype, _header_bytes_max(_shape(model.parts), dtype)) as files,
         _model_file(out, model) as new,
     ):
         held = tuple(_shape(file.parts).parameters for file in files)

@@ -4,11 +4,12 @@ A model is named by its digest alone: whoever may read it names the same bytes. 
 to one attempt and is named by attempt and digest, so that no node can hand in another's.
 """
 
+import itertools
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,7 @@ from protos.content import (
     sync_directory,
     write_durable,
 )
-from protos.errors import Malformed, NotFound
+from protos.errors import Malformed, NotFound, Unavailable
 
 INLINE_MODELS_MAX: Final = 8
 """Small models kept in memory: one for each job that is likely to run at once."""
@@ -52,6 +53,7 @@ class BlobStore:
             part.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._uploads = Uploads(self._partial)
         self._inline: OrderedDict[str, bytes] = OrderedDict()
+        self._scratches = itertools.count()
         self._sizes: OrderedDict[str, int] = OrderedDict()
 
     @property
@@ -140,9 +142,18 @@ class BlobStore:
         sync_directory(self._models)
         return digest
 
-    def scratch(self, name: str) -> Path:
-        """A path in the store's own file system for a model to be adopted later."""
-        return self._partial / f"{_SCRATCH}{name}"
+    @contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """A path in the store's own file system for a model to be adopted; nobody else's, and what
+        is left there in the end is removed: on a full disk others may need the room."""
+        path = self._partial / f"{_SCRATCH}{name}.{os.getpid()}-{next(self._scratches)}"
+        try:
+            yield path
+        except OSError:
+            self.free_spent()
+            raise
+        finally:
+            path.unlink(missing_ok=True)
 
     def has_room(self, size: int) -> bool:
         """Whether the disk takes so many bytes more."""
@@ -167,7 +178,8 @@ class BlobStore:
     def drop_update(self, attempt_id: str, digest: str) -> None:
         """Forget an update that is folded, or refused.
 
-        A large one gives its room back when the next upload begins, or with `free_spent`.
+        A large one gives its room back when the next upload begins, when the disk is full, or with
+        `free_spent`.
         """
         path = self._updates / staged_name(attempt_id, digest)
         if self._shared is not None:
@@ -219,7 +231,7 @@ class BlobStore:
             )
         if self._shared is not None:
             self._shared.put_bytes(_shared_name(path), data)
-        with room():
+        with room(self._uploads.free_spent):
             write_durable(path, data)
 
     def received(self, owner: str, digest: str) -> tuple[int, bool]:
@@ -233,6 +245,15 @@ class BlobStore:
             if kept is not None:
                 return kept, True
         return self._uploads.durable(owner, digest), False
+
+    def has_update_beside(self, attempt_id: str, digest: str) -> bool:
+        """Whether the folder has a whole update of an attempt that is not this one."""
+        kept = {path.name for path in self._updates.glob(f"{attempt_id}.*")}
+        return bool(kept - {staged_name(attempt_id, digest)})
+
+    def drop_longer(self, owner: str, digest: str, size: int) -> None:
+        """Forget an upload of which more has come than its size."""
+        self._uploads.drop_longer(owner, digest, size)
 
     def begin(self, owner: str, digest: str, offset: int) -> Appending:
         """Go on with an upload; see `Uploads.begin`."""
@@ -286,7 +307,11 @@ class BlobStore:
 
     def _fetch(self, target: Path) -> None:
         if self._shared is not None and not target.is_file():
-            self._shared.fetch(_shared_name(target), target.name[-DIGEST_LENGTH:], target)
+            try:
+                self._shared.fetch(_shared_name(target), target.name[-DIGEST_LENGTH:], target)
+            except Unavailable:
+                self.free_spent()  # the disk may be full
+                raise
 
     def _target(self, owner: str, digest: str) -> Path:
         name = staged_name(owner, digest)

@@ -10,13 +10,18 @@ from protos.errors import Malformed
 
 DRAIN_S: Final = 5.0
 
+MESSAGE_BYTES_MAX: Final = 4 << 20
+"""A chunk is 1 MiB, and a Hello grows with the data sets' columns."""
+
+ENROLMENT_MESSAGE_BYTES_MAX: Final = 64 << 10
+"""Whoever sends it is a stranger. A request for a certificate is 8 KiB, a former chain 16 KiB."""
+
 OPTIONS: Final[list[tuple[str, int]]] = [
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-    ("grpc.max_receive_message_length", 8 << 20),
     ("grpc.max_concurrent_streams", 1_000),
     ("grpc.http2.bdp_probe", 0),
     ("grpc.experimental.tcp_max_read_buffer_size", 64 << 10),
@@ -28,9 +33,10 @@ let each sender fill some 10 MiB, and each connection that has once sent a model
 ready for the next."""
 
 
-def server_behind(gate: Gate) -> grpc.aio.Server:
+def server_behind(gate: Gate, message_bytes_max: int = MESSAGE_BYTES_MAX) -> grpc.aio.Server:
     """A server whose every rpc passes the gate; it has no port yet."""
-    return grpc.aio.server(interceptors=[gate], options=OPTIONS)
+    options = [*OPTIONS, ("grpc.max_receive_message_length", message_bytes_max)]
+    return grpc.aio.server(interceptors=[gate], options=options)
 
 
 def bind(

@@ -22,7 +22,13 @@ from coordinator.leadership import Leadership, is_lost, this_process
 from coordinator.metrics import Metrics
 from coordinator.observer import Observer
 from coordinator.pausing import Pausing
-from coordinator.ports import DRAIN_S, bind, joined, server_behind
+from coordinator.ports import (
+    DRAIN_S,
+    ENROLMENT_MESSAGE_BYTES_MAX,
+    bind,
+    joined,
+    server_behind,
+)
 from coordinator.quarantine import Quarantine
 from coordinator.replicas import Address, Forwarder
 from coordinator.restoring.marker import refuse_unfinished
@@ -237,7 +243,7 @@ class Coordinator:
         main = server_behind(Gate(self.identities, self.metrics, watch.seen, watch.lost))
         self._add_services(main)
         bind(main, server.host, server.port, self._certificate.mutual())
-        enrolment = server_behind(Gate(None, self.metrics))
+        enrolment = server_behind(Gate(None, self.metrics), ENROLMENT_MESSAGE_BYTES_MAX)
         enrollment_pb2_grpc.add_EnrollmentServicer_to_server(self._enrolling, enrolment)
         bind(enrolment, server.host, server.enrollment_port, self._certificate.enrolment())
         if not server.replica_host:

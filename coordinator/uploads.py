@@ -30,7 +30,8 @@ FULL_RETRY_S: Final = 2.0
 COMPLAIN_S: Final = 30.0
 
 SPENT_MAX: Final = 8
-"""Files that nobody needs, kept until uploads begin: as many as there may be at once."""
+"""Files that nobody needs, kept until uploads begin or the disk is full: as many as there may be at
+once."""
 
 _SPENT: Final = "spent."
 
@@ -78,7 +79,7 @@ class Uploads:
         with self._lock:
             self._staged.pop(name, None)
             self._staged[name] = staged
-        return Appending(staged)
+        return Appending(staged, self.free_spent)
 
     def finish(self, owner: str, digest: str, target: Path, keep: Callable[[Path], None]) -> None:
         """Give a complete upload its name, which its folder must still be synced for.
@@ -117,6 +118,13 @@ class Uploads:
         self._drop(lambda name: name.startswith(f"{owner}."))
         for path in self._folder.glob(f"{owner}.*"):
             path.unlink(missing_ok=True)
+
+    def drop_longer(self, owner: str, digest: str, size: int) -> None:
+        """Forget an upload of more than `size` bytes: it would never be whole."""
+        name = staged_name(owner, digest)
+        if self._known(name).durable > size:
+            self._drop(lambda one: one == name)
+            (self._folder / name).unlink(missing_ok=True)
 
     def spend(self, path: Path) -> None:
         """Take a file that nobody needs; it is removed when a new upload begins.
@@ -174,10 +182,11 @@ class Uploads:
 class Appending:
     """What one call adds to an upload. Nothing counts before `keep`; else it is as before."""
 
-    def __init__(self, staged: Staged) -> None:
+    def __init__(self, staged: Staged, free: Callable[[], None]) -> None:
         self._staged = staged
+        self._free = free
         self._end = staged.durable
-        with room():
+        with room(free):
             self._descriptor = os.open(staged.path, os.O_RDWR | os.O_CREAT, 0o600)
         if staged.hasher is None:
             staged.hasher = hashed(self._descriptor, staged.durable)
@@ -194,7 +203,7 @@ class Appending:
         Raises:
             Unavailable: STORE_FULL.
         """
-        with room():
+        with room(self._free):
             write_all(self._descriptor, data, self._end)
         self._hasher.update(data)
         self._end += len(data)
@@ -206,7 +215,7 @@ class Appending:
             Unavailable: STORE_FULL; nothing that was added counts.
         """
         if self._end > self._staged.durable:
-            with room():
+            with room(self._free):
                 os.fsync(self._descriptor)
             self._staged.durable, self._staged.hasher = self._end, self._hasher
         return self._staged.durable
@@ -220,8 +229,11 @@ class Appending:
 
 
 @contextmanager
-def room() -> Iterator[None]:
+def room(free: Callable[[], None] = lambda: None) -> Iterator[None]:
     """A disk that takes no more is waited for: it is no error of the upload.
+
+    Args:
+        free: gives back what nobody needs, for the next try.
 
     Raises:
         Unavailable: STORE_FULL.
@@ -229,6 +241,7 @@ def room() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        free()
         _complain()
         raise Unavailable(
             "STORE_FULL",

@@ -281,11 +281,18 @@ class Transfers:
         wanted = min(self._up.range_bytes, header.size - header.offset)
         length = await self._throttle.admit(wanted, min(RANGE_BYTES_MIN, self._up.range_bytes))
         began_s = time.monotonic()
-        messages = _messages(path, header, length, self._up.message_bytes, zstd=zstd)
+        faults: list[OSError] = []
+        messages = _messages(path, header, length, self._up.message_bytes, zstd=zstd, faults=faults)
         answer: transfer_pb2.UploadResponse
-        answer = await way.calls.Upload(
-            messages, timeout=CALL_TIMEOUT_S, metadata=tracing.metadata()
-        )
+        try:
+            answer = await way.calls.Upload(
+                messages, timeout=CALL_TIMEOUT_S, metadata=tracing.metadata()
+            )
+        except asyncio.CancelledError:
+            # What is raised while it makes messages gRPC tells as a call that was cancelled.
+            if faults:
+                raise faults[0] from None
+            raise
         if answer.durable_bytes > header.offset:
             self._up.moved(answer.durable_bytes - header.offset, time.monotonic() - began_s)
         return answer
@@ -322,10 +329,19 @@ async def _messages(
     message_bytes: int,
     *,
     zstd: bool,
+    faults: list[OSError],
 ) -> AsyncIterator[transfer_pb2.UploadRequest | chunks.Chunk]:
-    """One range of a file. The header goes alone: no bytes are on the way before they are due."""
+    """One range of a file. The header goes alone: no bytes are on the way before they are due.
+
+    Args:
+        faults: gets the error of a file that is gone or cannot be read.
+    """
     yield transfer_pb2.UploadRequest(header=header)
-    descriptor = await asyncio.to_thread(os.open, path, os.O_RDONLY)
+    try:
+        descriptor = await asyncio.to_thread(os.open, path, os.O_RDONLY)
+    except OSError as error:
+        faults.append(error)
+        raise
     try:
         offset, end = header.offset, header.offset + length
         while offset < end:
@@ -339,6 +355,9 @@ async def _messages(
                 return
             yield chunk
             offset += piece
+    except OSError as error:
+        faults.append(error)
+        raise
     finally:
         os.close(descriptor)
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,8 +104,11 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_durable(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Write beside `path`, sync, rename over it, sync the folder: whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Write beside `path`, sync, rename over it, sync the folder: whole or not at all.
+
+    Two threads may write the same name at once: each has a file of its own until it is whole.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     with contextlib.ExitStack() as undo, naming(path):
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         undo.callback(beside.unlink, missing_ok=True)

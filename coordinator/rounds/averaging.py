@@ -49,11 +49,11 @@ def fold(
     received = sorted(phase.round.received, key=lambda a: a.node)
     weights = [float(max(1, a.offer.declared_n)) for a in received]
     base = blobs.model(phase.course.model)
-    scratch = blobs.scratch(scratch_name or f"{live.job_id}.{phase.round.number}")
     updates = [_held(a, blobs) for a in received]
-    folded = aggregation.fold(base, updates, weights, scratch, live.job.update_dtype)
-    size = scratch.stat().st_size
-    digest = blobs.adopt_model(scratch, folded.digest)
+    with blobs.scratch(scratch_name or f"{live.job_id}.{phase.round.number}") as scratch:
+        folded = aggregation.fold(base, updates, weights, scratch, live.job.update_dtype)
+        size = scratch.stat().st_size
+        digest = blobs.adopt_model(scratch, folded.digest)
     noise = bounds.global_noise_norm(
         round_order(live), [a.offer for a in received], weights, folded.update_values
     )
@@ -105,6 +105,6 @@ def write_answer(
     tail = tail_of(models)
     if len(tail) == 1:
         return tail[0]
-    scratch = blobs.scratch(scratch_name or f"{live.job_id}.answer")
-    digest = aggregation.mean_of([blobs.model(digest) for digest in tail], scratch)
-    return blobs.adopt_model(scratch, digest)
+    with blobs.scratch(scratch_name or f"{live.job_id}.answer") as scratch:
+        digest = aggregation.mean_of([blobs.model(digest) for digest in tail], scratch)
+        return blobs.adopt_model(scratch, digest)

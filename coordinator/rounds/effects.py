@@ -98,7 +98,12 @@ class Effects:
         phase = live.phase
         if not isinstance(phase, Aggregating) or phase.round.number != number:
             return None
-        event = await self._averaged(live, phase)
+        try:
+            event = await self._averaged(live, phase)
+        except NotFound:
+            if live.phase is not phase:
+                return None  # the commit of a fold before this one was not heard of at first
+            raise
 
         def reply(connection: Connection, now: LiveJob) -> e.Event | None:
             if not isinstance(now.phase, Aggregating):

@@ -196,9 +196,12 @@ class _Call:
         try:
             self._gate.admit(context, self._method)
             async with self._gate.watching(self._method, self._lasts):
-                return await behavior(request, context)
+                answering = behavior(request, context)
+                del request  # see `_forget_frames`
+                return await answering
         except FeddpError as error:
             code = error.code
+            _forget_frames(error)
             await _abort(context, error)
         except (asyncio.CancelledError, grpc.aio.AbortError):
             code = "CANCELLED"
@@ -206,6 +209,7 @@ class _Call:
         except Exception as error:  # noqa: BLE001 - becomes an incident
             found = _told(self._method, error)
             code = found.code
+            _forget_frames(error)
             await _abort(context, found)
         finally:
             self._gate.count(self._path, code, time.monotonic() - began_s)
@@ -255,7 +259,9 @@ def _wrapped(
     else:
 
         async def answering(request: Any, context: Context) -> Any:
-            return await serve(behavior, request, context)
+            serving = serve(behavior, request, context)
+            del request  # see `_forget_frames`
+            return await serving
 
         served = answering
     wrapped: grpc.RpcMethodHandler[Any, Any] = make(
@@ -264,6 +270,17 @@ def _wrapped(
         response_serializer=handler.response_serializer,
     )
     return wrapped
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of what an error's frames hold, the request above all.
+
+    gRPC keeps the exception of a call that was aborted with the call, and through its frames the
+    exception keeps the call: each refused request would stay until garbage is looked for.
+    """
+    while error is not None:
+        error.__traceback__ = None
+        error.__cause__, error = None, error.__context__
 
 
 async def _abort(context: Context, error: FeddpError) -> None:

@@ -19,13 +19,13 @@ from coordinator.round_traces import RoundTraces
 from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import Attempt, AttemptState, RoundRecord, Training
 from coordinator.rpc.gate import Context, caller, traceparent
-from coordinator.rpc.turns import Incoming, Turns
+from coordinator.rpc.turns import Incoming, Turns, TurnsOfEach, busy
 from coordinator.store import jobs as job_store
 from coordinator.store.database import Database
 from coordinator.uploads import Appending
 from protos import chunks, tracing
 from protos.content import CHUNK_BYTES, RANGE_BYTES, is_digest, read_cached
-from protos.errors import Malformed, NotAllowed, TooLate, Unavailable
+from protos.errors import Conflict, Malformed, NotAllowed, TooLate, Unavailable
 from protos.feddp.v1 import transfer_pb2 as pb
 from protos.feddp.v1 import transfer_pb2_grpc as pb_grpc
 from protos.frames import Frame
@@ -44,6 +44,10 @@ UPLOADS_MAX = 4
 DOWNLOADS_MAX = 4
 """Calls that hold bytes at once, each a few MiB of gRPC's and of ours: a message of a chunk exists
 up to four times while it is taken off the wire."""
+
+CALLS_EACH = 2
+"""Of these, and of calls that wait for them, as many in each direction are one caller's: a node of
+two jobs moves both, and none that opens hundreds keeps the others out or fills the memory."""
 
 UPLOAD_AHEAD = 1
 """Messages of an upload that wait while the one before is written: more gain nothing and are held
@@ -107,6 +111,8 @@ class TransferService(pb_grpc.TransferServicer):
     taken: Taken | None = None
     _uploads: Turns = field(default_factory=lambda: Turns(UPLOADS_MAX))
     _downloads: Turns = field(default_factory=lambda: Turns(DOWNLOADS_MAX))
+    _uploads_each: TurnsOfEach = field(default_factory=lambda: TurnsOfEach(CALLS_EACH))
+    _downloads_each: TurnsOfEach = field(default_factory=lambda: TurnsOfEach(CALLS_EACH))
     _disk: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(DISK_THREADS, "transfer")
     )
@@ -126,7 +132,10 @@ class TransferService(pb_grpc.TransferServicer):
         zstd = pb.COMPRESSION_ZSTD in request.accepted
         if not self.blobs.has_model(request.digest):
             await self._at_hand(request.digest, ends_s)
-        async with self._downloads.turn(context, ends_s + STUCK_S):
+        async with (
+            self._downloads_each.of(_name()).turn(context),
+            self._downloads.turn(context, ends_s + STUCK_S),
+        ):
             descriptor, left = self.blobs.open_model(request.digest, request.offset)
             try:
                 offset = request.offset
@@ -141,6 +150,9 @@ class TransferService(pb_grpc.TransferServicer):
                     offset += length
                     self.metrics.transferred("sent", len(chunk.data))
                     yield chunk
+                if offset == request.offset < end:
+                    # An answer without bytes would say that the model is shorter than ordered.
+                    raise busy()
             finally:
                 os.close(descriptor)
 
@@ -199,6 +211,11 @@ class TransferService(pb_grpc.TransferServicer):
         """See transfer.proto."""
         messages = Incoming(request_iterator, _now_s() + CALL_S_MAX)
         await context.send_initial_metadata(())
+        # Before anything is read: what a call that waits has sent stays with its sender.
+        async with self._uploads_each.of(_name()).turn(context):
+            return await self._uploaded(messages, context)
+
+    async def _uploaded(self, messages: Incoming[Message], context: Context) -> pb.UploadResponse:
         first = await messages.next()
         if not isinstance(first, pb.UploadRequest) or not first.HasField("header"):
             raise Malformed("HEADER_EXPECTED", "an upload begins with its header")
@@ -210,6 +227,7 @@ class TransferService(pb_grpc.TransferServicer):
         async with self._storing.setdefault(owner, asyncio.Lock()):
             durable, complete = await self._in_thread(self.blobs.received, owner, header.digest)
             if not complete:
+                await self._in_thread(self._only_one, header)
                 receiving = Receiving(owner, header, messages, context)
                 with await self._traced(header.attempt_id, context):
                     durable, complete = await self._receive(receiving, first)
@@ -217,6 +235,13 @@ class TransferService(pb_grpc.TransferServicer):
                         await self._still_open(header)
                         await self._tell_taken(header, messages.ends_s)
         return _answer(durable, complete=complete)
+
+    def _only_one(self, header: pb.UploadHeader) -> None:
+        """Raises Conflict: UPDATE_CONFLICT."""
+        if header.attempt_id and self.blobs.has_update_beside(header.attempt_id, header.digest):
+            raise Conflict(
+                "UPDATE_CONFLICT", f"attempt {header.attempt_id} has another update already"
+            )
 
     async def _still_open(self, header: pb.UploadHeader) -> None:
         """Whoever closed the attempt has dropped what there was of it then; this came later.
@@ -255,7 +280,14 @@ class TransferService(pb_grpc.TransferServicer):
         """(durable bytes, whether they are all and right) after the messages of one call."""
         header, messages = receiving.header, receiving.messages
         if header.offset > header.size:
-            raise Malformed("OFFSET_MISMATCH", "an upload cannot go on behind its end")
+            await self._in_thread(
+                self.blobs.drop_longer, receiving.owner, header.digest, header.size
+            )
+            raise Malformed(
+                "OFFSET_MISMATCH",
+                "an upload cannot go on behind its end; if more bytes had come, they were dropped, "
+                "and it begins again",
+            )
         async with self._uploads.turn(receiving.context):
             appending = await self._in_thread(
                 self.blobs.begin, receiving.owner, header.digest, header.offset
@@ -359,6 +391,12 @@ def _read(descriptor: int, offset: int, length: int, zstd: bool) -> chunks.Chunk
 
 def _answer(durable: int, *, complete: bool) -> pb.UploadResponse:
     return pb.UploadResponse(durable_bytes=durable, complete=complete, accepted=chunks.ACCEPTED)
+
+
+def _name() -> str:
+    """Of who calls; a person and a node may have the same."""
+    who = caller()
+    return f"node {who.node}" if who.node else f"user {who.name}"
 
 
 def _now_s() -> float:

@@ -1,9 +1,11 @@
-"""A bounded number of calls at work at once, and a bounded time for each."""
+"""A bounded number of calls at work at once, of all and of each caller, and a bounded time for
+each."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final, Generic, TypeVar
+from weakref import WeakValueDictionary
 
 from coordinator.rpc.gate import Context
 from protos.errors import Unavailable
@@ -14,6 +16,15 @@ WAIT_S_MAX: Final = 5.0
 BUSY_RETRY_S: Final = 1.0
 
 _Message = TypeVar("_Message")
+
+
+def busy() -> Unavailable:
+    """For a call whose time was over before its turn came."""
+    return Unavailable(
+        "TRANSFERS_BUSY",
+        "the coordinator moves as many bytes as it can; the transfer goes on later",
+        retry_after_s=BUSY_RETRY_S,
+    )
 
 
 class Turns:
@@ -36,11 +47,7 @@ class Turns:
             async with asyncio.timeout(WAIT_S_MAX):
                 await self._free.acquire()
         except TimeoutError:
-            raise Unavailable(
-                "TRANSFERS_BUSY",
-                "the coordinator moves as many bytes as it can; the transfer goes on later",
-                retry_after_s=BUSY_RETRY_S,
-            ) from None
+            raise busy() from None
         place = _Place(self._free)
         context.add_done_callback(place.leave)  # type: ignore[arg-type]
         task, stuck = asyncio.current_task(), None
@@ -52,6 +59,18 @@ class Turns:
             if stuck is not None:
                 stuck.cancel()
             place.leave()
+
+
+class TurnsOfEach:
+    """`Turns` of each caller: one who opens many calls waits behind its own and in nobody's way."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._of: WeakValueDictionary[str, Turns] = WeakValueDictionary()
+
+    def of(self, caller: str) -> Turns:
+        """The caller's."""
+        return self._of.setdefault(caller, Turns(self._most))
 
 
 class _Place:

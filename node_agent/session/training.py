@@ -162,6 +162,7 @@ class Training:
                 return
             if not opened:
                 self.stop(order.job_id)
+                await asyncio.to_thread(self._spool.drop_out, order.attempt_id)
                 return
             self._dispatch(e.DataOpened(order.attempt_id, at_s, outcome_s))
             with self._traces.work("work", order.attempt_id):

@@ -107,9 +107,9 @@ privacy: {{noise_multiplier: {noise_multiplier}}}
         self.live.phase, _ = machine.step(self.live.phase, event, 1.0)
 
     def _keep(self, values: Vector) -> str:
-        path = self._blobs.scratch("start")
-        path.write_bytes(save({TENSOR: values.astype(np.float32)}))
-        return self._blobs.adopt_model(path)
+        with self._blobs.scratch("start") as path:
+            path.write_bytes(save({TENSOR: values.astype(np.float32)}))
+            return self._blobs.adopt_model(path)
 
     def _model(self) -> Vector:
         model = self._blobs.model(self.live.phase.course.model)

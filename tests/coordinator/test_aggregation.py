@@ -25,6 +25,7 @@ from coordinator.tiles import FILES_OPEN_MAX
 from protos.content import digest_of
 from protos.encoding import write_update
 from protos.errors import Malformed
+from protos.tensors import HEADER_BYTES_MAX
 from protos.updates import BLOCK_VALUES, UPDATE_DTYPES, UpdateDtype
 
 
@@ -99,6 +100,19 @@ def test_a_header_much_longer_than_the_models_is_not_parsed(tmp_path: Path, base
         save_file(update, tmp_path / "u", {"note": "x" * count})
         with pytest.raises(Malformed, match=said) if said else nullcontext():
             aggregation.check_update(tmp_path / "u", aggregation.shape_of(base), "float32", norm_10)
+
+
+def test_a_fold_takes_every_header_that_the_check_takes(tmp_path: Path) -> None:
+    """An update of int8 names each tensor twice: its header may be longer than any model's. What
+    was taken and could not be folded would be tried for ever."""
+    tensors = {f"{number:05}.{'layer' * 20}": np.ones(1, np.float32) for number in range(7000)}
+    base = save(tmp_path / "large", **tensors)
+    write_update(tmp_path / "u", tensors, "int8")
+    with (tmp_path / "u").open("rb") as file:
+        assert int.from_bytes(file.read(8), "little") > HEADER_BYTES_MAX
+    aggregation.check_update(tmp_path / "u", aggregation.shape_of(base), "int8", lambda _: 1e3)
+    aggregation.fold(base, [tmp_path / "u"], [1.0], tmp_path / "out", "int8")
+    assert load_file(tmp_path / "out")[next(iter(tensors))] == pytest.approx(2.0)
 
 
 def test_other_precisions_are_refused(tmp_path: Path, base: Path) -> None:

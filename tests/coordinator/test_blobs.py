@@ -2,7 +2,10 @@
 
 import errno
 import os
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -214,3 +217,71 @@ def test_the_room_of_a_folded_update_is_given_back_when_the_next_upload_begins(
     drop_one()
     BlobStore(tmp_path / "blobs")
     assert spent() == 0
+
+
+def test_the_same_small_update_may_come_twice_at_once(
+    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that restarts hands in again while the first call still runs: both are kept, and
+    neither is told that the disk is full or finds half a file."""
+    both, sync = threading.Barrier(2), os.fsync
+
+    def sync_together(descriptor: int) -> None:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(5)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync_together)
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(blobs.keep_update, "att", DIGEST, DATA) for _ in range(2)]
+        for call in calls:
+            call.result()
+    assert blobs.update("att", DIGEST).read_bytes() == DATA
+
+
+def test_a_full_disk_gets_back_what_nobody_needs(
+    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that are kept for later uploads are no reason to wait for a person."""
+    large = os.urandom(INLINE_BYTES + 1)
+    spent: list[Path] = []
+
+    def begin_and_spend() -> None:
+        """An update is folded while another one arrives."""
+        stage(blobs, "old", digest_of(large), 0, [large])
+        blobs.finish("old", digest_of(large))
+        blobs.drop_update("old", digest_of(large))
+        spent[:] = (tmp for tmp in blobs._partial.glob("spent.*"))
+        assert spent
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    def fold() -> None:
+        with blobs.scratch("job.1") as scratch:
+            scratch.write_bytes(b"half a model")
+            full()
+
+    stage(blobs, "att", DIGEST, 0, [DATA[:500]])
+    begin_and_spend()
+    monkeypatch.setattr("coordinator.uploads.write_all", full)
+    with pytest.raises(Unavailable) as caught:
+        stage(blobs, "att", DIGEST, 500, [DATA[500:]])
+    monkeypatch.undo()
+    assert caught.value.reason == "STORE_FULL"
+    assert not any(one.exists() for one in spent)
+    assert stage(blobs, "att", DIGEST, 500, [DATA[500:]]) == len(DATA)
+    begin_and_spend()
+    with pytest.raises(OSError, match="no space"):
+        fold()
+    assert not list(blobs._partial.glob("scratch.*"))
+    assert not any(one.exists() for one in spent)
+
+
+def test_two_folds_of_one_round_do_not_write_one_file(blobs: BlobStore) -> None:
+    """One that was paused as it led, or whose job failed and was resumed, may still be at it."""
+    with blobs.scratch("job.1") as one, blobs.scratch("job.1") as other:
+        one.write_bytes(b"half")
+        other.write_bytes(b"whole")
+        assert blobs.model(blobs.adopt_model(other)).read_bytes() == b"whole"
+        assert one.read_bytes() == b"half"

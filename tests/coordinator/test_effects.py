@@ -111,10 +111,11 @@ def test_attempts_are_known_by_their_files(tmp_path: Path) -> None:
         with closing(blobs.begin(owner, digest_of(b"yy"), 0)) as appending:
             appending.write(b"y")
             appending.keep()
-    blobs.scratch("job-1.3").write_bytes(b"half")
-    assert blobs.attempts_kept() == ["a1", "b1"]
-    blobs.drop_scratch()
-    assert not blobs.scratch("job-1.3").exists()
+    with blobs.scratch("job-1.3") as scratch:
+        scratch.write_bytes(b"half")
+        assert blobs.attempts_kept() == ["a1", "b1"]
+        blobs.drop_scratch()
+        assert not scratch.exists()
     assert blobs.attempts_kept() == ["a1", "b1"]
 
 
@@ -124,9 +125,9 @@ def test_a_model_that_another_replica_names_and_that_is_not_there_whole_is_made_
 ) -> None:
     """Absent, or of another size: the leader averages, and takes its own."""
     blobs = BlobStore(tmp_path)
-    model = blobs.scratch("m")
-    model.write_bytes(b"a model")
-    digest = blobs.adopt_model(model) if size else "9" * 64
+    with blobs.scratch("m") as model:
+        model.write_bytes(b"a model")
+        digest = blobs.adopt_model(model) if size else "9" * 64
     named = e.UpdatesFolded(1, digest, size + 1, None, None, False)
     own = replace(named, digest="8" * 64)
     asked: list[str] = []
@@ -142,3 +143,31 @@ def test_a_model_that_another_replica_names_and_that_is_not_there_whole_is_made_
     live = cast(Any, Live(book.phase))
     assert asyncio.run(effects._averaged(live, book.phase)) == own
     assert asked == ["average"]
+
+
+def test_a_fold_that_comes_too_late_for_its_updates_fails_no_job(tmp_path: Path) -> None:
+    """The commit of the fold before was not heard of, so that it is done again; meanwhile the
+    journal tells that the round is over, and its updates are forgotten."""
+    blobs = BlobStore(tmp_path)
+    (tmp_path / "m0").write_bytes(b"")
+    blobs.model = lambda _: tmp_path / "m0"  # type: ignore[method-assign]
+    book = cut_off(blobs, "a", "b", "c")
+    live = cast(Any, Live(book.phase))
+
+    class Nobody:
+        goes_on = False
+
+        async def average(self, live: Any, phase: Any) -> None:
+            for attempt in phase.round.received:
+                blobs.drop_update(attempt.attempt_id, attempt.digest)
+            if self.goes_on:
+                live.phase = (book >> e.UpdatesFolded(1, "9" * 64, 1, None, None, False)).phase
+
+    nobody = Nobody()
+    effects = Effects(blobs, Sessions(30.0, 10.0), elsewhere=cast(Any, nobody))
+    again = c.FoldUpdates(book.phase.round.number)
+    with pytest.raises(NotFound) as found:
+        asyncio.run(effects.run(live, again))
+    assert found.value.reason == "UPDATE_LOST", "the round waits for it"
+    nobody.goes_on = True
+    assert asyncio.run(effects.run(live, again)) is None

@@ -61,9 +61,9 @@ def test_what_one_replica_has_acknowledged_another_one_has(
     one, two = replicas
     model, update = upload(one, "user.ada", data), upload(one, "attempt-1", data)
     one.keep_update("attempt-2", digest_of(DATA), DATA)
-    made = one.scratch("job.1")
-    made.write_bytes(data[::-1])
-    adopted = one.adopt_model(made)
+    with one.scratch("job.1") as made:
+        made.write_bytes(data[::-1])
+        adopted = one.adopt_model(made)
     assert two.received("attempt-1", update) == (len(data), True), "its bytes are not sent again"
     assert two.update("attempt-1", update).read_bytes() == data
     assert two.update("attempt-2", digest_of(DATA)).read_bytes() == DATA

@@ -159,6 +159,37 @@ def test_a_lie_has_its_own_reason_and_the_next_honest_try_works(
     play(scene)
 
 
+def test_more_bytes_than_there_are_do_not_block_the_honest_size(
+    play: Callable[[Scene], None],
+) -> None:
+    """Announced too large at first, an upload would go on behind its end for ever."""
+
+    async def scene(bench: Bench) -> None:
+        longer = [header(size=len(UPDATE) + 100), *whole()[1:], data(b"more")]
+        assert (await bench.upload(longer)).durable_bytes == len(UPDATE) + 4
+        with pytest.raises(grpc.RpcError) as caught:
+            await bench.upload(whole(await bench.durable()))
+        assert from_rpc(caught.value).reason == "OFFSET_MISMATCH"
+        assert (await bench.upload(whole(await bench.durable()))).complete
+
+    play(scene)
+
+
+def test_an_attempt_has_one_whole_update(play: Callable[[Scene], None]) -> None:
+    """One attempt cannot fill the disk, one update beside the other."""
+
+    async def scene(bench: Bench) -> None:
+        assert (await bench.upload(whole())).complete
+        other = b"another"
+        with pytest.raises(grpc.RpcError) as caught:
+            await bench.upload([header(digest=digest_of(other), size=len(other)), data(other)])
+        assert from_rpc(caught.value).reason == "UPDATE_CONFLICT"
+        assert bench.service.blobs.received("a1", digest_of(other)) == (0, False)
+        assert (await bench.upload(whole())).complete
+
+    play(scene)
+
+
 def test_an_upload_larger_than_its_model_is_refused_by_its_header(
     play: Callable[[Scene], None],
 ) -> None:
@@ -318,6 +349,62 @@ def test_a_download_that_nobody_reads_gives_its_place_up(
         got = [message async for message in bench.stub.Download(request)]
         assert b"".join(map(chunks.unpack, got)) == MODEL
         stuck.cancel()
+
+    play(scene)
+
+
+def test_one_caller_that_opens_many_downloads_keeps_nobody_else_out(
+    play: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all places it holds its own at most, and its calls that wait are in nobody's way."""
+
+    async def scene(bench: Bench) -> None:
+        request = pb.DownloadRequest(digest=digest_of(MODEL))
+        stuck = [bench.stub.Download(request) for _ in range(20)]
+        for call in stuck:
+            await call.initial_metadata()
+        monkeypatch.setattr(transfer, "caller", lambda: SimpleNamespace(node="m", name="m"))
+        monkeypatch.setattr(turns_module, "WAIT_S_MAX", 2.0)
+        got = [message async for message in bench.stub.Download(request)]
+        assert b"".join(map(chunks.unpack, got)) == MODEL
+        for call in stuck:
+            call.cancel()
+
+    play(scene)
+
+
+def test_a_call_that_waits_behind_others_of_its_caller_is_not_read(
+    play: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can fill the memory with calls that wait; others' uploads go on meanwhile."""
+    monkeypatch.setattr(turns_module, "WAIT_S_MAX", 0.5)
+    monkeypatch.setattr(transfer, "CALL_S_MAX", 60.0)
+
+    async def scene(bench: Bench) -> None:
+        open_ = [bench.stub.Upload() for _ in range(transfer.CALLS_EACH)]
+        for call in open_:
+            await call.initial_metadata()
+        with pytest.raises(grpc.RpcError) as caught:
+            await bench.upload([data(b"no header, which is seen only by who reads")])
+        assert from_rpc(caught.value).reason == "TRANSFERS_BUSY"
+        monkeypatch.setattr(transfer, "caller", lambda: SimpleNamespace(node="m", name="m"))
+        assert (await bench.upload(whole())).complete
+        for call in open_:
+            call.cancel()
+
+    play(scene)
+
+
+def test_a_download_whose_time_is_over_before_its_first_byte_is_asked_for_again(
+    play: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer without bytes would say that the model ends there, and the order be given back."""
+    monkeypatch.setattr(transfer, "CALL_S_MAX", 0.0)
+
+    async def scene(bench: Bench) -> None:
+        with pytest.raises(grpc.RpcError) as caught:
+            await bench.stub.Download(pb.DownloadRequest(digest=digest_of(MODEL))).read()
+        assert from_rpc(caught.value).reason == "TRANSFERS_BUSY"
 
     play(scene)
 

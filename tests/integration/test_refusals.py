@@ -11,7 +11,9 @@ import grpc
 import numpy as np
 import pytest
 import yaml
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs.authority import Authority
 from certs.credentials import channel_credentials
@@ -21,8 +23,16 @@ from certs.tokens import JoinToken, new_secret
 from coordinator.installation import init
 from node_agent.tasks.registry import initial_model, installed
 from protos.content import INLINE_BYTES, digest_of
+from protos.feddp.v1 import (
+    enrollment_pb2,
+    enrollment_pb2_grpc,
+    jobs_pb2,
+    jobs_pb2_grpc,
+    nodes_pb2,
+    nodes_pb2_grpc,
+    transfer_pb2,
+)
 from protos.feddp.v1 import federation_pb2 as pb
-from protos.feddp.v1 import jobs_pb2, jobs_pb2_grpc, nodes_pb2, nodes_pb2_grpc, transfer_pb2
 from tests.integration.federation import (
     NODES,
     Federation,
@@ -138,6 +148,26 @@ def _list_nodes(
         nodes_pb2_grpc.NodesStub(channel).ListNodes(nodes_pb2.ListNodesRequest(), timeout=10)
     code: grpc.StatusCode = caught.value.code()
     return code
+
+
+def test_a_message_larger_than_any_honest_one_is_refused_unread(coordinator: Federation) -> None:
+    """A stranger's already at 64 KiB: nobody fills the memory with what will be refused."""
+    with coordinator.client() as client:
+        token = JoinToken.parse(client.create_token("alpha", "edge", 3600).token)
+    root = x509.load_der_x509_certificate(token.root_der).public_bytes(Encoding.PEM)
+    join_request = enrollment_pb2.JoinRequest(csr=bytes(100_000))
+    with (
+        grpc.secure_channel(token.address, grpc.ssl_channel_credentials(root)) as stranger,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        enrollment_pb2_grpc.EnrollmentStub(stranger).Join(join_request, timeout=10)
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    node = RawNode.enrolled(coordinator, "beta")
+    request = pb.SubmitUpdateRequest(attempt_id="none", data=bytes(5 << 20))
+    with pytest.raises(grpc.RpcError) as caught:
+        node.federation.SubmitUpdate(request, timeout=10)
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    node.close()
 
 
 def test_a_node_cannot_be_named_twice(coordinator: Federation) -> None:

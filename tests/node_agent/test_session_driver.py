@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import Callable, Coroutine
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from node_agent.status import status
 from node_agent.tasks.registry import initial_model, installed
 from privacy.heads import Head
 from privacy.ledger import signature_ok
-from protos.content import digest_of
+from protos.content import beside_of, digest_of
 from protos.errors import NotAllowed, NotFound
 from protos.feddp.v1 import federation_pb2 as pb
 from tests.node_agent.agent_federation import (
@@ -287,6 +289,29 @@ def test_rules_that_change_while_the_worker_gets_ready_keep_the_data_closed(
         assert worker.trained == []
 
     assert entries(play(tmp_path, scene)) == [("reserve", "a1"), ("void", "a1")]
+
+
+def test_an_attempt_that_is_closed_while_its_worker_gets_ready_leaves_no_room_taken(
+    tmp_path: Path,
+) -> None:
+    """The check has taken room for an update that nobody makes."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+        taken = beside_of(folder.spool / "out/a1.safetensors")
+
+        def close() -> None:
+            taken.write_bytes(b"room")
+            with closing(sqlite3.connect(folder.state_db)) as database, database:
+                database.execute("UPDATE attempts SET state = 'closed', outcome = 'post'")
+
+        worker.checking = close
+        async with RunningAgent(folder, worker):
+            await until(lambda: worker.stops == 1)
+            await until(lambda: not taken.exists())
+        assert worker.trained == []
+
+    play(tmp_path, scene)
 
 
 def test_the_next_round_has_its_worker_and_its_model_already(tmp_path: Path) -> None:

@@ -347,3 +347,19 @@ def test_an_update_is_taken_over_only_as_the_bytes_that_were_announced(tmp_path:
     spool.out("a1").write_bytes(MODEL)
     assert spool.keep_update("a1", DIGEST, len(MODEL))
     assert spool.update(DIGEST).read_bytes() == MODEL
+
+
+def test_an_update_that_goes_away_while_it_is_uploaded_is_told_as_such(tmp_path: Path) -> None:
+    """A policy may withdraw it between two ranges: gRPC would tell a call that was cancelled, which
+    nobody answers, and the coordinator would wait for the attempt."""
+    update = os.urandom(3 << 20)
+
+    class Withdraws(FakeTransfer):
+        async def Upload(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+            answer = await super().Upload(request_iterator, context)
+            spool.update(digest_of(update)).unlink(missing_ok=True)
+            return answer
+
+    spool = Spool(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        hand_in(spool, Withdraws(), update)

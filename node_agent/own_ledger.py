@@ -9,7 +9,7 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node_agent.account_filters import FixedFilter
-from node_agent.payers import Payers, Payment
+from node_agent.payers import FROM_CHAIN, Payers, Payment
 from privacy.filters import Filter, make_filter
 from privacy.ledger import Entry, LimitChange, Statement, append, from_json, sign, to_json
 
@@ -76,6 +76,15 @@ class KeptAccount:
         return make_filter(self.fixed.kind, self.fixed.order, epsilon_limit, self.fixed.delta)
 
 
+@dataclass(frozen=True, slots=True)
+class TakenOver:
+    """A post of the coordinator's chain of which there is no order here: this ledger is a copy."""
+
+    job_id: str
+    project: str
+    units: int
+
+
 class OwnLedger:
     """Appends within the caller's transaction."""
 
@@ -85,6 +94,7 @@ class OwnLedger:
         self._connection = connection
         self._key = key
         self._payers = payers
+        self._taken_over: dict[str, tuple[TakenOver, ...]] = {}
 
     def sign(self, statement: Statement) -> bytes:
         """The node's signature, the same each time."""
@@ -183,6 +193,39 @@ class OwnLedger:
                 (posted_units, statement.mechanism != "none", statement.account),
             )
         return signature
+
+    def take_over(self, post: Statement, units: int, *, reserved: bool) -> None:
+        """Book a post of the coordinator's chain, of an attempt that is not under way here.
+
+        Args:
+            reserved: its reservation is here already.
+        """
+        if not reserved:
+            self.append(post.resolved("reserve"), source=FROM_CHAIN)
+        self.append(post, posted_units=units)
+        self._taken_over.clear()
+
+    def taken_over(self, account: str) -> tuple[TakenOver, ...]:
+        """What was posted on an account and `attempts` does not count; read once."""
+        if account not in self._taken_over:
+            self._taken_over[account] = tuple(self._read_taken_over(account))
+        return self._taken_over[account]
+
+    def _read_taken_over(self, account: str) -> Iterator[TakenOver]:
+        kept = self.account(account)
+        if kept is None:
+            return
+        filter_ = kept.filter(kept.epsilon_limit_highest)
+        rows = self._connection.execute(
+            "SELECT entry FROM entries LEFT JOIN attempts USING (attempt_id)"
+            " WHERE entries.account = ? AND entries.kind = 'post'"
+            " AND coalesce(attempts.outcome, 'void') = 'void'",
+            (account,),
+        )
+        for (text,) in rows:
+            said = from_json(json.loads(text)).statement
+            if isinstance(said, Statement):
+                yield TakenOver(said.job_id, said.project, filter_.cost_units(said.release))
 
     def statements_of(self, attempt_id: str) -> list[Statement]:
         """What is booked of one attempt, in the order in which it was."""

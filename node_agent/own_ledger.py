@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from node_agent.account_filters import FixedFilter
 from node_agent.payers import FROM_CHAIN, Payers, Payment
 from privacy.filters import Filter, make_filter
-from privacy.ledger import Entry, LimitChange, Statement, append, from_json, sign, to_json
+from privacy.ledger import Balance, Entry, LimitChange, Statement, append, from_json, sign, to_json
 
 SCHEMA: Final = """
 CREATE TABLE accounts (
@@ -74,6 +74,21 @@ class KeptAccount:
     def filter(self, epsilon_limit: float) -> Filter:
         """The account's filter with this limit."""
         return make_filter(self.fixed.kind, self.fixed.order, epsilon_limit, self.fixed.delta)
+
+
+def kept_fault(kept: KeptAccount, balance: Balance | None) -> str:
+    """Where what is kept beside an account's entries is not what follows from them; or empty.
+
+    Args:
+        balance: what its entries add up to; None if it has none.
+    """
+    posted, guarantee = (0, True) if balance is None else (balance.posted_units, balance.guarantee)
+    shown = kept.epsilon_limit_highest if balance is None else balance.filter.epsilon_limit
+    if (kept.posted_units, kept.guarantee) != (posted, guarantee):
+        return "the balance kept is not what its entries add up to"
+    if not kept.epsilon_limit <= shown:
+        return f"the limit kept, {kept.epsilon_limit:g}, is above what its entries show, {shown:g}"
+    return ""
 
 
 @dataclass(frozen=True, slots=True)

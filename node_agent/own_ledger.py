@@ -1,6 +1,7 @@
 """The node's own ledger: one chain per account, in the format of the coordinator's."""
 
 import json
+import math
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node_agent.account_filters import FixedFilter
 from node_agent.payers import FROM_CHAIN, Payers, Payment
-from privacy.filters import Filter, make_filter
+from privacy.filters import EPSILON_MAX, Filter, make_filter
 from privacy.ledger import Balance, Entry, LimitChange, Statement, append, from_json, sign, to_json
 
 SCHEMA: Final = """
@@ -209,12 +210,26 @@ class OwnLedger:
             )
         return signature
 
+    def begin_at(self, account: str, epsilon_limit: float) -> None:
+        """What this node has signed shows that an account began with a limit as high as this: the
+        policy from which its own ledger took the first one was lower. Not after a raise, which says
+        itself what it goes on from."""
+        self._connection.execute(
+            "UPDATE accounts SET epsilon_limit_highest = max(epsilon_limit_highest, ?)"
+            " WHERE account = ? AND account NOT IN (SELECT account FROM raises)",
+            (epsilon_limit, account),
+        )
+
     def take_over(self, post: Statement, units: int, *, reserved: bool) -> None:
         """Book a post of the coordinator's chain, of an attempt that is not under way here.
 
         Args:
             reserved: its reservation is here already.
         """
+        kept = self.account(post.account)
+        if kept is not None:
+            needed = _limit_for(kept, kept.posted_units + units)
+            self.begin_at(post.account, needed)
         if not reserved:
             self.append(post.resolved("reserve"), source=FROM_CHAIN)
         self.append(post, posted_units=units)
@@ -287,6 +302,17 @@ class OwnLedger:
             "SELECT entry FROM entries WHERE account = ? ORDER BY seq DESC LIMIT 1", (account,)
         ).fetchone()
         return from_json(json.loads(row[0])) if row else None
+
+
+def _limit_for(kept: KeptAccount, units: int) -> float:
+    """A limit that holds so many units, and hardly more; the present one where it does."""
+    limit = kept.epsilon_limit_highest
+    if kept.filter(limit).limit_units >= units:
+        return limit
+    limit = min(EPSILON_MAX, kept.filter(limit).epsilon_of(units))
+    while limit < EPSILON_MAX and kept.filter(limit).limit_units < units:
+        limit = math.nextafter(limit, math.inf)
+    return limit
 
 
 def _changes(rows: Iterable[tuple[str]]) -> Iterator[tuple[LimitChange, bytes]]:

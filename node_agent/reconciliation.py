@@ -130,6 +130,7 @@ class Reconciliation:
         if change.terms.number <= len(known):
             return ""
         self._ledger.fix(change.account, change.terms.filter_of(change.terms.epsilon_limit_old))
+        self._ledger.begin_at(change.account, change.terms.epsilon_limit_old)
         kept = self._ledger.account(change.account)
         invariant(kept is not None, "an account that was fixed is in the ledger")
         text = fault_of(change, self._ledger.shown(kept), len(known)) if kept else ""

@@ -105,3 +105,32 @@ def test_a_copy_whose_figures_do_not_follow_from_its_entries_is_refused(
         assert caught.value.reason == "LEDGER_INVALID"
         assert f"account {PATIENTS}: {text}" in caught.value.message
     assert status(agent.root)["ledger"]["problems"] == [f"{PATIENTS}: {text}"]
+
+
+@pytest.mark.parametrize("with_raise", [False, True])
+def test_a_lost_ledger_that_is_read_again_under_a_lower_policy_can_be_copied(
+    agent: Folder, tmp_path: Path, with_raise: bool
+) -> None:
+    """Its own signatures show that the first limit was higher than today's, which is in force all
+    the same; the chain verifies, and what is read is no dispute."""
+    key = load_identity(agent.identity).ledger_key
+    state = State(agent.state_db, NODE, key)
+    if with_raise:
+        state.ledger.record(raised(12.0))
+    there = state.ledger.entries()
+    units = state.account_units("patients")
+    state.close()
+    agent.state_db.unlink()
+    low = make_filter("gdp", 0, 0.5, 1.0e-5)
+    assert low.limit_units < units
+    state = State(agent.state_db, NODE, key)
+    state.become_copy()
+    assert state.follow(PATIENTS, there, low, 1.0) is None
+    (kept,) = state.ledger.accounts()
+    assert kept.posted_units == units
+    assert kept.epsilon_limit == (12.0 if with_raise else 0.5)
+    assert kept.filter(kept.epsilon_limit_highest).limit_units >= units
+    assert kept.epsilon_limit_highest == 10.0 if with_raise else kept.epsilon_limit_highest < 1.0
+    state.close()
+    assert export(agent.root, tmp_path / "copy.db") == len(there)
+    assert restore(agent.root, tmp_path / "copy.db") == len(there)

@@ -288,8 +288,8 @@ def _unusable(error: sqlite3.DatabaseError, source: Path, out: Path) -> FeddpErr
 
 
 def _require_newer(copied: State, folder: Folder, identity: Identity | Kept, source: Path) -> None:
-    """The copy holds all entries of the folder's ledger, and learns what that knows besides: sources
-    and lowered limits."""
+    """The copy holds all entries of the folder's ledger, and learns what that knows besides them:
+    sources and lowered limits."""
     with contextlib.ExitStack() as stack:
         try:
             present = stack.enter_context(_read(folder.state_db, identity))

@@ -90,11 +90,11 @@ def test_a_copy_from_before_the_limit_was_lowered_does_not_lift_it(
 def test_a_copy_whose_figures_do_not_follow_from_its_entries_is_refused(
     agent: Folder, tmp_path: Path, change: str, text: str
 ) -> None:
-    """Orders are admitted by these figures, and not by the entries; `status` says it of a ledger."""
+    """Orders are admitted by these figures, not by the entries; `status` says it of a ledger."""
     export(agent.root, tmp_path / "copy.db")
     for path in (tmp_path / "copy.db", agent.state_db):
         with contextlib.closing(sqlite3.connect(path)) as opened:
-            opened.execute(f"UPDATE accounts SET {change}")
+            opened.execute(f"UPDATE accounts SET {change}")  # noqa: S608 - of this test
             opened.commit()
     for refused in (
         lambda: restore(agent.root, tmp_path / "copy.db"),

@@ -221,7 +221,8 @@ def _least_noise(case: _Case, account: AccountPolicy, info: TaskInfo) -> Refusal
 
 def _sampling(case: _Case, account: AccountPolicy, info: TaskInfo) -> Refusal | None:
     order = case.order
-    if not case.has_noise or order.release.sample_rate * order.declared_n >= 1:
+    # The quotient is what the coordinator orders for batches of one; times n it may be below 1.
+    if not case.has_noise or order.release.sample_rate >= 1 / order.declared_n:
         return None
     return Refusal(
         "SAMPLE_RATE_TOO_LOW", "A step must sample at least one patient of the declared number."

@@ -173,11 +173,11 @@ class KeptAttempts:
         return max((one.round for one in orders if resumption_of(one) >= signed), default=0)
 
     def job_units(self, job_id: str, account: str) -> int:
-        """Filter units, posted and reserved, of a job on "NODE/NAME"."""
+        """Filter units, posted and reserved, of a job's orders on "NODE/NAME"."""
         return self._number(f"{_UNITS} AND job_id = ?", account, job_id)
 
     def share_units(self, account: str, kind: ShareKind, name: str) -> int:
-        """Filter units, posted and reserved, of all jobs of a purpose or of a project.
+        """Filter units, posted and reserved, of all orders of a purpose or of a project.
 
         Args:
             account: without the node's name.

@@ -18,7 +18,7 @@ from node_agent.installation import locked, read_folder
 from node_agent.lost_keys import LostKey
 from node_agent.lost_ledger import is_damage, ledger_damaged, ledger_missing
 from node_agent.notes import ROLLED_BACK_NOTE
-from node_agent.own_ledger import KeptAccount
+from node_agent.own_ledger import KeptAccount, kept_fault
 from node_agent.reading import read_only, reading_file, snapshot
 from node_agent.state import State
 from node_agent.whose import require_access
@@ -288,12 +288,17 @@ def _unusable(error: sqlite3.DatabaseError, source: Path, out: Path) -> FeddpErr
 
 
 def _require_newer(copied: State, folder: Folder, identity: Identity | Kept, source: Path) -> None:
-    """The copy holds all entries of the folder's ledger, and learns what it knows of sources."""
+    """The copy holds all entries of the folder's ledger, and learns what that knows besides them:
+    sources and lowered limits."""
     with contextlib.ExitStack() as stack:
         try:
             present = stack.enter_context(_read(folder.state_db, identity))
         except NotFound:  # it is empty: nothing of it could be missing
             return
+        # What the policy has lowered since is in no entry.
+        raises = present.ledger.raise_counts()
+        for kept in present.ledger.accounts():
+            copied.ledger.lower(kept.account, kept.epsilon_limit, raises.get(kept.account, 0))
         # A copy that caught up from the coordinator's chain does not know the sources.
         for paid in present.payers.payments():
             copied.payers.note(paid)
@@ -354,4 +359,7 @@ def _sound(state: State, identity: Identity | Kept, path: Path) -> int:
             "LEDGER_INVALID",
             f"{path}: account {first.account}, entry {first.seq}: {first.text}",
         )
+    for one in state.ledger.accounts():
+        if text := kept_fault(one, found.balances.get(one.account)):
+            raise Malformed("LEDGER_INVALID", f"{path}: account {one.account}: {text}")
     return len(entries)

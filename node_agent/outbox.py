@@ -226,7 +226,7 @@ def _published(folder: Folder, state: State, open_attempts: Sequence[str]) -> di
         installed(),
         state.fixed_filter,
         open_attempts,
-        state.attempts.share_units,
+        state.share_units,
         state.ledger.unseen_raises(),
         lambda name: suspended.reason(f"{state.node}/{name}"),
         state.payers.moved,

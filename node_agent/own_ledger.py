@@ -1,6 +1,7 @@
 """The node's own ledger: one chain per account, in the format of the coordinator's."""
 
 import json
+import math
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node_agent.account_filters import FixedFilter
-from node_agent.payers import Payers, Payment
-from privacy.filters import Filter, make_filter
-from privacy.ledger import Entry, LimitChange, Statement, append, from_json, sign, to_json
+from node_agent.payers import FROM_CHAIN, Payers, Payment
+from privacy.filters import EPSILON_MAX, Filter, make_filter
+from privacy.ledger import Balance, Entry, LimitChange, Statement, append, from_json, sign, to_json
 
 SCHEMA: Final = """
 CREATE TABLE accounts (
@@ -76,6 +77,30 @@ class KeptAccount:
         return make_filter(self.fixed.kind, self.fixed.order, epsilon_limit, self.fixed.delta)
 
 
+def kept_fault(kept: KeptAccount, balance: Balance | None) -> str:
+    """Where what is kept beside an account's entries is not what follows from them; or empty.
+
+    Args:
+        balance: what its entries add up to; None if it has none.
+    """
+    posted, guarantee = (0, True) if balance is None else (balance.posted_units, balance.guarantee)
+    shown = kept.epsilon_limit_highest if balance is None else balance.filter.epsilon_limit
+    if (kept.posted_units, kept.guarantee) != (posted, guarantee):
+        return "the balance kept is not what its entries add up to"
+    if not kept.epsilon_limit <= shown:
+        return f"the limit kept, {kept.epsilon_limit:g}, is above what its entries show, {shown:g}"
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class TakenOver:
+    """A post of the coordinator's chain of which there is no order here: this ledger is a copy."""
+
+    job_id: str
+    project: str
+    units: int
+
+
 class OwnLedger:
     """Appends within the caller's transaction."""
 
@@ -85,6 +110,7 @@ class OwnLedger:
         self._connection = connection
         self._key = key
         self._payers = payers
+        self._taken_over: dict[str, tuple[TakenOver, ...]] = {}
 
     def sign(self, statement: Statement) -> bytes:
         """The node's signature, the same each time."""
@@ -184,6 +210,53 @@ class OwnLedger:
             )
         return signature
 
+    def begin_at(self, account: str, epsilon_limit: float) -> None:
+        """What this node has signed shows that an account began with a limit as high as this: the
+        policy from which its own ledger took the first one was lower. Not after a raise, which says
+        itself what it goes on from."""
+        self._connection.execute(
+            "UPDATE accounts SET epsilon_limit_highest = max(epsilon_limit_highest, ?)"
+            " WHERE account = ? AND account NOT IN (SELECT account FROM raises)",
+            (epsilon_limit, account),
+        )
+
+    def take_over(self, post: Statement, units: int, *, reserved: bool) -> None:
+        """Book a post of the coordinator's chain, of an attempt that is not under way here.
+
+        Args:
+            reserved: its reservation is here already.
+        """
+        kept = self.account(post.account)
+        if kept is not None:
+            needed = _limit_for(kept, kept.posted_units + units)
+            self.begin_at(post.account, needed)
+        if not reserved:
+            self.append(post.resolved("reserve"), source=FROM_CHAIN)
+        self.append(post, posted_units=units)
+        self._taken_over.clear()
+
+    def taken_over(self, account: str) -> tuple[TakenOver, ...]:
+        """What was posted on an account and `attempts` does not count; read once."""
+        if account not in self._taken_over:
+            self._taken_over[account] = tuple(self._read_taken_over(account))
+        return self._taken_over[account]
+
+    def _read_taken_over(self, account: str) -> Iterator[TakenOver]:
+        kept = self.account(account)
+        if kept is None:
+            return
+        filter_ = kept.filter(kept.epsilon_limit_highest)
+        rows = self._connection.execute(
+            "SELECT entry FROM entries LEFT JOIN attempts USING (attempt_id)"
+            " WHERE entries.account = ? AND entries.kind = 'post'"
+            " AND coalesce(attempts.outcome, 'void') = 'void'",
+            (account,),
+        )
+        for (text,) in rows:
+            said = from_json(json.loads(text)).statement
+            if isinstance(said, Statement):
+                yield TakenOver(said.job_id, said.project, filter_.cost_units(said.release))
+
     def statements_of(self, attempt_id: str) -> list[Statement]:
         """What is booked of one attempt, in the order in which it was."""
         query = "SELECT entry FROM entries WHERE attempt_id = ? ORDER BY seq"
@@ -229,6 +302,17 @@ class OwnLedger:
             "SELECT entry FROM entries WHERE account = ? ORDER BY seq DESC LIMIT 1", (account,)
         ).fetchone()
         return from_json(json.loads(row[0])) if row else None
+
+
+def _limit_for(kept: KeptAccount, units: int) -> float:
+    """A limit that holds so many units, and hardly more; the present one where it does."""
+    limit = kept.epsilon_limit_highest
+    if kept.filter(limit).limit_units >= units:
+        return limit
+    limit = min(EPSILON_MAX, kept.filter(limit).epsilon_of(units))
+    while limit < EPSILON_MAX and kept.filter(limit).limit_units < units:
+        limit = math.nextafter(limit, math.inf)
+    return limit
 
 
 def _changes(rows: Iterable[tuple[str]]) -> Iterator[tuple[LimitChange, bytes]]:

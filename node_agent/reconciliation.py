@@ -6,7 +6,6 @@ from node_agent.epochs_seen import EpochsSeen
 from node_agent.kept_attempts import IN_A_COPY, KeptAttempts
 from node_agent.memory import Memory
 from node_agent.own_ledger import KeptAccount, OwnLedger
-from node_agent.payers import FROM_CHAIN
 from privacy.filters import Filter
 from privacy.ledger import Entry, LimitChange, Statement, signature_ok
 from privacy.limits import fault_of
@@ -92,9 +91,7 @@ class Reconciliation:
                 return ""
             self._epochs.note_closed(statement.attempt_id)
         self._ledger.fix(statement.account, filter_)
-        if "reserve" not in own:
-            self._ledger.append(statement.resolved("reserve"), source=FROM_CHAIN)
-        self._ledger.append(statement, posted_units=units)
+        self._ledger.take_over(statement, units, reserved="reserve" in own)
         return ""
 
     def _could_have_accepted(
@@ -133,6 +130,7 @@ class Reconciliation:
         if change.terms.number <= len(known):
             return ""
         self._ledger.fix(change.account, change.terms.filter_of(change.terms.epsilon_limit_old))
+        self._ledger.begin_at(change.account, change.terms.epsilon_limit_old)
         kept = self._ledger.account(change.account)
         invariant(kept is not None, "an account that was fixed is in the ledger")
         text = fault_of(change, self._ledger.shown(kept), len(known)) if kept else ""

@@ -33,7 +33,7 @@ def balances_within(
         return found
     for policy in rules.policy.accounts:
         for kind, name, limit in policy.shares():
-            used = state.attempts.share_units(policy.name, kind, name)
+            used = state.share_units(policy.name, kind, name)
             with contextlib.suppress(FeddpError):
                 whole = filter_of(policy, rules.data_sets, fixed.get(policy.name))
                 at_limit = make_filter(whole.kind, whole.order, limit, whole.delta)

@@ -31,6 +31,7 @@ from node_agent.notes import LEFT_NOTE, MOVED_NOTE, Notes
 from node_agent.orders import Order
 from node_agent.own_ledger import KeptAccount, OwnLedger
 from node_agent.payers import Payers
+from node_agent.policy import ShareKind
 from node_agent.state_schema import prepare
 from node_agent.tasks.registry import Purpose
 from node_agent.witnessed import Witnessed
@@ -140,20 +141,38 @@ class State:
         account = f"{self.node}/{order.account}"
         kept = self.ledger.account(account)
         pending = self.attempts.pending_on(account)
-        share_units = self.attempts.share_units
         return Standing(
             fixed=kept.fixed if kept else None,
             limit_there=self.coordinator_limits.bound_of(account),
             posted_units=kept.posted_units if kept else 0,
             pending=tuple(self._pending(row) for row in pending),
             guarantee=kept.guarantee if kept else True,
-            job_units=self.attempts.job_units(order.job_id, account),
+            job_units=self.job_units(order.job_id, account),
             purpose=purpose,
-            purpose_units=share_units(order.account, "purpose", purpose),
-            project_units=share_units(order.account, "project", order.project),
+            purpose_units=self.share_units(order.account, "purpose", purpose),
+            project_units=self.share_units(order.account, "project", order.project),
             job_round=self.attempts.round_of(order),
             round_unresolved=self.attempts.others_unresolved(order) > 0,
             unresolved=self.attempts.unresolved(),
+        )
+
+    def job_units(self, job_id: str, account: str) -> int:
+        """Filter units, posted and reserved, of a job on "NODE/NAME"."""
+        taken_over = self.ledger.taken_over(account)
+        return self.attempts.job_units(job_id, account) + sum(
+            one.units for one in taken_over if one.job_id == job_id
+        )
+
+    def share_units(self, account: str, kind: ShareKind, name: str) -> int:
+        """Filter units, posted and reserved, of all jobs of a purpose or of a project. No entry
+        says its purpose: what was taken over from the coordinator's chain counts for each.
+
+        Args:
+            account: without the node's name.
+        """
+        taken_over = self.ledger.taken_over(f"{self.node}/{account}")
+        return self.attempts.share_units(account, kind, name) + sum(
+            one.units for one in taken_over if kind == "purpose" or one.project == name
         )
 
     def account_units(self, account: str) -> int:

@@ -28,7 +28,7 @@ from node_agent.notes import (
     ROLLED_BACK_NOTE,
 )
 from node_agent.overlaps import overlaps
-from node_agent.own_ledger import KeptAccount
+from node_agent.own_ledger import KeptAccount, kept_fault
 from node_agent.payers import require_kept
 from node_agent.policy import AccountPolicy, above_limit
 from node_agent.reading import reading
@@ -265,9 +265,9 @@ def _verified(state: State, kept: list[KeptAccount], identity: Identity | Kept) 
     found = verify(entries, filters, {identity.node: identity.ledger_public_key})
     problems = [f"{one.account} entry {one.seq}: {one.text}" for one in found.problems]
     for one in kept:
-        balance = found.balances.get(one.account)
-        if found.ok and balance is not None and balance.posted_units != one.posted_units:
-            problems.append(f"{one.account}: the balance kept is not what its entries add up to")
+        text = kept_fault(one, found.balances.get(one.account)) if found.ok else ""
+        if text:
+            problems.append(f"{one.account}: {text}")
     heads = {name: {"seq": seq, "hash": digest} for name, (seq, digest) in found.heads.items()}
     return {
         "verified": not problems,

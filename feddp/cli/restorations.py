@@ -35,14 +35,18 @@ class Restoration:
     places: Sequence[Head] = ()
     reconciled: Mapping[str, int] | None = None
 
+    def stood(self) -> dict[str, int]:
+        """account -> where it stood."""
+        return {one.account: one.seq for one in reversed(self.places)}
+
     def place(self, account: str) -> int:
-        """Where an account stood; 0 for one that the backup does not have."""
+        """Where one account stood; 0 for one that the backup does not have."""
         return next((one.seq for one in self.places if one.account == account), 0)
 
     def said(self) -> str:
         """In one line for people."""
-        done = self.reconciled or {}
-        handed = {account: seq - self.place(account) for account, seq in sorted(done.items())}
+        done, stood = self.reconciled or {}, self.stood()
+        handed = {account: seq - stood.get(account, 0) for account, seq in sorted(done.items())}
         parts = [
             f"{counted(count, 'entry')} of {account} {'was' if count == 1 else 'were'} handed in "
             "again"
@@ -204,11 +208,13 @@ def coordinator_faults(
                     f"{short(at.hash)}, and that is not the entry here"
                 )
                 return [(at.account, at.seq, text)]
+        stood = one.stood()
         for account, seq in (one.reconciled or {}).items():
-            if not one.place(account) <= seq <= counts.get(account, 0):
+            place = stood.get(account, 0)
+            if not place <= seq <= counts.get(account, 0):
                 text = (
                     f"epoch {epoch.number} says that its node had handed it in at entry {seq}, and "
-                    f"the backup had {one.place(account)}, and {counts.get(account, 0)} are here"
+                    f"the backup had {place}, and {counts.get(account, 0)} are here"
                 )
                 return [(account, seq, text)]
         if whole and root_of(at.leaf() for at in one.places) != epoch.heads_root:

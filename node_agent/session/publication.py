@@ -64,7 +64,7 @@ class Publication:
         except FeddpError as error:
             log.error("rules_unreadable", reason=error.reason, detail=error.message)
             fault = error.reason
-        unseen, used = state.ledger.unseen_raises(), state.attempts.share_units
+        unseen, used = state.ledger.unseen_raises(), state.share_units
         tasks = self._tasks()
         node = self._admission.node
 

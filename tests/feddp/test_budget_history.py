@@ -1,17 +1,19 @@
 """`feddp budget verify` with checkpoints and nodes' files: what was left out is found."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import Run, Verify
-from federation_ledger import NODES, Federation, empty_account, refit, two_attempts_each
+from federation_ledger import NODES, Federation, empty_account, raw, refit, two_attempts_each
 
+from feddp.cli.restorations import Restoration, coordinator_faults
 from privacy import ledger
-from privacy.heads import head_of
+from privacy.epochs import sign_epoch
+from privacy.heads import Head, head_of
 
 
 def test_a_right_ledger_verifies_beside_every_nodes_file(
@@ -435,3 +437,38 @@ def test_a_chain_that_was_written_anew_is_said_to_be_so_from_where_its_node_last
     else:
         expected = "one of the entries 1 to 4 on, and no earlier head that the node has signed"
     assert f"the history was rewritten, from {expected}" in said
+
+
+class Places(list[Head]):
+    """Counts how often it is gone through."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[Head]:
+        self.times += 1
+        return super().__iter__()
+
+    def __reversed__(self) -> Iterator[Head]:
+        self.times += 1
+        return super().__reversed__()
+
+
+def test_a_restoration_of_many_accounts_is_read_in_time(federation: Federation) -> None:
+    """Its places are gone through a few times in all, and not once for each account."""
+    places = Places(Head(f"alpha/a{number}") for number in range(50))
+    epoch = sign_epoch(
+        federation.coordinator,
+        None,
+        federation.checkpoints[-1],
+        [one.leaf() for one in places],
+        restored_at_s=1000,
+        backup_made_at_s=500,
+    )
+    one = Restoration(epoch, places, {head.account: 0 for head in places})
+    places.times, key = 0, raw(federation.coordinator)
+    assert coordinator_faults([one], key, federation.checkpoints, {}, {}, whole=True) == []
+    assert "0 entries of alpha/a49 were handed in again" in one.said()
+    assert places.times < 10
+    late = replace(one, reconciled={"alpha/a7": 3})
+    (found,) = coordinator_faults([late], key, federation.checkpoints, {}, {}, whole=True)
+    assert found[:2] == ("alpha/a7", 3)

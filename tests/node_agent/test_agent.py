@@ -175,7 +175,7 @@ def test_limits_within_an_account_are_announced_with_what_the_own_ledger_counts(
     }
     state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
     rules = replace(Steward(folder).rules(), policy=policy(**limits))
-    said = hello(rules, installed(), state.fixed_filter, [], state.attempts.share_units)
+    said = hello(rules, installed(), state.fixed_filter, [], state.share_units)
     spent = state.ledger.accounts()[0].posted_units
     assert spent > 0
     assert [
@@ -186,7 +186,7 @@ def test_limits_within_an_account_are_announced_with_what_the_own_ledger_counts(
         ("project", "other", 0.6, 0),
     ]
     unlimited = replace(rules, policy=policy())
-    (account,) = hello(unlimited, {}, state.fixed_filter, [], state.attempts.share_units).accounts
+    (account,) = hello(unlimited, {}, state.fixed_filter, [], state.share_units).accounts
     assert not account.shares
     state.close()
 

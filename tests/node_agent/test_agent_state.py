@@ -227,6 +227,11 @@ def test_a_release_without_noise_voids_the_guarantee_for_ever(reopen: Reopen) ->
     state.open("a1", 100.0, 0.5)
     state.lose("a1")
     assert not reopen().ledger.accounts()[0].guarantee
+    state = reopen()
+    state.reserve(order("a2", job_id="job-2"), FILTER)
+    state.open("a2", 100.0, 0.5)
+    state.lose("a2")
+    assert not reopen().ledger.accounts()[0].guarantee, "also after a release with noise"
 
 
 def test_a_lower_limit_does_not_break_the_chain_that_a_higher_one_allowed(reopen: Reopen) -> None:

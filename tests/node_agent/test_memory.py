@@ -12,8 +12,8 @@ from node_agent.notes import RESTORED_NOTE, ROLLED_BACK_NOTE
 from node_agent.reconciliation import Reconciliation
 from node_agent.state import State
 from node_agent.steward import Steward
-from privacy.ledger import append, signature_ok
-from tests.node_agent.samples import LEDGER_KEY, NODE, TASKS, order, write_rules
+from privacy.ledger import KINDS, Entry, append, signature_ok
+from tests.node_agent.samples import LEDGER_KEY, NODE, POLICY, TASKS, order, write_rules
 from tests.node_agent.test_rollback import FILTER, PUBLIC
 
 X = order("x")
@@ -147,3 +147,34 @@ def test_a_copy_takes_over_posts_that_nobody_signed(
         assert admission(state).decide(other) == Refused(
             "ATTEMPT_CONFLICT", "This attempt was ordered with other terms.", b""
         )
+
+
+def test_what_was_taken_over_counts_within_the_account_too(
+    second_life: Callable[[Callable[[State], None]], State],
+) -> None:
+    """For its job, its project and, as no entry says which, every purpose: these limits do not
+    begin anew with a copy. An attempt that is known here counts once."""
+    state = second_life(nothing)
+    imported(state)
+    account, cost = f"{NODE}/patients", FILTER.cost_units(X.release)
+    assert state.standing(X).job_units == 0
+    entries: list[Entry] = []
+    for kind in KINDS[:2]:
+        said = X.statement(NODE, kind)
+        entries.append(append(said, entries[-1] if entries else None, state.signature(X, kind)))
+    assert state.follow(account, entries, FILTER, 1.0) is None
+    state.notes.keep(RESTORED_NOTE, "")
+    own = order("y", job_id="job-y", project="other")
+    state.reserve(own, FILTER, "evaluation")
+    for one in (state, State(state.folder / "state.db", NODE, LEDGER_KEY)):
+        found = one.standing(order("z"), "training")
+        assert (found.job_units, found.project_units, found.purpose_units) == (cost, cost, cost)
+        found = one.standing(order("z", job_id="job-y", project="other"), "evaluation")
+        assert (found.job_units, found.project_units, found.purpose_units) == (cost, cost, 2 * cost)
+        assert one.standing(order("z", job_id="job-z", project="third")).project_units == 0
+    per_job = {"epsilon_per_job_max": FILTER.epsilon_of(cost) * 1.01}
+    write_rules(state.folder, {**POLICY, "accounts": [{**POLICY["accounts"][0], **per_job}]})
+    decision = admission(state).decide(order("z", round=2))
+    assert isinstance(decision, Refused)
+    assert decision.reason == "EPSILON_PER_JOB"
+    assert isinstance(admission(state).decide(order("z2", job_id="job-z")), Reserved)

@@ -166,6 +166,20 @@ def test_a_task_cannot_claim_to_read_no_data() -> None:
     assert reason(order(**free)) == "MECHANISM_MISMATCH"
 
 
+@pytest.mark.parametrize(
+    ("rate", "expected"), [(1 / 1003, ""), (0.99 / 1003, "SAMPLE_RATE_TOO_LOW")]
+)
+def test_batches_of_one_patient_are_the_least(rate: float, expected: str) -> None:
+    """The rate of one is a quotient, which times the number of patients is below 1 for some."""
+    assert (1 / 1003) * 1003 < 1
+    poisson = {"release_mechanism": "poisson_gaussian", "release_sample_rate": rate}
+    one = order(release_declared_n=1003, release_noise_multiplier=50.0, **poisson)
+    found = judge(
+        policy(filter="rdp", rdp_order=8), [data_set(declared_n=1003)], TASKS, one, NODE, Standing()
+    )
+    assert (found.reason if found else "") == expected
+
+
 def test_an_allowed_task_that_is_not_installed_is_refused() -> None:
     """The policy pins a hash that this agent's code does not have: nothing runs under it."""
     found = judge(policy(), [data_set()], {}, order(), NODE, Standing())

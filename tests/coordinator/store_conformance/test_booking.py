@@ -198,3 +198,42 @@ def test_open_reservations_that_nothing_is_booked_for_count_all_the_same(
     database.write_now(both)
     account = database.read_now(lambda c: ledger.read_account(c, ACCOUNT))
     assert {one.attempt_id for one in account.balance.pending} == {"x0", "x1", "x2", "x4", "y"}
+
+
+def test_what_is_undone_leaves_nothing_in_the_ledger(database: Database) -> None:
+    """Neither an entry, nor a reservation, nor an end; what was booked before stays, and what is
+    booked after it continues that."""
+    database.write_now(lambda c: booking.book(c, statement("old", noise=60.0)))
+
+    def work(connection: Connection) -> None:
+        books = booking.Books(connection)
+        books.book(statement("kept", noise=60.0))
+        before = books.mark()
+        books.book(statement("undone", noise=60.0))
+        books.resolve("old", "post", b"")
+        books.go_back(before)
+        books.book(statement("after", noise=60.0))
+        books.flush()
+
+    database.write_now(work)
+    account = database.read_now(lambda c: ledger.read_account(c, ACCOUNT))
+    chain = database.read_now(lambda c: list(ledger.chain(c, ACCOUNT)))
+    found = verify(chain, {ACCOUNT: account.verifying_filter}, {NODE: PUBLIC})
+    assert found.ok, found.problems
+    assert [one.statement.attempt_id for one in chain] == ["old", "kept", "after"]  # type: ignore[union-attr]
+    assert {one.attempt_id for one in account.balance.pending} == {"old", "kept", "after"}
+    assert account.balance.posted_units == 0
+    assert (account.entries, account.head_hash) == (3, chain[-1].hash)
+    database.write_now(lambda c: booking.book(c, statement("undone", noise=60.0)))
+    assert kinds(database) == ["reserve"] * 4
+
+
+def test_a_guarantee_that_was_lost_stays_lost(database: Database) -> None:
+    """With the first post of a release without accounting, also after others."""
+    bare = replace(statement("bare"), mechanism="none", noise_multiplier=None)
+    guarantees = []
+    for one in (bare, bare.resolved("post"), statement("x"), statement("x", kind="post")):
+        database.write_now(lambda c, one=one: booking.book(c, one))
+        account = database.read_now(lambda c: ledger.read_account(c, ACCOUNT))
+        guarantees.append(account.balance.guarantee)
+    assert guarantees == [True, False, False, False]

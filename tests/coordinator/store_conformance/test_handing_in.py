@@ -110,6 +110,18 @@ def test_a_post_of_what_the_backup_holds_reserved_is_booked(restored: Database) 
     assert kinds(restored)[2:] == ["reserve", "post"]
 
 
+def test_terms_lift_no_limit_of_an_account_with_entries(restored: Database) -> None:
+    """That takes two people; without entries the node's own ledger knows better."""
+    open_account(restored, f"{NODE}/unused")
+    for name in (ACCOUNT, f"{NODE}/unused"):
+        hand_in(restored, given(of=terms(name, limit=5.0)))
+    read = (ACCOUNT, 1.0), (f"{NODE}/unused", 5.0)
+    for name, limit in read:
+        account = restored.read_now(lambda c, name=name: ledger.read_account(c, name))
+        assert account.epsilon_limit_highest == limit
+        assert account.filter.epsilon_limit == 1.0
+
+
 OTHERS = Ed25519PrivateKey.generate()
 
 

@@ -1,0 +1,135 @@
+"""An order is held against what was signed and what this ledger knows, when it comes and again just
+before the data is opened."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from certs.mandates import config_digest, sign
+from node_agent.admission import Admission, Refused, Reserved, Terms
+from node_agent.config import Folder
+from node_agent.judgement import UNRESOLVED_MAX, Refusal
+from node_agent.notes import ROLLED_BACK_NOTE
+from node_agent.orders import Order
+from node_agent.state import State
+from node_agent.steward import Steward
+from privacy.filters import make_filter
+from protos.feddp.v1.mandates_pb2 import SignedMandate
+from tests.certs.test_mandates import KEY, MANDATE
+from tests.node_agent.samples import LEDGER_KEY, NODE, POLICY, TASKS, order, write_rules
+
+FILTER = make_filter("gdp", 0, 10.0, 1.0e-5)
+COST = FILTER.cost_units(order().release)
+ANNA = {"name": "anna", "public_key": MANDATE.public_key, "projects": ["default"]}
+
+
+@dataclass
+class Node:
+    """A node whose policy takes what anna has signed."""
+
+    folder: Path
+    state: State
+    now_s: float = 1_000.0
+
+    def pin(self, *engineers: dict[str, Any]) -> None:
+        """The steward pins these keys, and no others."""
+        write_rules(self.folder, {**POLICY, "who_may_ask": {"engineers": list(engineers)}})
+
+    def admission(self) -> Admission:
+        """Of an agent that was just started."""
+        steward = Steward(Folder(self.folder))
+        return Admission(NODE, self.state, steward, lambda: TASKS, 1 << 20, lambda: self.now_s)
+
+    def signed(self, attempt_id: str, round_: int = 1, epsilon_max: float = 8.0) -> Order:
+        """An order of a job that anna has signed for an hour."""
+        plain = order(attempt_id)
+        mandate = replace(
+            MANDATE,
+            project=plain.project,
+            data_set=plain.data_set,
+            task=plain.task,
+            task_hash=plain.task_hash,
+            task_config_digest=config_digest(plain.task_config()),
+            initial_model=plain.base_model_digest,
+            nodes=(NODE,),
+            mechanism="dp",
+            epsilon_max=epsilon_max,
+            rounds_max=100,
+            noise_multiplier=None,
+            max_grad_norm=None,
+            proximal_mu=None,
+            delta=None,
+            signed_at_s=1_000,
+            expires_at_s=4_600,
+        )
+        made = sign(KEY, mandate)
+        kept = SignedMandate(body=made.body, signature=made.signature)
+        return order(attempt_id, job_id=mandate.job_id, round=round_, mandate=kept)
+
+    def release(self, one: Order) -> None:
+        """It was worked at, and its job ends nothing."""
+        attempt_id = one.attempt_id
+        self.state.open(attempt_id, 1.0, 1.0)
+        self.state.lose(attempt_id)
+        self.state.close_attempt(attempt_id, "post")
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    """Without entries."""
+    state = State(tmp_path / "state.db", NODE, LEDGER_KEY)
+    made = Node(tmp_path, state)
+    made.pin(ANNA)
+    yield made
+    state.close()
+
+
+def test_what_was_signed_bounds_all_releases_of_a_job_together(node: Node) -> None:
+    """Two keep within it, and a third, which would alone, does not."""
+    most = FILTER.epsilon_of(2 * COST) * 1.0001
+    for round_ in (1, 2):
+        one = node.signed(f"a{round_}", round_, most)
+        assert isinstance(node.admission().decide(one), Reserved)
+        node.release(one)
+    answer = node.admission().decide(node.signed("a3", 3, most))
+    assert isinstance(answer, Refused)
+    assert answer.reason == "MANDATE_EPSILON"
+
+
+def test_what_is_no_longer_signed_for_does_not_open_the_data(node: Node) -> None:
+    """Its time may have ended while it waited, and the steward may have taken the key away."""
+    one = node.signed("a1")
+    assert isinstance(node.admission().decide(one), Reserved)
+    assert isinstance(node.admission().terms(one), Terms)
+    node.now_s = 4_600.0
+    ended = node.admission().terms(one)
+    assert isinstance(ended, Refusal)
+    assert ended.reason == "MANDATE_EXPIRED"
+    node.now_s = 1_001.0
+    node.pin()
+    unpinned = node.admission().terms(one)
+    assert isinstance(unpinned, Refusal)
+    assert unpinned.reason == "ENGINEER_UNKNOWN"
+
+
+def test_an_old_ledger_does_not_open_the_data(node: Node) -> None:
+    """Found out between the order and its turn."""
+    one = node.signed("a1")
+    assert isinstance(node.admission().decide(one), Reserved)
+    node.state.notes.keep(ROLLED_BACK_NOTE, "it lacks something")
+    found = node.admission().terms(one)
+    assert isinstance(found, Refusal)
+    assert found.reason == "LEDGER_ROLLED_BACK"
+
+
+def test_so_many_attempts_are_under_way_at_once(node: Node) -> None:
+    """Of all jobs together."""
+    write_rules(node.folder)
+    for number in range(UNRESOLVED_MAX):
+        node.state.reserve(order(f"a{number}", job_id=f"job-{number}"), FILTER)
+    answer = node.admission().decide(order("b", job_id="job-b"))
+    assert isinstance(answer, Refused)
+    assert answer.reason == "BUSY"

@@ -15,6 +15,7 @@ from feddp.cli.app import app
 from node_agent.config import Folder
 from node_agent.failures import kept
 from node_agent.identity import load_identity
+from node_agent.launchers.base import WorkerDied
 from node_agent.launchers.local import LocalWorker
 from node_agent.orders import Order
 from node_agent.session.training import outcome_after_s
@@ -311,8 +312,11 @@ def test_the_next_round_has_its_worker_and_its_model_already(tmp_path: Path) -> 
     play(tmp_path, scene)
 
 
-def test_closing_an_attempt_while_it_trains_kills_its_worker(tmp_path: Path) -> None:
-    """The round went on without this node: posted, and nothing is handed in."""
+def test_closing_an_attempt_while_it_trains_kills_its_worker(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The round went on without this node: posted, and nothing is handed in. Nor did anything fail:
+    a hospital that reads "out of memory" would buy some."""
 
     async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
         coordinator.orders = [real_order()]
@@ -326,7 +330,39 @@ def test_closing_an_attempt_while_it_trains_kills_its_worker(tmp_path: Path) -> 
             await coordinator.until_submitted()
         assert worker.starts == 2
 
-    play(tmp_path, scene)
+    folder = play(tmp_path, scene)
+    assert kept(folder.logs) == []
+    said = capsys.readouterr().out
+    assert "work_given_up" in said
+    assert "worker_failed" not in said
+
+
+def test_closing_an_attempt_while_its_worker_gets_ready_is_no_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is ended in the middle of its start, because nobody wants its work any more."""
+
+    class SlowStart(FakeWorker):
+        async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+            if message["op"] == "prepare" and self.starts == 1:
+                self.training.set()
+                await self.stopped.wait()
+                raise WorkerDied("killed", -9)
+            return await super().request(message)
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, _: FakeWorker) -> None:
+        worker = SlowStart()
+        coordinator.orders = [real_order()]
+        async with RunningAgent(folder, worker):
+            await asyncio.wait_for(worker.training.wait(), WAIT_S)
+            coordinator.send(attempt_closed=pb.AttemptClosed(attempt_id="a1", outcome="post"))
+            await until_closed(folder)
+            coordinator.send(work_order=real_order("a2", round=2))
+            await coordinator.until_submitted()
+
+    folder = play(tmp_path, scene)
+    assert kept(folder.logs) == []
+    assert "worker_failed" not in capsys.readouterr().out
 
 
 def test_the_agent_is_heard_while_its_worker_trains(tmp_path: Path) -> None:

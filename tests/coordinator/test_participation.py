@@ -296,6 +296,22 @@ def test_a_resumed_round_orders_the_nodes_that_it_was_cut_off_from() -> None:
     assert {a.state for a in book.phase.round.attempts if a.node != "a"} == {AttemptState.LATE}
 
 
+@pytest.mark.parametrize("cut", [e.StepFailed("a disk"), e.CoordinatorRestored(50.0)])
+def test_a_last_round_that_is_averaged_twice_has_settled_once(cut: e.Event) -> None:
+    """It was cut off before its model was listed: the job has converged no more than before."""
+    book = training_("a", "b", "c", plan=replace(PLAN, rounds_planned=1))
+    for node in "abc":
+        book = Playbook((book >> update(f"{node}1")).phase, [], book.now_s)
+    settled = e.UpdatesFolded(1, "m1", 400, 0.0, 0.0, True)
+    book = book >> settled << c.PublishLast(1, "m1", 400) << None
+    book = Playbook((book >> cut).phase, [], book.now_s)
+    book = book >> e.ResumeRequested("operator", "r1") << c.FoldUpdates(1) << None
+    book = book >> settled << c.PublishLast(1, "m1", 400) << None
+    assert book.phase.status == "completed"
+    book = book >> e.ModelPublished(1, "answer") << c.EndJob() << None
+    assert book.phase.course.settled_rounds == 1
+
+
 def test_a_failed_job_without_updates_begins_its_round_again() -> None:
     """What its attempts cost stays known: they are kept apart."""
     book = failed() >> e.ResumeRequested("me") << c.Survey() << None

@@ -245,6 +245,11 @@ def test_cancel_books_what_is_open_and_ends(received: int) -> None:
         book = book << c.PostCharge(f"{node}1", b"") << c.NotifyClosed(f"{node}1", node, "post")
     book = book << c.EndJob() << None
     assert book.phase.status == "cancelled"
+    reasons = {one.node: one.reason for one in book.phase.unfinished.attempts}
+    assert {reasons[node] for node in "abc"[received:]} == {"JOB_ENDED"}
+    silent = training("a", "b", "c") >> e.NodeWasLost("a")
+    silent = Playbook(silent.phase, [], silent.now_s) >> e.CancelRequested("operator")
+    assert silent.phase.unfinished.attempt("a1").reason == "OFFLINE"
 
 
 def test_late_messages_after_the_end_change_nothing() -> None:

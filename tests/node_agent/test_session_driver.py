@@ -365,6 +365,49 @@ def test_closing_an_attempt_while_its_worker_gets_ready_is_no_failure(
     assert "worker_failed" not in capsys.readouterr().out
 
 
+def test_records_are_not_opened_for_an_attempt_that_was_closed_meanwhile(tmp_path: Path) -> None:
+    """Its worker has just got ready: nothing of it is booked as opened, so nothing may be read."""
+
+    class Closed(FakeWorker):
+        async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+            if message["op"] == "check" and not self.training.is_set():
+                self.training.set()
+                await self.stopped.wait()  # and is faster than its end
+            return await super().request(message)
+
+    worker = Closed()
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, _: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+        async with RunningAgent(folder, worker):
+            await asyncio.wait_for(worker.training.wait(), WAIT_S)
+            coordinator.send(attempt_closed=pb.AttemptClosed(attempt_id="a1", outcome="post"))
+            await until_closed(folder)
+            coordinator.send(work_order=real_order("a2", round=2))
+            await coordinator.until_submitted()
+
+    play(tmp_path, scene)
+    assert worker.trained == ["a2"]
+
+
+def test_an_order_that_does_not_fit_its_deadline_is_refused_before_data_is_opened(
+    tmp_path: Path,
+) -> None:
+    """By the rehearsal alone; nothing is charged."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        worker.script = ["hang"]  # its rehearsal takes 0.75 s, so that its outcome is due after 3
+        coordinator.orders = [real_order(deadline_s=1)]
+        async with RunningAgent(folder, worker):
+            refused = await coordinator.heard("order_refused")
+        assert refused.reason in ("STEPS_TOO_MANY", "TOO_SLOW")
+        assert signed(folder, real_order(deadline_s=1), "void", refused.void_signature)
+        assert worker.trained == []
+
+    folder = play(tmp_path, scene)
+    assert entries(folder) == [("reserve", "a1"), ("void", "a1")]
+
+
 def test_the_agent_is_heard_while_its_worker_trains(tmp_path: Path) -> None:
     """Heartbeats go on, and the same order in the meantime gets the same acceptance."""
 

@@ -171,6 +171,8 @@ def test_whatever_happens_after_the_opening_is_no_update_and_posted_whole(
         async with RunningAgent(folder, worker):
             empty = await coordinator.heard("no_update")
             assert signed(folder, real_order(), "post", empty.post_signature)
+            assert empty.failure_class == ""  # nobody has allowed that it be told
+            await until(lambda: worker.stops == (fault in ("die", "overrun")))
             coordinator.send(attempt_closed=pb.AttemptClosed(attempt_id="a1", outcome="post"))
             await until_closed(folder)
         assert coordinator.submitted == []
@@ -308,6 +310,29 @@ def test_the_next_round_has_its_worker_and_its_model_already(tmp_path: Path) -> 
             "check",
             "train",
         ]
+
+    play(tmp_path, scene)
+
+
+def test_a_worker_is_prepared_anew_where_the_data_set_is_described_otherwise(
+    tmp_path: Path,
+) -> None:
+    """One that was prepared by the files of before would read what the steward has taken out."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+        async with RunningAgent(folder, worker):
+            await coordinator.until_submitted(1)
+            coordinator.orders = []
+            declared = yaml.safe_load((folder.root / "datasets.yaml").read_text())
+            declared["data_sets"][0]["columns"] = {"sex": "number"}
+            (folder.root / "datasets.yaml").write_text(yaml.safe_dump(declared))
+            await coordinator.heard("hello")  # the first one
+            await coordinator.heard("hello")
+            coordinator.send(work_order=real_order("a2", round=2))
+            await coordinator.until_submitted(2)
+        prepared = [one["data_set"] for one in worker.requests if one["op"] == "prepare"]
+        assert [one["columns"] for one in prepared] == [{"age": "number"}, {"sex": "number"}]
 
     play(tmp_path, scene)
 

@@ -7,6 +7,7 @@ from typing import Final
 
 import structlog
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from coordinator.blobs import BlobStore
 from coordinator.damage_watch import DamageWatch
@@ -23,6 +24,7 @@ from coordinator.store import backups, ledger, people, users
 from coordinator.store import jobs as job_store
 from coordinator.store.damage import damaged
 from coordinator.store.database import Database
+from coordinator.store.engines import unserved
 from privacy.epochs import FIRST
 
 log = structlog.get_logger(__name__)
@@ -69,8 +71,10 @@ class Observer:
         while True:
             try:
                 await self._look()
-            except Exception:
-                log.exception("observer_failed")
+            except Exception as error:
+                # What the database cannot serve now is said elsewhere, once and not at each look.
+                if not isinstance(error, DBAPIError) or unserved(error) is None:
+                    log.exception("observer_failed")
             await asyncio.sleep(OBSERVE_S)
 
     async def _look(self) -> None:

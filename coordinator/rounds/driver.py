@@ -140,8 +140,8 @@ class Rounds:
             job_store.append(connection, record.job_id, 0, now_s, event)
 
         await self._database.write(work)
-        live = LiveJob(record, job, phase, 1)
-        self._live[record.job_id] = live
+        # Whoever lists jobs may have read it since the commit: a job has one memory.
+        live = self._live.setdefault(record.job_id, LiveJob(record, job, phase, 1))
         log.info("job_submitted", job_id=record.job_id, job=job.name, user=record.submitted_by)
         self._spawn(live, asked)
         return live
@@ -216,7 +216,7 @@ class Rounds:
         if live.has_ended:
             return live  # read again when it is asked for again; nothing changes any more
         await self._at_hand(live)
-        self._live[record.job_id] = live
+        live = self._live.setdefault(record.job_id, live)  # somebody else may have been faster
         for one in live.attempted():
             self._index(live, one.attempts)
         return live

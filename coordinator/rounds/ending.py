@@ -22,6 +22,7 @@ from protos.errors import invariant
 Step = tuple[Phase, list[c.Command]]
 
 RESTORED: Final = "RESTORED"
+JOB_ENDED: Final = "JOB_ENDED"
 
 EXHAUSTED_NAMED_MAX: Final = 8
 """Hospitals whose limit the end of a job names; `feddp job show` has the others' figures."""
@@ -43,23 +44,24 @@ def end_job(
     unfinished: RoundRecord | None = None,
 ) -> Step:
     """End the job; open attempts are posted whole, since what became of them is unknown."""
-    closed, charges = close_open(unfinished, now_s) if unfinished else (None, [])
+    closed, charges = close_open(unfinished, now_s, ended=True) if unfinished else (None, [])
     if status == "budget_exhausted" and course.done:
         return Closing(course, status, message, closed), [*charges, c.WriteAnswer(len(course.done))]
     return Ended(course, status, message, now_s, "", closed), [*charges, c.EndJob()]
 
 
 def close_open(
-    record: RoundRecord, now_s: float, *, full: bool = False
+    record: RoundRecord, now_s: float, *, full: bool = False, ended: bool = False
 ) -> tuple[RoundRecord, list[c.Command]]:
     """Close what is open: the outcome is unknown, so it is booked as released.
 
     Args:
         full: the round has as many updates as the job wants.
+        ended: the job was cancelled or ended otherwise in the middle of the round.
     """
     asked: list[c.Command] = []
     for attempt in record.opened:
-        reason, message = _closed_because(attempt, full=full)
+        reason, message = _closed_because(attempt, full=full, ended=ended)
         record = record.with_attempt(
             replace(
                 attempt,
@@ -74,9 +76,11 @@ def close_open(
     return record, asked
 
 
-def _closed_because(attempt: Attempt, *, full: bool) -> tuple[str, str]:
+def _closed_because(attempt: Attempt, *, full: bool, ended: bool) -> tuple[str, str]:
     if attempt.silent:
         return "OFFLINE", "was not heard from when the round closed"
+    if ended:
+        return JOB_ENDED, "had not answered when the job ended"
     if full:
         return (
             participation.NOT_NEEDED,

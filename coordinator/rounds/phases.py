@@ -204,11 +204,16 @@ class Aggregating:
 
 @dataclass(frozen=True, slots=True)
 class Publishing:
-    """The model is listed. Leaves to the next round or, if `status` is set, to the end."""
+    """The model is listed. Leaves to the next round or, if `status` is set, to the end.
+
+    `settled_rounds` becomes the course's when the round is done: one that is cut off before, and
+    averaged again when the job is resumed, counts once.
+    """
 
     course: Course
     round: RoundRecord
     status: str = ""
+    settled_rounds: int = 0
 
 
 @dataclass(frozen=True, slots=True)

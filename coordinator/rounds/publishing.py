@@ -34,15 +34,19 @@ def folded(phase: Aggregating, event: e.UpdatesFolded, now_s: float) -> Step:
         status = "converged"
     elif record.number >= plan.rounds_planned:
         status = "completed"
-    course = replace(phase.course, settled_rounds=settled_rounds)
-    following = Publishing(course, record, status)
+    following = Publishing(phase.course, record, status, settled_rounds)
     return following, [publish_command(following)]
 
 
 def published(phase: Publishing, event: e.ModelPublished, now_s: float) -> Step:
     invariant(event.round == phase.round.number, "the publication belongs to another round")
     record = replace(phase.round, published_at_s=now_s)
-    course = replace(phase.course, model=record.model, done=(*phase.course.done, record))
+    course = replace(
+        phase.course,
+        model=record.model,
+        done=(*phase.course.done, record),
+        settled_rounds=phase.settled_rounds,
+    )
     if not phase.status:
         return Selecting(course, now_s), [c.Survey(), c.ForgetUpdates(record.number)]
     invariant(event.answer is not None, "the last round publishes an answer")

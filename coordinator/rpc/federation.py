@@ -295,7 +295,12 @@ class FederationService(pb_grpc.FederationServicer):
             request.post_signature,
             request.reserve_signature,
         )
-        await self.rounds.hand_in(live, attempt, event)
+        try:
+            await self.rounds.hand_in(live, attempt, event)
+        except TooLate:
+            # Whoever closed the attempt has dropped what there was of it then; this came later.
+            await asyncio.to_thread(self.blobs.drop_update, attempt.attempt_id, request.digest)
+            raise
         return pb.SubmitUpdateResponse()
 
     async def _checked_elsewhere(

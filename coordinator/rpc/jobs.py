@@ -256,6 +256,11 @@ class JobsService(pb_grpc.JobsServicer):
             view.warnings.append(
                 "the coordinator's disk has no room for another model; updates wait until it has"
             )
+        if not live.has_ended and self.database.is_full:
+            view.warnings.append(
+                "DATABASE_FULL: the disk of the coordinator's database is full; all waits until it "
+                "has room"
+            )
         if not live.has_ended and self.blobs.fault:
             view.warnings.append(f"STORE_UNREACHABLE: {self.blobs.fault}")
         return view

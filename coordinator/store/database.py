@@ -2,6 +2,7 @@
 session and never races another write of this process."""
 
 import asyncio
+import math
 import os
 import random
 import socket
@@ -44,6 +45,11 @@ ROLLBACKS_MAX: Final = 5
 
 PAUSE_S: Final = 0.02
 """Before it begins again, so that the transaction that it gave way to gets the lock first."""
+
+FULL_S: Final = 20.0
+"""How long a disk counts as full after a write found no room there."""
+
+COMPLAIN_S: Final = 30.0
 
 LOOK_AGAIN_S: Final = 0.25
 """While it is seen whether a lease that is in the way is renewed."""
@@ -112,6 +118,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.fence: Callable[[Connection], None] | None = None
+        self._full_at_s = self._complained_at_s = -math.inf
         self._url = url
         self._writer = writer_engine(url)
         self._reader = reader_engine(url)
@@ -257,10 +264,24 @@ class Database:
             except DBAPIError as error:
                 if not begun:
                     raise self._unreached(error) from None
+                if disk_trouble(error) == "full":
+                    self._note_full()
                 rollbacks += 1
                 if rollbacks > ROLLBACKS_MAX or not was_rolled_back(error):
                     raise
                 time.sleep(rollbacks * random.uniform(PAUSE_S, 2 * PAUSE_S))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a write found no room on the disk not long ago; smaller ones may find some."""
+        return time.monotonic() - self._full_at_s < FULL_S
+
+    def _note_full(self) -> None:
+        """Say it once in a while: what waits for room tries again every few seconds."""
+        self._full_at_s = time.monotonic()
+        if self._full_at_s - self._complained_at_s >= COMPLAIN_S:
+            self._complained_at_s = self._full_at_s
+            log.error("database_full", do="free room on the disk of the database; all waits for it")
 
     def read_now(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a read transaction on this thread.

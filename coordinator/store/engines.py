@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Engine, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
+from protos.disks import disk_trouble
 from protos.errors import Malformed, Unavailable
 
 WAIT_S: Final = 10
@@ -40,6 +41,8 @@ CONNECTING: Final[Mapping[str, Any]] = {
     "tcp_user_timeout": WAIT_S * 1000,
 }
 """What every connection to PostgreSQL is opened with."""
+
+FULL_RETRY_S: Final = 2.0
 
 _TRY_AGAIN: Final = ("40001", "40P01")
 """SQLSTATE of a serialization failure and of a deadlock: the server has rolled all of it back."""
@@ -165,8 +168,15 @@ def why_away(error: Exception) -> str:
 
 
 def unserved(error: DBAPIError) -> Unavailable | None:
-    """What to tell whoever asked for something that a PostgreSQL server could not do now; None for
-    a fault that has to be looked at."""
+    """What to tell whoever asked for something that the database could not do now; None for a fault
+    that has to be looked at."""
+    if disk_trouble(error) == "full":
+        return Unavailable(
+            "DATABASE_FULL",
+            "the disk of the coordinator's database is full, and nothing was changed; free room "
+            "there and try again. What waits goes on by itself",
+            retry_after_s=FULL_RETRY_S,
+        )
     if getattr(error.orig, "sqlstate", None) == _LOCK_TIMEOUT:
         return Unavailable(
             "DATABASE_BUSY",

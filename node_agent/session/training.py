@@ -245,9 +245,11 @@ class Training:
                 self._workers[order.job_id] = (worker, kept_with)
                 answer = await worker.request(wanted)
             except (WorkerDied, OSError) as error:
+                self.stop(order.job_id)
+                if not self._wanted(order.attempt_id):
+                    break  # it was ended because its attempt is over
                 why = str(error)
                 log.error("worker_failed", job_id=order.job_id, detail=why)
-                self.stop(order.job_id)
                 continue
             if answer.get("op") == "prepared":
                 return worker
@@ -270,8 +272,9 @@ class Training:
             answer = await worker.request(request)
             self._traces.worked(tracing.here(), answer, order.attempt_id)
         except (WorkerDied, OSError) as error:
-            log.error("worker_failed", job_id=order.job_id, detail=str(error))
-            self._failures.note_why(order.attempt_id, str(error))
+            if self._wanted(order.attempt_id):
+                log.error("worker_failed", job_id=order.job_id, detail=str(error))
+                self._failures.note_why(order.attempt_id, str(error))
             self.stop(order.job_id)
             raise Impossible(
                 "WORKER_FAILED", "The node's worker ended before it began; its log says why."
@@ -333,8 +336,11 @@ class Training:
             self._stop_this(order.job_id, worker)
             return "", 0, ("TOO_LONG", f"limit {limit_s:.0f} s" if limit_s else "")
         except (WorkerDied, OSError) as error:
-            log.error("worker_failed", detail=str(error), **fields)
             self._stop_this(order.job_id, worker)
+            if not self._wanted(order.attempt_id):
+                log.info("work_given_up", **fields)
+                return "", 0, _NONE
+            log.error("worker_failed", detail=str(error), **fields)
             killed = isinstance(error, WorkerDied) and error.exit_code == -signal.SIGKILL
             return "", 0, ("OUT_OF_MEMORY" if killed else "WORKER_DIED", str(error))
 
@@ -386,7 +392,8 @@ class Training:
         if kept != digest:
             log.error("update_unreadable", job_id=order.job_id, attempt_id=order.attempt_id)
             failure = ("UPDATE_UNREADABLE", "")
-        if not kept:
+        # One that the coordinator has closed did not fail: its worker was ended for that.
+        if not kept and self._wanted(order.attempt_id):
             self._failures.after_opening(order, *failure)
         if signature is not None:
             said = failure[0] if shares and not kept else ""

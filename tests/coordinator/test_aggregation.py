@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from coordinator.blobs import BlobStore
 from coordinator.config import CoordinatorConfig
 from coordinator.jobspec import parse_job
 from coordinator.rounds import averaging
-from coordinator.rounds.events import Offer
+from coordinator.rounds.events import Offer, UpdatesFolded
 from coordinator.rounds.live import LiveJob, plan_of
 from coordinator.rounds.phases import Aggregating, Attempt, AttemptState, Course, RoundRecord
 from coordinator.store.jobs import JobRecord
@@ -281,23 +282,45 @@ def test_the_order_of_arrival_does_not_change_a_bit_of_the_model(
 ) -> None:
     """Updates are added up in the order of their nodes, whoever was first; these four have another
     sum in another order."""
+    four = (("a", 2.0**60), ("b", 1.0), ("c", -(2.0**60)), ("d", 2.0))
+    attempts = [received(tmp_path, blobs, node, value) for node, value in four]
+    models = {fold_job(tmp_path, blobs, order).digest for order in itertools.permutations(attempts)}
+    assert len(models) == 1
+
+
+def received(
+    tmp_path: Path, blobs: BlobStore, node: str, value: float, declared_n: int = 100
+) -> Attempt:
+    """A node's update of one value, which lies in the store."""
+    path = save(tmp_path / "u", w=[value])
+    digest = digest_of(path.read_bytes())
+    blobs.keep_update(node, digest, path.read_bytes())
+    offer = Offer(node, f"{node}/p", declared_n, "gaussian", 9.0, 1.0)
+    return Attempt(node, offer, 0.0, AttemptState.RECEIVED, digest=digest)
+
+
+def fold_job(tmp_path: Path, blobs: BlobStore, attempts: Sequence[Attempt]) -> UpdatesFolded:
+    """A job's first round, from a model of one value, 0."""
     initial = blobs.adopt_model(save(tmp_path / "base", w=[0.0]))
-    attempts = []
-    for node, value in (("a", 2.0**60), ("b", 1.0), ("c", -(2.0**60)), ("d", 2.0)):
-        path = save(tmp_path / "u", w=[value])
-        digest = digest_of(path.read_bytes())
-        blobs.keep_update(node, digest, path.read_bytes())
-        offer = Offer(node, f"{node}/p", 100, "gaussian", 9.0, 1.0)
-        attempts.append(Attempt(node, offer, 0.0, AttemptState.RECEIVED, digest=digest))
     job = parse_job(b"name: a\ntask: tabular-classifier\ndataset: d\n", CoordinatorConfig())
     record = JobRecord("j", "default", "a", "e", "r", b"", "", "0" * 64, "running", 0.0)
-    models = set()
-    for order in itertools.permutations(attempts):
-        phase = Aggregating(
-            Course(plan_of(job), initial, initial), RoundRecord(1, 0.0, attempts=order)
-        )
-        models.add(averaging.fold(LiveJob(record, job, phase, 0), phase, blobs))
-    assert len(models) == 1
+    course = Course(plan_of(job), initial, initial)
+    phase = Aggregating(course, RoundRecord(1, 0.0, attempts=tuple(attempts)))
+    return averaging.fold(LiveJob(record, job, phase, 0), phase, blobs)
+
+
+def test_a_hospital_weighs_as_many_records_as_it_declares(tmp_path: Path, blobs: BlobStore) -> None:
+    """Three times as many count three times as much."""
+    small = received(tmp_path, blobs, "a", 0.0, 100)
+    large = received(tmp_path, blobs, "b", 4.0, 300)
+    model = load_file(blobs.model(fold_job(tmp_path, blobs, [small, large]).digest))
+    assert model["w"].tolist() == [3.0]
+
+
+@pytest.mark.parametrize(("models", "tail"), [("a", "a"), ("ab", "b"), ("abcde", "cde")])
+def test_an_answer_is_made_of_the_last_half_of_the_rounds(models: str, tail: str) -> None:
+    """The first ones are far from where the model ends; a middle one belongs to the last half."""
+    assert averaging.tail_of(models) == tail
 
 
 def test_memory_is_a_constant_whatever_the_model(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from coordinator.rounds.phases import Aggregating
 from coordinator.sessions import Sessions
 from protos.content import digest_of
 from protos.errors import NotFound
-from tests.coordinator.playbook import Playbook, training, update
+from tests.coordinator.playbook import PLAN, Playbook, training, update
+
+ONE_ROUND = replace(PLAN, rounds_planned=1)
 
 
 @dataclass
@@ -59,6 +61,59 @@ def test_an_update_whose_file_is_gone_is_found_before_a_job_is_resumed(tmp_path:
     with pytest.raises(NotFound) as found:
         fold(live, live.phase, blobs)
     assert found.value.reason == "UPDATE_LOST"
+
+
+def test_a_closed_attempts_node_is_told_and_its_file_is_gone(tmp_path: Path) -> None:
+    """Nor is an order sent again for one that is closed, however late it is asked for."""
+    blobs, sessions = BlobStore(tmp_path), Sessions(30.0, 10.0)
+    said: list[tuple[str, Any]] = []
+    sessions.send = lambda *one: said.append(one)  # type: ignore[method-assign, assignment]
+    effects = Effects(blobs, sessions)
+    blobs.keep_update("a1", digest_of(b"x"), b"x")
+    book = training("a", "b", "c") >> e.NoUpdateReceived("a1", b"sig")
+    job = LiveJob(cast(Any, None), cast(Any, None), book.phase, 1)
+    asyncio.run(effects.run(job, c.SendOrder("a1")))
+    assert said == []
+    asyncio.run(effects.run(job, c.NotifyClosed("a1", "a", "post")))
+    ((node, message),) = said
+    assert (node, message.attempt_closed.outcome) == ("a", "post")
+    assert blobs.attempts_kept() == []
+
+
+def test_the_model_of_the_last_round_is_part_of_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is published with the answer, and so not among the rounds that are done yet."""
+    asked: list[list[str]] = []
+
+    def write_answer(_live: Any, digests: list[str], blobs: BlobStore) -> str:
+        asked.append(digests)
+        return blobs.adopt_model(model)
+
+    monkeypatch.setattr(averaging, "write_answer", write_answer)
+    model = tmp_path / "model"
+    model.write_bytes(b"a model")
+    book = cut_off(BlobStore(tmp_path), "a", "b", "c")
+    last = e.UpdatesFolded(1, "m1", 400, 0.1, 0.01, False)
+    phase = replace(book.phase, course=replace(book.phase.course, plan=ONE_ROUND))
+    phase = (Playbook(phase, [], book.now_s) >> last).phase
+    effects = Effects(BlobStore(tmp_path), Sessions(30.0, 10.0))
+    asyncio.run(effects.run(cast(Any, Live(phase)), c.PublishLast(1, "m1", 400)))
+    assert asked == [["m1"]]
+
+
+def test_only_the_updates_of_the_round_that_is_done_are_forgotten(tmp_path: Path) -> None:
+    """Also where it is done late, when further rounds are done."""
+    blobs = BlobStore(tmp_path)
+    book = cut_off(blobs, "a", "b", "c")
+    book = book >> e.UpdatesFolded(1, "m1", 400, 0.1, 0.01, False)
+    phase = (Playbook(book.phase, [], book.now_s) >> e.ModelPublished(1, None)).phase
+    second = replace(phase.course.done[0], number=2, attempts=())
+    phase = replace(phase, course=replace(phase.course, done=(*phase.course.done, second)))
+    blobs.keep_update("other", digest_of(b"x"), b"x")
+    live = cast(Any, Live(phase))
+    asyncio.run(Effects(blobs, Sessions(30.0, 10.0)).run(live, c.ForgetUpdates(1)))
+    assert blobs.attempts_kept() == ["other"]
 
 
 def test_what_is_still_to_be_used_of_an_update_follows_from_the_journal(tmp_path: Path) -> None:

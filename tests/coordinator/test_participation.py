@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
-from coordinator.rounds import participation, planner
+from coordinator.rounds import machine, participation, planner, training
 from coordinator.rounds.phases import Aggregating, AttemptState, Ended, Selecting, Training
 from tests.coordinator.playbook import PLAN, Playbook, grants, offers, posted, surveyed, update
 from tests.coordinator.playbook import begun as begun_
@@ -50,6 +50,11 @@ def test_a_slow_hospital_is_given_its_own_time() -> None:
     assert gives_up_s - attempt.ordered_at_s == 3 * took_s
     fast = replace(attempt, offer=replace(attempt.offer, node="a"))
     assert participation.gives_up_at_s(book.phase, fast) - attempt.ordered_at_s == 10.0
+    soon = replace(book.phase, deadline_at_s=attempt.ordered_at_s + 50.0)
+    assert participation.gives_up_at_s(soon, attempt) == soon.deadline_at_s
+    twice = next_round(book >> update("d2"), 2, *"abcd").phase  # in some 5 s, this time
+    attempt = twice.round.attempt("d3")
+    assert participation.gives_up_at_s(twice, attempt) - attempt.ordered_at_s == 3 * took_s
 
 
 def test_without_a_history_the_deadline_counts() -> None:
@@ -70,6 +75,7 @@ def test_a_round_with_its_quorum_closes_when_the_grace_is_over_and_says_so() -> 
     assert isinstance(book.phase, Aggregating)
     attempt = book.phase.round.attempt("d2")
     assert (attempt.state, attempt.reason) == (AttemptState.LATE, "GRACE")
+    (slow_d() >> e.GracePassed(1, "d")) << None  # of the round before, which is over
 
 
 def test_below_quorum_nobody_is_given_up() -> None:
@@ -167,6 +173,9 @@ def test_only_as_many_are_ordered_besides_as_are_missing() -> None:
         << None
     )
     (book >> surveyed("a", "b", "c")) << c.ReserveBudgets(1, offers("a"), 0) << None
+    working = Playbook(training_("a", "b", "c", plan=plan).phase, [], 100.0)
+    working = working >> e.NoUpdateReceived("a1", b"sig") << posted("a1") << c.Survey() << None
+    (working >> surveyed(*"abcdefg")) << c.ReserveBudgets(1, offers("d"), 0) << None
     more = replace(book.phase.course, plan=replace(plan, over_selection=0.5))
     over = Playbook(replace(book.phase, course=more), [], book.now_s)
     (over >> surveyed(*"abcdefg")) << c.ReserveBudgets(1, offers(*"def"), 0) << None
@@ -177,7 +186,14 @@ def test_at_its_deadline_a_round_orders_in_place_of_those_that_are_late() -> Non
     book = Playbook(training_("a", "b", "c", plan=replace(PLAN, participants=3)).phase, [], 100.0)
     book = Playbook((book >> update("a1")).phase, [], book.now_s)
     book = book >> e.DeadlinePassed(1) << c.Survey() << None
-    (book >> surveyed(*"abcdefg")) << c.ReserveBudgets(1, offers(*"de"), 0) << None
+    book = book >> surveyed(*"abcdefg") << c.ReserveBudgets(1, offers(*"de"), 0) << None
+    (book >> surveyed(*"abcdefg")) << None  # they are asked for already
+    asked = machine.resume(book.phase)
+    assert asked[-1] == c.ReserveBudgets(1, offers(*"de"), 0)
+    granted = tuple(e.Grant(f"{one.node}1x", one) for one in offers(*"de"))
+    book = book >> e.BudgetsReserved(granted, ()) << c.SendOrder("d1x") << c.SendOrder("e1x")
+    assert not book.phase.deadline_passed
+    assert book.phase.deadline_at_s == book.now_s + PLAN.deadline_s
 
 
 def refused(attempt_id: str, possible: int) -> e.OrderWasRefused:
@@ -200,6 +216,31 @@ def test_a_node_that_can_do_fewer_steps_is_ordered_again_at_once() -> None:
     assert len(book.phase.round.received) == 4
 
 
+def test_a_node_that_always_can_do_fewer_steps_is_not_ordered_for_ever() -> None:
+    """Its machine is too busy for any number: the round goes on without it after the third."""
+    book = training_("a", "b", "c", "d")
+    attempt_id, times = "d1", 0
+    for number in range(8):
+        book = Playbook((book >> refused(attempt_id, 2)).phase, [], book.now_s)
+        book = book >> surveyed(*"abcd")
+        if not book.commands:
+            break
+        times += 1
+        attempt_id = f"d-{number}"
+        again = e.BudgetsReserved((e.Grant(attempt_id, offers("d")[0]),), ())
+        book = book << c.ReserveBudgets(1, offers("d"), 0) << None
+        book = Playbook((book >> again).phase, [], book.now_s)
+    assert times == training.REORDERS_MAX
+
+
+def test_a_node_whose_own_ledger_is_spent_is_not_ordered_again() -> None:
+    """Below quorum another one is; it would refuse as often as it is asked."""
+    book = training_("a", "b", "c")
+    book = book >> e.OrderWasRefused("a1", "BUDGET_REFUSED", "m", b"v")
+    book = Playbook(book.phase, [], book.now_s + PLAN.refused_again_s)
+    (book >> surveyed(*"abcd")) << c.ReserveBudgets(1, offers("d"), 0) << None
+
+
 def test_a_node_that_can_no_longer_be_ordered_is_not_waited_for() -> None:
     """It went away between its refusal and the second order."""
     book = training_("a", "b", "c", "d") >> refused("d1", 2) << c.VoidCharge("d1", b"v")
@@ -214,15 +255,17 @@ def test_a_hospital_that_is_left_out_again_and_again_is_warned_about() -> None:
     """After three rounds in a row, with the reasons; one round with it clears the warning."""
     plan = replace(PLAN, rounds_planned=9)
     away = e.Absence("d", "OFFLINE", "is not connected")
+    not_its_turn = e.Absence("z", "NOT_CHOSEN", "3 of 5 nodes are chosen in turn, by the job")
     book = training_("a", "b", "c", plan=plan)
-    phase = replace(book.phase, round=replace(book.phase.round, left_out=(away,)))
+    out = (away, not_its_turn)
+    phase = replace(book.phase, round=replace(book.phase.round, left_out=out))
     book = Playbook(phase, [], book.now_s)
     for number in (1, 2, 3):
         assert participation.warnings(book.phase.course) == ()
         for node in "abc":
             book = Playbook((book >> update(f"{node}{number}")).phase, [], book.now_s)
         book = next_round(book, number, *"abc")
-        phase = replace(book.phase, round=replace(book.phase.round, left_out=(away,)))
+        phase = replace(book.phase, round=replace(book.phase.round, left_out=out))
         book = Playbook(phase, [], book.now_s)
     assert participation.left_out(book.phase.course) == {"d": 3}
     (warning,) = participation.warnings(book.phase.course)
@@ -278,6 +321,18 @@ def test_a_hospital_that_over_selection_charges_for_nothing_is_not_ordered_more_
     )
 
 
+def test_a_hospital_that_took_part_at_its_second_try_was_not_left_out() -> None:
+    """Its first came to nothing; what it gave counts."""
+    book = training_("a", "b", "c") >> e.NoUpdateReceived("a1", b"sig")
+    again = e.BudgetsReserved((e.Grant("a1x", offers("a")[0]),), ())
+    book = Playbook(book.phase, [], book.now_s) >> surveyed(*"abc")
+    book = Playbook((book >> again).phase, [], book.now_s)
+    for attempt_id in ("a1x", "b1", "c1"):
+        book = Playbook((book >> update(attempt_id)).phase, [], book.now_s)
+    course = next_round(book, 1, *"abc").phase.course
+    assert participation.left_out(course) == {}
+
+
 def failed(*received: str) -> Playbook:
     """A job that failed in its first round with some updates on our disk."""
     book = training_("a", "b", "c", "d")
@@ -303,7 +358,8 @@ def test_a_resumed_job_goes_on_without_an_update_that_was_lost() -> None:
     without = e.ResumeRequested("me", "r1", ("b1",))
     book = failed("a", "b", "c", "d") >> without << c.FoldUpdates(1) << None
     assert [a.node for a in book.phase.round.received] == ["a", "c", "d"]
-    assert book.phase.round.attempt("b1").reason == "UPDATE_LOST"
+    lost = book.phase.round.attempt("b1")
+    assert (lost.reason, lost.digest) == ("UPDATE_LOST", "")
     book = failed("a", "b", "c") >> without << c.Survey() << None
     book = book >> surveyed(*"abc") << c.ReserveBudgets(1, offers("b"), 0) << None
     book = failed("b") >> without << c.Survey() << None
@@ -319,6 +375,26 @@ def test_a_resumed_round_orders_the_nodes_that_it_was_cut_off_from() -> None:
     book = book >> surveyed(*"abcd") << c.ReserveBudgets(1, offers(*"bcd"), 0) << None
     assert isinstance(book.phase, Training)
     assert {a.state for a in book.phase.round.attempts if a.node != "a"} == {AttemptState.LATE}
+    once = replace(book.phase.course, plan=replace(PLAN, attempts_per_round=1))
+    book = Playbook(replace(failed("a").phase, course=once), [], book.now_s)
+    book = book >> e.ResumeRequested("me") << c.Survey() << None
+    (book >> surveyed(*"abcd")) << c.ReserveBudgets(1, offers(*"bcd"), 0) << None
+
+
+@pytest.mark.parametrize("cut", [e.StepFailed("a disk"), e.CoordinatorRestored(50.0)])
+def test_a_last_round_that_is_averaged_twice_has_settled_once(cut: e.Event) -> None:
+    """It was cut off before its model was listed: the job has converged no more than before."""
+    book = training_("a", "b", "c", plan=replace(PLAN, rounds_planned=1))
+    for node in "abc":
+        book = Playbook((book >> update(f"{node}1")).phase, [], book.now_s)
+    settled = e.UpdatesFolded(1, "m1", 400, 0.0, 0.0, True)
+    book = book >> settled << c.PublishLast(1, "m1", 400) << None
+    book = Playbook((book >> cut).phase, [], book.now_s)
+    book = book >> e.ResumeRequested("operator", "r1") << c.FoldUpdates(1) << None
+    book = book >> settled << c.PublishLast(1, "m1", 400) << None
+    assert book.phase.status == "completed"
+    book = book >> e.ModelPublished(1, "answer") << c.EndJob() << None
+    assert book.phase.course.settled_rounds == 1
 
 
 def test_a_failed_job_without_updates_begins_its_round_again() -> None:

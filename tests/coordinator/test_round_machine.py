@@ -83,6 +83,13 @@ def test_a_job_converges_after_enough_settled_rounds() -> None:
     assert book.phase.status == "converged"
 
 
+def test_a_last_round_that_settles_the_model_says_that_it_converged() -> None:
+    """Both are true of it; that the model stands still is what the next job is planned by."""
+    plan = replace(PLAN, rounds_planned=1, convergence_patience=1)
+    book = aggregating(1, training("a", "b", "c", plan=plan))
+    assert (book >> folded(1, settled=True)).phase.status == "converged"
+
+
 def test_fewer_nodes_than_needed_wait_and_say_for_whom() -> None:
     """With two of three, the job waits in Selecting, names the third, and goes on when it comes."""
     book = begun() >> surveyed("a", "b", absent=(AWAY,)) << None
@@ -220,6 +227,11 @@ def test_a_restart_gives_nodes_the_whole_deadline_again() -> None:
     """Time in which the coordinator was away is not held against the nodes."""
     book = training("a", "b", "c") >> e.CoordinatorRestarted() << None
     assert book.phase.deadline_at_s == book.now_s + PLAN.deadline_s
+    late = training("a", "b", "c") >> e.GracePassed(1, "a") << None
+    late = Playbook((late >> e.DeadlinePassed(1)).phase, [], late.now_s)
+    late = late >> e.CoordinatorRestarted() << None
+    assert not late.phase.deadline_passed
+    assert not any(one.overdue for one in late.phase.round.attempts)
 
 
 @pytest.mark.parametrize("received", [0, 1, 2])
@@ -233,6 +245,11 @@ def test_cancel_books_what_is_open_and_ends(received: int) -> None:
         book = book << c.PostCharge(f"{node}1", b"") << c.NotifyClosed(f"{node}1", node, "post")
     book = book << c.EndJob() << None
     assert book.phase.status == "cancelled"
+    reasons = {one.node: one.reason for one in book.phase.unfinished.attempts}
+    assert {reasons[node] for node in "abc"[received:]} == {"JOB_ENDED"}
+    silent = training("a", "b", "c") >> e.NodeWasLost("a")
+    silent = Playbook(silent.phase, [], silent.now_s) >> e.CancelRequested("operator")
+    assert silent.phase.unfinished.attempt("a1").reason == "OFFLINE"
 
 
 def test_late_messages_after_the_end_change_nothing() -> None:

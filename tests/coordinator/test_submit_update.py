@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -13,7 +14,7 @@ from coordinator.rounds import events as e
 from coordinator.rpc.federation import FederationService
 from privacy.ledger import Statement
 from protos.content import digest_of
-from protos.errors import FeddpError
+from protos.errors import FeddpError, TooLate
 from protos.feddp.v1 import federation_pb2 as pb
 from tests.coordinator.test_turns import World
 
@@ -91,3 +92,27 @@ def test_a_retry_that_meets_the_call_before_it_is_answered_as_that_one(
 def test_an_open_attempts_missing_bytes_are_asked_for_again(world: World, tmp_path: Path) -> None:
     """As before."""
     assert submit(world, tmp_path, lambda _attempt_id: None) == "BLOB_MISSING"
+
+
+def test_an_update_that_is_kept_after_its_round_has_closed_is_dropped_again(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever closed the round had dropped what was there; this file came later, and nobody else
+    would look for it before the next start."""
+    monkeypatch.setattr("coordinator.rpc.federation.check_update", lambda *_: None)
+    blobs = BlobStore(tmp_path / "blobs")
+    attempt_id = world.attempts()[0]
+    found = world.live.attempt(attempt_id)
+    assert found is not None
+
+    async def late(*_: object) -> None:
+        assert blobs.attempts_kept() == [attempt_id]
+        raise TooLate("ATTEMPT_CLOSED", "the round has closed")
+
+    unused = cast(Any, None)
+    rounds = cast(Any, SimpleNamespace(hand_in=late))
+    service = Trusting(world.database, blobs, world.sessions, rounds, unused, 5)
+    request = pb.SubmitUpdateRequest(attempt_id=attempt_id, digest=digest_of(UPDATE), data=UPDATE)
+    with pytest.raises(TooLate):
+        asyncio.run(service._submitted(world.live, *found, request))
+    assert blobs.attempts_kept() == []

@@ -7,10 +7,10 @@ from coordinator.config import CoordinatorConfig
 from coordinator.jobspec import parse_job
 from coordinator.rounds import events as e
 from coordinator.rounds.live import LiveJob
-from coordinator.rounds.phases import Course, Phase, Selecting
+from coordinator.rounds.phases import Course, Phase, Reserving, Selecting
 from coordinator.rounds.turn_order import taken
 from coordinator.store.jobs import JobRecord
-from tests.coordinator.playbook import PLAN, training
+from tests.coordinator.playbook import PLAN, offers, training
 
 SPEC = b'name: n\ntask: "null"\ndataset: d\nfederation: {rounds: 2}\n'
 
@@ -40,6 +40,8 @@ def test_a_node_works_for_one_job_at_a_time() -> None:
     me = waiting("me", 1.0, "abc")
     assert reason(me, other) == "BUSY works for job other (other)"
     assert reason(me, other, "z") == ""
+    asking = Reserving(Course(PLAN, "m", "m"), 1.0, offers("a", "b", "c"), ())
+    assert reason(me, live("other", asking)) == "BUSY works for job other (other)"
     phase: Any = other.phase
     silent = replace(phase.round.attempts[0], silent=True)
     gone = replace(phase, round=phase.round.with_attempt(silent))

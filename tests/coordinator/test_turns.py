@@ -282,6 +282,52 @@ def test_an_account_that_is_damaged_after_the_survey_is_refused_at_the_reservati
     assert [(one.node, one.reason) for one in phase.round.left_out] == [("b", "LEDGER_DAMAGED")]
 
 
+def test_reservations_below_quorum_are_not_made(world: World) -> None:
+    """Two of at least three: a round that could never end charges nobody, nor leaves a reservation
+    that belongs to no round."""
+
+    def late(books: Books, live: LiveJob, command: c.InsideCommand) -> e.Event | None:
+        if isinstance(command, c.ReserveBudgets):
+            change = "UPDATE accounts SET head_hash = 'x' WHERE node IN ('b', 'd')"
+            books.connection.exec_driver_sql(change)
+        return world.answers(books, live, command)
+
+    turn = world.database.write_now(lambda x: take_turn(x, world.live, [c.Survey()], late, 5.0))
+    assert isinstance(turn.phase, Selecting)
+    assert turn.booked == {}
+    accounts = world.database.read_now(ledger.all_accounts)
+    assert all(one.entries == 0 and not one.balance.pending_units for one in accounts)
+
+
+def test_of_what_a_node_said_it_can_do_the_least_counts(world: World) -> None:
+    """It may be as busy again; an order that it refuses costs a round its time."""
+    world.turn(c.Survey())
+    attempt_id = world.attempts()[0]
+    phase: Any = world.live.phase
+    node = phase.round.attempts[0].node
+    world.turn(e.OrderWasRefused(attempt_id, "STEPS_TOO_MANY", "m", b"v", 2))
+    phase = world.live.phase
+    second = replace(phase.round.attempts[0], attempt_id="second", steps_possible=5)
+    record = replace(phase.round, attempts=(*phase.round.attempts, second))
+    world.live.phase = replace(phase, round=record)
+    assert world.live.steps_possible(node) == 2
+
+
+def test_a_jobs_row_says_how_it_stands(world: World) -> None:
+    """By it a start finds the jobs that go on."""
+
+    def status() -> str:
+        return world.database.read_now(lambda x: jobs.job(x, "j")).status
+
+    world.turn(c.Survey())
+    world.turn(e.StepFailed("a disk"))
+    assert status() == "failed"
+    world.turn(e.ResumeRequested("operator", "r1"))
+    assert status() == jobs.RUNNING
+    world.turn(e.CancelRequested("operator"))
+    assert status() == "cancelled"
+
+
 def test_a_job_that_lacks_nodes_for_damaged_accounts_waits_and_says_so(world: World) -> None:
     """It does not end: the database may be restored."""
     damage(world, "b")

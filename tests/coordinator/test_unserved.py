@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -28,21 +29,21 @@ class OpenGate(Gate):
 class Models(pb_grpc.ModelsServicer):
     """Whose answer is one statement's."""
 
-    def __init__(self, database: Database, statement: str) -> None:
-        self._database = database
+    def __init__(self, database: Database, statement: str, *, writes: bool) -> None:
+        self._run = database.write if writes else database.read
         self._statement = statement
 
     async def ListModels(self, request: Any, context: Any) -> pb.ListModelsResponse:  # noqa: N802
         """See models.proto."""
         parts = [text(part) for part in self._statement.split(";")]
-        await self._database.read(lambda connection: [connection.execute(one) for one in parts])
+        await self._run(lambda connection: [connection.execute(one) for one in parts])
         return pb.ListModelsResponse()
 
 
-async def refusal(database: Database, statement: str) -> FeddpError:
+async def refusal(database: Database, statement: str, *, writes: bool = False) -> FeddpError:
     """How a call is refused that runs a statement."""
     server = grpc.aio.server(interceptors=[OpenGate(None, Metrics())])
-    pb_grpc.add_ModelsServicer_to_server(Models(database, statement), server)
+    pb_grpc.add_ModelsServicer_to_server(Models(database, statement, writes=writes), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
@@ -73,3 +74,30 @@ def test_who_asks_is_told_to_try_again_where_that_helps(
             held.execute(text("LOCK TABLE entries IN ACCESS EXCLUSIVE MODE"))
             found = asyncio.run(refusal(database, statement))
     assert (found.code, found.reason) == (code, reason)
+
+
+def test_a_full_disk_is_named_and_work_goes_on_when_there_is_room(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever cancels a job just then is no incident; the log has one line, however often it is
+    tried."""
+
+    def pages_at_most(database: Database, pages: int) -> None:
+        with database._writer.begin() as connection:
+            connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+
+    much = "CREATE TABLE much AS SELECT zeroblob(1000000)"
+    with closing(Database(f"sqlite:///{tmp_path / 'c.db'}")) as database:
+        database.migrate()
+        pages_at_most(database, 1)  # it is never below what there is
+        for _ in range(2):
+            found = asyncio.run(refusal(database, much, writes=True))
+            assert (found.code, found.reason) == ("UNAVAILABLE", "DATABASE_FULL")
+        assert database.is_full
+        monkeypatch.setattr("coordinator.store.database.FULL_S", 0.0)
+        pages_at_most(database, 1 << 30)
+        database.write_now(lambda connection: connection.exec_driver_sql(much))
+        assert not database.is_full
+    said = capsys.readouterr().out
+    assert said.count("database_full") == 1
+    assert "rpc_failed" not in said

@@ -17,6 +17,7 @@ from feddp.cli.app import app
 from node_agent.config import Folder
 from node_agent.failures import kept
 from node_agent.identity import load_identity
+from node_agent.launchers.base import WorkerDied
 from node_agent.launchers.local import LocalWorker
 from node_agent.orders import Order
 from node_agent.session.training import outcome_after_s
@@ -172,6 +173,8 @@ def test_whatever_happens_after_the_opening_is_no_update_and_posted_whole(
         async with RunningAgent(folder, worker):
             empty = await coordinator.heard("no_update")
             assert signed(folder, real_order(), "post", empty.post_signature)
+            assert empty.failure_class == ""  # nobody has allowed that it be told
+            await until(lambda: worker.stops == (fault in ("die", "overrun")))
             coordinator.send(attempt_closed=pb.AttemptClosed(attempt_id="a1", outcome="post"))
             await until_closed(folder)
         assert coordinator.submitted == []
@@ -336,8 +339,34 @@ def test_the_next_round_has_its_worker_and_its_model_already(tmp_path: Path) -> 
     play(tmp_path, scene)
 
 
-def test_closing_an_attempt_while_it_trains_kills_its_worker(tmp_path: Path) -> None:
-    """The round went on without this node: posted, and nothing is handed in."""
+def test_a_worker_is_prepared_anew_where_the_data_set_is_described_otherwise(
+    tmp_path: Path,
+) -> None:
+    """One that was prepared by the files of before would read what the steward has taken out."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+        async with RunningAgent(folder, worker):
+            await coordinator.until_submitted(1)
+            coordinator.orders = []
+            declared = yaml.safe_load((folder.root / "datasets.yaml").read_text())
+            declared["data_sets"][0]["columns"] = {"sex": "number"}
+            (folder.root / "datasets.yaml").write_text(yaml.safe_dump(declared))
+            await coordinator.heard("hello")  # the first one
+            await coordinator.heard("hello")
+            coordinator.send(work_order=real_order("a2", round=2))
+            await coordinator.until_submitted(2)
+        prepared = [one["data_set"] for one in worker.requests if one["op"] == "prepare"]
+        assert [one["columns"] for one in prepared] == [{"age": "number"}, {"sex": "number"}]
+
+    play(tmp_path, scene)
+
+
+def test_closing_an_attempt_while_it_trains_kills_its_worker(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The round went on without this node: posted, and nothing is handed in. Nor did anything fail:
+    a hospital that reads "out of memory" would buy some."""
 
     async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
         coordinator.orders = [real_order()]
@@ -351,7 +380,82 @@ def test_closing_an_attempt_while_it_trains_kills_its_worker(tmp_path: Path) -> 
             await coordinator.until_submitted()
         assert worker.starts == 2
 
+    folder = play(tmp_path, scene)
+    assert kept(folder.logs) == []
+    said = capsys.readouterr().out
+    assert "work_given_up" in said
+    assert "worker_failed" not in said
+
+
+def test_closing_an_attempt_while_its_worker_gets_ready_is_no_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is ended in the middle of its start, because nobody wants its work any more."""
+
+    class SlowStart(FakeWorker):
+        async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+            if message["op"] == "prepare" and self.starts == 1:
+                self.training.set()
+                await self.stopped.wait()
+                raise WorkerDied("killed", -9)
+            return await super().request(message)
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, _: FakeWorker) -> None:
+        worker = SlowStart()
+        coordinator.orders = [real_order()]
+        async with RunningAgent(folder, worker):
+            await asyncio.wait_for(worker.training.wait(), WAIT_S)
+            coordinator.send(attempt_closed=pb.AttemptClosed(attempt_id="a1", outcome="post"))
+            await until_closed(folder)
+            coordinator.send(work_order=real_order("a2", round=2))
+            await coordinator.until_submitted()
+
+    folder = play(tmp_path, scene)
+    assert kept(folder.logs) == []
+    assert "worker_failed" not in capsys.readouterr().out
+
+
+def test_records_are_not_opened_for_an_attempt_that_was_closed_meanwhile(tmp_path: Path) -> None:
+    """Its worker has just got ready: nothing of it is booked as opened, so nothing may be read."""
+
+    class Closed(FakeWorker):
+        async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+            if message["op"] == "check" and not self.training.is_set():
+                self.training.set()
+                await self.stopped.wait()  # and is faster than its end
+            return await super().request(message)
+
+    worker = Closed()
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, _: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+        async with RunningAgent(folder, worker):
+            await asyncio.wait_for(worker.training.wait(), WAIT_S)
+            coordinator.send(attempt_closed=pb.AttemptClosed(attempt_id="a1", outcome="post"))
+            await until_closed(folder)
+            coordinator.send(work_order=real_order("a2", round=2))
+            await coordinator.until_submitted()
+
     play(tmp_path, scene)
+    assert worker.trained == ["a2"]
+
+
+def test_an_order_that_does_not_fit_its_deadline_is_refused_before_data_is_opened(
+    tmp_path: Path,
+) -> None:
+    """By the rehearsal alone; nothing is charged."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        worker.script = ["hang"]  # its rehearsal takes 0.75 s, so that its outcome is due after 3
+        coordinator.orders = [real_order(deadline_s=1)]
+        async with RunningAgent(folder, worker):
+            refused = await coordinator.heard("order_refused")
+        assert refused.reason in ("STEPS_TOO_MANY", "TOO_SLOW")
+        assert signed(folder, real_order(deadline_s=1), "void", refused.void_signature)
+        assert worker.trained == []
+
+    folder = play(tmp_path, scene)
+    assert entries(folder) == [("reserve", "a1"), ("void", "a1")]
 
 
 def test_the_agent_is_heard_while_its_worker_trains(tmp_path: Path) -> None:

@@ -386,9 +386,19 @@ def test_an_update_that_is_never_taken_stays_posted() -> None:
     submitting() >> e.UpdateRejected("a1") << c.CloseAttempt("a1", "post") << None
 
 
+def test_an_order_that_comes_again_brings_its_new_deadline() -> None:
+    """The coordinator was away, and gives the whole time again: work is not judged by the old."""
+    book = fetching(connected()).at(OPENED_S + 50.0) >> e.OrderReceived(A1)
+    book = book << c.SendAccepted("a1", b"res") << None
+    book = book >> e.ModelReady("a1") << c.OpenAndTrain(A1, DUE_S + 50.0) << None
+
+
 def test_an_update_that_vanished_is_no_update() -> None:
     """A disk lost it: it was charged, and a second training would be a second release."""
     book = submitting() >> e.UpdateVanished("a1") << c.SendNoUpdate("a1", b"post", b"res") << None
+    attempt = book.agent.find("a1")
+    assert attempt is not None
+    assert attempt.digest == ""
     assert book.phase("a1") is Phase.TELLING
 
 

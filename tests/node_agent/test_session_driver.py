@@ -329,6 +329,36 @@ def test_closing_an_attempt_while_it_trains_kills_its_worker(tmp_path: Path) -> 
     play(tmp_path, scene)
 
 
+@pytest.mark.parametrize("script", ["update", "no_update", "hang"])
+def test_nothing_that_a_coordinator_tries_tells_when_training_was_over(
+    tmp_path: Path, script: str
+) -> None:
+    """Before the moment of the outcome a second order of the round is refused, trained or not; and
+    an attempt that is closed keeps its place until then, and costs its worker."""
+    tick_s = 3.0
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        policy = yaml.safe_load(folder.policy_yaml.read_text())
+        write_rules(folder.root, policy | {"outcome_tick_s": tick_s})
+        coordinator.orders = [real_order()]
+        worker.script = [script]
+        async with RunningAgent(folder, worker):
+            await asyncio.wait_for(worker.training.wait(), WAIT_S)
+            began_s = asyncio.get_running_loop().time()
+            state = {"update": "spooled", "no_update": "no_update", "hang": "opened"}[script]
+            await until(lambda: status(folder.root)["attempts"] == {state: 1})
+            coordinator.send(work_order=real_order("a2"))
+            refused = await coordinator.heard("order_refused")
+            assert (refused.attempt_id, refused.reason) == ("a2", "ROUND_NOT_ADVANCING")
+            coordinator.send(attempt_closed=pb.AttemptClosed(attempt_id="a1", outcome="post"))
+            coordinator.send(work_order=real_order("a3", round=2))
+            await until(lambda: worker.trained == ["a1", "a3"])
+            assert asyncio.get_running_loop().time() - began_s >= tick_s - 0.1
+            assert (worker.starts, worker.stops) == (2, 1)
+
+    play(tmp_path, scene)
+
+
 def test_the_agent_is_heard_while_its_worker_trains(tmp_path: Path) -> None:
     """Heartbeats go on, and the same order in the meantime gets the same acceptance."""
 

@@ -167,7 +167,11 @@ class Training:
             with self._traces.work("work", order.attempt_id):
                 digest, size, failure = await self._train(worker, order, outcome_s)
             with self._traces.work("spool", order.attempt_id):
-                await self._end(order, digest, size, failure, shares=terms.share_failure_class)
+                share = terms.share_failure_class
+                if not await self._end(order, digest, size, failure, shares=share):
+                    # However it failed: one that is kept would begin the next attempt sooner than
+                    # one that died, and tell outside which it was.
+                    self._stop_this(order.job_id, worker)
 
     async def _made_ready(self, order: Order, due_at_s: float) -> tuple[Worker, Terms, float]:
         """The worker, what the policy says now, and seconds that a rehearsal took."""
@@ -329,11 +333,10 @@ class Training:
             return str(answer.get("digest")), int(answer.get("bytes", 0)), _NONE
         except TimeoutError:
             log.error("training_too_long", limit_s=limit_s, **fields)
-            self._stop_this(order.job_id, worker)
+            self._stop_this(order.job_id, worker)  # now, as it may go on
             return "", 0, ("TOO_LONG", f"limit {limit_s:.0f} s" if limit_s else "")
         except (WorkerDied, OSError) as error:
             log.error("worker_failed", detail=str(error), **fields)
-            self._stop_this(order.job_id, worker)
             killed = isinstance(error, WorkerDied) and error.exit_code == -signal.SIGKILL
             return "", 0, ("OUT_OF_MEMORY" if killed else "WORKER_DIED", str(error))
 
@@ -380,7 +383,8 @@ class Training:
 
     async def _end(
         self, order: Order, digest: str, size: int, failure: tuple[str, str], *, shares: bool
-    ) -> None:
+    ) -> bool:
+        """Book what came of an attempt, and say so; whether it gave an update."""
         kept, signature = await self._ledger.run(self._book, order.attempt_id, digest, size)
         if kept != digest:
             log.error("update_unreadable", job_id=order.job_id, attempt_id=order.attempt_id)
@@ -390,6 +394,7 @@ class Training:
         if signature is not None:
             said = failure[0] if shares and not kept else ""
             self._dispatch(e.TrainingEnded(order.attempt_id, kept, signature, said))
+        return bool(kept)
 
     def _book(self, attempt_id: str, digest: str, size: int) -> tuple[str, bytes | None]:
         """(the digest, if its bytes are in the spool; the signature over the post statement, if

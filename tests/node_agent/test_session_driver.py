@@ -162,7 +162,8 @@ def test_a_lost_answer_costs_one_more_call_and_no_charge(tmp_path: Path) -> None
 def test_whatever_happens_after_the_opening_is_no_update_and_posted_whole(
     tmp_path: Path, fault: str
 ) -> None:
-    """A dead worker, a worker's no and a worker's lie look alike outside, and cost alike."""
+    """A dead worker, a worker's no and a worker's lie look alike outside, and cost alike; also in
+    that none of them is there for the next attempt."""
 
     async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
         coordinator.orders = [real_order()]
@@ -172,9 +173,13 @@ def test_whatever_happens_after_the_opening_is_no_update_and_posted_whole(
             assert signed(folder, real_order(), "post", empty.post_signature)
             coordinator.send(attempt_closed=pb.AttemptClosed(attempt_id="a1", outcome="post"))
             await until_closed(folder)
-        assert coordinator.submitted == []
+            assert coordinator.submitted == []
+            coordinator.send(work_order=real_order("a2", round=2))
+            await coordinator.until_submitted()
+        assert (worker.starts, worker.trained) == (2, ["a1", "a2"])
 
-    assert entries(play(tmp_path, scene)) == [("reserve", "a1"), ("post", "a1")]
+    taken = entries(play(tmp_path, scene))
+    assert taken[:2] == [("reserve", "a1"), ("post", "a1")]
 
 
 def test_an_agent_that_ends_while_the_data_is_open_never_trains_that_attempt_again(

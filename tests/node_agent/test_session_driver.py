@@ -15,6 +15,7 @@ from feddp.cli.app import app
 from node_agent.config import Folder
 from node_agent.failures import kept
 from node_agent.identity import load_identity
+from node_agent.launchers.base import WorkerDied
 from node_agent.launchers.local import LocalWorker
 from node_agent.orders import Order
 from node_agent.session.training import outcome_after_s
@@ -180,6 +181,44 @@ def test_whatever_happens_after_the_opening_is_no_update_and_posted_whole(
 
     taken = entries(play(tmp_path, scene))
     assert taken[:2] == [("reserve", "a1"), ("post", "a1")]
+
+
+def test_how_long_a_worker_takes_to_end_delays_no_outcome(tmp_path: Path) -> None:
+    """A cluster gives a machine back in its own time: training that takes too long is told at the
+    moment of every other outcome, and nothing that comes of it later stays."""
+    tick_s, ends_s = 1.0, 3.0
+
+    class Slow(FakeWorker):
+        async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+            try:
+                return await super().request(message)
+            except (asyncio.CancelledError, WorkerDied):
+                await asyncio.sleep(ends_s)
+                raise
+
+        async def stop(self) -> None:
+            await super().stop()
+            await asyncio.sleep(ends_s)
+            write_late(self.requests)
+
+    def write_late(requests: list[dict[str, Any]]) -> None:
+        for one in requests:
+            if one["op"] == "train":
+                Path(one["out"]).write_bytes(UPDATE_BYTES)
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, _: FakeWorker) -> None:
+        policy = yaml.safe_load(folder.policy_yaml.read_text())
+        write_rules(folder.root, policy | {"outcome_tick_s": tick_s})
+        coordinator.orders = [real_order()]
+        worker = Slow(["overrun"])
+        async with RunningAgent(folder, worker):
+            await asyncio.wait_for(worker.training.wait(), WAIT_S)
+            began_s = asyncio.get_running_loop().time()
+            await coordinator.heard("no_update")
+            assert asyncio.get_running_loop().time() - began_s < 2 * tick_s - 0.1
+        assert list((folder.spool / "out").iterdir()) == []
+
+    play(tmp_path, scene)
 
 
 def test_an_agent_that_ends_while_the_data_is_open_never_trains_that_attempt_again(

@@ -1,7 +1,7 @@
 """Takes an order to the steward's rules and the node's own ledger. Runs in the ledger's thread."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal
@@ -148,11 +148,15 @@ class Admission:
         self._model_bytes_max = model_bytes_max
         self._clock = clock
 
-    def decide(self, order: Order) -> Decision:
-        """Reserve or refuse; the same order again gets the same answer."""
+    def decide(self, order: Order, opened: Collection[str] = ()) -> Decision:
+        """Reserve or refuse; the same order again gets the same answer.
+
+        Args:
+            opened: as `State.standing` takes it.
+        """
         row = self._state.attempts.find(order.attempt_id)
         if row is None:
-            return self._decide_new(order)
+            return self._decide_new(order, opened)
         if row.order != order:
             # The statement of the first order may be reserved or spent: nothing is signed here.
             return Refused("ATTEMPT_CONFLICT", _OTHER_TERMS, b"")
@@ -251,7 +255,7 @@ class Admission:
         except FeddpError:
             return None
 
-    def _decide_new(self, order: Order) -> Decision:
+    def _decide_new(self, order: Order, opened: Collection[str]) -> Decision:
         for booked in self._state.ledger.statements_of(order.attempt_id):
             if booked.digest() != order.statement(self.node, booked.kind).digest():
                 return Refused("ATTEMPT_CONFLICT", _OTHER_TERMS, b"")
@@ -263,7 +267,7 @@ class Admission:
                 return Refused("LEDGER_ROLLED_BACK", ROLLED_BACK, b"")
             return Refused("LEDGER_CATCHING_UP", CATCHING_UP, b"")
         try:
-            filter_, source, terms = self._judged(order)
+            filter_, source, terms = self._judged(order, opened)
         except FeddpError as error:
             signature = self._state.refuse(order, error.reason, error.message)
             return Refused(error.reason, error.message, signature)
@@ -280,7 +284,7 @@ class Admission:
         info = self._tasks().get(order.task)
         return info.purpose if info is not None else "training"
 
-    def _judged(self, order: Order) -> tuple[Filter, str, Terms]:
+    def _judged(self, order: Order, opened: Collection[str]) -> tuple[Filter, str, Terms]:
         """The filter to book an allowed order with, what it is to read, and its terms.
 
         Raises:
@@ -318,7 +322,7 @@ class Admission:
         spec = next((one for one in rules.data_sets if one.name == order.data_set), None)
         if spec is not None:
             self._state.payers.require_unmoved(spec)
-        standing = self._state.standing(order, self._purpose(order))
+        standing = self._state.standing(order, self._purpose(order), opened)
         found = judge(rules.policy, rules.data_sets, self._tasks(), order, self.node, standing)
         account = rules.policy.account(order.account)
         if found is not None or account is None or spec is None:

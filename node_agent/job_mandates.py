@@ -31,8 +31,10 @@ class JobMandates:
         ).fetchone()
         if row is None:
             return None
+        # What has opened the data will be posted: that it is by now would tell when it was over.
         (releases,) = self._connection.execute(
-            "SELECT count(*) FROM attempts WHERE job_id = ? AND round = ? AND outcome = 'post'",
+            "SELECT count(*) FROM attempts WHERE job_id = ? AND round = ?"
+            " AND (outcome = 'post' OR state = 'opened')",
             (job_id, round_),
         ).fetchone()
         return JobSeen(row[0], row[1], row[2], bool(row[3]), releases)

@@ -7,6 +7,7 @@ entry; here are the rows.
 
 import sqlite3
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -129,15 +130,27 @@ class KeptAttempts:
         query = "SELECT state, count(*) FROM attempts GROUP BY state ORDER BY state"
         return dict(self._connection.execute(query).fetchall())
 
-    def unresolved(self) -> int:
-        """How many attempts of all jobs are reserved or under way."""
-        return self._number("SELECT count(*) FROM attempts WHERE state IN ('reserved', 'opened')")
+    def unresolved(self, opened: Collection[str] = ()) -> int:
+        """How many attempts of all jobs are reserved or under way.
 
-    def others_unresolved(self, order: Order) -> int:
-        """How many other attempts of the order's job at its round are reserved or under way."""
+        Args:
+            opened: see `State.standing`.
+        """
         return self._number(
-            "SELECT count(*) FROM attempts WHERE state IN ('reserved', 'opened')"
+            f"SELECT count(*) FROM attempts WHERE {_under_way(opened)}",  # noqa: S608
+            *opened,
+        )
+
+    def others_unresolved(self, order: Order, opened: Collection[str] = ()) -> int:
+        """How many other attempts of the order's job at its round are reserved or under way.
+
+        Args:
+            opened: see `State.standing`.
+        """
+        return self._number(
+            f"SELECT count(*) FROM attempts WHERE {_under_way(opened)}"  # noqa: S608
             " AND job_id = ? AND round = ? AND attempt_id != ?",
+            *opened,
             order.job_id,
             order.round,
             order.attempt_id,
@@ -255,3 +268,9 @@ class KeptAttempts:
         if len(self._orders) > ORDERS_REMEMBERED:
             self._orders.popitem(last=False)
         return order
+
+
+def _under_way(opened: Collection[str]) -> str:
+    """A condition with a mark for each of `opened`."""
+    marks = ", ".join("?" * len(opened))
+    return f"(state IN ('reserved', 'opened') OR attempt_id IN ({marks}))"

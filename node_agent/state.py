@@ -136,8 +136,15 @@ class State:
 
     # Reading
 
-    def standing(self, order: Order, purpose: Purpose = "training") -> Standing:
-        """What the ledger knows that matters for an order, whose task has this purpose."""
+    def standing(
+        self, order: Order, purpose: Purpose = "training", opened: Collection[str] = ()
+    ) -> Standing:
+        """What the ledger knows that matters for an order, whose task has this purpose.
+
+        Args:
+            opened: attempts whose outcome is not due yet. They count as under way, booked or not:
+                a refusal, which costs nothing, would else tell when the data was done with.
+        """
         account = f"{self.node}/{order.account}"
         kept = self.ledger.account(account)
         pending = self.attempts.pending_on(account)
@@ -152,8 +159,8 @@ class State:
             purpose_units=self.share_units(order.account, "purpose", purpose),
             project_units=self.share_units(order.account, "project", order.project),
             job_round=self.attempts.round_of(order),
-            round_unresolved=self.attempts.others_unresolved(order) > 0,
-            unresolved=self.attempts.unresolved(),
+            round_unresolved=self.attempts.others_unresolved(order, opened) > 0,
+            unresolved=self.attempts.unresolved(opened),
         )
 
     def job_units(self, job_id: str, account: str) -> int:

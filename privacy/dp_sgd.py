@@ -184,7 +184,8 @@ def _tried(weights: InDoublePrecision, block: Block, loss_per_row: LossPerRow) -
     at made-up weights and rows alone.
 
     Raises:
-        Malformed: LAYER_UNSUPPORTED, see `InDoublePrecision.check_gradients`.
+        Malformed: LAYER_UNSUPPORTED, see `InDoublePrecision.check_gradients`; or the model or its
+            loss draws at random, where the draws of each row hang on how many rows are before it.
     """
 
     def computed() -> Tensor:
@@ -192,12 +193,19 @@ def _tried(weights: InDoublePrecision, block: Block, loss_per_row: LossPerRow) -
         figures = [outputs, norms_of(gradients), *gradients]
         return torch.cat([one.reshape(block.rows, -1) for one in figures], dim=1)
 
-    before = weights.flat.clone()
+    before, drawn = weights.flat.clone(), torch.get_rng_state()
     weights.flat.copy_(wild(before))
     try:
-        return are_apart(computed, block)
+        apart = are_apart(computed, block)
     finally:
         weights.flat.copy_(before)
+    if not torch.equal(torch.get_rng_state(), drawn):
+        raise Malformed(
+            "LAYER_UNSUPPORTED",
+            "This model cannot be trained with DP-SGD: it, or its loss, draws at random, so that "
+            "one patient more would change the draws of others; leave that out.",
+        )
+    return apart
 
 
 def _released(total: Tensor, training: Training, noise: SecureNoise) -> Tensor:

@@ -35,22 +35,28 @@ _INSTEAD: Final[tuple[tuple[type[nn.Module], str], ...]] = (
     (nn.RNNBase, "use Conv1d or Linear layers over a fixed window"),
     (nn.MultiheadAttention, "write attention with Linear layers"),
     (nn.EmbeddingBag, "use Embedding and a mean over each row's own tokens"),
+    (nn.modules.dropout._DropoutNd, "it draws at random; leave it out"),
+    (nn.RReLU, "it draws at random; use ReLU"),
 )
+
+_RANDOM: Final = (nn.modules.dropout._DropoutNd, nn.RReLU)
+"""Draw for one row after the other, from a generator whose seed everybody knows: with one patient
+more, other rows have other draws."""
 
 
 def check_layers(model: nn.Module) -> None:
     """Refuse a model in which some parameter has no gradient of each row by itself.
 
-    Refused are batch normalisation in every form; a layer with parameters that is not in
-    `SUPPORTED`; buffers, which rows would share and nothing would clip; one parameter, or one
-    memory, under two names; and a model with nothing to train.
+    Refused are batch normalisation in every form; layers that draw at random; a layer with
+    parameters that is not in `SUPPORTED`; buffers, which rows would share and nothing would clip;
+    one parameter, or one memory, under two names; and a model with nothing to train.
 
     Raises:
         Malformed: LAYER_UNSUPPORTED; the message names the layer and what to use instead.
     """
     for name, layer in model.named_modules():
         where = f"layer {name or '(the model itself)'} ({type(layer).__name__})"
-        mixes = isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        mixes = isinstance(layer, (nn.modules.batchnorm._BatchNorm, *_RANDOM))
         trained = any(p.requires_grad for p in layer.parameters(recurse=False))
         if mixes or (trained and type(layer) not in SUPPORTED):
             raise _refused(f"{where}: {_instead(layer)}")

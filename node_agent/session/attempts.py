@@ -22,7 +22,11 @@ class Phase(Enum):
     TELLING = "telling"  # no update; told, and told again until it is closed
 
 
-AT_WORK: Final = (Phase.PREPARING, Phase.TRAINING, Phase.HOLDING)
+OPENED: Final = (Phase.TRAINING, Phase.HOLDING)
+"""From the opening of the data to the moment of the outcome. Nobody outside may tell the two apart,
+whatever is ordered or closed meanwhile: the first ends when the data is done with."""
+
+AT_WORK: Final = (Phase.PREPARING, *OPENED)
 """One attempt at a time. HOLDING counts, so that when the next one begins tells nothing about how
 long the data took."""
 
@@ -64,6 +68,8 @@ class Agent:
         welcomed: the coordinator hears us.
         workers: jobs whose worker is alive, the one that was used last at the end.
         idle_since_s: when a worker was last at work.
+        over: attempts that were closed while `OPENED`, until the moment of their outcome. Each
+            keeps its place: when the next one begins must not tell how long the data took.
     """
 
     attempts: tuple[Attempt, ...] = ()
@@ -71,6 +77,17 @@ class Agent:
     workers: tuple[str, ...] = ()
     idle_since_s: float = 0.0
     stopping: bool = False
+    over: tuple[str, ...] = ()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an attempt has the place of the one that is at work."""
+        return bool(self.over) or any(one.phase in AT_WORK for one in self.attempts)
+
+    @property
+    def opened(self) -> frozenset[str]:
+        """Attempts that are `OPENED`."""
+        return frozenset(one.attempt_id for one in self.attempts if one.phase in OPENED)
 
     def find(self, attempt_id: str) -> Attempt | None:
         """An attempt by its id."""

@@ -60,9 +60,14 @@ class Reconnect:
 
 @dataclass(frozen=True, slots=True)
 class JudgeOrder:
-    """Reserve or refuse; answered by OrderReserved, OrderRefused or OrderSpent."""
+    """Reserve or refuse; answered by OrderReserved, OrderRefused or OrderSpent.
+
+    Attributes:
+        opened: attempts that count as under way, though they may be booked already.
+    """
 
     order: Order
+    opened: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

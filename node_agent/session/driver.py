@@ -247,8 +247,8 @@ class Driver:
                 self._spawn(self._say_hello(open_attempts))
             case c.Reconnect():
                 self._link.reconnect()
-            case c.JudgeOrder(order):
-                self._spawn(self._judge(order), order.attempt_id)
+            case c.JudgeOrder(order, opened):
+                self._spawn(self._judge(order, opened), order.attempt_id)
             case c.FetchModel(order):
                 self._spawn(self._fetch(order), order.attempt_id)
             case c.Withdraw(order):
@@ -303,12 +303,13 @@ class Driver:
         with self._parts.traces.span("upload", command.attempt_id):
             await self._delivery.hand_in(command)
 
-    async def _judge(self, order: Order) -> None:
+    async def _judge(self, order: Order, opened: frozenset[str]) -> None:
         with self._parts.traces.span("admission", order.attempt_id):
-            await self._judge_now(order)
+            await self._judge_now(order, opened)
 
-    async def _judge_now(self, order: Order) -> None:
-        decision: Decision = await self._parts.ledger.run(self._parts.admission.decide, order)
+    async def _judge_now(self, order: Order, opened: frozenset[str]) -> None:
+        decide = self._parts.admission.decide
+        decision: Decision = await self._parts.ledger.run(decide, order, opened)
         attempt_id, fields = order.attempt_id, _fields(order)
         match decision:
             case Reserved(signature, terms):
@@ -351,9 +352,7 @@ class Driver:
     def _at(self, at_s: float, event: e.AcceptanceDue | e.TickReached) -> None:
         """Bring an event at a moment; one that comes after its attempt is over is ignored."""
         delay_s = max(0.0, at_s - self._clock())
-        asyncio.get_running_loop().call_later(
-            delay_s, lambda: self._spawn(self._bring(event), event.attempt_id)
-        )
+        asyncio.get_running_loop().call_later(delay_s, lambda: self._spawn(self._bring(event)))
 
     async def _bring(self, event: e.Event) -> None:
         self._dispatch(event)

@@ -13,7 +13,7 @@ from typing import Any, Final, get_args
 
 from node_agent.session import commands as c
 from node_agent.session import events as e
-from node_agent.session.attempts import AT_WORK, Agent, Attempt, Phase
+from node_agent.session.attempts import AT_WORK, OPENED, Agent, Attempt, Phase
 from protos.errors import InvariantBroken, invariant
 
 WORKER_IDLE_S: Final = 600.0
@@ -40,6 +40,8 @@ def step(agent: Agent, event: e.Event, now_s: float) -> Step:
     if general is not None:
         return general(agent, event, now_s)
     if isinstance(event, get_args(e.AttemptEvent)):
+        if isinstance(event, e.TickReached) and event.attempt_id in agent.over:
+            return _place_free(agent, event, now_s)
         attempt = agent.find(event.attempt_id)
         if attempt is None:
             return agent, []
@@ -102,7 +104,7 @@ def _disconnected(agent: Agent, event: e.Disconnected, now_s: float) -> Step:
 def _welcome(agent: Agent, event: e.WelcomeReceived, now_s: float) -> Step:
     agent, asked = replace(agent, welcomed=True), list[c.Command]()
     for attempt_id, outcome in event.closed:
-        agent, more = _close(agent, attempt_id, outcome)
+        agent, more = _close(agent, attempt_id, outcome, now_s)
         asked += more
     for attempt in agent.attempts:
         asked += _tell(agent, attempt)
@@ -111,8 +113,7 @@ def _welcome(agent: Agent, event: e.WelcomeReceived, now_s: float) -> Step:
 
 def _heartbeat(agent: Agent, event: e.HeartbeatDue, now_s: float) -> Step:
     asked: list[c.Command] = [c.SendHeartbeat()] if agent.welcomed else []
-    busy = any(one.phase in AT_WORK for one in agent.attempts)
-    if agent.workers and not busy and now_s - agent.idle_since_s >= WORKER_IDLE_S:
+    if agent.workers and not agent.is_busy and now_s - agent.idle_since_s >= WORKER_IDLE_S:
         stopped = [c.StopWorker(job_id) for job_id in agent.workers]
         return replace(agent, workers=()), [*asked, *stopped, c.ForgetModels()]
     return agent, asked
@@ -138,7 +139,8 @@ def _order(agent: Agent, event: e.OrderReceived, now_s: float) -> Step:
     due_at_s = now_s + order.deadline_s if order.deadline_s else math.inf
     if attempt is None:
         added = Attempt(order, Phase.JUDGING, due_at_s=due_at_s)
-        return replace(agent, attempts=(*agent.attempts, added)), [c.JudgeOrder(order)]
+        asked = c.JudgeOrder(order, agent.opened)
+        return replace(agent, attempts=(*agent.attempts, added)), [asked]
     if attempt.order != order:
         return agent, [c.ReportConflict(order.attempt_id)]
     agent = agent.having(replace(attempt, due_at_s=due_at_s))
@@ -229,6 +231,16 @@ def _tick(agent: Agent, attempt: Attempt, event: e.TickReached, now_s: float) ->
     return _work(agent, _tell(agent, changed), now_s)
 
 
+def _place_free(agent: Agent, event: e.TickReached, now_s: float) -> Step:
+    over = tuple(one for one in agent.over if one != event.attempt_id)
+    return _work(replace(agent, over=over, idle_since_s=now_s), [], now_s)
+
+
+def _past(agent: Agent, attempt: Attempt, event: e.TickReached, now_s: float) -> Step:
+    """It was due for the same order, which has ended since and came again."""
+    return agent, []
+
+
 def _handed_in(agent: Agent, attempt: Attempt, event: e.Event, now_s: float) -> Step:
     return agent.without(attempt.attempt_id), [c.CloseAttempt(attempt.attempt_id, "post")]
 
@@ -239,7 +251,7 @@ def _vanished(agent: Agent, attempt: Attempt, event: e.UpdateVanished, now_s: fl
 
 
 def _closed(agent: Agent, event: e.AttemptClosedReceived, now_s: float) -> Step:
-    agent, asked = _close(agent, event.attempt_id, event.outcome)
+    agent, asked = _close(agent, event.attempt_id, event.outcome, now_s)
     return _work(agent, asked, now_s)
 
 
@@ -248,7 +260,7 @@ def _job_ended(agent: Agent, event: e.JobEndedReceived, now_s: float) -> Step:
     asked: list[c.Command] = []
     for attempt in agent.attempts:
         if attempt.order.job_id == event.job_id:
-            agent, more = _close(agent, attempt.attempt_id, "post")
+            agent, more = _close(agent, attempt.attempt_id, "post", now_s)
             asked += more
     if event.job_id in agent.workers:
         agent = agent.without_worker(event.job_id)
@@ -256,15 +268,19 @@ def _job_ended(agent: Agent, event: e.JobEndedReceived, now_s: float) -> Step:
     return _work(agent, [*asked, c.ForgetModels()], now_s)
 
 
-def _close(agent: Agent, attempt_id: str, outcome: e.Outcome) -> Step:
+def _close(agent: Agent, attempt_id: str, outcome: e.Outcome, now_s: float) -> Step:
     attempt = agent.find(attempt_id)
     asked: list[c.Command] = [c.CloseAttempt(attempt_id, outcome)]
     if attempt is None:
         return agent, asked
     asked.append(c.Abandon(attempt_id))
-    if attempt.phase in (Phase.PREPARING, Phase.TRAINING):
+    if attempt.phase in AT_WORK:
+        # Also where training is over: a worker that is kept would begin the next one sooner.
         agent = agent.without_worker(attempt.order.job_id)
         asked.append(c.StopWorker(attempt.order.job_id))
+    if attempt.phase in OPENED and attempt.tick_s > 0:
+        agent = replace(agent, over=(*agent.over, attempt_id))
+        asked.append(_schedule(attempt, now_s))
     return agent.without(attempt_id), asked
 
 
@@ -290,7 +306,7 @@ def _tell(agent: Agent, attempt: Attempt) -> list[c.Command]:
 def _work(agent: Agent, asked: list[c.Command], now_s: float) -> Step:
     """Begin an attempt that is ready, if nothing is at work: of those of the highest priority the
     one that came first."""
-    if agent.stopping or any(one.phase in AT_WORK for one in agent.attempts):
+    if agent.stopping or agent.is_busy:
         return agent, asked
     ready = [one for one in agent.attempts if one.phase is Phase.READY]
     if not ready:
@@ -326,6 +342,7 @@ _TABLE: Final[dict[tuple[Phase, type], Callable[[Agent, Attempt, Any, float], St
     (Phase.JUDGING, e.OrderRefused): _refused,
     (Phase.JUDGING, e.OrderSpent): _spent,
     **{(phase, e.AcceptanceDue): _accept for phase in Phase},
+    (Phase.JUDGING, e.TickReached): _past,
     (Phase.FETCHING, e.ModelReady): _ready,
     (Phase.FETCHING, e.WorkImpossible): _impossible,
     (Phase.WITHDRAWING, e.OrderRefused): _refused,

@@ -130,6 +130,7 @@ class Training:
         self._remarks: dict[str, str] = {}
         self._workers: dict[str, tuple[Worker, dict[str, Any]]] = {}
         self._ending: set[asyncio.Task[None]] = set()
+        self._asked_of: set[asyncio.Task[dict[str, Any]]] = set()
 
     def admitted(self, attempt_id: str, terms: Terms | None) -> None:
         """Take the terms that an order was just reserved on: if its work begins at once they need
@@ -168,7 +169,11 @@ class Training:
             with self._traces.work("work", order.attempt_id):
                 digest, size, failure = await self._train(worker, order, outcome_s)
             with self._traces.work("spool", order.attempt_id):
-                await self._end(order, digest, size, failure, shares=terms.share_failure_class)
+                share = terms.share_failure_class
+                if not await self._end(order, digest, size, failure, shares=share):
+                    # However it failed: one that is kept would begin the next attempt sooner than
+                    # one that died, and tell outside which it was.
+                    self._stop_this(order.job_id, worker)
 
     async def _made_ready(self, order: Order, due_at_s: float) -> tuple[Worker, Terms, float]:
         """The worker, what the policy says now, and seconds that a rehearsal took."""
@@ -202,11 +207,15 @@ class Training:
             )
         return self._state.open(order.attempt_id, at_s, outcome_s)
 
-    def stop(self, job_id: str) -> None:
-        """End a job's worker, whatever it does; the job's next attempt gets a new one."""
+    def stop(self, job_id: str, attempt_id: str = "") -> None:
+        """End a job's worker, whatever it does; the job's next attempt gets a new one.
+
+        Args:
+            attempt_id: what it may write for this one until it is gone is removed.
+        """
         if job_id in self._workers:
             worker, _ = self._workers.pop(job_id)
-            task = asyncio.get_running_loop().create_task(worker.stop())
+            task = asyncio.get_running_loop().create_task(self._end_worker(worker, attempt_id))
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
 
@@ -218,6 +227,12 @@ class Training:
     async def ended(self) -> None:
         """Wait until every stopped worker is gone."""
         await asyncio.gather(*self._ending)
+        await asyncio.gather(*self._asked_of, return_exceptions=True)
+
+    async def _end_worker(self, worker: Worker, attempt_id: str) -> None:
+        await worker.stop()
+        if attempt_id:
+            await asyncio.to_thread(self._spool.drop_out, attempt_id)
 
     async def _ready_worker(self, order: Order, terms: Terms) -> Worker:
         limits = terms.work.within(self._limits)
@@ -318,10 +333,16 @@ class Training:
         attempt = {"attempt_id": order.attempt_id, "round": order.round}
         request = {"op": "train", **attempt, **self._asked(order)}
         fields = {"job_id": order.job_id, **attempt}
+        limit_s = outcome_s * TRAINING_SHARE if outcome_s > 0 else None
+        asked = asyncio.create_task(worker.request(request))
+        self._asked_of.add(asked)
+        asked.add_done_callback(self._answered)
         try:
-            limit_s = outcome_s * TRAINING_SHARE if outcome_s > 0 else None
-            async with asyncio.timeout(limit_s):
-                answer = await worker.request(request)
+            # Not by cancelling: that waits until the worker is gone, a cluster's for seconds.
+            await asyncio.wait({asked}, timeout=limit_s)
+            if not asked.done():
+                raise TimeoutError
+            answer = asked.result()
             self._traces.worked(tracing.here(), answer, order.attempt_id)
             if answer.get("op") != "trained":
                 detail = str(answer.get("detail", ""))
@@ -333,16 +354,25 @@ class Training:
             return str(answer.get("digest")), int(answer.get("bytes", 0)), _NONE
         except TimeoutError:
             log.error("training_too_long", limit_s=limit_s, **fields)
-            self._stop_this(order.job_id, worker)
+            self._stop_this(order.job_id, worker, order.attempt_id)
             return "", 0, ("TOO_LONG", f"limit {limit_s:.0f} s" if limit_s else "")
         except (WorkerDied, OSError) as error:
-            self._stop_this(order.job_id, worker)
             if not self._wanted(order.attempt_id):
                 log.info("work_given_up", **fields)
                 return "", 0, _NONE
             log.error("worker_failed", detail=str(error), **fields)
             killed = isinstance(error, WorkerDied) and error.exit_code == -signal.SIGKILL
             return "", 0, ("OUT_OF_MEMORY" if killed else "WORKER_DIED", str(error))
+        except asyncio.CancelledError:
+            asked.cancel()
+            raise
+
+    def _answered(self, asked: "asyncio.Task[dict[str, Any]]") -> None:
+        """Nobody may wait for it any more: its error was told, or is one of a worker that was
+        stopped."""
+        self._asked_of.discard(asked)
+        if not asked.cancelled():
+            asked.exception()
 
     async def _remarked(self, order: Order, remark: str) -> None:
         """Keep what a worker says of the records, for the hospital."""
@@ -354,10 +384,10 @@ class Training:
         note = ROWS_LEFT_OUT_NOTE + order.data_set
         await self._ledger.run(self._state.notes.keep, note, remark)
 
-    def _stop_this(self, job_id: str, worker: Worker) -> None:
+    def _stop_this(self, job_id: str, worker: Worker, attempt_id: str = "") -> None:
         """End a worker, unless another one has taken its place."""
         if self._workers.get(job_id, (None,))[0] is worker:
-            self.stop(job_id)
+            self.stop(job_id, attempt_id)
 
     def _check_time(
         self, order: Order, tick_s: float, rehearsal_s: float, until_due_s: float
@@ -387,7 +417,8 @@ class Training:
 
     async def _end(
         self, order: Order, digest: str, size: int, failure: tuple[str, str], *, shares: bool
-    ) -> None:
+    ) -> bool:
+        """Book what came of an attempt, and say so; whether it gave an update."""
         kept, signature = await self._ledger.run(self._book, order.attempt_id, digest, size)
         if kept != digest:
             log.error("update_unreadable", job_id=order.job_id, attempt_id=order.attempt_id)
@@ -398,6 +429,7 @@ class Training:
         if signature is not None:
             said = failure[0] if shares and not kept else ""
             self._dispatch(e.TrainingEnded(order.attempt_id, kept, signature, said))
+        return bool(kept)
 
     def _book(self, attempt_id: str, digest: str, size: int) -> tuple[str, bytes | None]:
         """(the digest, if its bytes are in the spool; the signature over the post statement, if

@@ -67,10 +67,7 @@ class SqlQuery:
         query = self._query()
         try:
             with self._reading(HEADER_TIMEOUT_S) as connection:
-                answer = connection.execute(_select(query, None).limit(0))
-                described = answer.cursor.description if answer.cursor is not None else ()
-                kinds = _KINDS[self._database.dialect]
-                return [Column(str(one[0]), kinds.get(one[1], "any")) for one in described or ()]
+                return _columns(connection, query)
         except _Failed as failed:
             unreached = not failed.state or failed.state.startswith(UNREACHED)
             reason = "SOURCE_UNREADABLE" if unreached else "SCHEMA_MISMATCH"
@@ -82,7 +79,7 @@ class SqlQuery:
         cells: dict[str, list[Any]] = {name: [] for name in wanted}
         try:
             with self._reading(0) as connection:
-                names = list(connection.execute(_select(query, None).limit(0)).keys())
+                names = [one.name for one in _columns(connection, query)]
                 fault = column_fault(self._path, names, declared)
                 if fault:
                     raise DataProblem(fault)
@@ -275,18 +272,40 @@ class _Failed(Exception):
         self.detail = detail
 
 
+def _columns(connection: "sa.Connection", query: str) -> list[Column]:
+    """What a query gives, without a row of it."""
+    import sqlalchemy as sa
+
+    if connection.dialect.name == "sqlite":
+        # Asked for no row it makes what the query joins first, of all rows; a view is not run.
+        view = f"CREATE TEMP VIEW feddp_columns AS SELECT * FROM {_subquery(query)}"  # noqa: S608
+        connection.execute(sa.text(view))
+        told = connection.execute(sa.text("PRAGMA temp.table_info(feddp_columns)")).all()
+        connection.execute(sa.text("DROP VIEW temp.feddp_columns"))
+        return [Column(str(one[1])) for one in told]
+    answer = connection.execute(_select(query, None).limit(0))
+    described = answer.cursor.description if answer.cursor is not None else None
+    kinds = _KINDS[connection.dialect.name]
+    return [Column(str(one[0]), kinds.get(one[1], "any")) for one in described or ()]
+
+
 def _select(query: str, wanted: Sequence[str] | None) -> "sa.Select[*tuple[Any, ...]]":
+    """Columns of the query; None for all."""
+    import sqlalchemy as sa
+
+    inner = sa.text(_subquery(query))
+    if wanted is None:
+        return sa.select(sa.literal_column("*")).select_from(inner)
+    return sa.select(*(sa.column(name) for name in wanted)).select_from(inner)
+
+
+def _subquery(query: str) -> str:
     """The query as a subquery, which can be neither several statements nor, at its top, a change.
 
     The line break ends a comment on its last line.
     """
-    import sqlalchemy as sa
-
-    # `text` takes :name for a parameter, so that every colon is escaped.
-    inner = sa.text("(" + query.replace(":", "\\:") + "\n) AS feddp_source")
-    if wanted is None:
-        return sa.select(sa.literal_column("*")).select_from(inner)
-    return sa.select(*(sa.column(name) for name in wanted)).select_from(inner)
+    # SQLAlchemy takes :name for a parameter, so that every colon is escaped.
+    return "(" + query.replace(":", "\\:") + "\n) AS feddp_source"
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ import pytest
 
 from node_agent.admission import Admission, Refused, Reserved, Spent
 from node_agent.config import Folder
-from node_agent.judgement import Standing
+from node_agent.judgement import UNRESOLVED_MAX, Standing
 from node_agent.orders import Order
 from node_agent.state import State
 from node_agent.steward import Steward
@@ -278,6 +278,33 @@ def test_the_same_order_gets_the_same_answer_at_every_stage(
     state.close_attempt("a1", "post")
     assert isinstance(admission().decide(order()), Spent)
     assert kinds(state) == ["reserve", "post"]
+
+
+@pytest.mark.parametrize("digest", ["d" * 64, ""])
+def test_no_refusal_tells_whether_training_is_over(
+    admission: Callable[[], Admission], reopen: Reopen, digest: str
+) -> None:
+    """Until the outcome is due, a refusal, which costs nothing, is the same while the data is open
+    and once the attempt is booked."""
+    waiting = [order(f"w{n}", job_id=f"job-w{n}") for n in range(UNRESOLVED_MAX - 1)]
+    assert all(isinstance(admission().decide(one), Reserved) for one in [order(), *waiting])
+    state = reopen()
+    state.open("a1", 1.0, 60.0)
+    state.mandates.keep(replace(MANDATE, job_id="job-1"), "digest")
+
+    def answers(turn: str) -> list[object]:
+        asked = (order(f"{turn}-round"), order(f"{turn}-busy", job_id="job-2"))
+        found = [admission().decide(one, {"a1"}) for one in asked]
+        assert all(isinstance(one, Refused) for one in found)
+        reasons = [one.reason for one in found if isinstance(one, Refused)]
+        return [*reasons, state.mandates.seen("job-1", 1)]
+
+    during = answers("during")
+    assert during[:2] == ["ROUND_NOT_ADVANCING", "BUSY"]
+    assert state.spool("a1", digest) if digest else state.lose("a1")
+    assert answers("over") == during
+    # From that moment on it has its outcome, and counts as over.
+    assert isinstance(admission().decide(order("after", job_id="job-3")), Reserved)
 
 
 def test_a_renamed_account_is_no_fresh_budget(

@@ -165,7 +165,8 @@ def test_a_lost_answer_costs_one_more_call_and_no_charge(tmp_path: Path) -> None
 def test_whatever_happens_after_the_opening_is_no_update_and_posted_whole(
     tmp_path: Path, fault: str
 ) -> None:
-    """A dead worker, a worker's no and a worker's lie look alike outside, and cost alike."""
+    """A dead worker, a worker's no and a worker's lie look alike outside, and cost alike; also in
+    that none of them is there for the next attempt."""
 
     async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
         coordinator.orders = [real_order()]
@@ -177,9 +178,51 @@ def test_whatever_happens_after_the_opening_is_no_update_and_posted_whole(
             await until(lambda: worker.stops == (fault in ("die", "overrun")))
             coordinator.send(attempt_closed=pb.AttemptClosed(attempt_id="a1", outcome="post"))
             await until_closed(folder)
-        assert coordinator.submitted == []
+            assert coordinator.submitted == []
+            coordinator.send(work_order=real_order("a2", round=2))
+            await coordinator.until_submitted()
+        assert (worker.starts, worker.trained) == (2, ["a1", "a2"])
 
-    assert entries(play(tmp_path, scene)) == [("reserve", "a1"), ("post", "a1")]
+    taken = entries(play(tmp_path, scene))
+    assert taken[:2] == [("reserve", "a1"), ("post", "a1")]
+
+
+def test_how_long_a_worker_takes_to_end_delays_no_outcome(tmp_path: Path) -> None:
+    """A cluster gives a machine back in its own time: training that takes too long is told at the
+    moment of every other outcome, and nothing that comes of it later stays."""
+    tick_s, ends_s = 1.0, 3.0
+
+    class Slow(FakeWorker):
+        async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+            try:
+                return await super().request(message)
+            except (asyncio.CancelledError, WorkerDied):
+                await asyncio.sleep(ends_s)
+                raise
+
+        async def stop(self) -> None:
+            await super().stop()
+            await asyncio.sleep(ends_s)
+            write_late(self.requests)
+
+    def write_late(requests: list[dict[str, Any]]) -> None:
+        for one in requests:
+            if one["op"] == "train":
+                Path(one["out"]).write_bytes(UPDATE_BYTES)
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, _: FakeWorker) -> None:
+        policy = yaml.safe_load(folder.policy_yaml.read_text())
+        write_rules(folder.root, policy | {"outcome_tick_s": tick_s})
+        coordinator.orders = [real_order()]
+        worker = Slow(["overrun"])
+        async with RunningAgent(folder, worker):
+            await asyncio.wait_for(worker.training.wait(), WAIT_S)
+            began_s = asyncio.get_running_loop().time()
+            await coordinator.heard("no_update")
+            assert asyncio.get_running_loop().time() - began_s < 2 * tick_s - 0.1
+        assert list((folder.spool / "out").iterdir()) == []
+
+    play(tmp_path, scene)
 
 
 def test_an_agent_that_ends_while_the_data_is_open_never_trains_that_attempt_again(
@@ -456,6 +499,36 @@ def test_an_order_that_does_not_fit_its_deadline_is_refused_before_data_is_opene
 
     folder = play(tmp_path, scene)
     assert entries(folder) == [("reserve", "a1"), ("void", "a1")]
+
+
+@pytest.mark.parametrize("script", ["update", "no_update", "hang"])
+def test_nothing_that_a_coordinator_tries_tells_when_training_was_over(
+    tmp_path: Path, script: str
+) -> None:
+    """Before the moment of the outcome a second order of the round is refused, trained or not; and
+    an attempt that is closed keeps its place until then, and costs its worker."""
+    tick_s = 3.0
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        policy = yaml.safe_load(folder.policy_yaml.read_text())
+        write_rules(folder.root, policy | {"outcome_tick_s": tick_s})
+        coordinator.orders = [real_order()]
+        worker.script = [script]
+        async with RunningAgent(folder, worker):
+            await asyncio.wait_for(worker.training.wait(), WAIT_S)
+            began_s = asyncio.get_running_loop().time()
+            state = {"update": "spooled", "no_update": "no_update", "hang": "opened"}[script]
+            await until(lambda: status(folder.root)["attempts"] == {state: 1})
+            coordinator.send(work_order=real_order("a2"))
+            refused = await coordinator.heard("order_refused")
+            assert (refused.attempt_id, refused.reason) == ("a2", "ROUND_NOT_ADVANCING")
+            coordinator.send(attempt_closed=pb.AttemptClosed(attempt_id="a1", outcome="post"))
+            coordinator.send(work_order=real_order("a3", round=2))
+            await until(lambda: worker.trained == ["a1", "a3"])
+            assert asyncio.get_running_loop().time() - began_s >= tick_s - 0.1
+            assert (worker.starts, worker.stops) == (2, 1)
+
+    play(tmp_path, scene)
 
 
 def test_the_agent_is_heard_while_its_worker_trains(tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ def connected() -> Playbook:
 
 def fetching(book: Playbook, one: Order = A1) -> Playbook:
     """An order that was accepted."""
-    book = book >> e.OrderReceived(one) << c.JudgeOrder(one) << None
+    asked = c.JudgeOrder(one, book.agent.opened)
+    book = book >> e.OrderReceived(one) << asked << None
     book = book >> e.OrderReserved(one.attempt_id, b"res")
     due = c.ScheduleAcceptance(one.attempt_id, book.now_s + ACCEPTANCE_S)
     return book << due << c.FetchModel(one) << None
@@ -344,15 +345,39 @@ def test_welcome_closes_what_the_coordinator_has_resolved() -> None:
     assert book.agent.attempts == ()
 
 
-@pytest.mark.parametrize("book", [preparing(), training()])
-def test_closing_an_attempt_at_work_stops_its_worker_and_begins_the_next(book: Playbook) -> None:
+def test_closing_an_attempt_that_gets_ready_stops_its_worker_and_begins_the_next() -> None:
     """The round went on without us: what is under way helps nobody."""
-    book = fetching(book, B1) >> e.ModelReady("b1") << None
+    book = fetching(preparing(), B1) >> e.ModelReady("b1") << None
     book = book >> e.AttemptClosedReceived("a1", "post")
     book = book << c.CloseAttempt("a1", "post") << c.Abandon("a1") << c.StopWorker("job-1")
+    book << c.OpenAndTrain(B1, DUE_S) << None
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_closing_an_attempt_tells_nothing_of_how_long_its_data_took(is_over: bool) -> None:
+    """Training or over: the worker ends, and the next one begins at the moment of the outcome, for
+    which it would have begun had nothing been closed."""
+    book = fetching(training(), B1) >> e.ModelReady("b1") << None
+    if is_over:
+        book = book.at(OPENED_S + 0.1) >> e.TrainingEnded("a1", DIGEST, b"post")
+        book = book << c.ScheduleOutcome("a1", OPENED_S + TICK_S) << None
+    book = book.at(OPENED_S + 0.2) >> e.AttemptClosedReceived("a1", "post")
+    book = book << c.CloseAttempt("a1", "post") << c.Abandon("a1") << c.StopWorker("job-1")
+    book = book << c.ScheduleOutcome("a1", OPENED_S + TICK_S) << None
+    # What the stopped worker's end brings is too late to matter; so is the closed one's order.
+    book = book >> e.TrainingEnded("a1", "", b"post") << None
+    book = book >> e.OrderReceived(A1) << c.JudgeOrder(A1) << None
+    book = book.at(OPENED_S + TICK_S) >> e.TickReached("a1")
     book = book << c.OpenAndTrain(B1, DUE_S) << None
-    # What the stopped worker's end brings is too late to matter.
-    book >> e.TrainingEnded("a1", "", b"post") << None
+    book >> e.TickReached("a1") << None
+
+
+def test_until_its_moment_an_attempt_counts_as_under_way_for_every_order() -> None:
+    """Training or over: what a second order is answered must not tell which."""
+    for book in (training(), ended(DIGEST), ended("")):
+        assert (book >> e.OrderReceived(B1)).asked == (c.JudgeOrder(B1, frozenset({"a1"})),)
+    for book in (preparing(), submitting(), telling()):
+        assert (book >> e.OrderReceived(B1)).asked == (c.JudgeOrder(B1),)
 
 
 def test_closing_a_waiting_attempt_leaves_the_worker_alone() -> None:
@@ -371,7 +396,8 @@ def test_the_end_of_a_job_ends_its_worker_and_posts_what_was_open() -> None:
     """Only the node can void, so the coordinator has posted whatever it did not hear of."""
     book = training() >> e.JobEndedReceived("job-1")
     book = book << c.CloseAttempt("a1", "post") << c.Abandon("a1") << c.StopWorker("job-1")
-    book = book << c.ForgetModels() << None
+    book = book << c.ScheduleOutcome("a1", OPENED_S + TICK_S) << c.ForgetModels() << None
+    book = book >> e.TickReached("a1") << None
     assert book.agent == Agent(welcomed=True, idle_since_s=OPENED_S)
 
 

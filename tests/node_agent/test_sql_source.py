@@ -271,6 +271,30 @@ def test_a_number_of_more_digits_than_python_writes_does_not_end_the_reading(
     assert read_records(spec, [AGE, two]).features.tolist() == [[-1, 1]]
 
 
+def test_the_header_of_sqlite_is_found_without_a_row(tmp_path: Path) -> None:
+    """Also of a query that joins what it has added up: asked for no row of that, SQLite adds up all
+    the same, and one patient's cell could refuse an attempt that would else be charged."""
+    path = tmp_path / "records.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE records (pid, visit, disease)")
+        connection.execute("INSERT INTO records VALUES (1, '{\"age\": 50}', 1), (2, '{broken', 0)")
+    query = (
+        "WITH one AS (SELECT pid, max(disease) AS disease, max(visit ->> 'age') AS age FROM records"
+        " GROUP BY pid) SELECT one.pid AS patient_id, one.disease, one.age, 'Male' AS sex"
+        " FROM one JOIN one AS other ON one.pid = other.pid"
+    )
+    spec = spec_of(tmp_path, {"url": f"sqlite:///{path}"}, query)
+    check_header(spec)
+    names = [one.name for one in source_of(spec).header()]
+    assert names == ["patient_id", "disease", "age", "sex"]
+    # What no reader can bear ends the reading, once the data is open and charged.
+    with pytest.raises(DataProblem):
+        read_records(spec, [AGE])
+    with sqlite3.connect(path) as connection:
+        connection.execute("DELETE FROM records WHERE pid = 2")
+    assert read_records(spec, [AGE]).labels.tolist() == [1.0]
+
+
 def test_a_text_of_sqlite_that_is_none_does_not_end_the_reading(tmp_path: Path) -> None:
     """Its row is left out."""
     path = tmp_path / "r.db"

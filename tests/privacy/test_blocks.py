@@ -1,5 +1,6 @@
 """Rows that are computed side by side: no row changes what another one adds to the sum."""
 
+import os
 from typing import Any
 
 import pytest
@@ -134,7 +135,12 @@ def test_a_computation_that_looks_at_its_place_or_its_neighbours_is_found_out() 
     def by_neighbour() -> Tensor:
         return apart() + block.features.roll(1, 0) * 1e-6
 
+    def by_all() -> Tensor:
+        # Of all rows alike: in another order it is the same to the last bit.
+        return apart() + block.features.amax(0)
+
     assert are_apart(apart, block)
+    assert not are_apart(by_all, block)
     assert not are_apart(by_place, block)
     assert not are_apart(by_neighbour, block)
 
@@ -156,6 +162,24 @@ def test_the_rows_of_a_pass_follow_from_public_figures(
 ) -> None:
     """A multiple of what vector registers hold, or one; bounded by memory."""
     assert block_rows(values, expected) == rows
+
+
+def test_every_pass_has_as_many_rows_whoever_is_there() -> None:
+    """By the declared size: by how many there are, one patient more would be another computation
+    for all. The library is asked for results that depend on nothing else."""
+    passes: set[int] = set()
+
+    def counted(outputs: Tensor, labels: Tensor) -> Tensor:
+        passes.add(len(labels))
+        return loss_per_row(outputs, labels)
+
+    for patients in (0, 1, 39, 40, 41, 200):
+        one = crowd(patients, 6)
+        model = cancelling(6, [], 0)
+        how = training(steps=1, declared_n=40)
+        dp_sgd.train(model, one.features, one.labels, one.patients, counted, how, UnsafeNoNoise())
+    assert passes == {48}
+    assert os.environ["MKL_CBWR"]
 
 
 def test_a_block_holds_nothing_of_the_pass_before() -> None:

@@ -24,6 +24,7 @@ from training_cases import (
 )
 
 from privacy import dp_sgd
+from privacy.clipping import UNITS_PER_BOUND
 from privacy.dp_sgd import train
 from privacy.noise import SecureNoise
 from protos.errors import Malformed
@@ -401,3 +402,13 @@ def test_nothing_computed_from_records_stays_on_the_model() -> None:
 def test_production_training_takes_no_seed() -> None:
     """Only tests can inject noise; there is no argument that fixes noise or sampling."""
     assert not any("seed" in name for name in inspect.signature(train).parameters)
+
+
+def test_no_bit_of_what_a_step_releases_lies_below_its_noise() -> None:
+    """Whole units, as the sum is: else the spacing of floats would tell which sum the noise was
+    added to. Powers of two, so that the division hides nothing."""
+    how = training(declared_n=64, sigma=0.37)
+    released = dp_sgd._released(torch.arange(1000, dtype=torch.float64), how, SecureNoise())
+    units = released * (UNITS_PER_BOUND / how.max_grad_norm * 64)
+    assert torch.equal(units, units.round())
+    assert not torch.equal(units, torch.arange(1000, dtype=torch.float64))

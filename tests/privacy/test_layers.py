@@ -99,6 +99,10 @@ REFUSED: list[tuple[nn.Module, str, str]] = [
     (nn.Sequential(nn.Conv1d(1, 2, 3, padding=1, padding_mode="circular")), "layer 0", "'zeros'"),
     (nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), "Conv2d", "padding_mode='zeros'"),
     (nn.LayerNorm(3, bias=False), "LayerNorm", "leave it on"),
+    (nn.Sequential(nn.Linear(F, 3), nn.Dropout(0.5)), "layer 1 (Dropout)", "leave it out"),
+    (nn.Sequential(nn.Conv1d(1, 2, 3), nn.Dropout1d()), "layer 1 (Dropout1d)", "leave it out"),
+    (nn.Sequential(nn.Linear(F, 3), nn.AlphaDropout()), "AlphaDropout", "leave it out"),
+    (nn.Sequential(nn.Linear(F, 3), nn.RReLU()), "layer 1 (RReLU)", "use ReLU"),
     (nn.Sequential(nn.Bilinear(F, F, 1)), "layer 0 (Bilinear)", "Linear"),
     (nn.Sequential(nn.PReLU()), "layer 0 (PReLU)", "Linear"),
     (OwnLinear(F, 1), "OwnLinear", "Linear"),
@@ -123,6 +127,35 @@ def test_what_cannot_be_clipped_for_each_row_is_refused_by_name(
     data, source = random_data(1), UnsafeNoNoise()
     with pytest.raises(Malformed, match="cannot be trained"):
         train(model, data.features, data.labels, data.patients, loss_per_row, training(), source)
+    assert source.asked == []
+
+
+class DropsHere(nn.Module):
+    """Draws at random without a layer that says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(F, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.inner(x), 0.5, self.training).squeeze(1)
+
+
+def test_a_model_that_draws_at_random_is_refused_before_any_row() -> None:
+    """torch begins every process with one seed, and draws for the rows one after the other: a
+    patient more would change what the others add, by many times the bound."""
+    data, source = random_data(1), UnsafeNoNoise()
+    with pytest.raises(Malformed, match="draws at random") as caught:
+        train(
+            DropsHere(),
+            data.features,
+            data.labels,
+            data.patients,
+            loss_per_row,
+            training(),
+            source,
+        )
+    assert caught.value.reason == "LAYER_UNSUPPORTED"
     assert source.asked == []
 
 

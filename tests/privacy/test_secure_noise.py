@@ -1,12 +1,14 @@
 """The source of noise: its law, and that nobody can repeat it."""
 
 import copy
+import math
 import os
 import pickle
 
 import numpy as np
 import pytest
 from noise_fakes import UnsafeSeededNoise
+from numpy.typing import NDArray
 from scipy import stats
 
 from privacy import noise as noise_module
@@ -81,6 +83,48 @@ def test_the_stream_is_chacha20_and_long_draws_continue_it(
     monkeypatch.setattr(noise_module, "_STREAM_BYTES_MAX", 256)
     words = np.frombuffer(SecureNoise()._random_bytes(64 * 1000), dtype="<u8")
     assert len(np.unique(words)) == len(words) == 8000
+
+
+def test_each_value_is_the_sum_of_four_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grid of a single one can be searched for; its law alone would not show that."""
+    source, drawn = SecureNoise(), 0
+    whole = source._random_bytes
+
+    def counted(count: int) -> bytes:
+        nonlocal drawn
+        drawn += count
+        return whole(count)
+
+    monkeypatch.setattr(source, "_random_bytes", counted)
+    source.gaussian((10, 10), 1.0)
+    assert drawn == 4 * 8 * 100
+
+
+def test_a_key_is_used_for_no_longer_than_its_counter_lasts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stream that begins again would repeat noise."""
+    assert noise_module._STREAM_BYTES_MAX < 64 * 2**32
+    monkeypatch.setattr(noise_module, "_BLOCK_BYTES", 64)
+    monkeypatch.setattr(noise_module, "_STREAM_BYTES_MAX", 256)
+    keys: list[bytes] = []
+    system = os.urandom
+    monkeypatch.setattr(
+        noise_module.os, "urandom", lambda count: keys.append(system(count)) or keys[-1]
+    )
+    SecureNoise()._random_bytes(1024)
+    assert len(set(keys)) == 4
+
+
+def test_nobody_is_sampled_with_more_than_the_booked_probability() -> None:
+    """A rate between two multiples of 2^-53 is taken as the lower one."""
+
+    class OnTheEdge(SecureNoise):
+        def _integers(self, count: int) -> NDArray[np.uint64]:
+            return np.full(count, math.floor(math.ldexp(0.1, 53)), np.uint64)
+
+    assert not math.ldexp(0.1, 53).is_integer()
+    assert not OnTheEdge().bernoulli(1, 0.1).any()
 
 
 def test_the_state_cannot_be_saved_or_copied() -> None:

@@ -175,8 +175,8 @@ class Node(Process):
             case c.Reconnect():
                 if self.stream is not None:
                     self.stream.end(TO_NODE)
-            case c.JudgeOrder(order):
-                self._of(order.attempt_id, self._judge(order))
+            case c.JudgeOrder(order, opened):
+                self._of(order.attempt_id, self._judge(order, opened))
             case c.FetchModel(order):
                 self._of(order.attempt_id, self._fetch(order))
             case c.Withdraw(order):
@@ -184,7 +184,7 @@ class Node(Process):
             case c.OpenAndTrain(order, due_at_s):
                 self.spawn(train(self, order, due_at_s))
             case c.ScheduleOutcome(attempt_id, at_s):
-                self._of(attempt_id, self._at(at_s, e.TickReached(attempt_id)))
+                self.spawn(self._at(at_s, e.TickReached(attempt_id)))
             case c.ScheduleAcceptance(attempt_id, at_s):
                 self._of(attempt_id, self._at(at_s, e.AcceptanceDue(attempt_id)))
             case c.UploadAndSubmit(attempt_id):
@@ -223,8 +223,8 @@ class Node(Process):
         """What the coordinator holds this node's accounts to."""
         yield self.disk(lambda: self.disk_.state.coordinator_limits.keep(dict(limits)))
 
-    def _judge(self, order: Order) -> Work:
-        decision = yield self.disk(lambda: self.admission.decide(order))
+    def _judge(self, order: Order, opened: frozenset[str]) -> Work:
+        decision = yield self.disk(lambda: self.admission.decide(order, opened))
         match decision:
             case Reserved(signature):
                 self.dispatch(e.OrderReserved(order.attempt_id, signature))

@@ -259,3 +259,14 @@ def test_a_node_cannot_book_on_the_account_of_another() -> None:
     keys = {**KEYS, "zeta": key.public_key().public_bytes_raw()}
     found = verify(entries, FILTERS, keys)
     assert [one.seq for one in found.problems] == [8]
+
+
+def test_a_guarantee_that_was_lost_stays_lost() -> None:
+    """With the first post of a release without accounting, also after one with noise."""
+    bare: dict[str, Any] = {"mechanism": "none", "noise_multiplier": None}
+    steps = [statement("a1", kind, **bare) for kind in ("reserve", "post")]
+    steps += [statement("a2", kind) for kind in ("reserve", "post")]
+    for count, guarantee in enumerate((True, False, False, False), start=1):
+        found = verify(chain(*steps[:count]), FILTERS, KEYS)
+        assert found.ok
+        assert found.balances[ACCOUNT].guarantee is guarantee

@@ -186,6 +186,16 @@ def test_conversion_costs_are_the_published_ones(order: int, cost: float) -> Non
     assert make_filter("rdp", order, cost + 0.1, 1e-5).limit_units > 0
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.integers(2, 256), st.floats(1e-30, 0.5))
+def test_conversion_cost_is_never_below_the_true_one(order: int, delta: float) -> None:
+    """A limit that is a hair above the rounded cost would else admit more than it is worth."""
+    with mpmath.workdps(60):
+        logs = mpmath.log(mpmath.mpf(delta)) + mpmath.log(order)
+        true = mpmath.log(1 - mpmath.mpf(1) / order) - logs / (order - 1)
+        assert true <= conversion_cost(order, delta) <= true + 1e-12
+
+
 @pytest.mark.parametrize("order", [2, 3, 4, 6, 16, 64])
 @pytest.mark.parametrize("rdp", [0.01, 0.3, 2.0, 15.0])
 def test_rdp_epsilon_agrees_with_dp_accounting(order: int, rdp: float) -> None:

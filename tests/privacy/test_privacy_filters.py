@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from privacy.filters import UNITS, conversion_cost, default_filter, make_filter
 from privacy.gaussian_dp import delta_above, float_above, mills_ratio, sqrt_above
 from privacy.releases import Release
-from privacy.renyi import subsampled_rdp
+from privacy.renyi import rdp_per_step, subsampled_rdp
 from protos.errors import BudgetRefused, Malformed
 
 
@@ -194,6 +194,37 @@ def test_conversion_cost_is_never_below_the_true_one(order: int, delta: float) -
         make_filter("rdp", order, cost - 0.01, 1e-5)
     assert caught.value.reason == "LIMIT_BELOW_CONVERSION_COST"
     assert make_filter("rdp", order, cost + 0.1, 1e-5).limit_units > 0
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(2, 256), st.floats(1e-30, 0.5))
+def test_conversion_cost_is_never_below_the_true_one(order: int, delta: float) -> None:
+    """A limit that is a hair above the rounded cost would else admit more than it is worth."""
+    with mpmath.workdps(60):
+        logs = mpmath.log(mpmath.mpf(delta)) + mpmath.log(order)
+        true = mpmath.log(1 - mpmath.mpf(1) / order) - logs / (order - 1)
+        assert true <= conversion_cost(order, delta) <= true + 1e-12
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(2, 48), st.floats(1e-6, 0.999), st.floats(0.3, 100.0))
+def test_a_samples_divergence_is_never_below_the_true_one(
+    order: int, rate: float, noise: float
+) -> None:
+    """The series is summed in floats, whose errors are covered."""
+    found = rdp_per_step(Release("poisson_gaussian", noise, rate, 1), order)
+    assert found is not None
+    with mpmath.workdps(60):
+        q, s = mpmath.mpf(rate), mpmath.mpf(noise)
+        total = mpmath.fsum(
+            mpmath.binomial(order, i)
+            * (1 - q) ** (order - i)
+            * q**i
+            * mpmath.exp((i * i - i) / (2 * s * s))
+            for i in range(order + 1)
+        )
+        true = mpmath.log(total) / (order - 1)
+        assert true <= mpmath.mpf(found.numerator) / found.denominator <= true * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("order", [2, 3, 4, 6, 16, 64])

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -27,8 +28,9 @@ from node_agent.tasks.registry import initial_model, installed
 from privacy.heads import Head
 from privacy.ledger import signature_ok
 from protos.content import beside_of, digest_of
-from protos.errors import NotAllowed, NotFound
+from protos.errors import NotAllowed, NotFound, TooLate
 from protos.feddp.v1 import federation_pb2 as pb
+from protos.status import DETAILS_KEY, details
 from tests.node_agent.agent_federation import (
     MODEL_BYTES,
     TRUST_DOMAIN,
@@ -265,6 +267,58 @@ def test_a_spooled_update_is_submitted_after_a_restart_without_training(tmp_path
         assert worker.trained == ["a1"]
 
     assert entries(play(tmp_path, scene)) == [("reserve", "a1"), ("post", "a1")]
+
+
+def test_an_update_of_a_data_set_that_was_withdrawn_while_the_agent_was_off_never_leaves(
+    tmp_path: Path,
+) -> None:
+    """The next process has known no other rules, so that no change tells it to look."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+
+        class Trained(FakeWorker):
+            """Its outcome is due after 3 s, by which the agent is off."""
+
+            async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+                answer = await super().request(message)
+                return {**answer, "rehearsal_s": 0.75} if message["op"] == "check" else answer
+
+        async with RunningAgent(folder, Trained()):
+            await until(lambda: status(folder.root)["attempts"] == {"spooled": 1})
+        rules = yaml.safe_load((folder.root / "policy.yaml").read_text())
+        rules["withdrawn"] = ["heart"]
+        (folder.root / "policy.yaml").write_text(yaml.safe_dump(rules))
+        async with RunningAgent(folder, worker):
+            await coordinator.heard("no_update")
+        assert coordinator.submitted == []
+        assert coordinator.uploads == {}
+
+    assert entries(play(tmp_path, scene)) == [("reserve", "a1"), ("post", "a1")]
+
+
+def test_an_update_that_the_coordinator_refuses_is_not_told_as_acknowledged(
+    tmp_path: Path,
+) -> None:
+    """Its round had closed: the hospital's outbox must not say that it counts."""
+
+    class Late(FakeCoordinator):
+        async def SubmitUpdate(self, request: Any, context: Any) -> Any:  # noqa: N802
+            error = TooLate("ATTEMPT_CLOSED", "the round has closed")
+            context.set_trailing_metadata(((DETAILS_KEY, details(error)),))
+            await context.abort(grpc.StatusCode.ABORTED, error.message)
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+        async with RunningAgent(folder, worker):
+            await until(lambda: status(folder.root)["attempts"] == {"closed": 1})
+
+    folder = play(tmp_path, scene, Late)
+    state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
+    row = state.attempts.find("a1")
+    state.close()
+    assert row is not None
+    assert (row.state, row.outcome, row.reason) == ("closed", "post", "UPDATE_REJECTED")
 
 
 def test_an_update_that_vanished_from_the_disk_is_no_update(tmp_path: Path) -> None:

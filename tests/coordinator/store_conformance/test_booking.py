@@ -49,6 +49,50 @@ def test_booking_twice_writes_one_entry(database: Database) -> None:
         database.write_now(lambda c: booking.book(c, statement("x", kind="void")))
 
 
+def test_booking_twice_within_a_transaction_writes_one_entry(database: Database) -> None:
+    """A turn takes what arrived together, a repeated message included; nothing is charged twice."""
+
+    def work(connection: Connection) -> None:
+        books = booking.Books(connection)
+        for kind in ("reserve", "reserve", "post", "post"):
+            books.book(statement("x", kind=kind))
+        books.flush()
+        books.resolve("x", "post", b"")
+        books.flush()
+
+    database.write_now(work)
+    assert kinds(database) == ["reserve", "post"]
+    account = database.read_now(lambda c: ledger.read_account(c, ACCOUNT))
+    assert account.balance.pending_units == 0
+
+
+def test_what_was_gone_back_on_was_never_booked(database: Database) -> None:
+    """Reservations below quorum; and what the same transaction books after that is whole."""
+
+    def work(connection: Connection) -> None:
+        books = booking.Books(connection)
+        books.book(statement("kept"))
+        before = books.mark()
+        books.book(statement("gone"))
+        books.book(statement("gone", kind="post"))
+        books.book(statement("kept", kind="post"))
+        books.book(statement("open"))
+        books.go_back(before)
+        books.book(statement("gone"))
+        books.flush()
+
+    database.write_now(work)
+    assert kinds(database) == ["reserve", "reserve"]
+    pending = database.read_now(lambda c: ledger.read_account(c, ACCOUNT)).balance.pending
+    assert sorted(one.attempt_id for one in pending) == ["gone", "kept"]
+    for attempt_id in ("gone", "kept"):
+        database.write_now(lambda c, n=attempt_id: booking.book(c, statement(n, kind="post")))
+    account = database.read_now(lambda c: ledger.read_account(c, ACCOUNT))
+    entries = database.read_now(lambda c: list(ledger.chain(c, ACCOUNT)))
+    assert account.balance.pending == ()
+    assert verify(entries, {ACCOUNT: account.filter}, {NODE: PUBLIC}).ok
+
+
 def test_a_reservation_over_the_limit_is_refused_and_changes_nothing(database: Database) -> None:
     """Pending counts like posted: what is ordered may be released."""
     for number in range(5):

@@ -41,6 +41,23 @@ def test_a_holder_that_was_replaced_can_write_nothing(url: str) -> None:
     asyncio.run(scene())
 
 
+def test_a_lease_that_has_changed_hands_is_neither_renewed_nor_given_back(url: str) -> None:
+    """Of a job's lease, too, which no fence of the whole process looks at."""
+    database = Database(url)
+    mine = database.write_now(lambda c: leases.take(c, "job", "me", 0.0))
+    other = database.write_now(lambda c: leases.take(c, "job", "other", 1e12))
+    assert mine is not None
+    assert other is not None
+    for change in (lambda c: leases.renew(c, mine, 2e12), lambda c: leases.release(c, mine)):
+        with pytest.raises(Unavailable) as refused:
+            database.write_now(change)
+        assert refused.value.reason == "LEASE_LOST"
+    held = database.read_now(lambda c: leases.look(c, "job"))
+    assert held is not None
+    assert (held.holder, held.expires_at) == ("other", 1e12 + leases.LEASE_S)
+    database.close()
+
+
 def test_losing_the_lease_is_noticed_at_the_next_renewal(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,7 +34,7 @@ def _instead(node: Node, other: Callable[[Agent, Any], Any]) -> None:
 def opens_before_reserving(node: Node) -> None:
     """The order is believed, and nothing is booked."""
     node.admission.decide = (  # type: ignore[method-assign]
-        lambda order: Reserved(node.disk_.signature(order, "reserve"))
+        lambda order, _opened: Reserved(node.disk_.signature(order, "reserve"))
     )
     node.disk_.open = lambda *_: True  # type: ignore[method-assign]
 

@@ -180,6 +180,10 @@ def test_tiny_noise_costs_more_than_any_limit() -> None:
 def test_conversion_costs_are_the_published_ones(order: int, cost: float) -> None:
     """4.80, 3.09 and 1.76 at delta 1e-5; an account below its own is refused by name."""
     assert conversion_cost(order, 1e-5) == pytest.approx(cost, abs=0.005)
+    with pytest.raises(Malformed, match=rf"{cost:.2f}|{cost + 0.01:.2f}") as caught:
+        make_filter("rdp", order, cost - 0.01, 1e-5)
+    assert caught.value.reason == "LIMIT_BELOW_CONVERSION_COST"
+    assert make_filter("rdp", order, cost + 0.1, 1e-5).limit_units > 0
 
 
 @settings(max_examples=300, deadline=None)
@@ -190,10 +194,6 @@ def test_conversion_cost_is_never_below_the_true_one(order: int, delta: float) -
         logs = mpmath.log(mpmath.mpf(delta)) + mpmath.log(order)
         true = mpmath.log(1 - mpmath.mpf(1) / order) - logs / (order - 1)
         assert true <= conversion_cost(order, delta) <= true + 1e-12
-    with pytest.raises(Malformed, match=rf"{cost:.2f}|{cost + 0.01:.2f}") as caught:
-        make_filter("rdp", order, cost - 0.01, 1e-5)
-    assert caught.value.reason == "LIMIT_BELOW_CONVERSION_COST"
-    assert make_filter("rdp", order, cost + 0.1, 1e-5).limit_units > 0
 
 
 @settings(max_examples=300, deadline=None)

@@ -334,7 +334,7 @@ class Training:
         request = {"op": "train", **attempt, **self._asked(order)}
         fields = {"job_id": order.job_id, **attempt}
         limit_s = outcome_s * TRAINING_SHARE if outcome_s > 0 else None
-        asked = asyncio.create_task(worker.request(request))
+        asked = asyncio.create_task(self._answer_of(worker, request))
         self._asked_of.add(asked)
         asked.add_done_callback(self._answered)
         try:
@@ -366,6 +366,9 @@ class Training:
         except asyncio.CancelledError:
             asked.cancel()
             raise
+
+    async def _answer_of(self, worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
+        return await worker.request(request)
 
     def _answered(self, asked: "asyncio.Task[dict[str, Any]]") -> None:
         """Nobody may wait for it any more: its error was told, or is one of a worker that was

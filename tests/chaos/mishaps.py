@@ -60,7 +60,7 @@ def _reborn(federation: WatchedFederation, name: str) -> None:
 
 def lost_update(federation: WatchedFederation) -> Jobs:
     """An agent dies after it has opened the data: the attempt is spent, another follows."""
-    federation.arm("alpha", "node_agent.session.training:Training._train:request:before")
+    federation.arm("alpha", "node_agent.session.training:Training._answer_of:request:before")
     job_id = submit_once(federation, spec())
     watch(federation, job_id)
     return {job_id: "completed"}

@@ -18,7 +18,7 @@ from feddp.client import Client
 from feddp.demo.ports import choose_ports
 from feddp.demo.processes import Processes
 from feddp.profile import Profile
-from node_agent.enrol import join
+from node_agent.joining.enrol import join
 from node_agent.tasks.registry import NULL, installed
 from protos.errors import FeddpError
 from protos.feddp.v1.jobs_pb2 import Job

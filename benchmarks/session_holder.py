@@ -17,7 +17,7 @@ import structlog
 
 from benchmarks.gateway_site import NAMED
 from certs.credentials import channel_credentials
-from node_agent.channels import OPTIONS
+from node_agent.connection.channels import OPTIONS
 from node_agent.session import events as e
 from node_agent.session.link import Link
 from protos.feddp.v1 import diagnosis_pb2, diagnosis_pb2_grpc

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feddp.demo import heart
-from node_agent.records import Records
+from node_agent.data.records import Records
 from privacy.calibration import noise_multiplier_for
 from privacy.filters import make_filter
 from privacy.noise import SecureNoise

@@ -24,9 +24,9 @@ sys.path.insert(0, str(ROOT))
 
 from charts.dashboards import business, compliance, operational, privacy, security  # noqa: E402
 from charts.dashboards.panels import build  # noqa: E402
-from coordinator.config_sections import CoordinatorConfig, Storage  # noqa: E402
-from coordinator.config_surroundings import Monitoring  # noqa: E402
-from coordinator.keys import PORT, bounds, extra  # noqa: E402
+from coordinator.config.keys import PORT, bounds, extra  # noqa: E402
+from coordinator.config.sections import CoordinatorConfig, Storage  # noqa: E402
+from coordinator.config.surroundings import Monitoring  # noqa: E402
 
 VALUES: Final = ROOT / "charts/feddp/values.yaml"
 SCHEMA: Final = ROOT / "charts/feddp/values.schema.json"

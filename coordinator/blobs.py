@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from coordinator.shared_blobs import SharedBlobs
+from coordinator.replicas.shared_blobs import SharedBlobs
 from coordinator.uploads import Appending, Uploads, room, staged_name
 from protos.content import (
     DIGEST_LENGTH,

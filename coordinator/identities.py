@@ -13,7 +13,7 @@ from certs.peer import Peer, peer_of
 from certs.registry import CertificateRecord, admit
 from certs.spiffe import SpiffeId
 from coordinator.authz import Caller
-from coordinator.gateway import Metadata, forwarded_fingerprint, forwarded_fingerprints
+from coordinator.gateway.shown import Metadata, forwarded_fingerprint, forwarded_fingerprints
 from coordinator.restoring.revocations import RevocationsFile
 from coordinator.store import (
     certificates,

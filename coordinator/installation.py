@@ -14,7 +14,7 @@ from certs.enrolment import key_digest, new_key, private_pem, save_private_key
 from certs.profile_folder import NEXT_KEY, adopt, describe, waiting_key
 from certs.spiffe import SpiffeId, check_trust_domain
 from coordinator import server_certificate
-from coordinator.config_sections import postgresql_url
+from coordinator.config.sections import postgresql_url
 from coordinator.keyring import ledger_key
 from coordinator.store import certificates, users
 from coordinator.store.database import Database
@@ -153,7 +153,7 @@ def reissue_operator(folder: Path) -> Path:
         NotFound: INSTALLATION_MISSING, AUTHORITY_MISSING, USER_UNKNOWN.
         Malformed: CONFIG_INVALID, AUTHORITY_INVALID.
     """
-    from coordinator.config import load_config
+    from coordinator.config.config import load_config
 
     if not (folder / CONFIG_FILE).is_file():
         raise NotFound("INSTALLATION_MISSING", f"{folder} holds no {CONFIG_FILE}")

@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import ValidationError, ValidationInfo, field_validator
 
-from coordinator.config_sections import CoordinatorConfig
-from coordinator.keys import OutOfBoundsError, Section, key, problems
-from coordinator.strict_yaml import read_mapping
+from coordinator.config.keys import OutOfBoundsError, Section, key, problems
+from coordinator.config.sections import CoordinatorConfig
+from coordinator.config.strict_yaml import read_mapping
 from privacy.filters import EPSILON_MIN
 from privacy.releases import GRAD_NORM_MIN
 from protos.errors import Malformed, invariant

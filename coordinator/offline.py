@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, inspect, text
 
 from coordinator import views
-from coordinator.config import CoordinatorConfig, load_config
+from coordinator.config.config import CoordinatorConfig, load_config
 from coordinator.installation import CONFIG_FILE
 from coordinator.keyring import ledger_public_key
 from coordinator.store import ledger as ledger_store

@@ -9,7 +9,7 @@ from pathlib import Path
 from certs import rollover
 from certs.authority import Authority
 from certs.authority_state import Phase, read_state
-from coordinator.config import CoordinatorConfig, load_config
+from coordinator.config.config import CoordinatorConfig, load_config
 from coordinator.installation import CONFIG_FILE
 from coordinator.store import certificates
 from coordinator.store.database import Database

@@ -13,14 +13,12 @@ import structlog
 from certs.authority import Authority
 from certs.enrolment import public_bytes_of
 from coordinator.blobs import BlobStore
-from coordinator.config import CoordinatorConfig, load_config
-from coordinator.followed_rounds import FollowedRounds
-from coordinator.health import HealthServer
+from coordinator.config.config import CoordinatorConfig, load_config
 from coordinator.identities import Identities
 from coordinator.keyring import ledger_key
-from coordinator.leadership import Leadership, is_lost, this_process
-from coordinator.metrics import Metrics
-from coordinator.observer import Observer
+from coordinator.observing.health import HealthServer
+from coordinator.observing.metrics import Metrics
+from coordinator.observing.observer import Observer
 from coordinator.pausing import Pausing
 from coordinator.ports import (
     DRAIN_S,
@@ -30,7 +28,12 @@ from coordinator.ports import (
     server_behind,
 )
 from coordinator.quarantine import Quarantine
-from coordinator.replicas import Address, Forwarder
+from coordinator.replicas.followed_rounds import FollowedRounds
+from coordinator.replicas.leadership import Leadership, is_lost, this_process
+from coordinator.replicas.replicas import Address, Forwarder
+from coordinator.replicas.shared_blobs import SharedBlobs
+from coordinator.replicas.shared_work import SharedWork, WorkTaker
+from coordinator.replicas.transfer_port import TransferPort
 from coordinator.restoring.marker import refuse_unfinished
 from coordinator.restoring.revocations import RevocationsFile
 from coordinator.rounds.driver import Rounds
@@ -48,12 +51,9 @@ from coordinator.rpc.users import UsersService
 from coordinator.rpc.witness import WitnessService
 from coordinator.server_certificate import ServerCertificate
 from coordinator.sessions import Sessions
-from coordinator.shared_blobs import SharedBlobs
-from coordinator.shared_work import SharedWork, WorkTaker
 from coordinator.store import certificates, epochs, users
 from coordinator.store.database import Database
 from coordinator.store.diagnosis import fault, hidden, is_empty
-from coordinator.transfer_port import TransferPort
 from protos import tracing
 from protos.allocation import keep_freed
 from protos.errors import Conflict, Malformed, Unavailable

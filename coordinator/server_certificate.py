@@ -26,7 +26,7 @@ from certs.credentials import (
 from certs.enrolment import load_certificate_key, new_key, private_pem
 from certs.rotation import renewal_due_at
 from certs.spiffe import SpiffeId
-from coordinator.config import CoordinatorConfig
+from coordinator.config.config import CoordinatorConfig
 from protos.content import sync_directory, write_durable
 from protos.errors import FeddpError, NotFound
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from coordinator.config import CoordinatorConfig
+from coordinator.config.config import CoordinatorConfig
 from coordinator.store.database import Database, newest_revision
 from coordinator.store.diagnosis import fault
 from coordinator.store.serving import LEASES_FROM, oldest_that_serves, revision_of

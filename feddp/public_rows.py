@@ -76,7 +76,7 @@ def read(
     """
     import numpy as np
 
-    from node_agent.records import feature_matrix
+    from node_agent.data.records import feature_matrix
     from node_agent.sources.source import MISSING
 
     wanted = {feature.column: feature.category is not None for feature in features}

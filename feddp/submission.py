@@ -47,7 +47,7 @@ def _check_columns(
     nodes: Iterable[Node], spec: bytes, task: str, task_config: Mapping[str, Any]
 ) -> None:
     """Refuse a task_config that fits none of the data sets as their nodes publish them."""
-    from node_agent.datasets import published
+    from node_agent.data.datasets import published
     from node_agent.tasks.registry import parse_config
 
     name, faults, fits = data_set_of(spec), list[Malformed](), False

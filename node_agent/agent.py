@@ -13,30 +13,30 @@ from typing import Final
 import grpc
 import structlog
 
-from node_agent.admission import Admission
-from node_agent.beside import keep_up
-from node_agent.channels import Channels
-from node_agent.clock import watch_clock
-from node_agent.config import AgentConfig, Folder
+from node_agent.background import keep_up
+from node_agent.connection.channels import Channels
+from node_agent.connection.clock import watch_clock
+from node_agent.connection.proxy import route_to
+from node_agent.data.header_watch import FIRST_LOOK_S, HeaderWatch
+from node_agent.data.overlap_watch import OverlapWatch
 from node_agent.failures import keep_short
+from node_agent.folder.config import AgentConfig, Folder
+from node_agent.folder.installation import locked, read_folder
+from node_agent.folder.service import weaknesses
 from node_agent.footprint import keep_small
-from node_agent.header_watch import FIRST_LOOK_S, HeaderWatch
-from node_agent.identity import Identity
-from node_agent.installation import locked, read_folder
+from node_agent.joining.identity import Identity
+from node_agent.joining.renewal import Renewal
 from node_agent.launchers.base import Limits, StartWorker
 from node_agent.launchers.choice import launcher_of
-from node_agent.lost_ledger import ledger_missing
-from node_agent.overlap_watch import OverlapWatch
-from node_agent.proxy import route_to
-from node_agent.renewal import Renewal
-from node_agent.service import weaknesses
+from node_agent.ledger.lost_ledger import ledger_missing
+from node_agent.policy.admission import Admission
+from node_agent.policy.steward import Steward, require_known_names
 from node_agent.session.driver import Driver
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.parts import Parts
 from node_agent.session.traces import AttemptTraces
-from node_agent.spool import Spool
-from node_agent.state import State
-from node_agent.steward import Steward, require_known_names
+from node_agent.state.spool import Spool
+from node_agent.state.state import State
 from node_agent.tasks.registry import installed
 from protos import tracing
 from protos.allocation import keep_freed
@@ -141,7 +141,7 @@ async def serve(
         "clock": lambda: watch_clock(identity.chain, lambda: channels.current),
     }
     if config.alerts.is_used:
-        from node_agent.alert_watch import AlertWatch  # most agents need none of it in memory
+        from node_agent.alerts.watch import AlertWatch  # most agents need none of it in memory
 
         watch = AlertWatch(
             *(folder, identity, config.alerts, state, ledger, steward, headers.texts),

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import structlog
 
-from node_agent.orders import Order
+from node_agent.policy.orders import Order
 from protos.failures import AFTER_OPENING, BEFORE_OPENING, WHAT_TO_DO
 
 log = structlog.get_logger(__name__)

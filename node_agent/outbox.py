@@ -9,18 +9,18 @@ from typing import Any, Final, Literal
 
 from google.protobuf.json_format import MessageToDict
 
-from node_agent.admission import Admission
-from node_agent.booked import booked as booked_of
-from node_agent.config import Folder
-from node_agent.installation import read_folder
-from node_agent.kept_attempts import AttemptRow
-from node_agent.notes import LEFT_NOTE, MOVED_NOTE
-from node_agent.own_ledger import KeptAccount
-from node_agent.payers import require_kept
-from node_agent.reading import reading
+from node_agent.folder.config import Folder
+from node_agent.folder.installation import read_folder
+from node_agent.ledger.booked import booked as booked_of
+from node_agent.ledger.own_ledger import KeptAccount
+from node_agent.ledger.payers import require_kept
+from node_agent.ledger.reading import reading
+from node_agent.policy.admission import Admission
+from node_agent.policy.steward import Rules, Steward
 from node_agent.session.greeting import hello
-from node_agent.state import State
-from node_agent.steward import Rules, Steward
+from node_agent.state.kept_attempts import AttemptRow
+from node_agent.state.notes import LEFT_NOTE, MOVED_NOTE
+from node_agent.state.state import State
 from node_agent.tasks.registry import installed
 from protos.errors import FeddpError
 

@@ -11,32 +11,32 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from node_agent.account_filters import filter_of, not_raised
-from node_agent.allowed import dead_entries, usable_tasks
-from node_agent.config import Folder
-from node_agent.datasets import DataSetSpec
-from node_agent.headers import WrongHeader, check_header
-from node_agent.identity import Identity
-from node_agent.installation import is_locked, read_folder
-from node_agent.ledger_files import Kept, kept_ledger
-from node_agent.lost_keys import LostKey
-from node_agent.notes import (
+from node_agent.data.datasets import DataSetSpec
+from node_agent.data.headers import WrongHeader, check_header
+from node_agent.data.overlaps import overlaps
+from node_agent.folder.config import Folder
+from node_agent.folder.installation import is_locked, read_folder
+from node_agent.joining.identity import Identity
+from node_agent.joining.waiting_join import join_waits
+from node_agent.ledger.account_filters import filter_of, not_raised
+from node_agent.ledger.copies import Kept, kept_ledger
+from node_agent.ledger.lost_keys import LostKey
+from node_agent.ledger.own_ledger import KeptAccount, kept_fault
+from node_agent.ledger.payers import require_kept
+from node_agent.ledger.reading import reading
+from node_agent.ledger.share_balances import balances_within
+from node_agent.policy.allowed_tasks import dead_entries, usable_tasks
+from node_agent.policy.policy import AccountPolicy, above_limit
+from node_agent.policy.steward import Rules, Steward, in_force, unknown_names
+from node_agent.state.notes import (
     CONNECTED_NOTE,
     LEFT_NOTE,
     REFUSED_NOTE,
     RESTORED_NOTE,
     ROLLED_BACK_NOTE,
 )
-from node_agent.overlaps import overlaps
-from node_agent.own_ledger import KeptAccount, kept_fault
-from node_agent.payers import require_kept
-from node_agent.policy import AccountPolicy, above_limit
-from node_agent.reading import reading
-from node_agent.share_balances import balances_within
-from node_agent.state import State
-from node_agent.steward import Rules, Steward, in_force, unknown_names
+from node_agent.state.state import State
 from node_agent.tasks.registry import installed
-from node_agent.waiting_join import join_waits
 from privacy.ledger import verify
 from privacy.stages import stage_of
 from protos.errors import FeddpError, NotFound

@@ -27,7 +27,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from node_agent.confinement import without_network, writing_only_beneath
-from node_agent.datasets import DataSetSpec
+from node_agent.data.datasets import DataSetSpec
 from node_agent.launchers.mailbox import AGENT_SILENT_S, Mailbox, Refused, requests_of
 from node_agent.tasks import registry
 from node_agent.tasks.no_update import NoUpdate
@@ -306,7 +306,7 @@ _WRONG_HEADER: Final = {
 
 def _wrong_header(data_set: DataSetSpec) -> Answer | None:
     """Refuse a source that lacks a declared column; which one stays in the hospital's log."""
-    from node_agent.headers import WrongHeader, check_header
+    from node_agent.data.headers import WrongHeader, check_header
 
     try:
         check_header(data_set)

@@ -6,7 +6,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from certs.enrolment import public_bytes_of
-from node_agent.vouching import sign_vouched
+from node_agent.ledger.vouching import sign_vouched
 
 NAME = "roe"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))

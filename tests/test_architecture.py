@@ -42,8 +42,8 @@ def test_the_cores_are_pure() -> None:
     """No clock, randomness, logging, SQL or await in what decides."""
     cores = [
         *(ROOT / "coordinator/rounds").glob("*.py"),
-        ROOT / "node_agent/account_filters.py",
-        ROOT / "node_agent/judgement.py",
+        ROOT / "node_agent/ledger/account_filters.py",
+        ROOT / "node_agent/policy/judgement.py",
         ROOT / "node_agent/session/machine.py",
         ROOT / "privacy/filters.py",
         ROOT / "privacy/balance.py",
@@ -59,10 +59,10 @@ def test_the_cores_are_pure() -> None:
 
 def test_the_policy_knows_no_order_and_no_ledger() -> None:
     """What a steward may write is one thing, and what is refused by it another."""
-    tree = ast.parse((ROOT / "node_agent/policy.py").read_text())
+    tree = ast.parse((ROOT / "node_agent/policy/policy.py").read_text())
     named = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert "node_agent.vouching" in named
-    assert not named & {"node_agent.judgement", "node_agent.orders", "privacy.ledger"}
+    assert "node_agent.ledger.vouching" in named
+    assert not named & {"node_agent.policy.judgement", "node_agent.policy.orders", "privacy.ledger"}
 
 
 def loaded_by(command: str, modules: str) -> set[str]:
@@ -146,7 +146,7 @@ def test_generated_code_is_current() -> None:
 def test_every_rpc_has_a_rule_and_every_rule_an_rpc() -> None:
     """Default deny is only as good as the table is complete."""
     from coordinator.authz import RULES, WITHOUT_CERTIFICATE
-    from coordinator.metrics import METHODS
+    from coordinator.observing.metrics import METHODS
 
     assert set(RULES) | WITHOUT_CERTIFICATE == set(METHODS)
     assert not set(RULES) & WITHOUT_CERTIFICATE

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.metrics import Metrics
+from coordinator.observing.metrics import Metrics
 from tests.document_facts import (
     ROOT,
     anchors,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coordinator.config import load_config
-from coordinator.config_effects import effects
+from coordinator.config.config import load_config
+from coordinator.config.effects import effects
 from coordinator.installation import init
 from tests.charts.rendering import named, objects
 from tests.document_facts import ROOT, commands, help_of, is_whole, links

@@ -9,8 +9,8 @@ import yaml
 
 from coordinator.alerts.body import signature
 from coordinator.alerts.conditions import Facts, Limits, NodeFact, WaitingJob, conditions
-from coordinator.config_surroundings import Monitoring
-from node_agent.tracing_config import TracingConfig
+from coordinator.config.surroundings import Monitoring
+from node_agent.folder.tracing_config import TracingConfig
 from protos.tracing import ATTRIBUTES, NAMES
 
 TEXT = (Path(__file__).parent.parent / "docs/tracing.md").read_text()

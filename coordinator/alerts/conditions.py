@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from coordinator.shared_blobs import Away
+from coordinator.replicas.shared_blobs import Away
 
 Severity = Literal["critical", "warning"]
 

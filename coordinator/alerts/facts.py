@@ -11,11 +11,11 @@ from sqlalchemy import Connection
 from coordinator.alerts.conditions import Facts, NodeFact, WaitingJob
 from coordinator.blobs import BlobStore
 from coordinator.identities import Identities
+from coordinator.replicas.shared_blobs import SharedBlobs
 from coordinator.rounds.driver import Rounds
 from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import Selecting, Training
 from coordinator.sessions import Sessions
-from coordinator.shared_blobs import SharedBlobs
 from coordinator.store import ledger, people
 from coordinator.store.damage import damaged
 from coordinator.store.database import Database

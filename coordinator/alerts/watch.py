@@ -15,7 +15,7 @@ import structlog
 from coordinator.alerts.body import Told, body, changes
 from coordinator.alerts.conditions import Facts, Limits, conditions
 from coordinator.alerts.webhook import NotTaken, Webhook
-from coordinator.config_surroundings import Monitoring
+from coordinator.config.surroundings import Monitoring
 
 log = structlog.get_logger(__name__)
 

@@ -34,9 +34,9 @@ from coordinator.backups.names import (
 )
 from coordinator.backups.snapshots import snapshot
 from coordinator.blobs import UPDATES as UPDATES_FOLDER
-from coordinator.config import CoordinatorConfig, load_config
+from coordinator.config.config import CoordinatorConfig, load_config
 from coordinator.keyring import check_ledger_key, ledger_public_key
-from coordinator.shared_blobs import SharedBlobs
+from coordinator.replicas.shared_blobs import SharedBlobs
 from coordinator.store import backups, epochs
 from coordinator.store.database import Database, newest_revision
 from coordinator.store.diagnosis import fault

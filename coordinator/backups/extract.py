@@ -13,7 +13,7 @@ from coordinator.backups import names
 from coordinator.backups.archive import Progress
 from coordinator.backups.check import Checked, opened
 from coordinator.blobs import UPDATES as UPDATES_FOLDER
-from coordinator.shared_blobs import SharedBlobs
+from coordinator.replicas.shared_blobs import SharedBlobs
 from protos.content import CHUNK_BYTES, beside_of, is_digest, naming, sync_directory
 from protos.errors import Malformed
 

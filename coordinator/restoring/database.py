@@ -13,7 +13,7 @@ from sqlalchemy import Connection, func, inspect, select, text
 
 from certs.authority import Authority
 from coordinator.backups.snapshots import copy_rows
-from coordinator.config import CoordinatorConfig
+from coordinator.config.config import CoordinatorConfig
 from coordinator.installation import OPERATOR, issue_operator
 from coordinator.keyring import ledger_key
 from coordinator.restoring.restored import Changes, settle

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from coordinator.alone import alone
-from coordinator.config_sections import Storage
+from coordinator.config.sections import Storage
 from coordinator.store.diagnosis import sqlite_file
 from coordinator.store.engines import is_sqlite
 from protos.content import sync_directory, write_durable

@@ -16,15 +16,15 @@ from typing import Final
 from coordinator.backups.archive import Progress
 from coordinator.backups.check import Checked, check
 from coordinator.backups.extract import extract
-from coordinator.config import load_config
+from coordinator.config.config import load_config
 from coordinator.installation import CONFIG_FILE
 from coordinator.keyring import ledger_public_key
+from coordinator.replicas.shared_blobs import SharedBlobs
 from coordinator.restoring import marker, revocations
 from coordinator.restoring.database import fill
 from coordinator.restoring.marker import Mark
 from coordinator.restoring.restored import Changes
 from coordinator.restoring.target import Target, target_of
-from coordinator.shared_blobs import SharedBlobs
 from coordinator.store import pauses
 from coordinator.store.database import Database, newest_revision
 from coordinator.store.standings import NOBODY, Carried

@@ -14,7 +14,8 @@ from sqlalchemy import Connection, inspect, select
 from certs.profile_folder import BUNDLE, CHAIN, DESCRIPTION, KEY, NEXT_KEY
 from coordinator.backups.check import Checked
 from coordinator.backups.extract import Places
-from coordinator.config import CoordinatorConfig, config_from
+from coordinator.config.config import CoordinatorConfig, config_from
+from coordinator.config.strict_yaml import read_mapping
 from coordinator.installation import CONFIG_FILE
 from coordinator.keyring import ledger_public_key
 from coordinator.restoring.marker import FILE, LOCK
@@ -22,7 +23,6 @@ from coordinator.store.database import Database, tables_fault
 from coordinator.store.diagnosis import sqlite_file
 from coordinator.store.engines import is_sqlite
 from coordinator.store.schema import metadata
-from coordinator.strict_yaml import read_mapping
 from protos.content import beside_of
 from protos.errors import Conflict, Malformed, NotFound
 

@@ -13,9 +13,9 @@ from sqlalchemy import Connection
 
 from coordinator.clock_steps import ClockSteps
 from coordinator.jobspec import Job
-from coordinator.metrics import EntryKind, Metrics
+from coordinator.observing.metrics import EntryKind, Metrics
+from coordinator.observing.round_traces import RoundTraces, place_of
 from coordinator.pausing import Pausing
-from coordinator.round_traces import RoundTraces, place_of
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
 from coordinator.rounds import machine, participation, turn_order

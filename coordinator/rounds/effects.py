@@ -12,8 +12,8 @@ from typing import Protocol
 from sqlalchemy import Connection
 
 from coordinator.blobs import BlobStore
+from coordinator.observing.round_traces import order_place
 from coordinator.pausing import Pausing
-from coordinator.round_traces import order_place
 from coordinator.rounds import averaging
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from certs.peer import Peer
 from coordinator.authz import WITHOUT_CERTIFICATE, Caller, allow
 from coordinator.identities import Identities
-from coordinator.metrics import Metrics
+from coordinator.observing.metrics import Metrics
 from coordinator.store.engines import unserved
 from protos import status, tracing
 from protos.errors import FeddpError, Internal, NotAllowed, Unauthenticated

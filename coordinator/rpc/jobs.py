@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from coordinator import aggregation, mandates, quoting, views
 from coordinator.authz import Caller
 from coordinator.blobs import BlobStore
-from coordinator.config import CoordinatorConfig
+from coordinator.config.config import CoordinatorConfig
 from coordinator.jobspec import Job, parse_job
 from coordinator.pausing import REASON as PAUSED
 from coordinator.pausing import Pausing, said

@@ -14,8 +14,8 @@ from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from coordinator.blobs import BlobStore
-from coordinator.metrics import Metrics
-from coordinator.round_traces import RoundTraces
+from coordinator.observing.metrics import Metrics
+from coordinator.observing.round_traces import RoundTraces
 from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import Attempt, AttemptState, RoundRecord, Training
 from coordinator.rpc.gate import Context, caller, traceparent

@@ -18,8 +18,8 @@ from certs.rotation import check_names
 from certs.spiffe import SpiffeId, check_name
 from certs.tokens import JoinToken, new_secret
 from coordinator.authz import PEOPLES_ROLES
+from coordinator.config.keys import nearest
 from coordinator.identities import Identities
-from coordinator.keys import nearest
 from coordinator.rpc.gate import Context, caller
 from coordinator.store import certificates, users
 from coordinator.store.database import Database

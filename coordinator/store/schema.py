@@ -154,7 +154,7 @@ leases = Table(
     Column("expires_at", Float, nullable=False),
     Column(
         "address", String(511), nullable=False, server_default=""
-    ),  # see coordinator/replicas.py
+    ),  # see coordinator/replicas/replicas.py
 )
 
 checked_updates = Table(  # what replicas found that took them whole; until their round is over

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Row, bindparam, select, update
 
 from certs.spiffe import SpiffeId
 from certs.tokens import of_other_kind
-from coordinator.keys import nearest
+from coordinator.config.keys import nearest
 from coordinator.store import certificates
 from coordinator.store.engines import insert
 from coordinator.store.people import REPLY_LOST_S

@@ -82,7 +82,7 @@ def join(
 ) -> None:
     """Redeem a join token: makes the node's keys here and brings its certificate."""
     from feddp.cli.agent_join import announce, waiting
-    from node_agent.enrol import join as join_federation
+    from node_agent.joining.enrol import join as join_federation
 
     announce(token, as_json, fingerprint=fingerprint, yes=yes)
     made = join_federation(
@@ -110,7 +110,7 @@ def join(
     output.line(f"joined as {made.node} ({made.node_class}); coordinator {made.coordinator}")
     output.line(f"certificate until {output.moment(made.expires_at.timestamp())}")
     if made.clock_off:
-        from node_agent.clock import SET_CLOCK
+        from node_agent.connection.clock import SET_CLOCK
 
         output.line(f"WARNING: {made.clock_off}: {SET_CLOCK}")
     if made.policy_written:
@@ -163,7 +163,7 @@ def _joins_again(found: dict[str, Any]) -> bool:
 
 def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     from certs.enrolment import spoken
-    from node_agent.allowed import DO
+    from node_agent.policy.allowed_tasks import DO
 
     ledger = found["ledger"]
     said = "verifies" if ledger["verified"] else "does NOT verify"

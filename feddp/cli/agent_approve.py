@@ -12,7 +12,7 @@ from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
 
 if TYPE_CHECKING:
-    from node_agent.letting_in import Asking, JobAsked
+    from node_agent.policy.letting_in import Asking, JobAsked
 
 Folder = Annotated[
     Path, typer.Option("--dir", metavar="DIR", readable=False, help="The agent's folder.")
@@ -53,7 +53,7 @@ def approve(
 
 
 def _list(folder: Path, *, as_json: bool) -> None:
-    from node_agent.letting_in import asked_for_approval
+    from node_agent.policy.letting_in import asked_for_approval
 
     found = asked_for_approval(folder)
     if as_json:
@@ -81,7 +81,7 @@ def _tables(found: "Asking") -> None:
 
 
 def _answer(folder: Path, job_id: str, *, ask: bool, refuse: bool, as_json: bool) -> None:
-    from node_agent.letting_in import let_in, reject, seen
+    from node_agent.policy.letting_in import let_in, reject, seen
 
     asks = ask and not as_json and is_terminal()
     if asks:
@@ -110,7 +110,7 @@ def is_terminal() -> bool:
 
 
 def _withdraw(folder: Path, project: str, *, as_json: bool) -> None:
-    from node_agent.letting_in import withdraw
+    from node_agent.policy.letting_in import withdraw
 
     withdraw(folder, project)
     if as_json:

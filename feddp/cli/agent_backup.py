@@ -20,7 +20,7 @@ def backup(file: File, folder: Folder, as_json: Json = False) -> None:
     Whoever has the file can be this node: keep it as you keep its key. Records, models and logs are
     not in it.
     """
-    from node_agent.backup import backup as write_backup
+    from node_agent.folder.backup import backup as write_backup
 
     names = write_backup(folder, file)
     if as_json:
@@ -36,7 +36,7 @@ def restore(file: File, folder: Folder, as_json: Json = False) -> None:
     certificate that was renewed since shuts the node out: before the agent runs, join again in the
     folder (--again) with a token of `feddp node token NAME --rejoin`, and the steward's word.
     """
-    from node_agent.backup import restore as read_backup
+    from node_agent.folder.backup import restore as read_backup
 
     names = read_backup(file, folder)
     if as_json:

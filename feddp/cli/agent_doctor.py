@@ -11,9 +11,9 @@ from feddp.cli.failures import FAILED
 from feddp.cli.options import Json
 
 if TYPE_CHECKING:
+    from node_agent.connection.proxy import ProxyConfig
     from node_agent.doctor.examine import Patient
     from node_agent.doctor.report import Check
-    from node_agent.proxy import ProxyConfig
 
 Proxy = Annotated[
     str,
@@ -43,7 +43,7 @@ def proxy_of(url: str, credentials_file: Path | None) -> "ProxyConfig | None":
     """The options as agent.yaml has them; None where none is given."""
     from pydantic import ValidationError
 
-    from node_agent.proxy import ProxyConfig
+    from node_agent.connection.proxy import ProxyConfig
     from protos.errors import Malformed
 
     if not url and credentials_file is None:

@@ -32,8 +32,8 @@ def leave(
     Without --yes nothing changes. The agent must be stopped. A ledger that is forgotten cannot be
     had again: what its patients have spent then counts for nobody.
     """
-    from node_agent.leaving import leave as leave_coordinator
-    from node_agent.leaving import plan
+    from node_agent.joining.leaving import leave as leave_coordinator
+    from node_agent.joining.leaving import plan
     from protos.errors import Malformed
 
     found = plan(folder, forget_ledger=bool(forget_ledger))
@@ -92,7 +92,7 @@ def move(
     the other coordinator has let the node in nothing changes, and the same command goes on.
     """
     from feddp.cli.agent_join import announce, waiting
-    from node_agent.leaving import move as move_to
+    from node_agent.joining.leaving import move as move_to
 
     announce(token, as_json, fingerprint=fingerprint, yes=yes)
     made = move_to(token, folder, pending=waiting(wait, as_json))

@@ -20,7 +20,7 @@ Folder = Annotated[
 @app.command()
 def heads(folder: Folder, as_json: Json = False) -> None:
     """What this node has seen of the coordinator's ledger, signed; for `budget verify --heads`."""
-    from node_agent.ledger_files import heads as seen_heads
+    from node_agent.ledger.copies import heads as seen_heads
 
     found = seen_heads(folder)
     if as_json:
@@ -47,7 +47,7 @@ def export_(
 
     Keep identity/ledger.key with it: the ledger is this key's, and no other can go on with it.
     """
-    from node_agent.ledger_files import export
+    from node_agent.ledger.copies import export
 
     entries = export(folder, file)
     if as_json:
@@ -69,7 +69,7 @@ def import_(
     What was spent since the copy was made is read again from the coordinator's ledger, where this
     node has signed it, before the next order.
     """
-    from node_agent.ledger_files import restore
+    from node_agent.ledger.copies import restore
 
     entries = restore(folder, file)
     if as_json:
@@ -96,7 +96,7 @@ def settle(
     for its patients; posts of its own that it lacks are booked. The agent must be stopped. A
     dispute because policy.yaml lacks the account ends by itself when the account is put back.
     """
-    from node_agent.ledger_files import settle as settle_dispute
+    from node_agent.ledger.copies import settle as settle_dispute
 
     found = settle_dispute(folder, account)
     if as_json:

@@ -11,7 +11,7 @@ from feddp.cli import output
 from feddp.cli.options import Json
 
 if TYPE_CHECKING:
-    from node_agent.raising import Outlook
+    from node_agent.ledger.raising import Outlook
 
 app = typer.Typer(
     help="Raise an account's limit: one steward proposes, another approves, then it is applied.",
@@ -39,7 +39,7 @@ def key(
     Whoever holds the file can sign for this steward: keep it where the other steward cannot read
     it, and not in the agent's folder.
     """
-    from node_agent.raising import make_key
+    from node_agent.ledger.raising import make_key
 
     public_key = make_key(name, out)
     if as_json:
@@ -63,7 +63,7 @@ def propose(
     as_json: Json = False,
 ) -> None:
     """Ask for the epsilon_limit that policy.yaml gives an account; says what that would mean."""
-    from node_agent.raising import propose as propose_raise
+    from node_agent.ledger.raising import propose as propose_raise
 
     found = propose_raise(folder, account, by, key_file, reason, out)
     _tell(found, as_json)
@@ -75,7 +75,7 @@ def propose(
 @app.command()
 def approve(file: Proposal, folder: Folder, by: By, key_file: Key, as_json: Json = False) -> None:
     """Agree to what another steward proposed; the file then holds both signatures."""
-    from node_agent.raising import approve as approve_raise
+    from node_agent.ledger.raising import approve as approve_raise
 
     found = approve_raise(folder, file, by, key_file)
     _tell(found, as_json)
@@ -96,7 +96,7 @@ def apply(
 
     The agent may run, and then does so within seconds; else at its next start.
     """
-    from node_agent.raising import record
+    from node_agent.ledger.raising import record
 
     found = record(folder, file, dry_run=dry_run)
     _tell(found, as_json, applied=not dry_run)
@@ -113,7 +113,7 @@ def vouch(folder: Folder, by: By, key_file: Key, as_json: Json = False) -> None:
     signs the words in policy.yaml with the data sets of datasets.yaml. Changes nothing: prints the
     lines for policy.yaml.
     """
-    from node_agent.raising import vouch as sign
+    from node_agent.ledger.raising import vouch as sign
 
     found = sign(folder, by, key_file)
     if as_json:

@@ -12,9 +12,9 @@ from feddp.cli.options import Json
 from feddp.cli.policy_faults import asking_said, projects_said, starts_said, verdict_of
 
 if TYPE_CHECKING:
-    from node_agent.explaining import Said
-    from node_agent.orders import Order
-    from node_agent.steward import Rules
+    from node_agent.policy.explaining import Said
+    from node_agent.policy.orders import Order
+    from node_agent.policy.steward import Rules
 
 app = typer.Typer(help="Check, show and explain the data steward's policy.", no_args_is_help=True)
 
@@ -32,10 +32,10 @@ def check(folder: Folder, as_json: Json = False) -> None:
     with a data set's own files, and a task in `allow` that is not installed, are warnings, and
     leave the exit code at 0; so is a policy by which nobody may ask.
     """
-    from node_agent.config import Folder as AgentFolder
+    from node_agent.folder.config import Folder as AgentFolder
+    from node_agent.folder.ownership import seen_as_another
+    from node_agent.policy.steward import checked_rules
     from node_agent.status import files_alone, files_and_kept_ledger, status
-    from node_agent.steward import checked_rules
-    from node_agent.whose import seen_as_another
     from protos.errors import NotAllowed, NotFound
 
     rules = checked_rules(AgentFolder(folder.absolute()))
@@ -99,8 +99,8 @@ def explain(
     Of a job file the noise is not known, which the coordinator derives from its target: it is
     taken as one release of all rounds, of 20 full-batch steps if the file leaves them open.
     """
-    from node_agent.explaining import explain as explain_order
-    from node_agent.explaining import order_of_job
+    from node_agent.policy.explaining import explain as explain_order
+    from node_agent.policy.explaining import order_of_job
 
     path = Path(order)
     from_file = path.is_file()
@@ -118,8 +118,8 @@ def explain(
 
 
 def _rules(folder: Path) -> "Rules":
-    from node_agent.config import Folder as AgentFolder
-    from node_agent.steward import Steward
+    from node_agent.folder.config import Folder as AgentFolder
+    from node_agent.policy.steward import Steward
 
     return Steward(AgentFolder(folder.absolute())).rules()
 
@@ -137,8 +137,8 @@ def _order_of_file(folder: Path, file: Path) -> "Order":
     """An order as a coordinator could make it of a job file, of the whole job in one release."""
     from certs.mandates import canonical_json, new_job_id
     from feddp.jobfile import facts_of, read_spec
-    from node_agent.judgement import UNIT
-    from node_agent.orders import Order
+    from node_agent.policy.judgement import UNIT
+    from node_agent.policy.orders import Order
     from node_agent.tasks.registry import installed
     from protos.errors import NotFound
     from protos.feddp.v1 import federation_pb2 as pb
@@ -186,7 +186,7 @@ STEPS = 20
 
 def _noise(rules: "Rules", account_name: str, target: float, steps: int) -> float:
     """The noise that a target needs on an account, for all steps in one release."""
-    from node_agent.account_filters import filter_of
+    from node_agent.ledger.account_filters import filter_of
     from privacy.calibration import noise_multiplier_for
     from privacy.filters import make_filter
 

@@ -14,7 +14,7 @@ from feddp.cli.options import Json
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from node_agent.handover import Owner
+    from node_agent.folder.handover import Owner
 
 Folder = Annotated[
     Path, typer.Option("--dir", metavar="DIR", readable=False, help="The agent's folder.")
@@ -45,9 +45,9 @@ def install_service(
     commands on it as that user. Run it again for another --steward. Starting it stays with you, as
     the last line says.
     """
-    from node_agent.handover import owners
-    from node_agent.service import Service, install, require_fit
-    from node_agent.service_advice import advice
+    from node_agent.folder.handover import owners
+    from node_agent.folder.service import Service, install, require_fit
+    from node_agent.folder.service_advice import advice
 
     service = Service(folder.absolute(), user, group or user, _command(), gpu)
     if dry_run:

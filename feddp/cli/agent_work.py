@@ -27,9 +27,9 @@ def logs(
     All of it stays in the hospital. Of an attempt whose data was opened the coordinator knows no
     more than that there is no update, unless the policy shares the kind of the failure.
     """
-    from node_agent.config import Folder as AgentFolder
-    from node_agent.config import load_config
     from node_agent.failures import kept, worker_log
+    from node_agent.folder.config import Folder as AgentFolder
+    from node_agent.folder.config import load_config
     from protos.errors import NotFound
 
     agent = AgentFolder(folder.absolute())
@@ -72,7 +72,7 @@ def outbox(
     as_json: Json = False,
 ) -> None:
     """What left this hospital, what will leave, and what each cost, by the node's own ledger."""
-    from node_agent.booked import said
+    from node_agent.ledger.booked import said
     from node_agent.outbox import outbox as read_outbox
 
     found = read_outbox(folder, job)
@@ -157,8 +157,8 @@ def digest(
 
     With `alerts` in agent.yaml the running agent sends it by itself, every `digest_days`.
     """
-    from node_agent.digest import digest as read_digest
-    from node_agent.digest import said
+    from node_agent.alerts.digest import digest as read_digest
+    from node_agent.alerts.digest import said
 
     found = read_digest(folder, days)
     if as_json:

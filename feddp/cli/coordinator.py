@@ -102,7 +102,7 @@ def init(
 def serve(config: Config = None, folder: Folder = None) -> None:
     """Run the coordinator until SIGTERM; then it lets go of its sessions and ends."""
     with loading():
-        from coordinator.config import load_config
+        from coordinator.config.config import load_config
         from coordinator.server import serve as serve_installation
         from feddp.logging import configure_logging, json_asked
 
@@ -115,7 +115,7 @@ def serve(config: Config = None, folder: Folder = None) -> None:
 @app.command()
 def check(config: Config = None, folder: Folder = None, as_json: Json = False) -> None:
     """Check a configuration and what it refers to, without starting anything."""
-    from coordinator.check import check as check_installation
+    from coordinator.checking.check import check as check_installation
 
     findings = check_installation(config_path(config, folder))
     failed = any(finding.level == "error" for finding in findings)

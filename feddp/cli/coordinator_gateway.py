@@ -44,7 +44,7 @@ def gateway(
 
     Whoever has its key can speak for every node and person: it is as secret as the coordinator's.
     """
-    from coordinator import gateway_certificate
+    from coordinator.gateway import certificate as gateway_certificate
 
     if revoke or out is None:
         if renew or host or out is not None or not revoke:

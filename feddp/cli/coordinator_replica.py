@@ -32,7 +32,7 @@ def copy_keys(
     """Give one of several coordinators the installation's keys, and a certificate of its own."""
     from cryptography.hazmat.primitives import hashes
 
-    from coordinator import replica_keys
+    from coordinator.replicas import keys as replica_keys
 
     hosts = [host, enrollment_host] if enrollment_host else [host]
     done = replica_keys.copy_keys(source, folder, hosts, trust_domain)

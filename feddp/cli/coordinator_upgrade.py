@@ -36,7 +36,7 @@ def upgrade(
     import os
 
     from coordinator import upgrading
-    from coordinator.config import load_config
+    from coordinator.config.config import load_config
     from coordinator.store.database import Database
     from protos.errors import Malformed
 

@@ -10,8 +10,8 @@ from feddp.cli import output
 from feddp.cli.budget import STAGES
 
 if TYPE_CHECKING:
-    from node_agent.asking import AskingPolicy
-    from node_agent.policy import Policy
+    from node_agent.policy.asking import AskingPolicy
+    from node_agent.policy.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def verdict_of(
         asked: warnings about who may ask for work: `asking_said`, `projects_said`; empty ones count
             for nothing.
     """
-    from node_agent.allowed import DO
+    from node_agent.policy.allowed_tasks import DO
 
     accounts, data_sets, ledger = found["accounts"], found["data_sets"], found["ledger"]
     refused: list[str] = []

@@ -112,7 +112,7 @@ def test_matrix(
     """
     import numpy as np
 
-    from node_agent.records import feature_matrix
+    from node_agent.data.records import feature_matrix
     from node_agent.tasks.tabular_config import Feature
 
     rows = [(hospital.name, row) for hospital in found.values() for row in hospital.test_rows]

@@ -14,9 +14,9 @@ from typing import Any, Final, Literal
 import yaml
 
 from feddp.demo import heart
-from node_agent.config import parse
-from node_agent.datasets import FILE_NAME
-from node_agent.policy import Policy
+from node_agent.data.datasets import FILE_NAME
+from node_agent.folder.config import parse
+from node_agent.policy.policy import Policy
 from node_agent.tasks import registry
 from protos.content import write_durable
 from protos.errors import Conflict, FeddpError, NotFound

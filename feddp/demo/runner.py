@@ -166,7 +166,7 @@ def _start_agents(
     client: Client,
     processes: Processes,
 ) -> None:
-    from node_agent.enrol import join
+    from node_agent.joining.enrol import join
 
     for name, hospital in hospitals.items():
         agent = folder / "agents" / name

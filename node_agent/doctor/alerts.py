@@ -6,9 +6,9 @@ import socket
 from pathlib import Path
 from typing import Final
 
-from node_agent.alerts import AlertsConfig, FileSink, MailSink, SyslogSink, host_and_port
+from node_agent.alerts.mail_password import PasswordUnusable, mail_password
+from node_agent.alerts.settings import AlertsConfig, FileSink, MailSink, SyslogSink, host_and_port
 from node_agent.doctor.report import Check
-from node_agent.mail_password import PasswordUnusable, mail_password
 
 CONNECT_S_MAX: Final = 5.0
 _RUN: Final = Path("/run")

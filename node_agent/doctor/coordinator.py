@@ -6,11 +6,11 @@ import time
 from importlib.metadata import version
 from typing import Final
 
-from node_agent.clock import SET_CLOCK
+from node_agent.connection.clock import SET_CLOCK
+from node_agent.connection.proxy import Route
 from node_agent.doctor.probe import Probe, Stopped
 from node_agent.doctor.report import Check, size, skipped, span
-from node_agent.identity import Identity
-from node_agent.proxy import Route
+from node_agent.joining.identity import Identity
 from node_agent.session.greeting import PROTOCOL_VERSION
 from protos.feddp.v1 import diagnosis_pb2 as pb
 

@@ -6,7 +6,7 @@ from typing import Final
 import grpc
 
 from certs.credentials import channel_credentials
-from node_agent.proxy import Route
+from node_agent.connection.proxy import Route
 from protos.feddp.v1 import enrollment_pb2 as pb
 from protos.feddp.v1 import enrollment_pb2_grpc as pb_grpc
 

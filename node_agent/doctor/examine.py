@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from certs.tokens import JoinToken
-from node_agent.clock import SET_CLOCK
-from node_agent.config import AgentConfig, Folder
+from node_agent.connection.clock import SET_CLOCK
+from node_agent.connection.proxy import OPTION, ProxyConfig, Route, route_to
 from node_agent.doctor import files, machine
 from node_agent.doctor.alerts import check_alerts
 from node_agent.doctor.coordinator import ASKED, check_coordinator, clock_check
@@ -25,9 +25,9 @@ from node_agent.doctor.stream import check_stream
 from node_agent.doctor.tls import NAMES as TLS_NAMES
 from node_agent.doctor.tls import check_tls, clock_by_certificate
 from node_agent.doctor.traces import check_traces
-from node_agent.identity import Identity
-from node_agent.installation import read_folder
-from node_agent.proxy import OPTION, ProxyConfig, Route, route_to
+from node_agent.folder.config import AgentConfig, Folder
+from node_agent.folder.installation import read_folder
+from node_agent.joining.identity import Identity
 
 HOLD_S_DEFAULT: Final = 20.0
 HOLD_S_MAX: Final = 540.0

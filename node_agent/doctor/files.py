@@ -6,21 +6,21 @@ from typing import Final
 
 from cryptography import x509
 
-from node_agent.account_filters import account_fault
-from node_agent.allowed import DO, dead_entries, usable_tasks
-from node_agent.clock import SET_CLOCK
-from node_agent.config import Folder
-from node_agent.datasets import DataSetSpec
+from node_agent.connection.clock import SET_CLOCK
+from node_agent.data.datasets import DataSetSpec
+from node_agent.data.headers import WrongHeader, check_header
 from node_agent.doctor.report import Check, span
-from node_agent.headers import WrongHeader, check_header
-from node_agent.identity import Identity
-from node_agent.installation import is_locked
-from node_agent.lost_ledger import absence, ledger_missing
-from node_agent.notes import ROLLED_BACK_NOTE
-from node_agent.payers import require_kept
-from node_agent.reading import older_said, read_only
-from node_agent.state_schema import SCHEMA_VERSION, version_of
-from node_agent.steward import Rules, Steward, in_force, unknown_names
+from node_agent.folder.config import Folder
+from node_agent.folder.installation import is_locked
+from node_agent.joining.identity import Identity
+from node_agent.ledger.account_filters import account_fault
+from node_agent.ledger.lost_ledger import absence, ledger_missing
+from node_agent.ledger.payers import require_kept
+from node_agent.ledger.reading import older_said, read_only
+from node_agent.policy.allowed_tasks import DO, dead_entries, usable_tasks
+from node_agent.policy.steward import Rules, Steward, in_force, unknown_names
+from node_agent.state.notes import ROLLED_BACK_NOTE
+from node_agent.state.schema import SCHEMA_VERSION, version_of
 from node_agent.tasks.registry import installed
 from protos.disks import disk_trouble
 from protos.errors import FeddpError, NotFound

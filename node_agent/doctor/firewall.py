@@ -4,7 +4,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any, Final
 
-from node_agent.proxy import Route, split_address
+from node_agent.connection.proxy import Route, split_address
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from node_agent.config import AgentConfig, Folder
 from node_agent.doctor.report import Check, size
+from node_agent.folder.config import AgentConfig, Folder
 from node_agent.launchers.base import WORKER_BYTES_MIN
 
 WRITTEN_BYTES: Final = 4 << 20

@@ -9,8 +9,8 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import Final
 
+from node_agent.connection.proxy import OPTION, PROXY_VARIABLES, Route, split_address
 from node_agent.doctor.report import Check, skipped
-from node_agent.proxy import OPTION, PROXY_VARIABLES, Route, split_address
 
 LOOKUP_S_MAX: Final = 10.0
 CONNECT_S_MAX: Final = 5.0

@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import grpc
 
-from node_agent.channels import OPTIONS
-from node_agent.identity import Identity
-from node_agent.proxy import Route
+from node_agent.connection.channels import OPTIONS
+from node_agent.connection.proxy import Route
+from node_agent.joining.identity import Identity
 from protos.errors import FeddpError
 from protos.feddp.v1 import diagnosis_pb2 as pb
 from protos.feddp.v1 import diagnosis_pb2_grpc as pb_grpc

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from node_agent.datasets import DataSetSpec
+from node_agent.data.datasets import DataSetSpec
 from node_agent.doctor.report import Check
 
 QUERY_BYTES_MAX: Final = 1 << 20

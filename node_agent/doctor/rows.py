@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from node_agent.datasets import DataSetSpec, load_data_sets
+from node_agent.data.datasets import DataSetSpec, load_data_sets
 from node_agent.doctor.report import Check
 
 READ_S_MAX: Final = 300.0
@@ -89,7 +89,7 @@ def main() -> None:
     """`python -m node_agent.doctor.rows DIR DATA_SET`: counts as JSON, to the parent process."""
     import structlog
 
-    from node_agent.records import DataProblem, tally
+    from node_agent.data.records import DataProblem, tally
 
     # Nobody reads what is logged here; stdout is for the answer alone.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))

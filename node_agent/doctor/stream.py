@@ -5,10 +5,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from node_agent.connection.proxy import Route
 from node_agent.doctor.probe import Probe, Stopped
 from node_agent.doctor.report import Check, Result, span
-from node_agent.identity import Identity
-from node_agent.proxy import Route
+from node_agent.joining.identity import Identity
 from node_agent.session.link import HEARTBEAT_S
 
 ANSWER_S_MAX: Final = 20.0

@@ -9,10 +9,10 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from node_agent.clock import SET_CLOCK
+from node_agent.connection.clock import SET_CLOCK
+from node_agent.connection.proxy import Route, split_address
 from node_agent.doctor.network import REQUEST, Blocked, connect
 from node_agent.doctor.report import Check, skipped, span
-from node_agent.proxy import Route, split_address
 
 NO_CHECK_TIME: Final = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME: whose a certificate is, whatever the clocks say."""

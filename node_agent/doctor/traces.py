@@ -16,7 +16,7 @@ import grpc
 
 from node_agent.doctor.network import CONNECT_S_MAX, Blocked, looked_up
 from node_agent.doctor.report import Check
-from node_agent.tracing_config import TracingConfig
+from node_agent.folder.tracing_config import TracingConfig
 from protos import otlp
 from protos.errors import Malformed
 

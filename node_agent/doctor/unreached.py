@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 from typing import Final
 
 from certs.tokens import JoinToken
+from node_agent.connection.proxy import Route
 from node_agent.doctor.network import Blocked, connect
 from node_agent.doctor.tls import check_tls, clock_by_certificate
-from node_agent.proxy import Route
 
 _TCP: Final = {
     False: "ask the coordinator's operator whether it runs; for the firewall, `feddp agent doctor "

@@ -4,7 +4,7 @@ from typing import Protocol
 
 from blake3 import blake3
 
-from node_agent.config import AgentConfig, Folder
+from node_agent.folder.config import AgentConfig, Folder
 from node_agent.launchers.base import StartWorker
 from node_agent.launchers.local import LocalLauncher
 from node_agent.launchers.settings import LocalSettings, SlurmSettings

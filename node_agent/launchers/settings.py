@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from node_agent.shapes import shaped
+from node_agent.yaml_files.shapes import shaped
 
 Word = Annotated[
     str,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
-from node_agent.orders import Order
+from node_agent.policy.orders import Order
 
 
 class Phase(Enum):

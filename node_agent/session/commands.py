@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from node_agent.orders import Order
+from node_agent.policy.orders import Order
 from node_agent.session.events import Outcome
 
 # Said on the stream. What is lost with a stream is said again after the next Welcome, or when the

@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 import structlog
 
-from node_agent.admission import Admission
-from node_agent.kept_attempts import AttemptRow, Fate
+from node_agent.connection.transfer import Transfers
+from node_agent.policy.admission import Admission
 from node_agent.session import commands as c
 from node_agent.session import events as e
 from node_agent.session.attempts import Attempt
 from node_agent.session.ledger_thread import LedgerThread
-from node_agent.spool import Spool
-from node_agent.state import State
-from node_agent.transfer import Transfers
+from node_agent.state.kept_attempts import AttemptRow, Fate
+from node_agent.state.spool import Spool
+from node_agent.state.state import State
 from protos.errors import FeddpError
 
 log = structlog.get_logger(__name__)

@@ -9,12 +9,13 @@ from typing import Any
 import grpc
 import structlog
 
-from node_agent import bandwidth
-from node_agent.admission import Decision, Refused, Reserved
+from node_agent.connection import bandwidth
+from node_agent.connection.proxy import split_address
+from node_agent.connection.transfer import Transfers
+from node_agent.connection.transfer_ways import Ways
 from node_agent.failures import Failures
-from node_agent.notes import CONNECTED_NOTE, REFUSED_NOTE
-from node_agent.orders import Order
-from node_agent.proxy import split_address
+from node_agent.policy.admission import Decision, Refused, Reserved
+from node_agent.policy.orders import Order
 from node_agent.session import commands as c
 from node_agent.session import events as e
 from node_agent.session.attempts import Agent, Phase
@@ -29,8 +30,7 @@ from node_agent.session.recovery import recover
 from node_agent.session.restorations import Restorations
 from node_agent.session.training import Training
 from node_agent.session.witness import Witness
-from node_agent.transfer import Transfers
-from node_agent.transfer_ways import Ways
+from node_agent.state.notes import CONNECTED_NOTE, REFUSED_NOTE
 from protos import tracing
 from protos.errors import FeddpError
 from protos.failures import told

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from node_agent.orders import Order
-from node_agent.rollback import Signed
+from node_agent.ledger.rollback import Signed
+from node_agent.policy.orders import Order
 from privacy.epochs import Epoch
 
 Outcome = Literal["post", "void"]

@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import structlog
 
-from node_agent.account_filters import FixedFilter, filter_of, not_raised
-from node_agent.datasets import DataSetSpec, schema_json
-from node_agent.own_ledger import KeptAccount
-from node_agent.payers import REASON as MOVED
-from node_agent.policy import Policy, ShareKind, above_limit
-from node_agent.steward import Rules
+from node_agent.data.datasets import DataSetSpec, schema_json
+from node_agent.ledger.account_filters import FixedFilter, filter_of, not_raised
+from node_agent.ledger.own_ledger import KeptAccount
+from node_agent.ledger.payers import REASON as MOVED
+from node_agent.policy.policy import Policy, ShareKind, above_limit
+from node_agent.policy.steward import Rules
 from node_agent.tasks.registry import TaskInfo
 from privacy.ledger import LimitChange
 from privacy.wire import limit_to_wire

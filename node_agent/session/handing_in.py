@@ -6,9 +6,9 @@ from typing import Final
 import grpc
 import structlog
 
-from node_agent.handing_in import FilterOf, Owed
+from node_agent.ledger.handing_in import FilterOf, Owed
 from node_agent.session.ledger_thread import LedgerThread
-from node_agent.state import State
+from node_agent.state.state import State
 from privacy.heads import Head
 from privacy.wire import statement_to_wire
 from protos.errors import BudgetRefused, Conflict, FeddpError, Malformed, NotFound, WrongPhase

@@ -9,10 +9,10 @@ from typing import Any, Final
 import grpc
 import structlog
 
-from node_agent.backoff import SLOW_S, Backoff, is_shut_out
-from node_agent.clock import SET_CLOCK
-from node_agent.orders import Order
-from node_agent.rollback import from_wire as signed_from_wire
+from node_agent.connection.backoff import SLOW_S, Backoff, is_shut_out
+from node_agent.connection.clock import SET_CLOCK
+from node_agent.ledger.rollback import from_wire as signed_from_wire
+from node_agent.policy.orders import Order
 from node_agent.session import events as e
 from node_agent.session.stream import Outbox, Stream
 from privacy.epochs import Epoch

@@ -2,10 +2,10 @@
 
 from collections.abc import Collection
 
-from node_agent.orders import Order
+from node_agent.connection.transfer import Transfers
+from node_agent.policy.orders import Order
 from node_agent.session.ledger_thread import LedgerThread
-from node_agent.spool import Spool
-from node_agent.transfer import Transfers
+from node_agent.state.spool import Spool
 
 KEPT_OF_A_JOB = 2
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import grpc
 
-from node_agent.admission import Admission
 from node_agent.launchers.base import Limits, StartWorker
+from node_agent.policy.admission import Admission
+from node_agent.policy.steward import Steward
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.traces import AttemptTraces
-from node_agent.spool import Spool
-from node_agent.state import State
-from node_agent.steward import Steward
+from node_agent.state.spool import Spool
+from node_agent.state.state import State
 from node_agent.tasks.registry import TaskInfo
 
 

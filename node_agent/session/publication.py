@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from node_agent.admission import Admission, Suspensions
-from node_agent.notes import LEFT_NOTE, MOVED_NOTE
-from node_agent.payers import require_kept
+from node_agent.ledger.payers import require_kept
+from node_agent.policy.admission import Admission, Suspensions
+from node_agent.policy.steward import Steward
 from node_agent.session.greeting import hello, warn_of_limits
-from node_agent.state import State
-from node_agent.steward import Steward
+from node_agent.state.notes import LEFT_NOTE, MOVED_NOTE
+from node_agent.state.state import State
 from node_agent.tasks.registry import TaskInfo
 from privacy.wire import epoch_to_wire
 from protos.errors import FeddpError

@@ -3,10 +3,10 @@
 import structlog
 
 from node_agent.failures import Failures
-from node_agent.kept_attempts import AttemptRow
 from node_agent.session import events as e
-from node_agent.spool import Spool
-from node_agent.state import State
+from node_agent.state.kept_attempts import AttemptRow
+from node_agent.state.spool import Spool
+from node_agent.state.state import State
 
 log = structlog.get_logger(__name__)
 

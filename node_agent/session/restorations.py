@@ -6,13 +6,13 @@ from typing import Final
 
 import structlog
 
-from node_agent import rollback
-from node_agent.epochs_seen import Meeting, meet
-from node_agent.notes import LEFT_NOTE
+from node_agent.ledger import rollback
+from node_agent.ledger.epochs_seen import Meeting, meet
 from node_agent.session import events as e
 from node_agent.session.attempts import Attempt, Phase
 from node_agent.session.ledger_thread import LedgerThread
-from node_agent.state import State
+from node_agent.state.notes import LEFT_NOTE
+from node_agent.state.state import State
 from privacy.epochs import Epoch
 from protos.errors import FeddpError
 

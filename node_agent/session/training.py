@@ -10,17 +10,17 @@ from typing import Any, Final
 
 import structlog
 
-from node_agent.admission import Admission, Terms
 from node_agent.failures import Failures
-from node_agent.judgement import Refusal
 from node_agent.launchers.base import Limits, StartWorker, Worker, WorkerDied
-from node_agent.notes import ROWS_LEFT_OUT_NOTE
-from node_agent.orders import Order
+from node_agent.policy.admission import Admission, Terms
+from node_agent.policy.judgement import Refusal
+from node_agent.policy.orders import Order
 from node_agent.session import events as e
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.traces import AttemptTraces
-from node_agent.spool import Spool
-from node_agent.state import State
+from node_agent.state.notes import ROWS_LEFT_OUT_NOTE
+from node_agent.state.spool import Spool
+from node_agent.state.state import State
 from protos import tracing
 from protos.failures import told
 

@@ -7,13 +7,13 @@ from typing import Final
 import grpc
 import structlog
 
-from node_agent.disputes import Dispute
-from node_agent.epochs_seen import Meeting
-from node_agent.notes import LEFT_NOTE, RESTORED_NOTE
+from node_agent.ledger.disputes import Dispute
+from node_agent.ledger.epochs_seen import Meeting
 from node_agent.session.countersigning import countersign
 from node_agent.session.handing_in import finish, hand_in
 from node_agent.session.ledger_thread import LedgerThread
-from node_agent.state import State
+from node_agent.state.notes import LEFT_NOTE, RESTORED_NOTE
+from node_agent.state.state import State
 from privacy.filters import Filter
 from privacy.heads import Checkpoint, Head
 from privacy.ledger import Entry, Statement

@@ -3,7 +3,7 @@
 Nothing here loads what reading takes, so that an idle agent may import it.
 """
 
-from node_agent.datasets import DataSetSpec
+from node_agent.data.datasets import DataSetSpec
 from node_agent.sources.source import Source
 
 

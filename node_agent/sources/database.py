@@ -6,7 +6,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from node_agent.shapes import shaped
+from node_agent.yaml_files.shapes import shaped
 
 CREDENTIAL_BYTES_MAX: Final = 4096
 DRIVERS: Final = {"postgresql": "psycopg", "sqlite": "pysqlite"}

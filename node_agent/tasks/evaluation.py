@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from node_agent.datasets import DataSetSpec
-from node_agent.records import Records, read_records
+from node_agent.data.datasets import DataSetSpec
+from node_agent.data.records import Records, read_records
 from node_agent.tasks import tabular_config
 from node_agent.tasks.evaluation_config import RATES, EvaluationConfig
 from node_agent.tasks.made_up import Size, listed_s, made_up, query_s

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from node_agent.consent import opted_out_of, perhaps_listed
-from node_agent.datasets import DataSetSpec
+from node_agent.data.consent import opted_out_of, perhaps_listed
+from node_agent.data.datasets import DataSetSpec
 
 LIST_BYTES_MIN: Final = 1 << 16
 REHEARSED_ROWS_MAX: Final = 20_000

@@ -12,7 +12,7 @@ import safetensors
 from blake3 import blake3
 from pydantic import BaseModel, ValidationError
 
-from node_agent.datasets import DataSetSpec
+from node_agent.data.datasets import DataSetSpec
 from node_agent.tasks import evaluation_config, null_config, tabular_config
 from node_agent.tasks.evaluation_config import EvaluationConfig
 from node_agent.tasks.null_config import NullConfig
@@ -32,9 +32,9 @@ Purpose = Literal["training", "evaluation"]
 # the reason why not.
 _WORKER = (
     "node_agent/confinement.py",
-    "node_agent/datasets.py",
+    "node_agent/data/datasets.py",
     "node_agent/launchers/mailbox.py",
-    "node_agent/shapes.py",
+    "node_agent/yaml_files/shapes.py",
     "node_agent/sources/database.py",
     "node_agent/worker.py",
     "node_agent/tasks/files.py",
@@ -50,9 +50,9 @@ _WORKER = (
     "protos/updates.py",
 )
 _READING = (
-    "node_agent/consent.py",
-    "node_agent/headers.py",
-    "node_agent/records.py",
+    "node_agent/data/consent.py",
+    "node_agent/data/headers.py",
+    "node_agent/data/records.py",
     "node_agent/sources/choice.py",
     "node_agent/sources/csv_file.py",
     "node_agent/sources/parquet_file.py",

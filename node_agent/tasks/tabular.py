@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from node_agent.consent import Stamp, stamp_of
-from node_agent.datasets import DataSetSpec
-from node_agent.records import Records, read_records
+from node_agent.data.consent import Stamp, stamp_of
+from node_agent.data.datasets import DataSetSpec
+from node_agent.data.records import Records, read_records
 from node_agent.tasks.made_up import Size, listed_s, made_up, query_s
 from node_agent.tasks.program import Order, Weights
 from node_agent.tasks.tabular_config import TabularConfig

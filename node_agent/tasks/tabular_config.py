@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from node_agent.datasets import CategoryColumn, DataSetSpec
+from node_agent.data.datasets import CategoryColumn, DataSetSpec
 from protos.errors import Malformed
 
 FEATURE_LIMIT: Final = 3.0

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
-from node_agent.datasets import DataSetSpec
+from node_agent.data.datasets import DataSetSpec
 from node_agent.tasks import registry
 from node_agent.worker import Worker
 from privacy.releases import Release

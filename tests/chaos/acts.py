@@ -27,8 +27,8 @@ from feddp.jobfile import facts_of
 from feddp.signing import Caps, Work, load_key, mandate_for
 from feddp.submission import publishers
 from feddp.transfer import upload
-from node_agent.enrol import join
-from node_agent.identity import load_identity
+from node_agent.joining.enrol import join
+from node_agent.joining.identity import load_identity
 from node_agent.tasks.registry import initial_model, installed
 from protos.errors import FeddpError, WrongPhase
 from protos.feddp.v1 import diagnosis_pb2, diagnosis_pb2_grpc, jobs_pb2

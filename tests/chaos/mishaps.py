@@ -12,7 +12,7 @@ import yaml
 
 from feddp.client import CALL_TIMEOUT_S, Client
 from feddp.signing import load_key, mandate_to_resume
-from node_agent.identity import load_identity
+from node_agent.joining.identity import load_identity
 from protos.feddp.v1 import (
     federation_pb2,
     federation_pb2_grpc,

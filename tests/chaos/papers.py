@@ -22,8 +22,8 @@ from feddp import renewing
 from feddp.client import Client
 from feddp.joining import join as become
 from feddp.profile import Profile
-from node_agent.enrol import join
-from node_agent.identity import Identity, load_identity
+from node_agent.joining.enrol import join
+from node_agent.joining.identity import Identity, load_identity
 from protos.errors import FeddpError, NotFound, WrongPhase
 from protos.feddp.v1 import enrollment_pb2, enrollment_pb2_grpc, witness_pb2, witness_pb2_grpc
 from tests.chaos.acts import Jobs, renewal

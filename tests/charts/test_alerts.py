@@ -8,7 +8,7 @@ from google.protobuf.descriptor import FileDescriptor
 from prometheus_client.parser import text_string_to_metric_families
 
 from charts.dashboards import operational
-from coordinator import metrics
+from coordinator.observing import metrics
 from tests.charts.rendering import CHART, MATRIX, NAMESPACE, merged, named, objects, of
 from tests.observing.busy import busy, text_of
 

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.postgresql import PostgreSql
 from benchmarks.s3_server import S3Server
 from coordinator.backups.check import check
-from coordinator.shared_blobs import SharedBlobs
+from coordinator.replicas.shared_blobs import SharedBlobs
 from coordinator.store import jobs
 from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord, ModelRecord

@@ -7,7 +7,7 @@ import helm_python
 import pytest
 import yaml
 
-from coordinator.config import CoordinatorConfig, load_config
+from coordinator.config.config import CoordinatorConfig, load_config
 from coordinator.ports import DRAIN_S
 from tests.charts.rendering import (
     COORDINATOR,

@@ -241,7 +241,7 @@ def test_the_notes_name_what_is_there() -> None:
 
 def test_what_the_notes_make_is_what_the_gateways_secret_needs(tmp_path: Path) -> None:
     """`feddp coordinator gateway` writes the three files that the notes put into it."""
-    from coordinator import gateway_certificate
+    from coordinator.gateway import certificate as gateway_certificate
     from coordinator.installation import init
 
     init(tmp_path / "c", "test.example", host="feddp.example")

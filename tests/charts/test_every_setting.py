@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 
-from coordinator.config import CoordinatorConfig
+from coordinator.config.config import CoordinatorConfig
 from tests.charts.pods import NAME
 from tests.charts.rendering import (
     CHART,

@@ -18,7 +18,7 @@ from coordinator.ports import DRAIN_S
 from feddp.client import Client
 from feddp.demo.ports import choose_ports
 from feddp.profile import Profile
-from node_agent.templates import DATASETS_YAML, POLICY_YAML
+from node_agent.folder.templates import DATASETS_YAML, POLICY_YAML
 from tests.charts.pods import NAME, Pod, ready
 from tests.charts.rendering import (
     AGENT,

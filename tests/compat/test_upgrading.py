@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from node_agent.enrol import join
+from node_agent.joining.enrol import join
 from protos.errors import FeddpError
 from tests.compat import test_releases
 from tests.compat.test_releases import HOSPITALS, Release, _install, _join

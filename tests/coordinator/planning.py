@@ -1,6 +1,6 @@
 """A job, and a node that can take it, for tests of planning and quoting."""
 
-from coordinator.config import CoordinatorConfig
+from coordinator.config.config import CoordinatorConfig
 from coordinator.jobspec import Job, parse_job
 from coordinator.rounds.events import Absence, Offer
 from coordinator.rounds.node_facts import NodeFacts

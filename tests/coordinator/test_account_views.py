@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import update
 
 from coordinator import views
-from coordinator.config import CoordinatorConfig
+from coordinator.config.config import CoordinatorConfig
 from coordinator.jobspec import Job, parse_job
 from coordinator.store import ledger, people
 from coordinator.store.database import Database

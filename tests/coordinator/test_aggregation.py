@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from coordinator import aggregation
 from coordinator.blobs import BlobStore
-from coordinator.config import CoordinatorConfig
+from coordinator.config.config import CoordinatorConfig
 from coordinator.jobspec import parse_job
 from coordinator.rounds import averaging
 from coordinator.rounds.events import Offer, UpdatesFolded

@@ -25,7 +25,7 @@ from coordinator.alerts.conditions import (
 )
 from coordinator.alerts.watch import PAUSE_S, AlertWatch
 from coordinator.alerts.webhook import NotTaken, Webhook
-from coordinator.shared_blobs import Away
+from coordinator.replicas.shared_blobs import Away
 from tests.https_receiver import Receiver, https_receiver
 
 

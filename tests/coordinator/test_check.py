@@ -20,10 +20,10 @@ from sqlalchemy.exc import OperationalError
 from benchmarks.postgresql import PostgreSql
 from certs.authority import Authority
 from certs.enrolment import private_pem
-from coordinator import gateway_certificate
 from coordinator.backups.backup import backup
-from coordinator.check import check
-from coordinator.config import load_config
+from coordinator.checking.check import check
+from coordinator.config.config import load_config
+from coordinator.gateway import certificate as gateway_certificate
 from coordinator.installation import Installation, init
 from coordinator.server_certificate import ServerCertificate, issue
 from coordinator.store import pauses
@@ -284,7 +284,7 @@ def test_a_start_says_what_is_wrong_with_the_database_as_the_check_does(
 
 
 @pytest.mark.parametrize(
-    "where", ["coordinator.check.write_fault", "coordinator.store.diagnosis.tables_fault"]
+    "where", ["coordinator.checking.check.write_fault", "coordinator.store.diagnosis.tables_fault"]
 )
 def test_a_connection_that_postgresql_ends_is_not_told_as_damage(
     installation: Installation,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.check import check
+from coordinator.checking.check import check
 from coordinator.installation import Installation, init
 from coordinator.keyring import FILE, ledger_key
 from coordinator.store import checkpoints, epochs

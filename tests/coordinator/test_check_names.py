@@ -14,9 +14,9 @@ import yaml
 
 from certs.authority import Authority
 from certs.enrolment import private_pem
-from coordinator.check import check
-from coordinator.check_names import covers
-from coordinator.config import load_config
+from coordinator.checking.check import check
+from coordinator.checking.names import covers
+from coordinator.config.config import load_config
 from coordinator.installation import Installation, init
 from coordinator.server_certificate import CHAIN, KEY, ServerCertificate, issue
 from feddp.demo.ports import free_ports

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.check import check
-from coordinator.check_permissions import NAMED_MAX
+from coordinator.checking.check import check
+from coordinator.checking.permissions import NAMED_MAX
 from coordinator.installation import Installation, init
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from coordinator.check import check
+from coordinator.checking.check import check
 from coordinator.installation import Installation, init
 from feddp.demo.ports import free_ports
 from tests.https_receiver import https_receiver

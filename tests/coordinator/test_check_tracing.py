@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coordinator.check import check
+from coordinator.checking.check import check
 from coordinator.installation import init
 from protos import otlp
 from protos.errors import Malformed

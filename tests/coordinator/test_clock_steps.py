@@ -9,7 +9,7 @@ import pytest
 
 from coordinator.blobs import BlobStore
 from coordinator.clock_steps import ClockSteps
-from coordinator.metrics import Metrics
+from coordinator.observing.metrics import Metrics
 from coordinator.pausing import Pausing
 from coordinator.rounds import commands as c
 from coordinator.rounds.driver import Rounds

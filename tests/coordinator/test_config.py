@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coordinator.config import CoordinatorConfig, effects, load_config, render_full
-from coordinator.keys import bounds, extra
+from coordinator.config.config import CoordinatorConfig, effects, load_config, render_full
+from coordinator.config.keys import bounds, extra
 from protos.errors import Malformed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -254,7 +254,7 @@ def test_faults_of_the_environment_name_the_variable(tmp_path):
 
 
 def test_the_full_example_is_what_the_code_says(tmp_path):
-    """config/full.yaml shows every key; `python -m coordinator.config_full` writes it."""
+    """config/full.yaml shows every key; `python -m coordinator.config.full` writes it."""
     committed = (ROOT / "config" / "full.yaml").read_text(encoding="utf-8")
     assert committed == render_full()
     assert load(tmp_path, committed) == load(tmp_path, "")

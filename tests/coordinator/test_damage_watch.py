@@ -8,8 +8,8 @@ from typing import Any
 import structlog
 
 from coordinator.blobs import BlobStore
-from coordinator.damage_watch import DamageWatch
-from coordinator.metrics import Metrics
+from coordinator.observing.damage_watch import DamageWatch
+from coordinator.observing.metrics import Metrics
 from coordinator.pausing import Pausing
 from coordinator.rounds import events as e
 from coordinator.rounds.driver import Rounds

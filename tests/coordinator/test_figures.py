@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
-from coordinator import gateway_certificate
 from coordinator.blobs import BlobStore
-from coordinator.config import load_config
-from coordinator.figures import SELDOM_S, Figures
+from coordinator.config.config import load_config
+from coordinator.gateway import certificate as gateway_certificate
 from coordinator.installation import init
 from coordinator.jobspec import parse_job
 from coordinator.keyring import ledger_key
-from coordinator.metrics import Metrics
+from coordinator.observing.figures import SELDOM_S, Figures
+from coordinator.observing.metrics import Metrics
 from coordinator.pausing import Pausing
 from coordinator.rounds.driver import Rounds
 from coordinator.rounds.effects import Effects

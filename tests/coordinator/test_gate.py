@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from coordinator.metrics import Metrics
+from coordinator.observing.metrics import Metrics
 from coordinator.rpc.gate import Gate
 from protos.errors import Malformed
 

@@ -11,9 +11,9 @@ from structlog.testing import capture_logs
 from certs.authority import Authority
 from certs.enrolment import load_certificate_key, new_key, private_pem
 from certs.spiffe import SpiffeId
-from coordinator import gateway_certificate
-from coordinator.check import check
-from coordinator.gateway_watch import GatewayState, GatewayWatch, state_of
+from coordinator.checking.check import check
+from coordinator.gateway import certificate as gateway_certificate
+from coordinator.gateway.watch import GatewayState, GatewayWatch, state_of
 from coordinator.installation import Installation, init
 from coordinator.store import certificates
 from coordinator.store.database import Database

@@ -2,7 +2,7 @@
 
 import pytest
 
-from coordinator.gateway import HEADER, forwarded_fingerprint
+from coordinator.gateway.shown import HEADER, forwarded_fingerprint
 from protos.errors import Unauthenticated
 
 ONE, OTHER = "a" * 64, "b" * 64

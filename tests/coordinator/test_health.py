@@ -8,8 +8,8 @@ from contextlib import closing
 
 import pytest
 
-from coordinator.health import HealthServer
-from coordinator.metrics import METHODS, Metrics
+from coordinator.observing.health import HealthServer
+from coordinator.observing.metrics import METHODS, Metrics
 from protos.errors import Malformed
 
 

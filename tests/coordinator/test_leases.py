@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from coordinator.leadership import is_gone, this_process
+from coordinator.replicas.leadership import is_gone, this_process
 
 
 def test_a_process_of_this_machine_that_has_ended_is_not_waited_for() -> None:

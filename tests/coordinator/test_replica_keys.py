@@ -13,7 +13,7 @@ from certs.issued import bundle_roots
 from coordinator import server_certificate
 from coordinator.installation import init
 from coordinator.keyring import ledger_public_key
-from coordinator.replica_keys import CHECKED, copy_keys
+from coordinator.replicas.keys import CHECKED, copy_keys
 from protos.errors import Conflict, Malformed, NotFound
 
 HOSTS = ("feddp.example", "join.feddp.example")

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from coordinator.replicas import Address, Forwarder
+from coordinator.replicas.replicas import Address, Forwarder
 from feddp.demo.ports import free_ports
 from protos.errors import Malformed
 

@@ -18,14 +18,14 @@ from certs.spiffe import SpiffeId
 from coordinator.backups.backup import backup
 from coordinator.backups.extract import Places
 from coordinator.blobs import BlobStore
-from coordinator.check import check
+from coordinator.checking.check import check
 from coordinator.installation import init
 from coordinator.keyring import ledger_public_key
+from coordinator.replicas.shared_blobs import SharedBlobs
 from coordinator.restoring import marker
 from coordinator.rounds.live import job_from_json, plan_of, replay
 from coordinator.rounds.phases import AttemptState
 from coordinator.server import serve
-from coordinator.shared_blobs import SharedBlobs
 from coordinator.store import (
     epochs,
     jobs,

@@ -14,7 +14,7 @@ from certs import sealing
 from certs.authority import Authority
 from certs.enrolment import new_key
 from certs.spiffe import SpiffeId
-from coordinator.check import check
+from coordinator.checking.check import check
 from coordinator.identities import Identities
 from coordinator.keyring import ledger_key, ledger_public_key
 from coordinator.restoring.revocations import RevocationsFile, read

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.round_traces import RoundTraces, order_place
+from coordinator.observing.round_traces import RoundTraces, order_place
 from coordinator.rounds import events as e
 from protos import tracing
 from protos.tracing import Finished, Place

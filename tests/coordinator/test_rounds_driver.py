@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from coordinator.blobs import BlobStore
-from coordinator.metrics import Metrics
+from coordinator.observing.metrics import Metrics
 from coordinator.pausing import Pausing
 from coordinator.rounds import commands as c
 from coordinator.rounds import driver, turn_taker

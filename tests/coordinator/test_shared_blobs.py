@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from benchmarks.s3_server import S3Server, s3_server
 from coordinator.blobs import BlobStore
-from coordinator.shared_blobs import SharedBlobs
+from coordinator.replicas.shared_blobs import SharedBlobs
 from protos.content import digest_of
 from protos.errors import Malformed, NotFound, Unavailable
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from cryptography import x509
 
-from coordinator.config import load_config
+from coordinator.config.config import load_config
 from coordinator.installation import init
 from coordinator.server_certificate import CHAIN, ServerCertificate, hosts_of
 

@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from coordinator.blobs import BlobStore
-from coordinator.metrics import Metrics
+from coordinator.observing.metrics import Metrics
 from coordinator.rounds.phases import AttemptState
 from coordinator.rpc import transfer
 from coordinator.rpc import turns as turns_module

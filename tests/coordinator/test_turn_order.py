@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from coordinator.config import CoordinatorConfig
+from coordinator.config.config import CoordinatorConfig
 from coordinator.jobspec import parse_job
 from coordinator.rounds import events as e
 from coordinator.rounds.live import LiveJob

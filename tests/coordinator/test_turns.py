@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection
 
-from coordinator.config import CoordinatorConfig
+from coordinator.config.config import CoordinatorConfig
 from coordinator.jobspec import parse_job
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from benchmarks.postgresql import PostgreSql
-from coordinator.metrics import Metrics
+from coordinator.observing.metrics import Metrics
 from coordinator.rpc.gate import Gate
 from coordinator.store.database import Database
 from protos.errors import FeddpError

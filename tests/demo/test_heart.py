@@ -15,8 +15,8 @@ from benchmarks.models import BARS, EPSILONS, Cell, Figures, Trials, faults_of
 from benchmarks.one_process import OneProcess
 from feddp.demo import heart, hospital
 from feddp.demo.job import job_file
-from node_agent.datasets import load_data_sets
-from node_agent.policy import load_policy
+from node_agent.data.datasets import load_data_sets
+from node_agent.policy.policy import load_policy
 from node_agent.tasks import registry
 from node_agent.tasks.tabular import TabularModel
 from node_agent.tasks.tabular_config import TabularConfig

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-from coordinator.config import load_config
+from coordinator.config.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "deploy/compose.yaml"

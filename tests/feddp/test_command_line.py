@@ -110,8 +110,12 @@ def test_a_bug_is_one_line_without_a_traceback_or_its_words(
 @pytest.mark.parametrize(
     ("words", "module", "extra"),
     [
-        (["coordinator", "check", "--config", "c.yaml"], "coordinator.check", "coordinator"),
-        (["agent", "join", "TOKEN", "--dir", "d"], "node_agent.enrol", "agent"),
+        (
+            ["coordinator", "check", "--config", "c.yaml"],
+            "coordinator.checking.check",
+            "coordinator",
+        ),
+        (["agent", "join", "TOKEN", "--dir", "d"], "node_agent.joining.enrol", "agent"),
         (["demo"], "feddp.demo.runner", "demo"),
     ],
 )

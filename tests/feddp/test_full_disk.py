@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from certs.authority import Authority
-from node_agent.config import Folder
+from node_agent.folder.config import Folder
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
 from tests.node_agent.test_enrol import FakeEnrolment
 

@@ -19,8 +19,8 @@ import pytest
 
 from certs.authority import Authority
 from certs.enrolment import load_ledger_key
-from node_agent.config import Folder
-from node_agent.state import State
+from node_agent.folder.config import Folder
+from node_agent.state.state import State
 from privacy.filters import make_filter
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
 from tests.node_agent.samples import NODE, order

@@ -8,7 +8,7 @@ from coordinator import views
 from coordinator.store import epochs
 from feddp.cli.history import Passing, faults
 from feddp.cli.witnesses import from_json, from_message
-from node_agent.ledger_files import seen_by
+from node_agent.ledger.copies import seen_by
 from privacy.entries import Entry
 from privacy.ledger import verify
 from tests.histories.node import FILTER, PUBLIC, Node

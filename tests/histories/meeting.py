@@ -8,7 +8,7 @@ from typing import Any, Literal
 import grpc
 import pytest
 
-from coordinator.metrics import Metrics
+from coordinator.observing.metrics import Metrics
 from coordinator.rpc import witness as witness_rpc
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.witness import Witness

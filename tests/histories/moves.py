@@ -3,7 +3,7 @@
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.store import limits
-from node_agent.kept_attempts import AttemptRow
+from node_agent.state.kept_attempts import AttemptRow
 from privacy.ledger import LimitChange
 from privacy.limits import LimitTerms, sign_terms
 from protos.errors import FeddpError

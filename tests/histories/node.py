@@ -6,11 +6,11 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from node_agent.admission import Admission
-from node_agent.config import Folder
-from node_agent.notes import RESTORED_NOTE, ROLLED_BACK_NOTE
-from node_agent.state import State
-from node_agent.steward import Steward
+from node_agent.folder.config import Folder
+from node_agent.policy.admission import Admission
+from node_agent.policy.steward import Steward
+from node_agent.state.notes import RESTORED_NOTE, ROLLED_BACK_NOTE
+from node_agent.state.state import State
 from privacy.filters import make_filter
 from privacy.ledger import Statement
 from tests.node_agent.samples import LEDGER_KEY, TASKS, write_rules

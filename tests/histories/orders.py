@@ -2,8 +2,8 @@
 
 from enum import IntEnum
 
-from node_agent.admission import Refused, Reserved, Spent
-from node_agent.orders import Order
+from node_agent.policy.admission import Refused, Reserved, Spent
+from node_agent.policy.orders import Order
 from privacy.ledger import Statement
 from tests.histories.node import FILTER, Node
 from tests.histories.world import World

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from node_agent import epochs_seen
-from node_agent.admission import Admission, Decision, Refused
-from node_agent.disputes import Disputes
-from node_agent.memory import Memory
-from node_agent.orders import Order
+from node_agent.ledger import epochs_seen
+from node_agent.ledger.disputes import Disputes
+from node_agent.ledger.gaps import Memory
+from node_agent.policy.admission import Admission, Decision, Refused
+from node_agent.policy.orders import Order
 from privacy.canonical import COUNT_MAX
 from privacy.epochs import Epoch
 from tests.histories import claims

@@ -15,13 +15,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from certs.mandates import Mandate, parse, sign
 from coordinator import server
-from coordinator.config import load_config
+from coordinator.config.config import load_config
 from coordinator.rounds.effects import Effects
 from coordinator.rounds.live import LiveJob
 from coordinator.rpc.federation import FederationService
 from coordinator.store.booking import book
 from feddp.signing import load_key
-from node_agent.orders import Order
+from node_agent.policy.orders import Order
 from privacy.ledger import Statement
 from protos.feddp.v1 import federation_pb2 as pb
 from protos.feddp.v1.mandates_pb2 import SignedMandate

@@ -22,7 +22,7 @@ from feddp.client import Client
 from feddp.demo.ports import choose_ports
 from feddp.profile import Profile
 from feddp.signing import make_key
-from node_agent.enrol import join
+from node_agent.joining.enrol import join
 from node_agent.tasks.registry import installed
 from privacy.ledger import Entry
 from protos.errors import FeddpError, Unavailable

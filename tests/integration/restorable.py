@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.store import booking, epochs, ledger
 from coordinator.store.database import Database
-from node_agent.admission import Suspensions
+from node_agent.policy.admission import Suspensions
 from tests.integration.test_witness import (
     ACCOUNT,
     Bench,

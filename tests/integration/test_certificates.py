@@ -23,13 +23,13 @@ from certs.keyfiles import key_in
 from certs.proofs import prove_recovery
 from certs.spiffe import SpiffeId
 from coordinator import server_certificate
-from coordinator.config import load_config
+from coordinator.config.config import load_config
 from coordinator.store import certificates, people
 from coordinator.store.database import Database
 from feddp.profile import Profile
 from feddp.renewing import standing
-from node_agent.enrol import join
-from node_agent.identity import Identity, load_identity
+from node_agent.joining.enrol import join
+from node_agent.joining.identity import Identity, load_identity
 from protos.errors import WrongPhase
 from protos.feddp.v1 import enrollment_pb2 as enrolling
 from protos.feddp.v1 import (

@@ -14,13 +14,13 @@ import grpc
 import pytest
 import yaml
 
+from node_agent.connection.proxy import Route
 from node_agent.doctor import coordinator as asking
 from node_agent.doctor import machine, stream
 from node_agent.doctor.examine import examine, joined
 from node_agent.doctor.probe import Stopped
 from node_agent.doctor.report import Check
-from node_agent.identity import Identity, load_identity
-from node_agent.proxy import Route
+from node_agent.joining.identity import Identity, load_identity
 from protos.feddp.v1 import diagnosis_pb2 as pb
 from protos.feddp.v1 import diagnosis_pb2_grpc as pb_grpc
 from protos.status import from_rpc

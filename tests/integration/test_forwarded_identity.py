@@ -9,9 +9,9 @@ import grpc
 import pytest
 import yaml
 
-from coordinator import gateway_certificate
-from coordinator.gateway import HEADER, forwarded_fingerprint
-from node_agent.identity import load_identity
+from coordinator.gateway import certificate as gateway_certificate
+from coordinator.gateway.shown import HEADER, forwarded_fingerprint
+from node_agent.joining.identity import load_identity
 from tests.chaos import books
 from tests.integration.federation import NODES, cli_json, null_job, wait_for
 from tests.integration.gateway import (

@@ -12,7 +12,7 @@ import pytest
 from node_agent.doctor import machine
 from node_agent.doctor.examine import examine, joined
 from node_agent.doctor.report import Check
-from node_agent.identity import load_identity
+from node_agent.joining.identity import load_identity
 from tests.integration.federation import NODES, job_file, null_job, wait_for
 from tests.integration.gateway import (
     HOST,

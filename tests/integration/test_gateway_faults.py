@@ -10,7 +10,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from coordinator import gateway_certificate
+from coordinator.gateway import certificate as gateway_certificate
 from protos.feddp.v1.jobs_pb2 import Job
 from tests.chaos import books
 from tests.integration.federation import NODES, null_job, wait_for

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from node_agent.alerts import AlertsConfig
+from node_agent.alerts.settings import AlertsConfig
 from tests.integration.document_blocks import Block, put_in, shell_blocks
 from tests.integration.federation import Federation, null_job, run_cli, wait_for, write_data
 

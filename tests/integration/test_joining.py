@@ -27,8 +27,8 @@ from certs.enrolment import (
     spoken,
 )
 from certs.tokens import JoinToken
-from node_agent.enrol import join
-from node_agent.identity import load_identity
+from node_agent.joining.enrol import join
+from node_agent.joining.identity import load_identity
 from protos.errors import NotAllowed, WrongPhase
 from protos.feddp.v1 import enrollment_pb2 as pb
 from protos.feddp.v1 import enrollment_pb2_grpc

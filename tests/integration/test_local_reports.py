@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 
-from node_agent.state import State
+from node_agent.state.state import State
 from tests.integration.federation import (
     Federation,
     cli_json,

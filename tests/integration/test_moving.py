@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from node_agent.config import Folder
-from node_agent.identity import load_identity
-from node_agent.state import State
+from node_agent.folder.config import Folder
+from node_agent.joining.identity import load_identity
+from node_agent.state.state import State
 from tests.integration.federation import (
     Federation,
     cli_json,

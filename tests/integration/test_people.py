@@ -22,7 +22,7 @@ from feddp.client import Client
 from feddp.joining import join
 from feddp.profile import Profile
 from feddp.renewing import renew, standing
-from node_agent.enrol import join as join_node
+from node_agent.joining.enrol import join as join_node
 from protos.errors import FeddpError, NotAllowed, Unauthenticated
 from protos.feddp.v1 import enrollment_pb2 as pb
 from protos.feddp.v1 import enrollment_pb2_grpc, jobs_pb2, jobs_pb2_grpc

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs.enrolment import make_csr, new_key, private_pem
-from node_agent.identity import Identity, load_identity
+from node_agent.joining.identity import Identity, load_identity
 from protos.feddp.v1 import (
     renewal_pb2,
     renewal_pb2_grpc,

@@ -11,7 +11,7 @@ import yaml
 
 from certs.enrolment import spoken
 from feddp.signing import KEY_FILE, PUBLIC_FILE, Caps
-from node_agent.identity import load_identity
+from node_agent.joining.identity import load_identity
 from tests.integration.federation import Federation, cli_json, job_file, run_cli, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.store import booking, checkpoints, epochs
 from coordinator.store.database import Database
-from node_agent.notes import ROLLED_BACK_NOTE
+from node_agent.state.notes import ROLLED_BACK_NOTE
 from privacy.ledger import Statement, append, sign
 from tests.integration.restorable import (
     BACKUP,

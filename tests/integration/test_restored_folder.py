@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from certs.enrolment import spoken
-from node_agent.identity import load_identity
+from node_agent.joining.identity import load_identity
 from tests.integration.federation import Federation, cli_json, run_cli, wait_for
 from tests.integration.test_certificates import reloaded
 from tests.integration.test_renewal import set_life

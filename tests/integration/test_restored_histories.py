@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.store import booking, ledger, limits
-from node_agent.own_ledger import OwnLedger
+from node_agent.ledger.own_ledger import OwnLedger
 from privacy.filters import make_filter
 from privacy.ledger import LimitChange, Statement, sign, verify
 from tests.coordinator.store_conformance.test_limits import change

@@ -13,7 +13,7 @@ from coordinator import views
 from coordinator.store import booking, epochs
 from feddp.cli.history import Passing, faults
 from feddp.cli.witnesses import Witnesses, from_json, from_message
-from node_agent.ledger_files import seen_by
+from node_agent.ledger.copies import seen_by
 from privacy.ledger import sign
 from tests.integration.restorable import (
     Restorable,

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.store import booking, checkpoints, epochs, ledger
 from coordinator.store.database import Database
-from node_agent import rollback
+from node_agent.ledger import rollback
 from privacy.entries import GENESIS
 from privacy.heads import Head
 from privacy.ledger import Statement, append, sign, verify

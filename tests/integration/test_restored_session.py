@@ -16,9 +16,9 @@ from coordinator.rpc import witness as witness_rpc
 from coordinator.store import booking, epochs, ledger, people
 from coordinator.store.database import Database
 from feddp.cli.app import app
-from node_agent.config import Folder
-from node_agent.identity import load_identity
-from node_agent.orders import Order
+from node_agent.folder.config import Folder
+from node_agent.joining.identity import load_identity
+from node_agent.policy.orders import Order
 from node_agent.status import status
 from privacy.ledger import sign
 from protos.feddp.v1 import federation_pb2 as pb

@@ -11,8 +11,8 @@ from certs.credentials import channel_credentials
 from coordinator.authz import PEOPLES_ROLES, RULES
 from feddp.joining import join
 from feddp.profile import Profile
-from node_agent.enrol import join as join_node
-from node_agent.identity import load_identity
+from node_agent.joining.enrol import join as join_node
+from node_agent.joining.identity import load_identity
 from protos.status import from_rpc
 from tests.integration.federation import Federation
 

@@ -12,7 +12,7 @@ import yaml
 from benchmarks.postgresql import PostgreSql
 from benchmarks.s3_server import S3Server
 from feddp.demo.ports import free_ports
-from node_agent.identity import load_identity
+from node_agent.joining.identity import load_identity
 from protos.content import digest_of
 from protos.feddp.v1 import nodes_pb2, transfer_pb2
 from tests.integration.federation import NODES, null_job, wait_for

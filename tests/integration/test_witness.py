@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator import views
 from coordinator.keyring import ledger_key
-from coordinator.metrics import Metrics
+from coordinator.observing.metrics import Metrics
 from coordinator.rpc import witness as witness_rpc
 from coordinator.rpc.gate import Gate
 from coordinator.store import checkpoints, ledger, limits, people
@@ -27,7 +27,7 @@ from feddp.cli.witnesses import Witnesses, from_json, from_message
 from node_agent.session.countersigning import denied
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.witness import Witness
-from node_agent.state import State
+from node_agent.state.state import State
 from privacy.entries import Entry, Statement, append, entry_hash, sign
 from privacy.filters import make_filter
 from privacy.heads import head_of

@@ -16,12 +16,12 @@ from certs.credentials import server_credentials
 from certs.enrolment import load_ledger_key, new_key, new_ledger_key, private_pem, save_private_key
 from certs.spiffe import SpiffeId
 from node_agent.agent import serve
-from node_agent.config import Folder, load_config
-from node_agent.identity import load_identity
-from node_agent.installation import locked
+from node_agent.folder.config import Folder, load_config
+from node_agent.folder.installation import locked
+from node_agent.joining.identity import load_identity
 from node_agent.launchers.base import Limits, WorkerDied
 from node_agent.launchers.local import LocalWorker
-from node_agent.state import State
+from node_agent.state.state import State
 from node_agent.tasks.registry import installed
 from privacy.epochs import Epoch
 from privacy.wire import epoch_to_wire

@@ -7,9 +7,9 @@ from typing import Any
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from node_agent.datasets import DataSetSpec
-from node_agent.orders import Order
-from node_agent.policy import Policy
+from node_agent.data.datasets import DataSetSpec
+from node_agent.policy.orders import Order
+from node_agent.policy.policy import Policy
 from node_agent.tasks.registry import TaskInfo
 from protos.feddp.v1 import federation_pb2 as pb
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from certs.mandates import config_digest, sign
-from node_agent.admission import Admission, Refused, Reserved, Terms
-from node_agent.config import Folder
-from node_agent.judgement import UNRESOLVED_MAX, Refusal
-from node_agent.notes import ROLLED_BACK_NOTE
-from node_agent.orders import Order
-from node_agent.state import State
-from node_agent.steward import Steward
+from node_agent.folder.config import Folder
+from node_agent.policy.admission import Admission, Refused, Reserved, Terms
+from node_agent.policy.judgement import UNRESOLVED_MAX, Refusal
+from node_agent.policy.orders import Order
+from node_agent.policy.steward import Steward
+from node_agent.state.notes import ROLLED_BACK_NOTE
+from node_agent.state.state import State
 from privacy.filters import make_filter
 from protos.feddp.v1.mandates_pb2 import SignedMandate
 from tests.certs.test_mandates import KEY, MANDATE

@@ -19,16 +19,16 @@ from typer.testing import CliRunner
 from certs.authority import Authority
 from certs.enrolment import new_ledger_key, save_private_key
 from feddp.cli.app import app
-from node_agent.account_filters import FixedFilter
 from node_agent.agent import run
-from node_agent.config import Folder, load_config
-from node_agent.identity import load_identity
-from node_agent.installation import locked
-from node_agent.ledger_files import export, restore
+from node_agent.folder.config import Folder, load_config
+from node_agent.folder.installation import locked
+from node_agent.joining.identity import load_identity
+from node_agent.ledger.account_filters import FixedFilter
+from node_agent.ledger.copies import export, restore
+from node_agent.policy.steward import Steward
 from node_agent.session.greeting import hello, warn_of_limits
-from node_agent.state import State
+from node_agent.state.state import State
 from node_agent.status import status
-from node_agent.steward import Steward
 from node_agent.tasks.registry import installed
 from privacy.accounting import epsilon_spent
 from privacy.filters import make_filter
@@ -59,7 +59,7 @@ def spend(folder: Folder, limit: float = 10.0, *, kind: str = "gdp", rdp_order: 
 def test_an_idle_agent_has_not_loaded_what_training_needs() -> None:
     """Memory: torch and its like belong to the worker, sqlalchemy to the coordinator."""
     script = (
-        "import sys, node_agent.agent, node_agent.enrol\n"
+        "import sys, node_agent.agent, node_agent.joining.enrol\n"
         "node_agent.agent.installed()\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )

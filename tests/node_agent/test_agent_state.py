@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from node_agent.admission import Admission, Refused, Reserved, Spent
-from node_agent.config import Folder
-from node_agent.judgement import UNRESOLVED_MAX, Standing
-from node_agent.orders import Order
-from node_agent.state import State
-from node_agent.steward import Steward
+from node_agent.folder.config import Folder
+from node_agent.policy.admission import Admission, Refused, Reserved, Spent
+from node_agent.policy.judgement import UNRESOLVED_MAX, Standing
+from node_agent.policy.orders import Order
+from node_agent.policy.steward import Steward
+from node_agent.state.state import State
 from privacy.filters import make_filter
 from privacy.ledger import signature_ok, verify
 from protos.errors import Malformed

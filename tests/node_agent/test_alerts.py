@@ -20,18 +20,18 @@ import yaml
 from structlog.testing import capture_logs
 
 from certs.authority import Authority
-from node_agent.alert_sinks import sinks
-from node_agent.alert_watch import DAY_S, DIGEST_AGAIN_S, DIGEST_NOTE, AlertWatch, digest_note
-from node_agent.alerts import Alert, AlertsConfig
-from node_agent.beside import AGAIN_S, keep_up
-from node_agent.conditions import conditions, note_connection
-from node_agent.config import Folder
+from node_agent.alerts.conditions import conditions, note_connection
+from node_agent.alerts.settings import Alert, AlertsConfig
+from node_agent.alerts.sinks import sinks
+from node_agent.alerts.watch import DAY_S, DIGEST_AGAIN_S, DIGEST_NOTE, AlertWatch, digest_note
+from node_agent.background import AGAIN_S, keep_up
 from node_agent.doctor.alerts import check_alerts
-from node_agent.identity import Identity, load_identity
-from node_agent.notes import CONNECTED_NOTE, ROLLED_BACK_NOTE
+from node_agent.folder.config import Folder
+from node_agent.joining.identity import Identity, load_identity
+from node_agent.policy.steward import Steward
 from node_agent.session.ledger_thread import LedgerThread
-from node_agent.state import State
-from node_agent.steward import Steward
+from node_agent.state.notes import CONNECTED_NOTE, ROLLED_BACK_NOTE
+from node_agent.state.state import State
 from privacy.filters import make_filter
 from tests.node_agent.agent_federation import (
     TRUST_DOMAIN,
@@ -587,7 +587,7 @@ class Watched:
         self.agent, self.now_s = agent, 1_000_000.0
         self.config = AlertsConfig.model_validate({**NO_DISK, "digest_days": 7.0, **keys})
         self.told, self.other = Told(), Other()
-        monkeypatch.setattr("node_agent.alert_watch.sinks", lambda _: [self.told, self.other])
+        monkeypatch.setattr("node_agent.alerts.watch.sinks", lambda _: [self.told, self.other])
         self.faults: dict[str, str] = {}
         self.start()
 
@@ -704,7 +704,7 @@ def test_a_digest_that_was_not_taken_is_sent_later_with_its_whole_time(
         since.append(args[5])
         return f"since {args[5]:.0f}"
 
-    monkeypatch.setattr("node_agent.alert_watch.digest_text", text)
+    monkeypatch.setattr("node_agent.alerts.watch.digest_text", text)
     watched.look(0.0)
     start = f"since {watched.now_s:.0f}"
     watched.told.fault = OSError("it is away")
@@ -727,7 +727,7 @@ def test_a_clock_that_was_ahead_once_keeps_no_digest_back(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The moment is taken to be now; one that an older version kept for all is each one's."""
-    monkeypatch.setattr("node_agent.alert_watch.digest_text", lambda *_: "a week")
+    monkeypatch.setattr("node_agent.alerts.watch.digest_text", lambda *_: "a week")
     watched.agent.state.notes.keep(DIGEST_NOTE, f"{watched.now_s + 700 * DAY_S:.3f}")
     watched.look(0.0)
     watched.look(6.9 * DAY_S)
@@ -749,7 +749,7 @@ def test_a_full_disk_is_told_although_nothing_can_be_kept(
     def full(*_: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr("node_agent.alert_watch.note_connection", full)
+    monkeypatch.setattr("node_agent.alerts.watch.note_connection", full)
     watched.look(0.0)
     monkeypatch.setattr(AlertWatch, "_keep", full)
     watched.faults["heart"] = "column age is missing"
@@ -803,10 +803,10 @@ def test_an_agent_begins_each_of_its_works_again(
 
     for name, function in {**works, "clock": "watch_clock"}.items():
         monkeypatch.setattr(f"node_agent.agent.{function}", failing(name))
-    monkeypatch.setattr("node_agent.header_watch.HeaderWatch.run", failing("headers"))
-    monkeypatch.setattr("node_agent.overlap_watch.OverlapWatch.run", failing("overlaps"))
-    monkeypatch.setattr("node_agent.alert_watch.AlertWatch.look", failing("alerts"))
-    monkeypatch.setattr("node_agent.beside.AGAIN_S", 0.01)
+    monkeypatch.setattr("node_agent.data.header_watch.HeaderWatch.run", failing("headers"))
+    monkeypatch.setattr("node_agent.data.overlap_watch.OverlapWatch.run", failing("overlaps"))
+    monkeypatch.setattr("node_agent.alerts.watch.AlertWatch.look", failing("alerts"))
+    monkeypatch.setattr("node_agent.background.AGAIN_S", 0.01)
 
     async def work() -> None:
         authority = Authority.create(tmp_path / "ca", TRUST_DOMAIN)
@@ -833,7 +833,7 @@ def test_the_watch_loads_no_mail_and_no_second_tls_library() -> None:
 
     code = (
         "from feddp.process import become_long_lived\nbecome_long_lived()\n"
-        "import sys, node_agent.alert_watch\nprint(*sys.modules)"
+        "import sys, node_agent.alerts.watch\nprint(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"smtplib", "ssl", "_ssl"} & set(done.stdout.split())

@@ -17,15 +17,15 @@ from typer.testing import CliRunner
 from certs.authority import Authority
 from certs.mandates import config_digest, sign
 from feddp.cli.app import app
-from node_agent.admission import Admission, Refused, Reserved
-from node_agent.alerts import AlertsConfig
-from node_agent.approvals import UNSIGNED_S, WAITING_MAX, WAITING_PER_PROJECT_MAX
-from node_agent.conditions import PROJECTS_TOLD_MAX, conditions
-from node_agent.config import Folder
-from node_agent.identity import load_identity
-from node_agent.orders import Order
-from node_agent.state import State
-from node_agent.steward import Steward
+from node_agent.alerts.conditions import PROJECTS_TOLD_MAX, conditions
+from node_agent.alerts.settings import AlertsConfig
+from node_agent.folder.config import Folder
+from node_agent.joining.identity import load_identity
+from node_agent.policy.admission import Admission, Refused, Reserved
+from node_agent.policy.approvals import UNSIGNED_S, WAITING_MAX, WAITING_PER_PROJECT_MAX
+from node_agent.policy.orders import Order
+from node_agent.policy.steward import Steward
+from node_agent.state.state import State
 from node_agent.tasks.registry import installed
 from privacy.filters import make_filter
 from protos.errors import NotFound, WrongPhase

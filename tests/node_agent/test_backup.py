@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from certs.authority import Authority
-from node_agent.admission import Suspensions
-from node_agent.backup import backup, restore
-from node_agent.config import Folder
-from node_agent.identity import load_identity
-from node_agent.installation import locked
-from node_agent.notes import RESTORED_NOTE
-from node_agent.state import State
+from node_agent.folder.backup import backup, restore
+from node_agent.folder.config import Folder
+from node_agent.folder.installation import locked
+from node_agent.joining.identity import load_identity
+from node_agent.policy.admission import Suspensions
+from node_agent.state.notes import RESTORED_NOTE
+from node_agent.state.state import State
 from privacy.filters import make_filter
 from protos.errors import Conflict, FeddpError, Malformed, NotFound
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent

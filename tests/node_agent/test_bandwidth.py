@@ -8,7 +8,7 @@ import pytest
 import structlog
 from pydantic import ValidationError
 
-from node_agent.bandwidth import LOOK_AGAIN_S, Throttle, TransferPolicy
+from node_agent.connection.bandwidth import LOOK_AGAIN_S, Throttle, TransferPolicy
 from protos.errors import Malformed
 
 NOON = datetime(2026, 3, 1, 12, 0)

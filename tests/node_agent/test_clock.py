@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from certs.authority import NODE_LIFETIME, Authority
 from certs.enrolment import new_key
 from certs.spiffe import SpiffeId
-from node_agent.clock import LOOK_S, TRY_AGAIN_S, watch_clock
+from node_agent.connection.clock import LOOK_S, TRY_AGAIN_S, watch_clock
 from protos.feddp.v1 import diagnosis_pb2 as pb
 from protos.feddp.v1 import diagnosis_pb2_grpc as pb_grpc
 from tests.node_agent.agent_federation import TRUST_DOMAIN

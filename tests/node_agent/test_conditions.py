@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from node_agent import alert_watch
-from node_agent.alert_sinks import Mail, sinks
-from node_agent.alert_watch import DAY_S, AlertWatch, digest_note
-from node_agent.alerts import AlertsConfig
-from node_agent.digest import digest
+from node_agent.alerts import watch as alert_watch
+from node_agent.alerts.digest import digest
+from node_agent.alerts.settings import AlertsConfig
+from node_agent.alerts.sinks import Mail, sinks
+from node_agent.alerts.watch import DAY_S, AlertWatch, digest_note
+from node_agent.data.header_watch import HeaderWatch
 from node_agent.doctor.alerts import check_alerts
 from node_agent.doctor.machine import check_disk
-from node_agent.header_watch import HeaderWatch
-from node_agent.notes import CONNECTED_NOTE, REFUSED_NOTE
 from node_agent.session.ledger_thread import LedgerThread
+from node_agent.state.notes import CONNECTED_NOTE, REFUSED_NOTE
 from tests.node_agent.samples import DATA_SET, NODE, write_rules
 from tests.node_agent.test_alerts import CONFIG, Agent
 

@@ -13,11 +13,11 @@ import pytest
 import yaml
 from structlog.testing import capture_logs
 
-from node_agent.consent import opted_out_of, spelling
-from node_agent.datasets import DataSetSpec, load_data_sets
+from node_agent.data.consent import opted_out_of, spelling
+from node_agent.data.datasets import DataSetSpec, load_data_sets
+from node_agent.data.headers import WrongHeader, check_header
+from node_agent.data.records import DataProblem, Records, read_records
 from node_agent.doctor.rows import check_rows
-from node_agent.headers import WrongHeader, check_header
-from node_agent.records import DataProblem, Records, read_records
 from node_agent.tasks.tabular_config import Feature
 from tests.node_agent.test_worker import Bench
 

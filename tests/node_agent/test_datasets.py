@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from node_agent.datasets import CategoryColumn, load_data_sets, schema_json
+from node_agent.data.datasets import CategoryColumn, load_data_sets, schema_json
 from node_agent.tasks.registry import parse_config
 from protos.errors import Malformed
 
@@ -162,7 +162,7 @@ def test_published_schema_holds_columns_and_types_only(tmp_path: Path) -> None:
 def test_idle_agent_modules_load_no_heavy_library() -> None:
     """Declarations, tasks, launchers and the worker's own start import no numeric library."""
     code = (
-        "import sys, node_agent.datasets, node_agent.tasks.registry, node_agent.worker,"
+        "import sys, node_agent.data.datasets, node_agent.tasks.registry, node_agent.worker,"
         " node_agent.launchers.local as _;"
         " node_agent.tasks.registry.installed();"
         " node_agent.tasks.registry.initial_model('null', {'parameters': 3}, 0);"

@@ -7,8 +7,8 @@ from typing import Any, cast
 import pytest
 
 from node_agent.session.delivery import Delivery
-from node_agent.spool import Spool
-from node_agent.state import State
+from node_agent.state.spool import Spool
+from node_agent.state.state import State
 from privacy.filters import make_filter
 from protos.content import digest_of
 from tests.node_agent.samples import LEDGER_KEY, NODE, order

@@ -24,7 +24,7 @@ from certs.credentials import server_credentials
 from certs.enrolment import load_ledger_key, new_key, private_pem
 from certs.spiffe import SpiffeId
 from certs.tokens import JoinToken, new_secret
-from node_agent.config import Folder
+from node_agent.connection.proxy import ProxyConfig, Route
 from node_agent.doctor import coordinator as asking
 from node_agent.doctor import files, machine, network
 from node_agent.doctor.examine import examine, joined, joining
@@ -32,10 +32,10 @@ from node_agent.doctor.files import check_ledger, check_policy
 from node_agent.doctor.firewall import request_for
 from node_agent.doctor.probe import Probe, Stopped
 from node_agent.doctor.report import Check, is_in_order
-from node_agent.identity import load_identity
-from node_agent.notes import ROLLED_BACK_NOTE
-from node_agent.proxy import ProxyConfig, Route
-from node_agent.state import State
+from node_agent.folder.config import Folder
+from node_agent.joining.identity import load_identity
+from node_agent.state.notes import ROLLED_BACK_NOTE
+from node_agent.state.state import State
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
 from tests.node_agent.proxies import ConnectProxy, Middlebox, Mute, closed_port
 from tests.node_agent.samples import NODE
@@ -471,7 +471,7 @@ def test_a_full_disk_is_named(site: Site) -> None:
     full.mkdir()
     code = (
         "import sys; from pathlib import Path\n"
-        "from node_agent.config import Folder\n"
+        "from node_agent.folder.config import Folder\n"
         "from node_agent.doctor.machine import check_disk\n"
         "print(check_disk(Folder(Path(sys.argv[1]))))"
     )

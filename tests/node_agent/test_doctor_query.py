@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from node_agent.datasets import DataSetSpec
+from node_agent.data.datasets import DataSetSpec
 from node_agent.doctor.query import check_query
 from node_agent.doctor.report import Check
 

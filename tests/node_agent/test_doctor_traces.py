@@ -15,7 +15,7 @@ from certs.enrolment import new_key, private_pem
 from certs.spiffe import SpiffeId
 from node_agent.doctor.report import Check
 from node_agent.doctor.traces import check_traces
-from node_agent.tracing_config import TracingConfig
+from node_agent.folder.tracing_config import TracingConfig
 from protos import otlp
 from tests.node_agent.proxies import closed_port
 from tests.node_agent.test_doctor import Site, site

@@ -16,16 +16,16 @@ from certs.authority import Authority
 from certs.enrolment import load_ledger_key, new_ledger_key
 from feddp.cli.app import app
 from node_agent.agent import run
-from node_agent.backup import backup, restore
-from node_agent.config import Folder
 from node_agent.doctor.files import check_ledger
-from node_agent.enrol import _begin_ledger as begin_ledger
-from node_agent.kept_name import kept_name
-from node_agent.leaving import leave
-from node_agent.ledger_files import export, heads, settle
-from node_agent.ledger_files import restore as put_back
-from node_agent.reading import writing
-from node_agent.state import State
+from node_agent.folder.backup import backup, restore
+from node_agent.folder.config import Folder
+from node_agent.joining.enrol import _begin_ledger as begin_ledger
+from node_agent.joining.kept_name import kept_name
+from node_agent.joining.leaving import leave
+from node_agent.ledger.copies import export, heads, settle
+from node_agent.ledger.copies import restore as put_back
+from node_agent.ledger.reading import writing
+from node_agent.state.state import State
 from node_agent.status import status
 from privacy.filters import make_filter
 from protos.errors import FeddpError, Malformed
@@ -233,7 +233,7 @@ def test_a_ledger_has_its_tables_before_it_has_its_name(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("node_agent.state.prepare", cut)
+        patched.setattr("node_agent.state.state.prepare", cut)
         with pytest.raises(KeyboardInterrupt):
             begin_ledger(folder, NODE, key)
     assert not folder.state_db.exists()

@@ -19,13 +19,13 @@ from certs.enrolment import check_ledger_key, new_key, public_key_of_csr
 from certs.spiffe import SpiffeId
 from certs.tokens import JoinToken, new_secret
 from feddp.cli.app import app
-from node_agent.config import Folder, load_config
-from node_agent.enrol import join
-from node_agent.identity import load_identity
-from node_agent.ledger_files import export
-from node_agent.proxy import ProxyConfig
+from node_agent.connection.proxy import ProxyConfig
+from node_agent.folder.config import Folder, load_config
+from node_agent.joining.enrol import join
+from node_agent.joining.identity import load_identity
+from node_agent.ledger.copies import export
+from node_agent.policy.steward import Steward
 from node_agent.status import status
-from node_agent.steward import Steward
 from protos.errors import (
     Conflict,
     FeddpError,

@@ -6,7 +6,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from certs.enrolment import public_bytes_of
-from node_agent.epochs_seen import AHEAD_S_MAX, meet
+from node_agent.ledger.epochs_seen import AHEAD_S_MAX, meet
 from privacy.epochs import Epoch, epochs_fault, sign_epoch
 from privacy.heads import Checkpoint
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from node_agent.datasets import DataSetSpec
-from node_agent.records import Records
+from node_agent.data.datasets import DataSetSpec
+from node_agent.data.records import Records
 from node_agent.tasks import evaluation_config, registry
 from node_agent.tasks.evaluation import UNITS_PER_PATIENT, EvaluationProgram, counts, noised
 from node_agent.tasks.evaluation_config import RATES, EvaluationConfig

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from certs.authority import Authority
-from node_agent.admission import Admission, Refused
-from node_agent.disputes import Dispute
-from node_agent.explaining import explain
-from node_agent.identity import load_identity
-from node_agent.notes import LEFT_NOTE, RESTORED_NOTE, ROLLED_BACK_NOTE
-from node_agent.state import State
-from node_agent.steward import Steward
+from node_agent.joining.identity import load_identity
+from node_agent.ledger.disputes import Dispute
+from node_agent.policy.admission import Admission, Refused
+from node_agent.policy.explaining import explain
+from node_agent.policy.steward import Steward
+from node_agent.state.notes import LEFT_NOTE, RESTORED_NOTE, ROLLED_BACK_NOTE
+from node_agent.state.state import State
 from node_agent.tasks.registry import installed
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
 from tests.node_agent.samples import NODE, order

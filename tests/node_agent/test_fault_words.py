@@ -10,9 +10,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from node_agent.config import AgentConfig, Folder, load_config
-from node_agent.datasets import DataSetSpec, load_data_sets
-from node_agent.policy import Policy, load_policy
+from node_agent.data.datasets import DataSetSpec, load_data_sets
+from node_agent.folder.config import AgentConfig, Folder, load_config
+from node_agent.policy.policy import Policy, load_policy
 from protos.errors import FeddpError
 
 INTERNALS = re.compile(

@@ -16,12 +16,12 @@ import pytest
 import structlog
 
 from certs.authority import Authority
-from node_agent import header_watch
-from node_agent.aside import run_aside
-from node_agent.config import Folder
-from node_agent.header_watch import HeaderWatch
+from node_agent.data import header_watch
+from node_agent.data.aside import run_aside
+from node_agent.data.header_watch import HeaderWatch
+from node_agent.folder.config import Folder
+from node_agent.policy.steward import Steward
 from node_agent.status import status
-from node_agent.steward import Steward
 from tests.node_agent.agent_federation import (
     TRUST_DOMAIN,
     FakeCoordinator,
@@ -99,8 +99,9 @@ def test_a_parquet_files_schema_is_read_in_a_process_of_its_own(folder: Folder) 
     write_rules(folder.root, data_sets=[DATA_SET, {**DATA_SET, "name": "p", "source": "t.parquet"}])
     script = (
         "import asyncio, sys; from pathlib import Path\n"
-        "from node_agent.config import Folder; from node_agent.steward import Steward\n"
-        "from node_agent.header_watch import HeaderWatch\n"
+        "from node_agent.folder.config import Folder\n"
+        "from node_agent.policy.steward import Steward\n"
+        "from node_agent.data.header_watch import HeaderWatch\n"
         "folder = Folder(Path(sys.argv[1])); watch = HeaderWatch(folder, Steward(folder))\n"
         "asyncio.run(watch.look())\n"
         "print(watch.reasons(), 'pyarrow' in sys.modules, 'numpy' in sys.modules)"

@@ -8,8 +8,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from node_agent.datasets import DataSetSpec
-from node_agent.headers import HEADER_BYTES, WrongHeader, check_header
+from node_agent.data.datasets import DataSetSpec
+from node_agent.data.headers import HEADER_BYTES, WrongHeader, check_header
 from tests.node_agent.samples import data_set
 
 

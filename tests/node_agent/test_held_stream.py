@@ -17,11 +17,11 @@ import grpc
 import pytest
 
 from certs.authority import Authority
-from node_agent import channels
-from node_agent.config import Folder
-from node_agent.identity import load_identity
-from node_agent.proxy import ProxyConfig, route_to
-from node_agent.renewal import Renewal
+from node_agent.connection import channels
+from node_agent.connection.proxy import ProxyConfig, route_to
+from node_agent.folder.config import Folder
+from node_agent.joining.identity import load_identity
+from node_agent.joining.renewal import Renewal
 from node_agent.session import events as e
 from node_agent.session.link import Link
 from protos.feddp.v1 import federation_pb2 as pb

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from node_agent.config import AgentConfig
-from node_agent.datasets import load_data_sets
+from node_agent.data.datasets import load_data_sets
+from node_agent.folder.config import AgentConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "docs" / "hospital-it.md").read_text()

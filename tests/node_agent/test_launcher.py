@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from node_agent.datasets import DataSetSpec
+from node_agent.data.datasets import DataSetSpec
 from node_agent.launchers.base import Limits, WorkerDied
 from node_agent.launchers.local import LocalWorker, environment
 from node_agent.tasks import registry

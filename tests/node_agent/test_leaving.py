@@ -11,15 +11,15 @@ from typer.testing import CliRunner
 from certs.authority import Authority
 from certs.tokens import JoinToken, new_secret
 from feddp.cli.app import app
-from node_agent import enrol, leaving
-from node_agent.config import Folder
-from node_agent.enrol import Moving
-from node_agent.identity import load_identity
-from node_agent.kept_name import NOT_USED_UP, for_another
-from node_agent.leaving import leave, move
-from node_agent.ledger_files import export, heads
-from node_agent.notes import LEFT_NOTE, MOVED_NOTE, RESTORED_NOTE, ROLLED_BACK_NOTE
-from node_agent.state import State
+from node_agent.folder.config import Folder
+from node_agent.joining import enrol, leaving
+from node_agent.joining.enrol import Moving
+from node_agent.joining.identity import load_identity
+from node_agent.joining.kept_name import NOT_USED_UP, for_another
+from node_agent.joining.leaving import leave, move
+from node_agent.ledger.copies import export, heads
+from node_agent.state.notes import LEFT_NOTE, MOVED_NOTE, RESTORED_NOTE, ROLLED_BACK_NOTE
+from node_agent.state.state import State
 from node_agent.status import status
 from privacy.filters import make_filter
 from protos.errors import (

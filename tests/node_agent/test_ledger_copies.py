@@ -9,10 +9,10 @@ import pytest
 
 from certs.authority import Authority
 from certs.enrolment import new_ledger_key
-from node_agent.config import Folder
-from node_agent.identity import load_identity
-from node_agent.ledger_files import export, restore
-from node_agent.state import State
+from node_agent.folder.config import Folder
+from node_agent.joining.identity import load_identity
+from node_agent.ledger.copies import export, restore
+from node_agent.state.state import State
 from node_agent.status import status
 from privacy.filters import make_filter
 from privacy.limits import LimitChange, LimitTerms, sign_terms

@@ -15,16 +15,16 @@ from certs.enrolment import (
     save_private_key,
 )
 from feddp.cli.app import app
-from node_agent.backup import backup
-from node_agent.config import Folder
-from node_agent.digest import digest
+from node_agent.alerts.digest import digest
 from node_agent.doctor.examine import examine, joined
-from node_agent.identity import load_identity
-from node_agent.leaving import leave
-from node_agent.ledger_files import export, heads, restore, settle
+from node_agent.folder.backup import backup
+from node_agent.folder.config import Folder
+from node_agent.joining.identity import load_identity
+from node_agent.joining.leaving import leave
+from node_agent.joining.renewal import _advice as advice
+from node_agent.ledger.copies import export, heads, restore, settle
 from node_agent.outbox import outbox
-from node_agent.renewal import _advice as advice
-from node_agent.state import State
+from node_agent.state.state import State
 from node_agent.status import status
 from privacy.filters import make_filter
 from protos.errors import FeddpError, Malformed

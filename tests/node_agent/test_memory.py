@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from node_agent.admission import Admission, Refused, Reserved, Spent
-from node_agent.config import Folder
-from node_agent.notes import RESTORED_NOTE, ROLLED_BACK_NOTE
-from node_agent.reconciliation import Reconciliation
-from node_agent.state import State
-from node_agent.steward import Steward
+from node_agent.folder.config import Folder
+from node_agent.ledger.reconciliation import Reconciliation
+from node_agent.policy.admission import Admission, Refused, Reserved, Spent
+from node_agent.policy.steward import Steward
+from node_agent.state.notes import RESTORED_NOTE, ROLLED_BACK_NOTE
+from node_agent.state.state import State
 from privacy.ledger import KINDS, Entry, append, signature_ok
 from tests.node_agent.samples import LEDGER_KEY, NODE, POLICY, TASKS, order, write_rules
 from tests.node_agent.test_rollback import FILTER, PUBLIC

@@ -18,9 +18,9 @@ from certs.enrolment import key_digest, new_key, public_key_of_csr
 from certs.registry import superseded
 from certs.spiffe import SpiffeId
 from feddp.cli.app import app
-from node_agent.backoff import SLOW_S
-from node_agent.config import Folder
-from node_agent.identity import load_identity
+from node_agent.connection.backoff import SLOW_S
+from node_agent.folder.config import Folder
+from node_agent.joining.identity import load_identity
 from node_agent.session import link
 from node_agent.status import status
 from protos.errors import FeddpError, NotAllowed, Unavailable

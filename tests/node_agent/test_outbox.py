@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from certs.authority import Authority
 from feddp.cli.app import app
-from node_agent.config import Folder
-from node_agent.digest import digest, said
-from node_agent.identity import load_identity
+from node_agent.alerts.digest import digest, said
+from node_agent.folder.config import Folder
+from node_agent.joining.identity import load_identity
 from node_agent.outbox import outbox
-from node_agent.state import State
+from node_agent.state.state import State
 from node_agent.status import status
 from privacy.filters import make_filter
 from protos.feddp.v1 import federation_pb2 as pb

@@ -14,18 +14,18 @@ from typer.testing import CliRunner
 
 from certs.authority import Authority
 from feddp.cli.app import app
-from node_agent import overlaps as module
-from node_agent.alerts import AlertsConfig
-from node_agent.conditions import conditions
-from node_agent.config import Folder
-from node_agent.datasets import DataSetSpec
-from node_agent.digest import digest
-from node_agent.identity import load_identity
-from node_agent.overlap_watch import OverlapWatch
-from node_agent.overlaps import overlaps
-from node_agent.state import State
+from node_agent.alerts.conditions import conditions
+from node_agent.alerts.digest import digest
+from node_agent.alerts.settings import AlertsConfig
+from node_agent.data import overlaps as module
+from node_agent.data.datasets import DataSetSpec
+from node_agent.data.overlap_watch import OverlapWatch
+from node_agent.data.overlaps import overlaps
+from node_agent.folder.config import Folder
+from node_agent.joining.identity import load_identity
+from node_agent.policy.steward import Steward
+from node_agent.state.state import State
 from node_agent.status import status
-from node_agent.steward import Steward
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
 from tests.node_agent.samples import DATA_SET, POLICY, data_set, write_rules
 from tests.stewards import vouched

@@ -12,17 +12,17 @@ from typer.testing import CliRunner
 
 from certs.authority import Authority
 from feddp.cli.app import app
-from node_agent.admission import Admission, Decision, Refused, Reserved, Terms
-from node_agent.config import Folder
-from node_agent.identity import load_identity
-from node_agent.judgement import Refusal
-from node_agent.ledger_files import export, heads, restore
-from node_agent.payers import Payment, require_kept, source_digest
-from node_agent.policy import Policy
+from node_agent.folder.config import Folder
+from node_agent.joining.identity import load_identity
+from node_agent.ledger.copies import export, heads, restore
+from node_agent.ledger.payers import Payment, require_kept, source_digest
+from node_agent.policy.admission import Admission, Decision, Refused, Reserved, Terms
+from node_agent.policy.judgement import Refusal
+from node_agent.policy.policy import Policy
+from node_agent.policy.steward import Steward
 from node_agent.session.greeting import hello
-from node_agent.state import State
+from node_agent.state.state import State
 from node_agent.status import status
-from node_agent.steward import Steward
 from privacy.filters import make_filter
 from privacy.ledger import to_json, verify
 from protos.errors import Malformed, WrongPhase

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from node_agent.account_filters import FixedFilter, filter_of
-from node_agent.judgement import STEPS_MAX, UNRESOLVED_MAX, Standing, judge, judge_spending
-from node_agent.policy import load_policy
+from node_agent.ledger.account_filters import FixedFilter, filter_of
+from node_agent.policy.judgement import STEPS_MAX, UNRESOLVED_MAX, Standing, judge, judge_spending
+from node_agent.policy.policy import load_policy
 from privacy.calibration import noise_multiplier_for
 from privacy.filters import make_filter
 from protos.errors import FeddpError, Malformed, WrongPhase

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from certs.authority import Authority
 from certs.enrolment import load_ledger_key
 from feddp.cli.app import app
-from node_agent.config import Folder
-from node_agent.installation import locked
-from node_agent.leaving import leave
-from node_agent.state import State
+from node_agent.folder.config import Folder
+from node_agent.folder.installation import locked
+from node_agent.joining.leaving import leave
+from node_agent.state.state import State
 from node_agent.status import status
 from privacy.filters import make_filter
 from privacy.heads import Head

@@ -15,25 +15,25 @@ from typer.testing import CliRunner
 
 from certs.authority import Authority
 from feddp.cli.app import app
-from node_agent.admission import Admission, Refused, Reserved
 from node_agent.agent import run
-from node_agent.config import Folder
-from node_agent.datasets import load_data_sets
+from node_agent.data.datasets import load_data_sets
 from node_agent.doctor.files import check_policy, check_tasks
-from node_agent.identity import load_identity
-from node_agent.installation import locked
+from node_agent.folder.config import Folder
+from node_agent.folder.installation import locked
+from node_agent.folder.templates import POLICY_YAML
+from node_agent.joining.identity import load_identity
 from node_agent.launchers.base import Limits
 from node_agent.launchers.local import environment
-from node_agent.policy import load_policy
+from node_agent.policy.admission import Admission, Refused, Reserved
+from node_agent.policy.policy import load_policy
+from node_agent.policy.steward import Steward
+from node_agent.policy.working import WorkPolicy
 from node_agent.session.greeting import hello
-from node_agent.state import State
+from node_agent.state.state import State
 from node_agent.status import status
-from node_agent.steward import Steward
 from node_agent.tasks.made_up import Size, made_up
 from node_agent.tasks.registry import installed
-from node_agent.templates import POLICY_YAML
 from node_agent.worker import _wrong_header
-from node_agent.working import WorkPolicy
 from protos.errors import Malformed, NotFound
 from tests.node_agent.agent_federation import (
     TRUST_DOMAIN,
@@ -525,8 +525,8 @@ def test_explain_of_a_data_set_that_is_not_declared_says_so(folder: Folder, tmp_
 def test_explain_and_approve_know_the_jobs_that_came(folder: Folder) -> None:
     """By id; a job that never came is not found, one that waits is let in."""
     changed(folder, work={"approve_first_job": True})
-    from node_agent.identity import load_identity
-    from node_agent.orders import Order
+    from node_agent.joining.identity import load_identity
+    from node_agent.policy.orders import Order
 
     state = State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
     admission = Admission(NODE, state, Steward(folder), installed, 1 << 30, time.time)

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from certs.authority import Authority
-from node_agent.config import Folder, load_config
-from node_agent.enrol import join
-from node_agent.proxy import ProxyConfig, route_to
+from node_agent.connection.proxy import ProxyConfig, route_to
+from node_agent.folder.config import Folder, load_config
+from node_agent.joining.enrol import join
 from protos.errors import Malformed
 from tests.node_agent.agent_federation import (
     TRUST_DOMAIN,

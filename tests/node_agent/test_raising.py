@@ -15,21 +15,21 @@ from typer.testing import CliRunner
 
 from certs.authority import Authority
 from feddp.cli.app import app
-from node_agent import raising
-from node_agent.account_filters import FixedFilter, filter_of
-from node_agent.admission import Admission, Refused, Reserved
-from node_agent.config import Folder
-from node_agent.identity import load_identity
-from node_agent.judgement import judge_spending
-from node_agent.ledger_files import export, heads, restore
-from node_agent.notes import RESTORED_NOTE
-from node_agent.policy import Policy, load_policy
-from node_agent.proposals import load
-from node_agent.raising import Outlook, approve, make_key, propose, record, vouch
+from node_agent.folder.config import Folder
+from node_agent.joining.identity import load_identity
+from node_agent.ledger import raising
+from node_agent.ledger.account_filters import FixedFilter, filter_of
+from node_agent.ledger.copies import export, heads, restore
+from node_agent.ledger.proposals import load
+from node_agent.ledger.raising import Outlook, approve, make_key, propose, record, vouch
+from node_agent.policy.admission import Admission, Refused, Reserved
+from node_agent.policy.judgement import judge_spending
+from node_agent.policy.policy import Policy, load_policy
+from node_agent.policy.steward import Steward
 from node_agent.session.greeting import hello
-from node_agent.state import State
+from node_agent.state.notes import RESTORED_NOTE
+from node_agent.state.state import State
 from node_agent.status import status
-from node_agent.steward import Steward
 from privacy.filters import make_filter
 from privacy.heads import LimitInForce, signed_by
 from privacy.ledger import LimitChange

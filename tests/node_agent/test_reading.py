@@ -12,21 +12,21 @@ import pytest
 
 from certs.authority import Authority
 from certs.enrolment import save_private_key
-from node_agent import reading as reading_module
-from node_agent.backup import backup
-from node_agent.config import Folder
-from node_agent.digest import digest
+from node_agent.alerts.digest import digest
 from node_agent.doctor.files import check_ledger, check_policy
-from node_agent.explaining import explain, order_of_job
-from node_agent.identity import load_identity
-from node_agent.leaving import plan
-from node_agent.ledger_files import export, heads, restore
-from node_agent.letting_in import asked_for_approval, let_in
-from node_agent.notes import CONNECTED_NOTE
+from node_agent.folder.backup import backup
+from node_agent.folder.config import Folder
+from node_agent.joining.identity import load_identity
+from node_agent.joining.leaving import plan
+from node_agent.ledger import reading as reading_module
+from node_agent.ledger.copies import export, heads, restore
+from node_agent.ledger.reading import reading, snapshot, writing
 from node_agent.outbox import outbox
-from node_agent.reading import reading, snapshot, writing
-from node_agent.state import State
-from node_agent.state_schema import SCHEMA_VERSION
+from node_agent.policy.explaining import explain, order_of_job
+from node_agent.policy.letting_in import asked_for_approval, let_in
+from node_agent.state.notes import CONNECTED_NOTE
+from node_agent.state.schema import SCHEMA_VERSION
+from node_agent.state.state import State
 from node_agent.status import status
 from privacy.filters import make_filter
 from protos.errors import FeddpError, Limited, Unavailable

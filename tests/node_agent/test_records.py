@@ -11,9 +11,9 @@ import pytest
 from blake3 import blake3
 from structlog.testing import capture_logs
 
-from node_agent.datasets import DataSetSpec
-from node_agent.headers import check_header
-from node_agent.records import DataProblem, Records, read_records
+from node_agent.data.datasets import DataSetSpec
+from node_agent.data.headers import check_header
+from node_agent.data.records import DataProblem, Records, read_records
 from node_agent.sources.choice import source_of
 from node_agent.tasks.tabular_config import Feature
 

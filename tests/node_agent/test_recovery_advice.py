@@ -11,8 +11,8 @@ from structlog.testing import capture_logs
 
 from certs.authority import Authority
 from certs.credentials import server_credentials
-from node_agent.identity import load_identity
-from node_agent.renewal import Renewal
+from node_agent.joining.identity import load_identity
+from node_agent.joining.renewal import Renewal
 from tests.node_agent.agent_federation import (
     TRUST_DOMAIN,
     WAIT_S,

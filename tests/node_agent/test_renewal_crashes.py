@@ -28,8 +28,8 @@ from coordinator.rpc import gate
 from coordinator.rpc.renewal import RenewalService
 from coordinator.store import certificates, people, schema
 from coordinator.store.database import Database
-from node_agent.identity import Identity, load_identity
-from node_agent.renewal import Renewal
+from node_agent.joining.identity import Identity, load_identity
+from node_agent.joining.renewal import Renewal
 from protos.feddp.v1 import renewal_pb2 as pb
 from tests.node_agent.agent_federation import TRUST_DOMAIN
 from tests.node_agent.samples import NODE

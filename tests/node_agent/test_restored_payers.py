@@ -14,19 +14,19 @@ from typer.testing import CliRunner
 from certs.authority import Authority
 from certs.enrolment import new_ledger_key
 from feddp.cli.app import app
-from node_agent.admission import Reserved
-from node_agent.alerts import AlertsConfig
-from node_agent.conditions import _ledger as ledger_alerts
-from node_agent.config import Folder
-from node_agent.disputes import EVERY_ACCOUNT, Dispute, left_out
+from node_agent.alerts.conditions import _ledger as ledger_alerts
+from node_agent.alerts.settings import AlertsConfig
 from node_agent.doctor.files import check_policy
-from node_agent.identity import load_identity
-from node_agent.leaving import leave
-from node_agent.ledger_files import export, restore, settle
-from node_agent.notes import RESTORED_NOTE
-from node_agent.own_ledger import KeptAccount
-from node_agent.payers import FROM_CHAIN, Payment
-from node_agent.state import State
+from node_agent.folder.config import Folder
+from node_agent.joining.identity import load_identity
+from node_agent.joining.leaving import leave
+from node_agent.ledger.copies import export, restore, settle
+from node_agent.ledger.disputes import EVERY_ACCOUNT, Dispute, left_out
+from node_agent.ledger.own_ledger import KeptAccount
+from node_agent.ledger.payers import FROM_CHAIN, Payment
+from node_agent.policy.admission import Reserved
+from node_agent.state.notes import RESTORED_NOTE
+from node_agent.state.state import State
 from node_agent.status import status
 from privacy.entries import KINDS, Entry, append, sign
 from privacy.filters import make_filter

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from node_agent.admission import Admission
-from node_agent.config import Folder
-from node_agent.notes import RESTORED_NOTE, ROLLED_BACK_NOTE
-from node_agent.rollback import Signed, from_wire, look
-from node_agent.state import State
-from node_agent.steward import Steward
+from node_agent.folder.config import Folder
+from node_agent.ledger.rollback import Signed, from_wire, look
+from node_agent.policy.admission import Admission
+from node_agent.policy.steward import Steward
+from node_agent.state.notes import RESTORED_NOTE, ROLLED_BACK_NOTE
+from node_agent.state.state import State
 from node_agent.tasks.registry import installed
 from privacy.entries import append
 from privacy.filters import make_filter

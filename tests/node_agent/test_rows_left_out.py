@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from node_agent.notes import ROWS_LEFT_OUT_NOTE
 from node_agent.session.training import Training
+from node_agent.state.notes import ROWS_LEFT_OUT_NOTE
 from tests.node_agent.samples import NO_DATA, order
 
 SAID = "column 'age' is not a number in 1 row, first in row 7"

@@ -13,11 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from feddp.cli.app import app
-from node_agent.config import Folder
-from node_agent.handover import hand_over, owners
-from node_agent.program import program_places
-from node_agent.service import Service, install, weaknesses
-from node_agent.service_advice import advice
+from node_agent.folder.config import Folder
+from node_agent.folder.handover import hand_over, owners
+from node_agent.folder.program import program_places
+from node_agent.folder.service import Service, install, weaknesses
+from node_agent.folder.service_advice import advice
 from protos.errors import Conflict, Malformed, NotAllowed, NotFound
 from tests.node_agent.samples import DATA_SET, write_rules
 
@@ -375,7 +375,7 @@ def test_a_file_of_alerts_that_the_unit_does_not_let_be_written_is_said(
     folder: Path, monkeypatch: pytest.MonkeyPatch, path: str, drop_in: str, said: str
 ) -> None:
     """The doctor, which runs outside the unit, cannot find it."""
-    monkeypatch.setattr("node_agent.service_advice.UNIT_FOLDER", folder.parent)
+    monkeypatch.setattr("node_agent.folder.service_advice.UNIT_FOLDER", folder.parent)
     write_rules(folder)
     (folder / "train.csv").chmod(0o644)
     (folder / "agent.yaml").write_text(

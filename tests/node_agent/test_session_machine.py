@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from node_agent.orders import Order
+from node_agent.policy.orders import Order
 from node_agent.session import commands as c
 from node_agent.session import events as e
 from node_agent.session.attempts import Agent, Phase

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from structlog.testing import capture_logs
 
-from node_agent.config import Folder, load_config
+from node_agent.folder.config import Folder, load_config
 from node_agent.launchers import mailbox, scheduled
 from node_agent.launchers.base import Limits, WorkerDied
 from node_agent.launchers.choice import launcher_of, tag_of

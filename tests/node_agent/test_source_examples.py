@@ -15,9 +15,9 @@ import yaml
 from structlog.testing import capture_logs
 
 from benchmarks.postgresql import PostgreSql
-from node_agent.datasets import load_data_sets
-from node_agent.headers import check_header
-from node_agent.records import read_records
+from node_agent.data.datasets import load_data_sets
+from node_agent.data.headers import check_header
+from node_agent.data.records import read_records
 from node_agent.tasks.tabular_config import Feature
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "config" / "sources"

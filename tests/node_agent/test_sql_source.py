@@ -11,10 +11,10 @@ from sqlalchemy import make_url
 from structlog.testing import capture_logs
 
 from benchmarks.postgresql import PostgreSql
-from node_agent.datasets import DataSetSpec, load_data_sets, schema_json
-from node_agent.headers import WrongHeader, check_header
-from node_agent.overlaps import overlaps
-from node_agent.records import DataProblem, read_records
+from node_agent.data.datasets import DataSetSpec, load_data_sets, schema_json
+from node_agent.data.headers import WrongHeader, check_header
+from node_agent.data.overlaps import overlaps
+from node_agent.data.records import DataProblem, read_records
 from node_agent.sources.choice import source_of
 from node_agent.sources.database import Database
 from node_agent.tasks.tabular_config import Feature

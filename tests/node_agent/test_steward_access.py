@@ -27,11 +27,11 @@ from certs.authority import Authority
 from certs.tokens import JoinToken, new_secret
 from feddp.cli.app import app, main
 from feddp.cli.failures import NOT_FOUND, USAGE
-from node_agent import access_list
-from node_agent.config import Folder
-from node_agent.handover import owners
-from node_agent.service import Service, install
-from node_agent.service_advice import advice
+from node_agent.folder import access_list
+from node_agent.folder.config import Folder
+from node_agent.folder.handover import owners
+from node_agent.folder.service import Service, install
+from node_agent.folder.service_advice import advice
 from node_agent.status import status
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
 

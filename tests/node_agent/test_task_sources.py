@@ -28,20 +28,20 @@ READS_THE_AGENTS_FILES: Final = frozenset(
     {
         "certs/spiffe.py",
         "certs/tokens.py",
-        "node_agent/alerts.py",
-        "node_agent/config.py",
-        "node_agent/faults.py",
-        "node_agent/known_keys.py",
+        "node_agent/alerts/settings.py",
+        "node_agent/folder/config.py",
+        "node_agent/yaml_files/faults.py",
+        "node_agent/yaml_files/known_keys.py",
         "node_agent/launchers/settings.py",
-        "node_agent/proxy.py",
-        "node_agent/tracing_config.py",
-        "node_agent/waiting_join.py",
-        "node_agent/whose.py",
+        "node_agent/connection/proxy.py",
+        "node_agent/folder/tracing_config.py",
+        "node_agent/joining/waiting_join.py",
+        "node_agent/folder/ownership.py",
         "protos/yaml_slips.py",
     }
 )
-"""Loaded because `node_agent.datasets` also reads datasets.yaml, which the agent does: a worker is
-told what it says. Nothing of them is called in a worker."""
+"""Loaded because `node_agent.data.datasets` also reads datasets.yaml, which the agent does: a
+worker is told what it says. Nothing of them is called in a worker."""
 
 ANOTHER_TASKS: Final = {
     "tabular-classifier": frozenset(
@@ -125,7 +125,7 @@ def test_what_a_task_loads_is_in_its_content_hash(task: str, tmp_path: Path) -> 
     assert not outside & sources
     # Nothing is listed that no process of the task loads.
     assert sources - loaded == set()
-    assert {"privacy/releases.py", "node_agent/shapes.py"} <= sources
+    assert {"privacy/releases.py", "node_agent/yaml_files/shapes.py"} <= sources
 
 
 def test_a_change_of_how_rows_are_kept_apart_is_another_task(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load, save
 
-from node_agent.datasets import DataSetSpec
+from node_agent.data.datasets import DataSetSpec
 from node_agent.tasks import registry
 from node_agent.tasks.files import Room, read_base
 from node_agent.tasks.tabular import TabularModel, loss_per_row

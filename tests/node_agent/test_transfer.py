@@ -10,9 +10,9 @@ from typing import Any
 import grpc
 import pytest
 
-from node_agent.backoff import FIRST_S, MAX_S, Backoff
-from node_agent.spool import Growing, Spool
-from node_agent.transfer import Transfers
+from node_agent.connection.backoff import FIRST_S, MAX_S, Backoff
+from node_agent.connection.transfer import Transfers
+from node_agent.state.spool import Growing, Spool
 from protos import chunks
 from protos.content import INLINE_BYTES, digest_of
 from protos.errors import (

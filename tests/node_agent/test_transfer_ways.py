@@ -11,9 +11,9 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from node_agent.spool import Spool
-from node_agent.transfer import Transfers
-from node_agent.transfer_ways import REST_S, REST_S_MAX, Ways
+from node_agent.connection.transfer import Transfers
+from node_agent.connection.transfer_ways import REST_S, REST_S_MAX, Ways
+from node_agent.state.spool import Spool
 from protos.content import digest_of
 from protos.errors import FeddpError, Malformed, NotAllowed, TooLate, Unavailable
 from protos.feddp.v1 import federation_pb2_grpc, transfer_pb2_grpc
@@ -198,7 +198,7 @@ def test_one_that_does_not_answer_at_all_is_left(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A firewall that is closed, or a process that is gone."""
-    monkeypatch.setattr("node_agent.transfer_ways.CONNECT_S", 0.2)
+    monkeypatch.setattr("node_agent.connection.transfer_ways.CONNECT_S", 0.2)
 
     async def scene(site: Site) -> None:
         await site.stop_replica()

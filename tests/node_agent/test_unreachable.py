@@ -10,8 +10,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from certs.authority import Authority
-from node_agent.identity import Identity, load_identity
-from node_agent.proxy import Route
+from node_agent.connection.proxy import Route
+from node_agent.joining.identity import Identity, load_identity
 from node_agent.session import link
 from node_agent.session.link import Link
 from protos.errors import NotAllowed

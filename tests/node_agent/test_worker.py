@@ -10,8 +10,8 @@ import torch
 from safetensors.numpy import load_file, save, save_file
 from safetensors.torch import load_file as torch_load_file
 
-from node_agent.datasets import DataSetSpec
-from node_agent.records import DataProblem, read_records
+from node_agent.data.datasets import DataSetSpec
+from node_agent.data.records import DataProblem, read_records
 from node_agent.tasks import registry, tabular
 from node_agent.tasks.made_up import Size, listed_s, made_up
 from node_agent.tasks.tabular_config import Feature

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from node_agent.config import FILE_BYTES_MAX, Folder, read_yaml
-from node_agent.policy import load_policy
-from node_agent.steward import Steward, checked_rules
+from node_agent.folder.config import FILE_BYTES_MAX, Folder, read_yaml
+from node_agent.policy.policy import load_policy
+from node_agent.policy.steward import Steward, checked_rules
 from protos.errors import Malformed
 from tests.node_agent.samples import DATA_SET, POLICY, write_rules
 

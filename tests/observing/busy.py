@@ -4,7 +4,7 @@ from typing import get_args
 
 from prometheus_client import generate_latest
 
-from coordinator.metrics import Direction, EntryKind, Holder, Metrics, Outcome, Phase
+from coordinator.observing.metrics import Direction, EntryKind, Holder, Metrics, Outcome, Phase
 
 
 def busy() -> Metrics:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from node_agent.enrol import join
+from node_agent.joining.enrol import join
 from protos.errors import FeddpError
 from tests.integration.federation import NODES, Federation, job_file, null_job, wait_for
 from tests.observing.prometheus import JOB, ROOT, RULES, Prometheus, running

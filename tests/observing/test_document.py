@@ -10,7 +10,7 @@ import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
-from coordinator.metrics import Metrics
+from coordinator.observing.metrics import Metrics
 from tests.charts.test_document import commands
 from tests.observing.busy import busy
 from tests.observing.prometheus import ROOT, RULES

@@ -13,9 +13,9 @@ from blake3 import blake3
 from cryptography.exceptions import InvalidSignature
 from ledger_samples import ANNA, BERT, KEY, PUBLIC, chain, raised, statement
 
-from node_agent.payers import source_digest
-from node_agent.policy import Policy
-from node_agent.vouching import vouched_bytes
+from node_agent.ledger.payers import source_digest
+from node_agent.ledger.vouching import vouched_bytes
+from node_agent.policy.policy import Policy
 from privacy.accounting import epsilon_spent
 from privacy.calibration import REPORT_SLACK_UNITS
 from privacy.figures import figures_of, own_epsilon

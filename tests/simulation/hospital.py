@@ -8,10 +8,10 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from certs.enrolment import public_bytes_of
-from node_agent.asking import AskingPolicy
-from node_agent.datasets import DataSetSpec
-from node_agent.policy import AccountPolicy, Allowance, Policy
-from node_agent.steward import Rules
+from node_agent.data.datasets import DataSetSpec
+from node_agent.policy.asking import AskingPolicy
+from node_agent.policy.policy import AccountPolicy, Allowance, Policy
+from node_agent.policy.steward import Rules
 from node_agent.tasks.registry import TaskInfo
 from tests.stewards import vouched
 

@@ -14,7 +14,7 @@ from coordinator.rounds.phases import (
     current_round,
 )
 from coordinator.store.ledger import Account
-from node_agent.orders import Order
+from node_agent.policy.orders import Order
 from node_agent.session.attempts import Phase as NodePhase
 from privacy.filters import Filter
 from privacy.ledger import GENESIS, Balance, Entry, LimitChange, Statement

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coordinator.store.ledger import Account
-from node_agent.orders import Order
+from node_agent.policy.orders import Order
 from privacy.filters import Filter
 from privacy.ledger import LimitChange
 from protos.feddp.v1 import federation_pb2 as pb

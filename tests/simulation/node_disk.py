@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from node_agent.kept_attempts import AttemptRow
-from node_agent.orders import Order
+from node_agent.policy.orders import Order
 from node_agent.session import events as e
 from node_agent.session.recovery import resumed
-from node_agent.state import State
+from node_agent.state.kept_attempts import AttemptRow
+from node_agent.state.state import State
 from node_agent.tasks.registry import Purpose
 from privacy.filters import Filter
 from privacy.ledger import Statement

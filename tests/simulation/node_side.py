@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from node_agent import rollback
-from node_agent.admission import Admission, Refused, Reserved
-from node_agent.orders import Order
+from node_agent.ledger import rollback
+from node_agent.policy.admission import Admission, Refused, Reserved
+from node_agent.policy.orders import Order
 from node_agent.session import commands as c
 from node_agent.session import events as e
 from node_agent.session import link, machine

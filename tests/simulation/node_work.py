@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from node_agent.judgement import Refusal
-from node_agent.orders import Order
+from node_agent.policy.judgement import Refusal
+from node_agent.policy.orders import Order
 from node_agent.session import commands as c
 from node_agent.session import events as e
 from node_agent.session.training import Impossible, Training, outcome_after_s

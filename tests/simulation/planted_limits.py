@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from coordinator.rpc import greeting
-from node_agent import account_filters, admission, judgement, raising
-from node_agent.own_ledger import OwnLedger
+from node_agent.ledger import account_filters, raising
+from node_agent.ledger.own_ledger import OwnLedger
+from node_agent.policy import admission, judgement
 from node_agent.session import greeting as said
 from privacy import limits
 from privacy.filters import make_filter

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from node_agent.admission import Reserved
+from node_agent.policy.admission import Reserved
 from node_agent.session import commands as c
 from node_agent.session import events as e
 from node_agent.session.attempts import Agent

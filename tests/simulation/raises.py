@@ -10,9 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from node_agent import proposals, raising
-from node_agent.coordinator_limits import CoordinatorLimits
-from node_agent.proposals import Proposal
+from node_agent.ledger import proposals, raising
+from node_agent.ledger.coordinator_limits import CoordinatorLimits
+from node_agent.ledger.proposals import Proposal
 from protos.errors import FeddpError
 from tests.simulation.hospital import PEOPLE
 from tests.simulation.stores import Seam

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from node_agent.orders import Order
+from node_agent.policy.orders import Order
 
 
 class Broken(Exception):

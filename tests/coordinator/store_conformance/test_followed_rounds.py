@@ -7,9 +7,9 @@ from typing import TypeVar
 import pytest
 from sqlalchemy import Connection
 
-from coordinator.config import CoordinatorConfig
-from coordinator.followed_rounds import FollowedRounds
+from coordinator.config.config import CoordinatorConfig
 from coordinator.jobspec import parse_job
+from coordinator.replicas.followed_rounds import FollowedRounds
 from coordinator.rounds import events as e
 from coordinator.rounds.live import job_to_json
 from coordinator.rounds.phases import AttemptState, Training

@@ -9,8 +9,8 @@ import pytest
 import structlog
 from sqlalchemy import Connection
 
-from coordinator import leadership
-from coordinator.leadership import NAME, Leadership
+from coordinator.replicas import leadership
+from coordinator.replicas.leadership import NAME, Leadership
 from coordinator.store import engines, jobs, leases
 from coordinator.store.database import Database
 from coordinator.store.schema import leases as schema_leases

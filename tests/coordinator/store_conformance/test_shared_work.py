@@ -9,16 +9,16 @@ from typing import TypeVar
 
 import pytest
 
-from coordinator import shared_work
 from coordinator.blobs import BlobStore
-from coordinator.config import CoordinatorConfig
-from coordinator.followed_rounds import FollowedRounds
+from coordinator.config.config import CoordinatorConfig
 from coordinator.jobspec import parse_job
+from coordinator.replicas import shared_work
+from coordinator.replicas.followed_rounds import FollowedRounds
+from coordinator.replicas.shared_work import SharedWork, WorkTaker, work_of
 from coordinator.rounds import averaging, machine
 from coordinator.rounds import events as e
 from coordinator.rounds.live import LiveJob, job_from_json, job_to_json, plan_of, replay
 from coordinator.rounds.phases import Aggregating, Publishing
-from coordinator.shared_work import SharedWork, WorkTaker, work_of
 from coordinator.store import jobs as job_store
 from coordinator.store import leases
 from coordinator.store import shared_work as kept

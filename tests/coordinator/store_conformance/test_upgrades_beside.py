@@ -14,7 +14,7 @@ from alembic import command
 from sqlalchemy import Connection, text
 
 from benchmarks.postgresql import PostgreSql
-from coordinator.leadership import NAME, Leadership
+from coordinator.replicas.leadership import NAME, Leadership
 from coordinator.store import leases, upgrade
 from coordinator.store.database import Database, newest_revision
 from coordinator.store.engines import now_s

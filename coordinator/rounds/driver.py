@@ -11,28 +11,28 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from coordinator.clock_steps import ClockSteps
 from coordinator.jobspec import Job
 from coordinator.observing.metrics import EntryKind, Metrics
-from coordinator.observing.round_traces import RoundTraces, place_of
+from coordinator.observing.round_traces import RoundTraces
 from coordinator.pausing import Pausing
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
-from coordinator.rounds import machine, participation, turn_order
+from coordinator.rounds import machine, turn_order
 from coordinator.rounds.answers import Answers
 from coordinator.rounds.effects import Effects
 from coordinator.rounds.live import LiveJob, job_from_json, plan_of, replay
 from coordinator.rounds.node_facts import NodeFacts
+from coordinator.rounds.passing_time import PassingTime
 from coordinator.rounds.phases import (
     Attempt,
     AttemptState,
     Course,
     Ended,
-    Phase,
     RoundRecord,
     Selecting,
     Training,
 )
+from coordinator.rounds.telling import Telling
 from coordinator.rounds.turn_taker import TurnTaker
 from coordinator.rounds.turns import Input, Taken, Turn
 from coordinator.sessions import Sessions
@@ -47,7 +47,6 @@ from protos.errors import FeddpError, InvariantBroken, NotFound, TooLate, Unavai
 log = structlog.get_logger(__name__)
 
 TICK_S = 0.5
-SURVEY_AGAIN_S = 5.0
 RETRY_S = (0.2, 1.0, 5.0, 15.0)
 
 
@@ -63,13 +62,13 @@ class Rounds:
         pausing: Pausing,
     ) -> None:
         self._database = database
-        self._sessions = sessions
         self._effects = effects
         self._metrics = metrics
         self.traces = RoundTraces()
         self._answers = Answers(sessions, self.taken, pausing)
         self._turns = TurnTaker(database, self._answers, self._keep, self._commit, self._caught_up)
-        self._clock = ClockSteps()
+        self._passing = PassingTime(sessions)
+        self._telling = Telling(metrics, self.traces)
         self._live: dict[str, LiveJob] = {}
         self._attempts: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -263,52 +262,17 @@ class Rounds:
         self._spawn(live, machine.resume(live.phase))
 
     def _commit(self, live: LiveJob, turn: Turn) -> None:
-        for kind, number in turn.booked.items():
-            self._metrics.ledger_entries(kind, number)
-        for attempt_id in turn.unbooked:
-            log.error(
-                "charge_not_booked",
-                job_id=live.job_id,
-                attempt_id=attempt_id,
-                do="the ledger of its account is damaged, and the charge stays reserved there; run "
-                "`feddp budget verify` and restore the database from a backup",
-            )
-        with tracing.within(place_of(live.job_id, turn.phase.course, _round_of(turn.phase))):
-            self._tell(live, turn)
+        self._telling.tell(live, turn)
         for record in live.rounds()[-1:]:
             self._index(live, record.attempts)
         if turn.taken:
+            rounds_before = len(turn.taken[0].before.course.done)
+            live.forget_statements(turn.phase.course.done[rounds_before:])
             live.announce()
         for one in turn.taken:
             self._spawn(live, one.asked)
             if _frees_nodes(one):
                 self._look_again(live)
-
-    def _tell(self, live: LiveJob, turn: Turn) -> None:
-        """Log and count what a turn has changed; phases that it only passed are left out."""
-        if not turn.taken:
-            return
-        before, phase = turn.taken[0].before, turn.phase
-        if type(before) is not type(phase):
-            log.info(
-                "job_phase",
-                job_id=live.job_id,
-                phase=type(phase).__name__.lower(),
-                round=_round_of(phase),
-            )
-        if isinstance(phase, Ended) and not isinstance(before, Ended):
-            log.info("job_ended", job_id=live.job_id, status=phase.status, message=phase.message)
-            if phase.unfinished is not None:
-                cut = phase.unfinished
-                self.traces.over(live.job_id, phase.course, cut, phase.status, phase.ended_at_s)
-        for done in phase.course.done[len(before.course.done) :]:
-            self._count_round(done)
-            self.traces.over(live.job_id, phase.course, done, "published", done.published_at_s)
-            for attempt in done.attempts:
-                live.statements.pop(attempt.attempt_id, None)
-            if done.number % participation.LEFT_OUT_ROUNDS == 0:
-                for warning in participation.warnings(phase.course):
-                    log.warning("hospital_left_out", job_id=live.job_id, detail=warning)
 
     def _look_again(self, ended: LiveJob) -> None:
         """Nodes are free: jobs that wait for some find out now, not at their next look."""
@@ -331,13 +295,6 @@ class Rounds:
         """Whether another job has the node now, or goes first for it."""
         others = [one for one in list(self._live.values()) if one.job_id != live.job_id]
         return turn_order.taken(live, others, node)
-
-    def _count_round(self, done: RoundRecord) -> None:
-        self._metrics.round_ended("published")
-        self._metrics.round_phase("reserving", done.reserved_at_s - done.started_at_s)
-        self._metrics.round_phase("training", done.trained_at_s - done.reserved_at_s)
-        self._metrics.round_phase("aggregating", done.folded_at_s - done.trained_at_s)
-        self._metrics.round_phase("publishing", done.published_at_s - done.folded_at_s)
 
     def _index(self, live: LiveJob, attempts: Iterable[Attempt]) -> None:
         for attempt in attempts:
@@ -449,50 +406,18 @@ class Rounds:
                     log.exception("tick_failed", job_id=live.job_id)
 
     async def _look_at_the_clock(self) -> None:
-        """Moments of before a step mean nothing after it: as after a restart, nodes get the whole
-        deadline again."""
-        if step_s := self._clock.look():
-            log.warning("clock_stepped", by_s=round(step_s), do="keep the clock set (chrony)")
-            for live in self.running():
-                try:
-                    await self.apply(live, e.CoordinatorRestarted())
-                except Exception:
-                    log.exception("clock_step_not_taken", job_id=live.job_id)
+        """Where it was set, nodes get the whole deadline again, as after a restart."""
+        for live in self.running() if self._passing.clock_was_set() else ():
+            try:
+                await self.apply(live, e.CoordinatorRestarted())
+            except Exception:
+                log.exception("clock_step_not_taken", job_id=live.job_id)
 
     async def _tick(self, live: LiveJob) -> None:
-        phase = live.phase
-        looking = isinstance(phase, Selecting) or live.is_waiting()
-        if looking and time.monotonic() - live.surveyed_at_s >= SURVEY_AGAIN_S:
-            live.surveyed_at_s = time.monotonic()
+        if self._passing.survey_due(live):
             self._spawn(live, [c.Survey()])
-        if isinstance(phase, Training):
-            due = self._due(phase, time.time())
-            await asyncio.gather(*(self.apply(live, event) for event in due))
-
-    def _due(self, phase: Training, now_s: float) -> list[e.Event]:
-        """What the passing of time has brought about in a round."""
-        due: list[e.Event] = []
-        quorum = len(phase.round.received) >= phase.course.plan.min_participants
-        for attempt in phase.round.opened:
-            if not attempt.silent and self._sessions.lost(attempt.node):
-                log.info("node_lost", node=attempt.node, attempt_id=attempt.attempt_id)
-                due.append(e.NodeWasLost(attempt.node))
-            elif attempt.silent and self._sessions.connected(attempt.node):
-                due.append(e.NodeReturned(attempt.node))
-            elif (
-                quorum
-                and not attempt.overdue
-                and now_s >= participation.gives_up_at_s(phase, attempt)
-            ):
-                due.append(e.GracePassed(phase.round.number, attempt.node))
-        if now_s >= phase.deadline_at_s and not phase.deadline_passed:
-            due.append(e.DeadlinePassed(phase.round.number))
-        return due
-
-
-def _round_of(phase: Phase) -> int:
-    """The round that is under way, or was last."""
-    return len(phase.course.done) + (0 if isinstance(phase, Ended) else 1)
+        due = self._passing.due(live, time.time())
+        await asyncio.gather(*(self.apply(live, event) for event in due))
 
 
 def _frees_nodes(one: Taken) -> bool:

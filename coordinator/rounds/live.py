@@ -126,6 +126,12 @@ class LiveJob:
                 return record, attempt
         return None
 
+    def forget_statements(self, over: Iterable[RoundRecord]) -> None:
+        """Let go of the statements of rounds that are over."""
+        for record in over:
+            for attempt in record.attempts:
+                self.statements.pop(attempt.attempt_id, None)
+
     def needs_update(self, attempt_id: str) -> bool:
         """Whether what there is of an attempt's update is still to be used: it may arrive, is to be
         folded, or is what a failed job goes on with."""

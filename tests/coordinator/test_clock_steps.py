@@ -73,7 +73,7 @@ def test_after_a_step_a_round_has_its_whole_deadline_again(
         effects = Effects(BlobStore(tmp_path / "blobs"), world.sessions, pausing)
         rounds = Rounds(world.database, world.sessions, effects, Metrics(), pausing)
         clocks = Clocks()
-        rounds._clock = clocks.steps()
+        rounds._passing._clock = clocks.steps()
         rounds._live["j"] = world.live
         await rounds._look_at_the_clock()
         assert world.live.phase is phase

@@ -199,14 +199,13 @@ def test_below_quorum_time_gives_nobody_up_and_a_lost_node_is_told(table: Table)
     sessions: Any = table.world.sessions
 
     async def scene(rounds: Rounds) -> None:
-        phase: Any = table.world.live.phase
-        assert rounds._due(phase, FOREVER_S) == [e.DeadlinePassed(1)]
+        passing, live = rounds._passing, table.world.live
+        assert passing.due(live, FOREVER_S) == [e.DeadlinePassed(1)]
         sessions.lost = lambda node: node == "a"
-        assert rounds._due(phase, 0.0) == [e.NodeWasLost("a")]
+        assert passing.due(live, 0.0) == [e.NodeWasLost("a")]
         for one in ids[:3]:
-            await rounds.apply(table.world.live, update(one))
-        phase = table.world.live.phase
-        assert rounds._due(phase, FOREVER_S)[0] == e.GracePassed(1, "d")
+            await rounds.apply(live, update(one))
+        assert passing.due(live, FOREVER_S)[0] == e.GracePassed(1, "d")
 
     table.play(scene)
 

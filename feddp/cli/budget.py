@@ -244,11 +244,11 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check hash chains, signatures, one resolution an attempt, and limits; exit 1 if one fails."""
-    from feddp.cli.exports import from_file
     from feddp.cli.ledgers import Check, Ledger, Tampered, check, read
-    from feddp.cli.node_files import from_node_file
     from feddp.cli.progress import Progress
-    from feddp.cli.verdict import print_check, roots_checked
+    from feddp.cli.verify.exports import from_file
+    from feddp.cli.verify.node_files import from_node_file
+    from feddp.cli.verify.verdict import print_check, roots_checked
     from feddp.profile import Selection
     from protos.errors import Malformed
 

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from feddp.cli.account_faults import account_fault, first_filter, ledger_key, row_faults
-from feddp.cli.derived import GUARANTEE_FIELD, exported, figure_fault, filter_said
-from feddp.cli.history import PaidTwice, Passing, faults, here, paid_twice
-from feddp.cli.node_files import Behind, NodeFile, backing, file_faults
 from feddp.cli.output import as_dict, counted
-from feddp.cli.witnesses import Witnesses, from_message, of_accounts, place_said
+from feddp.cli.verify.account_faults import account_fault, first_filter, ledger_key, row_faults
+from feddp.cli.verify.derived import GUARANTEE_FIELD, exported, figure_fault, filter_said
+from feddp.cli.verify.history import PaidTwice, Passing, faults, here, paid_twice
+from feddp.cli.verify.node_files import Behind, NodeFile, backing, file_faults
+from feddp.cli.verify.witnesses import Witnesses, from_message, of_accounts, place_said
 from privacy import ledger
 from privacy.filters import Filter
 from privacy.heads import short

@@ -16,7 +16,7 @@ from feddp.cli import output
 from feddp.cli.failures import FAILED
 from feddp.cli.following import code_of, follow, write_report
 from feddp.cli.ledgers import check, from_client
-from feddp.cli.witnesses import place_said
+from feddp.cli.verify.witnesses import place_said
 from feddp.client import Client
 from feddp.demo import heart
 from feddp.demo.hospital import write_hospital

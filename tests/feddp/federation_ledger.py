@@ -7,9 +7,9 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from feddp.cli.derived import exported
 from feddp.cli.ledgers import Ledger
-from feddp.cli.witnesses import SignedHead, Witnesses
+from feddp.cli.verify.derived import exported
+from feddp.cli.verify.witnesses import SignedHead, Witnesses
 from privacy import ledger
 from privacy.figures import figures_of
 from privacy.filters import make_filter

@@ -16,8 +16,8 @@ from sqlalchemy.engine import make_url
 
 from benchmarks.postgresql import PostgreSql
 from feddp.cli.budget import guarantee_of
-from feddp.cli.exports import from_file
 from feddp.cli.ledgers import Ledger, check, from_client
+from feddp.cli.verify.exports import from_file
 from feddp.client import Client
 from privacy import ledger
 from privacy.canonical import PUBLIC_KEY_BYTES, SIGNATURE_BYTES

@@ -10,7 +10,7 @@ import pytest
 from command_line import Run, Verify
 from federation_ledger import NODES, Federation, empty_account, raw, refit, two_attempts_each
 
-from feddp.cli.restorations import Restoration, coordinator_faults
+from feddp.cli.verify.restorations import Restoration, coordinator_faults
 from privacy import ledger
 from privacy.epochs import sign_epoch
 from privacy.heads import Head, head_of

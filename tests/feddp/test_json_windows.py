@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from feddp.cli import json_windows
-from feddp.cli.json_windows import JsonWindow
+from feddp.cli.verify import json_windows
+from feddp.cli.verify.json_windows import JsonWindow
 
 
 def read(text: str, value_chars_max: int = 10_000) -> dict[str, Any]:

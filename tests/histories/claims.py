@@ -6,8 +6,8 @@ from typing import Any
 
 from coordinator import views
 from coordinator.store import epochs
-from feddp.cli.history import Passing, faults
-from feddp.cli.witnesses import from_json, from_message
+from feddp.cli.verify.history import Passing, faults
+from feddp.cli.verify.witnesses import from_json, from_message
 from node_agent.ledger.copies import seen_by
 from privacy.entries import Entry
 from privacy.ledger import verify

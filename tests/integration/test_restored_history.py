@@ -11,8 +11,8 @@ import pytest
 
 from coordinator import views
 from coordinator.store import booking, epochs
-from feddp.cli.history import Passing, faults
-from feddp.cli.witnesses import Witnesses, from_json, from_message
+from feddp.cli.verify.history import Passing, faults
+from feddp.cli.verify.witnesses import Witnesses, from_json, from_message
 from node_agent.ledger.copies import seen_by
 from privacy.ledger import sign
 from tests.integration.restorable import (

@@ -22,8 +22,8 @@ from coordinator.rpc.gate import Gate
 from coordinator.store import checkpoints, ledger, limits, people
 from coordinator.store.booking import Books
 from coordinator.store.database import Database
-from feddp.cli.history import Passing, faults
-from feddp.cli.witnesses import Witnesses, from_json, from_message
+from feddp.cli.verify.history import Passing, faults
+from feddp.cli.verify.witnesses import Witnesses, from_json, from_message
 from node_agent.session.countersigning import denied
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.witness import Witness

@@ -7,8 +7,8 @@ from itertools import chain
 from operator import itemgetter
 
 from feddp.cli.output import counted
-from feddp.cli.restorations import NodePast, coordinator_faults, forks, node_faults
-from feddp.cli.witnesses import CHECKPOINTS, Fault, Place, Witnesses
+from feddp.cli.verify.restorations import NodePast, coordinator_faults, forks, node_faults
+from feddp.cli.verify.witnesses import CHECKPOINTS, Fault, Place, Witnesses
 from privacy.entries import GENESIS, Entry, Statement
 from privacy.heads import Checkpoint, Head, checkpoint_fault, root_of, short, signed_by
 from privacy.releases import Mechanism

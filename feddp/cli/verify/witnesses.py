@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from feddp.cli import restorations as restored
 from feddp.cli.output import counted
-from feddp.cli.restorations import RESTORATIONS, Past, Restoration, listed
+from feddp.cli.verify import restorations as restored
+from feddp.cli.verify.restorations import RESTORATIONS, Past, Restoration, listed
 from privacy.canonical import bytes_of_hex
 from privacy.entries import Entry
 from privacy.epochs import Epoch

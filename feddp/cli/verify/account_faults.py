@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from feddp.cli.derived import GUARANTEE_FIELD, SHOWN_ONLY
 from feddp.cli.output import quoted
-from feddp.cli.witnesses import Fault, Witnesses
+from feddp.cli.verify.derived import GUARANTEE_FIELD, SHOWN_ONLY
+from feddp.cli.verify.witnesses import Fault, Witnesses
 from privacy.canonical import PUBLIC_KEY_BYTES, is_hex
 from privacy.deltas import bound_said, is_too_large
 from privacy.filters import Filter, make_filter

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feddp.cli.history import here
-from feddp.cli.json_windows import once
 from feddp.cli.output import counted
-from feddp.cli.restorations import listed
-from feddp.cli.witnesses import NODE_FILES, Fault, Witnesses, from_json, whole_number
+from feddp.cli.verify.history import here
+from feddp.cli.verify.json_windows import once
+from feddp.cli.verify.restorations import listed
+from feddp.cli.verify.witnesses import NODE_FILES, Fault, Witnesses, from_json, whole_number
 from privacy.canonical import bytes_of_hex
 from privacy.heads import LimitInForce, Terms, short, signed_by
 from protos.errors import Malformed, NotFound

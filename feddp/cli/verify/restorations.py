@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from feddp.cli.json_windows import once
 from feddp.cli.output import counted
+from feddp.cli.verify.json_windows import once
 from privacy.canonical import COUNT_MAX, bytes_of_hex
 from privacy.entries import is_signed
 from privacy.epochs import Epoch, epochs_fault, line_of, parting

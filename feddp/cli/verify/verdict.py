@@ -5,9 +5,9 @@ from typing import Final
 
 from feddp.cli import output
 from feddp.cli.ledgers import Check, Ledger
-from feddp.cli.node_files import NodeFile, nodes_said
 from feddp.cli.output import counted
-from feddp.cli.witnesses import place_said
+from feddp.cli.verify.node_files import NodeFile, nodes_said
+from feddp.cli.verify.witnesses import place_said
 
 WHAT_TO_DO: Final = (
     "Export it anew and verify again: a file can be damaged, or older than a node's. What stays BAD"

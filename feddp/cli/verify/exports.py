@@ -8,10 +8,10 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Final
 
-from feddp.cli.json_windows import JsonWindow
 from feddp.cli.ledgers import Ledger, Tampered, entry_of, ledger_of, said
 from feddp.cli.output import quoted
-from feddp.cli.witnesses import ACCOUNTS, Witnesses, from_json
+from feddp.cli.verify.json_windows import JsonWindow
+from feddp.cli.verify.witnesses import ACCOUNTS, Witnesses, from_json
 from privacy.ledger import Entry
 from protos.errors import FeddpError, Malformed, NotFound
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-from feddp.cli.history import Spelling
 from feddp.cli.output import quoted
+from feddp.cli.verify.history import Spelling
 from privacy.balance import Balance
 from privacy.figures import Figures, figures_of
 from privacy.filters import Filter, make_filter

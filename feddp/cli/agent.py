@@ -21,24 +21,14 @@ from feddp.cli import (
 )
 from feddp.cli.budget import STAGES
 from feddp.cli.failures import FAILED
+from feddp.cli.groups import Group
 from feddp.cli.options import Json, RootFingerprint, RootIsRight
 from feddp.process import loading
 
-app = typer.Typer(help="Join a federation and run the node agent.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="Join a federation and run the node agent.", no_args_is_help=True)
 app.add_typer(agent_ledger.app, name="ledger")
 app.add_typer(agent_limit.app, name="limit")
 app.add_typer(agent_policy.app, name="policy")
-app.command()(agent_limit.vouch)
-app.command()(agent_approve.approve)
-app.command()(agent_doctor.doctor)
-app.command("install-service")(agent_service.install_service)
-app.command()(agent_leave.leave)
-app.command()(agent_leave.move)
-app.command()(agent_work.logs)
-app.command()(agent_work.outbox)
-app.command()(agent_work.digest)
-app.command()(agent_backup.backup)
-app.command()(agent_backup.restore)
 
 SHARED = (
     "the policy shares the kind of a failure after data was opened: that may depend on one "
@@ -327,3 +317,17 @@ def _account(one: dict[str, Any]) -> str:
         return f"{limit}; {booked}, on the way to the limit, which is the guarantee{said}"
     guarantee = output.epsilon(one["epsilon_guarantee"])
     return f"{limit}; {booked}; the guarantee is {guarantee}, its highest limit ever{said}"
+
+
+# After those above, so that the help lists them in the order of an installation's life.
+app.command()(agent_doctor.doctor)
+app.command("install-service")(agent_service.install_service)
+app.command()(agent_approve.approve)
+app.command()(agent_limit.vouch)
+app.command()(agent_work.outbox)
+app.command()(agent_work.logs)
+app.command()(agent_work.digest)
+app.command()(agent_backup.backup)
+app.command()(agent_backup.restore)
+app.command()(agent_leave.move)
+app.command()(agent_leave.leave)

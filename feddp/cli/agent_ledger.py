@@ -6,10 +6,13 @@ from typing import Annotated
 import typer
 
 from feddp.cli import output
+from feddp.cli.groups import Group
 from feddp.cli.options import Json
 
 app = typer.Typer(
-    help="The node's own ledger: heads for officers, copies, disputes.", no_args_is_help=True
+    cls=Group,
+    help="The node's own ledger: heads for officers, copies, disputes.",
+    no_args_is_help=True,
 )
 
 Folder = Annotated[

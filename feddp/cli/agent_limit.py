@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from feddp.cli import output
+from feddp.cli.groups import Group
 from feddp.cli.options import Json
 
 if TYPE_CHECKING:
     from node_agent.ledger.raising import Outlook
 
 app = typer.Typer(
+    cls=Group,
     help="Raise an account's limit: one steward proposes, another approves, then it is applied.",
     no_args_is_help=True,
 )

@@ -8,10 +8,12 @@ import typer
 
 from feddp.cli import agent, budget, coordinator, demo, job, model, node, profile, user
 from feddp.cli.failures import exit_code_of, tell
+from feddp.cli.groups import Group
 from feddp.cli.options import json_wanted
 from feddp.process import LONG_LIVED, become_long_lived
 
 app = typer.Typer(
+    cls=Group,
     name="feddp",
     help="Federated learning for hospitals with differential privacy on the node.",
     no_args_is_help=True,

@@ -18,21 +18,12 @@ from feddp.cli import (
 )
 from feddp.cli.coordinator_place import Config, Folder, config_path
 from feddp.cli.failures import FAILED
+from feddp.cli.groups import Group
 from feddp.cli.options import Json
 from feddp.process import loading
 
-app = typer.Typer(help="Make, check and run a coordinator.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="Make, check and run a coordinator.", no_args_is_help=True)
 app.add_typer(coordinator_authority.app, name="ca-rollover")
-app.command()(coordinator_authority.reissue)
-app.command()(coordinator_gateway.gateway)
-app.command()(coordinator_backup.backup)
-app.command()(coordinator_restore.restore)
-app.command()(coordinator_pause.pause)
-app.command()(coordinator_pause.resume)
-app.command("copy-keys")(coordinator_replica.copy_keys)
-app.command()(coordinator_upgrade.upgrade)
-
-Port = Annotated[int, typer.Option(min=1, max=65535)]
 
 
 @app.command()
@@ -51,9 +42,15 @@ def init(
             "everything tells them apart by it."
         ),
     ] = "",
-    port: Port = 8443,
-    enrollment_port: Port = 8444,
-    health_port: Port = 8080,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="For nodes and people, mutual TLS.")
+    ] = 8443,
+    enrollment_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="For those who join.")
+    ] = 8444,
+    health_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="For /health, /ready and /metrics.")
+    ] = 8080,
     database_url: Annotated[
         str,
         typer.Option(
@@ -128,3 +125,14 @@ def check(config: Config = None, folder: Folder = None, as_json: Json = False) -
         output.line("the check failed" if failed else "the check found no error")
     if failed:
         raise typer.Exit(FAILED)
+
+
+# After those above, so that the help lists them in the order of an installation's life.
+app.command()(coordinator_pause.pause)
+app.command()(coordinator_pause.resume)
+app.command()(coordinator_backup.backup)
+app.command()(coordinator_restore.restore)
+app.command()(coordinator_upgrade.upgrade)
+app.command()(coordinator_authority.reissue)
+app.command()(coordinator_gateway.gateway)
+app.command("copy-keys")(coordinator_replica.copy_keys)

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from feddp.cli import output
+from feddp.cli.groups import Group
 from feddp.cli.options import Json
 
 if TYPE_CHECKING:
     from coordinator.rollover import Rollover
 
 app = typer.Typer(
-    help="Replace the certificate authority: begin, switch, finish.", no_args_is_help=True
+    cls=Group,
+    help="Replace the certificate authority: begin, switch, finish.",
+    no_args_is_help=True,
 )
 
 Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The coordinator's folder.")]

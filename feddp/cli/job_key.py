@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING
 import typer
 
 from feddp.cli import output
+from feddp.cli.groups import Group
 from feddp.cli.options import Dir, Json, ProfileFolder
 
 if TYPE_CHECKING:
     from feddp.profile import Profile
 
 app = typer.Typer(
-    help="The key that signs your jobs; hospitals pin its public half.", no_args_is_help=True
+    cls=Group,
+    help="The key that signs your jobs; hospitals pin its public half.",
+    no_args_is_help=True,
 )
 
 

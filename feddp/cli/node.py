@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from feddp.cli import output
+from feddp.cli.groups import Group
 from feddp.cli.options import Dir, Json, ProfileFolder, connect, life_of_token
 
 if TYPE_CHECKING:
     from protos.feddp.v1.nodes_pb2 import Node
 
-app = typer.Typer(help="Invite, look at, let in and shut out nodes.", no_args_is_help=True)
+app = typer.Typer(
+    cls=Group, help="Invite, look at, let in and shut out nodes.", no_args_is_help=True
+)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The node's name.")]
 

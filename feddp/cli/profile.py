@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from feddp.cli import output
+from feddp.cli.groups import Group
 from feddp.cli.options import Dir, Json, ProfileFolder, RootFingerprint, RootIsRight
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from feddp.profile import Selection
 
 app = typer.Typer(
-    help="Join as a person; look at and renew their certificate.", no_args_is_help=True
+    cls=Group, help="Join as a person; look at and renew their certificate.", no_args_is_help=True
 )
 
 _NEXT = {

@@ -67,6 +67,21 @@ def test_every_command_has_help(run: Run, command: str) -> None:
     assert ran.err == ""
 
 
+@pytest.mark.parametrize("noun", sorted({command.rpartition(" ")[0] for command in COMMANDS}))
+def test_a_list_of_commands_has_whole_sentences(run: Run, noun: str) -> None:
+    """Nobody guesses the end of one."""
+    listed = run(*noun.split(), "--help").out.partition("\nCommands:\n")[2]
+    assert listed
+    assert "..." not in listed
+
+
+def test_the_lists_begin_with_what_comes_first(run: Run) -> None:
+    """An installation and an agent are made, then run."""
+    for noun, first in (("coordinator", "init"), ("agent", "join")):
+        listed = run(noun, "--help").out.partition("\nCommands:\n")[2]
+        assert listed.split()[0] == first
+
+
 @pytest.mark.parametrize(
     "words", [["no-such"], ["node", "show"], ["node", "list", "--no-such"], ["job", "submit"]]
 )

@@ -94,7 +94,7 @@ def backup(
         path = config_path(config, folder)
         with Progress("bytes") as progress:
             made = write_backup(path, out, keys=keys, password=password, progress=progress.told)
-        _show_made(made, as_json)
+        _show_made(made, password_file, as_json)
     elif verify is not None:
         from coordinator.backups.check import check
 
@@ -122,12 +122,13 @@ def _show_kept(kept: "Kept", as_json: bool) -> None:
         raise typer.Exit(FAILED)
 
 
-def _show_made(made: "Backup", as_json: bool) -> None:
+def _show_made(made: "Backup", password_file: Path | None, as_json: bool) -> None:
     if as_json:
         output.print_json(_as_dict(made))
         return
     _say_made(made)
-    output.line(f"check it: feddp coordinator backup --verify {made.file}")
+    password = f" --password-file {password_file}" if made.sealed else ""
+    output.line(f"check it: feddp coordinator backup --verify {made.file}{password}")
 
 
 def _as_dict(made: "Backup") -> dict[str, Any]:

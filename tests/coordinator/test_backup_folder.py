@@ -253,3 +253,17 @@ def test_the_command_refuses_what_does_not_go_together(
         code, told = run(*of, *words)
         assert (code, said in told) == (2, True), told
     assert names(folder) == []
+
+
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_the_command_that_it_names_for_a_check_works_as_it_stands(
+    installation: Installation, tmp_path: Path, *, is_sealed: bool
+) -> None:
+    """A sealed backup is opened with the password that sealed it."""
+    (password := tmp_path / "password").write_bytes(PASSWORD)
+    words = ("--keys", "--password-file", password) if is_sealed else ()
+    code, said = run("--dir", installation.folder, "--out", tmp_path / "b", *words)
+    assert code == 0, said
+    named = said.partition("check it: feddp coordinator backup ")[2].splitlines()[0]
+    code, said = run(*named.split())
+    assert (code, "the backup is sound" in said) == (0, True), said

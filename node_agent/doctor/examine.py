@@ -167,8 +167,8 @@ def _outside(
     elif answers and identity is not None:
         yield asyncio.run(check_stream(route, identity, min(hold_s, HOLD_S_MAX), say))
     else:
-        why = "was not asked" if ended else "does not answer a test"
-        yield from skipped(f"the coordinator {why}", "stream")
+        why = f"the coordinator {'was not asked' if ended else 'does not answer a test'}"
+        yield from skipped(why if patient.identity is not None else "not joined yet", "stream")
     return clock
 
 

@@ -199,6 +199,8 @@ def _faults(error: ValidationError) -> str:
         text = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "missing":
             text = "it is missing: write it"
+        elif fault["type"] == "extra_forbidden":
+            text = "there is no such key: correct its name, or leave it out"
         said.append(f"{key}: {text}" if key else text)
     return "; ".join(said)
 

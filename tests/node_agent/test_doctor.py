@@ -531,6 +531,14 @@ def test_a_token_alone_does_not_vouch_for_the_clock(site: Site) -> None:
     assert "says no more" in checks["clock"].found
 
 
+def test_before_joining_the_stream_is_skipped_for_that_alone(site: Site) -> None:
+    """Nobody was asked, so that nothing is said of the coordinator."""
+    address = f"127.0.0.1:{site.coordinator.port}"
+    token = JoinToken(address, new_secret(), site.authority.root_der).encode()
+    checks = {one.name: one for one in examine(joining(token, None), hold_s=1)}
+    assert (checks["stream"].result, checks["stream"].found) == ("skipped", "not joined yet")
+
+
 def test_too_little_memory_for_a_worker_is_named(site: Site) -> None:
     """The limit of agent.yaml counts as much as the machine's."""
     site.write(worker={"memory_bytes_max": 100 << 20})

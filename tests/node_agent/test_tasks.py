@@ -94,7 +94,7 @@ def test_good_configuration_passes_model_and_schema(config: dict[str, Any]) -> N
         ({"features": []}, "features"),
         ({"features": [{**FEATURES[0], "scale": 0}]}, "features.0.scale"),
         ({"features": [{"column": "age"}]}, "features.0.center"),
-        ({"optimizer": "adam"}, "optimizer"),
+        ({"optimizer": "adam"}, "optimizer: there is no such key"),
     ],
 )
 def test_wrong_configuration_is_refused_by_model_and_schema(

@@ -118,9 +118,9 @@ class Connection:
         return Unavailable(
             "UNREACHABLE",
             f"the coordinator at {self._profile.address} cannot be reached, or its certificate or "
-            f"ours ({self._profile.folder}) is not accepted; check that it runs and that the "
-            "profile belongs to it. Where there are several coordinators, another may be taking "
-            "over: try again in some seconds",
+            f"ours ({self._profile.folder}) is not accepted; check that it runs, and that this "
+            "profile is its own and has its present address (profile.yaml in that folder). Where "
+            "there are several coordinators, another may be taking over: try again in some seconds",
         )
 
     def again(self, call: Callable[[], T]) -> T:

@@ -148,9 +148,12 @@ def _state(account: dict[str, Any], left: int, limit: int) -> str:
         return "NO GUARANTEE: something was released without accounting"
     from privacy.stages import stage_of
 
-    running, epsilon_limit = account.get("epsilon_spent"), float(account["epsilon_limit"])
+    # What is booked counts against the limit, and is above the running epsilon in rdp; a
+    # coordinator of 0.1.0 tells the latter alone.
+    told = (account.get(name) for name in ("epsilon_spent", "epsilon_booked"))
+    epsilon, epsilon_limit = max(one or 0.0 for one in told), float(account["epsilon_limit"])
     return STAGES[
-        stage_of(limit - left, int(account["posted_units"]), limit, running, epsilon_limit)
+        stage_of(limit - left, int(account["posted_units"]), limit, epsilon, epsilon_limit)
     ]
 
 

@@ -213,15 +213,14 @@ def _entry_row(entry: "Entry") -> list[str]:
         who = f"{terms.asked_by} and {one.agreed_by}"
         said = f"epsilon {old} -> {new} at delta {terms.delta:g}, {who}: {terms.reason}"
         return [*first, said, "", "", "", "", "", "", signed]
-    noise = "" if one.noise_multiplier is None else f"{one.noise_multiplier:.6g}"
     return [
         *first,
         one.attempt_id,
         one.job_id,
         str(one.round),
         one.mechanism,
-        noise,
-        f"{one.sample_rate:g}",
+        output.noise(one.noise_multiplier),
+        output.at_most(one.sample_rate, 6),
         str(one.steps),
         signed,
     ]

@@ -150,9 +150,12 @@ def _state(account: dict[str, Any], left: int, limit: int) -> str:
         return "NO GUARANTEE: something was released without accounting"
     from privacy.stages import stage_of
 
-    running, epsilon_limit = account.get("epsilon_spent"), float(account["epsilon_limit"])
+    # What is booked counts against the limit, and is above the running epsilon in rdp; a
+    # coordinator of 0.1.0 tells the latter alone.
+    told = (account.get(name) for name in ("epsilon_spent", "epsilon_booked"))
+    epsilon, epsilon_limit = max(one or 0.0 for one in told), float(account["epsilon_limit"])
     return STAGES[
-        stage_of(limit - left, int(account["posted_units"]), limit, running, epsilon_limit)
+        stage_of(limit - left, int(account["posted_units"]), limit, epsilon, epsilon_limit)
     ]
 
 
@@ -212,15 +215,14 @@ def _entry_row(entry: "Entry") -> list[str]:
         who = f"{terms.asked_by} and {one.agreed_by}"
         said = f"epsilon {old} -> {new} at delta {terms.delta:g}, {who}: {terms.reason}"
         return [*first, said, "", "", "", "", "", "", signed]
-    noise = "" if one.noise_multiplier is None else f"{one.noise_multiplier:.6g}"
     return [
         *first,
         one.attempt_id,
         one.job_id,
         str(one.round),
         one.mechanism,
-        noise,
-        f"{one.sample_rate:g}",
+        output.noise(one.noise_multiplier),
+        output.at_most(one.sample_rate, 6),
         str(one.steps),
         signed,
     ]

@@ -5,7 +5,7 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -123,6 +123,24 @@ def epsilon(value: float | None, digits: int = 4) -> str:
         return "unbounded"
     step = Decimal(1).scaleb(-digits)
     text = f"{Decimal(repr(value)).quantize(step, ROUND_CEILING):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def at_most(value: float, digits: int = 3) -> str:
+    """A number that is never shown smaller than it is, to so many digits."""
+    return _shortened(value, digits, ROUND_CEILING)
+
+
+def noise(noise_multiplier: float | None, without: str = "") -> str:
+    """A noise multiplier, never shown larger than it is: to the 1e-6 that plans have, below 10."""
+    return without if noise_multiplier is None else _shortened(noise_multiplier, 7, ROUND_FLOOR)
+
+
+def _shortened(value: float, digits: int, rounding: str) -> str:
+    short = Context(digits, rounding).plus(Decimal(repr(value)))
+    if not 1e-4 <= value < 1e15:
+        return f"{float(short):.{digits}g}"
+    text = f"{short:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from feddp.cli import guarantees
 from feddp.cli.failures import BUDGET, FAILED
-from feddp.cli.output import counted, epsilon
+from feddp.cli.output import at_most, counted, epsilon, noise
 from protos.feddp.v1.jobs_pb2 import QuotedNode, QuoteJobResponse
 
 
@@ -35,7 +35,7 @@ def _row(one: QuotedNode, starts: bool) -> Sequence[str]:
     if one.reason:
         before = _figure(one, "epsilon_before")
         return (one.node, f"cannot: {one.reason}", before, "", *start, *terms, "", "", "")
-    noise = f"{one.noise_multiplier:.6g}" if one.HasField("noise_multiplier") else "none"
+    told = one.noise_multiplier if one.HasField("noise_multiplier") else None
     fit = str(one.rounds_fit) if one.HasField("rounds_fit") else "no bound"
     return (
         one.node,
@@ -46,7 +46,7 @@ def _row(one: QuotedNode, starts: bool) -> Sequence[str]:
         *terms,
         fit,
         f"{one.tightest}: {epsilon(one.tightest_epsilon)}" if one.tightest else "",
-        noise,
+        noise(told, without="none"),
     )
 
 
@@ -139,14 +139,15 @@ def _time(found: QuoteJobResponse) -> str:
 
 
 def _duration(seconds: float) -> str:
+    """Rounded up, as it stands beside "at most"; so is a size."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.3g} s"
+            return f"{at_most(seconds / size)} {unit}"
+    return f"{at_most(seconds)} s"
 
 
 def _size(size: int) -> str:
     for unit, least in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= least:
-            return f"{size / least:.3g} {unit}"
+            return f"{at_most(size / least)} {unit}"
     return f"{size} bytes"

@@ -237,6 +237,21 @@ def test_a_quote_tells_the_guarantee_beside_the_limit_and_never_the_limit_as_it(
     assert "running figures" not in text
 
 
+def test_what_a_quote_says_at_most_is_never_less_and_noise_never_more() -> None:
+    """2.4 hours are no "at most 2 h", and noise of 1.1041956 is not 1.1042."""
+    found = quote(job(), HASH, hospitals(None, None, None), 100)
+    for seconds, said in ((8640.0, "2.4 h"), (1200.0, "20 min"), (7261.0, "2.02 h"), (9.0, "9 s")):
+        found.seconds_max = seconds
+        assert f"at most {said} while" in "\n".join(lines(found))
+    for size, said in ((1_231_000, "1.24 MB"), (999_999, "1000 kB"), (480, "480 bytes")):
+        for one in found.nodes:
+            one.download_bytes = size
+        assert f"at most {said} in" in "\n".join(lines(found))
+    found.nodes[0].noise_multiplier = 1.1041956
+    headers, (row, *_) = rows(found)
+    assert row[headers.index("NOISE")] == "1.104195"
+
+
 def test_one_hospital_publishes_and_one_round_is_done() -> None:
     """Numbers and words agree."""
     one = quote(replace(job(), rounds_planned=1), HASH, hospitals(None), 100)

@@ -558,6 +558,16 @@ def test_the_running_epsilon_warns_as_the_units_do(
     assert ("spent" in row, said in row) == ("spent" in said, True)
 
 
+def test_what_is_booked_warns_where_the_running_epsilon_does_not(
+    booked: Coordinator, run: Run
+) -> None:
+    """In rdp the filter books more than the running epsilon, and holds that against the limit."""
+    account = booked.state.accounts[0]
+    account.epsilon_spent, account.epsilon_booked = 1.45, 1.6
+    row = run("budget", "show", "--profile", booked.profile).out.splitlines()[1]
+    assert "80 % spent or more" in row
+
+
 @pytest.mark.parametrize(
     ("per_10000", "said"), [(5000, ""), (7000, "80 % spent or more"), (9995, "spent")]
 )

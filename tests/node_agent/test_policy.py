@@ -1,6 +1,7 @@
 """The steward's policy file, and every reason for which an order is refused."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.node_agent.samples import (
     NO_DATA,
     NODE,
     POLICY,
+    TASK,
     TASKS,
     data_set,
     order,
@@ -187,6 +189,19 @@ def test_an_allowed_task_that_is_not_installed_is_refused() -> None:
     assert found.reason == "TASK_NOT_INSTALLED"
 
 
+def test_an_allowed_task_whose_code_has_changed_is_refused() -> None:
+    """Policy and order name the code of before an upgrade: the code of now does not run for it."""
+    changed = {**TASKS, TASK: replace(TASKS[TASK], content_hash="9" * 64)}
+    found = judge(policy(), [data_set()], changed, order(), NODE, Standing())
+    assert found is not None
+    assert found.reason == "TASK_NOT_INSTALLED"
+
+
+def test_as_many_steps_as_there_may_be_are_allowed() -> None:
+    """The bound itself is within it."""
+    assert reason(order(release_steps=STEPS_MAX, release_noise_multiplier=1.0e4)) == ""
+
+
 def test_releases_without_noise_need_the_stewards_word() -> None:
     """`unaccounted: allow` lets them pass, whatever is left of the budget."""
     bare = order(release_mechanism="none", release_noise_multiplier=None)
@@ -218,6 +233,9 @@ def test_a_plan_that_uses_up_its_target_passes_to_the_last_round() -> None:
     cost = share.cost_units(asked.release)
     assert reason(asked, standing=Standing(FIXED, job_units=3 * cost)) == ""
     assert reason(asked, standing=Standing(FIXED, job_units=4 * cost)) == "TARGET_EXCEEDED"
+    most = share.limit_units - cost
+    assert reason(asked, standing=Standing(FIXED, job_units=most)) == ""
+    assert reason(asked, standing=Standing(FIXED, job_units=most + 1)) == "TARGET_EXCEEDED"
 
 
 @pytest.mark.parametrize(

@@ -263,6 +263,8 @@ def test_large_data_sets_are_sampled_and_small_ones_are_not() -> None:
     large = facts(kind="rdp", order=4, limit=10.0, declared_n=5000, per_job=10.0)
     offer = offered(consider(job(spec), HASH, large, 4))
     assert (offer.mechanism, offer.sample_rate) == ("poisson_gaussian", 256 / 5000)
+    first = facts(kind="rdp", order=4, limit=10.0, declared_n=1000, per_job=10.0)
+    assert offered(consider(job(spec), HASH, first, 4)).mechanism == "poisson_gaussian"
     small = facts(kind="rdp", order=4, limit=10.0, declared_n=999, per_job=10.0)
     assert offered(consider(job(spec), HASH, small, 4)).mechanism == "gaussian"
 

@@ -15,6 +15,7 @@ from coordinator.config.strict_yaml import read_mapping
 from privacy.filters import EPSILON_MIN
 from privacy.releases import GRAD_NORM_MIN
 from protos.errors import Malformed, invariant
+from protos.yaml_slips import EXPONENT
 
 _T = TypeVar("_T")
 
@@ -31,7 +32,6 @@ EVALUATION_TASK = "tabular-evaluation"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _NAME_WORDS = "1 to 100 of letters, digits, '.', '_', '-'"
 _DURATION = re.compile(r"([0-9]{1,7})(s|m|h)?")
-_EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, None: 1}
 
 
@@ -358,7 +358,7 @@ def _max_grad_norm(spec: JobSpec, defaults: CoordinatorConfig) -> float:
 def _is_quoted_number(text: str) -> bool:
     """Whether it would be a number without its quotes; YAML 1.1 reads 1e-5 as text without any."""
     try:
-        return _EXPONENT.fullmatch(text) is None and math.isfinite(float(text))
+        return EXPONENT.fullmatch(text) is None and math.isfinite(float(text))
     except ValueError:
         return False
 

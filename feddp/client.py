@@ -114,7 +114,8 @@ class Client:
             caps: how far the signature goes.
 
         Raises:
-            Malformed: JOB_INVALID, TASK_CONFIG_INVALID, MODEL_MISMATCH, EPSILON_MAX_MISSING.
+            Malformed: JOB_INVALID, TASK_CONFIG_INVALID, MODEL_MISMATCH, EPSILON_MAX_INVALID,
+                EPSILON_MAX_MISSING.
             NotFound: FILE_MISSING, TASK_UNKNOWN, DATA_SET_UNKNOWN, MODEL_UNKNOWN.
         """
         data, task_hash, model = checked(spec, seed, self.nodes, self.download)

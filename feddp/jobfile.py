@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from protos.errors import Malformed
+from protos.yaml_slips import EXPONENT, Slip, refuse_slips
 
 SPEC_BYTES_MAX = 64 << 10
 
@@ -107,21 +108,34 @@ def facts_of(spec: bytes) -> JobFacts:
 
 def _number(value: object) -> float | None:
     """None also for what the coordinator will refuse, with a sentence of its own."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number and not (isinstance(value, str) and EXPONENT.fullmatch(value)):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _mapping(spec: bytes) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(spec)
+        text = spec.decode("utf-8")
+        refuse_slips(text)
+        content = yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise Malformed(
+            "JOB_INVALID", f"byte {error.start} of the job file is not UTF-8 text"
+        ) from None
+    except Slip as slip:
+        raise Malformed("JOB_INVALID", f"job file: line {slip.line} {slip}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise Malformed(
             "JOB_INVALID", f"the job file is not valid YAML{place}: {error.problem}"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+    except (yaml.YAMLError, ValueError, LookupError):
         raise Malformed("JOB_INVALID", "the job file is not YAML that can be read") from None
     if not isinstance(content, dict):
         raise Malformed("JOB_INVALID", "the job file must be a mapping with `task: NAME`")

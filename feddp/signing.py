@@ -1,5 +1,6 @@
 """An engineer's own key, and what is signed with it when a job is submitted or resumed."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -115,11 +116,17 @@ def mandate_for(
         quote: asks the coordinator; only where the job file leaves the rounds or the epsilon open.
 
     Raises:
-        Malformed: EPSILON_MAX_MISSING, JOB_INVALID.
+        Malformed: EPSILON_MAX_INVALID, EPSILON_MAX_MISSING, JOB_INVALID.
         NotAllowed: NODE_UNKNOWN.
         FeddpError: as `quote`.
     """
     facts, now_s = work.facts, int(time.time())
+    if caps.epsilon_max is not None and not 0.0 < caps.epsilon_max < math.inf:
+        raise Malformed(
+            "EPSILON_MAX_INVALID",
+            f"--epsilon-max is a number above 0, and {caps.epsilon_max:g} is none that a job could "
+            "be signed for; nothing is sent",
+        )
     unknown = sorted(set(caps.nodes) - set(work.publishers))
     if unknown:
         raise NotAllowed(
@@ -132,7 +139,9 @@ def mandate_for(
         asked = quote()
         rounds_max = max(1, asked.rounds_planned)
     if mechanism == "dp":
-        given = caps.epsilon_max or facts.privacy("target_epsilon")
+        given = caps.epsilon_max
+        if given is None:
+            given = facts.privacy("target_epsilon")
         epsilon_max = given if given is not None else _quoted(asked or quote())
     mandate = Mandate(
         job_id=new_job_id(),

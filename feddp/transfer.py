@@ -91,10 +91,12 @@ def download(
     What arrived before a fault stays beside `out` and is not fetched again.
 
     Raises:
-        Conflict: FILE_EXISTS, without `force`.
+        Conflict: FILE_EXISTS, without `force`, or it is a folder.
         NotFound: FOLDER_MISSING.
         Malformed: DIGEST_MISMATCH; the bytes beside `out` are gone then.
     """
+    if out.is_dir():
+        raise Conflict("FILE_EXISTS", f"{out} is a folder; name a file in it")
     if out.exists() and not force:
         raise Conflict("FILE_EXISTS", f"{out} exists; choose another name or give --force")
     if not out.parent.is_dir():

@@ -1,7 +1,6 @@
 """How far a job gets on today's budgets, if every order gives an update and no other job spends.
 Pure; the planner itself is asked about each round, so that a forecast is what would be ordered."""
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from coordinator.rounds.allowances import allowances, tightest
 from coordinator.rounds.events import Offer
 from coordinator.rounds.live import release_of
 from coordinator.rounds.node_facts import NodeFacts
-from coordinator.rounds.participation import in_turn
+from coordinator.rounds.participation import in_turn, wanted
 from privacy.releases import Release
 
 _NO_ROUND: Final[Mapping[Release, int]] = {}
@@ -45,7 +44,7 @@ def forecast(job: Job, task_hash: str, nodes: Sequence[NodeFacts]) -> Forecast:
     now = {facts.node: replace(facts, taken=None) for facts in nodes}
     made: defaultdict[str, Counter[Release]] = defaultdict(Counter)
     rounds_by_node: defaultdict[str, list[int]] = defaultdict(list)
-    wanted = math.ceil(job.participants * (1.0 + job.over_selection)) or len(now)
+    most = wanted(job.participants, job.over_selection) or len(now)
     done = 0
     needed = job.min_participants
     starts = True
@@ -55,7 +54,7 @@ def forecast(job: Job, task_hash: str, nodes: Sequence[NodeFacts]) -> Forecast:
             starts, needed = False, 1
         if len(offers) < needed:
             break
-        chosen = in_turn(offers, rounds_by_node)[:wanted]
+        chosen = in_turn(offers, rounds_by_node)[:most]
         # While nobody drops out and all are chosen each round is like the one before.
         times = job.rounds_planned - done if len(chosen) == len(offers) else 1
         times = min([times, *(_fit(now[one.node], release_of(one, job)) for one in chosen)])

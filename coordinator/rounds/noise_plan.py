@@ -21,6 +21,10 @@ It is averaged in at full weight. One release of three times the noise among thr
 size makes the noise of their round 1.9 times what was planned, sqrt((1 + 1 + 9) / 3).
 """
 
+LEFT_UNUSED_MAX: Final = 0.02
+"""Of what a node has left, so much may stay unused for its noise to stay as it was: one part in a
+hundred of the noise. Calibration alone leaves far less."""
+
 
 def next_release(
     job: Job,
@@ -32,7 +36,8 @@ def next_release(
     """The next round's release.
 
     With a target epsilon each round takes what remains of the job's share over the rounds that
-    remain, so that an attempt that came to nothing costs noise later and never the promise.
+    remain, so that an attempt that came to nothing costs noise later and never the promise, and
+    that fewer steps than before, or a round without this node, leave less noise.
 
     Raises:
         BudgetRefused: BUDGET_TOO_SMALL, the target is too little for the plan, or what attempts
@@ -58,9 +63,12 @@ def next_release(
     slack_units = REPORT_SLACK_UNITS if share.kind == "gdp" else 0
     left_units = share.limit_units - facts.job_units - facts.job_releases * slack_units
     noise = facts.last_noise_multiplier
-    if noise is not None and noise >= steward.noise_multiplier_min:
+    least_noise = steward.noise_multiplier_min
+    if noise is not None and noise >= least_noise:
         same = Release(mechanism, noise, sample_rate, local_steps)
-        if (share.cost_units(same) + slack_units) * rounds_left <= left_units:
+        takes_units = (share.cost_units(same) + slack_units) * rounds_left
+        takes_it_up = takes_units >= (1.0 - LEFT_UNUSED_MAX) * left_units or noise == least_noise
+        if takes_units <= left_units and takes_it_up:
             return same
     try:
         noise = noise_multiplier_for(share, left_units, rounds_left, local_steps, sample_rate)
@@ -72,11 +80,11 @@ def next_release(
         planned = noise_multiplier_for(
             share, share.limit_units, job.rounds_planned, local_steps, sample_rate
         )
-        planned = max(planned, steward.noise_multiplier_min)
+        planned = max(planned, least_noise)
         if noise > NOISE_OVER_PLAN_MAX * planned:
             text = _used_up(facts, account.account, target, noise, planned)
             raise BudgetRefused("BUDGET_TOO_SMALL", text)
-    noise = max(noise, steward.noise_multiplier_min)
+    noise = max(noise, least_noise)
     return Release(mechanism, noise, sample_rate, local_steps)
 
 

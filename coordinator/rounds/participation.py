@@ -5,6 +5,7 @@ Pure; decides by what the coordinator saw on the wire: who was ordered, and when
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from fractions import Fraction
 from typing import Final
 
 from coordinator.rounds.events import Absence, Offer
@@ -36,14 +37,12 @@ def choose(
     """
     if not course.plan.participants:
         return offers, ()
-    wanted, ranked = _wanted(course), in_turn(offers, _rounds_paid(course))
+    most, ranked = _wanted(course), in_turn(offers, _rounds_paid(course))
     others = tuple(
-        Absence(
-            o.node, NOT_CHOSEN, f"{wanted} of {len(offers)} nodes are chosen in turn, by the job"
-        )
-        for o in ranked[wanted:]
+        Absence(o.node, NOT_CHOSEN, f"{most} of {len(offers)} nodes are chosen in turn, by the job")
+        for o in ranked[most:]
     )
-    return tuple(ranked[:wanted]), others
+    return tuple(ranked[:most]), others
 
 
 def choose_more(
@@ -67,9 +66,16 @@ def choose_more(
     return tuple(ranked[: max(0, _wanted(course) - counted_on)])
 
 
+def wanted(participants: int, over_selection: float) -> int:
+    """Nodes that are ordered in a round; 0 of a job that does not say how many it wants.
+
+    In whole numbers of what was written: as floats, 10 and 0.1 above it would be 12.
+    """
+    return math.ceil(participants * (1 + Fraction(str(over_selection))))
+
+
 def _wanted(course: Course) -> int:
-    """Nodes that are ordered in a round, of a job that says how many it wants."""
-    return math.ceil(course.plan.participants * (1.0 + course.plan.over_selection))
+    return wanted(course.plan.participants, course.plan.over_selection)
 
 
 def _rounds_paid(course: Course) -> dict[str, list[int]]:

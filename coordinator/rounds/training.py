@@ -275,8 +275,12 @@ def top_up(phase: Training, event: e.NodesSurveyed, now_s: float) -> Step:
         return ending.end_job(
             phase.course, "budget_exhausted", ending.exhausted_message(absences), now_s, record
         )
-    # What the survey says of a node is newer than how its last attempt ended.
-    missing = {a.node: a for a in (*_missing(record), *others, *broke)}
+    # What the survey says of a node is newer than how its last attempt ended; but no node is kept
+    # for a round that could not order it.
+    newer = (
+        a for a in others if a.reason != participation.BUSY or _may_try(record, a.node, plan, now_s)
+    )
+    missing = {a.node: a for a in (*_missing(record), *newer, *broke)}
     return replace(phase, waiting=tuple(missing.values())), []
 
 

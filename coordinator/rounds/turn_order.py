@@ -35,15 +35,32 @@ def _holds(job: LiveJob, node: str) -> bool:
 
 
 def _wants(job: LiveJob, node: str) -> bool:
-    """Whether the job waits for nodes that are busy, could begin with them, and this is one."""
-    phase = job.phase
-    if not isinstance(phase, Selecting) or not phase.surveyed:
-        return False
-    busy = {one.node for one in phase.waiting if one.reason == BUSY}
-    could = busy | set(phase.ready)
-    return bool(busy) and len(could) >= phase.course.plan.min_participants and node in could
+    """Whether the job waits for nodes that are busy, could go on with them, and this is one."""
+    match job.phase:
+        case Selecting(surveyed=True, waiting=waiting, ready=ready):
+            busy, others = _busy(waiting), set(ready)
+            wanted = busy | others
+        case Training(waiting=waiting, round=record):
+            # Of a round below its quorum; what it has, or is being worked at, it need not get.
+            at_work = {one.node for one in record.opened if not one.silent}
+            busy, others = _busy(waiting), at_work | {one.node for one in record.received}
+            wanted = busy
+        case _:
+            return False
+    enough = len(busy | others) >= job.phase.course.plan.min_participants
+    return bool(busy) and enough and node in wanted
+
+
+def _busy(waiting: Iterable[Absence]) -> set[str]:
+    return {one.node for one in waiting if one.reason == BUSY}
 
 
 def _place(job: LiveJob) -> tuple[int, float, str]:
-    since_s = job.phase.since_s if isinstance(job.phase, Selecting) else math.inf
+    since_s = math.inf
+    match job.phase:
+        case Selecting(since_s=since_s):
+            pass
+        case Training(round=record):
+            # Else two others that take turns would keep it from ever ending its round.
+            since_s = record.started_at_s
     return -job.job.priority, since_s, job.job_id

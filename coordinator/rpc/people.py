@@ -285,10 +285,17 @@ class ModelsService(models_pb2_grpc.ModelsServicer):
         self, request: models_pb2.GetModelRequest, context: Context
     ) -> models_pb2.GetModelResponse:
         """See models.proto."""
-        for record in await self._mine(None):
+        found = await self._mine(None)
+        for record in found:
             is_answer = record.kind == "answer" and record.job_id == request.id
             if record.digest == request.id or is_answer:
                 return models_pb2.GetModelResponse(model=views.model(record))
+        if any(record.job_id == request.id for record in found):
+            raise NotFound(
+                "MODEL_UNKNOWN",
+                f"job {request.id} has no answer, only models of its rounds; `feddp model list "
+                f"--job {request.id}` shows them",
+            )
         raise NotFound(
             "MODEL_UNKNOWN", f"there is no model {request.id[:80]}; `feddp model list` shows them"
         )

@@ -30,6 +30,8 @@ def list_(
     """Every model: the global one of each round, and each job's answer."""
     with connect(folder, profile) as client:
         models = client.models(job)
+        if job and not models:
+            client.job(job)  # there may be no such job, and then it says so
     if as_json:
         output.print_json({"models": [output.as_dict(model) for model in models]})
         return

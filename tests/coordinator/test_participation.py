@@ -158,6 +158,25 @@ def test_over_selection_orders_more_and_closes_when_enough_have_answered() -> No
     assert {a.reason for a in book.phase.round.attempts if a.node in "cd"} == {"NOT_NEEDED"}
 
 
+@pytest.mark.parametrize(
+    ("participants", "over_selection", "ordered"),
+    [
+        (10, 0.1, 11),
+        (20, 0.1, 22),
+        (3, 0.3, 4),
+        (3, 1.0, 6),
+        (3, 0.0, 3),
+        (0, 0.0, 0),
+        (7, 1e-9, 8),
+    ],
+)
+def test_the_share_of_over_selection_is_that_which_was_written(
+    participants: int, over_selection: float, ordered: int
+) -> None:
+    """Up to the next whole node; 10 * 1.1 as a float is above 11, and one more would be charged."""
+    assert participation.wanted(participants, over_selection) == ordered
+
+
 def test_only_as_many_are_ordered_besides_as_are_missing() -> None:
     """Whoever is ordered trains and pays: in place of one that was lost one more is asked, in its
     turn and before those that have given nothing in this round; with over-selection its share."""

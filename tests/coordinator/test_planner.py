@@ -11,6 +11,7 @@ from coordinator.rounds.events import Absence, Offer
 from coordinator.rounds.noise_plan import NOISE_OVER_PLAN_MAX
 from coordinator.rounds.planner import consider
 from privacy.accounting import epsilon_spent
+from privacy.calibration import REPORT_SLACK_UNITS
 from privacy.filters import default_filter, make_filter
 from privacy.ledger import Balance, Pending
 from privacy.releases import Release
@@ -36,6 +37,53 @@ def test_noise_stays_the_same_from_round_to_round_when_nothing_went_wrong() -> N
     for done in (1, 2, 3):
         later = facts(job_units=done * cost, job_releases=done, last=first.noise_multiplier)
         assert offered(consider(job(), HASH, later, 4 - done)) == first
+
+
+def test_fewer_steps_than_were_refused_have_less_noise() -> None:
+    """An order that a node refuses, as so many steps do not fit, costs nothing: the next one is as
+    if it had never been, and takes the target up."""
+    spec = SPEC.replace(b"local_steps: 5", b"local_steps: 10000")
+    refused = offered(consider(job(spec), HASH, facts(), 4))
+    now = replace(facts(last=refused.noise_multiplier), steps_possible=5)
+    assert offered(consider(job(spec), HASH, now, 4)) == offered(consider(job(), HASH, facts(), 4))
+
+
+def test_what_a_round_without_the_node_has_left_is_spread_over_the_others() -> None:
+    """One that was not chosen for the second of four rounds spends its target in three."""
+    first = offered(consider(job(), HASH, facts(), 4))
+    release = Release("gaussian", first.noise_multiplier, 1.0, 5)
+    cost = facts().account.filter.cost_units(release)  # type: ignore[union-attr]
+    now = facts(job_units=cost, job_releases=1, last=first.noise_multiplier)
+    third = offered(consider(job(), HASH, now, 2))
+    later = Release("gaussian", third.noise_multiplier, 1.0, 5)
+    spent = epsilon_spent([release, later, later], 1e-5)
+    assert spent is not None
+    assert 1.999 < spent <= 2.0
+
+
+def test_noise_at_the_policys_least_stays_there() -> None:
+    """However much of the target it leaves, and with fewer steps too."""
+    spec = SPEC.replace(b"rounds: 4", b"rounds: 1").replace(b"epsilon: 2.0", b"epsilon: 1000")
+    bare = facts(limit=1000.0, per_job=1000.0)
+    first = offered(consider(job(spec), HASH, bare, 1))
+    assert first.noise_multiplier == 0.3
+    now = replace(facts(limit=1000.0, per_job=1000.0, last=0.3), steps_possible=1)
+    assert offered(consider(job(spec), HASH, now, 1)).noise_multiplier == 0.3
+
+
+def test_every_release_leaves_its_part_of_the_target_unused() -> None:
+    """Those that were made and those to come: each adds to what another accountant reports."""
+    small = job(SPEC.replace(b"target_epsilon: 2.0", b"target_epsilon: 0.05"))
+    account = facts().account
+    assert account is not None
+    units, last = 0, None
+    attempts = (4, 4, 4, 3, 2, 1)  # rounds left; two attempts at the first came to nothing
+    for made, rounds_left in enumerate(attempts):
+        now = facts(job_units=units, job_releases=made, last=last)
+        last = offered(consider(small, HASH, now, rounds_left)).noise_multiplier
+        units += account.filter.cost_units(Release("gaussian", last, 1.0, 5))
+    unused = make_filter("gdp", 0, 0.05, 1e-5).limit_units - units
+    assert len(attempts) <= unused / REPORT_SLACK_UNITS < len(attempts) + 1
 
 
 def test_an_attempt_that_came_to_nothing_costs_noise_later_and_never_the_promise() -> None:
@@ -215,6 +263,8 @@ def test_large_data_sets_are_sampled_and_small_ones_are_not() -> None:
     large = facts(kind="rdp", order=4, limit=10.0, declared_n=5000, per_job=10.0)
     offer = offered(consider(job(spec), HASH, large, 4))
     assert (offer.mechanism, offer.sample_rate) == ("poisson_gaussian", 256 / 5000)
+    first = facts(kind="rdp", order=4, limit=10.0, declared_n=1000, per_job=10.0)
+    assert offered(consider(job(spec), HASH, first, 4)).mechanism == "poisson_gaussian"
     small = facts(kind="rdp", order=4, limit=10.0, declared_n=999, per_job=10.0)
     assert offered(consider(job(spec), HASH, small, 4)).mechanism == "gaussian"
 

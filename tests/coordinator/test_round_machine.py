@@ -183,6 +183,20 @@ def test_a_node_without_an_update_is_tried_again_under_a_new_attempt_below_quoru
     assert [a.node for a in book.phase.waiting] == ["c"], "two tries a round, then people must look"
 
 
+def test_a_round_does_not_wait_for_the_other_job_of_a_node_that_it_could_not_order() -> None:
+    """Or the node would be kept for it, and the other job's next round with it."""
+    busy = e.Absence("c", "BUSY", "works for job x")
+    book = training("a", "b", "c") >> update("a1") >> update("b1")
+    book = book >> e.NoUpdateReceived("c1", b"sig") << posted("c1") << c.Survey() << None
+    book = book >> surveyed("a", "b", absent=(busy,)) << None
+    assert book.phase.waiting == (busy,)
+    book = book >> surveyed("a", "b", "c") << c.ReserveBudgets(1, offers("c"), 0) << None
+    book = book >> e.BudgetsReserved((e.Grant("c2", offers("c")[0]),), ()) << c.SendOrder("c2")
+    book = book >> e.NoUpdateReceived("c2", b"sig") << posted("c2") << c.Survey() << None
+    book = book >> surveyed("a", "b", absent=(busy,)) << None
+    assert [(a.node, a.reason) for a in book.phase.waiting] == [("c", "NO_UPDATE")]
+
+
 def test_a_node_without_an_update_is_left_alone_with_quorum() -> None:
     """With quorum reached nobody's budget is spent on a second try."""
     book = (

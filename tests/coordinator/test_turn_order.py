@@ -10,7 +10,7 @@ from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import Course, Phase, Reserving, Selecting
 from coordinator.rounds.turn_order import taken
 from coordinator.store.jobs import JobRecord
-from tests.coordinator.playbook import PLAN, offers, training
+from tests.coordinator.playbook import PLAN, offers, training, update
 
 SPEC = b'name: n\ntask: "null"\ndataset: d\nfederation: {rounds: 2}\n'
 
@@ -53,6 +53,36 @@ def test_who_has_waited_longest_goes_first() -> None:
     early, late = waiting("early", 1.0, "abc"), waiting("late", 2.0, "abc")
     assert reason(late, early) == "BUSY is kept for job early (early), which goes first"
     assert reason(early, late) == ""
+
+
+def short_round(name: str, began_s: float, *, busy: str = "c") -> LiveJob:
+    """A job in the middle of a round: a has answered, b works, and for `busy` it has to wait."""
+    phase: Any = (training("a", "b", "c") >> update("a1") >> e.NoUpdateReceived("c1", b"")).phase
+    absences = tuple(e.Absence(node, "BUSY", "works") for node in busy)
+    record = replace(phase.round, started_at_s=began_s)
+    return live(name, replace(phase, round=record, waiting=absences))
+
+
+def test_a_round_that_waits_for_a_busy_node_has_its_turn_too() -> None:
+    """Since it began. Otherwise two others that take turns would keep it waiting for ever."""
+    early, late = waiting("early", 1.0, "abc"), waiting("late", 3.0, "abc")
+    middle = short_round("middle", 2.0)
+    assert reason(late, middle, "c") == "BUSY is kept for job middle (middle), which goes first"
+    assert reason(middle, late, "c") == ""
+    assert reason(early, middle, "c") == ""
+    assert reason(middle, early, "c") == "BUSY is kept for job early (early), which goes first"
+
+
+def test_a_round_keeps_no_node_that_it_does_not_wait_for() -> None:
+    """Neither one that has handed in its update, nor any where the busy ones are too few, or none
+    is."""
+    late = waiting("late", 3.0, "abc")
+    assert reason(late, short_round("middle", 2.0), "a") == ""
+    assert reason(late, short_round("middle", 2.0, busy=""), "c") == ""
+    middle = short_round("middle", 2.0)
+    phase: Any = middle.phase
+    middle.phase = replace(phase, course=Course(replace(PLAN, min_participants=4), "m", "m"))
+    assert reason(late, middle, "c") == ""
 
 
 def test_the_same_moment_is_decided_one_way_only() -> None:

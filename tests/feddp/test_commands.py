@@ -360,6 +360,18 @@ def test_a_model_is_listed_shown_and_downloaded(
     assert run("model", "download", "j1", "--out", out, *where).code == 2
     assert run("model", "download", "j1", "--out", out, "--force", *where).code == 0
     assert run("model", "show", "j2", *where).code == 3
+    folder = run("model", "download", "j1", "--out", tmp_path, "--force", *where)
+    assert (folder.code, f"{tmp_path} is a folder" in folder.err) == (2, True)
+
+
+def test_models_of_a_job_that_there_is_not_are_no_empty_table(
+    coordinator: Coordinator, run: Run
+) -> None:
+    """A mistyped id looks otherwise like a job that has made none yet."""
+    where = ("--profile", coordinator.profile)
+    coordinator.state.jobs["j1"] = job_in("running", 0)
+    assert run("model", "list", "--job", "j1", *where).code == 0
+    assert run("model", "list", "--job", "j2", *where).code == 3
 
 
 def test_names_from_other_machines_cannot_steer_the_terminal(

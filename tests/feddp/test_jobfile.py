@@ -1,0 +1,75 @@
+"""A job file as the engineer's side reads it, and what of it is signed."""
+
+import pytest
+
+from certs.enrolment import new_ledger_key
+from certs.mandates import Mandate, parse
+from coordinator.config.config import CoordinatorConfig
+from coordinator.jobspec import parse_job
+from feddp.jobfile import facts_of
+from feddp.signing import Caps, Work, mandate_for
+from protos.errors import Malformed
+from protos.feddp.v1 import jobs_pb2
+
+SPEC = """
+name: n
+task: tabular-classifier
+dataset: d
+federation: {rounds: 2, proximal_mu: 1e-1}
+privacy: {noise_multiplier: 2e0, delta: 1e-5, max_grad_norm: 1e-2}
+"""
+DIGEST = "0" * 64
+
+
+def never() -> jobs_pb2.QuoteJobResponse:
+    raise AssertionError("nothing is left open")
+
+
+def signed(spec: str, caps: Caps) -> Mandate:
+    work = Work(spec.encode(), facts_of(spec.encode()), DIGEST, DIGEST, ["a"])
+    return parse(mandate_for(new_ledger_key(), work, caps, never).body)
+
+
+def test_a_number_with_an_exponent_is_signed_as_the_coordinator_reads_it() -> None:
+    """YAML 1.1 takes 1e-5 for text. One that were left out of the mandate would be the
+    coordinator's to choose."""
+    mandate, job = (
+        signed(SPEC, Caps(epsilon_max=1.0)),
+        parse_job(SPEC.encode(), CoordinatorConfig()),
+    )
+    assert (mandate.noise_multiplier, mandate.delta) == (2.0, 1e-5)
+    assert (mandate.noise_multiplier, mandate.delta) == (job.noise_multiplier, job.delta)
+    assert (mandate.max_grad_norm, mandate.proximal_mu) == (1e-2, 1e-1)
+    assert (mandate.max_grad_norm, mandate.proximal_mu) == (job.max_grad_norm, job.proximal_mu)
+    target = SPEC.replace("noise_multiplier", "target_epsilon")
+    assert signed(target, Caps()).epsilon_max == 2.0
+
+
+@pytest.mark.parametrize("epsilon_max", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_cap_that_is_none_is_refused(epsilon_max: float) -> None:
+    """And not taken for one that was left out, which would be the job's whole target."""
+    with pytest.raises(Malformed) as raised:
+        signed(SPEC, Caps(epsilon_max=epsilon_max))
+    assert raised.value.reason == "EPSILON_MAX_INVALID"
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("name: 2026-99-99", "line 2 gives 2026-99-99, which is no date that there is"),
+        (f"name: {'1' * 5000}", "line 2 gives 1111"),
+        ("name: &a [*a]", "line 2 refers to itself"),
+    ],
+)
+def test_what_yaml_cannot_build_is_a_fault_of_its_line(line: str, sentence: str) -> None:
+    """Not one of ours."""
+    with pytest.raises(Malformed, match=sentence) as raised:
+        facts_of(SPEC.replace("name: n", line).encode())
+    assert raised.value.reason == "JOB_INVALID"
+
+
+def test_a_number_that_no_float_holds_is_left_to_the_coordinator() -> None:
+    """It says what is wrong with it."""
+    huge = SPEC.replace("2e0", "1" + "0" * 400)
+    assert facts_of(huge.encode()).privacy("noise_multiplier") is None
+    assert facts_of(SPEC.replace("2e0", "1e999").encode()).privacy("noise_multiplier") is None

@@ -15,8 +15,8 @@ VALUES_MAX: Final = 20_000
 """Most values of one file, counted after references are followed."""
 
 EXPONENT: Final = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
-"""A number to people, as 1e-5, and text to YAML 1.1, which wants a point in it: where a job file has
-a number it is read as one, by who signs the job and by who runs it."""
+"""A number to people, as 1e-5, and text to YAML 1.1, which wants a point in it: where a job file
+has a number it is read as one, by who signs the job and by who runs it."""
 
 _SHOWN_CHARS_MAX: Final = 40
 TAG: Final = "tag:yaml.org,2002:"

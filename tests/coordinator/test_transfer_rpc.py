@@ -236,9 +236,14 @@ def test_a_part_of_an_update_that_came_while_its_attempt_was_closed_is_dropped(
             with pytest.raises(grpc.RpcError) as caught:
                 await bench.upload([header(), data(part), *more])
             assert from_rpc(caught.value).reason == reason
-            assert list(tmp_path.glob("blobs/partial/a1.*")) == []
+            assert parts_of("a1", tmp_path) == []
 
     play(scene)
+
+
+def parts_of(attempt_id: str, folder: Path) -> list[Path]:
+    """What is kept of uploads that are not whole."""
+    return list(folder.glob(f"blobs/partial/{attempt_id}.*"))
 
 
 def test_an_update_that_is_whole_only_after_its_attempt_was_closed_is_dropped(

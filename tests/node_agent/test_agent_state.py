@@ -16,7 +16,7 @@ from node_agent.policy.steward import Steward
 from node_agent.state.state import State
 from privacy.filters import make_filter
 from privacy.ledger import signature_ok, verify
-from protos.errors import Malformed
+from protos.errors import Malformed, NotFound
 from protos.feddp.v1.mandates_pb2 import SignedMandate
 from tests.certs.test_mandates import MANDATE
 from tests.node_agent.samples import (
@@ -415,3 +415,27 @@ def test_rounds_from_before_an_engineer_resumed_the_job_do_not_count(reopen: Reo
     assert state.standing(signed("next", 3, 1)).job_round <= 3
     unreadable = order("x", round=2, mandate=SignedMandate(body=b"no mandate", signature=b"s"))
     assert state.standing(unreadable).job_round == 3
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_no_record_is_read_once_the_ledger_has_lost_its_name(
+    reopen: Reopen, tmp_path: Path, is_replaced: bool
+) -> None:
+    """Linux lets a process write on into a file that was removed, and all that it books then is
+    forgotten with the process. A file put in its place is another one."""
+    state = reopen()
+    state.reserve(order(), FILTER)
+    path = tmp_path / "state.db"
+    path.rename(tmp_path / "away.db")
+    if is_replaced:
+        path.write_bytes((tmp_path / "away.db").read_bytes())
+    for step in (
+        lambda: state.open("a1", 100.0, 0.5),
+        lambda: state.reserve(order("a2", round=2), FILTER),
+    ):
+        with pytest.raises(NotFound, match="while the agent ran") as caught:
+            step()
+        assert caught.value.reason == "LEDGER_MISSING"
+    assert state.attempts.counts() == {"reserved": 1}
+    (tmp_path / "away.db").rename(path)
+    assert state.open("a1", 100.0, 0.5)

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import signal
+import sqlite3
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,7 +41,7 @@ from node_agent.state.state import State
 from node_agent.tasks.registry import installed
 from protos import tracing
 from protos.allocation import keep_freed
-from protos.errors import Limited
+from protos.errors import FeddpError, Limited
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +73,7 @@ def run(path: Path) -> None:
             asyncio.run(_reap_and_serve(folder, config, identity))
         except ExceptionGroup as group:
             if group.subgroup(_is_full) is None:
-                raise
+                raise plain(group) from None
             raise Limited(
                 "DISK_FULL",
                 f"the disk under {folder.root} takes no more; free room there and start the agent "
@@ -84,6 +85,18 @@ async def _reap_and_serve(folder: Folder, config: AgentConfig, identity: Identit
     launcher = launcher_of(folder, config)
     await launcher.reap()
     await serve(folder, config, identity, launcher.start, asyncio.Event())
+
+
+def plain(group: ExceptionGroup) -> Exception:
+    """The first of what ended the agent, where all of it is what the command says in plain words;
+    else the group, which is a fault of ours."""
+    known, others = group.split((FeddpError, OSError, sqlite3.Error))
+    if known is None or others is not None:
+        return group
+    found: Exception = known
+    while isinstance(found, ExceptionGroup):
+        found = found.exceptions[0]
+    return found
 
 
 def _is_full(error: BaseException) -> bool:

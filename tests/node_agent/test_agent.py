@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from certs.authority import Authority
 from certs.enrolment import new_ledger_key, save_private_key
 from feddp.cli.app import app
-from node_agent.agent import run
+from node_agent.agent import plain, run
 from node_agent.folder.config import Folder, load_config
 from node_agent.folder.installation import locked
 from node_agent.joining.identity import load_identity
@@ -502,3 +502,23 @@ def test_a_wrong_agent_yaml_names_the_key(folder: Folder, line: str, key: str) -
         load_config(folder)
     assert caught.value.reason == "CONFIG_INVALID"
     assert f"key {key}" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("cause", "is_plain"),
+    [
+        (NotFound("LEDGER_MISSING", "it is gone"), True),
+        (FileNotFoundError(2, "No such file or directory", "/a/spool/models/x"), True),
+        (sqlite3.OperationalError("disk I/O error"), True),
+        (ValueError("a bug"), False),
+    ],
+)
+def test_what_a_disk_or_a_person_did_to_the_folder_is_said_as_that(
+    cause: Exception, is_plain: bool
+) -> None:
+    """Whatever cannot be written ends the agent out of a group of tasks: the command names the file
+    all the same. Only a fault of ours is one "inside feddp"."""
+    group = ExceptionGroup("tasks", [ExceptionGroup("inner", [cause])])
+    assert plain(group) is (cause if is_plain else group)
+    both = ExceptionGroup("tasks", [cause, ValueError("a bug beside it")])
+    assert plain(both) is both

@@ -519,6 +519,29 @@ def test_what_a_disk_or_a_person_did_to_the_folder_is_said_as_that(
     """Whatever cannot be written ends the agent out of a group of tasks: the command names the file
     all the same. Only a fault of ours is one "inside feddp"."""
     group = ExceptionGroup("tasks", [ExceptionGroup("inner", [cause])])
-    assert plain(group) is (cause if is_plain else group)
+    assert plain(group, Path("/a/state.db")) is (cause if is_plain else group)
     both = ExceptionGroup("tasks", [cause, ValueError("a bug beside it")])
-    assert plain(both) is both
+    assert plain(both, Path("/a/state.db")) is both
+
+
+def test_a_ledger_that_is_damaged_while_the_agent_runs_is_told_by_its_name(tmp_path: Path) -> None:
+    """As at the start: what is to be moved away and what is to be put in its place."""
+    file = tmp_path / "state.db"
+    file.write_bytes(b"no database" * 100)
+    with pytest.raises(sqlite3.DatabaseError) as caught:
+        sqlite3.connect(file).execute("SELECT 1 FROM entries")
+    found = plain(ExceptionGroup("tasks", [caught.value]), file)
+    assert isinstance(found, Malformed)
+    assert (found.reason, str(file) in found.message) == ("LEDGER_INVALID", True)
+
+
+def test_status_says_that_what_is_booked_is_unknown_without_the_ledger(folder: Folder) -> None:
+    """Not "booked epsilon 0", which is what a ledger says in which nothing was spent."""
+    folder.state_db.write_bytes(b"no database" * 100)
+    for change in (lambda: None, folder.state_db.unlink):
+        change()
+        shown = CliRunner().invoke(app, ["agent", "status", "--dir", str(folder.root)])
+        assert shown.exit_code == 1
+        account = next(one for one in shown.stdout.splitlines() if one.startswith("account"))
+        assert "UNKNOWN" in account
+        assert "booked epsilon" not in account

@@ -67,11 +67,12 @@ def test_bytes_of_a_call_that_was_not_kept_are_cut_off(uploads: Uploads, tmp_pat
 def test_what_does_not_have_its_digest_is_dropped_and_may_begin_again(
     uploads: Uploads, tmp_path: Path
 ) -> None:
-    """Nothing of it gets the name."""
+    """Nothing of it gets the name, here or in a store that replicas share."""
     put(uploads, "a1", DIGEST, b"other bytes")
+    kept: list[Path] = []
     with pytest.raises(Malformed) as caught:
-        uploads.finish("a1", DIGEST, tmp_path / "target", lambda _: None)
-    assert caught.value.reason == "DIGEST_MISMATCH"
+        uploads.finish("a1", DIGEST, tmp_path / "target", kept.append)
+    assert (caught.value.reason, kept) == ("DIGEST_MISMATCH", [])
     assert list(tmp_path.iterdir()) == []
     assert put(uploads, "a1", DIGEST, BYTES) == len(BYTES)
 

@@ -122,6 +122,7 @@ def test_a_session_that_is_cut_ends_after_what_was_queued(clock: Clock) -> None:
     made = Sessions(30, 10)
     session = made.open("alpha", "one")
     assert made.send("alpha", order("a1"))
+    clock.now_s += 100
     made.cut("alpha")
     assert not made.send("alpha", order("a2"))
     assert not made.connected("alpha")

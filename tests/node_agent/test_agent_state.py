@@ -13,6 +13,7 @@ from node_agent.policy.admission import Admission, Refused, Reserved, Spent
 from node_agent.policy.judgement import UNRESOLVED_MAX, Standing
 from node_agent.policy.orders import Order
 from node_agent.policy.steward import Steward
+from node_agent.state.notes import ROLLED_BACK_NOTE
 from node_agent.state.state import State
 from privacy.filters import make_filter
 from privacy.ledger import signature_ok, verify
@@ -439,3 +440,37 @@ def test_no_record_is_read_once_the_ledger_has_lost_its_name(
     assert state.attempts.counts() == {"reserved": 1}
     (tmp_path / "away.db").rename(path)
     assert state.open("a1", 100.0, 0.5)
+
+
+def test_a_ledger_that_went_back_in_time_gives_nothing_back(reopen: Reopen) -> None:
+    """What is reserved in it may have been opened and sent since: it signs no void and books none,
+    whatever the coordinator says, until a copy is imported."""
+    state = reopen()
+    state.reserve(order(), FILTER)
+    state.notes.keep(ROLLED_BACK_NOTE, "it lacks a post")
+    assert state.withdraw("a1", "TOO_SLOW", "it does not fit") is None
+    state.close_attempt("a1", "void")
+    assert (state.attempts.counts(), kinds(state)) == ({"reserved": 1}, ["reserve"])
+    state.notes.keep(ROLLED_BACK_NOTE, "")
+    assert state.withdraw("a1", "TOO_SLOW", "it does not fit")
+    assert kinds(state) == ["reserve", "void"]
+
+
+def test_what_was_reserved_in_a_copy_is_posted_at_the_next_start(reopen: Reopen) -> None:
+    """Nobody can say that it was not opened after the copy was made."""
+    state = reopen()
+    state.reserve(order(), FILTER)
+    state.become_copy()
+    state = reopen()
+    assert state.recover() == ["a1"]
+    assert kinds(state) == ["reserve", "post"]
+    assert state.withdraw("a1", "TOO_SLOW", "it does not fit") is None
+
+
+def test_a_coordinator_that_was_left_binds_no_more(reopen: Reopen) -> None:
+    """What it held an account to is its word, and the next one's is not known yet."""
+    state = reopen()
+    state.coordinator_limits.keep({"patients": 2.0})
+    assert state.coordinator_limits.of(f"{NODE}/patients") == 2.0
+    state.leave()
+    assert state.coordinator_limits.of(f"{NODE}/patients") is None

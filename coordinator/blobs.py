@@ -251,6 +251,10 @@ class BlobStore:
         kept = {path.name for path in self._updates.glob(f"{attempt_id}.*")}
         return bool(kept - {staged_name(attempt_id, digest)})
 
+    def drop_upload(self, owner: str, digest: str) -> None:
+        """Forget what has come of one upload that is not whole."""
+        self._uploads.drop_one(owner, digest)
+
     def drop_longer(self, owner: str, digest: str, size: int) -> None:
         """Forget an upload of which more has come than its size."""
         self._uploads.drop_longer(owner, digest, size)

@@ -121,10 +121,14 @@ class Uploads:
 
     def drop_longer(self, owner: str, digest: str, size: int) -> None:
         """Forget an upload of more than `size` bytes: it would never be whole."""
+        if self._known(staged_name(owner, digest)).durable > size:
+            self.drop_one(owner, digest)
+
+    def drop_one(self, owner: str, digest: str) -> None:
+        """Forget one upload."""
         name = staged_name(owner, digest)
-        if self._known(name).durable > size:
-            self._drop(lambda one: one == name)
-            (self._folder / name).unlink(missing_ok=True)
+        self._drop(lambda one: one == name)
+        (self._folder / name).unlink(missing_ok=True)
 
     def spend(self, path: Path) -> None:
         """Take a file that nobody needs; it is removed when a new upload begins.

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import signal
+import sqlite3
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,7 +29,7 @@ from node_agent.joining.identity import Identity
 from node_agent.joining.renewal import Renewal
 from node_agent.launchers.base import Limits, StartWorker
 from node_agent.launchers.choice import launcher_of
-from node_agent.ledger.lost_ledger import ledger_missing
+from node_agent.ledger.lost_ledger import is_damage, ledger_damaged, ledger_missing
 from node_agent.policy.admission import Admission
 from node_agent.policy.steward import Steward, require_known_names
 from node_agent.session.driver import Driver
@@ -40,7 +41,7 @@ from node_agent.state.state import State
 from node_agent.tasks.registry import installed
 from protos import tracing
 from protos.allocation import keep_freed
-from protos.errors import Limited
+from protos.errors import FeddpError, Limited
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +73,7 @@ def run(path: Path) -> None:
             asyncio.run(_reap_and_serve(folder, config, identity))
         except ExceptionGroup as group:
             if group.subgroup(_is_full) is None:
-                raise
+                raise plain(group, folder.state_db) from None
             raise Limited(
                 "DISK_FULL",
                 f"the disk under {folder.root} takes no more; free room there and start the agent "
@@ -84,6 +85,23 @@ async def _reap_and_serve(folder: Folder, config: AgentConfig, identity: Identit
     launcher = launcher_of(folder, config)
     await launcher.reap()
     await serve(folder, config, identity, launcher.start, asyncio.Event())
+
+
+def plain(group: ExceptionGroup, ledger: Path) -> Exception:
+    """The first of what ended the agent, where all of it is what the command says in plain words;
+    else the group, which is a fault of ours.
+
+    Args:
+        ledger: the folder's, told by its name where it is damaged.
+    """
+    known, others = group.split((FeddpError, OSError, sqlite3.Error))
+    if known is None or others is not None:
+        return group
+    found: Exception = known
+    while isinstance(found, ExceptionGroup):
+        found = found.exceptions[0]
+    is_damaged = isinstance(found, sqlite3.Error) and is_damage(found)
+    return ledger_damaged(ledger) if is_damaged else found
 
 
 def _is_full(error: BaseException) -> bool:

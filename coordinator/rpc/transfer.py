@@ -8,7 +8,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
@@ -230,9 +230,14 @@ class TransferService(pb_grpc.TransferServicer):
                 await self._in_thread(self._only_one, header)
                 receiving = Receiving(owner, header, messages, context)
                 with await self._traced(header.attempt_id, context):
-                    durable, complete = await self._receive(receiving, first)
+                    try:
+                        durable, complete = await self._receive(receiving, first)
+                    except BaseException:
+                        with suppress(TooLate):
+                            await self._still_open(header)
+                        raise
+                    await self._still_open(header)
                     if complete and header.attempt_id:
-                        await self._still_open(header)
                         await self._tell_taken(header, messages.ends_s)
         return _answer(durable, complete=complete)
 
@@ -244,15 +249,19 @@ class TransferService(pb_grpc.TransferServicer):
             )
 
     async def _still_open(self, header: pb.UploadHeader) -> None:
-        """Whoever closed the attempt has dropped what there was of it then; this came later.
+        """Whoever closed the attempt has dropped what there was of it then; this came later, the
+        whole of it or a part, and nobody would come for it again.
 
         Raises:
             TooLate: ATTEMPT_CLOSED.
         """
+        if not header.attempt_id:
+            return
         try:
             await self._owner(header)
         except TooLate:
             await self._in_thread(self.blobs.drop_update, header.attempt_id, header.digest)
+            await self._in_thread(self.blobs.drop_upload, header.attempt_id, header.digest)
             raise
 
     async def _tell_taken(self, header: pb.UploadHeader, ends_s: float) -> None:

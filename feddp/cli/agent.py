@@ -194,7 +194,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             (label, text)
             for one in found["accounts"]
             for label, text in (
-                (f"account {one['name']}", _account(one)),
+                (f"account {one['name']}", _account(one, ledger)),
                 (f"limits in {one['name']}", shares.said(one["shares"])),
             )
             if text
@@ -295,9 +295,12 @@ def _connected(found: dict[str, Any]) -> str:
     return f"yes, since {output.moment(found['connected_since'])}"
 
 
-def _account(one: dict[str, Any]) -> str:
+def _account(one: dict[str, Any], ledger: dict[str, Any]) -> str:
     if one["message"]:
         return f"WRONG: {one['message']}"
+    if ledger["missing"] or (ledger["problems"] and not ledger["entries"]):
+        limit = output.epsilon(one["epsilon_limit"])
+        return f"limit {limit} at delta {one['delta']:g}; what is booked is UNKNOWN: see own ledger"
     lowered = one["guarantee"] and one["epsilon_guarantee"] != one["epsilon_limit"]
     now = " now" if lowered else ""
     limit = f"limit {output.epsilon(one['epsilon_limit'])}{now} at delta {one['delta']:g}"

@@ -8,6 +8,7 @@ backup was made, so that nothing is spent twice.
 import contextlib
 import io
 import os
+import sqlite3
 import tarfile
 import tempfile
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import IO, Final
 
 from node_agent.folder.config import Folder
 from node_agent.folder.installation import locked, read_folder
-from node_agent.joining.identity import read_ledger_key
-from node_agent.ledger.copies import export
+from node_agent.joining.identity import Identity, read_ledger_key
+from node_agent.ledger.copies import export, require_sound
+from node_agent.ledger.lost_ledger import is_damage
 from node_agent.state.state import State
 from protos.content import beside_of, naming, sync_directory
 from protos.errors import Conflict, Malformed, NotFound
@@ -86,7 +88,7 @@ def restore(source: Path, path: Path) -> list[str]:
     Raises:
         Conflict: FOLDER_IN_USE, the folder holds an agent, a ledger or a file of the steward's.
         NotFound: FILE_MISSING.
-        Malformed: BACKUP_INVALID.
+        Malformed: BACKUP_INVALID; LEDGER_INVALID, the ledger in it does not verify.
     """
     folder = Folder(path.absolute())
     if not source.is_file():
@@ -126,17 +128,30 @@ def restore(source: Path, path: Path) -> list[str]:
         _, identity = read_folder(folder)
         if ledger.stat().st_size == 0:
             raise _invalid(source)
-        state = State(ledger, identity.node, identity.ledger_key)
-        try:
-            state.become_copy()
-        finally:
-            state.close()
+        _become_copy(ledger, identity, source)
         for part in (folder.spool, folder.logs):
             part.mkdir(mode=0o700, exist_ok=True)
         ledger.replace(folder.state_db)
         sync_directory(folder.root)
         undo.pop_all()
     return sorted(names)
+
+
+def _become_copy(ledger: Path, identity: Identity, source: Path) -> None:
+    """Check the ledger as `feddp agent ledger import` does, and note that it is a copy: a bit that
+    has changed in the file is told now, and not to the coordinator.
+
+    Raises:
+        Malformed: BACKUP_INVALID, LEDGER_INVALID.
+    """
+    try:
+        with contextlib.closing(State(ledger, identity.node, identity.ledger_key)) as state:
+            require_sound(state, identity, source)
+            state.become_copy()
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
+        raise _invalid(source) from None
 
 
 def _remove_empty(folder: Path) -> None:

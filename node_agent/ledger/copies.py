@@ -187,7 +187,7 @@ def export(path: Path, out: Path) -> int:
     except Malformed:
         raise ledger_damaged(folder.state_db) from None
     with _read(out, identity, in_place=True) as copied:
-        return _sound(copied, identity, out)
+        return require_sound(copied, identity, out)
 
 
 def restore(path: Path, source: Path) -> int:
@@ -212,7 +212,7 @@ def restore(path: Path, source: Path) -> int:
             _copy(source, beside)
             _require_own(beside, identity, source)
             with _state(beside, identity) as copied:
-                count = _sound(copied, identity, source)
+                count = require_sound(copied, identity, source)
                 copied.become_copy()
                 copied.notes.keep(ROLLED_BACK_NOTE, "")
                 if folder.has_ledger:
@@ -344,8 +344,12 @@ def _copy(source: Path, out: Path) -> None:
     sync_directory(out.parent)
 
 
-def _sound(state: State, identity: Identity | Kept, path: Path) -> int:
-    """Entries of a ledger that verifies and is this node's; without its key they are counted."""
+def require_sound(state: State, identity: Identity | Kept, path: Path) -> int:
+    """Entries of a ledger that verifies and is this node's; without its key they are counted.
+
+    Raises:
+        Malformed: LEDGER_INVALID.
+    """
     entries = state.ledger.entries()
     if isinstance(identity.ledger_key, LostKey):
         return len(entries)

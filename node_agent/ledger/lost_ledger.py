@@ -20,6 +20,16 @@ def ledger_missing(path: Path) -> NotFound:
     )
 
 
+def ledger_moved(path: Path) -> NotFound:
+    """Why an agent whose ledger was taken away while it ran does not go on."""
+    return NotFound(
+        "LEDGER_MISSING",
+        f"{path} was moved away, removed or replaced while the agent ran: what it books would be "
+        "forgotten when it ends. Put the file back, state.db-wal beside it if there is one, and "
+        f"start the agent; if it is gone, put a copy in its place, {PUT_BACK}",
+    )
+
+
 def absence(path: Path) -> str:
     """What is wrong with a ledger that is not there. Joining writes the tables before the file has
     its name, so that one without them is never a new one."""

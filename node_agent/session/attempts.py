@@ -41,6 +41,8 @@ class Attempt:
         posted: signature over the post statement.
         due_at_s: when the coordinator stops waiting, by our clock; unknown until it says so.
         failure_class: to be told with "no update"; empty unless the policy shares it.
+        ordered: this process has heard the order itself, and not only found it in the state
+            database: it is wanted still, and by when is known.
     """
 
     order: Order
@@ -52,6 +54,7 @@ class Attempt:
     posted: bytes = b""
     due_at_s: float = math.inf
     failure_class: str = ""
+    ordered: bool = True
 
     @property
     def attempt_id(self) -> str:

@@ -1,6 +1,9 @@
 """Takes a finished attempt's update to the coordinator, and keeps what became of it."""
 
+import asyncio
+import errno
 from collections.abc import Callable
+from typing import Final
 
 import structlog
 
@@ -16,6 +19,9 @@ from node_agent.state.state import State
 from protos.errors import FeddpError
 
 log = structlog.get_logger(__name__)
+
+READ_AGAIN_S: Final = 30.0
+"""Before a spooled update that could not be read is read again."""
 
 
 class Delivery:
@@ -63,9 +69,7 @@ class Delivery:
             # Two looks at files: here, as the ledger's thread would cost more than they do.
             if attempt is not None and self._admission.is_withdrawn(attempt.order):
                 await self.withdraw(attempt_id, command.digest)
-            await self._transfers.hand_in(
-                attempt_id, command.digest, command.signature, command.accepted
-            )
+            await self._taken(command)
         except FileNotFoundError:
             # After a restart only the row tells that it was the policy that removed it.
             row = await self._ledger.run(self._state.attempts.find, attempt_id)
@@ -87,6 +91,34 @@ class Delivery:
             self._dispatch(e.UpdateAcknowledged(attempt_id))
         finally:
             self._handing_in.discard(attempt_id)
+
+    async def _taken(self, command: c.UploadAndSubmit) -> None:
+        """Hand in; a disk that does not give the update is asked again until the coordinator closes
+        the attempt, and the agent's other work goes on meanwhile.
+
+        Raises:
+            FileNotFoundError: the update is gone.
+            FeddpError: the coordinator will never take it.
+        """
+        attempt_id = command.attempt_id
+        while True:
+            try:
+                await self._transfers.hand_in(
+                    attempt_id, command.digest, command.signature, command.accepted
+                )
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                log.error(
+                    "update_not_read",
+                    attempt_id=attempt_id,
+                    error=errno.errorcode.get(error.errno or 0, "OSError"),
+                    do="look at the disk under spool/ (`dmesg`) and at the file's owner; the agent "
+                    f"tries again every {READ_AGAIN_S:.0f} s until the round is over",
+                )
+                await asyncio.sleep(READ_AGAIN_S)
+            else:
+                return
 
     async def withdraw(self, attempt_id: str, digest: str) -> None:
         """Remove an update whose data set was withdrawn before it left."""

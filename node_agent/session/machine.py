@@ -78,6 +78,7 @@ def _restart(agent: Agent, event: e.Restarted, now_s: float) -> Step:
             digest=kept.digest,
             posted=kept.signature,
             accepted=kept.accepted,
+            ordered=False,
         )
         attempts.append(attempt)
         asked.append(
@@ -143,13 +144,13 @@ def _order(agent: Agent, event: e.OrderReceived, now_s: float) -> Step:
         return replace(agent, attempts=(*agent.attempts, added)), [asked]
     if attempt.order != order:
         return agent, [c.ReportConflict(order.attempt_id)]
-    agent = agent.having(replace(attempt, due_at_s=due_at_s))
+    agent = agent.having(replace(attempt, due_at_s=due_at_s, ordered=True))
     if attempt.phase in (Phase.SUBMITTING, Phase.TELLING):
         return agent, _tell(agent, attempt)
     if attempt.phase in (Phase.JUDGING, Phase.WITHDRAWING):
         return agent, []
     # The same words until the tick, so that they tell nothing of what the worker does.
-    return agent, [c.SendAccepted(order.attempt_id, attempt.accepted)]
+    return _work(agent, [c.SendAccepted(order.attempt_id, attempt.accepted)], now_s)
 
 
 def _unreadable(agent: Agent, event: e.OrderUnreadable, now_s: float) -> Step:
@@ -305,10 +306,11 @@ def _tell(agent: Agent, attempt: Attempt) -> list[c.Command]:
 
 def _work(agent: Agent, asked: list[c.Command], now_s: float) -> Step:
     """Begin an attempt that is ready, if nothing is at work: of those of the highest priority the
-    one that came first."""
+    one that came first. One from before a restart waits until its order comes again, as it does
+    after each Welcome: it may be closed since, and opening the data would be for nothing."""
     if agent.stopping or agent.is_busy:
         return agent, asked
-    ready = [one for one in agent.attempts if one.phase is Phase.READY]
+    ready = [one for one in agent.attempts if one.phase is Phase.READY and one.ordered]
     if not ready:
         return agent, asked
     chosen = max(ready, key=lambda one: one.order.priority)

@@ -21,7 +21,12 @@ from node_agent.ledger.epochs_seen import EpochsSeen
 from node_agent.ledger.former_heads import FormerHeads
 from node_agent.ledger.gaps import Memory
 from node_agent.ledger.handing_in import HandingIn
-from node_agent.ledger.lost_ledger import is_damage, ledger_damaged, ledger_missing
+from node_agent.ledger.lost_ledger import (
+    is_damage,
+    ledger_damaged,
+    ledger_missing,
+    ledger_moved,
+)
 from node_agent.ledger.own_ledger import KeptAccount, OwnLedger
 from node_agent.ledger.payers import Payers
 from node_agent.ledger.witnessed import Witnessed
@@ -63,6 +68,15 @@ def _writable(path: Path, node: str, *, bring: bool) -> sqlite3.Connection:
     return connection
 
 
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """Which file has this name; None for none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 class State:
     """Open `state.db`; safe to close at any moment, as a crash is.
 
@@ -96,7 +110,9 @@ class State:
         self.node = node
         self.folder = path.parent
         self.older = older
+        self._path = path
         self._connection = _writable(path, node, bring=bring) if read is None else read
+        self._file = _file_at(path) if read is None else None
         self.notes = Notes(self._connection)
         self.memory = Memory(self.notes)
         self.former_heads = FormerHeads(self.notes)
@@ -236,7 +252,11 @@ class State:
 
         Args:
             source: as `OwnLedger.append` has it.
+
+        Raises:
+            NotFound: LEDGER_MISSING, the file was moved away or removed meanwhile.
         """
+        self._require_in_place()
         statement = order.statement(self.node, "reserve")
         with self._transaction(durable=False):
             units = filter_.cost_units(order.release)
@@ -266,7 +286,12 @@ class State:
             return self._resolve(row, "void")
 
     def open(self, attempt_id: str, opened_at_s: float, tick_s: float) -> bool:
-        """Note that the data is about to be opened; False if the attempt is not reserved."""
+        """Note that the data is about to be opened; False if the attempt is not reserved.
+
+        Raises:
+            NotFound: LEDGER_MISSING, the file was moved away or removed meanwhile.
+        """
+        self._require_in_place()
         with self._transaction():
             return self.attempts.note_opening(attempt_id, opened_at_s, tick_s)
 
@@ -426,6 +451,12 @@ class State:
         return self.ledger.sign(order.statement(self.node, kind))
 
     # Inside
+
+    def _require_in_place(self) -> None:
+        """What is written goes into the file that was opened. One that has lost its name would be
+        forgotten with this process: no record is read for what it would hold."""
+        if _file_at(self._path) != self._file:
+            raise ledger_moved(self._path)
 
     def _end(self, attempt_id: str, state: AttemptState, digest: str) -> bytes | None:
         with self._transaction():

@@ -221,6 +221,31 @@ def test_a_replay_is_answered_and_takes_no_bytes(play: Callable[[Scene], None]) 
     play(scene)
 
 
+def test_a_part_of_an_update_that_came_while_its_attempt_was_closed_is_dropped(
+    play: Callable[[Scene], None], tmp_path: Path
+) -> None:
+    """Also of a sender that is gone, or that said nonsense: nobody comes for the rest."""
+
+    async def scene(bench: Bench) -> None:
+        part = UPDATE[:CHUNK_BYTES]
+        for more, reason in (
+            ([], "ATTEMPT_CLOSED"),
+            ([data(part, crc32c=1)], "CHECKSUM_MISMATCH"),
+        ):
+            bench.rounds.received, bench.rounds.closes_at = "", bench.rounds.finds + 2
+            with pytest.raises(grpc.RpcError) as caught:
+                await bench.upload([header(), data(part), *more])
+            assert from_rpc(caught.value).reason == reason
+            assert parts_of("a1", tmp_path) == []
+
+    play(scene)
+
+
+def parts_of(attempt_id: str, folder: Path) -> list[Path]:
+    """What is kept of uploads that are not whole."""
+    return list(folder.glob(f"blobs/partial/{attempt_id}.*"))
+
+
 def test_an_update_that_is_whole_only_after_its_attempt_was_closed_is_dropped(
     play: Callable[[Scene], None],
 ) -> None:

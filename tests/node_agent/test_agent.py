@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from certs.authority import Authority
 from certs.enrolment import new_ledger_key, save_private_key
 from feddp.cli.app import app
-from node_agent.agent import run
+from node_agent.agent import plain, run
 from node_agent.folder.config import Folder, load_config
 from node_agent.folder.installation import locked
 from node_agent.joining.identity import load_identity
@@ -502,3 +502,46 @@ def test_a_wrong_agent_yaml_names_the_key(folder: Folder, line: str, key: str) -
         load_config(folder)
     assert caught.value.reason == "CONFIG_INVALID"
     assert f"key {key}" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("cause", "is_plain"),
+    [
+        (NotFound("LEDGER_MISSING", "it is gone"), True),
+        (FileNotFoundError(2, "No such file or directory", "/a/spool/models/x"), True),
+        (sqlite3.OperationalError("disk I/O error"), True),
+        (ValueError("a bug"), False),
+    ],
+)
+def test_what_a_disk_or_a_person_did_to_the_folder_is_said_as_that(
+    cause: Exception, is_plain: bool
+) -> None:
+    """Whatever cannot be written ends the agent out of a group of tasks: the command names the file
+    all the same. Only a fault of ours is one "inside feddp"."""
+    group = ExceptionGroup("tasks", [ExceptionGroup("inner", [cause])])
+    assert plain(group, Path("/a/state.db")) is (cause if is_plain else group)
+    both = ExceptionGroup("tasks", [cause, ValueError("a bug beside it")])
+    assert plain(both, Path("/a/state.db")) is both
+
+
+def test_a_ledger_that_is_damaged_while_the_agent_runs_is_told_by_its_name(tmp_path: Path) -> None:
+    """As at the start: what is to be moved away and what is to be put in its place."""
+    file = tmp_path / "state.db"
+    file.write_bytes(b"no database" * 100)
+    with pytest.raises(sqlite3.DatabaseError) as caught:
+        sqlite3.connect(file).execute("SELECT 1 FROM entries")
+    found = plain(ExceptionGroup("tasks", [caught.value]), file)
+    assert isinstance(found, Malformed)
+    assert (found.reason, str(file) in found.message) == ("LEDGER_INVALID", True)
+
+
+def test_status_says_that_what_is_booked_is_unknown_without_the_ledger(folder: Folder) -> None:
+    """Not "booked epsilon 0", which is what a ledger says in which nothing was spent."""
+    folder.state_db.write_bytes(b"no database" * 100)
+    for change in (lambda: None, folder.state_db.unlink):
+        change()
+        shown = CliRunner().invoke(app, ["agent", "status", "--dir", str(folder.root)])
+        assert shown.exit_code == 1
+        account = next(one for one in shown.stdout.splitlines() if one.startswith("account"))
+        assert "UNKNOWN" in account
+        assert "booked epsilon" not in account

@@ -13,10 +13,11 @@ from node_agent.policy.admission import Admission, Refused, Reserved, Spent
 from node_agent.policy.judgement import UNRESOLVED_MAX, Standing
 from node_agent.policy.orders import Order
 from node_agent.policy.steward import Steward
+from node_agent.state.notes import ROLLED_BACK_NOTE
 from node_agent.state.state import State
 from privacy.filters import make_filter
 from privacy.ledger import signature_ok, verify
-from protos.errors import Malformed
+from protos.errors import Malformed, NotFound
 from protos.feddp.v1.mandates_pb2 import SignedMandate
 from tests.certs.test_mandates import MANDATE
 from tests.node_agent.samples import (
@@ -415,3 +416,61 @@ def test_rounds_from_before_an_engineer_resumed_the_job_do_not_count(reopen: Reo
     assert state.standing(signed("next", 3, 1)).job_round <= 3
     unreadable = order("x", round=2, mandate=SignedMandate(body=b"no mandate", signature=b"s"))
     assert state.standing(unreadable).job_round == 3
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_no_record_is_read_once_the_ledger_has_lost_its_name(
+    reopen: Reopen, tmp_path: Path, is_replaced: bool
+) -> None:
+    """Linux lets a process write on into a file that was removed, and all that it books then is
+    forgotten with the process. A file put in its place is another one."""
+    state = reopen()
+    state.reserve(order(), FILTER)
+    path = tmp_path / "state.db"
+    path.rename(tmp_path / "away.db")
+    if is_replaced:
+        path.write_bytes((tmp_path / "away.db").read_bytes())
+    for step in (
+        lambda: state.open("a1", 100.0, 0.5),
+        lambda: state.reserve(order("a2", round=2), FILTER),
+    ):
+        with pytest.raises(NotFound, match="while the agent ran") as caught:
+            step()
+        assert caught.value.reason == "LEDGER_MISSING"
+    assert state.attempts.counts() == {"reserved": 1}
+    (tmp_path / "away.db").rename(path)
+    assert state.open("a1", 100.0, 0.5)
+
+
+def test_a_ledger_that_went_back_in_time_gives_nothing_back(reopen: Reopen) -> None:
+    """What is reserved in it may have been opened and sent since: it signs no void and books none,
+    whatever the coordinator says, until a copy is imported."""
+    state = reopen()
+    state.reserve(order(), FILTER)
+    state.notes.keep(ROLLED_BACK_NOTE, "it lacks a post")
+    assert state.withdraw("a1", "TOO_SLOW", "it does not fit") is None
+    state.close_attempt("a1", "void")
+    assert (state.attempts.counts(), kinds(state)) == ({"reserved": 1}, ["reserve"])
+    state.notes.keep(ROLLED_BACK_NOTE, "")
+    assert state.withdraw("a1", "TOO_SLOW", "it does not fit")
+    assert kinds(state) == ["reserve", "void"]
+
+
+def test_what_was_reserved_in_a_copy_is_posted_at_the_next_start(reopen: Reopen) -> None:
+    """Nobody can say that it was not opened after the copy was made."""
+    state = reopen()
+    state.reserve(order(), FILTER)
+    state.become_copy()
+    state = reopen()
+    assert state.recover() == ["a1"]
+    assert kinds(state) == ["reserve", "post"]
+    assert state.withdraw("a1", "TOO_SLOW", "it does not fit") is None
+
+
+def test_a_coordinator_that_was_left_binds_no_more(reopen: Reopen) -> None:
+    """What it held an account to is its word, and the next one's is not known yet."""
+    state = reopen()
+    state.coordinator_limits.keep({"patients": 2.0})
+    assert state.coordinator_limits.of(f"{NODE}/patients") == 2.0
+    state.leave()
+    assert state.coordinator_limits.of(f"{NODE}/patients") is None

@@ -18,6 +18,7 @@ from node_agent.policy.admission import Suspensions
 from node_agent.state.notes import RESTORED_NOTE
 from node_agent.state.state import State
 from privacy.filters import make_filter
+from privacy.ledger import Entry
 from protos.errors import Conflict, FeddpError, Malformed, NotFound
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
 from tests.node_agent.samples import NODE, order
@@ -136,6 +137,29 @@ def test_a_full_disk_is_no_damaged_ledger_and_is_named(
     assert "disk" in ran.stderr
     assert "free room" in ran.stderr
     assert "check the path, its owner" not in ran.stderr
+
+
+def test_a_backup_whose_ledger_was_changed_is_refused(agent: Folder, tmp_path: Path) -> None:
+    """The archive tells nothing of a bit that has turned, the signatures do: the folder is not made
+    for an agent whose books its coordinator would dispute."""
+    file = tmp_path / "backup.tar"
+    backup(agent.root, file)
+    data = file.read_bytes()
+    [signature] = [one.node_signature for one in _entries(agent) if one.statement.kind == "post"]
+    assert data.count(signature.hex().encode()) == 1
+    changed = signature[:-1] + bytes([signature[-1] ^ 1])
+    file.write_bytes(data.replace(signature.hex().encode(), changed.hex().encode()))
+    with pytest.raises(Malformed) as caught:
+        restore(file, tmp_path / "b")
+    assert (caught.value.reason, str(file) in caught.value.message) == ("LEDGER_INVALID", True)
+    assert not (tmp_path / "b").exists()
+
+
+def _entries(folder: Folder) -> list[Entry]:
+    state = opened(folder)
+    entries = state.ledger.entries()
+    state.close()
+    return entries
 
 
 def test_a_refused_backup_leaves_no_folder_and_no_lock(tmp_path: Path) -> None:

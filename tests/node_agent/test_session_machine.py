@@ -1,6 +1,7 @@
 """The agent machine, read as transcripts: `>>` an event, `<<` the commands that must follow."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -443,9 +444,23 @@ def test_after_a_restart_everything_goes_on_from_where_it_was() -> None:
     book = book >> e.Connected() << c.SendHello(("a1", "s1", "l1")) << None
     book = book >> e.WelcomeReceived() << c.UploadAndSubmit("s1", DIGEST, b"post", b"res") << None
     book = book >> e.ModelReady("a1") << None
-    book = book >> e.TickReached("l1") << c.SendNoUpdate("l1", b"post", b"res")
-    # Until the coordinator says it again, nobody knows by when.
-    book << c.OpenAndTrain(A1, math.inf) << None
+    book = book >> e.TickReached("l1") << c.SendNoUpdate("l1", b"post", b"res") << None
+    # Until the coordinator says it again, nobody knows by when, nor whether it is wanted.
+    again = replace(A1, deadline_s=60.0)
+    book = book >> e.OrderReceived(again) << c.SendAccepted("a1", b"res")
+    book << c.OpenAndTrain(A1, book.now_s + 60.0) << None
+
+
+def test_what_was_closed_while_the_agent_was_away_is_not_begun_after_its_restart() -> None:
+    """The model may be here before the coordinator is reached: the data stays closed until then,
+    and where the Welcome closes the attempt, for good."""
+    book = Playbook() >> e.Restarted((e.Resumed(A1, "reserved", accepted=b"res"),))
+    book = book << c.FetchModel(A1) << None
+    book = book >> e.ModelReady("a1") << None
+    book = book >> e.Connected() << c.SendHello(("a1",)) << None
+    book = book >> e.WelcomeReceived((("a1", "post"),))
+    book = book << c.CloseAttempt("a1", "post") << c.Abandon("a1") << None
+    assert book.agent.attempts == ()
 
 
 def test_work_that_takes_longer_than_a_moment_is_accepted_before_its_outcome() -> None:

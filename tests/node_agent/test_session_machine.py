@@ -536,3 +536,51 @@ def test_what_cannot_happen_is_an_error(book: Playbook, event: Any) -> None:
     """An unknown pair of state and event stops the agent instead of being guessed at."""
     with pytest.raises(InvariantBroken):
         book >> event
+
+
+def test_the_end_of_a_job_ends_a_worker_that_waits_for_its_next_round() -> None:
+    """Nothing of it is open any more; its memory is the hospital's."""
+    idle = submitting() >> e.UpdateAcknowledged("a1") << c.CloseAttempt("a1", "post")
+    book = idle >> e.JobEndedReceived("job-1") << c.StopWorker("job-1") << c.ForgetModels() << None
+    assert book.agent.workers == ()
+
+
+@pytest.mark.parametrize(
+    "event", [e.OrderRefused("a1", "NOISE_TOO_LOW", "m", b"void"), e.OrderSpent("a1", b"post")]
+)
+def test_what_is_judged_while_away_is_told_when_the_order_comes_again(event: e.Event) -> None:
+    """Nobody listens to it now, and the database gives the same answer then."""
+    book = connected() >> e.OrderReceived(A1) << c.JudgeOrder(A1)
+    book = book >> e.Disconnected() << None
+    book = book >> event << None
+    assert book.agent.attempts == ()
+
+
+def test_an_agent_that_did_nothing_for_long_has_nothing_to_end() -> None:
+    """Only its heartbeats go on."""
+    book = connected().at(OPENED_S + 2 * WORKER_IDLE_S) >> e.HeartbeatDue()
+    assert book.asked == (c.SendHeartbeat(),)
+
+
+def test_a_closed_attempt_that_read_no_record_keeps_no_place() -> None:
+    """There is no outcome whose moment could tell anything: the next one begins at once."""
+    book = preparing() >> e.DataOpened("a1", OPENED_S, 0.0) << None
+    book = fetching(book, B1) >> e.ModelReady("b1") << None
+    book = book >> e.AttemptClosedReceived("a1", "post")
+    book = book << c.CloseAttempt("a1", "post") << c.Abandon("a1") << c.StopWorker("job-1")
+    book = book << c.OpenAndTrain(B1, DUE_S) << None
+    assert book.agent.over == ()
+
+
+def test_a_stopping_agent_hands_in_what_is_due_and_begins_nothing() -> None:
+    """Data that is opened now would be charged for no update."""
+    book = fetching(ended(DIGEST), B1) >> e.ModelReady("b1") << None
+    book = book >> e.StopRequested() << c.StopWorker("job-1") << None
+    book = book.at(OPENED_S + 1.0) >> e.TickReached("a1")
+    book << c.UploadAndSubmit("a1", DIGEST, b"post", b"res") << None
+
+
+def test_an_agent_restarts_once() -> None:
+    """What is under way would be forgotten."""
+    with pytest.raises(InvariantBroken):
+        training() >> e.Restarted(())

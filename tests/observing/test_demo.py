@@ -94,6 +94,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
                 assert job.status == "completed", job.message
             with federation.client() as client:
                 client.accounts("cohort")
+            # The coordinator looks at its jobs every two seconds, Prometheus at the coordinator.
+            wait_for("both jobs are shown", lambda: made.has(_ENDED), 60)
             # What is counted over time needs a second sample, what is counted seldom its turn.
             wait_for("the ledger's length is shown", lambda: made.has(_ENTRIES), 60)
             wait_for("calls were counted twice", lambda: made.has(_LOOKED), 60)
@@ -102,6 +104,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         federation.stop()
 
 
+_ENDED: Final = 'feddp_jobs{status="completed"} == 2'
 _ENTRIES: Final = "feddp_ledger_countersigned_entries > 0"
 _LOOKED: Final = (
     'count_over_time(request_duration_seconds_count{method="Budgets/ListAccounts"}[5m]) > 1'

@@ -85,14 +85,16 @@ def test_losing_the_lease_is_noticed_at_the_next_renewal(
 def test_a_holder_that_was_paused_inside_a_write_is_waited_for(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who wants to take over says that a lock is in the way, and takes over when it is gone."""
+    """Who wants to take over says once that a lock is in the way, passes connections on to whoever
+    has it meanwhile, and takes over when it is gone."""
     first = Database(url)
-    lease = first.write_now(lambda c: leases.take(c, NAME, "a", 0.0))
+    lease = first.write_now(lambda c: leases.take(c, NAME, "a", 0.0, address="10.0.0.1:8443"))
     assert lease is not None
     monkeypatch.setattr(engines, "WAIT_S", 0)
     monkeypatch.setattr(engines, "POSTGRES_SETTINGS", ["SET lock_timeout = '50ms'"])
     second = Database(url)
-    awake = threading.Event()
+    awake, led_from = threading.Event(), list[str]()
+    monkeypatch.setattr(leadership, "LOOK_AGAIN_S", 0.01)
 
     def paused(connection: Connection) -> None:
         leases.check(connection, lease)
@@ -102,8 +104,8 @@ def test_a_holder_that_was_paused_inside_a_write_is_waited_for(
         with structlog.testing.capture_logs() as said:
             pausing = asyncio.create_task(first.write(paused))
             await asyncio.sleep(0.1)
-            taking = asyncio.create_task(Leadership(second).take())
-            while not said:  # noqa: ASYNC110
+            taking = asyncio.create_task(Leadership(second, led_from=led_from.append).take())
+            while len(led_from) < 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             assert not taking.done()
             awake.set()
@@ -114,6 +116,7 @@ def test_a_holder_that_was_paused_inside_a_write_is_waited_for(
 
     said = asyncio.run(scene())
     assert [(one["event"], one["holder"]) for one in said] == [("waiting_for_lock", "a")]
+    assert set(led_from[:3]) == {"10.0.0.1:8443"}
     first.close()
     second.close()
 

@@ -1,6 +1,7 @@
 """Which process is the coordinator: one at a time, and one that was replaced can write no more."""
 
 import asyncio
+import math
 import os
 import socket
 import time
@@ -52,7 +53,7 @@ class Leadership:
         self._address = address
         self._led_from = led_from
         self._lease: Lease | None = None
-        self._held_s = 0.0
+        self._held_s = -math.inf
         self._renewing: asyncio.Task[None] | None = None
 
     async def take(self) -> None:

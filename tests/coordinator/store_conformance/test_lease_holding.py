@@ -258,3 +258,55 @@ def test_a_write_that_nobody_waits_for_any_more_tells_a_fault_and_no_refusal(
         assert asyncio.run(scene()) == []
     assert [one["event"] for one in said] == ([] if ours else ["write_failed"])
     database.close()
+
+
+def test_a_holder_that_lives_is_waited_for_until_it_gives_back(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the next one looks; and whoever has given back, or never led, writes nothing
+    more to the lease."""
+    monkeypatch.setattr(leadership, "LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr(leadership, "RENEW_S", 0.01)
+
+    async def scene() -> None:
+        first, second = Database(url), Database(url)
+        looks = list[str]()
+        one, two = Leadership(first), Leadership(second, led_from=looks.append)
+        await two.give_back()
+        await one.take()
+        taking = asyncio.create_task(two.take())
+        while len(looks) < 5:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert not taking.done()
+        await one.give_back()
+        async with asyncio.timeout(30):
+            await taking
+        assert one._renewing is not None
+        assert one._renewing.cancelled()
+        assert not one.lost.is_set()
+        await two.give_back()
+        first.close()
+        second.close()
+
+    asyncio.run(scene())
+
+
+def test_each_renewal_makes_sure_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever could not renew for two leases says that it does not serve, until it can."""
+    monkeypatch.setattr(leadership, "RENEW_S", 0.01)
+
+    async def scene() -> None:
+        database = Database(url)
+        one = Leadership(database)
+        assert not one.is_sure()
+        await one.take()
+        assert one.is_sure()
+        one._held_s -= 2 * leases.LEASE_S
+        assert not one.is_sure()
+        async with asyncio.timeout(10):
+            while not one.is_sure():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await one.give_back()
+        database.close()
+
+    asyncio.run(scene())

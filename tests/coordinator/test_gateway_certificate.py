@@ -130,7 +130,7 @@ def test_check_says_when_a_gateways_certificate_ends_and_what_to_do(
     """One that ended a month ago has no gateway any more."""
     ends_at = gateway_certificate.issue(installed.folder, ["feddp.example"], tmp_path / "gateway")
     monkeypatch.setattr(
-        "coordinator.check.time.time", lambda: ends_at.timestamp() - days_left * DAY_S
+        "coordinator.checking.check.time.time", lambda: ends_at.timestamp() - days_left * DAY_S
     )
     found = [one for one in check(installed.config) if one.subject == "gateway"]
     assert [one.level for one in found] == ([] if level is None else [level])

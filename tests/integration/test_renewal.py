@@ -109,7 +109,9 @@ def test_a_renewed_node_outlives_its_first_certificate_with_its_session_and_its_
             assert not named(federation, name, broken)
     status = cli_json("agent", "status", "--dir", str(federation.agent("alpha")))
     assert status["connected"]
-    assert time.time() < status["certificate_renews_at"] < status["certificate_expires_at"]
+    # Another renewal may be due just now.
+    assert status["certificate_renews_at"] < status["certificate_expires_at"]
+    assert time.time() < status["certificate_expires_at"]
     assert not named(federation, "coordinator", "superseded_certificate_shown")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from node_agent.data.datasets import DataSetSpec
 from node_agent.data.headers import WrongHeader, check_header
@@ -40,6 +40,14 @@ from node_agent.tasks.registry import installed
 from privacy.ledger import verify
 from privacy.stages import stage_of
 from protos.errors import FeddpError, NotFound
+
+_NOT_READ: Final[dict[str, Any]] = dict.fromkeys(
+    (
+        *("epsilon_booked", "epsilon_spent", "epsilon_remaining", "epsilon_guarantee"),
+        *("guarantee", "posted_units", "raises", "raises_unseen"),
+    )
+)
+"""What only the ledger knows of an account, where it is missing or damaged: nothing, and not 0."""
 
 
 def status(path: Path) -> dict[str, Any]:
@@ -103,7 +111,7 @@ def status(path: Path) -> dict[str, Any]:
     raises: dict[str, tuple[int, int]] = {}
     guarantees: dict[str, float] = {}
     shares: dict[str, list[dict[str, Any]]] = {}
-    opened = contextlib.ExitStack()
+    opened, is_read = contextlib.ExitStack(), False
     try:
         state = opened.enter_context(reading(folder, identity))
     except FeddpError as error:
@@ -135,6 +143,7 @@ def status(path: Path) -> dict[str, Any]:
             ]
             answer["ledger"] = _verified(state, kept, identity)
             answer["ledger"]["rolled_back"] = state.notes.read(ROLLED_BACK_NOTE)
+            is_read = True
             if running and since:
                 answer |= {"connected": True, "connected_since": float(since)}
         except sqlite3.DatabaseError:
@@ -148,8 +157,9 @@ def status(path: Path) -> dict[str, Any]:
         finally:
             opened.close()
         answer["ledger"] |= {"missing": "", "older": state.older}
+    unknown = {} if is_read else _NOT_READ
     answer["accounts"] = [
-        one | {"shares": shares.get(one["name"], [])}
+        one | {"shares": shares.get(one["name"], [])} | unknown
         for one in _accounts(identity.node, rules, kept, raises, guarantees)
     ]
     answer["files_in_order"] = answer["rules"]["ok"] and not any(

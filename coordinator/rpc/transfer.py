@@ -25,7 +25,7 @@ from coordinator.store.database import Database
 from coordinator.uploads import Appending
 from protos import chunks, tracing
 from protos.content import CHUNK_BYTES, RANGE_BYTES, is_digest, read_cached
-from protos.errors import Conflict, Malformed, NotAllowed, TooLate, Unavailable
+from protos.errors import Conflict, FeddpError, Malformed, NotAllowed, TooLate, Unavailable
 from protos.feddp.v1 import transfer_pb2 as pb
 from protos.feddp.v1 import transfer_pb2_grpc as pb_grpc
 from protos.frames import Frame
@@ -233,7 +233,7 @@ class TransferService(pb_grpc.TransferServicer):
                     try:
                         durable, complete = await self._receive(receiving, first)
                     except BaseException:
-                        with suppress(TooLate):
+                        with suppress(FeddpError):  # what ended the call is told
                             await self._still_open(header)
                         raise
                     await self._still_open(header)

@@ -21,11 +21,11 @@ from feddp.cli import (
 )
 from feddp.cli.budget import STAGES
 from feddp.cli.failures import FAILED
-from feddp.cli.groups import Group
+from feddp.cli.groups import noun
 from feddp.cli.options import Json, RootFingerprint, RootIsRight
 from feddp.process import loading
 
-app = typer.Typer(cls=Group, help="Join a federation and run the node agent.", no_args_is_help=True)
+app = noun("Join a federation and run the node agent.")
 app.add_typer(agent_ledger.app, name="ledger")
 app.add_typer(agent_limit.app, name="limit")
 app.add_typer(agent_policy.app, name="policy")
@@ -194,7 +194,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             (label, text)
             for one in found["accounts"]
             for label, text in (
-                (f"account {one['name']}", _account(one, ledger)),
+                (f"account {one['name']}", _account(one)),
                 (f"limits in {one['name']}", shares.said(one["shares"])),
             )
             if text
@@ -295,10 +295,10 @@ def _connected(found: dict[str, Any]) -> str:
     return f"yes, since {output.moment(found['connected_since'])}"
 
 
-def _account(one: dict[str, Any], ledger: dict[str, Any]) -> str:
+def _account(one: dict[str, Any]) -> str:
     if one["message"]:
         return f"WRONG: {one['message']}"
-    if ledger["missing"] or (ledger["problems"] and not ledger["entries"]):
+    if one["guarantee"] is None:
         limit = output.epsilon(one["epsilon_limit"])
         return f"limit {limit} at delta {one['delta']:g}; what is booked is UNKNOWN: see own ledger"
     lowered = one["guarantee"] and one["epsilon_guarantee"] != one["epsilon_limit"]

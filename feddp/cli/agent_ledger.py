@@ -6,14 +6,10 @@ from typing import Annotated
 import typer
 
 from feddp.cli import output
-from feddp.cli.groups import Group
+from feddp.cli.groups import noun
 from feddp.cli.options import Json
 
-app = typer.Typer(
-    cls=Group,
-    help="The node's own ledger: heads for officers, copies, disputes.",
-    no_args_is_help=True,
-)
+app = noun("The node's own ledger: heads for officers, copies, disputes.")
 
 Folder = Annotated[
     Path, typer.Option("--dir", metavar="DIR", readable=False, help="The agent's folder.")

@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from feddp.cli import output
-from feddp.cli.groups import Group
+from feddp.cli.groups import noun
 from feddp.cli.options import Json
 
 if TYPE_CHECKING:
     from node_agent.ledger.raising import Outlook
 
-app = typer.Typer(
-    cls=Group,
-    help="Raise an account's limit: one steward proposes, another approves, then it is applied.",
-    no_args_is_help=True,
-)
+app = noun("Raise an account's limit: one steward proposes, another approves, then it is applied.")
 
 Folder = Annotated[
     Path, typer.Option("--dir", metavar="DIR", readable=False, help="The agent's folder.")

@@ -8,7 +8,7 @@ import typer
 
 from feddp.cli import output
 from feddp.cli.failures import FAILED
-from feddp.cli.groups import Group
+from feddp.cli.groups import noun
 from feddp.cli.options import Json
 from feddp.cli.policy_faults import asking_said, projects_said, starts_said, verdict_of
 
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from node_agent.policy.orders import Order
     from node_agent.policy.steward import Rules
 
-app = typer.Typer(
-    cls=Group, help="Check, show and explain the data steward's policy.", no_args_is_help=True
-)
+app = noun("Check, show and explain the data steward's policy.")
 
 Folder = Annotated[
     Path, typer.Option("--dir", metavar="DIR", readable=False, help="The agent's folder.")

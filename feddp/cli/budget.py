@@ -8,7 +8,7 @@ import typer
 
 from feddp.cli import output
 from feddp.cli.failures import FAILED
-from feddp.cli.groups import Group
+from feddp.cli.groups import noun
 from feddp.cli.options import DataSet, Dir, Json, ProfileFolder
 from feddp.cli.shares import HEADERS as SHARE_HEADERS
 from feddp.cli.shares import left as left_of
@@ -26,11 +26,7 @@ STAGES: Final = {
     "over_limit": "LIMIT BELOW WHAT IS SPENT: nothing more is admitted, what was spent stays spent",
 }
 
-app = typer.Typer(
-    cls=Group,
-    help="Privacy accounts and their ledger; with --dir it works while the server is stopped.",
-    no_args_is_help=True,
-)
+app = noun("Privacy accounts and their ledger; with --dir it works while the server is stopped.")
 
 
 @app.command()

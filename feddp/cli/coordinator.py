@@ -18,11 +18,11 @@ from feddp.cli import (
 )
 from feddp.cli.coordinator_place import Config, Folder, config_path
 from feddp.cli.failures import FAILED
-from feddp.cli.groups import Group
+from feddp.cli.groups import noun
 from feddp.cli.options import Json
 from feddp.process import loading
 
-app = typer.Typer(cls=Group, help="Make, check and run a coordinator.", no_args_is_help=True)
+app = noun("Make, check and run a coordinator.")
 app.add_typer(coordinator_authority.app, name="ca-rollover")
 
 

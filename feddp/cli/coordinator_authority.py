@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from feddp.cli import output
-from feddp.cli.groups import Group
+from feddp.cli.groups import noun
 from feddp.cli.options import Json
 
 if TYPE_CHECKING:
     from coordinator.rollover import Rollover
 
-app = typer.Typer(
-    cls=Group,
-    help="Replace the certificate authority: begin, switch, finish.",
-    no_args_is_help=True,
-)
+app = noun("Replace the certificate authority: begin, switch, finish.")
 
 Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The coordinator's folder.")]
 Force = Annotated[bool, typer.Option("--force", help="Also if somebody is shut out by it.")]

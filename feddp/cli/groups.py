@@ -1,7 +1,8 @@
-"""How the help of a noun lists its commands."""
+"""A noun of the command line, and how its help lists its commands."""
 
 from typing import Any, Final
 
+import typer
 from typer.core import TyperGroup
 
 SENTENCE_MAX: Final = 1000
@@ -22,3 +23,8 @@ class Group(TyperGroup):
                     if command is not None and not command.hidden
                 ]
             )
+
+
+def noun(text: str) -> typer.Typer:
+    """An empty noun; `text` is its help. By itself it shows the help."""
+    return typer.Typer(cls=Group, help=text, no_args_is_help=True)

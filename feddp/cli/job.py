@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from feddp.cli import job_key, output
-from feddp.cli.groups import Group
+from feddp.cli.groups import noun
 from feddp.cli.options import Dir, Json, ProfileFolder, connect
 
 if TYPE_CHECKING:
     from feddp.client import Client
     from protos.feddp.v1.jobs_pb2 import Job
 
-app = typer.Typer(cls=Group, help="Submit, follow and cancel training jobs.", no_args_is_help=True)
+app = noun("Submit, follow and cancel training jobs.")
 app.add_typer(job_key.app, name="key")
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]

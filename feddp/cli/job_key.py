@@ -2,20 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-import typer
-
 from feddp.cli import output
-from feddp.cli.groups import Group
+from feddp.cli.groups import noun
 from feddp.cli.options import Dir, Json, ProfileFolder
 
 if TYPE_CHECKING:
     from feddp.profile import Profile
 
-app = typer.Typer(
-    cls=Group,
-    help="The key that signs your jobs; hospitals pin its public half.",
-    no_args_is_help=True,
-)
+app = noun("The key that signs your jobs; hospitals pin its public half.")
 
 
 _BESIDE = (

@@ -7,13 +7,11 @@ from typing import Annotated
 import typer
 
 from feddp.cli import output
-from feddp.cli.groups import Group
+from feddp.cli.groups import noun
 from feddp.cli.options import Dir, Json, ProfileFolder, connect
 from protos.errors import Malformed
 
-app = typer.Typer(
-    cls=Group, help="List, download and evaluate trained models.", no_args_is_help=True
-)
+app = noun("List, download and evaluate trained models.")
 
 Id = Annotated[
     str, typer.Argument(metavar="ID", help="A model's digest, or a job's id for its answer.")

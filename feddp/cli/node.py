@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from feddp.cli import output
-from feddp.cli.groups import Group
+from feddp.cli.groups import noun
 from feddp.cli.options import Dir, Json, ProfileFolder, connect, life_of_token
 
 if TYPE_CHECKING:
     from protos.feddp.v1.nodes_pb2 import Node
 
-app = typer.Typer(
-    cls=Group, help="Invite, look at, let in and shut out nodes.", no_args_is_help=True
-)
+app = noun("Invite, look at, let in and shut out nodes.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The node's name.")]
 

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from feddp.cli import output
-from feddp.cli.groups import Group
+from feddp.cli.groups import noun
 from feddp.cli.options import Dir, Json, ProfileFolder, RootFingerprint, RootIsRight
 
 if TYPE_CHECKING:
     from feddp.joining import Joined
     from feddp.profile import Selection
 
-app = typer.Typer(
-    cls=Group, help="Join as a person; look at and renew their certificate.", no_args_is_help=True
-)
+app = noun("Join as a person; look at and renew their certificate.")
 
 _NEXT = {
     "engineer": (

@@ -8,16 +8,14 @@ import typer
 
 from feddp.cli import output
 from feddp.cli.failures import FAILED
-from feddp.cli.groups import Group
+from feddp.cli.groups import noun
 from feddp.cli.options import Dir, Json, ProfileFolder, connect, life_of_token
 
 if TYPE_CHECKING:
     from feddp.client import Client
     from protos.feddp.v1.users_pb2 import User
 
-app = typer.Typer(
-    cls=Group, help="Let people in, look at who is in, shut them out.", no_args_is_help=True
-)
+app = noun("Let people in, look at who is in, shut them out.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and '-'.")]
 

@@ -128,6 +128,14 @@ def test_what_reads_says_that_it_is_lost(spent: Folder, empty: Callable[[Path], 
     code, words = call("status", "--dir", spent.root)
     assert code == 1
     assert "MISSING" in words
+    assert "UNKNOWN" in words
+    assert "booked epsilon" not in words
+    for one in found["accounts"]:
+        known = {name: one[name] for name in ("epsilon_limit", "delta")}
+        assert None not in known.values()
+        for name in ("epsilon_booked", "epsilon_spent", "epsilon_remaining", "guarantee"):
+            assert one[name] is None, name  # a 0 there would be a wrong epsilon
+    assert found["accounts"]
     code, words = call("policy", "check", "--json", "--dir", spent.root)
     assert code == 1
     answer = json.loads(words)

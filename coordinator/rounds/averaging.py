@@ -85,12 +85,14 @@ def _drift(
     threshold, patience = live.job.convergence_threshold, live.job.convergence_patience
     before = [phase.course.initial, *(one.model for one in phase.course.done)]
     noises = [*(one.noise_norm for one in phase.course.done), noise]
-    window = convergence.choose_window(noises, patience, threshold, folded.norm)
+    size = convergence.size_of(folded.norm, noises)
+    window = convergence.choose_window(noises, patience, threshold, size)
     moved = folded.moved
     if window.rounds > 1:
         moved, _ = aggregation.distance(blobs.model(before[-window.rounds]), blobs.model(new))
-    drift = convergence.drift(moved, window.rounds, folded.norm)
-    return drift, window.noise_share, convergence.settled(window, drift, threshold)
+    drift = convergence.drift(moved, window.rounds, size)
+    step = convergence.step(folded.moved, noise, size)
+    return drift, window.noise_share, convergence.settled(window, drift, step, threshold)
 
 
 def tail_of(models: Sequence[str]) -> Sequence[str]:

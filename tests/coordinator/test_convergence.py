@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from coordinator.rounds import convergence
-from coordinator.rounds.convergence import choose_window, drift, settled
+from coordinator.rounds.convergence import choose_window, drift, settled, size_of, step
 from coordinator.rounds.phases import Ended
 from privacy.calibration import noise_multiplier_for
 from privacy.filters import make_filter
@@ -24,6 +24,7 @@ def rounds_until_settled(
     noise_norm: float,
     values: int,
     signal: Callable[[int, float], float],
+    threshold: float = THRESHOLD,
 ) -> int | None:
     """The round at which one made-up job converges; None if it runs all of them.
 
@@ -38,9 +39,11 @@ def rounds_until_settled(
         models.append(model)
         noises.append(noise_norm)
         norm = float(np.linalg.norm(model))
-        window = choose_window(noises, PATIENCE, THRESHOLD, norm)
+        size = size_of(norm, noises)
+        window = choose_window(noises, PATIENCE, threshold, size)
         moved = float(np.linalg.norm(model - models[-1 - window.rounds]))
-        still = settled(window, drift(moved, window.rounds, norm), THRESHOLD)
+        own = step(float(np.linalg.norm(model - models[-2])), noise_norm, size)
+        still = settled(window, drift(moved, window.rounds, size), own, threshold)
         streak = streak + 1 if still else 0
         if streak >= PATIENCE:
             return number
@@ -148,6 +151,36 @@ def test_noise_is_that_of_the_rounds_in_the_window(tmp_path: Path) -> None:
     assert once.drift_noise / all_of_them.drift_noise == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize(("noise_norm", "period"), [(0.001, 2), (0.0001, 3), (0.001, 26)])
+def test_a_model_that_comes_back_has_not_stopped_moving(
+    tmp_path: Path, noise_norm: float, period: int
+) -> None:
+    """Round and round, by a hundredth of its norm each time, as hospitals that take turns move it,
+    and the window ends where it began: no job converges."""
+
+    def around(number: int, model: Vector) -> Vector:
+        angle = 2 * np.pi * number / period
+        moved = np.zeros_like(model)
+        moved[:2] = 0.01 * np.cos(angle), 0.01 * np.sin(angle)
+        return moved
+
+    ended = moving(tmp_path, noise_norm).run(around)
+    assert (ended.status, len(ended.course.done)) == ("completed", ROUNDS)
+
+
+@pytest.mark.parametrize("threshold", [0.02, 0.1, 0.2])
+@pytest.mark.parametrize("noise_norm", [0.3, 3.0])
+def test_a_model_that_noise_has_made_long_has_not_stopped_moving(
+    noise_norm: float, threshold: float
+) -> None:
+    """Noise of a hundred rounds makes a model of ten times its norm, beside which each further
+    round is small: even with a threshold of a fifth none of 40 jobs converges."""
+    generator = np.random.default_rng(4)
+    for _ in range(40):
+        ended = rounds_until_settled(generator, noise_norm, VALUES, lambda *_: 0.0, threshold)
+        assert ended is None
+
+
 def moving(folder: Path, noise_norm: float, rounds: int = ROUNDS) -> MovingJob:
     """A job whose rounds have so much noise; the model's norm is 1 at the start."""
     start = np.ones(VALUES) / np.sqrt(VALUES)
@@ -159,11 +192,12 @@ def test_noise_that_cannot_be_resolved_never_settles_and_none_needs_patience_onl
     """Noise far above the threshold leaves no window; without noise three still rounds settle."""
     noisy = choose_window([0.13] * 10, PATIENCE, THRESHOLD, 1.0)
     assert not noisy.resolvable
-    assert not settled(noisy, 0.0, THRESHOLD)
+    assert not settled(noisy, 0.0, 0.0, THRESHOLD)
     still = choose_window([0.0] * 10, PATIENCE, THRESHOLD, 1.0)
     assert (still.rounds, still.resolvable) == (3, True)
-    assert settled(still, 0.0005, THRESHOLD)
-    assert not settled(still, 0.0015, THRESHOLD)
+    assert settled(still, 0.0005, 0.0005, THRESHOLD)
+    assert not settled(still, 0.0015, 0.0, THRESHOLD)
+    assert not settled(still, 0.0, 0.0015, THRESHOLD)
 
 
 def test_the_window_is_the_shortest_that_resolves_and_half_the_rounds_at_most() -> None:

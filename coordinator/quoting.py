@@ -2,6 +2,7 @@
 ledger alone, as the planner does."""
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
@@ -13,8 +14,9 @@ from coordinator.rounds.events import Absence, Offer
 from coordinator.rounds.forecast import forecast
 from coordinator.rounds.live import LiveJob, release_of
 from coordinator.rounds.node_facts import NodeFacts
+from coordinator.store.people import NodeRecord
 from coordinator.store.shares import Share
-from privacy.accounting import epsilon_spent
+from privacy.accounting import epsilon_spent, round_up
 from privacy.filters import Filter, make_filter
 from privacy.releases import Release
 from privacy.stages import stage_of_share
@@ -46,6 +48,16 @@ def quote(
     )
 
 
+def jobs_under_way(nodes: Sequence[NodeRecord], running: Sequence[LiveJob]) -> Counter[str]:
+    """Account -> how many jobs under way there are whose data set it pays for, with noise."""
+    wanted = Counter(live.job.dataset for live in running if live.job.mechanism == "dp")
+    found: Counter[str] = Counter()
+    for node in nodes:
+        for data_set in node.hello.data_sets:
+            found[f"{node.name}/{data_set.account}"] += wanted[data_set.name]
+    return found
+
+
 def expected_s(job: Job, earlier: Sequence[LiveJob]) -> float | None:
     """How long the job takes if its rounds take what those of the newest like it took.
 
@@ -67,7 +79,8 @@ def _node(
     model_bytes: int,
 ) -> pb.QuotedNode:
     # Who works for another job now is free later: what it would cost is asked all the same.
-    found = planner.consider(job, task_hash, replace(facts, taken=None), job.rounds_planned)
+    facts_then = replace(facts, taken=None)
+    found = planner.consider(job, task_hash, facts_then, job.rounds_planned)
     one = pb.QuotedNode(node=facts.node)
     account = facts.account
     if account is not None:
@@ -78,6 +91,8 @@ def _node(
             one.epsilon_before = filter_.epsilon_of(balance.posted_units + balance.pending_units)
     if isinstance(found, Absence):
         one.reason, one.message = found.reason, found.message
+        if found.reason == "OFFLINE":
+            one.message += _once_back(job, task_hash, replace(facts_then, connected=True))
         return one
     if facts.taken is not None:
         one.message = facts.taken.message
@@ -86,6 +101,15 @@ def _node(
     one.download_bytes = one.rounds * model_bytes
     one.upload_bytes = one.rounds * round(model_bytes * _WIRE_SHARE[job.update_dtype])
     return one
+
+
+def _once_back(job: Job, task_hash: str, facts: NodeFacts) -> str:
+    """What a hospital that is away would spend: a round orders whoever is there then."""
+    releases = forecast(job, task_hash, [facts]).releases(facts.node)
+    spent = epsilon_spent(releases, job.delta) if releases else None
+    if spent is None:
+        return ""
+    return f"; once it is back it takes part, and spends epsilon {round_up(spent, 5):g} at most"
 
 
 def _cost(

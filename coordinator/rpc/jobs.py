@@ -112,7 +112,10 @@ class JobsService(pb_grpc.JobsServicer):
             quoting.quote, job, request.task_hash, facts, request.model_bytes
         )
         guarantees = await self.database.read(lambda inside: _guarantees(inside, answer))
+        nodes = await self.database.read(people.all_nodes)
+        under_way = quoting.jobs_under_way(nodes, self.rounds.running())
         for one in answer.nodes:
+            one.jobs_under_way = under_way[one.account]
             if (guarantee := guarantees.get(one.account)) is not None:
                 one.epsilon_guarantee = guarantee
         expected_s = quoting.expected_s(job, await self._earlier(job))

@@ -1,11 +1,15 @@
 """A quote in words."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from feddp.cli import guarantees
 from feddp.cli.failures import BUDGET, FAILED
 from feddp.cli.output import at_most, counted, epsilon, noise
 from protos.feddp.v1.jobs_pb2 import QuotedNode, QuoteJobResponse
+
+NAMED_MAX: Final = 8
+"""Accounts that a line names."""
 
 
 def rows(found: QuoteJobResponse) -> tuple[Sequence[str], list[Sequence[str]]]:
@@ -69,6 +73,7 @@ def lines(found: QuoteJobResponse) -> list[str]:
         for one in able
         for share in one.shares_nearly_spent
     ]
+    said += _under_way(able)
     said.append(
         f"{len(able)} of at least {counted(found.min_participants, 'hospital')} can take part; "
         f"{counted(found.rounds_planned, 'round')}"
@@ -101,6 +106,20 @@ def lines(found: QuoteJobResponse) -> list[str]:
             "THE JOB."
         )
     return said
+
+
+def _under_way(able: Sequence[QuotedNode]) -> list[str]:
+    """That jobs spend from the same accounts, in one line however many hospitals there are."""
+    shared = [one.account for one in able if one.jobs_under_way]
+    if not shared:
+        return []
+    most = max(one.jobs_under_way for one in able)
+    jobs = "1 job that is" if most == 1 else f"up to {most} jobs that are"
+    return [
+        f"warning: {', '.join(shared[:NAMED_MAX])}{' and others' * (len(shared) > NAMED_MAX)}: "
+        f"{jobs} under way will spend from the same account; that is neither in BOOKED BEFORE nor "
+        "in AFTER, and this job may do fewer rounds for it"
+    ]
 
 
 def _falls_short(one: QuotedNode, found: QuoteJobResponse) -> bool:

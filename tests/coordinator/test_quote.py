@@ -1,22 +1,25 @@
 """What a quote says before anything runs."""
 
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from coordinator.jobspec import Job
-from coordinator.quoting import quote
+from coordinator.quoting import jobs_under_way, quote
 from coordinator.rounds.events import Absence, Offer
 from coordinator.rounds.live import release_of
 from coordinator.rounds.node_facts import NodeFacts
 from coordinator.rounds.planner import consider
+from coordinator.store.people import NodeRecord
 from coordinator.store.shares import Share
 from feddp.cli.quotes import exit_code, lines, rows
 from privacy.accounting import epsilon_spent
 from privacy.filters import make_filter
 from privacy.ledger import Balance
 from privacy.releases import Release
+from protos.feddp.v1 import federation_pb2 as federation
 from protos.feddp.v1 import jobs_pb2 as pb
 from tests.coordinator.planning import HASH, SPEC, facts, job, offered, share
 
@@ -195,6 +198,45 @@ def test_what_stops_a_job_other_than_budgets_has_its_own_exit_code() -> None:
     assert exit_code(quote(job(), HASH, hospitals(None, None, None), 100)) == 0
     broke = hospitals(*[spent(9.9999)] * 3, limit=10.0)
     assert exit_code(quote(job(), HASH, broke, 100)) == 4
+
+
+def test_a_hospital_that_is_away_is_told_what_it_would_spend() -> None:
+    """It takes part once it is back; what it would be refused for then is not told as a cost."""
+    away = replace(facts(), connected=False)
+    (one,) = quote(job(), HASH, [away], 100).nodes
+    (there,) = quote(job(), HASH, [facts()], 100).nodes
+    assert one.reason == "OFFLINE"
+    assert one.message == (
+        "is not connected; once it is back it takes part, and spends epsilon "
+        f"{there.epsilon_job:g} at most"
+    )
+    (spent_up,) = quote(
+        job(), HASH, [replace(facts(balance=spent(5.0, 5.0)), connected=False)], 0
+    ).nodes
+    assert spent_up.message == "is not connected"
+    (disabled,) = quote(job(), HASH, [replace(away, disabled=True)], 100).nodes
+    assert disabled.reason == "DISABLED"
+    assert "once it is back" not in disabled.message
+
+
+def test_a_quote_warns_of_jobs_under_way_that_spend_from_the_same_account() -> None:
+    """One line names accounts, whatever data set of theirs the jobs are on; jobs that spend nothing
+    do not count, nor do other data sets' jobs."""
+    declared = [federation.DataSet(name="heart-disease", account="patients")]
+    declared.append(federation.DataSet(name="lungs", account="patients"))
+    nodes = [
+        NodeRecord("a", "edge", "enrolled", b"", 0.0, federation.Hello(data_sets=declared)),
+        NodeRecord("b", "edge", "enrolled", b"", 0.0, federation.Hello(data_sets=declared[1:])),
+    ]
+    specs = [SPEC, SPEC.replace(b"heart-disease", b"lungs"), SPEC.replace(b"heart-disease", b"x")]
+    unnoised = SPEC.replace(b"target_epsilon: 2.0", b"mechanism: none")
+    live = [SimpleNamespace(job=job(one)) for one in (*specs, unnoised)]
+    assert jobs_under_way(nodes, cast(Any, live)) == {"a/patients": 2, "b/patients": 1}
+    found = quote(job(), HASH, hospitals(None, None, None), 100)
+    assert "under way" not in "\n".join(lines(found))
+    found.nodes[0].jobs_under_way = 2
+    (warning,) = [one for one in lines(found) if "under way" in one]
+    assert warning.startswith("warning: a/patients: up to 2 jobs that are under way will spend")
 
 
 def test_a_hospital_whose_account_is_damaged_is_named_by_that_first() -> None:

@@ -63,8 +63,20 @@ def test_a_quote_needs_no_connected_hospital(three: Federation) -> None:
         wait_for("it is away", lambda: not client.node(NODES[0]).connected)
         found = client.quote(job_file())
     said = "\n".join(lines(found))
-    assert f"{NODES[0]}: is not connected" in said
+    assert f"{NODES[0]}: is not connected; once it is back it takes part, and spends" in said
     assert "warning: " in said
+
+
+def test_a_quote_warns_of_a_job_that_is_under_way(three: Federation) -> None:
+    """Which spends from the same accounts; not once it has ended."""
+    job_id = three.submit(job_file(federation={"rounds": 50}))
+    with three.client() as client:
+        found = client.quote(job_file(privacy={"target_epsilon": 0.1}))
+        assert {one.jobs_under_way for one in found.nodes} == {1}
+        assert "1 job that is under way will spend" in "\n".join(lines(found))
+        client.cancel(job_id)
+        found = client.quote(job_file(privacy={"target_epsilon": 0.1}))
+    assert {one.jobs_under_way for one in found.nodes} == {0}
 
 
 def test_a_job_file_with_a_fault_gets_no_quote(three: Federation) -> None:

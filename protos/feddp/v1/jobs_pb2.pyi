@@ -121,6 +121,7 @@ class QuotedNode(_message.Message):
     EPSILON_START_FIELD_NUMBER: _builtins.int
     SHARES_NEARLY_SPENT_FIELD_NUMBER: _builtins.int
     EPSILON_GUARANTEE_FIELD_NUMBER: _builtins.int
+    JOBS_UNDER_WAY_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     reason: _builtins.str
     """Why it cannot take part, as in Waiting; empty if it can."""
@@ -168,6 +169,10 @@ class QuotedNode(_message.Message):
     """
     epsilon_guarantee: _builtins.float
     """The account's guarantee at `delta`, as BudgetAccount has it."""
+    jobs_under_way: _builtins.int
+    """Jobs under way whose data sets the account pays for. What they spend from now on is neither in
+    epsilon_before nor in epsilon_after.
+    """
     @_builtins.property
     def shares_nearly_spent(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Limits of the node's policy, "purpose NAME" or "project NAME", of which the same holds after
@@ -200,10 +205,11 @@ class QuotedNode(_message.Message):
         epsilon_start: _builtins.float = ...,
         shares_nearly_spent: _abc.Iterable[_builtins.str] | None = ...,
         epsilon_guarantee: _builtins.float | None = ...,
+        jobs_under_way: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "_epsilon_before", b"_epsilon_before", "_epsilon_guarantee", b"_epsilon_guarantee", "_epsilon_job", b"_epsilon_job", "_noise_multiplier", b"_noise_multiplier", "_rounds_fit", b"_rounds_fit", "epsilon_after", b"epsilon_after", "epsilon_before", b"epsilon_before", "epsilon_guarantee", b"epsilon_guarantee", "epsilon_job", b"epsilon_job", "noise_multiplier", b"noise_multiplier", "rounds_fit", b"rounds_fit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "_epsilon_before", b"_epsilon_before", "_epsilon_guarantee", b"_epsilon_guarantee", "_epsilon_job", b"_epsilon_job", "_noise_multiplier", b"_noise_multiplier", "_rounds_fit", b"_rounds_fit", "account", b"account", "delta", b"delta", "download_bytes", b"download_bytes", "epsilon_after", b"epsilon_after", "epsilon_before", b"epsilon_before", "epsilon_guarantee", b"epsilon_guarantee", "epsilon_job", b"epsilon_job", "epsilon_limit", b"epsilon_limit", "epsilon_start", b"epsilon_start", "mechanism", b"mechanism", "message", b"message", "nearly_spent", b"nearly_spent", "node", b"node", "noise_multiplier", b"noise_multiplier", "reason", b"reason", "rounds", b"rounds", "rounds_fit", b"rounds_fit", "sample_rate", b"sample_rate", "shares_nearly_spent", b"shares_nearly_spent", "steps", b"steps", "tightest", b"tightest", "tightest_epsilon", b"tightest_epsilon", "upload_bytes", b"upload_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "_epsilon_before", b"_epsilon_before", "_epsilon_guarantee", b"_epsilon_guarantee", "_epsilon_job", b"_epsilon_job", "_noise_multiplier", b"_noise_multiplier", "_rounds_fit", b"_rounds_fit", "account", b"account", "delta", b"delta", "download_bytes", b"download_bytes", "epsilon_after", b"epsilon_after", "epsilon_before", b"epsilon_before", "epsilon_guarantee", b"epsilon_guarantee", "epsilon_job", b"epsilon_job", "epsilon_limit", b"epsilon_limit", "epsilon_start", b"epsilon_start", "jobs_under_way", b"jobs_under_way", "mechanism", b"mechanism", "message", b"message", "nearly_spent", b"nearly_spent", "node", b"node", "noise_multiplier", b"noise_multiplier", "reason", b"reason", "rounds", b"rounds", "rounds_fit", b"rounds_fit", "sample_rate", b"sample_rate", "shares_nearly_spent", b"shares_nearly_spent", "steps", b"steps", "tightest", b"tightest", "tightest_epsilon", b"tightest_epsilon", "upload_bytes", b"upload_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__epsilon_after: _TypeAlias = _typing.Literal["epsilon_after"]  # noqa: Y015
     _WhichOneofArgType__epsilon_after: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after"]  # noqa: Y015

@@ -13,6 +13,17 @@ _KEY_BYTES: Final = 32
 _NONCE: Final = bytes(16)
 """The key is used for one stream only, so its nonce may be constant."""
 
+_forks = 0
+"""Forks between the first process and this one: a number of a process can come again."""
+
+
+def _forked() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
+
 _BLOCK_BYTES: Final = 1 << 22
 _STREAM_BYTES_MAX: Final = 1 << 30
 """A new key well before the cipher's 32-bit block counter wraps at 256 GiB."""
@@ -66,7 +77,7 @@ class SecureNoise:
 
     def _random_bytes(self, count: int) -> bytes:
         """The next `count` bytes of the key stream; tests replace this and nothing else."""
-        if os.getpid() != self._pid:
+        if self._process != _process():
             self._rekey()
         blocks = []
         while count > 0:
@@ -82,4 +93,9 @@ class SecureNoise:
         key = os.urandom(_KEY_BYTES)
         self._stream = Cipher(algorithms.ChaCha20(key, _NONCE), mode=None).encryptor()
         self._used_bytes = 0
-        self._pid = os.getpid()
+        self._process = _process()
+
+
+def _process() -> tuple[int, int]:
+    """Another one in every process; the number for those that no Python function has forked."""
+    return _forks, os.getpid()

@@ -134,13 +134,20 @@ def test_the_state_cannot_be_saved_or_copied() -> None:
             leak(SecureNoise())
 
 
-def test_a_forked_process_draws_noise_of_its_own() -> None:
-    """Parent and child would else add the same noise to two releases."""
+@pytest.mark.parametrize("same_number", [False, True])
+def test_a_forked_process_draws_noise_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, *, same_number: bool
+) -> None:
+    """Parent and child would else add the same noise to two releases; also a child's child that has
+    the number that its forebear had, who has ended."""
     source = SecureNoise()
     source.gaussian((1,), 1.0)
     reader, writer = os.pipe()
+    number = os.getpid()
     child = os.fork()
     if child == 0:
+        if same_number:
+            monkeypatch.setattr(os, "getpid", lambda: number)
         os.write(writer, source._random_bytes(32))
         os._exit(0)
     os.waitpid(child, 0)

@@ -25,16 +25,18 @@ def rounds_until_settled(
     values: int,
     signal: Callable[[int, float], float],
     threshold: float = THRESHOLD,
+    whole: float = 1.0,
 ) -> int | None:
     """The round at which one made-up job converges; None if it runs all of them.
 
     Args:
+        whole: all that moves the model at random, over the noise that is known.
         signal: (round, norm of the model) -> movement along one direction, the same each round.
     """
     model = np.zeros(values)
     models, noises, streak = [model], [], 0
     for number in range(1, ROUNDS + 1):
-        model = model + generator.normal(0.0, noise_norm / np.sqrt(values), values)
+        model = model + generator.normal(0.0, whole * noise_norm / np.sqrt(values), values)
         model[-1] += signal(number, float(np.linalg.norm(model)))
         models.append(model)
         noises.append(noise_norm)
@@ -80,6 +82,21 @@ def test_a_model_that_stands_still_is_told_once_noise_can_be_averaged_out(
     ended = [rounds_until_settled(generator, noise_norm, values, lambda *_: 0.0) for _ in range(40)]
     assert sum(one is not None and one <= expected for one in ended) >= 36
     assert expected < ROUNDS
+
+
+@pytest.mark.parametrize(("whole", "settles"), [(2.0, True), (4.0, False)])
+def test_a_still_model_of_sampled_patients_is_told_up_to_twice_the_noise(
+    whole: float, *, settles: bool
+) -> None:
+    """Who is in a step moves the model, too, and is not known: nine jobs of ten converge at twice
+    the noise, none at four times, where the planned rounds decide."""
+    generator = np.random.default_rng(5)
+    ended = [
+        rounds_until_settled(generator, 0.0008, VALUES, lambda *_: 0.0, whole=whole)
+        for _ in range(40)
+    ]
+    told = sum(one is not None for one in ended)
+    assert told >= 36 if settles else told == 0
 
 
 def demo_noise_multiplier(epsilon: float) -> float:

@@ -20,7 +20,7 @@ from coordinator.rpc.gate import Gate
 from coordinator.rpc.turns import Turns
 from protos import chunks
 from protos.content import CHUNK_BYTES, digest_of
-from protos.errors import NotFound
+from protos.errors import NotFound, Unavailable
 from protos.feddp.v1 import transfer_pb2 as pb
 from protos.feddp.v1 import transfer_pb2_grpc as pb_grpc
 from protos.frames import add_transfer
@@ -246,6 +246,24 @@ def parts_of(attempt_id: str, folder: Path) -> list[Path]:
     return list(folder.glob(f"blobs/partial/{attempt_id}.*"))
 
 
+def test_what_ended_an_upload_is_told_and_not_that_its_rest_cannot_be_dropped(
+    play: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sender can mend the one and not the other."""
+
+    def away(*_: object) -> None:
+        raise Unavailable("STORE_UNREACHABLE", "the shared store is away")
+
+    async def scene(bench: Bench) -> None:
+        monkeypatch.setattr(bench.service.blobs, "drop_update", away)
+        bench.rounds.closes_at = 2
+        with pytest.raises(grpc.RpcError) as caught:
+            await bench.upload([header(), data(UPDATE[:CHUNK_BYTES], crc32c=1)])
+        assert from_rpc(caught.value).reason == "CHECKSUM_MISMATCH"
+
+    play(scene)
+
+
 def test_an_update_that_is_whole_only_after_its_attempt_was_closed_is_dropped(
     play: Callable[[Scene], None],
 ) -> None:
@@ -293,6 +311,35 @@ def test_a_model_that_is_still_on_its_way_here_is_asked_for_again(
         received = await anext(aiter(bench.stub.Download(request)))
         assert received.data == MODEL[:100]
         assert fetched == [[digest]]
+
+    play(scene)
+
+
+def test_a_model_that_cannot_be_fetched_says_why_and_is_fetched_by_the_next_call(
+    play: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that there is none; and a fetch that failed is not the last one."""
+
+    async def scene(bench: Bench) -> None:
+        digest = bench.rounds.live.phase.course.initial
+        path = bench.service.blobs.model(digest)
+        aside = path.rename(path.with_name("aside"))
+        is_away, tried = True, []
+
+        def at_hand(digests: Iterable[str]) -> None:
+            tried.append(list(digests))
+            if is_away:
+                raise Unavailable("STORE_UNREACHABLE", "the shared store is away")
+            if not path.exists():
+                aside.rename(path)
+
+        monkeypatch.setattr(bench.service.blobs, "at_hand", at_hand)
+        request = pb.DownloadRequest(digest=digest, length=100)
+        with pytest.raises(grpc.RpcError) as caught:
+            await anext(aiter(bench.stub.Download(request)))
+        assert (from_rpc(caught.value).reason, tried) == ("STORE_UNREACHABLE", [[digest]])
+        is_away = False
+        assert (await anext(aiter(bench.stub.Download(request)))).data == MODEL[:100]
 
     play(scene)
 

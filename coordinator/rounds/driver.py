@@ -128,7 +128,11 @@ class Rounds:
         A caller that is cancelled does not cut it in two.
         """
         work = asyncio.ensure_future(self._submit(record, job, initial_model))
-        return await asyncio.shield(work)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait({work})  # whoever asks again finds the job
+            raise
 
     async def _submit(self, record: JobRecord, job: Job, initial_model: str) -> LiveJob:
         event, now_s = e.JobSubmitted(initial_model), time.time()

@@ -5,8 +5,9 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
+from weakref import WeakValueDictionary
 
 from sqlalchemy import Connection
 
@@ -47,18 +48,24 @@ class JobsService(pb_grpc.JobsServicer):
     rounds: Rounds
     config: CoordinatorConfig
     pausing: Pausing
+    _submitting: WeakValueDictionary[tuple[str, str], asyncio.Lock] = field(
+        default_factory=WeakValueDictionary
+    )
 
     async def SubmitJob(
         self, request: pb.SubmitJobRequest, context: Context
     ) -> pb.SubmitJobResponse:
         """See jobs.proto."""
         said = tracing.parse(traceparent(context))
+        _check_request_id(request.request_id)
+        # Calls of one request one after the other: a retry may meet the call that it replaces.
+        asked = (caller().name, request.request_id)
         with tracing.span("start", said, {}, place=None if said else tracing.new_trace()):
-            return await self._submitted(request)
+            async with self._submitting.setdefault(asked, asyncio.Lock()):
+                return await self._submitted(request)
 
     async def _submitted(self, request: pb.SubmitJobRequest) -> pb.SubmitJobResponse:
         who = caller()
-        _check_request_id(request.request_id)
         before = await self.database.read(
             lambda connection: job_store.same_request(connection, who.name, request.request_id)
         )

@@ -207,8 +207,10 @@ class JobsService(pb_grpc.JobsServicer):
         self, request: pb.CancelJobRequest, context: Context
     ) -> pb.CancelJobResponse:
         """See jobs.proto."""
-        await self._mine(request.job_id)
-        live = await self.rounds.cancel(request.job_id, caller().name)
+        live, who = await self._mine(request.job_id), caller()
+        if "operator" not in who.roles:
+            _check_own(who, live.record.project, "cancels")
+        live = await self.rounds.cancel(request.job_id, who.name)
         return pb.CancelJobResponse(job=await self._view(live))
 
     async def ResumeJob(
@@ -298,14 +300,14 @@ def _check_request_id(request_id: str) -> None:
         raise Malformed("REQUEST_ID", "request_id is 1 to 64 characters of the caller's choice")
 
 
-def _check_own(who: Caller, project: str, what: Literal["submits", "resumes"]) -> None:
-    """Refuse to ask for work in another project's name; for whoever may look at it, too.
+def _check_own(who: Caller, project: str, what: Literal["submits", "resumes", "cancels"]) -> None:
+    """Refuse to decide over another project's jobs; to whoever may look at them, too.
 
     Raises:
         NotAllowed: PROJECT.
     """
     if project != who.project:
-        remedy = f"an engineer of {project} resumes it"
+        remedy = f"an engineer of {project} {what} it"
         if what == "submits":
             remedy = f"write `project: {who.project}` in the job's file"
         raise NotAllowed(

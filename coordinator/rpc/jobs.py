@@ -220,18 +220,23 @@ class JobsService(pb_grpc.JobsServicer):
         _check_request_id(request.request_id)
         live = await self._mine(request.job_id)
         _check_own(caller(), live.record.project, "resumes")
-        mandate = self._resumption(live, request)
+        mandate = self._resumption(live, request, await self.rounds.resumptions(request.job_id))
         live = await self.rounds.resume(request.job_id, caller().name, request.request_id, mandate)
         return pb.ResumeJobResponse(job=await self._view(live))
 
-    def _resumption(self, live: LiveJob, request: pb.ResumeJobRequest) -> bytes:
-        """What was signed to go on; empty for a job that nobody signed.
+    def _resumption(
+        self, live: LiveJob, request: pb.ResumeJobRequest, asked: frozenset[str]
+    ) -> bytes:
+        """What was signed to go on; empty where nobody signed, or nothing is to be done.
+
+        Args:
+            asked: request ids with which the job has gone on before.
 
         Raises:
             Malformed: MANDATE_MISSING, MANDATE_INVALID, MANDATE_MISMATCH.
         """
         before = mandates.kept(live.record.mandate)
-        if before is None:
+        if before is None or request.request_id in asked:
             return b""
         if not request.HasField("mandate"):
             raise Malformed(
@@ -240,7 +245,8 @@ class JobsService(pb_grpc.JobsServicer):
                 "whoever signed it resumes it, with the same key",
             )
         data = request.mandate.SerializeToString()
-        if data != live.record.mandate:  # the same request again
+        # One that is kept was used up, unless the coordinator ended before the job went on with it.
+        if data != live.record.mandate or before.resumption <= len(asked):
             mandates.check_follows(mandates.check(request.mandate), before, time.time())
         return data
 

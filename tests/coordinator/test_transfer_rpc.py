@@ -214,6 +214,7 @@ def test_a_replay_is_answered_and_takes_no_bytes(play: Callable[[Scene], None]) 
         request = pb.UploadStatusRequest(attempt_id="a1", digest=DIGEST)
         assert (await bench.stub.UploadStatus(request)).complete
         assert (await bench.upload(whole())).complete
+        assert bench.service.blobs.received("a1", DIGEST) == (0, False)
         with pytest.raises(grpc.RpcError) as caught:
             await bench.upload([header(digest="0" * 64)])
         assert from_rpc(caught.value).reason == "ATTEMPT_CLOSED"
@@ -477,6 +478,25 @@ def test_a_download_whose_time_is_over_before_its_first_byte_is_asked_for_again(
         with pytest.raises(grpc.RpcError) as caught:
             await bench.stub.Download(pb.DownloadRequest(digest=digest_of(MODEL))).read()
         assert from_rpc(caught.value).reason == "TRANSFERS_BUSY"
+
+    play(scene)
+
+
+def test_a_download_is_compressed_for_whoever_reads_that_alone(
+    play: Callable[[Scene], None], tmp_path: Path
+) -> None:
+    """Of a model that it pays for."""
+    plain = bytes(2 * CHUNK_BYTES)
+
+    async def scene(bench: Bench) -> None:
+        (tmp_path / "zeros").write_bytes(plain)
+        digest = bench.service.blobs.adopt_model(tmp_path / "zeros")
+        for accepted in ([], [pb.COMPRESSION_ZSTD]):
+            request = pb.DownloadRequest(digest=digest, accepted=accepted)
+            received = [one async for one in bench.stub.Download(request)]
+            is_small = sum(len(one.data) for one in received) < len(plain) / 2
+            assert is_small == bool(accepted)
+            assert b"".join(chunks.unpack(one) for one in received) == plain
 
     play(scene)
 

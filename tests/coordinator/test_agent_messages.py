@@ -152,40 +152,50 @@ def test_what_the_nodes_key_has_not_signed_books_nothing(table: Table, what: str
     assert booked(table) == [("reserve", False), ("post", True)]
 
 
-SIGNED: dict[str, tuple[Said, list[tuple[str, bool]]]] = {
-    "accepts": (
-        lambda s: accepted(s, mine(s, "reserve")),
-        [("reserve", True)],
-    ),
+SIGNED: dict[str, tuple[Said, list[tuple[str, bool]], list[str]]] = {
+    "accepts": (lambda s: accepted(s, mine(s, "reserve")), [("reserve", True)], []),
     "gives back": (
         lambda s: refused(s, mine(s, "void")),
         [("reserve", False), ("void", True)],
+        ["void"],
     ),
     "gives back without proof": (
         lambda s: refused(s, b""),
         [("reserve", False), ("post", False)],
+        ["post"],
     ),
     "has nothing": (
         lambda s: empty(s, mine(s, "post"), mine(s, "reserve")),
         [("reserve", True), ("post", True)],
+        ["post"],
     ),
     "hands in": (
         lambda s: update(s, mine(s, "post"), mine(s, "reserve")),
         [("reserve", True), ("post", True)],
+        [],
     ),
 }
 
 
 @pytest.mark.parametrize("what", SIGNED)
 def test_what_the_nodes_key_has_signed_is_booked(table: Table, what: str) -> None:
-    """With its signatures; and an order that nobody proves unopened is charged."""
-    said, entries = SIGNED[what]
+    """With its signatures; an order that nobody proves unopened is charged. The node is told how,
+    and lets go of the attempt."""
+    said, entries, outcomes = SIGNED[what]
     assert say(table, said) == ""
     assert booked(table) == entries
+    assert told(table) == outcomes
+
+
+def told(table: Table) -> list[str]:
+    """How the node's attempts were closed, as it was told in its session."""
+    messages = table.world.sessions._open["a"]._messages
+    found = [messages.get_nowait() for _ in range(messages.qsize())]
+    return [one.attempt_closed.outcome for one in found if one and one.HasField("attempt_closed")]
 
 
 def test_no_node_speaks_of_anothers_order(table: Table) -> None:
     """Whatever it says, and however it is signed."""
-    for said, _ in SIGNED.values():
+    for said, *_ in SIGNED.values():
         assert say(table, said, of="b") == "ATTEMPT_UNKNOWN"
     assert booked(table, "b") == [("reserve", False)]

@@ -72,6 +72,7 @@ class Identities:
         self._clock = clock
         self.restored: list[Epoch] = []
         self.is_behind = False
+        self._is_unread = True
         self._database = database
         self._gateway_sidecar = gateway_sidecar
         self._trust_domain = trust_domain
@@ -90,12 +91,21 @@ class Identities:
         """Read everything again; never an older state over a newer one. What this process reads it
         believes from now on, as nobody changes it beside whoever leads."""
         async with self._reloading:
+            self._is_unread = True
             await self._reload()
             self._believed_until_s = math.inf
             with suppress(FeddpError):  # the other replicas look by themselves
                 await self._database.read(signals.announce)
             if self._revocations is not None:
                 await self._keep_revocations(self._revocations)
+            self._is_unread = False
+
+    async def look(self) -> None:
+        """For whoever leads, every few seconds: read what was changed beside it, and what a reload
+        could not read; whoever was shut out just then would stay in."""
+        found = await self._database.read(certificates.counts)
+        if found != self.known or self.is_behind or self._is_unread:
+            await self.reload()
 
     async def follow(self) -> None:
         """Read what whoever leads has changed; to be called again within `BELIEVED_S`.

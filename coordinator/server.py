@@ -51,7 +51,7 @@ from coordinator.rpc.users import UsersService
 from coordinator.rpc.witness import WitnessService
 from coordinator.server_certificate import ServerCertificate
 from coordinator.sessions import Sessions
-from coordinator.store import certificates, epochs, users
+from coordinator.store import epochs, users
 from coordinator.store.database import Database
 from coordinator.store.diagnosis import fault, hidden, is_empty
 from protos import tracing
@@ -377,9 +377,7 @@ class Coordinator:
             try:
                 await asyncio.to_thread(self._certificate.refresh)
                 # `feddp coordinator reissue` and `gateway` write beside us.
-                found = await self.database.read(certificates.counts)
-                if found != self.identities.known or self.identities.is_behind:
-                    await self.identities.reload()
+                await self.identities.look()
             except Exception:
                 log.exception("certificate_refresh_failed")
 

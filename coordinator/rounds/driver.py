@@ -128,7 +128,11 @@ class Rounds:
         A caller that is cancelled does not cut it in two.
         """
         work = asyncio.ensure_future(self._submit(record, job, initial_model))
-        return await asyncio.shield(work)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait({work})  # whoever asks again finds the job
+            raise
 
     async def _submit(self, record: JobRecord, job: Job, initial_model: str) -> LiveJob:
         event, now_s = e.JobSubmitted(initial_model), time.time()
@@ -182,9 +186,7 @@ class Rounds:
             WrongPhase: JOB_NOT_FAILED.
         """
         live = await self.job(job_id)
-        steps = await self._database.read(lambda inside: job_store.history(inside, job_id))
-        asked = (event for _, event in steps if isinstance(event, e.ResumeRequested))
-        if request_id in {event.request_id for event in asked}:
+        if request_id in await self.resumptions(job_id):
             return live
         if isinstance(live.phase, Ended):
             if live.phase.status != "failed":
@@ -204,6 +206,12 @@ class Rounds:
             await self.apply(live, e.ResumeRequested(by, request_id, lost))
             log.info("job_resumed_by", job_id=job_id, user=by, updates_lost=len(lost))
         return live
+
+    async def resumptions(self, job_id: str) -> frozenset[str]:
+        """The ids of the requests with which a job has gone on."""
+        steps = await self._database.read(lambda inside: job_store.history(inside, job_id))
+        asked = (event for _, event in steps if isinstance(event, e.ResumeRequested))
+        return frozenset(event.request_id for event in asked)
 
     async def _load(self, record: JobRecord) -> LiveJob:
         job = job_from_json(record.resolved)

@@ -5,8 +5,9 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
+from weakref import WeakValueDictionary
 
 from sqlalchemy import Connection
 
@@ -47,18 +48,24 @@ class JobsService(pb_grpc.JobsServicer):
     rounds: Rounds
     config: CoordinatorConfig
     pausing: Pausing
+    _submitting: WeakValueDictionary[tuple[str, str], asyncio.Lock] = field(
+        default_factory=WeakValueDictionary
+    )
 
     async def SubmitJob(
         self, request: pb.SubmitJobRequest, context: Context
     ) -> pb.SubmitJobResponse:
         """See jobs.proto."""
         said = tracing.parse(traceparent(context))
+        _check_request_id(request.request_id)
+        # Calls of one request one after the other: a retry may meet the call that it replaces.
+        asked = (caller().name, request.request_id)
         with tracing.span("start", said, {}, place=None if said else tracing.new_trace()):
-            return await self._submitted(request)
+            async with self._submitting.setdefault(asked, asyncio.Lock()):
+                return await self._submitted(request)
 
     async def _submitted(self, request: pb.SubmitJobRequest) -> pb.SubmitJobResponse:
         who = caller()
-        _check_request_id(request.request_id)
         before = await self.database.read(
             lambda connection: job_store.same_request(connection, who.name, request.request_id)
         )
@@ -203,8 +210,10 @@ class JobsService(pb_grpc.JobsServicer):
         self, request: pb.CancelJobRequest, context: Context
     ) -> pb.CancelJobResponse:
         """See jobs.proto."""
-        await self._mine(request.job_id)
-        live = await self.rounds.cancel(request.job_id, caller().name)
+        live, who = await self._mine(request.job_id), caller()
+        if "operator" not in who.roles:
+            _check_own(who, live.record.project, "cancels")
+        live = await self.rounds.cancel(request.job_id, who.name)
         return pb.CancelJobResponse(job=await self._view(live))
 
     async def ResumeJob(
@@ -214,18 +223,23 @@ class JobsService(pb_grpc.JobsServicer):
         _check_request_id(request.request_id)
         live = await self._mine(request.job_id)
         _check_own(caller(), live.record.project, "resumes")
-        mandate = self._resumption(live, request)
+        mandate = self._resumption(live, request, await self.rounds.resumptions(request.job_id))
         live = await self.rounds.resume(request.job_id, caller().name, request.request_id, mandate)
         return pb.ResumeJobResponse(job=await self._view(live))
 
-    def _resumption(self, live: LiveJob, request: pb.ResumeJobRequest) -> bytes:
-        """What was signed to go on; empty for a job that nobody signed.
+    def _resumption(
+        self, live: LiveJob, request: pb.ResumeJobRequest, asked: frozenset[str]
+    ) -> bytes:
+        """What was signed to go on; empty where nobody signed, or nothing is to be done.
+
+        Args:
+            asked: request ids with which the job has gone on before.
 
         Raises:
             Malformed: MANDATE_MISSING, MANDATE_INVALID, MANDATE_MISMATCH.
         """
         before = mandates.kept(live.record.mandate)
-        if before is None:
+        if before is None or request.request_id in asked:
             return b""
         if not request.HasField("mandate"):
             raise Malformed(
@@ -234,7 +248,8 @@ class JobsService(pb_grpc.JobsServicer):
                 "whoever signed it resumes it, with the same key",
             )
         data = request.mandate.SerializeToString()
-        if data != live.record.mandate:  # the same request again
+        # One that is kept was used up, unless the coordinator ended before the job went on with it.
+        if data != live.record.mandate or before.resumption <= len(asked):
             mandates.check_follows(mandates.check(request.mandate), before, time.time())
         return data
 
@@ -294,14 +309,14 @@ def _check_request_id(request_id: str) -> None:
         raise Malformed("REQUEST_ID", "request_id is 1 to 64 characters of the caller's choice")
 
 
-def _check_own(who: Caller, project: str, what: Literal["submits", "resumes"]) -> None:
-    """Refuse to ask for work in another project's name; for whoever may look at it, too.
+def _check_own(who: Caller, project: str, what: Literal["submits", "resumes", "cancels"]) -> None:
+    """Refuse to decide over another project's jobs; to whoever may look at them, too.
 
     Raises:
         NotAllowed: PROJECT.
     """
     if project != who.project:
-        remedy = f"an engineer of {project} resumes it"
+        remedy = f"an engineer of {project} {what} it"
         if what == "submits":
             remedy = f"write `project: {who.project}` in the job's file"
         raise NotAllowed(

@@ -1,6 +1,7 @@
 """What a node says first: a raise that does not hold stops nothing else of it."""
 
 import contextlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +67,64 @@ def test_a_reason_to_refuse_orders_is_a_reason_and_no_text(refuses: str, sound: 
     for one in (message, of_data):
         with contextlib.nullcontext() if sound else pytest.raises(Malformed):
             check_hello(one)
+
+
+MOST: dict[str, Callable[[pb.Hello, int], object]] = {
+    "data sets": lambda h, more: h.data_sets.extend([h.data_sets[0]] * (255 + more)),
+    "accounts": lambda h, more: h.accounts.extend([h.accounts[0]] * (255 + more)),
+    "shares": lambda h, more: h.accounts[0].shares.extend([h.accounts[0].shares[0]] * (255 + more)),
+    "tasks": lambda h, more: [h.tasks.add() for _ in range(256 + more)],
+    "open attempts": lambda h, more: h.open_attempts.extend(["a"] * (256 + more)),
+    "raises": lambda h, more: h.limits.extend([raise_(1, 1.0, 2.0)] * (256 + more)),
+    "instance": lambda h, more: setattr(h, "instance_id", "i" * (64 + more)),
+    "records": lambda h, more: setattr(h.data_sets[0], "declared_n", 10**12 + more),
+    "no records": lambda h, less: setattr(h.data_sets[0], "declared_n", 1 - less),
+    "noise": lambda h, less: setattr(h.accounts[0], "noise_multiplier_min", -0.5 * less),
+}
+
+
+@pytest.mark.parametrize("what", MOST)
+def test_a_hello_holds_as_much_as_it_may_and_no_more(what: str) -> None:
+    """The most that is taken, and one more."""
+    for over in (0, 1):
+        message = full_hello()
+        MOST[what](message, over)
+        with pytest.raises(Malformed) if over else contextlib.nullcontext():
+            check_hello(message)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_a_hello_has_no_numbers_that_no_policy_has(value: float) -> None:
+    """They would make what is compared with them hold, or never hold."""
+    for which in ("epsilon_per_job_max", "noise_multiplier_min", "epsilon_limit"):
+        message = full_hello()
+        account = message.accounts[0]
+        setattr(account.shares[0] if which == "epsilon_limit" else account, which, value)
+        is_sound = which == "noise_multiplier_min" and value == 0.0
+        with contextlib.nullcontext() if is_sound else pytest.raises(Malformed):
+            check_hello(message)
+
+
+def test_what_a_hello_names_has_a_name() -> None:
+    """Nothing is kept for what nobody could ask for."""
+    check_hello(full_hello())
+    for nameless in (
+        lambda h: h.data_sets[0],
+        lambda h: h.accounts[0],
+        lambda h: h.accounts[0].shares[0],
+    ):
+        message = full_hello()
+        nameless(message).name = ""
+        with pytest.raises(Malformed):
+            check_hello(message)
+
+
+def full_hello() -> pb.Hello:
+    """With one of everything that has a name."""
+    message = hello()
+    message.data_sets.add(name="heart", declared_n=9)
+    message.accounts[0].shares.add(name="p", epsilon_limit=0.5)
+    return message
 
 
 def say(database: Database, message: pb.Hello) -> tuple[dict[str, float], int, list[str]]:
@@ -195,12 +254,6 @@ def test_a_raise_that_does_not_hold_is_logged_and_the_session_goes_on(
     )
     account = database.read_now(lambda c: ledger.read_account(c, ACCOUNT))
     assert account.filter.epsilon_limit == 2.0
-
-
-def test_too_many_raises_are_no_hello() -> None:
-    """Before any of it is kept."""
-    with pytest.raises(Malformed):
-        check_hello(hello(*[raise_(1, 1.0, 2.0)] * 257))
 
 
 def test_a_node_is_told_what_it_has_signed_last(database: Database) -> None:

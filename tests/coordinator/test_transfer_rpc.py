@@ -20,7 +20,7 @@ from coordinator.rpc.gate import Gate
 from coordinator.rpc.turns import Turns
 from protos import chunks
 from protos.content import CHUNK_BYTES, digest_of
-from protos.errors import NotFound
+from protos.errors import NotFound, Unavailable
 from protos.feddp.v1 import transfer_pb2 as pb
 from protos.feddp.v1 import transfer_pb2_grpc as pb_grpc
 from protos.frames import add_transfer
@@ -214,6 +214,7 @@ def test_a_replay_is_answered_and_takes_no_bytes(play: Callable[[Scene], None]) 
         request = pb.UploadStatusRequest(attempt_id="a1", digest=DIGEST)
         assert (await bench.stub.UploadStatus(request)).complete
         assert (await bench.upload(whole())).complete
+        assert bench.service.blobs.received("a1", DIGEST) == (0, False)
         with pytest.raises(grpc.RpcError) as caught:
             await bench.upload([header(digest="0" * 64)])
         assert from_rpc(caught.value).reason == "ATTEMPT_CLOSED"
@@ -244,6 +245,24 @@ def test_a_part_of_an_update_that_came_while_its_attempt_was_closed_is_dropped(
 def parts_of(attempt_id: str, folder: Path) -> list[Path]:
     """What is kept of uploads that are not whole."""
     return list(folder.glob(f"blobs/partial/{attempt_id}.*"))
+
+
+def test_what_ended_an_upload_is_told_and_not_that_its_rest_cannot_be_dropped(
+    play: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sender can mend the one and not the other."""
+
+    def away(*_: object) -> None:
+        raise Unavailable("STORE_UNREACHABLE", "the shared store is away")
+
+    async def scene(bench: Bench) -> None:
+        monkeypatch.setattr(bench.service.blobs, "drop_update", away)
+        bench.rounds.closes_at = 2
+        with pytest.raises(grpc.RpcError) as caught:
+            await bench.upload([header(), data(UPDATE[:CHUNK_BYTES], crc32c=1)])
+        assert from_rpc(caught.value).reason == "CHECKSUM_MISMATCH"
+
+    play(scene)
 
 
 def test_an_update_that_is_whole_only_after_its_attempt_was_closed_is_dropped(
@@ -293,6 +312,35 @@ def test_a_model_that_is_still_on_its_way_here_is_asked_for_again(
         received = await anext(aiter(bench.stub.Download(request)))
         assert received.data == MODEL[:100]
         assert fetched == [[digest]]
+
+    play(scene)
+
+
+def test_a_model_that_cannot_be_fetched_says_why_and_is_fetched_by_the_next_call(
+    play: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that there is none; and a fetch that failed is not the last one."""
+
+    async def scene(bench: Bench) -> None:
+        digest = bench.rounds.live.phase.course.initial
+        path = bench.service.blobs.model(digest)
+        aside = path.rename(path.with_name("aside"))
+        is_away, tried = True, []
+
+        def at_hand(digests: Iterable[str]) -> None:
+            tried.append(list(digests))
+            if is_away:
+                raise Unavailable("STORE_UNREACHABLE", "the shared store is away")
+            if not path.exists():
+                aside.rename(path)
+
+        monkeypatch.setattr(bench.service.blobs, "at_hand", at_hand)
+        request = pb.DownloadRequest(digest=digest, length=100)
+        with pytest.raises(grpc.RpcError) as caught:
+            await anext(aiter(bench.stub.Download(request)))
+        assert (from_rpc(caught.value).reason, tried) == ("STORE_UNREACHABLE", [[digest]])
+        is_away = False
+        assert (await anext(aiter(bench.stub.Download(request)))).data == MODEL[:100]
 
     play(scene)
 
@@ -430,6 +478,25 @@ def test_a_download_whose_time_is_over_before_its_first_byte_is_asked_for_again(
         with pytest.raises(grpc.RpcError) as caught:
             await bench.stub.Download(pb.DownloadRequest(digest=digest_of(MODEL))).read()
         assert from_rpc(caught.value).reason == "TRANSFERS_BUSY"
+
+    play(scene)
+
+
+def test_a_download_is_compressed_for_whoever_reads_that_alone(
+    play: Callable[[Scene], None], tmp_path: Path
+) -> None:
+    """Of a model that it pays for."""
+    plain = bytes(2 * CHUNK_BYTES)
+
+    async def scene(bench: Bench) -> None:
+        (tmp_path / "zeros").write_bytes(plain)
+        digest = bench.service.blobs.adopt_model(tmp_path / "zeros")
+        for accepted in ([], [pb.COMPRESSION_ZSTD]):
+            request = pb.DownloadRequest(digest=digest, accepted=accepted)
+            received = [one async for one in bench.stub.Download(request)]
+            is_small = sum(len(one.data) for one in received) < len(plain) / 2
+            assert is_small == bool(accepted)
+            assert b"".join(chunks.unpack(one) for one in received) == plain
 
     play(scene)
 

@@ -113,8 +113,9 @@ class JobsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """What was spent stays booked. Called by engineers and operators. Safe to retry.
-        Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_ENDED).
+        """What was spent stays booked. Called by engineers, for jobs of their project, and by operators, for
+        all. Safe to retry.
+        Errors: NOT_FOUND (JOB_UNKNOWN), PERMISSION_DENIED (PROJECT), FAILED_PRECONDITION (JOB_ENDED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

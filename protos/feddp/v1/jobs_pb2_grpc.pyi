@@ -53,8 +53,9 @@ class JobsStub:
     As ListJobs. Safe to open again. Errors: NOT_FOUND (JOB_UNKNOWN).
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.CancelJobResponse]
-    """What was spent stays booked. Called by engineers and operators. Safe to retry.
-    Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_ENDED).
+    """What was spent stays booked. Called by engineers, for jobs of their project, and by operators, for
+    all. Safe to retry.
+    Errors: NOT_FOUND (JOB_UNKNOWN), PERMISSION_DENIED (PROJECT), FAILED_PRECONDITION (JOB_ENDED).
     """
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]
     """Takes a failed job up again, from its last published model and with what it has spent. Called
@@ -93,8 +94,9 @@ class JobsAsyncStub(JobsStub):
     As ListJobs. Safe to open again. Errors: NOT_FOUND (JOB_UNKNOWN).
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.CancelJobResponse]  # type: ignore[assignment]
-    """What was spent stays booked. Called by engineers and operators. Safe to retry.
-    Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_ENDED).
+    """What was spent stays booked. Called by engineers, for jobs of their project, and by operators, for
+    all. Safe to retry.
+    Errors: NOT_FOUND (JOB_UNKNOWN), PERMISSION_DENIED (PROJECT), FAILED_PRECONDITION (JOB_ENDED).
     """
     ResumeJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]  # type: ignore[assignment]
     """Takes a failed job up again, from its last published model and with what it has spent. Called
@@ -160,8 +162,9 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.CancelJobResponse, _abc.Awaitable[_jobs_pb2.CancelJobResponse]]:
-        """What was spent stays booked. Called by engineers and operators. Safe to retry.
-        Errors: NOT_FOUND (JOB_UNKNOWN), FAILED_PRECONDITION (JOB_ENDED).
+        """What was spent stays booked. Called by engineers, for jobs of their project, and by operators, for
+        all. Safe to retry.
+        Errors: NOT_FOUND (JOB_UNKNOWN), PERMISSION_DENIED (PROJECT), FAILED_PRECONDITION (JOB_ENDED).
         """
 
     @_abc_1.abstractmethod

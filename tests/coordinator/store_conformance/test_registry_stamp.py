@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
 from certs.authority import Authority, IssuedCertificate
 from certs.enrolment import new_key
@@ -14,7 +15,7 @@ from certs.spiffe import SpiffeId
 from coordinator.identities import BELIEVED_S, Identities
 from coordinator.store import certificates, joins, people, registry
 from coordinator.store.database import Database
-from protos.errors import FeddpError
+from protos.errors import FeddpError, Unavailable
 from tests.coordinator.store_conformance.samples import NODE
 
 DOMAIN = "test.example"
@@ -124,6 +125,33 @@ def test_whoever_leads_believes_what_it_has_read(world: World) -> None:
     asyncio.run(world.identities.reload())
     world.now_s += 1e6
     assert world.answer() == ""
+
+
+@pytest.mark.parametrize("reason", CHANGES)
+def test_whoever_leads_reads_again_what_it_could_not_read(
+    world: World, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    """A database that goes away between the commit that shuts a node out and the reading of it
+    keeps nobody in; a look where all is read reads no more."""
+    asyncio.run(world.identities.reload())
+    asks, read = [0], world.database.read
+
+    async def away(work: Callable[[Connection], object]) -> object:
+        asks[0] += 1
+        if asks[0] == 2:
+            raise Unavailable("DATABASE_AWAY", "the database is away")
+        return await read(work)
+
+    monkeypatch.setattr(world.database, "read", away)
+    CHANGES[reason](world)
+    with pytest.raises(Unavailable):
+        asyncio.run(world.identities.reload())
+    assert world.answer() == ""
+    asyncio.run(world.identities.look())
+    assert world.answer() == reason
+    asks[0] = 0
+    asyncio.run(world.identities.look())
+    assert asks == [1]
 
 
 def test_nothing_is_read_again_while_nothing_changes(world: World) -> None:

@@ -54,12 +54,15 @@ class Leadership:
         self._led_from = led_from
         self._lease: Lease | None = None
         self._held_s = -math.inf
+        self._seen: tuple[HeldLease, float] | None = None
         self._renewing: asyncio.Task[None] | None = None
 
     async def take(self) -> None:
         """Wait until nobody else holds the lease, and take it; from now on every write is fenced.
 
-        A holder of this machine whose process is gone is not waited for. One that was paused in
+        A holder of this machine whose process is gone is not waited for, nor one that has not
+        renewed while this process watched it for as long as a lease lasts: until when it is held
+        was said by a clock that may have been hours ahead. One that was paused in
         the middle of a write keeps its locks until it is woken or ended: SQLite's only write lock,
         say. That is waited for, and said. So is a PostgreSQL server that is away.
         """
@@ -109,7 +112,7 @@ class Leadership:
         # lasts, and one that has ended when it is taken is taken again by the next, at once.
         leases.wait(connection, NAME)
         held = leases.look(connection, NAME)
-        gone = held if held is not None and is_gone(held.holder) else None
+        gone = held if held is not None and (is_gone(held.holder) or self._is_still(held)) else None
         lease = leases.take(
             connection, NAME, this_process(), now_s(connection), gone=gone, address=self._address
         )
@@ -117,6 +120,14 @@ class Leadership:
         if is_outgrown(connection, newest_revision()):
             raise newer_fault()
         return lease or leases.look(connection, NAME)
+
+    def _is_still(self, held: HeldLease) -> bool:
+        """Whether the lease was not renewed for so long, by a clock that nobody can set."""
+        at_s = time.monotonic()
+        if self._seen is None or self._seen[0] != held:
+            self._seen = held, at_s
+            return False
+        return at_s - self._seen[1] >= leases.LEASE_S
 
     async def _renew(self) -> None:
         """Whether we may still write is checked in each write: only another holder is a reason to

@@ -42,12 +42,14 @@ from coordinator.store.booking import Books
 from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord
 from protos import tracing
+from protos.disks import disk_trouble
 from protos.errors import FeddpError, InvariantBroken, NotFound, TooLate, Unavailable, WrongPhase
 
 log = structlog.get_logger(__name__)
 
 TICK_S = 0.5
 RETRY_S = (0.2, 1.0, 5.0, 15.0)
+FREE_ROOM = "free room on the disk of models and updates, and of the database; the job goes on then"
 
 
 class Rounds:
@@ -345,8 +347,11 @@ class Rounds:
                 if not error.retryable:
                     await self._fail(live, f"{error.message} ({name}: {error.reason})")
                     return
-            except Exception:
-                log.exception("command_failed", job_id=live.job_id, command=name)
+            except Exception as error:
+                if disk_trouble(error) == "full":
+                    log.error("disk_full", job_id=live.job_id, command=name, do=FREE_ROOM)
+                else:
+                    log.exception("command_failed", job_id=live.job_id, command=name)
             await asyncio.sleep(next(delays_s, RETRY_S[-1]))
 
     async def _fail(self, live: LiveJob, message: str) -> None:

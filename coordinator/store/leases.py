@@ -66,7 +66,8 @@ def take(
     One statement, so that of many who find it free one gets it.
 
     Args:
-        gone: a holder whose process is known to have ended; it is not waited for.
+        gone: a holder whose process is known to have ended, or that was watched for so long and
+            did not renew; it is not waited for.
         address: where others reach this holder; told to whoever looks.
 
     Returns:

@@ -23,6 +23,11 @@ log = structlog.get_logger(__name__)
 READ_AGAIN_S: Final = 30.0
 """Before a spooled update that could not be read is read again."""
 
+_CLOSED: Final = frozenset({"ATTEMPT_CLOSED", "ATTEMPT_UNKNOWN", "UPDATE_INVALID"})
+"""Refusals of a coordinator that has booked the attempt, or never will. After any other, bytes that
+are not those of the update say, it waits and has booked nothing: one that is taken for done would
+be missed in its chain, which is a dispute."""
+
 
 class Delivery:
     """Each update is on its way once at a time.
@@ -84,7 +89,8 @@ class Delivery:
                 "update_rejected", attempt_id=attempt_id, reason=error.reason, detail=error.message
             )
             self._fates[attempt_id] = "UPDATE_REJECTED"
-            self._dispatch(e.UpdateRejected(attempt_id))
+            is_closed = error.reason in _CLOSED
+            self._dispatch((e.UpdateRejected if is_closed else e.UpdateVanished)(attempt_id))
         else:
             log.info("update_submitted", attempt_id=attempt_id)
             self._fates[attempt_id] = "UPDATE_ACKNOWLEDGED"

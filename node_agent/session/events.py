@@ -207,14 +207,16 @@ class UpdateAcknowledged:
 
 @dataclass(frozen=True, slots=True)
 class UpdateRejected:
-    """The coordinator will never take the update; it stays posted."""
+    """The coordinator will never take the update, and has closed its attempt; it stays posted."""
 
     attempt_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateVanished:
-    """The update's bytes are gone from the spool. Training again would be a second release."""
+    """The update's bytes are gone from the spool, or are others now, which the coordinator will
+    never take: it is to be told so, to close the attempt. Training again would be a second release.
+    """
 
     attempt_id: str
 

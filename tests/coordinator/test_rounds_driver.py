@@ -1,12 +1,14 @@
 """What the driver decides by itself: what is acknowledged, tried again, resumed, and remembered."""
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from coordinator.blobs import BlobStore
 from coordinator.observing.metrics import Metrics
@@ -161,6 +163,23 @@ def test_what_may_pass_is_tried_again_and_what_cannot_fails_the_job(table: Table
 
     table.play(passes)
     table.play(fails)
+
+
+def test_a_full_disk_is_said_as_such_and_not_as_a_fault_of_ours(table: Table) -> None:
+    """Whoever reads the log is told what to do, and gets no traceback every 15 s."""
+
+    async def full(rounds: Rounds) -> None:
+        live = await rounds.job("j")
+        table.effects.faults = [OSError(errno.ENOSPC, "no space left"), OSError(errno.EIO, "bad")]
+        rounds._spawn(live, [c.FoldUpdates(1)])
+        await until(lambda: len(table.effects.ran) == 3)
+
+    with capture_logs() as said:
+        table.play(full)
+    found = [one for one in said if one.get("command") == "FoldUpdates"]
+    assert [one["event"] for one in found] == ["disk_full", "command_failed"]
+    assert "free room" in found[0]["do"]
+    assert "exc_info" not in found[0]
 
 
 def test_after_a_commit_that_nobody_heard_of_the_orders_go_out(table: Table) -> None:

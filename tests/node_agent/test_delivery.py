@@ -19,7 +19,7 @@ from node_agent.state.spool import Spool
 from node_agent.state.state import State
 from privacy.filters import make_filter
 from protos.content import digest_of
-from protos.errors import Malformed
+from protos.errors import Conflict, Malformed
 from tests.node_agent.samples import LEDGER_KEY, NODE, order
 
 FILTER = make_filter("gdp", 0, 10.0, 1.0e-5)
@@ -143,6 +143,9 @@ class Handing:
     [
         (None, e.UpdateAcknowledged("a1"), "UPDATE_ACKNOWLEDGED"),
         (Malformed("UPDATE_INVALID", "no"), e.UpdateRejected("a1"), "UPDATE_REJECTED"),
+        # Nothing is booked there yet: the coordinator has to hear that there is no update.
+        (Malformed("DIGEST_MISMATCH", "no"), e.UpdateVanished("a1"), "UPDATE_REJECTED"),
+        (Conflict("UPDATE_CONFLICT", "no"), e.UpdateVanished("a1"), "UPDATE_REJECTED"),
     ],
 )
 def test_what_became_of_an_update_is_kept_with_its_attempt(

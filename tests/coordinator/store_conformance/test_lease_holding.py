@@ -58,6 +58,56 @@ def test_a_lease_that_has_changed_hands_is_neither_renewed_nor_given_back(url: s
     database.close()
 
 
+def test_a_lease_of_a_clock_that_was_ahead_is_not_waited_for_until_its_end(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its machine was pulled from the wall, and the clock set right since: it is held for years by
+    its own word. Nobody renews it, and so it is free after as long as a lease lasts."""
+    monkeypatch.setattr(leases, "LEASE_S", 0.05)
+    monkeypatch.setattr(leadership, "LOOK_AGAIN_S", 0.01)
+
+    async def scene() -> None:
+        database = Database(url)
+        database.write_now(lambda c: leases.take(c, NAME, "pulled from the wall", 1e12))
+        one = Leadership(database)
+        async with asyncio.timeout(10):
+            await one.take()
+        held = database.read_now(lambda c: leases.look(c, NAME))
+        assert held is not None
+        assert held.holder == leadership.this_process()
+        await one.give_back()
+        database.close()
+
+    asyncio.run(scene())
+
+
+def test_a_holder_that_renews_is_waited_for_whatever_its_clock_says(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It renews between any two looks of the other: for as long as that goes on, it holds."""
+    monkeypatch.setattr(leases, "LEASE_S", 0.0)
+    monkeypatch.setattr(leadership, "LOOK_AGAIN_S", 0.0)
+
+    async def scene() -> None:
+        first, second = Database(url), Database(url)
+        lease = first.write_now(lambda c: leases.take(c, NAME, "alive", 1e12, address="a"))
+        assert lease is not None
+        looks = 0
+
+        def renew(_: str) -> None:
+            nonlocal looks
+            looks += 1
+            if looks < 20:
+                first.write_now(lambda c: leases.renew(c, lease, 1e12 + looks))
+
+        await Leadership(second, led_from=renew).take()
+        assert looks == 20
+        first.close()
+        second.close()
+
+    asyncio.run(scene())
+
+
 def test_losing_the_lease_is_noticed_at_the_next_renewal(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard protos/feddp/v1/*.proto)
 READY := $(VENV)/.ready
-JOBS := 2
+JOBS := 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint protos sim audit bench bench-peers bench-models wheel wheelhouse wheelhouse-check clean
@@ -22,8 +22,8 @@ setup: $(READY) ## make the virtual environment with everything in it
 demo: $(READY) ## four hospitals train one model; ARGS="--json out.json --seed 1" passes on
 	$(BIN)/feddp demo --dir build/demo $(ARGS)
 
-test: $(READY) ## run every test, JOBS=2 files at a time; ARGS="-k name" passes on
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+test: $(READY) ## run every test, JOBS=3 files at a time; ARGS="-k name" passes on
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY) ## ruff, mypy strict, hadolint, and whether what is generated is current
 	$(BIN)/ruff check .

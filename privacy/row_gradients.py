@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Final
 
 import torch
-from opacus import GradSampleModule
 from torch import Tensor
 
+from privacy.opacus_hooks import GradSampleModule
 from protos.errors import Malformed
 
 SUM_TOLERANCE: Final = 1e-9

@@ -104,6 +104,24 @@ def test_a_coordinator_starts_without_what_only_some_calls_need() -> None:
     assert loaded & (later | (UNUSED_WHILE_SERVING - {"ssl", "_ssl", "_hashlib"})) == set()
 
 
+def test_training_loads_of_opacus_its_hooks_alone() -> None:
+    """A worker's start is what a job's first round waits for; who needs the rest finds it."""
+    code = (
+        "import sys, node_agent.tasks.tabular\n"
+        "print(*sys.modules)\n"
+        "from opacus import GradSampleModule, PrivacyEngine\n"
+        "from privacy.row_gradients import GradSampleModule as ours\n"
+        "assert GradSampleModule is ours and 'opacus.privacy_engine' in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    loaded = set(done.stdout.split())
+    assert "opacus.grad_sample" in loaded
+    unused = {"opacus.privacy_engine", "sympy", "scipy.stats", "torch.distributed.tensor"}
+    assert loaded & unused == set()
+
+
 def test_what_the_long_lived_processes_hide_can_still_be_loaded() -> None:
     """Hidden from one import only: who needs it later finds it."""
     code = (

@@ -104,6 +104,7 @@ _ENTRIES: Final = {
             "privacy/dp_sgd.py",
             "privacy/layers.py",
             "privacy/noise.py",
+            "privacy/opacus_hooks.py",
             "privacy/row_gradients.py",
         ),
         reads_data=True,

@@ -130,6 +130,8 @@ class WatchedFederation(Federation):
         self.born_at_s[name] = time.monotonic()
 
     def _answers(self) -> bool:
+        if not self.listens():
+            return False
         try:
             with self.client() as client:
                 client.nodes()
@@ -187,6 +189,7 @@ class WatchedFederation(Federation):
 
     def stop(self) -> None:
         """End everything."""
+        self._hang_up()
         self._ending.set()
         self._watcher.join()
         for life in self._lives.values():
@@ -242,6 +245,9 @@ class WatchedFederation(Federation):
         """What a call of a client answers once the coordinator is there to answer it."""
         deadline_s = time.monotonic() + timeout_s
         while True:
+            if not self.listens() and time.monotonic() < deadline_s:
+                time.sleep(0.02)
+                continue
             try:
                 with self.client() as client:
                     return call(client)

@@ -245,9 +245,9 @@ def objects(values: Values, chart: Path = CHART, *, namespace: str = NAMESPACE) 
 
 
 def _read(text: str) -> list[Object]:
-    for node in yaml.compose_all(text, Loader=yaml.SafeLoader):
+    for node in yaml.compose_all(text, Loader=yaml.CSafeLoader):
         _refuse_repeated(node)
-    return list(yaml.safe_load_all(text))
+    return list(yaml.load_all(text, Loader=yaml.CSafeLoader))
 
 
 def _refuse_repeated(node: yaml.Node | None) -> None:

@@ -1,10 +1,12 @@
 """A real federation on loopback: processes, certificates, files; nothing in it is faked."""
 
+import contextlib
 import csv
 import json
 import os
 import random
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -31,6 +33,8 @@ from protos.feddp.v1.jobs_pb2 import Job
 NODES = ("alpha", "beta", "gamma", "delta")
 FEATURES = [{"column": "x", "center": 0.0, "scale": 1.0}]
 WAIT_S_MAX = 120.0
+
+T = TypeVar("T")
 
 
 def wait_for(what: str, condition: Callable[[], bool], timeout_s: float = WAIT_S_MAX) -> None:
@@ -110,6 +114,7 @@ class Federation:
         """Name -> a command that runs that process, in a network namespace of its own say."""
 
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._asking: Client | None = None
         # Faster than the defaults (30 s and 10 s), so that tests need not wait as long.
         self.configure(node_silent_s=12, node_disconnected_s=2, heartbeat_interval_s=5)
 
@@ -139,8 +144,20 @@ class Federation:
         if name == "coordinator":
             wait_for("the coordinator answers", self._answers)
 
+    def listens(self) -> bool:
+        """Whether the coordinator takes connections. A client that finds that it does not tries
+        again by itself, each time later, and so may notice seconds after it does."""
+        server = yaml.safe_load(self.installation.config.read_text())["server"]
+        try:
+            socket.create_connection((server["host"], server["port"]), 2).close()
+        except OSError:
+            return False
+        return True
+
     def _answers(self) -> bool:
         assert self._running["coordinator"].poll() is None, self.log("coordinator")
+        if not self.listens():
+            return False
         try:
             with self.client() as client:
                 client.nodes()
@@ -150,6 +167,7 @@ class Federation:
 
     def kill(self, name: str) -> None:
         """kill -9."""
+        self._hang_up()
         process = self._running.pop(name)
         process.kill()
         process.wait()
@@ -160,6 +178,7 @@ class Federation:
 
     def terminate(self, name: str) -> None:
         """SIGTERM, and wait for the end."""
+        self._hang_up()
         process = self._running.pop(name)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0, self.log(name)
@@ -170,6 +189,7 @@ class Federation:
 
     def stop(self) -> None:
         """End everything."""
+        self._hang_up()
         for process in self._running.values():
             process.send_signal(signal.SIGTERM)
         for process in self._running.values():
@@ -232,8 +252,26 @@ class Federation:
 
     def job(self, job_id: str) -> Job:
         """A job as it stands."""
-        with self.client() as client:
-            return client.job(job_id)
+        return self.ask(lambda client: client.job(job_id))
+
+    def ask(self, call: Callable[[Client], T]) -> T:
+        """What the operator is answered. Who waits for something asks again and again, so the
+        connection stays until it gives an error; whether that holds, a new one says."""
+        if self._asking is not None:
+            with contextlib.suppress(FeddpError):
+                return call(self._asking)
+            self._hang_up()
+        self._asking = Client(Profile.load(self.installation.profile))
+        try:
+            return call(self._asking)
+        except FeddpError:
+            self._hang_up()
+            raise
+
+    def _hang_up(self) -> None:
+        if self._asking is not None:
+            self._asking.close()
+        self._asking = None
 
     def wait_for_end(self, job_id: str, timeout_s: float = WAIT_S_MAX) -> Job:
         """The job once it has ended."""
@@ -244,8 +282,8 @@ class Federation:
         """Wait until these nodes, and no fewer, are connected."""
 
         def connected() -> bool:
-            with self.client() as client:
-                return set(names) <= {node.name for node in client.nodes() if node.connected}
+            nodes = self.ask(lambda client: client.nodes())
+            return set(names) <= {node.name for node in nodes if node.connected}
 
         wait_for(f"{', '.join(names)} connect", connected)
 

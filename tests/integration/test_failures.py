@@ -130,7 +130,7 @@ def test_a_worker_killed_after_it_opened_the_data_is_posted_whole_and_tried_anew
         coordinator.start(name)
     coordinator.wait_for_nodes(*NODES[:3])
     # Long enough that the worker is killed at its steps.
-    job_id = coordinator.submit(job_file(federation={"rounds": 3, "local_steps": 2000}))
+    job_id = coordinator.submit(job_file(federation={"rounds": 2, "local_steps": 1000}))
 
     def opened() -> bool:
         with sqlite3.connect(coordinator.agent("alpha") / "state.db", timeout=5) as state:
@@ -141,7 +141,7 @@ def test_a_worker_killed_after_it_opened_the_data_is_posted_whole_and_tried_anew
     worker = worker_of(coordinator.pid("alpha"))
     assert worker is not None
     worker.send_signal(signal.SIGKILL)
-    job = coordinator.wait_for_end(job_id)
+    job = coordinator.wait_for_end(job_id, 240)
     assert job.status == "completed", job.message
     first_round = [e for e in coordinator.entries() if e.statement.round == 1]
     alpha = [e.statement for e in first_round if e.statement.node == "alpha"]

@@ -371,15 +371,19 @@ class Coordinator:
         self._quarantine.authority = authority
 
     async def _keep_certificate(self) -> None:
-        """Reload and renew what the ports show and trust."""
+        """Reload and renew what the ports show and trust, and read the registry again where
+        `feddp coordinator reissue` and `gateway` wrote beside us: the one also while the other
+        fails."""
         while True:
             await asyncio.sleep(CERTIFICATE_S)
             try:
                 await asyncio.to_thread(self._certificate.refresh)
-                # `feddp coordinator reissue` and `gateway` write beside us.
-                await self.identities.look()
             except Exception:
                 log.exception("certificate_refresh_failed")
+            try:
+                await self.identities.look()
+            except Exception:
+                log.exception("registry_look_failed")
 
 
 def serve(config_path: Path) -> None:

@@ -170,27 +170,26 @@ class FederationService(pb_grpc.FederationServicer):
                 )
             case "order_refused":
                 refused = message.order_refused
+                reason, words = refused.reason[:64], refused.message[:500]
                 live, record, attempt = await self.rounds.find(refused.attempt_id, node)
                 self._heard(live, record, refused)
                 if not refused.void_signature:
                     # Not proven unopened, so it is charged; that needs nobody's signature.
                     await self.rounds.apply(
                         live,
-                        events.NoUpdateReceived(
-                            refused.attempt_id, b"", refused.reason[:64], refused.message[:500]
-                        ),
+                        events.NoUpdateReceived(refused.attempt_id, b"", reason, words),
                     )
                     self._answer(node, refused.attempt_id, live)
                     return
                 statement = statement_of(live, record, attempt).resolved("void")
                 await self._check(node, statement, refused.void_signature)
-                log.info("order_refused", job_id=live.job_id, node=node, reason=refused.reason)
+                log.info("order_refused", job_id=live.job_id, node=node, reason=reason)
                 await self.rounds.apply(
                     live,
                     events.OrderWasRefused(
                         refused.attempt_id,
-                        refused.reason[:64],
-                        refused.message[:500],
+                        reason,
+                        words,
                         refused.void_signature,
                         refused.steps_possible,
                     ),

@@ -1,0 +1,46 @@
+"""What a Welcome says of the past is taken before an order that comes right behind it."""
+
+import asyncio
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from node_agent.session.ledger_thread import LedgerThread
+from node_agent.session.restorations import Restorations
+from node_agent.state.state import State
+from privacy.epochs import sign_epoch
+from privacy.filters import make_filter
+from tests.node_agent.samples import LEDGER_KEY, NODE, order
+
+COORDINATOR_KEY = Ed25519PrivateKey.generate()
+
+
+def test_an_order_right_behind_a_welcome_is_judged_by_what_that_says(tmp_path: Path) -> None:
+    """The coordinator was restored: the node owes it what it has released, and no order is judged
+    before the ledger knows that."""
+    state = State(tmp_path / "state.db", NODE, LEDGER_KEY)
+    state.reserve(order(), make_filter("gdp", 0, 10.0, 1.0e-5))
+    state.witnessed.keep_coordinator_key(COORDINATOR_KEY.public_key().public_bytes_raw())
+    restored = sign_epoch(COORDINATOR_KEY, None, None, (), restored_at_s=1000, backup_made_at_s=900)
+
+    async def scene() -> None:
+        ledger = LedgerThread()
+        restorations = Restorations(
+            state,
+            ledger,
+            NODE,
+            clock=lambda: 2000.0,
+            attempts=tuple,
+            dispatch=lambda _: None,
+            turn_away=lambda _: None,
+            suspended=lambda: None,
+        )
+        await restorations.recall()
+        welcomed = asyncio.create_task(restorations.welcomed([restored], ()))
+        await asyncio.sleep(0)  # as far as it comes before the next message is read
+        assert await ledger.run(state.epochs.to_hand_in) == {f"{NODE}/patients"}
+        await welcomed
+        ledger.close()
+
+    asyncio.run(scene())
+    state.close()

@@ -167,7 +167,7 @@ class Training:
                 return
             self._dispatch(e.DataOpened(order.attempt_id, at_s, outcome_s))
             with self._traces.work("work", order.attempt_id):
-                digest, size, failure = await self._train(worker, order, outcome_s)
+                digest, size, failure = await self._train(worker, order, at_s, outcome_s)
             with self._traces.work("spool", order.attempt_id):
                 share = terms.share_failure_class
                 if not await self._end(order, digest, size, failure, shares=share):
@@ -322,18 +322,21 @@ class Training:
         }
 
     async def _train(
-        self, worker: Worker, order: Order, outcome_s: float
+        self, worker: Worker, order: Order, at_s: float, outcome_s: float
     ) -> tuple[str, int, tuple[str, str]]:
         """(digest, bytes) of what the worker wrote, ("", 0) for no update, whatever the cause; and
         class and detail of that, for the hospital.
 
         What is not done shortly before the outcome is due is not done at all: a later outcome
-        would tell how long the data took.
+        would tell how long the data took. That counts from `at_s`, as the outcome does: booking the
+        opening may have taken a while.
         """
         attempt = {"attempt_id": order.attempt_id, "round": order.round}
         request = {"op": "train", **attempt, **self._asked(order)}
         fields = {"job_id": order.job_id, **attempt}
-        limit_s = outcome_s * TRAINING_SHARE if outcome_s > 0 else None
+        limit_s = None
+        if outcome_s > 0:
+            limit_s = max(0.0, at_s + outcome_s * TRAINING_SHARE - self._clock())
         asked = asyncio.create_task(self._answer_of(worker, request))
         self._asked_of.add(asked)
         asked.add_done_callback(self._answered)
@@ -341,7 +344,10 @@ class Training:
             # Not by cancelling: that waits until the worker is gone, a cluster's for seconds.
             await asyncio.wait({asked}, timeout=limit_s)
             if not asked.done():
-                raise TimeoutError
+                limit_s = outcome_s * TRAINING_SHARE
+                log.error("training_too_long", limit_s=limit_s, **fields)
+                self._stop_this(order.job_id, worker, order.attempt_id)
+                return "", 0, ("TOO_LONG", f"limit {limit_s:.0f} s")
             answer = asked.result()
             self._traces.worked(tracing.here(), answer, order.attempt_id)
             if answer.get("op") != "trained":
@@ -352,10 +358,6 @@ class Training:
             if order.release.mechanism != "no_data":
                 await self._remarked(order, str(answer.get("remark", "")))
             return str(answer.get("digest")), int(answer.get("bytes", 0)), _NONE
-        except TimeoutError:
-            log.error("training_too_long", limit_s=limit_s, **fields)
-            self._stop_this(order.job_id, worker, order.attempt_id)
-            return "", 0, ("TOO_LONG", f"limit {limit_s:.0f} s" if limit_s else "")
         except (WorkerDied, OSError) as error:
             if not self._wanted(order.attempt_id):
                 log.info("work_given_up", **fields)

@@ -60,7 +60,7 @@ def test_it_is_over_only_with_an_attempt_that_has_read_the_records(
             async def request(_: Any, said: dict[str, Any] = said) -> dict[str, Any]:
                 return said
 
-            await training._train(SimpleNamespace(request=request), order(**changed), 0.0)  # type: ignore[arg-type]
+            await training._train(SimpleNamespace(request=request), order(**changed), 0.0, 0.0)  # type: ignore[arg-type]
 
     asyncio.run(attempts())
     assert notes == {f"{ROWS_LEFT_OUT_NOTE}heart": kept}

@@ -1,0 +1,104 @@
+"""What one attempt does with its worker, step by step: it trains nothing, and no time passes."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from node_agent.failures import Failures, kept
+from node_agent.launchers.base import Limits
+from node_agent.policy.admission import Terms
+from node_agent.policy.working import WorkPolicy
+from node_agent.session import events as e
+from node_agent.session.traces import AttemptTraces
+from node_agent.session.training import Training
+from node_agent.state.spool import Spool
+from tests.node_agent.agent_federation import FakeWorker
+from tests.node_agent.samples import data_set, order
+
+TICK_S = 4.0
+
+
+class Scene:
+    """A `Training` in a folder, whose ledger books whatever it is asked to.
+
+    Attributes:
+        now_s: its clock.
+        wanted: whether an attempt is still to be worked at.
+        opening: what happens while the opening is booked.
+        heard: what it has dispatched.
+    """
+
+    def __init__(self, folder: Path, worker: FakeWorker, tick_s: float = TICK_S) -> None:
+        self.now_s, self.wanted = 1000.0, True
+        self.opening: Callable[[], None] = lambda: None
+        self.heard: list[e.Event] = []
+        self.logs = folder / "logs"
+        self.logs.mkdir()
+        terms = Terms(data_set(), tick_s, WorkPolicy())
+        state = SimpleNamespace(
+            open=self._open,
+            spool=lambda *_: b"post",
+            lose=lambda *_: b"post",
+            notes=SimpleNamespace(keep=lambda *_: None),
+        )
+        self.training = Training(
+            failures=Failures(self.logs),
+            state=state,  # type: ignore[arg-type]
+            ledger=SimpleNamespace(run=self._run),  # type: ignore[arg-type]
+            admission=SimpleNamespace(terms=lambda _: terms),  # type: ignore[arg-type]
+            spool=Spool(folder / "spool"),
+            start_worker=worker.start,
+            logs=self.logs,
+            limits=Limits(),
+            dispatch=self.heard.append,
+            wanted=lambda _: self.wanted,
+            clock=lambda: self.now_s,
+            traces=AttemptTraces(),
+        )
+
+    def play(self, *attempt_ids: str) -> None:
+        """Work at these attempts of one job, one after the other, and wait for what was ended."""
+
+        async def all_of_them() -> None:
+            for number, attempt_id in enumerate(attempt_ids, start=1):
+                await self.training.run(order(attempt_id, round=number), float("inf"))
+            await self.training.ended()
+
+        asyncio.run(all_of_them())
+
+    async def _run(self, call: Any, *arguments: Any) -> Any:
+        return call(*arguments)
+
+    def _open(self, *_: Any) -> bool:
+        self.opening()
+        return True
+
+
+def test_training_ends_before_the_outcome_is_due_however_long_the_opening_took_to_book(
+    tmp_path: Path,
+) -> None:
+    """The moment counts from before the opening. Were training to count from after it, it could
+    end later than that moment, and a later one would tell how long the data took."""
+
+    class Brief(FakeWorker):
+        async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+            if message["op"] == "train":
+                await asyncio.sleep(0.05)
+            return await super().request(message)
+
+    worker = Brief()
+    scene = Scene(tmp_path, worker)
+
+    def slow_disk() -> None:
+        scene.now_s += TICK_S
+
+    scene.opening = slow_disk
+    scene.play("a1")
+    assert scene.heard == [
+        e.DataOpened("a1", 1000.0, TICK_S),
+        e.TrainingEnded("a1", "", b"post", ""),
+    ]
+    assert [(one.reason, one.detail) for one in kept(scene.logs)] == [("TOO_LONG", "limit 4 s")]
+    assert worker.stops == 1

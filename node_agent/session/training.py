@@ -183,8 +183,7 @@ class Training:
             if isinstance(found, Refusal):
                 raise Impossible(found.reason, found.message)
             terms = found
-        worker = await self._ready_worker(order, terms)
-        rehearsal_s = await self._check_model(worker, order)
+        worker, rehearsal_s = await self._rehearsed(order, terms)
         self._check_time(order, terms.tick_s, rehearsal_s, due_at_s - self._clock())
         return worker, terms, rehearsal_s
 
@@ -277,23 +276,35 @@ class Training:
             self._failures.note_why(order.attempt_id, why)
         raise Impossible("WORKER_FAILED", "The node could not start a worker; its log says why.")
 
+    async def _rehearsed(self, order: Order, terms: Terms) -> tuple[Worker, float]:
+        """The worker, and seconds that a rehearsal took there. One that was kept from the round
+        before may be gone by now, or be about to go; a new one takes its place, once."""
+        may_be_gone = order.job_id in self._workers
+        while True:
+            worker = await self._ready_worker(order, terms)
+            try:
+                return worker, await self._check_model(worker, order)
+            except (WorkerDied, OSError) as error:
+                self.stop(order.job_id)
+                wanted = self._wanted(order.attempt_id)
+                if wanted and may_be_gone:
+                    may_be_gone = False
+                    log.warning("worker_replaced", job_id=order.job_id, detail=str(error))
+                    continue
+                if wanted:
+                    log.error("worker_failed", job_id=order.job_id, detail=str(error))
+                    self._failures.note_why(order.attempt_id, str(error))
+                raise Impossible(
+                    "WORKER_FAILED", "The node's worker ended before it began; its log says why."
+                ) from None
+
     async def _check_model(self, worker: Worker, order: Order) -> float:
         """Seconds that the attempt takes on made-up records of the declared size.
 
         A model that does not fit is found out here, before the data is open, and costs nothing.
         """
-        request = {"op": "check", **self._asked(order)}
-        try:
-            answer = await worker.request(request)
-            self._traces.worked(tracing.here(), answer, order.attempt_id)
-        except (WorkerDied, OSError) as error:
-            if self._wanted(order.attempt_id):
-                log.error("worker_failed", job_id=order.job_id, detail=str(error))
-                self._failures.note_why(order.attempt_id, str(error))
-            self.stop(order.job_id)
-            raise Impossible(
-                "WORKER_FAILED", "The node's worker ended before it began; its log says why."
-            ) from None
+        answer = await worker.request({"op": "check", **self._asked(order)})
+        self._traces.worked(tracing.here(), answer, order.attempt_id)
         if answer.get("op") != "checked":
             raise Impossible(
                 str(answer.get("reason", "WORKER_FAILED")),

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from node_agent.failures import Failures, kept
-from node_agent.launchers.base import Limits
+from node_agent.launchers.base import Limits, WorkerDied
 from node_agent.policy.admission import Terms
 from node_agent.policy.working import WorkPolicy
 from node_agent.session import events as e
@@ -102,3 +102,41 @@ def test_training_ends_before_the_outcome_is_due_however_long_the_opening_took_t
     ]
     assert [(one.reason, one.detail) for one in kept(scene.logs)] == [("TOO_LONG", "limit 4 s")]
     assert worker.stops == 1
+
+
+class Mortal(FakeWorker):
+    """Dies in so many checks after the first one."""
+
+    deaths = 0
+    checks = 0
+
+    async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+        if message["op"] == "check":
+            self.checks += 1
+            if 1 < self.checks <= 1 + self.deaths:
+                raise WorkerDied("its allocation ends too soon")
+        return await super().request(message)
+
+
+def test_a_worker_that_was_kept_and_is_gone_by_the_next_round_is_replaced(tmp_path: Path) -> None:
+    """It was killed while it waited, or a cluster gave it no more time: the data is not open, so
+    that nothing is lost but its start."""
+    worker = Mortal()
+    worker.deaths = 1
+    scene = Scene(tmp_path, worker)
+    scene.play("a1", "a2")
+    assert [type(one) for one in scene.heard] == [e.DataOpened, e.TrainingEnded] * 2
+    assert (worker.starts, worker.stops, worker.trained) == (2, 1, ["a1", "a2"])
+    assert kept(scene.logs) == []
+
+
+def test_a_new_worker_that_dies_as_well_is_not_replaced(tmp_path: Path) -> None:
+    """Refused, and the hospital is told why."""
+    worker = Mortal()
+    worker.deaths = 2
+    scene = Scene(tmp_path, worker)
+    scene.play("a1", "a2")
+    refused = scene.heard[-1]
+    assert isinstance(refused, e.WorkImpossible)
+    assert (refused.attempt_id, refused.reason) == ("a2", "WORKER_FAILED")
+    assert (worker.starts, worker.stops, worker.trained) == (2, 2, ["a1"])

@@ -151,6 +151,9 @@ class Training:
                     if isinstance(opened, Refusal):
                         raise Impossible(opened.reason, opened.message)
             except Impossible as error:
+                if not self._wanted(order.attempt_id):
+                    # What has ended the attempt found no worker where that was just starting.
+                    self.stop(order.job_id)
                 await asyncio.to_thread(self._spool.drop_out, order.attempt_id)
                 self._dispatch(
                     e.WorkImpossible(

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from node_agent.failures import Failures, kept
 from node_agent.launchers.base import Limits, WorkerDied
 from node_agent.policy.admission import Terms
@@ -140,3 +142,28 @@ def test_a_new_worker_that_dies_as_well_is_not_replaced(tmp_path: Path) -> None:
     assert isinstance(refused, e.WorkImpossible)
     assert (refused.attempt_id, refused.reason) == ("a2", "WORKER_FAILED")
     assert (worker.starts, worker.stops, worker.trained) == (2, 2, ["a1"])
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_no_worker_stays_of_an_attempt_that_ended_while_it_was_started(
+    tmp_path: Path, is_wanted: bool
+) -> None:
+    """Whatever has ended the attempt found no worker yet. One of an attempt that does not fit its
+    deadline stays for the order that comes again."""
+
+    class Late(FakeWorker):
+        async def start(self, *arguments: Any) -> FakeWorker:
+            await super().start(*arguments)
+            scene.wanted = is_wanted
+            return self
+
+        async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+            answer = await super().request(message)
+            refusal = {"op": "refused", "reason": "MODEL_MISMATCH", "message": "-"}
+            return refusal if message["op"] == "check" else answer
+
+    worker = Late()
+    scene = Scene(tmp_path, worker)
+    scene.play("a1")
+    assert [type(one) for one in scene.heard] == [e.WorkImpossible]
+    assert worker.stops == (0 if is_wanted else 1)

@@ -437,6 +437,29 @@ def test_the_next_round_has_its_worker_and_its_model_already(tmp_path: Path) -> 
     play(tmp_path, scene)
 
 
+def test_of_a_job_two_models_stay(tmp_path: Path) -> None:
+    """The spool does not grow by a model a round."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        async with RunningAgent(folder, worker):
+            await coordinator.heard("hello")
+            digests = []
+            for number in (1, 2, 3):
+                coordinator.model = MODEL_BYTES + bytes([number])
+                digests.append(digest_of(coordinator.model))
+                sent = {
+                    "base_model_digest": digests[-1],
+                    "base_model_bytes": len(coordinator.model),
+                }
+                coordinator.send(work_order=real_order(f"a{number}", round=number, **sent))
+                await coordinator.until_submitted(number)
+            await until(
+                lambda: {one.name for one in (folder.spool / "models").iterdir()} == {*digests[1:]}
+            )
+
+    play(tmp_path, scene)
+
+
 def test_a_worker_is_prepared_anew_where_the_data_set_is_described_otherwise(
     tmp_path: Path,
 ) -> None:
@@ -482,6 +505,36 @@ def test_closing_an_attempt_while_it_trains_kills_its_worker(tmp_path: Path) -> 
     said = [line["event"] for line in logs]
     assert "work_given_up" in said
     assert "worker_failed" not in said
+
+
+def test_closing_an_attempt_ends_the_call_that_hands_it_in(tmp_path: Path) -> None:
+    """The round went on without this node: nobody waits for what comes of it."""
+
+    class Slow(FakeCoordinator):
+        called: asyncio.Event
+        ended: asyncio.Event
+
+        async def start(self) -> None:
+            self.called, self.ended = asyncio.Event(), asyncio.Event()
+            await super().start()
+
+        async def SubmitUpdate(self, request: Any, context: Any) -> Any:  # noqa: N802
+            self.called.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.ended.set()
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        assert isinstance(coordinator, Slow)
+        coordinator.orders = [real_order()]
+        async with RunningAgent(folder, worker):
+            await asyncio.wait_for(coordinator.called.wait(), WAIT_S)
+            assert not coordinator.ended.is_set()
+            coordinator.send(attempt_closed=pb.AttemptClosed(attempt_id="a1", outcome="post"))
+            await asyncio.wait_for(coordinator.ended.wait(), WAIT_S)
+
+    play(tmp_path, scene, Slow)
 
 
 def test_closing_an_attempt_while_its_worker_gets_ready_is_no_failure(tmp_path: Path) -> None:

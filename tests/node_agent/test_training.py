@@ -30,15 +30,17 @@ class Scene:
         wanted: whether an attempt is still to be worked at.
         opening: what happens while the opening is booked.
         heard: what it has dispatched.
+        asked: how often the terms were asked for.
     """
 
     def __init__(self, folder: Path, worker: FakeWorker, tick_s: float = TICK_S) -> None:
         self.now_s, self.wanted = 1000.0, True
         self.opening: Callable[[], None] = lambda: None
         self.heard: list[e.Event] = []
+        self.asked = 0
+        self.terms = Terms(data_set(), tick_s, WorkPolicy())
         self.logs = folder / "logs"
         self.logs.mkdir()
-        terms = Terms(data_set(), tick_s, WorkPolicy())
         state = SimpleNamespace(
             open=self._open,
             spool=lambda *_: b"post",
@@ -49,7 +51,7 @@ class Scene:
             failures=Failures(self.logs),
             state=state,  # type: ignore[arg-type]
             ledger=SimpleNamespace(run=self._run),  # type: ignore[arg-type]
-            admission=SimpleNamespace(terms=lambda _: terms),  # type: ignore[arg-type]
+            admission=SimpleNamespace(terms=self._asked),  # type: ignore[arg-type]
             spool=Spool(folder / "spool"),
             start_worker=worker.start,
             logs=self.logs,
@@ -69,6 +71,10 @@ class Scene:
             await self.training.ended()
 
         asyncio.run(all_of_them())
+
+    def _asked(self, _: Any) -> Terms:
+        self.asked += 1
+        return self.terms
 
     async def _run(self, call: Any, *arguments: Any) -> Any:
         return call(*arguments)
@@ -104,6 +110,20 @@ def test_training_ends_before_the_outcome_is_due_however_long_the_opening_took_t
     ]
     assert [(one.reason, one.detail) for one in kept(scene.logs)] == [("TOO_LONG", "limit 4 s")]
     assert worker.stops == 1
+
+
+@pytest.mark.parametrize(
+    ("admitted", "later_s", "asked"), [("a1", 1.0, 1), ("a1", 1.5, 2), ("a2", 1.0, 2)]
+)
+def test_terms_of_the_admission_are_good_for_a_moment_and_for_that_attempt(
+    tmp_path: Path, admitted: str, later_s: float, asked: int
+) -> None:
+    """They are asked for with the opening in any case."""
+    scene = Scene(tmp_path, FakeWorker())
+    scene.training.admitted(admitted, scene.terms)
+    scene.now_s += later_s
+    scene.play("a1")
+    assert scene.asked == asked
 
 
 class Mortal(FakeWorker):

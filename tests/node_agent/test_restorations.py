@@ -1,18 +1,58 @@
-"""What a Welcome says of the past is taken before an order that comes right behind it."""
+"""What a session does with what a Welcome says of the past."""
 
 import asyncio
 from pathlib import Path
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from node_agent.ledger.rollback import Signed
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.restorations import Restorations
 from node_agent.state.state import State
+from privacy.entries import append, sign
 from privacy.epochs import sign_epoch
 from privacy.filters import make_filter
 from tests.node_agent.samples import LEDGER_KEY, NODE, order
 
 COORDINATOR_KEY = Ed25519PrivateKey.generate()
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_welcome_that_tells_of_a_release_that_the_ledger_lacks_suspends_it(
+    tmp_path: Path, is_known: bool
+) -> None:
+    """The node has signed it: an older disk was put back, and the coordinator is to hear that
+    orders are refused before it sends one."""
+    state = State(tmp_path / "state.db", NODE, LEDGER_KEY)
+    told: list[str] = []
+    post = order().statement(NODE, "post")
+    if is_known:
+        state.reserve(order(), make_filter("gdp", 0, 10.0, 1.0e-5))
+        state.open("a1", 1.0, 0.5)
+        state.lose("a1")
+
+    async def scene() -> None:
+        ledger = LedgerThread()
+        restorations = Restorations(
+            state,
+            ledger,
+            NODE,
+            clock=lambda: 2000.0,
+            attempts=tuple,
+            dispatch=lambda _: None,
+            turn_away=lambda _: None,
+            suspended=lambda: told.append("suspended"),
+        )
+        await restorations.welcomed(
+            [], (Signed(None, (append(post, None, sign(LEDGER_KEY, post)),)),)
+        )
+        ledger.close()
+
+    asyncio.run(scene())
+    assert state.memory.is_rolled_back is not is_known
+    assert told == ([] if is_known else ["suspended"])
+    state.close()
 
 
 def test_an_order_right_behind_a_welcome_is_judged_by_what_that_says(tmp_path: Path) -> None:

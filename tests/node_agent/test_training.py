@@ -11,6 +11,7 @@ import pytest
 from node_agent.failures import Failures, kept
 from node_agent.launchers.base import Limits, WorkerDied
 from node_agent.policy.admission import Terms
+from node_agent.policy.judgement import Refusal
 from node_agent.policy.working import WorkPolicy
 from node_agent.session import events as e
 from node_agent.session.traces import AttemptTraces
@@ -187,3 +188,31 @@ def test_no_worker_stays_of_an_attempt_that_ended_while_it_was_started(
     scene.play("a1")
     assert [type(one) for one in scene.heard] == [e.WorkImpossible]
     assert worker.stops == (0 if is_wanted else 1)
+
+
+def test_an_order_that_the_steward_no_longer_allows_starts_no_worker(tmp_path: Path) -> None:
+    """It waited for its turn while the rules changed."""
+    worker = FakeWorker()
+    scene = Scene(tmp_path, worker)
+    scene.terms = Refusal("DATA_SET_WITHDRAWN", "-")  # type: ignore[assignment]
+    scene.play("a1")
+    assert [one.reason for one in scene.heard if isinstance(one, e.WorkImpossible)] == [
+        "DATA_SET_WITHDRAWN"
+    ]
+    assert worker.starts == 0
+
+
+def test_a_worker_that_cannot_be_prepared_ends_and_says_why(tmp_path: Path) -> None:
+    """It is told to the coordinator, and another one is not tried."""
+
+    class Unprepared(FakeWorker):
+        async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+            return {"op": "refused", "reason": "TASK_CONFIG_INVALID", "message": "-"}
+
+    worker = Unprepared()
+    scene = Scene(tmp_path, worker)
+    scene.play("a1")
+    assert [one.reason for one in scene.heard if isinstance(one, e.WorkImpossible)] == [
+        "TASK_CONFIG_INVALID"
+    ]
+    assert (worker.starts, worker.stops) == (1, 1)

@@ -11,7 +11,7 @@ from node_agent.ledger.account_filters import filter_of
 from node_agent.ledger.disputes import EVERY_ACCOUNT
 from node_agent.ledger.payers import require_kept, source_digest
 from node_agent.policy.asking import check_asked, check_caps, mandate_of
-from node_agent.policy.judgement import Refusal, judge, judge_terms
+from node_agent.policy.judgement import Refusal, judge, judge_terms, verdicts
 from node_agent.policy.orders import Order
 from node_agent.policy.policy import Policy
 from node_agent.policy.steward import Steward
@@ -224,12 +224,15 @@ class Admission:
         return [(order, refusal) for order, refusal in judged if refusal is not None]
 
     def is_withdrawn(self, order: Order) -> bool:
-        """Whether the steward has withdrawn the order's data set, so that nothing of it may leave.
-        While the rules cannot be read, what was released under them stays."""
+        """Whether the steward has taken back the order's data set, or its task on it, so that
+        nothing of it may leave. While the rules cannot be read, what was released under them stays;
+        so does what another version of the task's code has made."""
         try:
-            return order.data_set in self._steward.rules().policy.withdrawn
+            rules = self._steward.rules()
         except FeddpError:
             return False
+        found = verdicts(rules.policy, rules.data_sets, {}, order)
+        return any(no is not None for rule, no in found if rule in ("data set", "task"))
 
     def _outside_hours_now(self) -> bool:
         try:

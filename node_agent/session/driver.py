@@ -48,9 +48,9 @@ def steady_clock() -> Callable[[], float]:
 class Driver:
     """One agent at work."""
 
-    def __init__(self, parts: Parts, clock: Callable[[], float] | None = None) -> None:
+    def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._clock = clock or steady_clock()
+        self._clock = steady_clock()
         self._agent = Agent(idle_since_s=self._clock())
         self._transfers = Transfers(
             parts.channel,

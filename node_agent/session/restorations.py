@@ -75,12 +75,19 @@ class Restorations:
 
     async def welcomed(self, told: Sequence[Epoch], signed: tuple[rollback.Signed, ...]) -> None:
         """Take what a Welcome says of the past, before any order that follows it."""
-        # First whether this ledger is an old one: then it can end nothing as void.
-        await self._look_back(signed)
-        if self._key:
-            await self.met(
-                await self._ledger.run(self._state.handing_in.meet, told, b"", self._clock())
-            )
+        self._signed = signed
+        known, now_s = bool(self._key), self._clock()
+
+        def looked_back() -> tuple[str, Meeting | None]:
+            # In one turn of the ledger's thread: no order is judged between the two. First whether
+            # this ledger is an old one: then it can end nothing as void.
+            text = self._lacks()
+            return text, self._state.handing_in.meet(told, b"", now_s) if known else None
+
+        text, meeting = await self._ledger.run(looked_back)
+        self._say_rolled_back(text)
+        if meeting is not None:
+            await self.met(meeting)
 
     async def met(self, meeting: Meeting) -> None:
         """Go by what the coordinator's epochs turned out to be."""
@@ -130,10 +137,6 @@ class Restorations:
         is_other, text = await self._ledger.run(arrived)
         self._say_rolled_back(text)
         return is_other
-
-    async def _look_back(self, signed: tuple[rollback.Signed, ...]) -> None:
-        self._signed = signed
-        self._say_rolled_back(await self._ledger.run(self._lacks))
 
     def _lacks(self) -> str:
         return rollback.look(

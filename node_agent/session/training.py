@@ -151,6 +151,9 @@ class Training:
                     if isinstance(opened, Refusal):
                         raise Impossible(opened.reason, opened.message)
             except Impossible as error:
+                if not self._wanted(order.attempt_id):
+                    # What has ended the attempt found no worker where that was just starting.
+                    self.stop(order.job_id)
                 await asyncio.to_thread(self._spool.drop_out, order.attempt_id)
                 self._dispatch(
                     e.WorkImpossible(
@@ -167,7 +170,7 @@ class Training:
                 return
             self._dispatch(e.DataOpened(order.attempt_id, at_s, outcome_s))
             with self._traces.work("work", order.attempt_id):
-                digest, size, failure = await self._train(worker, order, outcome_s)
+                digest, size, failure = await self._train(worker, order, at_s, outcome_s)
             with self._traces.work("spool", order.attempt_id):
                 share = terms.share_failure_class
                 if not await self._end(order, digest, size, failure, shares=share):
@@ -183,8 +186,7 @@ class Training:
             if isinstance(found, Refusal):
                 raise Impossible(found.reason, found.message)
             terms = found
-        worker = await self._ready_worker(order, terms)
-        rehearsal_s = await self._check_model(worker, order)
+        worker, rehearsal_s = await self._rehearsed(order, terms)
         self._check_time(order, terms.tick_s, rehearsal_s, due_at_s - self._clock())
         return worker, terms, rehearsal_s
 
@@ -277,23 +279,35 @@ class Training:
             self._failures.note_why(order.attempt_id, why)
         raise Impossible("WORKER_FAILED", "The node could not start a worker; its log says why.")
 
+    async def _rehearsed(self, order: Order, terms: Terms) -> tuple[Worker, float]:
+        """The worker, and seconds that a rehearsal took there. One that was kept from the round
+        before may be gone by now, or be about to go; a new one takes its place, once."""
+        may_be_gone = order.job_id in self._workers
+        while True:
+            worker = await self._ready_worker(order, terms)
+            try:
+                return worker, await self._check_model(worker, order)
+            except (WorkerDied, OSError) as error:
+                self.stop(order.job_id)
+                wanted = self._wanted(order.attempt_id)
+                if wanted and may_be_gone:
+                    may_be_gone = False
+                    log.warning("worker_replaced", job_id=order.job_id, detail=str(error))
+                    continue
+                if wanted:
+                    log.error("worker_failed", job_id=order.job_id, detail=str(error))
+                    self._failures.note_why(order.attempt_id, str(error))
+                raise Impossible(
+                    "WORKER_FAILED", "The node's worker ended before it began; its log says why."
+                ) from None
+
     async def _check_model(self, worker: Worker, order: Order) -> float:
         """Seconds that the attempt takes on made-up records of the declared size.
 
         A model that does not fit is found out here, before the data is open, and costs nothing.
         """
-        request = {"op": "check", **self._asked(order)}
-        try:
-            answer = await worker.request(request)
-            self._traces.worked(tracing.here(), answer, order.attempt_id)
-        except (WorkerDied, OSError) as error:
-            if self._wanted(order.attempt_id):
-                log.error("worker_failed", job_id=order.job_id, detail=str(error))
-                self._failures.note_why(order.attempt_id, str(error))
-            self.stop(order.job_id)
-            raise Impossible(
-                "WORKER_FAILED", "The node's worker ended before it began; its log says why."
-            ) from None
+        answer = await worker.request({"op": "check", **self._asked(order)})
+        self._traces.worked(tracing.here(), answer, order.attempt_id)
         if answer.get("op") != "checked":
             raise Impossible(
                 str(answer.get("reason", "WORKER_FAILED")),
@@ -322,18 +336,21 @@ class Training:
         }
 
     async def _train(
-        self, worker: Worker, order: Order, outcome_s: float
+        self, worker: Worker, order: Order, at_s: float, outcome_s: float
     ) -> tuple[str, int, tuple[str, str]]:
         """(digest, bytes) of what the worker wrote, ("", 0) for no update, whatever the cause; and
         class and detail of that, for the hospital.
 
         What is not done shortly before the outcome is due is not done at all: a later outcome
-        would tell how long the data took.
+        would tell how long the data took. That counts from `at_s`, as the outcome does: booking the
+        opening may have taken a while.
         """
         attempt = {"attempt_id": order.attempt_id, "round": order.round}
         request = {"op": "train", **attempt, **self._asked(order)}
         fields = {"job_id": order.job_id, **attempt}
-        limit_s = outcome_s * TRAINING_SHARE if outcome_s > 0 else None
+        limit_s = None
+        if outcome_s > 0:
+            limit_s = max(0.0, at_s + outcome_s * TRAINING_SHARE - self._clock())
         asked = asyncio.create_task(self._answer_of(worker, request))
         self._asked_of.add(asked)
         asked.add_done_callback(self._answered)
@@ -341,7 +358,10 @@ class Training:
             # Not by cancelling: that waits until the worker is gone, a cluster's for seconds.
             await asyncio.wait({asked}, timeout=limit_s)
             if not asked.done():
-                raise TimeoutError
+                limit_s = outcome_s * TRAINING_SHARE
+                log.error("training_too_long", limit_s=limit_s, **fields)
+                self._stop_this(order.job_id, worker, order.attempt_id)
+                return "", 0, ("TOO_LONG", f"limit {limit_s:.0f} s")
             answer = asked.result()
             self._traces.worked(tracing.here(), answer, order.attempt_id)
             if answer.get("op") != "trained":
@@ -352,10 +372,6 @@ class Training:
             if order.release.mechanism != "no_data":
                 await self._remarked(order, str(answer.get("remark", "")))
             return str(answer.get("digest")), int(answer.get("bytes", 0)), _NONE
-        except TimeoutError:
-            log.error("training_too_long", limit_s=limit_s, **fields)
-            self._stop_this(order.job_id, worker, order.attempt_id)
-            return "", 0, ("TOO_LONG", f"limit {limit_s:.0f} s" if limit_s else "")
         except (WorkerDied, OSError) as error:
             if not self._wanted(order.attempt_id):
                 log.info("work_given_up", **fields)

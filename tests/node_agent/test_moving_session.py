@@ -25,7 +25,7 @@ from node_agent.session import link
 from node_agent.status import status
 from protos.errors import FeddpError, NotAllowed, Unavailable
 from protos.feddp.v1 import federation_pb2 as pb
-from protos.feddp.v1 import renewal_pb2, renewal_pb2_grpc
+from protos.feddp.v1 import renewal_pb2, renewal_pb2_grpc, witness_pb2, witness_pb2_grpc
 from tests.node_agent.agent_federation import (
     TRUST_DOMAIN,
     WAIT_S,
@@ -124,12 +124,14 @@ def _certificate(context: Any) -> bytes:
 Scene = Callable[[RenewingCoordinator, Folder, FakeWorker], Coroutine[Any, Any, None]]
 
 
-def play(tmp_path: Path, scene: Scene) -> Folder:
+def play(
+    tmp_path: Path, scene: Scene, kind: type[RenewingCoordinator] = RenewingCoordinator
+) -> Folder:
     """Run a scene in which the agent's certificate is due when it starts; gives its folder."""
 
     async def run() -> Folder:
         authority = Authority.create(tmp_path / "ca", TRUST_DOMAIN)
-        coordinator = RenewingCoordinator(authority)
+        coordinator = kind(authority)
         await coordinator.start()
         folder = make_agent(tmp_path / "agent", authority, coordinator.port, DUE)
         try:
@@ -176,6 +178,35 @@ def test_a_due_certificate_is_renewed_at_the_start_and_used_at_once(tmp_path: Pa
         assert "while the agent runs" in said
 
     play(tmp_path, scene)
+
+
+def test_the_coordinators_ledger_is_read_over_the_second_connection(tmp_path: Path) -> None:
+    """The first one is shut: what is read there would be refused, for ever."""
+
+    class Witnessed(RenewingCoordinator, witness_pb2_grpc.WitnessServicer):
+        readers: list[bytes]
+
+        def add_services(self, server: grpc.aio.Server) -> None:
+            super().add_services(server)
+            self.readers = []
+            witness_pb2_grpc.add_WitnessServicer_to_server(self, server)
+
+        async def ReadHeads(self, request: Any, context: Any) -> Any:  # noqa: N802
+            self.readers.append(_certificate(context))
+            return witness_pb2.ReadHeadsResponse()
+
+    async def scene(coordinator: RenewingCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        assert isinstance(coordinator, Witnessed)
+        async with RunningAgent(folder, worker):
+            await until(lambda: coordinator.sessions == 2)
+            await until(lambda: status(folder.root)["connected"])
+            newer = load_identity(folder.identity).chain
+            coordinator.readers.clear()
+            coordinator.send(job_ended=pb.JobEnded(job_id="job-1"))
+            await until(lambda: bool(coordinator.readers))
+            assert newer.startswith(coordinator.readers[-1])
+
+    play(tmp_path, scene, Witnessed)
 
 
 def test_an_upload_under_way_ends_where_it_began_and_is_not_repeated(tmp_path: Path) -> None:

@@ -223,6 +223,17 @@ def test_what_the_ledger_has_kept_itself_says_which_account_was_first(
     assert "has paid from account patients and is declared" in node.refusal("heart", "others")[1]
 
 
+def test_a_copy_that_read_both_chains_learns_from_the_folder_which_was_first(node: Node) -> None:
+    """By the import, so that what the ledger has kept itself comes after what the chains tell."""
+    declare(node.folder, HEART, {**CLINIC, **OTHERS})
+    for account in ("others", "patients"):
+        assert read(node, account, chain(account)) is None
+    node.state.payers.note(Payment("heart", "kept", PATIENTS))
+    assert isinstance(node.decide("heart"), Reserved)
+    declare(node.folder, {**HEART, **OTHERS}, {**CLINIC, **OTHERS})
+    assert "has paid from account patients and is declared" in node.refusal("heart", "others")[1]
+
+
 def test_a_refusal_that_was_signed_is_no_payment(node: Node) -> None:
     """Nor is what another key has signed: neither keeps a data set from its account."""
     wanted = order("x", job_id="x", account="others")
@@ -233,6 +244,21 @@ def test_a_refusal_that_was_signed_is_no_payment(node: Node) -> None:
     node.state.note_signed(chain("others", key=new_ledger_key()))
     assert node.state.payers.payments() == []
     assert node.state.accounts_kept() == frozenset()
+
+
+def test_what_the_chain_says_of_others_or_once_more_is_no_payment(node: Node) -> None:
+    """Another node's name or account under this node's key, as of a folder that bore another name;
+    and what the ledger has kept itself."""
+    declare(node.folder, HEART)
+    wanted = order("patients-0", job_id="patients-0")
+    assert isinstance(node.admission.decide(wanted), Reserved)
+    before = node.state.payers.payments()
+    said = wanted.statement(NODE, "post")
+    strange = replace(said, dataset="x", node="beta"), replace(said, dataset="x", account="beta/x")
+    for one in (said, *strange):
+        node.state.note_signed([append(one, None, sign(LEDGER_KEY, one))])
+    assert node.state.payers.payments() == before
+    assert [one.account for one in before] == [PATIENTS]
 
 
 @pytest.fixture

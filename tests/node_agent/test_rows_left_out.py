@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from node_agent.session.training import Training
 from node_agent.state.notes import ROWS_LEFT_OUT_NOTE
@@ -20,19 +21,20 @@ def trained(remark: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("answer", "changes", "kept"),
+    ("answer", "changes", "kept", "warnings"),
     [
-        (trained(), {}, ""),
-        (trained("others"), {}, "others"),
-        (trained(), NO_DATA, SAID),
-        ({"op": "no_update", "class": "DATA_PROBLEM", "detail": "-"}, {}, SAID),
+        (trained(), {}, "", 1),
+        (trained("others"), {}, "others", 2),
+        (trained(SAID), {}, SAID, 1),
+        (trained(), NO_DATA, SAID, 1),
+        ({"op": "no_update", "class": "DATA_PROBLEM", "detail": "-"}, {}, SAID, 1),
     ],
-    ids=["all read", "others left out", "no records read", "no update"],
+    ids=["all read", "others left out", "the same left out", "no records read", "no update"],
 )
 def test_it_is_over_only_with_an_attempt_that_has_read_the_records(
-    tmp_path: Path, answer: dict[str, Any], changes: dict[str, Any], kept: str
+    tmp_path: Path, answer: dict[str, Any], changes: dict[str, Any], kept: str, warnings: int
 ) -> None:
-    """A job that reads none, or one that failed, does not know."""
+    """A job that reads none, or one that failed, does not know. The log warns once of each."""
     notes: dict[str, str] = {}
 
     async def run(call: Any, *arguments: Any) -> Any:
@@ -60,7 +62,9 @@ def test_it_is_over_only_with_an_attempt_that_has_read_the_records(
             async def request(_: Any, said: dict[str, Any] = said) -> dict[str, Any]:
                 return said
 
-            await training._train(SimpleNamespace(request=request), order(**changed), 0.0)  # type: ignore[arg-type]
+            await training._train(SimpleNamespace(request=request), order(**changed), 0.0, 0.0)  # type: ignore[arg-type]
 
-    asyncio.run(attempts())
+    with capture_logs() as logs:
+        asyncio.run(attempts())
     assert notes == {f"{ROWS_LEFT_OUT_NOTE}heart": kept}
+    assert [one["event"] for one in logs].count("rows_left_out") == warnings

@@ -250,6 +250,31 @@ def test_an_agent_that_ends_while_the_data_is_open_never_trains_that_attempt_aga
     assert entries(play(tmp_path, scene)) == expected
 
 
+def test_an_agent_that_ends_on_an_error_waits_until_its_worker_is_gone(tmp_path: Path) -> None:
+    """Its disk takes nothing any more: a worker that goes on would read records for nobody, beside
+    the next agent's. Nor does status say for ever that it is connected."""
+
+    class Slow(FakeWorker):
+        gone = False
+
+        async def stop(self) -> None:
+            await super().stop()
+            await asyncio.sleep(0.2)
+            self.gone = True
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, _: FakeWorker) -> None:
+        worker = Slow()
+        worker.checking = lambda: (folder.spool / "updates").rmdir()
+        coordinator.orders = [real_order()]
+        with pytest.raises(ExceptionGroup):
+            async with RunningAgent(folder, worker) as agent:
+                await until(agent.has_ended)
+        assert worker.gone
+        assert not status(folder.root)["connected"]
+
+    play(tmp_path, scene)
+
+
 def test_a_spooled_update_is_submitted_after_a_restart_without_training(tmp_path: Path) -> None:
     """The first process trained and could not hand in; the second hands in the same bytes."""
 
@@ -270,30 +295,63 @@ def test_a_spooled_update_is_submitted_after_a_restart_without_training(tmp_path
     assert entries(play(tmp_path, scene)) == [("reserve", "a1"), ("post", "a1")]
 
 
-def test_an_update_of_a_data_set_that_was_withdrawn_while_the_agent_was_off_never_leaves(
-    tmp_path: Path,
+class Foretelling(FakeWorker):
+    """Its outcome is due so long after the opening."""
+
+    due_s = 0.0
+
+    async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+        answer = await super().request(message)
+        return {**answer, "rehearsal_s": self.due_s / 4} if message["op"] == "check" else answer
+
+
+TAKEN_BACK = pytest.mark.parametrize("taken_back", [{"withdrawn": ["heart"]}, {"allow": []}])
+"""The data set, or the task on it."""
+
+
+@TAKEN_BACK
+def test_an_update_that_the_steward_took_back_while_the_agent_was_off_never_leaves(
+    tmp_path: Path, taken_back: dict[str, Any]
 ) -> None:
     """The next process has known no other rules, so that no change tells it to look."""
 
     async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
         coordinator.orders = [real_order()]
-
-        class Trained(FakeWorker):
-            """Its outcome is due after 3 s, by which the agent is off."""
-
-            async def request(self, message: dict[str, Any]) -> dict[str, Any]:
-                answer = await super().request(message)
-                return {**answer, "rehearsal_s": 0.75} if message["op"] == "check" else answer
-
-        async with RunningAgent(folder, Trained()):
+        first = Foretelling()
+        first.due_s = 3.0  # by which the agent is off
+        async with RunningAgent(folder, first):
             await until(lambda: status(folder.root)["attempts"] == {"spooled": 1})
-        rules = yaml.safe_load((folder.root / "policy.yaml").read_text())
-        rules["withdrawn"] = ["heart"]
-        (folder.root / "policy.yaml").write_text(yaml.safe_dump(rules))
+        rules = yaml.safe_load(folder.policy_yaml.read_text())
+        folder.policy_yaml.write_text(yaml.safe_dump(rules | taken_back))
         async with RunningAgent(folder, worker):
             await coordinator.heard("no_update")
         assert coordinator.submitted == []
         assert coordinator.uploads == {}
+
+    assert entries(play(tmp_path, scene)) == [("reserve", "a1"), ("post", "a1")]
+
+
+@TAKEN_BACK
+@pytest.mark.parametrize("script", ["hang", "update"])
+def test_what_the_steward_takes_back_ends_at_once_whatever_it_is_at(
+    tmp_path: Path, script: str, taken_back: dict[str, Any]
+) -> None:
+    """Training is stopped, and an update that waits is removed, long before the outcome is due."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, _: FakeWorker) -> None:
+        coordinator.orders = [real_order()]
+        worker = Foretelling([script])
+        worker.due_s = 40.0
+        state = {"hang": "opened", "update": "spooled"}[script]
+        async with RunningAgent(folder, worker):
+            await until(lambda: status(folder.root)["attempts"] == {state: 1})
+            rules = yaml.safe_load(folder.policy_yaml.read_text())
+            folder.policy_yaml.write_text(yaml.safe_dump(rules | taken_back))
+            if script == "hang":
+                await until(lambda: status(folder.root)["attempts"] == {"no_update": 1})
+                assert worker.stops == 1
+            else:
+                await until(lambda: not list((folder.spool / "updates").iterdir()))
 
     assert entries(play(tmp_path, scene)) == [("reserve", "a1"), ("post", "a1")]
 
@@ -437,6 +495,29 @@ def test_the_next_round_has_its_worker_and_its_model_already(tmp_path: Path) -> 
     play(tmp_path, scene)
 
 
+def test_of_a_job_two_models_stay(tmp_path: Path) -> None:
+    """The spool does not grow by a model a round."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        async with RunningAgent(folder, worker):
+            await coordinator.heard("hello")
+            digests = []
+            for number in (1, 2, 3):
+                coordinator.model = MODEL_BYTES + bytes([number])
+                digests.append(digest_of(coordinator.model))
+                sent = {
+                    "base_model_digest": digests[-1],
+                    "base_model_bytes": len(coordinator.model),
+                }
+                coordinator.send(work_order=real_order(f"a{number}", round=number, **sent))
+                await coordinator.until_submitted(number)
+            await until(
+                lambda: {one.name for one in (folder.spool / "models").iterdir()} == {*digests[1:]}
+            )
+
+    play(tmp_path, scene)
+
+
 def test_a_worker_is_prepared_anew_where_the_data_set_is_described_otherwise(
     tmp_path: Path,
 ) -> None:
@@ -454,6 +535,7 @@ def test_a_worker_is_prepared_anew_where_the_data_set_is_described_otherwise(
             await coordinator.heard("hello")
             coordinator.send(work_order=real_order("a2", round=2))
             await coordinator.until_submitted(2)
+            assert (worker.starts, worker.stops) == (2, 1)
         prepared = [one["data_set"] for one in worker.requests if one["op"] == "prepare"]
         assert [one["columns"] for one in prepared] == [{"age": "number"}, {"sex": "number"}]
 
@@ -482,6 +564,36 @@ def test_closing_an_attempt_while_it_trains_kills_its_worker(tmp_path: Path) -> 
     said = [line["event"] for line in logs]
     assert "work_given_up" in said
     assert "worker_failed" not in said
+
+
+def test_closing_an_attempt_ends_the_call_that_hands_it_in(tmp_path: Path) -> None:
+    """The round went on without this node: nobody waits for what comes of it."""
+
+    class Slow(FakeCoordinator):
+        called: asyncio.Event
+        ended: asyncio.Event
+
+        async def start(self) -> None:
+            self.called, self.ended = asyncio.Event(), asyncio.Event()
+            await super().start()
+
+        async def SubmitUpdate(self, request: Any, context: Any) -> Any:  # noqa: N802
+            self.called.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.ended.set()
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        assert isinstance(coordinator, Slow)
+        coordinator.orders = [real_order()]
+        async with RunningAgent(folder, worker):
+            await asyncio.wait_for(coordinator.called.wait(), WAIT_S)
+            assert not coordinator.ended.is_set()
+            coordinator.send(attempt_closed=pb.AttemptClosed(attempt_id="a1", outcome="post"))
+            await asyncio.wait_for(coordinator.ended.wait(), WAIT_S)
+
+    play(tmp_path, scene, Slow)
 
 
 def test_closing_an_attempt_while_its_worker_gets_ready_is_no_failure(tmp_path: Path) -> None:

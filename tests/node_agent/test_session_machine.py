@@ -260,6 +260,7 @@ def test_a_node_that_is_too_slow_says_how_many_steps_it_can_do() -> None:
         (1.0, 2.0, 7.9, 8),  # 7 whole ticks hold 4 x 1.6 s, and not 4 x 1.8 s
         (1.0, 2.0, 0.9, 0),  # not one tick
         (0.0, 9.0, 0.0, 10),  # nothing is read, so that there is no outcome to fix
+        (0.0, 9.0, -1.0, 10),  # nor is there where it is past the deadline already
         (1.0, 0.0, 0.5, 0),
         (1.0, 0.001, 5.0, 10),
         (1.0, 2.0, math.inf, 10),

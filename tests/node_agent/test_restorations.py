@@ -1,0 +1,86 @@
+"""What a session does with what a Welcome says of the past."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from node_agent.ledger.rollback import Signed
+from node_agent.session.ledger_thread import LedgerThread
+from node_agent.session.restorations import Restorations
+from node_agent.state.state import State
+from privacy.entries import append, sign
+from privacy.epochs import sign_epoch
+from privacy.filters import make_filter
+from tests.node_agent.samples import LEDGER_KEY, NODE, order
+
+COORDINATOR_KEY = Ed25519PrivateKey.generate()
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_welcome_that_tells_of_a_release_that_the_ledger_lacks_suspends_it(
+    tmp_path: Path, is_known: bool
+) -> None:
+    """The node has signed it: an older disk was put back, and the coordinator is to hear that
+    orders are refused before it sends one."""
+    state = State(tmp_path / "state.db", NODE, LEDGER_KEY)
+    told: list[str] = []
+    post = order().statement(NODE, "post")
+    if is_known:
+        state.reserve(order(), make_filter("gdp", 0, 10.0, 1.0e-5))
+        state.open("a1", 1.0, 0.5)
+        state.lose("a1")
+
+    async def scene() -> None:
+        ledger = LedgerThread()
+        restorations = Restorations(
+            state,
+            ledger,
+            NODE,
+            clock=lambda: 2000.0,
+            attempts=tuple,
+            dispatch=lambda _: None,
+            turn_away=lambda _: None,
+            suspended=lambda: told.append("suspended"),
+        )
+        await restorations.welcomed(
+            [], (Signed(None, (append(post, None, sign(LEDGER_KEY, post)),)),)
+        )
+        ledger.close()
+
+    asyncio.run(scene())
+    assert state.memory.is_rolled_back is not is_known
+    assert told == ([] if is_known else ["suspended"])
+    state.close()
+
+
+def test_an_order_right_behind_a_welcome_is_judged_by_what_that_says(tmp_path: Path) -> None:
+    """The coordinator was restored: the node owes it what it has released, and no order is judged
+    before the ledger knows that."""
+    state = State(tmp_path / "state.db", NODE, LEDGER_KEY)
+    state.reserve(order(), make_filter("gdp", 0, 10.0, 1.0e-5))
+    state.witnessed.keep_coordinator_key(COORDINATOR_KEY.public_key().public_bytes_raw())
+    restored = sign_epoch(COORDINATOR_KEY, None, None, (), restored_at_s=1000, backup_made_at_s=900)
+
+    async def scene() -> None:
+        ledger = LedgerThread()
+        restorations = Restorations(
+            state,
+            ledger,
+            NODE,
+            clock=lambda: 2000.0,
+            attempts=tuple,
+            dispatch=lambda _: None,
+            turn_away=lambda _: None,
+            suspended=lambda: None,
+        )
+        await restorations.recall()
+        welcomed = asyncio.create_task(restorations.welcomed([restored], ()))
+        await asyncio.sleep(0)  # as far as it comes before the next message is read
+        assert await ledger.run(state.epochs.to_hand_in) == {f"{NODE}/patients"}
+        await welcomed
+        ledger.close()
+
+    asyncio.run(scene())
+    state.close()

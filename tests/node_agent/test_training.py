@@ -1,0 +1,218 @@
+"""What one attempt does with its worker, step by step: it trains nothing, and no time passes."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from node_agent.failures import Failures, kept
+from node_agent.launchers.base import Limits, WorkerDied
+from node_agent.policy.admission import Terms
+from node_agent.policy.judgement import Refusal
+from node_agent.policy.working import WorkPolicy
+from node_agent.session import events as e
+from node_agent.session.traces import AttemptTraces
+from node_agent.session.training import Training
+from node_agent.state.spool import Spool
+from tests.node_agent.agent_federation import FakeWorker
+from tests.node_agent.samples import data_set, order
+
+TICK_S = 4.0
+
+
+class Scene:
+    """A `Training` in a folder, whose ledger books whatever it is asked to.
+
+    Attributes:
+        now_s: its clock.
+        wanted: whether an attempt is still to be worked at.
+        opening: what happens while the opening is booked.
+        heard: what it has dispatched.
+        asked: how often the terms were asked for.
+    """
+
+    def __init__(self, folder: Path, worker: FakeWorker, tick_s: float = TICK_S) -> None:
+        self.now_s, self.wanted = 1000.0, True
+        self.opening: Callable[[], None] = lambda: None
+        self.heard: list[e.Event] = []
+        self.asked = 0
+        self.terms = Terms(data_set(), tick_s, WorkPolicy())
+        self.logs = folder / "logs"
+        self.logs.mkdir()
+        state = SimpleNamespace(
+            open=self._open,
+            spool=lambda *_: b"post",
+            lose=lambda *_: b"post",
+            notes=SimpleNamespace(keep=lambda *_: None),
+        )
+        self.training = Training(
+            failures=Failures(self.logs),
+            state=state,  # type: ignore[arg-type]
+            ledger=SimpleNamespace(run=self._run),  # type: ignore[arg-type]
+            admission=SimpleNamespace(terms=self._asked),  # type: ignore[arg-type]
+            spool=Spool(folder / "spool"),
+            start_worker=worker.start,
+            logs=self.logs,
+            limits=Limits(),
+            dispatch=self.heard.append,
+            wanted=lambda _: self.wanted,
+            clock=lambda: self.now_s,
+            traces=AttemptTraces(),
+        )
+
+    def play(self, *attempt_ids: str) -> None:
+        """Work at these attempts of one job, one after the other, and wait for what was ended."""
+
+        async def all_of_them() -> None:
+            for number, attempt_id in enumerate(attempt_ids, start=1):
+                await self.training.run(order(attempt_id, round=number), float("inf"))
+            await self.training.ended()
+
+        asyncio.run(all_of_them())
+
+    def _asked(self, _: Any) -> Terms:
+        self.asked += 1
+        return self.terms
+
+    async def _run(self, call: Any, *arguments: Any) -> Any:
+        return call(*arguments)
+
+    def _open(self, *_: Any) -> bool:
+        self.opening()
+        return True
+
+
+def test_training_ends_before_the_outcome_is_due_however_long_the_opening_took_to_book(
+    tmp_path: Path,
+) -> None:
+    """The moment counts from before the opening. Were training to count from after it, it could
+    end later than that moment, and a later one would tell how long the data took."""
+
+    class Brief(FakeWorker):
+        async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+            if message["op"] == "train":
+                await asyncio.sleep(0.05)
+            return await super().request(message)
+
+    worker = Brief()
+    scene = Scene(tmp_path, worker)
+
+    def slow_disk() -> None:
+        scene.now_s += TICK_S
+
+    scene.opening = slow_disk
+    scene.play("a1")
+    assert scene.heard == [
+        e.DataOpened("a1", 1000.0, TICK_S),
+        e.TrainingEnded("a1", "", b"post", ""),
+    ]
+    assert [(one.reason, one.detail) for one in kept(scene.logs)] == [("TOO_LONG", "limit 4 s")]
+    assert worker.stops == 1
+
+
+@pytest.mark.parametrize(
+    ("admitted", "later_s", "asked"), [("a1", 1.0, 1), ("a1", 1.5, 2), ("a2", 1.0, 2)]
+)
+def test_terms_of_the_admission_are_good_for_a_moment_and_for_that_attempt(
+    tmp_path: Path, admitted: str, later_s: float, asked: int
+) -> None:
+    """They are asked for with the opening in any case."""
+    scene = Scene(tmp_path, FakeWorker())
+    scene.training.admitted(admitted, scene.terms)
+    scene.now_s += later_s
+    scene.play("a1")
+    assert scene.asked == asked
+
+
+class Mortal(FakeWorker):
+    """Dies in so many checks after the first one."""
+
+    deaths = 0
+    checks = 0
+
+    async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+        if message["op"] == "check":
+            self.checks += 1
+            if 1 < self.checks <= 1 + self.deaths:
+                raise WorkerDied("its allocation ends too soon")
+        return await super().request(message)
+
+
+def test_a_worker_that_was_kept_and_is_gone_by_the_next_round_is_replaced(tmp_path: Path) -> None:
+    """It was killed while it waited, or a cluster gave it no more time: the data is not open, so
+    that nothing is lost but its start."""
+    worker = Mortal()
+    worker.deaths = 1
+    scene = Scene(tmp_path, worker)
+    scene.play("a1", "a2")
+    assert [type(one) for one in scene.heard] == [e.DataOpened, e.TrainingEnded] * 2
+    assert (worker.starts, worker.stops, worker.trained) == (2, 1, ["a1", "a2"])
+    assert kept(scene.logs) == []
+
+
+def test_a_new_worker_that_dies_as_well_is_not_replaced(tmp_path: Path) -> None:
+    """Refused, and the hospital is told why."""
+    worker = Mortal()
+    worker.deaths = 2
+    scene = Scene(tmp_path, worker)
+    scene.play("a1", "a2")
+    refused = scene.heard[-1]
+    assert isinstance(refused, e.WorkImpossible)
+    assert (refused.attempt_id, refused.reason) == ("a2", "WORKER_FAILED")
+    assert (worker.starts, worker.stops, worker.trained) == (2, 2, ["a1"])
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_no_worker_stays_of_an_attempt_that_ended_while_it_was_started(
+    tmp_path: Path, is_wanted: bool
+) -> None:
+    """Whatever has ended the attempt found no worker yet. One of an attempt that does not fit its
+    deadline stays for the order that comes again."""
+
+    class Late(FakeWorker):
+        async def start(self, *arguments: Any) -> FakeWorker:
+            await super().start(*arguments)
+            scene.wanted = is_wanted
+            return self
+
+        async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+            answer = await super().request(message)
+            refusal = {"op": "refused", "reason": "MODEL_MISMATCH", "message": "-"}
+            return refusal if message["op"] == "check" else answer
+
+    worker = Late()
+    scene = Scene(tmp_path, worker)
+    scene.play("a1")
+    assert [type(one) for one in scene.heard] == [e.WorkImpossible]
+    assert worker.stops == (0 if is_wanted else 1)
+
+
+def test_an_order_that_the_steward_no_longer_allows_starts_no_worker(tmp_path: Path) -> None:
+    """It waited for its turn while the rules changed."""
+    worker = FakeWorker()
+    scene = Scene(tmp_path, worker)
+    scene.terms = Refusal("DATA_SET_WITHDRAWN", "-")  # type: ignore[assignment]
+    scene.play("a1")
+    assert [one.reason for one in scene.heard if isinstance(one, e.WorkImpossible)] == [
+        "DATA_SET_WITHDRAWN"
+    ]
+    assert worker.starts == 0
+
+
+def test_a_worker_that_cannot_be_prepared_ends_and_says_why(tmp_path: Path) -> None:
+    """It is told to the coordinator, and another one is not tried."""
+
+    class Unprepared(FakeWorker):
+        async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+            return {"op": "refused", "reason": "TASK_CONFIG_INVALID", "message": "-"}
+
+    worker = Unprepared()
+    scene = Scene(tmp_path, worker)
+    scene.play("a1")
+    assert [one.reason for one in scene.heard if isinstance(one, e.WorkImpossible)] == [
+        "TASK_CONFIG_INVALID"
+    ]
+    assert (worker.starts, worker.stops) == (1, 1)

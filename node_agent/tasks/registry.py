@@ -28,8 +28,8 @@ Shapes = dict[str, tuple[int, ...]]
 
 Purpose = Literal["training", "evaluation"]
 
-# What a process of a task loads is in its list, or in tests/node_agent/test_task_sources.py with
-# the reason why not.
+# What a process of a task loads is in its list, or, with the reason why not, in
+# tests/node_agent/tasks/test_task_sources.py.
 _WORKER = (
     "node_agent/confinement.py",
     "node_agent/data/datasets.py",

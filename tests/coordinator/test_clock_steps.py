@@ -15,7 +15,7 @@ from coordinator.rounds import commands as c
 from coordinator.rounds.driver import Rounds
 from coordinator.rounds.effects import Effects
 from coordinator.rounds.phases import Training
-from tests.coordinator.test_turns import World
+from tests.coordinator.rounds.test_turns import World
 
 DAYS_S = 49 * 3600.0
 

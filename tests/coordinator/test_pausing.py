@@ -15,7 +15,7 @@ from coordinator.rounds.effects import Effects
 from coordinator.rounds.phases import Selecting, Training
 from protos.content import digest_of
 from protos.errors import Malformed
-from tests.coordinator.test_turns import NODES, World
+from tests.coordinator.rounds.test_turns import NODES, World
 
 
 @pytest.fixture

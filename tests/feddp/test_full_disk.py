@@ -15,7 +15,7 @@ import pytest
 from certs.authority import Authority
 from node_agent.folder.config import Folder
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
-from tests.node_agent.test_enrol import FakeEnrolment
+from tests.node_agent.joining.test_enrol import FakeEnrolment
 
 FEDDP = f"{sys.executable} -m feddp"
 FILLED = 'dd if=/dev/zero of="$DISK/fill" bs=4k 2>/dev/null || true'

@@ -12,7 +12,7 @@ import pytest
 from certs.authority import Authority
 from certs.tokens import JoinToken
 from tests.node_agent.agent_federation import TRUST_DOMAIN
-from tests.node_agent.test_enrol import FakeEnrolment
+from tests.node_agent.joining.test_enrol import FakeEnrolment
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from command_line import Run
 
 from certs import sealing
 from coordinator.restoring import marker
-from tests.coordinator.restoring import PASSWORD, Source, source
+from tests.coordinator.restoring.samples import PASSWORD, Source, source
 
 
 @pytest.fixture(autouse=True)

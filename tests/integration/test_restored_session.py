@@ -31,7 +31,7 @@ from tests.node_agent.agent_federation import (
     real_order,
 )
 from tests.node_agent.samples import NODE
-from tests.node_agent.test_session_driver import entries, play, until
+from tests.node_agent.session.test_session_driver import entries, play, until
 
 ACCOUNT = f"{NODE}/patients"
 

@@ -16,7 +16,7 @@ from node_agent.launchers.base import Limits
 from node_agent.launchers.local import LocalWorker
 from node_agent.sources.database import Database
 from node_agent.tasks import registry
-from tests.node_agent.test_launcher import requests
+from tests.node_agent.launchers.test_launcher import requests
 
 needs_landlock = pytest.mark.skipif(
     landlock_version() == 0, reason="this machine's kernel has no Landlock"

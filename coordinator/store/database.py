@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from coordinator.store.engines import (
     alone_engine,
     is_busy,
+    is_failing,
     is_sqlite,
     reader_engine,
     was_rolled_back,
@@ -262,10 +263,9 @@ class Database:
                         self.fence(connection)
                     return work(connection)
             except DBAPIError as error:
+                self._note_disk(error)
                 if not begun:
                     raise self._unreached(error) from None
-                if disk_trouble(error) == "full":
-                    self._note_full()
                 rollbacks += 1
                 if rollbacks > ROLLBACKS_MAX or not was_rolled_back(error):
                     raise
@@ -276,12 +276,20 @@ class Database:
         """Whether a write found no room on the disk not long ago; smaller ones may find some."""
         return time.monotonic() - self._full_at_s < FULL_S
 
-    def _note_full(self) -> None:
-        """Say it once in a while: what waits for room tries again every few seconds."""
-        self._full_at_s = time.monotonic()
-        if self._full_at_s - self._complained_at_s >= COMPLAIN_S:
-            self._complained_at_s = self._full_at_s
-            log.error("database_full", do="free room on the disk of the database; all waits for it")
+    def _note_disk(self, error: DBAPIError) -> None:
+        """Say what is wrong with the disk once in a while: what waits for it tries again every few
+        seconds."""
+        now_s = time.monotonic()
+        if disk_trouble(error) == "full":
+            self._full_at_s = now_s
+            event, do = "database_full", "free room on the disk of the database; all waits for it"
+        elif is_failing(error):
+            event, do = "database_failing", "look at the disk of the database; all waits for it"
+        else:
+            return
+        if now_s - self._complained_at_s >= COMPLAIN_S:
+            self._complained_at_s = now_s
+            log.error(event, detail=str(getattr(error.orig, "sqlite_errorname", "")), do=do)
 
     def read_now(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a read transaction on this thread.

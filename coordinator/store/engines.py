@@ -177,6 +177,14 @@ def unserved(error: DBAPIError) -> Unavailable | None:
             "there and try again. What waits goes on by itself",
             retry_after_s=FULL_RETRY_S,
         )
+    if is_failing(error):
+        return Unavailable(
+            "DATABASE_FAILING",
+            "the disk of the coordinator's database gives errors or takes no writes; its operator "
+            "has to look at that disk. What waits goes on by itself then; look at what has become "
+            "of this",
+            retry_after_s=FULL_RETRY_S,
+        )
     if getattr(error.orig, "sqlstate", None) == _LOCK_TIMEOUT:
         return Unavailable(
             "DATABASE_BUSY",
@@ -192,6 +200,13 @@ def unserved(error: DBAPIError) -> Unavailable | None:
             retry_after_s=1,
         )
     return None
+
+
+def is_failing(error: DBAPIError) -> bool:
+    """Whether SQLite could not read or write, or its disk was made read-only: by the system, say,
+    after an error."""
+    name = str(getattr(error.orig, "sqlite_errorname", ""))
+    return disk_trouble(error) == "failing" or name.startswith("SQLITE_READONLY")
 
 
 def is_busy(error: DBAPIError) -> bool:

@@ -101,3 +101,27 @@ def test_a_full_disk_is_named_and_work_goes_on_when_there_is_room(
     said = capsys.readouterr().out
     assert said.count("database_full") == 1
     assert "rpc_failed" not in said
+
+
+def test_a_disk_that_takes_no_writes_is_named_and_work_goes_on_when_it_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one that the system made read-only after an error; what waits tries again."""
+
+    def takes_writes(database: Database, *, so: bool) -> None:
+        with closing(database._writer.raw_connection()) as connection:
+            connection.cursor().execute(f"PRAGMA query_only={0 if so else 1}")
+
+    much = "CREATE TABLE much AS SELECT 1"
+    with closing(Database(f"sqlite:///{tmp_path / 'c.db'}")) as database:
+        database.migrate()
+        takes_writes(database, so=False)
+        for _ in range(2):
+            found = asyncio.run(refusal(database, much, writes=True))
+            assert (found.code, found.reason) == ("UNAVAILABLE", "DATABASE_FAILING")
+        assert not database.is_full
+        takes_writes(database, so=True)
+        database.write_now(lambda connection: connection.exec_driver_sql(much))
+    said = capsys.readouterr().out
+    assert said.count("database_failing") == 1
+    assert "rpc_failed" not in said

@@ -19,7 +19,15 @@ from node_agent.state.state import State
 from privacy.filters import make_filter
 from protos.feddp.v1.mandates_pb2 import SignedMandate
 from tests.certs.test_mandates import KEY, MANDATE
-from tests.node_agent.samples import LEDGER_KEY, NODE, POLICY, TASKS, order, write_rules
+from tests.node_agent.samples import (
+    LEDGER_KEY,
+    NO_DATA,
+    NODE,
+    POLICY,
+    TASKS,
+    order,
+    write_rules,
+)
 
 FILTER = make_filter("gdp", 0, 10.0, 1.0e-5)
 COST = FILTER.cost_units(order().release)
@@ -133,3 +141,65 @@ def test_so_many_attempts_are_under_way_at_once(node: Node) -> None:
     answer = node.admission().decide(order("b", job_id="job-b"))
     assert isinstance(answer, Refused)
     assert answer.reason == "BUSY"
+
+
+def test_a_job_is_signed_once_also_for_an_agent_that_was_restarted(node: Node) -> None:
+    """Whoever has got hold of the key signs no higher epsilon for a job that is known here; with
+    what was signed first it goes on."""
+    assert isinstance(node.admission().decide(node.signed("a1")), Reserved)
+    node.release(node.signed("a1"))
+    answer = node.admission().decide(node.signed("a2", 2, epsilon_max=9.0))
+    assert isinstance(answer, Refused)
+    assert answer.reason == "MANDATE_REWRITTEN"
+    assert isinstance(node.admission().decide(node.signed("a3", 2)), Reserved)
+
+
+def test_an_order_whose_records_are_gone_does_not_open_them(node: Node) -> None:
+    """It would be charged for nothing. What reads none goes on."""
+    write_rules(node.folder)
+    for one in (order("a1"), order("a2", job_id="job-2", **NO_DATA)):
+        assert isinstance(node.admission().decide(one), Reserved)
+    (node.folder / "train.csv").unlink()
+    found = node.admission().terms(order("a1"))
+    assert isinstance(found, Refusal)
+    assert found.reason == "SOURCE_MISSING"
+    assert isinstance(node.admission().terms(order("a2", job_id="job-2", **NO_DATA)), Terms)
+
+
+def test_the_outcome_of_what_reads_records_waits_for_its_moment(node: Node) -> None:
+    """When it leaves would tell how long the records took; of what reads none it tells nothing."""
+    write_rules(node.folder, {**POLICY, "outcome_tick_s": 3.0})
+    ticks: dict[str, float] = {}
+    for name, changes in (("records", {}), ("none", NO_DATA)):
+        one = order(name, job_id=name, **changes)
+        answer = node.admission().decide(one)
+        assert isinstance(answer, Reserved)
+        later = node.admission().terms(one)
+        assert isinstance(later, Terms)
+        assert answer.terms == later
+        ticks[name] = later.tick_s
+    assert ticks == {"records": 3.0, "none": 0.0}
+
+
+def test_what_an_old_coordinator_ordered_is_not_worked_at_once_it_is_closed(node: Node) -> None:
+    """The coordinator came from a backup, and this attempt was told to be over meanwhile."""
+    write_rules(node.folder)
+    node.state.epochs.note_closed("a1")
+    answer = node.admission().decide(order("a1"))
+    assert isinstance(answer, Refused)
+    assert answer.reason == "LEDGER_RECONCILING"
+    assert isinstance(node.admission().decide(order("a2")), Reserved)
+
+
+def test_an_account_counts_elsewhere_as_it_does_for_orders(node: Node) -> None:
+    """By the steward's files, and never by more than the coordinator's limit; an account that they
+    do not name counts by nothing."""
+    write_rules(node.folder)
+    account = f"{NODE}/patients"
+    for limit in (10.0, 2.0):
+        by_policy = make_filter("gdp", 0, limit, 1.0e-5)
+        assert node.admission().filter_of_account(account) == by_policy
+        node.state.coordinator_limits.keep({"patients": 2.0})
+    assert node.admission().filter_of_account(f"{NODE}/others") is None
+    (node.folder / "policy.yaml").write_text("accounts: [")
+    assert node.admission().filter_of_account(account) is None

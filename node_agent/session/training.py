@@ -145,11 +145,12 @@ class Training:
             try:
                 with self._traces.span("prepare", order.attempt_id):
                     worker, terms, rehearsal_s = await self._made_ready(order, due_at_s)
-                    outcome_s = outcome_after_s(terms.tick_s, rehearsal_s)
-                    at_s = self._clock()
-                    opened = await self._ledger.run(self._open, order, terms, at_s, outcome_s)
-                    if isinstance(opened, Refusal):
-                        raise Impossible(opened.reason, opened.message)
+                outcome_s = outcome_after_s(terms.tick_s, rehearsal_s)
+                # From here on to the outcome's moment nothing that is told of begins or ends.
+                at_s = self._clock()
+                opened = await self._ledger.run(self._open, order, terms, at_s, outcome_s)
+                if isinstance(opened, Refusal):
+                    raise Impossible(opened.reason, opened.message)
             except Impossible as error:
                 if not self._wanted(order.attempt_id):
                     # What has ended the attempt found no worker where that was just starting.

@@ -1,6 +1,7 @@
 """What a session does with what a Welcome says of the past."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,22 @@ from privacy.filters import make_filter
 from tests.node_agent.samples import LEDGER_KEY, NODE, order
 
 COORDINATOR_KEY = Ed25519PrivateKey.generate()
+
+
+def restorations_of(
+    state: State, ledger: LedgerThread, suspended: Callable[[], None]
+) -> Restorations:
+    """Of a node without attempts under way, of which nobody hears but of suspensions."""
+    return Restorations(
+        state,
+        ledger,
+        NODE,
+        clock=lambda: 2000.0,
+        attempts=tuple,
+        dispatch=lambda _: None,
+        turn_away=lambda _: None,
+        suspended=suspended,
+    )
 
 
 @pytest.mark.parametrize("is_known", [True, False])
@@ -34,16 +51,7 @@ def test_a_welcome_that_tells_of_a_release_that_the_ledger_lacks_suspends_it(
 
     async def scene() -> None:
         ledger = LedgerThread()
-        restorations = Restorations(
-            state,
-            ledger,
-            NODE,
-            clock=lambda: 2000.0,
-            attempts=tuple,
-            dispatch=lambda _: None,
-            turn_away=lambda _: None,
-            suspended=lambda: told.append("suspended"),
-        )
+        restorations = restorations_of(state, ledger, lambda: told.append("suspended"))
         await restorations.welcomed(
             [], (Signed(None, (append(post, None, sign(LEDGER_KEY, post)),)),)
         )
@@ -65,16 +73,7 @@ def test_an_order_right_behind_a_welcome_is_judged_by_what_that_says(tmp_path: P
 
     async def scene() -> None:
         ledger = LedgerThread()
-        restorations = Restorations(
-            state,
-            ledger,
-            NODE,
-            clock=lambda: 2000.0,
-            attempts=tuple,
-            dispatch=lambda _: None,
-            turn_away=lambda _: None,
-            suspended=lambda: None,
-        )
+        restorations = restorations_of(state, ledger, lambda: None)
         await restorations.recall()
         welcomed = asyncio.create_task(restorations.welcomed([restored], ()))
         await asyncio.sleep(0)  # as far as it comes before the next message is read

@@ -28,6 +28,7 @@ from node_agent.launchers.mailbox import (
     Mailbox,
     Silence,
 )
+from node_agent.outcome_time import REHEARSALS
 from node_agent.sources.database import PASSED_ON_PREFIX
 
 log = structlog.get_logger(__name__)
@@ -38,8 +39,6 @@ LOOK_S: Final = 10.0
 """Between two questions to the scheduler about one job."""
 
 GONE_S_MAX: Final = 30.0
-OUTCOME_REHEARSALS: Final = 4.0
-"""As `node_agent.session.training.REHEARSALS`: how long an attempt may take of an allocation."""
 
 END_MARGIN_S: Final = 60.0
 
@@ -254,7 +253,7 @@ class ScheduledWorker:
         if self._up_since_s is None:
             return
         left_s = self._scheduler.time_limit_s - (time.monotonic() - self._up_since_s)
-        if left_s < OUTCOME_REHEARSALS * attempt_s + END_MARGIN_S:
+        if left_s < REHEARSALS * attempt_s + END_MARGIN_S:
             self._dead = "its allocation ends too soon for another attempt"
             raise EOFError
 

@@ -1,7 +1,6 @@
 """One attempt at a time in the job's worker: prepare, open, train, spool."""
 
 import asyncio
-import math
 import signal
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,6 +11,13 @@ import structlog
 
 from node_agent.failures import Failures
 from node_agent.launchers.base import Limits, StartWorker, Worker, WorkerDied
+from node_agent.outcome_time import (
+    DEADLINE_SHARE,
+    OFFERED_SHARE,
+    TRAINING_SHARE,
+    outcome_after_s,
+    steps_that_fit,
+)
 from node_agent.policy.admission import Admission, Terms
 from node_agent.policy.judgement import Refusal
 from node_agent.policy.orders import Order
@@ -28,46 +34,6 @@ log = structlog.get_logger(__name__)
 
 STARTS_MAX: Final = 2
 """A worker that dies before the data is open has told nothing, so that it may be tried again."""
-
-
-REHEARSALS: Final = 4.0
-"""The outcome is due after so many times what the rehearsal took: room for a busy machine, and for
-a hospital that holds more records than its steward declared."""
-
-TRAINING_SHARE: Final = 0.9
-"""Of the time to the outcome; the rest is for booking it."""
-
-DEADLINE_SHARE: Final = 0.8
-"""Of the time to the round's deadline; the rest is for handing the update in."""
-
-OFFERED_SHARE: Final = 0.6
-"""The same where a node says how much it can do, so that the next rehearsal, which may find a
-busier machine, does not lead to another refusal."""
-
-
-def outcome_after_s(tick_s: float, rehearsal_s: float) -> float:
-    """When the outcome leaves, counted from the opening: fixed before the data is opened.
-
-    A whole number of ticks; 0 where no data is read.
-    """
-    if tick_s <= 0:
-        return 0.0
-    return tick_s * max(1, math.ceil(REHEARSALS * rehearsal_s / tick_s))
-
-
-def steps_that_fit(tick_s: float, rehearsal_s: float, steps: int, available_s: float) -> int:
-    """How many of `steps` leave an outcome within `available_s`, if `steps` took `rehearsal_s`.
-
-    Found before the data is opened, on made-up records of the declared size: a number that
-    followed from the data would tell something of it.
-    """
-    if tick_s <= 0 or outcome_after_s(tick_s, rehearsal_s) <= available_s:
-        return steps
-    if rehearsal_s <= 0:
-        return 0
-    whole_s = tick_s * math.floor(available_s / tick_s)
-    return max(0, min(steps, math.floor(steps * whole_s / (REHEARSALS * rehearsal_s))))
-
 
 TERMS_RECENT_S: Final = 1.0
 """An attempt that begins later than so long after its admission asks for its terms anew. Either

@@ -3,11 +3,12 @@
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from node_agent.outcome_time import outcome_after_s
 from node_agent.policy.judgement import Refusal
 from node_agent.policy.orders import Order
 from node_agent.session import commands as c
 from node_agent.session import events as e
-from node_agent.session.training import Impossible, Training, outcome_after_s
+from node_agent.session.training import Impossible, Training
 from protos.content import digest_of
 from protos.errors import FeddpError
 from tests.simulation.network import LOST

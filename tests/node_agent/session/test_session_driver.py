@@ -21,8 +21,8 @@ from node_agent.folder.config import Folder
 from node_agent.joining.identity import load_identity
 from node_agent.launchers.base import WorkerDied
 from node_agent.launchers.local import LocalWorker
+from node_agent.outcome_time import outcome_after_s
 from node_agent.policy.orders import Order
-from node_agent.session.training import outcome_after_s
 from node_agent.state.state import State
 from node_agent.status import status
 from node_agent.tasks.registry import initial_model, installed

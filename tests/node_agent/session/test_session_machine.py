@@ -6,17 +6,13 @@ from typing import Any
 
 import pytest
 
+from node_agent.outcome_time import outcome_after_s, steps_that_fit
 from node_agent.policy.orders import Order
 from node_agent.session import commands as c
 from node_agent.session import events as e
 from node_agent.session.attempts import Agent, Phase
 from node_agent.session.machine import ACCEPTANCE_S, WORKER_IDLE_S, next_tick_s, step
-from node_agent.session.training import (
-    Impossible,
-    Training,
-    outcome_after_s,
-    steps_that_fit,
-)
+from node_agent.session.training import Impossible, Training
 from protos.errors import InvariantBroken
 from tests.node_agent.samples import order
 

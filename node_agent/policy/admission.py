@@ -226,7 +226,7 @@ class Admission:
     def is_withdrawn(self, order: Order) -> bool:
         """Whether the steward has taken back the order's data set, or its task on it, so that
         nothing of it may leave. While the rules cannot be read, what was released under them stays;
-        so does what another version of the task's code has made."""
+        so does what code has made that is no longer installed, but still allowed."""
         try:
             rules = self._steward.rules()
         except FeddpError:

@@ -126,15 +126,16 @@ def kept_in(blobs: Path) -> list[str]:
 def test_a_replica_that_is_killed_in_the_middle_of_a_transfer_costs_no_round(
     federation: TransferringFederation, way: str
 ) -> None:
-    """kill -9 while updates go up, or models come down: the nodes turn to the leader at once, and
-    to the other replica when they have rested; nothing is trained or charged twice."""
+    """kill -9 while updates go up, or models come down: whoever was in the middle turns to the
+    leader at once, and to the other replica when it has rested; nothing is trained or charged
+    twice."""
     first, second = federation.followers()
     killed: list[str] = []
 
     def kill() -> None:
-        if not killed:
-            killed.append(first)
-            federation.kill(first)
+        killed.append(first)
+        federation.kill(first)
+        federation.relay.cut()  # what the kernel still holds of it would end a call as if it lived
 
     federation.past_the_leader(first, second)
     job_id = federation.submit(null_job(6, parameters=PARAMETERS))
@@ -142,7 +143,7 @@ def test_a_replica_that_is_killed_in_the_middle_of_a_transfer_costs_no_round(
     federation.relay.once(way, MODEL_BYTES // 2, kill)
     ends_well(federation, job_id, 6)
     assert killed
-    assert all("transfer_address_left" in federation.log(name) for name in NODES[:1])
+    assert any("transfer_address_left" in federation.log(name) for name in NODES[:3])
 
 
 def test_the_leader_may_be_killed_while_bytes_go_past_it(

@@ -33,7 +33,8 @@ class Relay:
         return int(self._listener.getsockname()[1])
 
     def once(self, way: str, more_bytes: int, do: Callable[[], None]) -> None:
-        """Do something once so many more bytes were "sent" or "answered"."""
+        """Do something once so many more bytes were "sent" or "answered", of which the last wait
+        for it."""
         with self._lock:
             self._after.append((way, getattr(self, way) + more_bytes, do))
 
@@ -73,8 +74,8 @@ class Relay:
     def _pass(self, source: socket.socket, target: socket.socket, way: str) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(PIECE_BYTES):
-                target.sendall(data)
                 self._count(way, len(data))
+                target.sendall(data)
         _shut(source)
         _shut(target)
 

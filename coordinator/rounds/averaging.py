@@ -54,11 +54,12 @@ def fold(
         folded = aggregation.fold(base, updates, weights, scratch, live.job.update_dtype)
         size = scratch.stat().st_size
         digest = blobs.adopt_model(scratch, folded.digest)
-    noise = bounds.global_noise_norm(
-        round_order(live), [a.offer for a in received], weights, folded.update_values
-    )
-    drift, share, settled = _drift(live, phase, blobs, digest, folded, noise)
-    return e.UpdatesFolded(phase.round.number, digest, size, drift, share, settled, noise)
+    order, offers = round_order(live), [a.offer for a in received]
+    noise = bounds.global_noise_norm(order, offers, weights, folded.update_values)
+    sampling = bounds.global_sampling_norm(order, offers, weights)
+    chance = convergence.chance_norm(noise, sampling, folded.moved)
+    drift, share, settled = _drift(live, phase, blobs, digest, folded, noise, chance)
+    return e.UpdatesFolded(phase.round.number, digest, size, drift, share, settled, noise, chance)
 
 
 def _held(attempt: Attempt, blobs: BlobStore) -> Path:
@@ -80,19 +81,21 @@ def _drift(
     new: str,
     folded: aggregation.Folded,
     noise: float | None,
+    chance: float | None,
 ) -> tuple[float, float | None, bool]:
-    """(drift, what noise alone would make of it, whether the round counts as settled)."""
+    """(drift, what chance alone would make of it, whether the round counts as settled)."""
     threshold, patience = live.job.convergence_threshold, live.job.convergence_patience
     before = [phase.course.initial, *(one.model for one in phase.course.done)]
     noises = [*(one.noise_norm for one in phase.course.done), noise]
     size = convergence.size_of(folded.norm, noises)
-    window = convergence.choose_window(noises, patience, threshold, size)
+    chances = [*(one.chance_norm for one in phase.course.done), chance]
+    window = convergence.choose_window(chances, patience, threshold, size)
     moved = folded.moved
     if window.rounds > 1:
         moved, _ = aggregation.distance(blobs.model(before[-window.rounds]), blobs.model(new))
     drift = convergence.drift(moved, window.rounds, size)
-    step = convergence.step(folded.moved, noise, size)
-    return drift, window.noise_share, convergence.settled(window, drift, step, threshold)
+    step = convergence.step(folded.moved, chance, size)
+    return drift, window.chance_share, convergence.settled(window, drift, step, threshold)
 
 
 def tail_of(models: Sequence[str]) -> Sequence[str]:

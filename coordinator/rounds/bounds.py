@@ -1,4 +1,4 @@
-"""Public bounds on one round: how large an update can be, and what noise alone would do.
+"""Public bounds on one round: how large an update can be, and what chance alone would do.
 
 Everything here follows from what was ordered; nothing is measured from updates.
 """
@@ -42,9 +42,29 @@ def noise_std(order: RoundOrder, offer: Offer) -> float | None:
         return 0.0
     if order.learning_rate is None:
         return None
-    mean_over = offer.sample_rate * offer.declared_n
-    per_step = order.learning_rate * offer.noise_multiplier * order.max_grad_norm / mean_over
+    per_step = _largest_pull(order.learning_rate, order, offer) * offer.noise_multiplier
     return per_step * math.sqrt(offer.local_steps or order.local_steps)
+
+
+def sampling_norm(order: RoundOrder, offer: Offer) -> float | None:
+    """Bound on the root mean square of how far a node's update moves because patients are sampled:
+    each of the declared ones is in a step or not, and pulls by at most the clipping bound.
+
+    Of n patients at the sample rate q whose clipped gradients g_i add up to nothing, a step's sum
+    has the variance q (1 - q) sum |g_i|^2. None if the step size is unknown.
+    """
+    if offer.sample_rate >= 1:
+        return 0.0
+    if order.learning_rate is None:
+        return None
+    left_to_chance = offer.declared_n * offer.sample_rate * (1 - offer.sample_rate)
+    steps = offer.local_steps or order.local_steps
+    return _largest_pull(order.learning_rate, order, offer) * math.sqrt(left_to_chance * steps)
+
+
+def _largest_pull(learning_rate: float, order: RoundOrder, offer: Offer) -> float:
+    """How far one patient can move the model in one step."""
+    return learning_rate * order.max_grad_norm / (offer.sample_rate * offer.declared_n)
 
 
 def update_norm_max(order: RoundOrder, offer: Offer, values: int) -> float:
@@ -82,4 +102,18 @@ def global_noise_norm(
         if std is None:
             return None
         variance += (weight / total * std) ** 2 * count
+    return math.sqrt(variance)
+
+
+def global_sampling_norm(
+    order: RoundOrder, offers: Sequence[Offer], weights: Sequence[float]
+) -> float | None:
+    """Bound on the root mean square of how far sampled patients move a global model that stands
+    still, in one round; None if unknown."""
+    total, variance = math.fsum(weights), 0.0
+    for offer, weight in zip(offers, weights, strict=True):
+        norm = sampling_norm(order, offer)
+        if norm is None:
+            return None
+        variance += (weight / total * norm) ** 2
     return math.sqrt(variance)

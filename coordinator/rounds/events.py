@@ -158,10 +158,11 @@ class UpdatesFolded:
 
     Attributes:
         drift: relative movement of the global model per round; None before two models exist.
-        drift_noise: what noise alone would make of `drift`; None when it cannot be told.
-        settled: whether the drift is below the threshold, noise included.
+        drift_noise: what chance alone would make of `drift`; None when it cannot be told.
+        settled: whether the drift is below the threshold, chance included.
         noise_norm: expected norm of the noise that this round added to the global model; None when
             it cannot be told.
+        chance_norm: the same, and what the choice of patients can have made of the movement.
     """
 
     round: int
@@ -171,6 +172,7 @@ class UpdatesFolded:
     drift_noise: float | None
     settled: bool
     noise_norm: float | None = None  # missing in journals of 0.1.0
+    chance_norm: float | None = None  # and this one
     kind: Literal["UpdatesFolded"] = "UpdatesFolded"
 
 

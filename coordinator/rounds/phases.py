@@ -106,6 +106,7 @@ class RoundRecord:
     drift: float | None = None
     drift_noise: float | None = None
     noise_norm: float | None = None
+    chance_norm: float | None = None
 
     def attempt(self, attempt_id: str) -> Attempt | None:
         """The attempt of that id, if it belongs to this round."""

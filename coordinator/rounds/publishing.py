@@ -28,6 +28,7 @@ def folded(phase: Aggregating, event: e.UpdatesFolded, now_s: float) -> Step:
         drift=event.drift,
         drift_noise=event.drift_noise,
         noise_norm=event.noise_norm,
+        chance_norm=event.chance_norm,
     )
     status = ""
     if settled_rounds >= plan.convergence_patience:

@@ -135,7 +135,7 @@ def waiting_text(waiting: Waiting) -> str:
 
 
 def drift_text(job: Job) -> str:
-    """The last known movement of the global model beside what noise alone would make of it."""
+    """The last known movement of the global model beside what chance alone would make of it."""
     for found in reversed(job.rounds):
         if found.HasField("drift"):
             return _drift(found)
@@ -143,7 +143,7 @@ def drift_text(job: Job) -> str:
 
 
 def _drift(found: Round) -> str:
-    noise = f", noise alone {found.drift_noise:.3g}" if found.HasField("drift_noise") else ""
+    noise = f", chance alone {found.drift_noise:.3g}" if found.HasField("drift_noise") else ""
     return f"{found.drift:.3g}{noise}"
 
 

@@ -210,12 +210,12 @@ def _drift_plot(job: Job) -> str:
         return ""
     series: list[tuple[str, Sequence[float | None]]] = [("movement of the model", drift)]
     if any(value is not None for value in floor):
-        series.append(("what noise alone would make", floor))
+        series.append(("what chance alone would make", floor))
     if job.convergence_threshold:
         threshold = job.convergence_threshold
         series.append((f"threshold {threshold:g}", [threshold] * len(drift)))
     return _figure(
-        "Movement of the global model and its noise floor",
+        "Movement of the global model and what chance makes of it",
         charts.lines(
             [each.number for each in job.rounds],
             series,

@@ -16,6 +16,7 @@ from coordinator.rounds import events as e
 from coordinator.rounds.live import LiveJob, job_to_json, plan_of
 from coordinator.rounds.phases import Ended
 from coordinator.store.jobs import JobRecord
+from privacy.releases import Mechanism
 from protos.content import digest_of
 
 Vector = NDArray[np.float64]
@@ -32,6 +33,7 @@ class MovingJob:
         noise_multiplier: of every release.
         start: the initial model.
         seed: of the made-up noise.
+        sample_rate: below 1, the choice of patients moves each update as much as is possible.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class MovingJob:
         start: Vector,
         seed: int,
         rounds: int = 100,
+        sample_rate: float = 1.0,
     ) -> None:
         spec = f"""
 name: moving
@@ -57,8 +60,10 @@ privacy: {{noise_multiplier: {noise_multiplier}}}
         )
         self._blobs = BlobStore(folder)
         self._generator = np.random.default_rng(seed)
+        mechanism: Mechanism = "gaussian" if sample_rate == 1 else "poisson_gaussian"
         self._offers = tuple(
-            e.Offer(name, f"{name}/p", 100, "gaussian", noise_multiplier, 1.0) for name in "abcd"
+            e.Offer(name, f"{name}/p", 100, mechanism, noise_multiplier, sample_rate)
+            for name in "abcd"
         )
         initial = self._keep(start)
         phase, _ = machine.start(plan_of(job), e.JobSubmitted(initial), 0.0)
@@ -70,6 +75,12 @@ privacy: {{noise_multiplier: {noise_multiplier}}}
         std = bounds.noise_std(averaging.round_order(self.live), self._offers[0]) or 0.0
         values = self._model().size
         return float(std * np.sqrt(values / len(self._offers)))
+
+    @property
+    def sampling_norm(self) -> float:
+        """What the choice of patients makes of a round's movement, when every node takes part."""
+        order = averaging.round_order(self.live)
+        return (bounds.sampling_norm(order, self._offers[0]) or 0.0) / np.sqrt(len(self._offers))
 
     def run(self, signal: Signal, *, here: Callable[[int], str] = lambda _round: "abcd") -> Ended:
         """Every round up to the end.
@@ -96,9 +107,13 @@ privacy: {{noise_multiplier: {noise_multiplier}}}
         self._take(e.ModelPublished(folded.round, folded.digest if last else None))
 
     def _hand_in(self, grant: e.Grant, moved: Vector) -> None:
-        std = bounds.noise_std(averaging.round_order(self.live), grant.offer)
+        order = averaging.round_order(self.live)
+        std = bounds.noise_std(order, grant.offer)
+        sampling = bounds.sampling_norm(order, grant.offer)
         assert std is not None
-        noised = moved + self._generator.normal(0.0, std, moved.shape)
+        assert sampling is not None
+        whole = np.hypot(std, sampling / np.sqrt(moved.size))
+        noised = moved + self._generator.normal(0.0, whole, moved.shape)
         data = save({TENSOR: noised.astype(np.float32)})
         self._blobs.keep_update(grant.attempt_id, digest_of(data), data)
         self._take(e.UpdateReceived(grant.attempt_id, digest_of(data), len(data), b""))

@@ -741,7 +741,7 @@ class Round(_message.Message):
     drift: _builtins.float
     """Relative movement of the global model per round; unset before two models exist."""
     drift_noise: _builtins.float
-    """What noise alone would make of `drift`."""
+    """What noise and, where patients are sampled, who is in a step would make of `drift` alone."""
     model_digest: _builtins.str
     @_builtins.property
     def participation(self) -> _containers.RepeatedCompositeFieldContainer[Global___Participation]: ...

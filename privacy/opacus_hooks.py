@@ -6,8 +6,11 @@ module runs when somebody asks for a name of it, and not before. Loads torch.
 """
 
 import sys
+from importlib import import_module
 from importlib.util import find_spec, module_from_spec
 from typing import Any
+
+from torch import nn
 
 
 def _put_off(package: str) -> None:
@@ -31,4 +34,12 @@ if "opacus" not in sys.modules:
 
 from opacus.grad_sample import GradSampleModule  # noqa: E402
 
-__all__ = ["GradSampleModule"]
+__all__ = ["GradSampleModule", "load_rest_for"]
+
+
+def load_rest_for(model: nn.Module) -> None:
+    """Load what Opacus takes for granted in the layers of a model. Of a convolution it asks whether
+    that is spread over machines by a module of torch that the whole of Opacus would have loaded:
+    it takes a second, which models without one are spared."""
+    if any(isinstance(layer, nn.Conv1d | nn.Conv2d) for layer in model.modules()):
+        import_module("torch.distributed.fsdp")

@@ -10,7 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from privacy.opacus_hooks import GradSampleModule
+from privacy.opacus_hooks import GradSampleModule, load_rest_for
 from protos.errors import Malformed
 
 SUM_TOLERANCE: Final = 1e-9
@@ -44,6 +44,7 @@ class InDoublePrecision:
         self.room = torch.empty(max(self._room_values, self.values), dtype=torch.float64)
         for (_, p), piece in zip(self._trained, self._pieces(), strict=True):
             p.data = piece.view(p.shape)
+        load_rest_for(self._model)
         self.module = _Hooked(self._model, loss_reduction="sum")
         return self
 

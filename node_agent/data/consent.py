@@ -27,6 +27,10 @@ _CUT: Final = re.compile(r"[+-]?\d+(?:\.\d+)?e\+\d+", re.ASCII)
 
 _WHOLE: Final = re.compile(r"([+-]?)(?=\d)0*+(\d*+)(?:\.0*+)?", re.ASCII)
 
+_NO_ID: Final = frozenset({"na", "n/a", "nan", "null", "none", "<na>", "#n/a"})
+"""What programs write where there is none, by its `spelling`: the rows of all whom it names would
+be one patient's."""
+
 _LOOKS_LIKE: Final = str.maketrans(
     {
         **dict.fromkeys("\u02d7\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212", "-"),
@@ -133,21 +137,23 @@ def _bare(word: str) -> str:
 def spelling(identifier: str) -> str:
     """What two spellings of one id have in common: programs drop zeros before a number and put .0
     after it, compose letters in two ways, write another hyphen, leave invisible characters and
-    blanks, and change case. Empty for what is no id: blank, longer than one, or a number of which
-    only powers of ten are left."""
+    blanks, and change case. Empty for what is no id: blank, a word for none, longer than an id, or
+    a number of which only powers of ten are left."""
     if len(identifier) > ID_CHARACTERS_MAX:
         return ""
     text = identifier.casefold()
     if not (text.isascii() and text.isprintable()):
         # Before composing: an invisible character may stand between a letter and its accent.
         seen = "".join(one for one in identifier if not _is_invisible(one))
-        text = unicodedata.normalize("NFKC", seen).casefold().translate(_LOOKS_LIKE)
+        # Taken apart before: a letter with two marks has other parts in capitals than as a whole.
+        text = unicodedata.normalize("NFKD", seen).casefold()
+        text = unicodedata.normalize("NFKC", text).translate(_LOOKS_LIKE)
         text = "".join(str(int(one)) if one.isdecimal() else one for one in text)
         text = text.replace("i\u0307", "i")
     text = " ".join(text.split())
     number = _WHOLE.fullmatch(text)
     if not number:
-        return "" if _CUT.fullmatch(text) else text
+        return "" if text in _NO_ID or _CUT.fullmatch(text) else text
     digits = number[2] or "0"
     return f"-{digits}" if number[1] == "-" and digits != "0" else digits
 

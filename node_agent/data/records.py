@@ -260,7 +260,9 @@ class _Reading:
         long = [text is not None and len(text) > ID_CHARACTERS_MAX for text in ids]
         self._note(column, long, "is longer than an id")
         cut = [bad and not too_long for bad, too_long in zip(none, long, strict=True)]
-        self._note(column, cut, "is blank, or a number cut to powers of ten, and no id")
+        self._note(
+            column, cut, "is blank or means none, or a number cut to powers of ten, and no id"
+        )
         return [known[text] for text in ids]
 
     def numbers(self, column: str) -> NDArray[np.float64]:

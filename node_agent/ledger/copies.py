@@ -15,6 +15,7 @@ from node_agent.folder.config import Folder
 from node_agent.folder.installation import locked, read_folder
 from node_agent.folder.ownership import require_access
 from node_agent.joining.identity import CHAIN, Identity, read_ledger_key
+from node_agent.ledger.beside_entries import take_over
 from node_agent.ledger.disputes import Dispute
 from node_agent.ledger.lost_keys import LostKey
 from node_agent.ledger.lost_ledger import is_damage, ledger_damaged, ledger_missing
@@ -288,20 +289,13 @@ def _unusable(error: sqlite3.DatabaseError, source: Path, out: Path) -> FeddpErr
 
 
 def _require_newer(copied: State, folder: Folder, identity: Identity | Kept, source: Path) -> None:
-    """The copy holds all entries of the folder's ledger, and learns what that knows besides them:
-    sources and lowered limits."""
+    """The copy holds all entries of the folder's ledger, and learns what that knows besides."""
     with contextlib.ExitStack() as stack:
         try:
             present = stack.enter_context(_read(folder.state_db, identity))
         except NotFound:  # it is empty: nothing of it could be missing
             return
-        # What the policy has lowered since is in no entry.
-        raises = present.ledger.raise_counts()
-        for kept in present.ledger.accounts():
-            copied.ledger.lower(kept.account, kept.epsilon_limit, raises.get(kept.account, 0))
-        # A copy that caught up from the coordinator's chain does not know the sources.
-        for paid in present.payers.payments():
-            copied.payers.note(paid)
+        take_over(copied, present)
         missing = {e.hash for e in present.ledger.entries()} - {
             e.hash for e in copied.ledger.entries()
         }

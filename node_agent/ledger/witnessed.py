@@ -225,10 +225,7 @@ class Witnessed:
             text = checkpoint_fault(before, one, key)
             if text:
                 return self._disputes.add(Dispute(EVERY_ACCOUNT, one.number, text, now_s))
-            self._connection.execute(
-                "INSERT INTO seen_checkpoints VALUES (?, ?, ?, ?)",
-                (one.number, one.prev_hash, one.root, one.signature),
-            )
+            self._keep_checkpoint(one)
             before = one
         if new:
             self.keep_coordinator_key(key)
@@ -236,6 +233,21 @@ class Witnessed:
             text = f"checkpoint {new[-1].number} is not over the heads that came with it"
             return self._disputes.add(Dispute(EVERY_ACCOUNT, new[-1].number, text, now_s))
         return None
+
+    def take_checkpoints(self, other: "Witnessed") -> None:
+        """Keep the checkpoints that another ledger of this node has seen, where they go on from
+        those that are known here, in one history of one coordinator."""
+        key, newest = other.coordinator_key(), self.newest_checkpoint()
+        seen = other.checkpoints()
+        if self._epochs.all() != other._epochs.all() or self.coordinator_key() not in (b"", key):
+            return
+        if newest is not None and newest not in seen:
+            return
+        for one in seen:
+            if newest is None or one.number > newest.number:
+                self._keep_checkpoint(one)
+        if seen:
+            self.keep_coordinator_key(key)
 
     def check_leaf(self, announced: Head, leaves: Sequence[str], now_s: float) -> Dispute | None:
         """Whether the newest checkpoint holds the head that we were told."""
@@ -288,6 +300,12 @@ class Witnessed:
         return self._connection.execute(query, (account,)).fetchone() is not None
 
     # Inside
+
+    def _keep_checkpoint(self, one: Checkpoint) -> None:
+        self._connection.execute(
+            "INSERT INTO seen_checkpoints VALUES (?, ?, ?, ?)",
+            (one.number, one.prev_hash, one.root, one.signature),
+        )
 
     def _move(self, head: Head) -> None:
         if head.seq:

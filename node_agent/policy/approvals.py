@@ -271,6 +271,35 @@ class Approvals:
             self._execute("DELETE FROM approvals WHERE approved_at_s > 0 AND project = ?", project)
             self._know(project, now_s, let_in=False)
 
+    def take_refusals(self, other: "Approvals") -> None:
+        """Keep what the steward has refused or taken back by another ledger of this node, where
+        that is later than what is known here. What was let in there is not."""
+        with transaction(self._connection):
+            taken_back = "SELECT coordinator, project, at_s FROM known_projects WHERE let_in = 0"
+            for coordinator, project, at_s in other._connection.execute(taken_back):
+                self._execute(
+                    "INSERT INTO known_projects VALUES (?, ?, 0, ?) ON CONFLICT DO UPDATE"
+                    " SET let_in = 0, at_s = excluded.at_s WHERE excluded.at_s > at_s",
+                    *(coordinator, project, at_s),
+                )
+                if not coordinator:
+                    self._execute(
+                        "DELETE FROM approvals WHERE project = ? AND approved_at_s > 0"
+                        " AND approved_at_s <= ?",
+                        *(project, at_s),
+                    )
+            for one in other.answered():
+                if one.rejected_at_s:
+                    self._execute(
+                        "INSERT INTO approvals (job_id, project, asked_at_s, rejected_at_s,"
+                        " expires_at_s) VALUES (?, ?, ?, ?, ?) ON CONFLICT (job_id) DO UPDATE SET"
+                        " rejected_at_s = excluded.rejected_at_s, approved_at_s = 0"
+                        " WHERE rejected_at_s = 0 AND excluded.rejected_at_s > approved_at_s",
+                        *(one.job_id, one.project, one.asked_at_s),
+                        *(one.rejected_at_s, one.expires_at_s),
+                    )
+            self._note_answer()
+
     # Another coordinator
 
     def leave(self) -> None:

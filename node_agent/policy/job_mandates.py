@@ -51,3 +51,16 @@ class JobMandates:
     def end(self, job_id: str) -> None:
         """The job is over: what was signed of it is used up."""
         self._connection.execute("UPDATE job_mandates SET ended = 1 WHERE job_id = ?", (job_id,))
+
+    def take_over(self, other: "JobMandates") -> None:
+        """Keep what another ledger of this node knows of jobs, where that is later: a resumption
+        that came since, or an end."""
+        query = "SELECT job_id, public_key, resumption, digest, ended FROM job_mandates"
+        for row in other._connection.execute(query):
+            self._connection.execute(
+                "INSERT INTO job_mandates VALUES (?, ?, ?, ?, ?) ON CONFLICT (job_id) DO UPDATE SET"
+                " resumption = excluded.resumption, digest = excluded.digest,"
+                " ended = excluded.ended WHERE excluded.resumption > resumption"
+                " OR (excluded.resumption = resumption AND excluded.ended > ended)",
+                row,
+            )

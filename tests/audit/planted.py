@@ -50,6 +50,63 @@ def _same_noise(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SecureNoise, "gaussian", gaussian)
 
 
+def _bias_without_noise(patch: pytest.MonkeyPatch) -> None:
+    once = dp_sgd._noise_units
+
+    def but_the_last(*arguments: Any) -> torch.Tensor:
+        drawn = once(*arguments)
+        drawn[-1] = 0.0
+        return drawn
+
+    patch.setattr(dp_sgd, "_noise_units", but_the_last)
+
+
+def _once_an_attempt(
+    patch: pytest.MonkeyPatch, later: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """Noise is drawn in an attempt's first step; `later` makes of it that of the others."""
+    once, drawn = dp_sgd._noise_units, dict[str, Any]()
+
+    def units(values: int, training: Any, noise: SecureNoise) -> torch.Tensor:
+        if drawn.get("by") is not noise:  # each attempt has its own
+            drawn.update(by=noise, units=once(values, training, noise))
+            return drawn["units"].clone()
+        return later(drawn["units"])
+
+    patch.setattr(dp_sgd, "_noise_units", units)
+
+
+def _first_step_alone(patch: pytest.MonkeyPatch) -> None:
+    _once_an_attempt(patch, torch.zeros_like)
+
+
+def _same_in_each_step(patch: pytest.MonkeyPatch) -> None:
+    _once_an_attempt(patch, torch.clone)
+
+
+def _half_drawn(patch: pytest.MonkeyPatch) -> None:
+    once = dp_sgd._noise_units
+
+    def twice(values: int, *rest: Any) -> torch.Tensor:
+        return once((values + 1) // 2, *rest).repeat(2)[:values]
+
+    patch.setattr(dp_sgd, "_noise_units", twice)
+
+
+def _empty_step_silent(patch: pytest.MonkeyPatch) -> None:
+    clipped_sum, released, present = dp_sgd._clipped_sum, dp_sgd._released, dict[str, int]()
+
+    def counted(weights: Any, rows: Any, *rest: Any) -> torch.Tensor:
+        present["rows"] = len(rows.patients)
+        return clipped_sum(weights, rows, *rest)
+
+    def silent(total: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return released(total, *rest) if present["rows"] else torch.zeros_like(total)
+
+    patch.setattr(dp_sgd, "_clipped_sum", counted)
+    patch.setattr(dp_sgd, "_released", silent)
+
+
 def _no_clipping(patch: pytest.MonkeyPatch) -> None:
     def unclipped(
         sums: list[torch.Tensor], max_grad_norm: float, _: Any, patients: int
@@ -153,6 +210,11 @@ BUGS: Final[Mapping[str, Bug]] = {
     "noise-twice": Bug(_noise_twice, checks.check_noise_law),
     "half-the-noise": Bug(_half_the_noise, checks.check_noise_law),
     "same-noise": Bug(_same_noise, checks.check_noise_law),
+    "bias-without-noise": Bug(_bias_without_noise, checks.check_noise_law),
+    "first-step-alone": Bug(_first_step_alone, checks.check_noise_law),
+    "same-in-each-step": Bug(_same_in_each_step, checks.check_noise_law),
+    "half-drawn": Bug(_half_drawn, checks.check_noise_law),
+    "empty-step-silent": Bug(_empty_step_silent, checks.check_noise_law),
     "no-clipping": Bug(_no_clipping, checks.check_sensitivity, checks.check_two_worlds),
     "rows-clipped-apart": Bug(_rows_clipped_apart, checks.check_sensitivity),
     "passes-by-the-data": Bug(_passes_by_the_data, checks.check_neighbours),

@@ -1,5 +1,10 @@
 """Which models are refused: by the layer's name, with what to use instead."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from layer_cases import LAYERS, LayerCase
@@ -265,3 +270,36 @@ def test_frozen_parameters_stay_as_they_are() -> None:
     assert all(torch.equal(a, b) for a, b in zip(after[:2], before[:2], strict=True))
     assert not torch.equal(after[2], before[2])
     assert {p.dtype for p in after} == {torch.float32}
+
+
+FRESH = """
+import sys
+import torch
+from layer_cases import LAYERS
+from privacy.row_gradients import InDoublePrecision
+
+assert "torch.distributed.fsdp" not in sys.modules
+for case in LAYERS:
+    model, rows = case.model(), case.rows(3, torch.Generator().manual_seed(1))
+    rows = rows.double() if rows.is_floating_point() else rows
+    with InDoublePrecision(model) as weights:
+        weights.module(rows).sum().backward()
+        weights.take_gradients(3)
+    print(case.layer.__name__)
+"""
+
+
+def test_every_supported_layer_trains_in_a_process_that_loads_nothing_else() -> None:
+    """As a hospital's worker does. Where a test before has loaded the whole of Opacus, what its
+    hooks lack is there."""
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FRESH],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [case.layer.__name__ for case in LAYERS]

@@ -11,6 +11,7 @@ from typing import Any, Final
 from feddp.cli.ledgers import Ledger, Tampered, entry_of, ledger_of, said
 from feddp.cli.output import quoted
 from feddp.cli.verify.json_windows import JsonWindow
+from feddp.cli.verify.known_fields import EXPORT, WITNESSES, unknown_said
 from feddp.cli.verify.witnesses import ACCOUNTS, Witnesses, from_json
 from privacy.ledger import Entry
 from protos.errors import FeddpError, Malformed, NotFound
@@ -95,7 +96,7 @@ def from_file(path: Path, progress: Progress = lambda *_: None) -> Ledger:
     except KeyError as error:
         text = f"{error.args[0]} is missing" if error.args[0] in _NAMES else "a field is missing"
         raise Tampered(ACCOUNTS, 0, f"an account or a witness is not one: {text}") from None
-    except (FeddpError, ValueError, TypeError) as error:
+    except (FeddpError, ValueError, TypeError, AttributeError) as error:
         raise Tampered(ACCOUNTS, 0, f"an account or a witness is not one: {said(error)}") from None
     return found
 
@@ -149,14 +150,23 @@ _LISTS: Final = frozenset({"entries", "accounts", "heads", "checkpoints", "resto
 
 
 def _witnesses(window: JsonWindow) -> dict[str, Any]:
-    return {
+    found = {
         name: list(window.elements()) if name in _LISTS else window.value()
         for name in window.members()
     }
+    if other := next((name for name in found if name not in WITNESSES), None):
+        raise Tampered(ACCOUNTS, 0, unknown_said(other, "witnesses"))
+    return found
 
 
 def _skip(window: JsonWindow, name: str) -> None:
-    """Pass over a member, none of whose values is long."""
+    """Pass over a member, none of whose values is long.
+
+    Raises:
+        Tampered: no export has one of that name.
+    """
+    if name not in EXPORT:
+        raise Tampered(ACCOUNTS, 0, unknown_said(name, "the export"))
     if name == "witnesses":
         _witnesses(window)
     elif name in _LISTS:

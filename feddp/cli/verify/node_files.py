@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feddp.cli.output import counted
+from feddp.cli.output import counted, quoted
+from feddp.cli.verify import known_fields as fields
 from feddp.cli.verify.history import here
 from feddp.cli.verify.json_windows import once
+from feddp.cli.verify.known_fields import require_known
 from feddp.cli.verify.restorations import listed
 from feddp.cli.verify.witnesses import NODE_FILES, Fault, Witnesses, from_json, whole_number
 from privacy.canonical import bytes_of_hex
@@ -100,6 +102,7 @@ def from_node_file(path: Path) -> NodeFile:
     """
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=once)
+        _require_known(content)
         found = NodeFile(
             from_json(content, str(content["node"])),
             # A file of an older agent has none, or no limits among them.
@@ -114,9 +117,11 @@ def from_node_file(path: Path) -> NodeFile:
             raise ValueError("a node's file names its ledger key")
     except FileNotFoundError:
         raise NotFound("FILE_MISSING", f"there is no file {path}") from None
+    except Malformed as error:
+        raise Malformed("HEADS_INVALID", f"{path}: {error.message}") from None
     except OSError as error:
         raise Malformed("FILE_UNREADABLE", f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
         raise Malformed(
             "HEADS_INVALID", f"{path} is not what `feddp agent ledger heads --json` prints"
         ) from None
@@ -130,20 +135,37 @@ def from_node_file(path: Path) -> NodeFile:
     return found
 
 
+def _require_known(content: Mapping[str, Any]) -> None:
+    """What `from_json` does not look at."""
+    require_known(content, fields.NODE_FILE, "the file")
+    for one in listed(content.get("accounts", [])):
+        require_known(one, fields.TERMS, f"account {quoted(one.get('account'))}")
+    for one in listed(content.get("epochs", [])):
+        require_known(one, fields.EPOCH, fields.epoch_said(one))
+    for one in listed(content["disputes"]):
+        require_known(one, fields.DISPUTE, fields.head_said(one, "the dispute on"))
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise TypeError("a number was to be here")
+    return float(value)
+
+
 def _terms(one: Mapping[str, Any]) -> SignedTerms:
     terms = Terms(
         account=str(one["account"]),
         filter=str(one["filter"]),
         rdp_order=whole_number(one["rdp_order"]),
-        delta=float(one["delta"]),
-        epsilon_limit_highest=float(one["epsilon_limit_highest"]),
+        delta=_number(one["delta"]),
+        epsilon_limit_highest=_number(one["epsilon_limit_highest"]),
     )
     return SignedTerms(terms, bytes_of_hex(one["node_signature"]))
 
 
 def _limit(one: Mapping[str, Any]) -> SignedLimit:
     limit = LimitInForce(
-        str(one["account"]), float(one["epsilon_limit"]), whole_number(one["raises"])
+        str(one["account"]), _number(one["epsilon_limit"]), whole_number(one["raises"])
     )
     return SignedLimit(limit, bytes_of_hex(one["limit_signature"]))
 

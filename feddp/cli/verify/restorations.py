@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from feddp.cli.output import counted
+from feddp.cli.verify import known_fields as fields
 from feddp.cli.verify.json_windows import once
+from feddp.cli.verify.known_fields import require_known
 from privacy.canonical import COUNT_MAX, bytes_of_hex
 from privacy.entries import is_signed
 from privacy.epochs import Epoch, epochs_fault, line_of, parting
@@ -106,6 +108,7 @@ def epoch_of(value: Mapping[str, Any]) -> Epoch:
     """Of an export or a node's file.
 
     Raises:
+        Malformed: FIELD_UNKNOWN.
         KeyError, TypeError, ValueError: it is none.
     """
     return Epoch(
@@ -122,6 +125,11 @@ def epoch_of(value: Mapping[str, Any]) -> Epoch:
 
 def restoration_of(value: Mapping[str, Any]) -> Restoration:
     """Of an export. Raises as `epoch_of`."""
+    what = fields.epoch_said(value)
+    require_known(value, fields.EPOCH | {"places", "reconciled"}, what)
+    for name, known in (("places", fields.HEAD), ("reconciled", fields.PLACE)):
+        for at in listed(value[name]):
+            require_known(at, known, fields.head_said(at, f"{what}: {name}"))
     return Restoration(
         epoch_of(value),
         [
@@ -134,6 +142,12 @@ def restoration_of(value: Mapping[str, Any]) -> Restoration:
 
 def past_of(value: Mapping[str, Any]) -> list[Past]:
     """`before` of a node's file. Raises as `epoch_of`."""
+    require_known(value, {"heads", "checkpoints"}, "before")
+    for one in listed(value["heads"]):
+        require_known(one, fields.SIGNED_HEAD | fields.PAST, fields.head_said(one, "before: head"))
+    for one in listed(value["checkpoints"]):
+        what = f"before: {fields.checkpoint_said(one)}"
+        require_known(one, fields.CHECKPOINT | fields.PAST, what)
     heads = [
         Past(
             Head(str(one["account"]), _whole(one["seq"]), str(one["hash"])),

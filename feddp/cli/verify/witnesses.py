@@ -6,7 +6,9 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from feddp.cli.output import counted
+from feddp.cli.verify import known_fields as fields
 from feddp.cli.verify import restorations as restored
+from feddp.cli.verify.known_fields import require_known
 from feddp.cli.verify.restorations import RESTORATIONS, Past, Restoration, listed
 from privacy.canonical import bytes_of_hex
 from privacy.entries import Entry
@@ -152,9 +154,17 @@ def from_json(value: Mapping[str, Any], source: str) -> Witnesses:
     """What `export` or `feddp agent ledger heads --json` gave.
 
     Raises:
+        Malformed: FIELD_UNKNOWN, something in it has a field that none of this version has.
         KeyError, TypeError, ValueError: it is neither.
     """
     checkpoints = listed(value["checkpoints"])
+    for one in listed(value["heads"]):
+        require_known(one, fields.SIGNED_HEAD, fields.head_said(one))
+    for one in checkpoints:
+        what = fields.checkpoint_said(one)
+        require_known(one, fields.CHECKPOINT | {"moved"}, what)
+        for at in listed(one.get("moved", [])):
+            require_known(at, fields.PLACE, fields.head_said(at, f"{what}: moved"))
     told = [one for one in checkpoints if "moved" in one]
     if told and len(told) != len(checkpoints):
         raise ValueError("some checkpoints do not say what their roots are made of")

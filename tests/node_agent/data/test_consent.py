@@ -3,6 +3,7 @@
 import csv
 import sqlite3
 import time
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from structlog.testing import capture_logs
 from node_agent.data.consent import opted_out_of, spelling
 from node_agent.data.datasets import DataSetSpec, load_data_sets
 from node_agent.data.headers import WrongHeader, check_header
+from node_agent.data.overlaps import overlaps
 from node_agent.data.records import DataProblem, Records, read_records
 from node_agent.doctor.rows import check_rows
 from node_agent.tasks.tabular_config import Feature
@@ -323,7 +325,10 @@ def test_a_number_that_was_cut_to_powers_of_ten_is_no_id(tmp_path: Path) -> None
     rows = "1.00235E+11,51,1,yes\n1.00235E+11,52,1,no\n12E5,53,1,yes\n"
     records = read_records(csv_spec(tmp_path, rows, consent=CONSENT), [AGE])
     assert ages(records) == [53]
-    assert "column 'id' is blank, or a number cut to powers of ten, and no id" in records.remark
+    assert (
+        "column 'id' is blank or means none, or a number cut to powers of ten, and no id"
+        in records.remark
+    )
     assert "whose consent is withdrawn cannot be told in 1 row, first in row 2" in records.remark
 
 
@@ -361,11 +366,44 @@ def test_a_text_that_is_longer_than_an_id_is_none(tmp_path: Path, long: str) -> 
         ("0", "-0.0"),
         ("1/2", "\u00bd"),
         ("\u0130I1", "i\u01311"),
+        ("\u0390", "\u0390".upper()),
+        ("a\u03b0", "A\u03ab\u0301"),
+        ("\u1fb7", "\u1fb7".title()),
     ],
 )
 def test_what_looks_the_same_is_one_id(one: str, other: str) -> None:
     """Invisible characters wherever they stand, digits of other scripts, letters of other forms."""
     assert spelling(one) == spelling(other)
+
+
+def test_every_letter_is_one_id_in_capitals_and_in_each_composed_form() -> None:
+    """Of all that Unicode has, between others; a list of names is often in capitals."""
+    letters = (chr(one) for one in range(0x250, 0x2100) if chr(one).isalpha())
+    for letter in letters:
+        word = f"a{letter}b"
+        forms = [word, word.upper(), word.lower(), word.title(), word.casefold()]
+        forms += [unicodedata.normalize(form, word) for form in ("NFC", "NFD", "NFKC", "NFKD")]
+        assert len(set(map(spelling, forms))) == 1, ascii(letter)
+
+
+NONE = ("NA", "na", "N/a", "NaN", "NULL", "Null", "None", "none", "<NA>", "#N/A", "\uff4e\uff41")
+
+
+def test_rows_of_whom_nobody_names_are_not_one_patients(tmp_path: Path) -> None:
+    """Whatever a program has written for no id: as one patient they would be clipped together, and
+    each of them would move that sum by more than the bound. A list of nobody lists nobody."""
+    rows = "".join(f"{one},5{at % 10},1,yes\n" for at, one in enumerate(NONE))
+    out = tmp_path / "out.txt"
+    out.write_text("none\n", encoding="utf-8")
+    spec = csv_spec(tmp_path, f"{rows}nona,40,1,yes\n", opt_out=str(out))
+    records = read_records(spec, [AGE])
+    assert ages(records) == [40]
+    assert "column 'id' is blank or means none" in records.remark
+    assert overlaps([spec, spec.model_copy(update={"name": "other"})])[0].kind == "same_file"
+    other = tmp_path / "other"
+    other.mkdir()
+    beside = csv_spec(other, "".join(f"{one},50,1,yes\n" for one in NONE))
+    assert overlaps([spec, beside.model_copy(update={"name": "other"})]) == []
 
 
 @pytest.mark.parametrize(

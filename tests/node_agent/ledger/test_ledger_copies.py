@@ -12,9 +12,11 @@ from certs.enrolment import new_ledger_key
 from node_agent.folder.config import Folder
 from node_agent.joining.identity import load_identity
 from node_agent.ledger.copies import export, restore
+from node_agent.ledger.disputes import Dispute
 from node_agent.state.state import State
 from node_agent.status import status
 from privacy.filters import make_filter
+from privacy.heads import sign_checkpoint
 from privacy.limits import LimitChange, LimitTerms, sign_terms
 from protos.errors import Malformed
 from tests.node_agent.agent_federation import TRUST_DOMAIN, make_agent
@@ -76,6 +78,138 @@ def test_a_copy_from_before_the_limit_was_lowered_does_not_lift_it(
     restore(agent.root, tmp_path / "raised.db")
     state = State(agent.state_db, NODE, key)
     assert [one.epsilon_limit for one in state.ledger.accounts()] == [12.0]
+    state.close()
+
+
+def opened(folder: Folder) -> State:
+    """The agent's ledger."""
+    return State(folder.state_db, NODE, load_identity(folder.identity).ledger_key)
+
+
+def test_an_older_copy_lets_nothing_in_that_the_steward_has_refused_since(
+    agent: Folder, tmp_path: Path
+) -> None:
+    """No entry says it: a project that was taken back, a job that was refused, an order that was
+    void. What was let in since is asked about again."""
+    state = opened(agent)
+    for job_id, project in (("one", "old"), ("two", "kept")):
+        state.approvals.ask(job_id, project, 1.0)
+        state.approvals.approve(job_id, 1.0)
+    state.close()
+    export(agent.root, tmp_path / "copy.db")
+    state = opened(agent)
+    state.approvals.withdraw("old", 2.0)
+    state.approvals.reject("three", "kept", 2.0)
+    state.approvals.ask("four", "new", 2.0)
+    state.approvals.approve("four", 2.0)
+    state.refuse(order("void"), "OUTSIDE_HOURS", "later")
+    state.close()
+    restore(agent.root, tmp_path / "copy.db")
+    state = opened(agent)
+    known = [project for project in ("old", "kept", "new") if state.approvals.is_known(project)]
+    assert known == ["kept"]
+    assert state.approvals.is_rejected("three")
+    refused = state.attempts.find("void")
+    assert refused is not None
+    assert (refused.state, refused.outcome) == ("refused", "void")
+    state.close()
+
+
+def test_a_copy_that_is_newer_than_the_ledger_keeps_what_was_let_in_since(
+    agent: Folder, tmp_path: Path
+) -> None:
+    """As after a snapshot of the disk was put back: the later answer counts."""
+    state = opened(agent)
+    state.approvals.ask("one", "study", 1.0)
+    state.approvals.approve("one", 1.0)
+    state.approvals.withdraw("study", 2.0)
+    state.approvals.reject("two", "study", 2.0)
+    state.disputes.add(Dispute(PATIENTS, 3, "settled since", 2.0))
+    state.close()
+    export(agent.root, tmp_path / "snapshot.db")
+    state = opened(agent)
+    state.settle(PATIENTS)
+    state.approvals.approve("two", 3.0)
+    state.reserve(order("later"), FILTER)
+    state.close()
+    export(agent.root, tmp_path / "newer.db")
+    (tmp_path / "snapshot.db").replace(agent.state_db)
+    restore(agent.root, tmp_path / "newer.db")
+    state = opened(agent)
+    assert state.approvals.is_known("study")
+    assert not state.approvals.is_rejected("two")
+    assert state.disputes.all() == []
+    state.close()
+
+
+def test_an_older_copy_ends_no_dispute_and_forgets_no_checkpoint(
+    agent: Folder, tmp_path: Path
+) -> None:
+    """Only the steward's `settle` ends one; checkpoints are what a fork is found out by, and the
+    highest limit that the coordinator told is kept for ever."""
+    signer = new_ledger_key()
+    first = sign_checkpoint(signer, None, [])
+    second = sign_checkpoint(signer, first, [])
+    key = signer.public_key().public_bytes_raw()
+    state = opened(agent)
+    state.follow_checkpoints(key, [first], [], [], 1.0)
+    state.close()
+    export(agent.root, tmp_path / "copy.db")
+    state = opened(agent)
+    state.follow_checkpoints(key, [second], [], [], 2.0)
+    state.disputes.add(Dispute(PATIENTS, 3, "void there, posted here", 2.0))
+    state.coordinator_limits.keep({}, {"patients": 20.0})
+    state.close()
+    restore(agent.root, tmp_path / "copy.db")
+    state = opened(agent)
+    assert [one.text for one in state.disputes.all()] == ["void there, posted here"]
+    assert state.witnessed.checkpoints() == [first, second]
+    assert state.coordinator_limits.highest_of(PATIENTS) == 20.0
+    state.close()
+
+
+def test_checkpoints_of_another_history_are_not_put_together(agent: Folder, tmp_path: Path) -> None:
+    """Where the copy has seen another one of the same number, its own stay."""
+    signer = new_ledger_key()
+    key = signer.public_key().public_bytes_raw()
+    first = sign_checkpoint(signer, None, [])
+    other = sign_checkpoint(signer, None, ["0" * 64])
+    after = sign_checkpoint(signer, other, [])
+    state = opened(agent)
+    state.follow_checkpoints(key, [first], [], [], 1.0)
+    state.close()
+    export(agent.root, tmp_path / "copy.db")
+    agent.state_db.unlink()
+    state = spent(agent)
+    state.follow_checkpoints(key, [other, after], [], [], 1.0)
+    state.close()
+    restore(agent.root, tmp_path / "copy.db")
+    state = opened(agent)
+    assert state.witnessed.checkpoints() == [first]
+    state.close()
+
+
+def test_an_older_copy_knows_that_what_was_signed_of_a_job_is_used_up(
+    agent: Folder, tmp_path: Path
+) -> None:
+    """Its end, and a resumption that came since."""
+    export(agent.root, tmp_path / "copy.db")
+    insert = "INSERT INTO job_mandates VALUES (?, 'key', ?, 'digest', ?)"
+    for path, rows in (
+        (agent.state_db, [("ended", 0, 1), ("resumed", 2, 0), ("before", 0, 1)]),
+        (tmp_path / "copy.db", [("ended", 0, 0), ("resumed", 1, 1), ("before", 1, 0)]),
+    ):
+        with contextlib.closing(sqlite3.connect(path)) as written:
+            written.executemany(insert, rows)
+            written.commit()
+    restore(agent.root, tmp_path / "copy.db")
+    state = opened(agent)
+    seen = {name: state.mandates.seen(name, 1) for name in ("ended", "resumed", "before")}
+    assert {n: (s.resumption, s.ended) for n, s in seen.items() if s} == {
+        "ended": (0, True),
+        "resumed": (2, False),
+        "before": (1, False),
+    }
     state.close()
 
 

@@ -6,23 +6,28 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from structlog.testing import capture_logs
 
 from node_agent.ledger.rollback import Signed
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.restorations import Restorations
 from node_agent.state.state import State
 from privacy.entries import append, sign
-from privacy.epochs import sign_epoch
+from privacy.epochs import Epoch, sign_epoch
 from privacy.filters import make_filter
+from protos.errors import FeddpError
 from tests.node_agent.samples import LEDGER_KEY, NODE, order
 
 COORDINATOR_KEY = Ed25519PrivateKey.generate()
 
 
 def restorations_of(
-    state: State, ledger: LedgerThread, suspended: Callable[[], None]
+    state: State,
+    ledger: LedgerThread,
+    suspended: Callable[[], None] = lambda: None,
+    turn_away: Callable[[FeddpError], None] = lambda _: None,
 ) -> Restorations:
-    """Of a node without attempts under way, of which nobody hears but of suspensions."""
+    """Of a node without attempts under way, of which nobody hears but of suspensions and refusals."""
     return Restorations(
         state,
         ledger,
@@ -30,7 +35,7 @@ def restorations_of(
         clock=lambda: 2000.0,
         attempts=tuple,
         dispatch=lambda _: None,
-        turn_away=lambda _: None,
+        turn_away=turn_away,
         suspended=suspended,
     )
 
@@ -73,7 +78,7 @@ def test_an_order_right_behind_a_welcome_is_judged_by_what_that_says(tmp_path: P
 
     async def scene() -> None:
         ledger = LedgerThread()
-        restorations = restorations_of(state, ledger, lambda: None)
+        restorations = restorations_of(state, ledger)
         await restorations.recall()
         welcomed = asyncio.create_task(restorations.welcomed([restored], ()))
         await asyncio.sleep(0)  # as far as it comes before the next message is read
@@ -82,4 +87,82 @@ def test_an_order_right_behind_a_welcome_is_judged_by_what_that_says(tmp_path: P
         ledger.close()
 
     asyncio.run(scene())
+    state.close()
+
+
+def restored_at(second: int, key: Ed25519PrivateKey = COORDINATOR_KEY) -> Epoch:
+    """A coordinator's first restoration."""
+    return sign_epoch(key, None, None, (), restored_at_s=second, backup_made_at_s=900)
+
+
+def test_a_restoration_is_told_once_and_a_false_one_with_what_ends_it(tmp_path: Path) -> None:
+    """The hospital looks into one that is not the coordinator's own history; the same one again, at
+    the next session, is no news."""
+    state = State(tmp_path / "state.db", NODE, LEDGER_KEY)
+    state.witnessed.keep_coordinator_key(COORDINATOR_KEY.public_key().public_bytes_raw())
+    told: list[FeddpError] = []
+
+    async def scene() -> list[list[str]]:
+        ledger = LedgerThread()
+        restorations = restorations_of(state, ledger, turn_away=told.append)
+        await restorations.recall()
+        found = []
+        first = restored_at(1000)
+        for epochs in ([], [first], [first], [restored_at(1001, Ed25519PrivateKey.generate())]):
+            with capture_logs() as logs:
+                await restorations.welcomed(epochs, ())
+            found.append([one["event"] for one in logs])
+        ledger.close()
+        return found
+
+    assert asyncio.run(scene()) == [[], ["coordinator_restored"], [], ["coordinator_epoch_false"]]
+    assert told == []
+    state.close()
+
+
+def test_a_session_that_has_begun_with_an_older_copy_ends(tmp_path: Path) -> None:
+    """Its Welcome was let in before this node knew of the restoration, or another session told."""
+    state = State(tmp_path / "state.db", NODE, LEDGER_KEY)
+    state.witnessed.keep_coordinator_key(COORDINATOR_KEY.public_key().public_bytes_raw())
+    told: list[FeddpError] = []
+
+    async def scene() -> None:
+        ledger = LedgerThread()
+        restorations = restorations_of(state, ledger, turn_away=told.append)
+        await restorations.recall()
+        await restorations.welcomed([restored_at(1000)], ())
+        await restorations.welcomed([], ())
+        ledger.close()
+
+    asyncio.run(scene())
+    assert [one.reason for one in told] == ["COORDINATOR_EPOCH_OLD"]
+    state.close()
+
+
+def test_a_ledger_that_turns_out_to_be_an_old_one_on_arrival_suspends_the_node(
+    tmp_path: Path,
+) -> None:
+    """While nobody knows whose coordinator it is, what the Welcome tells cannot be held against the
+    ledger; from then on it can."""
+    state = State(tmp_path / "state.db", NODE, LEDGER_KEY)
+    public_key = COORDINATOR_KEY.public_key().public_bytes_raw()
+    state.witnessed.keep_coordinator_key(public_key)
+    state.leave()
+    told: list[str] = []
+    post = order().statement(NODE, "post")
+
+    async def scene() -> None:
+        ledger = LedgerThread()
+        restorations = restorations_of(state, ledger, lambda: told.append("suspended"))
+        await restorations.recall()
+        await restorations.welcomed(
+            [], (Signed(None, (append(post, None, sign(LEDGER_KEY, post)),)),)
+        )
+        assert told == []
+        assert not await restorations.arrive(public_key)
+        ledger.close()
+
+    asyncio.run(scene())
+    assert told == ["suspended"]
+    assert state.memory.is_rolled_back
     state.close()

@@ -1,7 +1,7 @@
 """What a session does with what a Welcome says of the past."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from structlog.testing import capture_logs
 
 from node_agent.ledger.rollback import Signed
+from node_agent.session import events as e
+from node_agent.session.attempts import Attempt, Phase
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.session.restorations import Restorations
 from node_agent.state.state import State
@@ -26,15 +28,17 @@ def restorations_of(
     ledger: LedgerThread,
     suspended: Callable[[], None] = lambda: None,
     turn_away: Callable[[FeddpError], None] = lambda _: None,
+    attempts: Sequence[Attempt] = (),
+    dispatch: Callable[[e.Event], None] = lambda _: None,
 ) -> Restorations:
-    """Of a node without attempts under way, of which nobody hears but of suspensions and refusals."""
+    """Of a node of which nobody hears but what a test listens to."""
     return Restorations(
         state,
         ledger,
         NODE,
         clock=lambda: 2000.0,
-        attempts=tuple,
-        dispatch=lambda _: None,
+        attempts=lambda: attempts,
+        dispatch=dispatch,
         turn_away=turn_away,
         suspended=suspended,
     )
@@ -136,6 +140,54 @@ def test_a_session_that_has_begun_with_an_older_copy_ends(tmp_path: Path) -> Non
 
     asyncio.run(scene())
     assert [one.reason for one in told] == ["COORDINATOR_EPOCH_OLD"]
+    state.close()
+
+
+def test_orders_of_before_a_restoration_are_over_by_what_they_have_opened(tmp_path: Path) -> None:
+    """Nobody waits for what comes of them. What has not opened the data is void: a post would charge
+    patients for nothing. An account that is not owed goes on."""
+    state = State(tmp_path / "state.db", NODE, LEDGER_KEY)
+    state.reserve(order(), make_filter("gdp", 0, 10.0, 1.0e-5))
+    state.witnessed.keep_coordinator_key(COORDINATOR_KEY.public_key().public_bytes_raw())
+    attempts = [Attempt(order(phase.value), phase=phase) for phase in Phase]
+    attempts.append(Attempt(order("elsewhere", account="others"), phase=Phase.TRAINING))
+    heard: list[e.Event] = []
+
+    async def scene() -> None:
+        ledger = LedgerThread()
+        restorations = restorations_of(state, ledger, attempts=attempts, dispatch=heard.append)
+        await restorations.recall()
+        await restorations.welcomed([restored_at(1000)], ())
+        ledger.close()
+
+    asyncio.run(scene())
+    opened = {Phase.TRAINING, Phase.HOLDING, Phase.SUBMITTING, Phase.TELLING}
+    assert heard == [
+        e.AttemptClosedReceived(phase.value, "post" if phase in opened else "void")
+        for phase in Phase
+    ]
+    state.close()
+
+
+def test_an_older_copy_is_refused_by_who_knows_the_coordinator(tmp_path: Path) -> None:
+    """Before anything is said in the session. Whoever does not know it learns it at its first look:
+    an epoch of another coordinator is no sign of an older copy."""
+    state = State(tmp_path / "state.db", NODE, LEDGER_KEY)
+    state.witnessed.keep_coordinator_key(COORDINATOR_KEY.public_key().public_bytes_raw())
+
+    async def scene() -> list[str]:
+        ledger = LedgerThread()
+        restorations = restorations_of(state, ledger)
+        await restorations.recall()
+        await restorations.welcomed([restored_at(1000)], ())
+        found = [restorations.admits(told) for told in ([restored_at(1000)], [])]
+        state.leave()
+        await restorations.recall()
+        found.append(restorations.admits([]))
+        ledger.close()
+        return ["" if one is None else one.reason for one in found]
+
+    assert asyncio.run(scene()) == ["", "COORDINATOR_EPOCH_OLD", ""]
     state.close()
 
 

@@ -144,8 +144,8 @@ def test_a_session_that_has_begun_with_an_older_copy_ends(tmp_path: Path) -> Non
 
 
 def test_orders_of_before_a_restoration_are_over_by_what_they_have_opened(tmp_path: Path) -> None:
-    """Nobody waits for what comes of them. What has not opened the data is void: a post would charge
-    patients for nothing. An account that is not owed goes on."""
+    """Nobody waits for what comes of them. What has not opened the data is void: a post would be a
+    charge for nothing. An account that is not owed goes on."""
     state = State(tmp_path / "state.db", NODE, LEDGER_KEY)
     state.reserve(order(), make_filter("gdp", 0, 10.0, 1.0e-5))
     state.witnessed.keep_coordinator_key(COORDINATOR_KEY.public_key().public_bytes_raw())

@@ -121,6 +121,37 @@ def test_training_ends_before_the_outcome_is_due_however_long_the_opening_took_t
     assert worker.stops == 1
 
 
+def test_what_a_worker_writes_while_it_is_ended_is_removed(tmp_path: Path) -> None:
+    """It was too late, and nothing of it stays on the disk."""
+
+    class Unhurried(FakeWorker):
+        async def stop(self) -> None:
+            if self.trained:
+                scene.spool.out("a1").write_bytes(UPDATE_BYTES)
+            await super().stop()
+
+    worker = Unhurried(script=["overrun"])
+    scene = Scene(tmp_path, worker, tick_s=0.05)
+    scene.play("a1")
+    assert [one.reason for one in kept(scene.logs)] == ["TOO_LONG"]
+    assert worker.stops == 1
+    assert not scene.spool.out("a1").exists()
+
+
+def test_an_attempt_that_reads_no_records_takes_the_time_that_it_takes(tmp_path: Path) -> None:
+    """Its outcome tells nothing of any, and waits for no moment."""
+
+    class Slow(FakeWorker):
+        async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+            scene.now_s += 100.0
+            await asyncio.sleep(0.05)
+            return await super().request(message)
+
+    scene = Scene(tmp_path, Slow(), tick_s=0.0)
+    scene.play("a1")
+    assert scene.heard[-1] == e.TrainingEnded("a1", digest_of(UPDATE_BYTES), b"post", "")
+
+
 @pytest.mark.parametrize(
     ("admitted", "later_s", "asked"), [("a1", 1.0, 1), ("a1", 1.5, 2), ("a2", 1.0, 2)]
 )

@@ -203,6 +203,25 @@ def test_a_rejected_machine_is_refused_for_good(coordinator: Federation) -> None
     assert reasons == ["JOIN_REJECTED"]
 
 
+def test_the_reply_of_a_join_that_waited_for_days_may_be_lost(coordinator: Federation) -> None:
+    """The quarter of an hour for that counts from the certificate, and not from the first question;
+    nobody needs another token."""
+    with coordinator.client() as client:
+        token = JoinToken.parse(client.create_token("alpha", approval=True).token)
+        csr, ledger_key = make_csr(new_key()), new_ledger_key()
+        assert redeem(token, csr, ledger_key) == "JOIN_PENDING"
+        with coordinator.database() as database:
+            database.execute("UPDATE tokens SET redeemed_at = redeemed_at - 86400")
+        assert redeem(token, csr, ledger_key) == "JOIN_PENDING"
+        client.approve("alpha")
+    for _ in range(2):
+        assert redeem(token, csr, ledger_key) == ""
+    assert redeem(token, make_csr(new_key()), ledger_key) == "TOKEN_USED"
+    with coordinator.database() as database:
+        many = "SELECT count(*) FROM certificates WHERE spiffe_id LIKE '%/node/%'"
+        assert database.execute(many).fetchone() == (1,)
+
+
 def test_a_revocation_voids_what_was_approved_before(coordinator: Federation) -> None:
     """A machine that was let in and has not asked since gets nothing any more: neither one that
     joins for the first time, nor one that the steward has confirmed."""

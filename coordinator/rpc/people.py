@@ -151,6 +151,9 @@ class NodesService(nodes_pb2_grpc.NodesServicer):
         def work(connection: Connection) -> None:
             identity = SpiffeId(self.authority.trust_domain, "node", request.node)
             people.node(connection, request.node)
+            # First the tokens: one that is redeemed at this moment has its certificate by the time
+            # that all of them are revoked.
+            people.void_tokens(connection, request.node)
             certificates.revoke(connection, identity)
 
         check_name(request.node)

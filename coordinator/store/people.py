@@ -123,7 +123,7 @@ def invite(
         )
         .on_conflict_do_update(index_elements=["name"], set_={"node_class": node_class})
     )
-    connection.execute(tokens.delete().where(tokens.c.node == name, tokens.c.chain == b""))
+    void_tokens(connection, name)
     connection.execute(
         tokens.insert().values(
             secret_hash=secret_hash,
@@ -135,6 +135,12 @@ def invite(
             approval="needed" if approval else "",
         )
     )
+
+
+def void_tokens(connection: Connection, name: str) -> None:
+    """Tokens of a node that nobody has joined with yet let nobody in, also not a machine that waits
+    or was approved."""
+    connection.execute(tokens.delete().where(tokens.c.node == name, tokens.c.chain == b""))
 
 
 @dataclass(frozen=True, slots=True)

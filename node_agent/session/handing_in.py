@@ -1,6 +1,6 @@
 """Hands in, account by account, what a restored coordinator's chain lacks."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Final
 
 import grpc
@@ -10,6 +10,7 @@ from node_agent.ledger.handing_in import FilterOf, Owed
 from node_agent.session.ledger_thread import LedgerThread
 from node_agent.state.state import State
 from privacy.heads import Head
+from privacy.ledger import LimitChange, Statement
 from privacy.wire import statement_to_wire
 from protos.errors import BudgetRefused, Conflict, FeddpError, Malformed, NotFound, WrongPhase
 from protos.feddp.v1 import witness_pb2 as pb
@@ -21,6 +22,9 @@ log = structlog.get_logger(__name__)
 STATEMENTS_MAX: Final = 400
 """In one call: some 250 KiB."""
 
+Taken = Mapping[str, frozenset[Statement | LimitChange]]
+"""Accounts, each with what was handed in of it."""
+
 REFUSED: Final = (Malformed, NotFound, Conflict, WrongPhase, BudgetRefused)
 """What the coordinator says of what was handed in; other errors are of the way to it."""
 
@@ -31,20 +35,23 @@ async def hand_in(
     ledger: LedgerThread,
     filter_of_account: FilterOf,
     timeout_s: float,
-) -> tuple[frozenset[str], list[tuple[str, str]]]:
+) -> tuple[Taken, list[tuple[str, str]]]:
     """Hand in what was read to be missing.
 
     Args:
         filter_of_account: see `HandingIn.owed`.
 
     Returns:
-        The accounts of which something was taken: their chains are to be read again. And those
-        whose budget at the coordinator does not hold what was released, with what it says.
+        What was taken of the accounts of which all was: their chains are to be read again, and hold
+        it. Of one that was refused halfway nothing is looked for: the rest is handed in by a later
+        look. And the accounts whose budget at the coordinator does not hold what was released, with
+        what it says.
 
     Raises:
         grpc.RpcError: the coordinator does not answer.
     """
-    taken, beyond = set(), []
+    taken: dict[str, frozenset[Statement | LimitChange]] = {}
+    beyond = []
     for account, owed in await ledger.run(state.handing_in.owed, filter_of_account):
         for first in range(0, len(owed.statements), STATEMENTS_MAX):
             request = await _request(state, ledger, account, owed)
@@ -58,8 +65,10 @@ async def hand_in(
                     text = "the coordinator does not take what this node has released: "
                     beyond.append((account, text + refusal.message))
                 break
-            taken.add(account)
-    return frozenset(taken), beyond
+        else:
+            if owed.statements:
+                taken[account] = frozenset(one for one, _ in owed.statements)
+    return taken, beyond
 
 
 async def finish(
@@ -67,7 +76,7 @@ async def finish(
     state: State,
     ledger: LedgerThread,
     filter_of_account: FilterOf,
-    taken: Collection[str],
+    taken: Taken,
     timeout_s: float,
 ) -> list[tuple[Head, str]]:
     """Say of each account that its chain now holds all that this node knows.
@@ -85,7 +94,8 @@ async def finish(
     found = []
     for account, owed in await ledger.run(state.handing_in.owed, filter_of_account):
         if owed.statements:
-            if account in taken:  # else it was refused, which was logged
+            # Else it was refused, which was logged, or it is owed only since.
+            if taken.get(account, frozenset()).intersection(one for one, _ in owed.statements):
                 head = await ledger.run(state.witnessed.head, account)
                 text = "what this node has handed in was taken, and is not in the chain"
                 found.append((head, text))

@@ -1,6 +1,7 @@
 """One attempt at a time in the job's worker: prepare, open, train, spool."""
 
 import asyncio
+import math
 import signal
 from collections.abc import Callable
 from dataclasses import asdict
@@ -280,7 +281,7 @@ class Training:
                 str(answer.get("reason", "WORKER_FAILED")),
                 str(answer.get("message", "The worker gave no reason.")),
             )
-        return float(answer.get("rehearsal_s", 0.0))
+        return _number(answer, "rehearsal_s")
 
     def _asked(self, order: Order) -> dict[str, Any]:
         """What a worker is told of an attempt."""
@@ -338,7 +339,7 @@ class Training:
             # Only who has read the records can say that all of them read as declared.
             if order.release.mechanism != "no_data":
                 await self._remarked(order, str(answer.get("remark", "")))
-            return str(answer.get("digest")), int(answer.get("bytes", 0)), _NONE
+            return str(answer.get("digest")), int(_number(answer, "bytes")), _NONE
         except (WorkerDied, OSError) as error:
             if not self._wanted(order.attempt_id):
                 log.info("work_given_up", **fields)
@@ -426,6 +427,18 @@ class Training:
                 self._spool.drop_update(digest)
             return digest, signature
         return "", self._state.lose(attempt_id)
+
+
+def _number(answer: dict[str, Any], name: str) -> float:
+    """A number >= 0 that a worker tells; 0 for none.
+
+    Raises:
+        WorkerDied: it is none; as with any nonsense, the worker ends, and not the agent.
+    """
+    found = answer.get(name, 0)
+    if not isinstance(found, int | float) or not 0 <= found < math.inf:
+        raise WorkerDied(f"the worker answered nonsense for {name}")
+    return found
 
 
 def _traceparent(place: tracing.Place | None) -> str:

@@ -198,6 +198,49 @@ def test_a_rejected_machine_is_refused_for_good(coordinator: Federation) -> None
     assert reasons == ["JOIN_REJECTED"]
 
 
+def test_the_reply_of_a_join_that_waited_for_days_may_be_lost(coordinator: Federation) -> None:
+    """The quarter of an hour for that counts from the certificate, and not from the first question;
+    nobody needs another token."""
+    with coordinator.client() as client:
+        token = JoinToken.parse(client.create_token("alpha", approval=True).token)
+        csr, ledger_key = make_csr(new_key()), new_ledger_key()
+        assert redeem(token, csr, ledger_key) == "JOIN_PENDING"
+        with coordinator.database() as database:
+            database.execute("UPDATE tokens SET redeemed_at = redeemed_at - 86400")
+        assert redeem(token, csr, ledger_key) == "JOIN_PENDING"
+        client.approve("alpha")
+    for _ in range(2):
+        assert redeem(token, csr, ledger_key) == ""
+    assert redeem(token, make_csr(new_key()), ledger_key) == "TOKEN_USED"
+    with coordinator.database() as database:
+        many = "SELECT count(*) FROM certificates WHERE spiffe_id LIKE '%/node/%'"
+        assert database.execute(many).fetchone() == (1,)
+
+
+def test_a_revocation_voids_what_was_approved_before(coordinator: Federation) -> None:
+    """A machine that was let in and has not asked since gets nothing any more: neither one that
+    joins for the first time, nor one that the steward has confirmed."""
+    coordinator.add_node("beta")
+    with coordinator.client() as client:
+        tokens = {
+            "alpha": client.create_token("alpha", approval=True).token,
+            "beta": client.create_token("beta", rejoin=True).token,
+        }
+        identity = coordinator.agent("beta") / "identity"
+        for name in ("node.key", "node.crt"):
+            (identity / name).unlink()
+        for node, token in tokens.items():
+            with reason_of() as reasons:
+                join(token, coordinator.agent(node))
+            assert reasons == ["JOIN_PENDING"]
+            client.approve(node, key=client.node(node).waiting_key, steward="Dr. Meier")
+            client.revoke(node)
+            with reason_of() as reasons:
+                join(token, coordinator.agent(node))
+            assert reasons == ["TOKEN_INVALID"]
+        assert client.node("beta").status == "revoked"
+
+
 def test_every_join_waits_where_the_operator_wants_it(tmp_path: Path) -> None:
     """`security.approve_joins`, whatever the token says."""
     federation = Federation(tmp_path)

@@ -4,19 +4,23 @@ ledgers of one node, over real gRPC."""
 import contextlib
 import shutil
 import sqlite3
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from structlog.testing import capture_logs
 
 from coordinator.store import booking, checkpoints, epochs, ledger
 from coordinator.store.database import Database
 from node_agent.ledger import rollback
+from node_agent.session import handing_in
 from privacy.entries import GENESIS
 from privacy.heads import Head
 from privacy.ledger import Statement, append, sign, verify
-from protos.errors import WrongPhase
+from protos.errors import FeddpError, Unavailable, WrongPhase
 from protos.feddp.v1 import witness_pb2 as pb
 from tests.integration.restorable import (
     BACKUP,
@@ -29,6 +33,7 @@ from tests.integration.test_witness import (
     FILTER,
     PUBLIC,
     forged,
+    raised,
     seen,  # noqa: F401 - a fixture
 )
 from tests.integration.test_witness import witness_rpc as rpc
@@ -322,6 +327,79 @@ def test_a_coordinator_that_refuses_what_is_handed_in_is_asked_again(
     bench.look(monkeypatch)
     assert bench.reason() == ""
     assert bench.posted_units() == bench.own_units()
+
+
+def test_what_was_refused_halfway_is_no_dispute_and_is_handed_in_later(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came in two calls, of which the second was refused. The coordinator has said so, and holds
+    what it took: that the rest is not in its chain is nothing that it hides."""
+    bench.book(2, first=ENTRIES)
+    bench.look(monkeypatch)
+    bench.put_back()
+    monkeypatch.setattr(handing_in, "STATEMENTS_MAX", 2)
+    refusing = _answering(lambda: WrongPhase("LEDGER_DAMAGED", "the chain is damaged"), after=1)
+    bench.look(monkeypatch, refusing)
+    assert bench.state.disputes.all() == []
+    assert len(bench.chain()) == ENTRIES + 2
+    assert bench.reason() == "LEDGER_RECONCILING"
+    bench.look(monkeypatch)
+    assert bench.state.disputes.all() == []
+    assert bench.reason() == ""
+    assert bench.posted_units() == bench.own_units()
+
+
+def test_a_raise_that_is_booked_during_the_handing_in_is_handed_in_later(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stewards may raise a limit at any moment: it is not in the chain that was just read."""
+    bench.book(1, first=ENTRIES)
+    bench.look(monkeypatch)
+    bench.put_back()
+    change = raised(bench, [Ed25519PrivateKey.generate() for _ in range(2)])
+
+    class Beside(rpc.WitnessService):
+        async def HandIn(self, request: Any, context: Any) -> Any:  # noqa: N802
+            answer = await super().HandIn(request, context)
+            if not bench.state.ledger.raises(ACCOUNT):
+                with bench.state.raising() as own:
+                    own.record(change)
+            return answer
+
+    bench.look(monkeypatch, Beside)
+    assert bench.state.disputes.all() == []
+    assert bench.unreconciled() == {ACCOUNT}
+    bench.look(monkeypatch)
+    assert bench.state.disputes.all() == []
+    assert bench.unreconciled() == frozenset()
+    assert bench.chain()[-1].statement == change
+
+
+def test_a_coordinator_that_is_away_has_refused_nothing(
+    bench: Restorable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look ends there, and nobody is told to compare ledgers."""
+    bench.book(1, first=ENTRIES)
+    bench.look(monkeypatch)
+    bench.put_back()
+    away = _answering(lambda: Unavailable("DRAINING", "it ends"), after=0)
+    with capture_logs() as logs, pytest.raises(grpc.RpcError):
+        bench.look(monkeypatch, away)
+    assert logs == []
+    assert bench.state.handing_in.waits()
+
+
+def _answering(refusal: Callable[[], FeddpError], after: int) -> type[rpc.WitnessService]:
+    """A coordinator that takes so many calls, and then refuses each."""
+    calls = iter(range(1 << 30))
+
+    class Refuses(rpc.WitnessService):
+        async def HandIn(self, request: Any, context: Any) -> Any:  # noqa: N802
+            if next(calls) >= after:
+                raise refusal()
+            return await super().HandIn(request, context)
+
+    return Refuses
 
 
 def test_another_coordinator_is_met_as_one_that_was_never_seen(

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from coordinator.keyring import ledger_key
 from coordinator.rpc import witness as witness_rpc
-from coordinator.store import booking, epochs, ledger, people
+from coordinator.store import booking, checkpoints, epochs, ledger, people
 from coordinator.store.database import Database
 from feddp.cli.app import app
 from node_agent.folder.config import Folder
@@ -259,6 +259,33 @@ def test_no_order_is_taken_before_everything_is_handed_in(
             assert refused.void_signature
             await until(lambda: coordinator.database.read_now(epochs.unreconciled) == frozenset())
         assert coordinator.chain() == [("reserve", "a1"), ("post", "a1")]
+
+    play(tmp_path, scene, kind)
+
+
+def test_an_agent_that_has_met_its_coordinator_since_it_runs_takes_no_early_order_either(
+    tmp_path: Path, kind: type[Restorable]
+) -> None:
+    """At its start it knew of none: its first look has told it whose ledger it follows, so that the
+    next Welcome is held against that, and not the next look."""
+
+    async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
+        assert isinstance(coordinator, Restorable)
+        coordinator.knows(folder)
+        statement = Order.from_wire(real_order()).statement(NODE, "reserve")
+        for one in (statement, statement.resolved("post")):
+            coordinator.database.write_now(lambda c, one=one: booking.book(c, one))
+        coordinator.orders = [real_order()]
+        async with RunningAgent(folder, worker):
+            await coordinator.until_submitted()
+            await until(lambda: coordinator.database.read_now(checkpoints.countersigned) != [])
+            coordinator.restore(1000.0)
+            coordinator.orders = [real_order("early", job_id="job-2")]
+            coordinator.cut()
+            refused = await coordinator.heard("order_refused")
+            assert refused.attempt_id == "early"
+            await until(lambda: coordinator.database.read_now(epochs.unreconciled) == frozenset())
+        assert worker.trained == ["a1"]
 
     play(tmp_path, scene, kind)
 

@@ -154,9 +154,10 @@ class NodesServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RevokeNode(self, request, context):
-        """Revokes every certificate of a node for good and cuts its streams within 5 s; it comes back
-        only with a new token and its steward's confirmation. Called by operators. Safe to retry.
-        Errors: NOT_FOUND (NODE_UNKNOWN).
+        """Revokes every certificate of a node for good, voids its tokens that nobody has joined with, also
+        of a machine that waits or was approved, and cuts its streams within 5 s; it comes back only
+        with a new token and its steward's confirmation. Called by operators. Safe to retry. Errors:
+        NOT_FOUND (NODE_UNKNOWN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

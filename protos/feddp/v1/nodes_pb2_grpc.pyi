@@ -68,9 +68,10 @@ class NodesStub:
     (NODE_NOT_QUARANTINED: also when an earlier call has released it).
     """
     RevokeNode: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.RevokeNodeRequest, _nodes_pb2.RevokeNodeResponse]
-    """Revokes every certificate of a node for good and cuts its streams within 5 s; it comes back
-    only with a new token and its steward's confirmation. Called by operators. Safe to retry.
-    Errors: NOT_FOUND (NODE_UNKNOWN).
+    """Revokes every certificate of a node for good, voids its tokens that nobody has joined with, also
+    of a machine that waits or was approved, and cuts its streams within 5 s; it comes back only
+    with a new token and its steward's confirmation. Called by operators. Safe to retry. Errors:
+    NOT_FOUND (NODE_UNKNOWN).
     """
 
 @_typing.type_check_only
@@ -113,9 +114,10 @@ class NodesAsyncStub(NodesStub):
     (NODE_NOT_QUARANTINED: also when an earlier call has released it).
     """
     RevokeNode: _aio.UnaryUnaryMultiCallable[_nodes_pb2.RevokeNodeRequest, _nodes_pb2.RevokeNodeResponse]  # type: ignore[assignment]
-    """Revokes every certificate of a node for good and cuts its streams within 5 s; it comes back
-    only with a new token and its steward's confirmation. Called by operators. Safe to retry.
-    Errors: NOT_FOUND (NODE_UNKNOWN).
+    """Revokes every certificate of a node for good, voids its tokens that nobody has joined with, also
+    of a machine that waits or was approved, and cuts its streams within 5 s; it comes back only
+    with a new token and its steward's confirmation. Called by operators. Safe to retry. Errors:
+    NOT_FOUND (NODE_UNKNOWN).
     """
 
 class NodesServicer(metaclass=_abc_1.ABCMeta):
@@ -209,9 +211,10 @@ class NodesServicer(metaclass=_abc_1.ABCMeta):
         request: _nodes_pb2.RevokeNodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_nodes_pb2.RevokeNodeResponse, _abc.Awaitable[_nodes_pb2.RevokeNodeResponse]]:
-        """Revokes every certificate of a node for good and cuts its streams within 5 s; it comes back
-        only with a new token and its steward's confirmation. Called by operators. Safe to retry.
-        Errors: NOT_FOUND (NODE_UNKNOWN).
+        """Revokes every certificate of a node for good, voids its tokens that nobody has joined with, also
+        of a machine that waits or was approved, and cuts its streams within 5 s; it comes back only
+        with a new token and its steward's confirmation. Called by operators. Safe to retry. Errors:
+        NOT_FOUND (NODE_UNKNOWN).
         """
 
 def add_NodesServicer_to_server(servicer: NodesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

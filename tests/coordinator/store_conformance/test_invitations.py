@@ -41,11 +41,18 @@ class Office:
     def identity(self, name: str) -> SpiffeId:
         return SpiffeId(self.authority.trust_domain, "user", name)
 
-    def invite(self, name: str, secret: str, *roles: str, after_s: float = 0.0) -> None:
+    def invite(
+        self,
+        name: str,
+        secret: str,
+        *roles: str,
+        after_s: float = 0.0,
+        project: str = "default",
+    ) -> None:
         self.database.write_now(
             lambda c: users.invite(
                 c,
-                User(name, frozenset(roles or ("engineer",)), "default"),
+                User(name, frozenset(roles or ("engineer",)), project),
                 secret,
                 identity=self.identity(name),
                 invited_by="operator",
@@ -250,6 +257,46 @@ def test_whose_certificate_has_ended_is_invited_again(office: Office) -> None:
     assert office.standing("ana", after_s).is_operator(NOW_S + after_s)
 
 
+def test_roles_and_project_are_those_of_an_open_invitation_and_else_what_the_person_has(
+    office: Office,
+) -> None:
+    """One that was withdrawn gives nothing: whoever had joined before is shown as they were, and
+    who never had as they were invited."""
+
+    def shown(name: str, after_s: float = 0.0) -> tuple[str, list[str], str]:
+        found = office.standing(name, after_s)
+        return found.status, sorted(found.roles), found.project
+
+    office.joins("boss", "operator")
+    office.invite("ana", "s1", "engineer", project="stroke")
+    assert shown("ana") == ("invited", ["engineer"], "stroke")
+    office.revoke("ana")
+    assert shown("ana") == ("revoked", ["engineer"], "stroke")
+    office.invite("ana", "s2", "engineer", project="stroke")
+    office.redeem("s2")
+    office.revoke("ana")
+    office.invite("ana", "s3", "privacy-officer", project="heart")
+    assert shown("ana") == ("invited", ["privacy-officer"], "heart")
+    office.revoke("ana")
+    assert shown("ana") == ("revoked", ["engineer"], "stroke")
+
+
+def test_an_operator_who_was_invited_as_less_and_given_a_certificate_is_one(office: Office) -> None:
+    """They are what they are until the invitation is redeemed: on the coordinator's machine they
+    were given another certificate meanwhile. Nobody is then told that they can be revoked."""
+    office.joins("boss", "operator")
+    after_s = PERSON_LIFETIME.total_seconds() + 1
+    office.invite("boss", "t", "engineer", after_s=after_s)
+    key, now = new_key().public_key(), NOW + timedelta(seconds=after_s)
+    issued = office.authority.issue(
+        key, office.identity("boss"), now=now, lifetime=timedelta(days=1)
+    )
+    office.database.write_now(lambda c: certificates.add(c, issued, key_digest(key)))
+    found = office.standing("boss", after_s)
+    assert (found.status, found.roles) == ("joined", {"operator"})
+    assert found.is_operator(NOW_S + after_s)
+
+
 def test_who_has_a_certificate_by_then_redeems_no_older_invitation(office: Office) -> None:
     """One that was given meanwhile on the coordinator's machine counts, and the token stays."""
     office.invite("ana", "secret")
@@ -377,6 +424,7 @@ def test_when_people_called_last_is_kept(office: Office) -> None:
     office.joins("ana")
     assert office.standing("ana").last_used_at_s == 0.0
     office.database.write_now(lambda c: users.keep_used(c, {"ana": 7.5, "nobody": 8.5}))
+    office.database.write_now(lambda c: users.keep_used(c, {}))
     assert office.standing("ana").last_used_at_s == 7.5
 
 

@@ -125,6 +125,21 @@ def test_a_new_token_voids_a_waiting_join(waiting: Database) -> None:
     assert reason(approval, waiting) == "TOKEN_INVALID"
 
 
+@pytest.mark.parametrize("decided", ["approved", "confirmed"])
+def test_tokens_that_are_void_let_in_nobody_who_was_approved(
+    database: Database, decided: str
+) -> None:
+    """The machine has not asked again since; nobody else's token changes."""
+    wait(database, confirming=decided == "confirmed")
+    how = {"spiffe_id": "s/other", "now_s": 0.0, "expires_at_s": 1000.0}
+    database.write_now(lambda c: people.invite(c, "other", "hpc", "t", **how))
+    database.write_now(lambda c: joins.approve(c, NODE, KEY, "Dr. Meier"))
+    assert approval(database) == decided
+    database.write_now(lambda c: people.void_tokens(c, NODE))
+    assert reason(approval, database) == "TOKEN_INVALID"
+    assert database.write_now(lambda c: people.redeem(c, "t", KEY, 10.0)).node == "other"
+
+
 def test_a_quarantine_is_said_once_and_ends_with_a_person_or_a_join(database: Database) -> None:
     """The first reason stays; a token may be made meanwhile."""
     quarantine = joins.quarantine

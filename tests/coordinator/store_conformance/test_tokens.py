@@ -9,8 +9,10 @@ from sqlalchemy import Connection
 
 from coordinator.store import people
 from coordinator.store.database import Database
+from coordinator.store.joins import quarantine
 from coordinator.store.schema import certificates
 from protos.errors import Conflict, NotAllowed, Unauthenticated
+from protos.feddp.v1 import federation_pb2 as federation
 from tests.coordinator.store_conformance.samples import NODE, PUBLIC, SPIFFE, invite
 
 
@@ -84,6 +86,45 @@ def test_a_node_disabled_before_it_joined_can_be_let_in_again(database: Database
         invite(database, "t")
     assert database.write_now(lambda c: people.set_status(c, NODE, "enrolled")).status == "invited"
     invite(database, "t")
+
+
+def test_a_disabled_node_joins_with_no_token(database: Database) -> None:
+    """Neither for the first time nor again, and the token is as it was once the node is enabled."""
+
+    def redeemed() -> str:
+        try:
+            database.write_now(lambda c: people.redeem(c, "s", "key", 10.0))
+        except NotAllowed as error:
+            return error.reason
+        return ""
+
+    for enabled in ("invited", "enrolled"):
+        database.write_now(lambda c: people.set_status(c, NODE, "disabled"))
+        assert redeemed() == "NODE_DISABLED"
+        node = database.write_now(lambda c: people.set_status(c, NODE, "enrolled"))
+        assert node.status == enabled
+        assert redeemed() == ""
+        database.write_now(lambda c: people.enrol(c, "s", NODE, PUBLIC, b"chain"))
+
+
+def test_a_quarantined_node_is_invited_like_one_that_has_gone(database: Database) -> None:
+    """Its certificate is valid, and lets it in no more."""
+    joined(database)
+    database.write_now(lambda c: quarantine(c, NODE, "a copy runs"))
+    invite(database, "t", now_s=499)
+    assert database.write_now(lambda c: people.redeem(c, "t", "new key", 499.5)).quarantined
+
+
+def test_what_a_node_said_last_and_when_it_was_heard_is_kept(database: Database) -> None:
+    """Of those who are known; nobody heard changes nothing."""
+    hello = federation.Hello(protocol_version=7)
+    database.write_now(lambda c: people.keep_hello(c, NODE, hello, 5.0))
+    known = database.read_now(lambda c: people.node(c, NODE))
+    assert (known.hello, known.last_seen_at) == (hello, 5.0)
+    database.write_now(lambda c: people.keep_seen(c, {NODE: 7.5, "nobody": 8.5}))
+    database.write_now(lambda c: people.keep_seen(c, {}))
+    (known,) = database.read_now(people.all_nodes)
+    assert (known.hello, known.last_seen_at) == (hello, 7.5)
 
 
 def test_a_new_token_voids_the_unused_one_before(database: Database) -> None:

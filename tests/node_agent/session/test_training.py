@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,8 @@ from node_agent.session import events as e
 from node_agent.session.traces import AttemptTraces
 from node_agent.session.training import Training
 from node_agent.state.spool import Spool
-from tests.node_agent.agent_federation import FakeWorker
+from protos.content import digest_of
+from tests.node_agent.agent_federation import UPDATE_BYTES, FakeWorker
 from tests.node_agent.samples import data_set, order
 
 TICK_S = 4.0
@@ -32,6 +34,8 @@ class Scene:
         opening: what happens while the opening is booked.
         heard: what it has dispatched.
         asked: how often the terms were asked for.
+        booked: what booking an update gives: None where the attempt was closed meanwhile.
+        others_have: whether another attempt has an update of the same bytes.
     """
 
     def __init__(self, folder: Path, worker: FakeWorker, tick_s: float = TICK_S) -> None:
@@ -39,13 +43,17 @@ class Scene:
         self.opening: Callable[[], None] = lambda: None
         self.heard: list[e.Event] = []
         self.asked = 0
+        self.booked: bytes | None = b"post"
+        self.others_have = False
+        self.spool = Spool(folder / "spool")
         self.terms = Terms(data_set(), tick_s, WorkPolicy())
         self.logs = folder / "logs"
         self.logs.mkdir()
         state = SimpleNamespace(
             open=self._open,
-            spool=lambda *_: b"post",
+            spool=lambda *_: self.booked,
             lose=lambda *_: b"post",
+            attempts=SimpleNamespace(others_have=lambda *_: self.others_have),
             notes=SimpleNamespace(keep=lambda *_: None),
         )
         self.training = Training(
@@ -53,7 +61,7 @@ class Scene:
             state=state,  # type: ignore[arg-type]
             ledger=SimpleNamespace(run=self._run),  # type: ignore[arg-type]
             admission=SimpleNamespace(terms=self._asked),  # type: ignore[arg-type]
-            spool=Spool(folder / "spool"),
+            spool=self.spool,
             start_worker=worker.start,
             logs=self.logs,
             limits=Limits(),
@@ -111,6 +119,37 @@ def test_training_ends_before_the_outcome_is_due_however_long_the_opening_took_t
     ]
     assert [(one.reason, one.detail) for one in kept(scene.logs)] == [("TOO_LONG", "limit 4 s")]
     assert worker.stops == 1
+
+
+def test_what_a_worker_writes_while_it_is_ended_is_removed(tmp_path: Path) -> None:
+    """It was too late, and nothing of it stays on the disk."""
+
+    class Unhurried(FakeWorker):
+        async def stop(self) -> None:
+            if self.trained:
+                scene.spool.out("a1").write_bytes(UPDATE_BYTES)
+            await super().stop()
+
+    worker = Unhurried(script=["overrun"])
+    scene = Scene(tmp_path, worker, tick_s=0.05)
+    scene.play("a1")
+    assert [one.reason for one in kept(scene.logs)] == ["TOO_LONG"]
+    assert worker.stops == 1
+    assert not scene.spool.out("a1").exists()
+
+
+def test_an_attempt_that_reads_no_records_takes_the_time_that_it_takes(tmp_path: Path) -> None:
+    """Its outcome tells nothing of any, and waits for no moment."""
+
+    class Slow(FakeWorker):
+        async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+            scene.now_s += 100.0
+            await asyncio.sleep(0.05)
+            return await super().request(message)
+
+    scene = Scene(tmp_path, Slow(), tick_s=0.0)
+    scene.play("a1")
+    assert scene.heard[-1] == e.TrainingEnded("a1", digest_of(UPDATE_BYTES), b"post", "")
 
 
 @pytest.mark.parametrize(
@@ -215,4 +254,102 @@ def test_a_worker_that_cannot_be_prepared_ends_and_says_why(tmp_path: Path) -> N
     assert [one.reason for one in scene.heard if isinstance(one, e.WorkImpossible)] == [
         "TASK_CONFIG_INVALID"
     ]
+    assert (worker.starts, worker.stops) == (1, 1)
+
+
+class Dying(FakeWorker):
+    """Ends in an error while it trains."""
+
+    def __init__(self, error: Exception, ended: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self.error, self.ended = error, ended
+
+    async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+        if message["op"] == "train":
+            self.ended()
+            raise self.error
+        return await super().request(message)
+
+
+@pytest.mark.parametrize("shares", [True, False])
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (WorkerDied("killed", -9), "OUT_OF_MEMORY"),
+        (WorkerDied("ended", 1), "WORKER_DIED"),
+        (WorkerDied("a job that is gone"), "WORKER_DIED"),
+        (OSError("its pipe broke"), "WORKER_DIED"),
+    ],
+)
+def test_how_a_worker_died_is_the_hospitals_and_the_coordinators_where_the_policy_shares_it(
+    tmp_path: Path, error: Exception, reason: str, shares: bool
+) -> None:
+    """One that was killed had too little memory, as far as is known."""
+    scene = Scene(tmp_path, Dying(error))
+    scene.terms = replace(scene.terms, share_failure_class=shares)
+    scene.play("a1")
+    assert [(one.reason, one.detail) for one in kept(scene.logs)] == [(reason, str(error))]
+    assert scene.heard[-1] == e.TrainingEnded("a1", "", b"post", reason if shares else "")
+
+
+def test_a_worker_that_ended_with_its_attempt_is_no_failure(tmp_path: Path) -> None:
+    """The coordinator had closed it, which has ended the worker."""
+
+    def closed() -> None:
+        scene.wanted = False
+
+    scene = Scene(tmp_path, Dying(WorkerDied("killed", -9), closed))
+    scene.terms = replace(scene.terms, share_failure_class=True)
+    scene.play("a1")
+    assert kept(scene.logs) == []
+    assert scene.heard[-1] == e.TrainingEnded("a1", "", b"post", "")
+
+
+def test_a_class_is_told_of_a_failure_alone(tmp_path: Path) -> None:
+    """An update that is not what its worker says is one; an update is none."""
+    worker = FakeWorker(script=["lie", "update"])
+    scene = Scene(tmp_path, worker)
+    scene.terms = replace(scene.terms, share_failure_class=True)
+    scene.play("a1", "a2")
+    lost, given = (one for one in scene.heard if isinstance(one, e.TrainingEnded))
+    assert (lost.digest, lost.failure_class) == ("", "UPDATE_UNREADABLE")
+    assert (given.digest, given.failure_class) == (digest_of(UPDATE_BYTES), "")
+    assert [one.reason for one in kept(scene.logs)] == ["UPDATE_UNREADABLE"]
+
+
+@pytest.mark.parametrize(
+    ("booked", "others_have", "stays"),
+    [(b"post", False, True), (None, False, False), (None, True, True)],
+)
+def test_an_update_of_an_attempt_that_was_closed_meanwhile_is_removed(
+    tmp_path: Path, booked: bytes | None, others_have: bool, stays: bool
+) -> None:
+    """Nobody asks for it any more, but maybe for another attempt of the same bytes: they lie there
+    once."""
+    scene = Scene(tmp_path, FakeWorker())
+    scene.booked, scene.others_have = booked, others_have
+    scene.play("a1")
+    assert scene.spool.update(digest_of(UPDATE_BYTES)).exists() is stays
+    ended = [one for one in scene.heard if isinstance(one, e.TrainingEnded)]
+    assert len(ended) == (0 if booked is None else 1)
+
+
+@pytest.mark.parametrize("nonsense", ["many", None, -1, float("nan"), float("inf"), [1]])
+@pytest.mark.parametrize(("op", "name"), [("check", "rehearsal_s"), ("train", "bytes")])
+def test_a_worker_that_answers_no_number_ends_and_the_agent_goes_on(
+    tmp_path: Path, op: str, name: str, nonsense: object
+) -> None:
+    """As one whose line cannot be read."""
+
+    class Confused(FakeWorker):
+        async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+            answer = await super().request(message)
+            return {**answer, name: nonsense} if message["op"] == op else answer
+
+    worker = Confused()
+    scene = Scene(tmp_path, worker)
+    scene.play("a1")
+    said = scene.heard[-1]
+    assert isinstance(said, e.WorkImpossible if op == "check" else e.TrainingEnded)
+    assert [one.reason for one in kept(scene.logs)] == ([] if op == "check" else ["WORKER_DIED"])
     assert (worker.starts, worker.stops) == (1, 1)

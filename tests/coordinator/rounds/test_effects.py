@@ -43,7 +43,10 @@ def cut_off(blobs: BlobStore, *nodes: str) -> Playbook:
     return book
 
 
-def test_an_update_whose_file_is_gone_is_found_before_a_job_is_resumed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_an_update_whose_file_is_gone_is_found_before_a_job_is_resumed(
+    tmp_path: Path, is_damaged: bool
+) -> None:
     """The fold names it; the resumption is told of it and of no other."""
     blobs = BlobStore(tmp_path)
     effects = Effects(blobs, Sessions(30.0, 10.0))
@@ -51,7 +54,10 @@ def test_an_update_whose_file_is_gone_is_found_before_a_job_is_resumed(tmp_path:
     live = cast(Any, Live(book.phase))
     assert effects.lost_updates(live) == ()
     gone = book.phase.round.attempt("b1")
-    blobs.update("b1", gone.digest).unlink()
+    if is_damaged:
+        blobs.update("b1", gone.digest).write_bytes(b"update of c")
+    else:
+        blobs.update("b1", gone.digest).unlink()
     assert effects.lost_updates(live) == ("b1",)
     live.phase = (book >> e.StepFailed("the disk")).phase
     assert effects.lost_updates(live) == ("b1",)

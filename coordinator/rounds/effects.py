@@ -5,7 +5,8 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,6 +37,7 @@ from privacy.ledger import Statement
 from protos.errors import NotFound, invariant
 from protos.feddp.v1 import federation_pb2 as federation
 from protos.feddp.v1 import mandates_pb2
+from protos.tensors import NotTensors
 
 UNIT = "patient"
 
@@ -48,6 +50,23 @@ class Elsewhere(Protocol):
 
     async def answer(self, live: LiveJob, digests: Sequence[str]) -> str | None:
         """Digest of the job's answer after rounds with these models."""
+
+
+@contextmanager
+def _models_as_kept() -> Iterator[None]:
+    """Each was checked, or made here, before it was kept; to try again changes nothing.
+
+    Raises:
+        NotFound: MODEL_DAMAGED, the disk gives something else.
+    """
+    try:
+        yield
+    except NotTensors as error:
+        raise NotFound(
+            "MODEL_DAMAGED",
+            "the file of a model that the job stands on is damaged on the coordinator's disk; look "
+            "at the disk, put the file back from a backup, then `feddp job resume`",
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +140,8 @@ class Effects:
                 kept = await asyncio.to_thread(self._kept_bytes, event.digest)
                 if kept == event.model_bytes:
                     return event
-        return await asyncio.to_thread(averaging.fold, live, phase, self.blobs)
+        with _models_as_kept():
+            return await asyncio.to_thread(averaging.fold, live, phase, self.blobs)
 
     async def _answered(self, live: LiveJob, digests: list[str]) -> tuple[str, int]:
         """(digest of the job's answer, its size)."""
@@ -129,7 +149,8 @@ class Effects:
         if self.elsewhere is not None:
             answer = await self.elsewhere.answer(live, digests)
         if answer is None or not await asyncio.to_thread(self._kept_bytes, answer):
-            answer = await asyncio.to_thread(averaging.write_answer, live, digests, self.blobs)
+            with _models_as_kept():
+                answer = await asyncio.to_thread(averaging.write_answer, live, digests, self.blobs)
         return answer, await asyncio.to_thread(self.blobs.model_bytes, answer)
 
     def _kept_bytes(self, digest: str) -> int:

@@ -2,8 +2,9 @@
 
 import asyncio
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -30,6 +31,7 @@ class Live:
 
     phase: Any
     job_id: str = "job-1"
+    job: Any = field(default_factory=lambda: SimpleNamespace(update_dtype="float32"))
 
 
 def cut_off(blobs: BlobStore, *nodes: str) -> Playbook:
@@ -67,6 +69,21 @@ def test_an_update_whose_file_is_gone_is_found_before_a_job_is_resumed(
     with pytest.raises(NotFound) as found:
         fold(live, live.phase, blobs)
     assert found.value.reason == "UPDATE_LOST"
+
+
+def test_a_model_that_was_damaged_on_the_disk_is_named_and_not_tried_for_ever(
+    tmp_path: Path,
+) -> None:
+    """Neither by the round that starts from it nor by the answer that is made of it."""
+    blobs = BlobStore(tmp_path)
+    effects = Effects(blobs, Sessions(30.0, 10.0))
+    live = cast(Any, Live(cut_off(blobs, "a", "b", "c").phase))
+    (tmp_path / "m0").write_bytes(b"half a mod")
+    blobs.model = lambda _: tmp_path / "m0"  # type: ignore[method-assign]
+    for work in (effects.run(live, c.FoldUpdates(1)), effects._answered(live, ["m"] * 4)):
+        with pytest.raises(NotFound) as found:
+            asyncio.run(cast(Any, work))
+        assert found.value.reason == "MODEL_DAMAGED"
 
 
 def test_a_closed_attempts_node_is_told_and_its_file_is_gone(tmp_path: Path) -> None:

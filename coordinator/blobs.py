@@ -36,6 +36,9 @@ INLINE_MODELS_MAX: Final = 8
 SIZES_MAX: Final = 1024
 """Models whose size is known without a look; it never changes."""
 
+COMPARED_MAX: Final = 4096
+"""Files that are not read again to compare them with their digests."""
+
 UPDATES: Final = "updates"
 _SCRATCH: Final = "scratch."
 
@@ -59,8 +62,8 @@ class BlobStore:
         self._inline: OrderedDict[str, bytes] = OrderedDict()
         self._scratches = itertools.count()
         self._sizes: OrderedDict[str, int] = OrderedDict()
-        self._compared: dict[str, tuple[int, int]] = {}
-        """Name of an update -> size and time of its file when it had the digest that names it."""
+        self._compared: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        """Name of a file -> its size and time when it had the digest that names it."""
 
     @property
     def fault(self) -> str:
@@ -146,6 +149,7 @@ class BlobStore:
         self._share(self._models / digest, path)
         path.replace(self._models / digest)
         sync_directory(self._models)
+        self._note(self._models / digest)
         return digest
 
     @contextmanager
@@ -185,30 +189,45 @@ class BlobStore:
                 return path
         raise NotFound("BLOB_MISSING", f"the update of attempt {attempt_id} was not uploaded whole")
 
+    def check_models(self, digests: Iterable[str]) -> None:
+        """Compare the files of models with their digests, as `update` does. For a thread.
+
+        Raises:
+            NotFound: BLOB_MISSING; MODEL_DAMAGED.
+        """
+        for digest in digests:
+            if not self._has_digest(self.model(digest), digest):
+                raise model_damaged(digest)
+
     def _is_whole(self, path: Path, digest: str) -> bool:
         try:
-            if self._compared.get(path.name) == _seen(path):
+            if self._has_digest(path, digest):
                 return True
-            right = digest_of_file(path) == digest
         except FileNotFoundError:
             return False
-        if not right:
+        self._compared.pop(path.name, None)
+        path.unlink(missing_ok=True)
+        return False
+
+    def _has_digest(self, path: Path, digest: str) -> bool:
+        if self._compared.get(path.name) == _seen(path):
+            return True
+        if digest_of_file(path) != digest:
             log.error(
-                "update_damaged",
+                "file_damaged",
                 file=path.name,
                 do="look at the disk of storage.blob_dir: it gave other bytes than were written",
             )
-            self._compared.pop(path.name, None)
-            path.unlink(missing_ok=True)
             return False
         self._note(path)
         return True
 
     def _note(self, path: Path) -> None:
-        """Remember that a file has just been compared with its digest, if it is an update's."""
-        if path.parent == self._updates:
-            with suppress(FileNotFoundError):  # its round closed meanwhile
-                self._compared[path.name] = _seen(path)
+        """Remember that a file has just been compared with its digest."""
+        with suppress(FileNotFoundError):  # its round closed meanwhile
+            self._compared[path.name] = _seen(path)
+        if len(self._compared) > COMPARED_MAX:
+            self._compared.popitem(last=False)
 
     def drop_update(self, attempt_id: str, digest: str) -> None:
         """Forget an update that is folded, or refused.
@@ -361,6 +380,16 @@ class BlobStore:
     def _target(self, owner: str, digest: str) -> Path:
         name = staged_name(owner, digest)
         return self._models / digest if owner.startswith("user.") else self._updates / name
+
+
+def model_damaged(digest: str = "") -> NotFound:
+    """What to raise where the disk gives something else than was kept."""
+    named = f" {digest[:12]}…" if digest else ""
+    return NotFound(
+        "MODEL_DAMAGED",
+        f"the file of a model{named} that the job stands on is damaged on the coordinator's disk; "
+        "look at the disk, put the file back from a backup, then `feddp job resume`",
+    )
 
 
 def _seen(path: Path) -> tuple[int, int]:

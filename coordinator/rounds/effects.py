@@ -12,7 +12,7 @@ from typing import Protocol
 
 from sqlalchemy import Connection
 
-from coordinator.blobs import BlobStore
+from coordinator.blobs import BlobStore, model_damaged
 from coordinator.observing.round_traces import order_place
 from coordinator.pausing import Pausing
 from coordinator.rounds import averaging
@@ -62,11 +62,7 @@ def _models_as_kept() -> Iterator[None]:
     try:
         yield
     except NotTensors as error:
-        raise NotFound(
-            "MODEL_DAMAGED",
-            "the file of a model that the job stands on is damaged on the coordinator's disk; look "
-            "at the disk, put the file back from a backup, then `feddp job resume`",
-        ) from error
+        raise model_damaged() from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +136,7 @@ class Effects:
                 kept = await asyncio.to_thread(self._kept_bytes, event.digest)
                 if kept == event.model_bytes:
                     return event
+        await asyncio.to_thread(self.blobs.check_models, [phase.course.model])
         with _models_as_kept():
             return await asyncio.to_thread(averaging.fold, live, phase, self.blobs)
 
@@ -149,6 +146,7 @@ class Effects:
         if self.elsewhere is not None:
             answer = await self.elsewhere.answer(live, digests)
         if answer is None or not await asyncio.to_thread(self._kept_bytes, answer):
+            await asyncio.to_thread(self.blobs.check_models, averaging.tail_of(digests))
             with _models_as_kept():
                 answer = await asyncio.to_thread(averaging.write_answer, live, digests, self.blobs)
         return answer, await asyncio.to_thread(self.blobs.model_bytes, answer)

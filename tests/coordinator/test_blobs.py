@@ -74,6 +74,23 @@ def test_an_update_that_was_damaged_on_the_disk_is_not_there(
     assert again.update("att", DIGEST).read_bytes() == DATA
 
 
+def test_a_model_is_compared_with_its_digest_once_and_after_each_change(
+    blobs: BlobStore, tmp_path: Path
+) -> None:
+    """One byte that is another makes as good a file of tensors."""
+    (tmp_path / "model").write_bytes(DATA)
+    blobs.adopt_model(tmp_path / "model", DIGEST)
+    blobs.check_models([DIGEST])
+    path = blobs.model(DIGEST)
+    path.write_bytes(DAMAGES[1](DATA))
+    for one in (blobs, BlobStore(tmp_path / "blobs")):
+        with pytest.raises(NotFound) as caught:
+            one.check_models([DIGEST])
+        assert caught.value.reason == "MODEL_DAMAGED"
+    path.write_bytes(DATA)
+    blobs.check_models([DIGEST])
+
+
 def test_an_update_is_compared_with_its_digest_once(
     blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from coordinator.replicas.shared_blobs import SharedBlobs
 from coordinator.uploads import Appending, Uploads, room, staged_name
 from protos.content import (
@@ -26,11 +28,16 @@ from protos.content import (
 )
 from protos.errors import Malformed, NotFound, Unavailable
 
+log = structlog.get_logger(__name__)
+
 INLINE_MODELS_MAX: Final = 8
 """Small models kept in memory: one for each job that is likely to run at once."""
 
 SIZES_MAX: Final = 1024
 """Models whose size is known without a look; it never changes."""
+
+COMPARED_MAX: Final = 4096
+"""Files that are not read again to compare them with their digests."""
 
 UPDATES: Final = "updates"
 _SCRATCH: Final = "scratch."
@@ -55,6 +62,8 @@ class BlobStore:
         self._inline: OrderedDict[str, bytes] = OrderedDict()
         self._scratches = itertools.count()
         self._sizes: OrderedDict[str, int] = OrderedDict()
+        self._compared: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        """Name of a file -> its size and time when it had the digest that names it."""
 
     @property
     def fault(self) -> str:
@@ -140,6 +149,7 @@ class BlobStore:
         self._share(self._models / digest, path)
         path.replace(self._models / digest)
         sync_directory(self._models)
+        self._note(self._models / digest)
         return digest
 
     @contextmanager
@@ -165,15 +175,59 @@ class BlobStore:
         return usage.free, usage.total
 
     def update(self, attempt_id: str, digest: str) -> Path:
-        """Where an attempt's update lies. Raises NotFound: BLOB_MISSING."""
+        """Where an attempt's update lies, with the bytes that were taken: a file that this process
+        has not compared with its digest, or that has changed since, is read once more.
+
+        Raises:
+            NotFound: BLOB_MISSING, also for one that was damaged, which goes.
+        """
         path = self._updates / staged_name(attempt_id, digest)
-        with suppress(NotFound):
-            self._fetch(path)
-        if not path.is_file():
-            raise NotFound(
-                "BLOB_MISSING", f"the update of attempt {attempt_id} was not uploaded whole"
+        for _ in range(2):  # one that was damaged may be whole in the shared store
+            with suppress(NotFound):
+                self._fetch(path)
+            if self._is_whole(path, digest):
+                return path
+        raise NotFound("BLOB_MISSING", f"the update of attempt {attempt_id} was not uploaded whole")
+
+    def check_models(self, digests: Iterable[str]) -> None:
+        """Compare the files of models with their digests, as `update` does. For a thread.
+
+        Raises:
+            NotFound: BLOB_MISSING; MODEL_DAMAGED.
+        """
+        for digest in digests:
+            if not self._has_digest(self.model(digest), digest):
+                raise model_damaged(digest)
+
+    def _is_whole(self, path: Path, digest: str) -> bool:
+        try:
+            if self._has_digest(path, digest):
+                return True
+        except FileNotFoundError:
+            return False
+        self._compared.pop(path.name, None)
+        path.unlink(missing_ok=True)
+        return False
+
+    def _has_digest(self, path: Path, digest: str) -> bool:
+        if self._compared.get(path.name) == _seen(path):
+            return True
+        if digest_of_file(path) != digest:
+            log.error(
+                "file_damaged",
+                file=path.name,
+                do="look at the disk of storage.blob_dir: it gave other bytes than were written",
             )
-        return path
+            return False
+        self._note(path)
+        return True
+
+    def _note(self, path: Path) -> None:
+        """Remember that a file has just been compared with its digest."""
+        with suppress(FileNotFoundError):  # its round closed meanwhile
+            self._compared[path.name] = _seen(path)
+        if len(self._compared) > COMPARED_MAX:
+            self._compared.popitem(last=False)
 
     def drop_update(self, attempt_id: str, digest: str) -> None:
         """Forget an update that is folded, or refused.
@@ -182,6 +236,7 @@ class BlobStore:
         `free_spent`.
         """
         path = self._updates / staged_name(attempt_id, digest)
+        self._compared.pop(path.name, None)
         if self._shared is not None:
             self._shared.drop(_shared_name(path))
         try:
@@ -202,6 +257,7 @@ class BlobStore:
         if self._shared is not None:
             self._shared.drop_folder(f"{UPDATES}/{attempt_id}")
         for path in self._updates.glob(f"{attempt_id}.*"):
+            self._compared.pop(path.name, None)
             path.unlink(missing_ok=True)
 
     def attempts_kept(self) -> list[str]:
@@ -233,6 +289,7 @@ class BlobStore:
             self._shared.put_bytes(_shared_name(path), data)
         with room(self._uploads.free_spent):
             write_durable(path, data)
+        self._note(path)
 
     def received(self, owner: str, digest: str) -> tuple[int, bool]:
         """(durable bytes of an upload, whether it is complete and checked)."""
@@ -268,6 +325,7 @@ class BlobStore:
         target = self._target(owner, digest)
         self._uploads.finish(owner, digest, target, lambda staged: self._share(target, staged))
         sync_directory(target.parent)
+        self._note(target)
 
     def keep_attempts(self, attempts: Collection[str]) -> None:
         """For a replica that does not lead: drop what has come, whole or in part, for others."""
@@ -275,6 +333,7 @@ class BlobStore:
             return
         for path in self._updates.iterdir():
             if path.name.rpartition(".")[0] not in attempts:
+                self._compared.pop(path.name, None)
                 path.unlink(missing_ok=True)
         for path in self._partial.iterdir():
             owner, _, digest = path.name.rpartition(".")
@@ -313,6 +372,7 @@ class BlobStore:
         if self._shared is not None and not target.is_file():
             try:
                 self._shared.fetch(_shared_name(target), target.name[-DIGEST_LENGTH:], target)
+                self._note(target)
             except Unavailable:
                 self.free_spent()  # the disk may be full
                 raise
@@ -320,6 +380,21 @@ class BlobStore:
     def _target(self, owner: str, digest: str) -> Path:
         name = staged_name(owner, digest)
         return self._models / digest if owner.startswith("user.") else self._updates / name
+
+
+def model_damaged(digest: str = "") -> NotFound:
+    """What to raise where the disk gives something else than was kept."""
+    named = f" {digest[:12]}…" if digest else ""
+    return NotFound(
+        "MODEL_DAMAGED",
+        f"the file of a model{named} that the job stands on is damaged on the coordinator's disk; "
+        "look at the disk, put the file back from a backup, then `feddp job resume`",
+    )
+
+
+def _seen(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def _shared_name(path: Path) -> str:

@@ -43,7 +43,9 @@ BEFORE_OPENING: Final[dict[str, str]] = {
     "TASK_UNAVAILABLE": "the hospital's IT finds the reason with `feddp agent logs JOB`",
     "SOURCE_MISSING": "its data steward puts the file back, or corrects datasets.yaml",
     "SPOOL_FULL": "its IT frees room on the disk of the agent's folder",
-    "MODEL_UNAVAILABLE": "check the network to the coordinator; the job goes on by itself",
+    "MODEL_UNAVAILABLE": "check the network to the coordinator or, where every node says "
+    "DIGEST_MISMATCH or MODEL_SHORT, the disk of the coordinator's models; the job goes on by "
+    "itself",
     "MODEL_INVALID": "submit the job again with the initial model of this task",
     "TOO_SLOW": "give the job a longer deadline",
     "STARTED_LATE": "nothing: the next order finds the node ready",

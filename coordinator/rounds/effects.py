@@ -5,13 +5,14 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from sqlalchemy import Connection
 
-from coordinator.blobs import BlobStore
+from coordinator.blobs import BlobStore, model_damaged
 from coordinator.observing.round_traces import order_place
 from coordinator.pausing import Pausing
 from coordinator.rounds import averaging
@@ -36,6 +37,7 @@ from privacy.ledger import Statement
 from protos.errors import NotFound, invariant
 from protos.feddp.v1 import federation_pb2 as federation
 from protos.feddp.v1 import mandates_pb2
+from protos.tensors import NotTensors
 
 UNIT = "patient"
 
@@ -48,6 +50,19 @@ class Elsewhere(Protocol):
 
     async def answer(self, live: LiveJob, digests: Sequence[str]) -> str | None:
         """Digest of the job's answer after rounds with these models."""
+
+
+@contextmanager
+def _models_as_kept() -> Iterator[None]:
+    """Each was checked, or made here, before it was kept; to try again changes nothing.
+
+    Raises:
+        NotFound: MODEL_DAMAGED, the disk gives something else.
+    """
+    try:
+        yield
+    except NotTensors as error:
+        raise model_damaged() from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +136,9 @@ class Effects:
                 kept = await asyncio.to_thread(self._kept_bytes, event.digest)
                 if kept == event.model_bytes:
                     return event
-        return await asyncio.to_thread(averaging.fold, live, phase, self.blobs)
+        await asyncio.to_thread(self.blobs.check_models, [phase.course.model])
+        with _models_as_kept():
+            return await asyncio.to_thread(averaging.fold, live, phase, self.blobs)
 
     async def _answered(self, live: LiveJob, digests: list[str]) -> tuple[str, int]:
         """(digest of the job's answer, its size)."""
@@ -129,7 +146,9 @@ class Effects:
         if self.elsewhere is not None:
             answer = await self.elsewhere.answer(live, digests)
         if answer is None or not await asyncio.to_thread(self._kept_bytes, answer):
-            answer = await asyncio.to_thread(averaging.write_answer, live, digests, self.blobs)
+            await asyncio.to_thread(self.blobs.check_models, averaging.tail_of(digests))
+            with _models_as_kept():
+                answer = await asyncio.to_thread(averaging.write_answer, live, digests, self.blobs)
         return answer, await asyncio.to_thread(self.blobs.model_bytes, answer)
 
     def _kept_bytes(self, digest: str) -> int:

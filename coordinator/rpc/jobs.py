@@ -51,6 +51,7 @@ class JobsService(pb_grpc.JobsServicer):
     _submitting: WeakValueDictionary[tuple[str, str], asyncio.Lock] = field(
         default_factory=WeakValueDictionary
     )
+    _resuming: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
     async def SubmitJob(
         self, request: pb.SubmitJobRequest, context: Context
@@ -70,7 +71,9 @@ class JobsService(pb_grpc.JobsServicer):
             lambda connection: job_store.same_request(connection, who.name, request.request_id)
         )
         if before is not None:
-            return pb.SubmitJobResponse(job=await self._view(await self.rounds.job(before.job_id)))
+            live = await self.rounds.job(before.job_id)
+            _check_same(live, request)
+            return pb.SubmitJobResponse(job=await self._view(live))
         job = await self._checked(request.spec, request.task_hash)
         warnings = unavailable(job, await self.database.read(people.all_nodes))
         initial = await asyncio.to_thread(self.blobs.model, request.initial_model_digest)
@@ -223,8 +226,16 @@ class JobsService(pb_grpc.JobsServicer):
         _check_request_id(request.request_id)
         live = await self._mine(request.job_id)
         _check_own(caller(), live.record.project, "resumes")
-        mandate = self._resumption(live, request, await self.rounds.resumptions(request.job_id))
-        live = await self.rounds.resume(request.job_id, caller().name, request.request_id, mandate)
+        # One after the other: else the second puts what it has signed in the place of what the
+        # orders of the first went out with, and nodes refuse a text that was signed twice.
+        async with self._resuming.setdefault(live.job_id, asyncio.Lock()):
+            return await self._resumed(request)
+
+    async def _resumed(self, request: pb.ResumeJobRequest) -> pb.ResumeJobResponse:
+        job_id = request.job_id
+        live = await self.rounds.job(job_id)
+        mandate = self._resumption(live, request, await self.rounds.resumptions(job_id))
+        live = await self.rounds.resume(job_id, caller().name, request.request_id, mandate)
         return pb.ResumeJobResponse(job=await self._view(live))
 
     def _resumption(
@@ -302,6 +313,22 @@ async def _first_turn(live: LiveJob) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_TURN_S_MAX):
                 await changed.wait()
+
+
+def _check_same(live: LiveJob, request: pb.SubmitJobRequest) -> None:
+    """Refuse another job under the id of a request that was answered: whoever sent it would take
+    the first job for its own. What was signed may differ: it is signed anew for a retry.
+
+    Raises:
+        Conflict: REQUEST_ID_TAKEN.
+    """
+    asked = (request.spec, request.task_hash, request.initial_model_digest)
+    if asked != (live.record.spec, live.record.task_hash, live.phase.course.initial):
+        raise Conflict(
+            "REQUEST_ID_TAKEN",
+            f"the request with this request_id made job {live.job_id}, of another job file, task "
+            "or initial model; nothing was changed: submit this one with a request_id of its own",
+        )
 
 
 def _check_request_id(request_id: str) -> None:

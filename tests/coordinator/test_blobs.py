@@ -3,7 +3,7 @@
 import errno
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +12,7 @@ import pytest
 
 from coordinator.blobs import BlobStore
 from coordinator.uploads import PER_USER_MAX
-from protos.content import INLINE_BYTES, digest_of
+from protos.content import INLINE_BYTES, digest_of, digest_of_file
 from protos.errors import FeddpError, Malformed, NotFound, TooLate, Unavailable
 
 DATA = os.urandom(3000)
@@ -46,6 +46,76 @@ def test_an_upload_goes_on_where_the_durable_bytes_end(blobs: BlobStore) -> None
     blobs.finish("att", DIGEST)
     assert blobs.received("att", DIGEST) == (3000, True)
     assert blobs.update("att", DIGEST).read_bytes() == DATA
+
+
+DAMAGES: list[Callable[[bytes], bytes]] = [
+    lambda data: data[:1000],
+    lambda data: data[:1000] + bytes([data[1000] ^ 64]) + data[1001:],
+]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_update_that_was_damaged_on_the_disk_is_not_there(
+    blobs: BlobStore, tmp_path: Path, damage: Callable[[bytes], bytes], restarted: bool
+) -> None:
+    """It would be folded as it lies, or be tried for ever; its node, if it still has it, can send
+    it again, as what is wrong goes."""
+    stage(blobs, "att", DIGEST, 0, [DATA])
+    blobs.finish("att", DIGEST)
+    path = blobs.update("att", DIGEST)
+    path.write_bytes(damage(DATA))
+    again = BlobStore(tmp_path / "blobs") if restarted else blobs
+    with pytest.raises(NotFound) as caught:
+        again.update("att", DIGEST)
+    assert caught.value.reason == "BLOB_MISSING"
+    assert again.received("att", DIGEST) == (0, False)
+    again.keep_update("att", DIGEST, DATA)
+    assert again.update("att", DIGEST).read_bytes() == DATA
+
+
+def test_a_model_is_compared_with_its_digest_once_and_after_each_change(
+    blobs: BlobStore, tmp_path: Path
+) -> None:
+    """One byte that is another makes as good a file of tensors."""
+    (tmp_path / "model").write_bytes(DATA)
+    blobs.adopt_model(tmp_path / "model", DIGEST)
+    blobs.check_models([DIGEST])
+    path = blobs.model(DIGEST)
+    path.write_bytes(DAMAGES[1](DATA))
+    for one in (blobs, BlobStore(tmp_path / "blobs")):
+        with pytest.raises(NotFound) as caught:
+            one.check_models([DIGEST])
+        assert caught.value.reason == "MODEL_DAMAGED"
+    path.write_bytes(DATA)
+    blobs.check_models([DIGEST])
+
+
+def test_an_update_is_compared_with_its_digest_once(
+    blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it comes; a process after this one reads it once more. None is remembered for longer than
+    it is there."""
+    read: list[Path] = []
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return digest_of_file(path)
+
+    monkeypatch.setattr("coordinator.blobs.digest_of_file", counted)
+    stage(blobs, "att", DIGEST, 0, [DATA])
+    blobs.finish("att", DIGEST)
+    blobs.keep_update("small", DIGEST, DATA)
+    for one in ("att", "small"):
+        blobs.update(one, DIGEST)
+    assert not read
+    again = BlobStore(tmp_path / "blobs")
+    for _ in range(2):
+        path = again.update("att", DIGEST)
+    assert read == [path]
+    blobs.drop_update("att", DIGEST)
+    blobs.drop_attempt("small")
+    assert not blobs._compared
 
 
 def test_bytes_that_were_not_kept_do_not_count(blobs: BlobStore) -> None:

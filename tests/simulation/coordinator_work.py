@@ -1,7 +1,7 @@
 """Models and updates in the simulation: a model is what it was made of, named by its digest."""
 
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,6 +61,9 @@ class Blobs:
 
     def free_spent(self) -> None:
         """What is forgotten takes no room here."""
+
+    def check_models(self, digests: Iterable[str]) -> None:
+        """No disk damages a model here."""
 
     def update(self, attempt_id: str, digest: str) -> Path:
         """See `BlobStore.update`."""

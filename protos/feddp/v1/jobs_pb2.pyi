@@ -254,7 +254,9 @@ class SubmitJobRequest(_message.Message):
     initial_model_digest: _builtins.str
     """BLAKE3 of the uploaded initial model, hexadecimal."""
     request_id: _builtins.str
-    """Chosen by the caller, 1 to 64 characters; the same id gets the same job."""
+    """Chosen by the caller, 1 to 64 characters; the same id gets the same job, and none where spec,
+    task or initial model are others.
+    """
     @_builtins.property
     def mandate(self) -> _mandates_pb2.SignedMandate:
         """Unset for a job that nobody signs; nodes refuse it unless their policies say otherwise."""

@@ -82,7 +82,7 @@ class JobsServicer(object):
         Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, DELTA_TOO_LARGE, DELTA_MISMATCH,
         MANDATE_INVALID, MANDATE_MISMATCH), NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN,
         ACCOUNT_UNKNOWN, BLOB_MISSING), FAILED_PRECONDITION (DATA_SET_UNAVAILABLE), ALREADY_EXISTS
-        (JOB_ID_TAKEN).
+        (JOB_ID_TAKEN, REQUEST_ID_TAKEN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

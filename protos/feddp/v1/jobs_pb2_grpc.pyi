@@ -39,7 +39,7 @@ class JobsStub:
     Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, DELTA_TOO_LARGE, DELTA_MISMATCH,
     MANDATE_INVALID, MANDATE_MISMATCH), NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN,
     ACCOUNT_UNKNOWN, BLOB_MISSING), FAILED_PRECONDITION (DATA_SET_UNAVAILABLE), ALREADY_EXISTS
-    (JOB_ID_TAKEN).
+    (JOB_ID_TAKEN, REQUEST_ID_TAKEN).
     """
     ListJobs: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]
     """Called by engineers, for those of their project, and by operators and privacy officers, for all.
@@ -80,7 +80,7 @@ class JobsAsyncStub(JobsStub):
     Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, DELTA_TOO_LARGE, DELTA_MISMATCH,
     MANDATE_INVALID, MANDATE_MISMATCH), NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN,
     ACCOUNT_UNKNOWN, BLOB_MISSING), FAILED_PRECONDITION (DATA_SET_UNAVAILABLE), ALREADY_EXISTS
-    (JOB_ID_TAKEN).
+    (JOB_ID_TAKEN, REQUEST_ID_TAKEN).
     """
     ListJobs: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]  # type: ignore[assignment]
     """Called by engineers, for those of their project, and by operators and privacy officers, for all.
@@ -124,7 +124,7 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         Errors: INVALID_ARGUMENT (JOB_INVALID, TASK_CONFIG_INVALID, DELTA_TOO_LARGE, DELTA_MISMATCH,
         MANDATE_INVALID, MANDATE_MISMATCH), NOT_FOUND (TASK_UNKNOWN, DATA_SET_UNKNOWN,
         ACCOUNT_UNKNOWN, BLOB_MISSING), FAILED_PRECONDITION (DATA_SET_UNAVAILABLE), ALREADY_EXISTS
-        (JOB_ID_TAKEN).
+        (JOB_ID_TAKEN, REQUEST_ID_TAKEN).
         """
 
     @_abc_1.abstractmethod

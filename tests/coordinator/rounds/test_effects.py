@@ -2,8 +2,9 @@
 
 import asyncio
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -30,6 +31,13 @@ class Live:
 
     phase: Any
     job_id: str = "job-1"
+    job: Any = field(default_factory=lambda: SimpleNamespace(update_dtype="float32"))
+
+
+def without_looks(blobs: BlobStore) -> BlobStore:
+    """One that takes every model for whole: their digests here are invented."""
+    blobs.check_models = lambda _: None  # type: ignore[method-assign]
+    return blobs
 
 
 def cut_off(blobs: BlobStore, *nodes: str) -> Playbook:
@@ -43,7 +51,10 @@ def cut_off(blobs: BlobStore, *nodes: str) -> Playbook:
     return book
 
 
-def test_an_update_whose_file_is_gone_is_found_before_a_job_is_resumed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_an_update_whose_file_is_gone_is_found_before_a_job_is_resumed(
+    tmp_path: Path, is_damaged: bool
+) -> None:
     """The fold names it; the resumption is told of it and of no other."""
     blobs = BlobStore(tmp_path)
     effects = Effects(blobs, Sessions(30.0, 10.0))
@@ -51,7 +62,10 @@ def test_an_update_whose_file_is_gone_is_found_before_a_job_is_resumed(tmp_path:
     live = cast(Any, Live(book.phase))
     assert effects.lost_updates(live) == ()
     gone = book.phase.round.attempt("b1")
-    blobs.update("b1", gone.digest).unlink()
+    if is_damaged:
+        blobs.update("b1", gone.digest).write_bytes(b"update of c")
+    else:
+        blobs.update("b1", gone.digest).unlink()
     assert effects.lost_updates(live) == ("b1",)
     live.phase = (book >> e.StepFailed("the disk")).phase
     assert effects.lost_updates(live) == ("b1",)
@@ -61,6 +75,24 @@ def test_an_update_whose_file_is_gone_is_found_before_a_job_is_resumed(tmp_path:
     with pytest.raises(NotFound) as found:
         fold(live, live.phase, blobs)
     assert found.value.reason == "UPDATE_LOST"
+
+
+@pytest.mark.parametrize("is_looked_at", [False, True])
+def test_a_model_that_was_damaged_on_the_disk_is_named_and_not_tried_for_ever(
+    tmp_path: Path, is_looked_at: bool
+) -> None:
+    """Neither by the round that starts from it nor by the answer that is made of it; nor is what
+    the disk gives in its place averaged, or put away: whoever looks may need it."""
+    blobs = BlobStore(tmp_path) if is_looked_at else without_looks(BlobStore(tmp_path))
+    effects = Effects(blobs, Sessions(30.0, 10.0))
+    live = cast(Any, Live(cut_off(blobs, "a", "b", "c").phase))
+    (tmp_path / "m0").write_bytes(b"half a mod")
+    blobs.model = lambda _: tmp_path / "m0"  # type: ignore[method-assign]
+    for work in (effects.run(live, c.FoldUpdates(1)), effects._answered(live, ["m"] * 4)):
+        with pytest.raises(NotFound) as found:
+            asyncio.run(cast(Any, work))
+        assert found.value.reason == "MODEL_DAMAGED"
+    assert (tmp_path / "m0").exists()
 
 
 def test_a_closed_attempts_node_is_told_and_its_file_is_gone(tmp_path: Path) -> None:
@@ -97,7 +129,7 @@ def test_the_model_of_the_last_round_is_part_of_the_answer(
     last = e.UpdatesFolded(1, "m1", 400, 0.1, 0.01, False)
     phase = replace(book.phase, course=replace(book.phase.course, plan=ONE_ROUND))
     phase = (Playbook(phase, [], book.now_s) >> last).phase
-    effects = Effects(BlobStore(tmp_path), Sessions(30.0, 10.0))
+    effects = Effects(without_looks(BlobStore(tmp_path)), Sessions(30.0, 10.0))
     asyncio.run(effects.run(cast(Any, Live(phase)), c.PublishLast(1, "m1", 400)))
     assert asked == [["m1"]]
 
@@ -179,7 +211,7 @@ def test_a_model_that_another_replica_names_and_that_is_not_there_whole_is_made_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """Absent, or of another size: the leader averages, and takes its own."""
-    blobs = BlobStore(tmp_path)
+    blobs = without_looks(BlobStore(tmp_path))
     with blobs.scratch("m") as model:
         model.write_bytes(b"a model")
         digest = blobs.adopt_model(model) if size else "9" * 64
@@ -203,7 +235,7 @@ def test_a_model_that_another_replica_names_and_that_is_not_there_whole_is_made_
 def test_a_fold_that_comes_too_late_for_its_updates_fails_no_job(tmp_path: Path) -> None:
     """The commit of the fold before was not heard of, so that it is done again; meanwhile the
     journal tells that the round is over, and its updates are forgotten."""
-    blobs = BlobStore(tmp_path)
+    blobs = without_looks(BlobStore(tmp_path))
     (tmp_path / "m0").write_bytes(b"")
     blobs.model = lambda _: tmp_path / "m0"  # type: ignore[method-assign]
     book = cut_off(blobs, "a", "b", "c")

@@ -81,9 +81,9 @@ def test_another_projects_job_is_cancelled_by_operators_alone_and_resumed_by_nob
     assert table.world.live.has_ended == (cancelled == "")
 
 
-def signed(resumption: int) -> mandates_pb2.SignedMandate:
+def signed(resumption: int, ends_in_s: int = 1_000) -> mandates_pb2.SignedMandate:
     """What the engineer of the job signs to begin it, or to go on."""
-    ends_at_s = int(time.time()) + 1_000
+    ends_at_s = int(time.time()) + ends_in_s
     made: Signed = sign(KEY, replace(MANDATE, resumption=resumption, expires_at_s=ends_at_s))
     return mandates_pb2.SignedMandate(body=made.body, signature=made.signature)
 
@@ -157,6 +157,77 @@ def test_a_submission_that_meets_the_one_before_it_is_the_same_job(
         assert len({one.job.job_id for one in answers}) == 1
         listed = await table.world.database.read(jobs.listed)
         assert {one.job_id for one in listed} == {"j", answers[0].job.job_id}
+
+    table.play(scene)
+
+
+def test_another_job_under_the_same_request_id_is_refused(
+    table: Table, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever sent it would take the first job for its own; what was signed may be other bytes."""
+    become(monkeypatch, ANA)
+    blobs = table.effects.blobs
+    models = []
+    for value in (0, 1):
+        save_file({"w": np.full(1, value, np.float32)}, tmp_path / "model")
+        models.append(blobs.adopt_model(tmp_path / "model"))
+    monkeypatch.setattr(jobs_rpc, "check_published", lambda *_: None)
+    request = pb.SubmitJobRequest(
+        spec=SPEC, task_hash=HASH, initial_model_digest=models[0], request_id="r1"
+    )
+    others: list[dict[str, Any]] = [
+        {"spec": SPEC + b"\n"},
+        {"task_hash": "e" * 64},
+        {"initial_model_digest": models[1]},
+    ]
+
+    async def scene(rounds: Rounds) -> None:
+        asked = service(table, rounds)
+        first = await asked.SubmitJob(request, NO_CONTEXT)
+        for changes in others:
+            other = pb.SubmitJobRequest()
+            other.CopyFrom(request)
+            for name, value in changes.items():
+                setattr(other, name, value)
+            assert await reason(asked.SubmitJob(other, NO_CONTEXT)) == "REQUEST_ID_TAKEN"
+        again = pb.SubmitJobRequest(mandate=signed(0))
+        again.MergeFrom(request)
+        assert (await asked.SubmitJob(again, NO_CONTEXT)).job.job_id == first.job.job_id
+        listed = await table.world.database.read(jobs.listed)
+        assert {one.job_id for one in listed} == {"j", first.job.job_id}
+
+    table.play(scene)
+
+
+def test_of_two_who_resume_a_signed_job_at_once_the_second_changes_nothing(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orders went out with what the first has signed; nodes refuse another text of that number."""
+    become(monkeypatch, ANA)
+
+    async def scene(rounds: Rounds) -> None:
+        asked, job_id, at_hand = service(table, rounds), MANDATE.job_id, rounds._at_hand
+        kept = signed(0).SerializeToString()
+        record = replace(table.world.live.record, job_id=job_id, request_id="r0", mandate=kept)
+        live = await rounds.submit(record, table.world.live.job, "m0")
+        await rounds.apply(live, e.StepFailed("a disk"))
+        delays_s = iter([0.0, 0.1])
+
+        async def slower_for_the_second(one: Any) -> None:
+            await asyncio.sleep(next(delays_s))
+            await at_hand(one)
+
+        monkeypatch.setattr(rounds, "_at_hand", slower_for_the_second)
+        texts = [signed(1, ends_in_s=one) for one in (1_000, 2_000)]
+        requests = [
+            pb.ResumeJobRequest(job_id=job_id, request_id=f"r{place}", mandate=text)
+            for place, text in enumerate(texts, 1)
+        ]
+        calls = [reason(asked.ResumeJob(one, NO_CONTEXT)) for one in requests]
+        assert await asyncio.gather(*calls) == ["", "MANDATE_MISMATCH"]
+        assert not live.has_ended
+        stored = await table.world.database.read(lambda inside: jobs.job(inside, job_id))
+        assert live.record.mandate == stored.mandate == texts[0].SerializeToString()
 
     table.play(scene)
 

@@ -25,7 +25,7 @@ from coordinator.store import shared_work as kept
 from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord
 from coordinator.store.shared_work import Checked
-from protos.content import INLINE_BYTES
+from protos.content import INLINE_BYTES, digest_of
 from protos.errors import Malformed, Unavailable
 from tests.coordinator.playbook import offer
 
@@ -320,20 +320,21 @@ def test_what_a_replica_found_of_an_update_is_known_until_its_round_is_over(
     monkeypatch.setattr(averaging, "check_update", look)
     live, work = aggregating(database), taker(database, tmp_path)
     attempt = live.rounds()[-1].attempts[0]
-    update = tmp_path / "updates" / f"{attempt.attempt_id}.{'2' * 64}"
-    update.write_bytes(b"x" * 7)
-    asyncio.run(work.check(live, attempt, "2" * 64))
-    found = Checked(attempt.attempt_id, "2" * 64, "j", 7, fault)
+    data = b"x" * 7
+    digest = digest_of(data)
+    work.blobs.keep_update(attempt.attempt_id, digest, data)
+    asyncio.run(work.check(live, attempt, digest))
+    found = Checked(attempt.attempt_id, digest, "j", 7, fault)
 
-    def known(digest: str) -> Checked | None:
-        return database.read_now(lambda inside: kept.checked(inside, attempt.attempt_id, digest))
+    def known(named: str) -> Checked | None:
+        return database.read_now(lambda inside: kept.checked(inside, attempt.attempt_id, named))
 
-    assert known("2" * 64) == found
+    assert known(digest) == found
     assert known("3" * 64) is None
     database.write_now(lambda inside: kept.forget(inside, "another"))
-    assert known("2" * 64) == found
+    assert known(digest) == found
     database.write_now(lambda inside: kept.forget(inside, "j"))
-    assert known("2" * 64) is None
+    assert known(digest) is None
 
 
 def test_what_a_replica_cannot_look_through_it_says_nothing_of(
@@ -347,7 +348,8 @@ def test_what_a_replica_cannot_look_through_it_says_nothing_of(
     monkeypatch.setattr(averaging, "check_update", look)
     live, work = aggregating(database), taker(database, tmp_path)
     attempt = live.rounds()[-1].attempts[0]
-    (tmp_path / "updates" / f"{attempt.attempt_id}.{'2' * 64}").write_bytes(b"x")
-    asyncio.run(work.check(live, attempt, "2" * 64))
-    seen = database.read_now(lambda inside: kept.checked(inside, attempt.attempt_id, "2" * 64))
+    digest = digest_of(b"x")
+    work.blobs.keep_update(attempt.attempt_id, digest, b"x")
+    asyncio.run(work.check(live, attempt, digest))
+    seen = database.read_now(lambda inside: kept.checked(inside, attempt.attempt_id, digest))
     assert seen is None

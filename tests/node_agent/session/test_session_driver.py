@@ -414,15 +414,19 @@ def test_a_refused_order_is_refused_again_after_a_restart(tmp_path: Path) -> Non
     assert entries(play(tmp_path, scene)) == []
 
 
-def test_a_model_that_cannot_be_had_voids_the_reservation(tmp_path: Path) -> None:
-    """The data was not opened: withdrawn with a signed void."""
+@pytest.mark.parametrize("fault", ["BLOB_MISSING", "DIGEST_MISMATCH"])
+def test_a_model_that_cannot_be_had_voids_the_reservation(tmp_path: Path, fault: str) -> None:
+    """The data was not opened: withdrawn with a signed void. Whoever reads it is not sent to the
+    network alone: a file of the coordinator that was damaged is one fault of all its nodes."""
 
     async def scene(coordinator: FakeCoordinator, folder: Folder, worker: FakeWorker) -> None:
         coordinator.orders = [real_order()]
-        coordinator.refuse_download = NotFound("BLOB_MISSING", "there is no such blob")
+        coordinator.refuse_download = NotFound(fault, "there is no such blob")
         async with RunningAgent(folder, worker):
             refused = await coordinator.heard("order_refused")
             assert refused.reason == "MODEL_UNAVAILABLE"
+            assert f"could not be fetched: {fault}." in refused.message
+            assert "the disk of the coordinator's models" in refused.message
             assert signed(folder, real_order(), "void", refused.void_signature)
 
     assert entries(play(tmp_path, scene)) == [("reserve", "a1"), ("void", "a1")]

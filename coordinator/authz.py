@@ -91,7 +91,6 @@ def allow(method: str, caller: Caller) -> None:
     """
     roles = RULES.get(method, frozenset())
     if not roles & caller.roles:
-        needed = " or ".join(sorted(roles)) or "nobody's"
-        raise NotAllowed(
-            "ROLE_REQUIRED", f"{caller.name} may not call {method}: it needs the role {needed}"
-        )
+        needed = " or ".join(sorted(roles))
+        why = f"it needs the role {needed}" if needed else "no role may"
+        raise NotAllowed("ROLE_REQUIRED", f"{caller.name} may not call {method}: {why}")

@@ -178,10 +178,14 @@ def release(
 def revoke(
     name: Name, folder: Dir = None, profile: ProfileFolder = None, as_json: Json = False
 ) -> None:
-    """Revoke every certificate of a node for good, and cut its connections within 5 s."""
+    """Revoke every certificate of a node for good, void its open tokens, and cut its connections
+    within 5 s."""
     with connect(folder, profile) as client:
         node = client.revoke(name)
-    _changed(node, "revoked; a new token (--rejoin) and its steward's word bring it back", as_json)
+    text = "revoked; a new token (--rejoin) and its steward's word bring it back"
+    if node.status == "invited":
+        text = "kept out: its tokens are void; it has not joined, and needs a new one to do so"
+    _changed(node, text, as_json)
 
 
 def _status(node: "Node") -> str:

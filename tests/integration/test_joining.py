@@ -239,6 +239,9 @@ def test_a_revocation_voids_what_was_approved_before(coordinator: Federation) ->
                 join(token, coordinator.agent(node))
             assert reasons == ["TOKEN_INVALID"]
         assert client.node("beta").status == "revoked"
+    said = run_cli("node", "revoke", "alpha", "--dir", root(coordinator))[1]
+    assert "has not joined, and needs a new one" in said
+    assert "--rejoin" in run_cli("node", "revoke", "beta", "--dir", root(coordinator))[1]
 
 
 def test_every_join_waits_where_the_operator_wants_it(tmp_path: Path) -> None:

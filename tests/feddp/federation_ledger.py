@@ -11,6 +11,7 @@ from feddp.cli.ledgers import Ledger
 from feddp.cli.verify.derived import exported
 from feddp.cli.verify.witnesses import SignedHead, Witnesses
 from privacy import ledger
+from privacy.epochs import Epoch, sign_epoch
 from privacy.figures import figures_of
 from privacy.filters import make_filter
 from privacy.heads import Checkpoint, Head, LimitInForce, Terms, head_of, sign_checkpoint
@@ -144,6 +145,17 @@ class Federation:
             ],
             "disputes": [],
         }
+
+    def restored(self, places: Sequence[Head]) -> Epoch:
+        """What the coordinator signs when it is restored with chains up to these places."""
+        return sign_epoch(
+            self.coordinator,
+            None,
+            self.checkpoints[-1],
+            [one.leaf() for one in places],
+            restored_at_s=1000,
+            backup_made_at_s=500,
+        )
 
     def signed_limit(self, limit: LimitInForce) -> dict[str, Any]:
         """What a node's file says of the limit of an account."""

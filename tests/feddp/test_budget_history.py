@@ -12,7 +12,6 @@ from federation_ledger import NODES, Federation, empty_account, raw, refit, two_
 
 from feddp.cli.verify.restorations import Restoration, coordinator_faults
 from privacy import ledger
-from privacy.epochs import sign_epoch
 from privacy.heads import Head, head_of
 
 
@@ -456,14 +455,7 @@ class Places(list[Head]):
 def test_a_restoration_of_many_accounts_is_read_in_time(federation: Federation) -> None:
     """Its places are gone through a few times in all, and not once for each account."""
     places = Places(Head(f"alpha/a{number}") for number in range(50))
-    epoch = sign_epoch(
-        federation.coordinator,
-        None,
-        federation.checkpoints[-1],
-        [one.leaf() for one in places],
-        restored_at_s=1000,
-        backup_made_at_s=500,
-    )
+    epoch = federation.restored(places)
     one = Restoration(epoch, places, {head.account: 0 for head in places})
     places.times, key = 0, raw(federation.coordinator)
     assert coordinator_faults([one], key, federation.checkpoints, {}, {}, whole=True) == []

@@ -8,7 +8,6 @@ from command_line import Verify
 from federation_ledger import Federation, two_attempts_each
 
 from feddp.cli.verify.restorations import Restoration, export
-from privacy.epochs import sign_epoch
 from privacy.heads import head_of
 
 Path = tuple[str | int, ...]
@@ -31,14 +30,7 @@ def shape(path: Path) -> Path:
 def ledger_with_restoration(federation: Federation) -> Any:
     """An export in which every kind of object stands."""
     places = [head_of(chain[-1]) for chain in federation.chains.values()]
-    epoch = sign_epoch(
-        federation.coordinator,
-        None,
-        federation.checkpoints[-1],
-        [one.leaf() for one in places],
-        restored_at_s=1000,
-        backup_made_at_s=500,
-    )
+    epoch = federation.restored(places)
     told = export(Restoration(epoch, places, {one.account: one.seq for one in places}))
     made = federation.export()
     made["witnesses"]["restorations"] = [told]

@@ -179,6 +179,8 @@ _ENDS: Final = ("seq", "prev_hash", "hash", "node_signature")
 """What an entry adds to its statement."""
 _ENDS_OF: Final = itemgetter(*_ENDS)
 _SIGNATURE_CHARS: Final = 2 * SIGNATURE_BYTES
+_HASHES_BYTES: Final = len(GENESIS)
+"""Of two hashes: two digits are a byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,26 +264,37 @@ def from_json(value: Mapping[str, Any]) -> Entry:
         raise _wrong_fields()
     if type(seq) is not int or not 1 <= seq <= COUNT_MAX:
         raise Malformed("ENTRY_INVALID", "seq is a whole number from 1.")
-    _check_hex(prev_hash, digest, signature)
+    signature_bytes = _signature_of(prev_hash, digest, signature)
     statement: Statement | LimitChange
     if fields is None:
         statement = change_of({name: one for name, one in value.items() if name not in _ENDS})
     else:
         statement = Statement(*fields)
-    return Entry(seq, statement, prev_hash, digest, bytes.fromhex(signature))
+    return Entry(seq, statement, prev_hash, digest, signature_bytes)
 
 
 def _wrong_fields() -> Malformed:
     return Malformed("ENTRY_INVALID", f"An entry has the fields {', '.join(ENTRY_FIELDS)}.")
 
 
-def _check_hex(prev_hash: object, digest: object, signature: object) -> None:
+def _signature_of(prev_hash: object, digest: object, signature: object) -> bytes:
+    """The signature's bytes; all three are lower-case hexadecimal of their length."""
     # All three at one look, since nearly all are plain; then which of them is not.
     if isinstance(prev_hash, str) and isinstance(digest, str) and isinstance(signature, str):
         hashes, chars = len(prev_hash) == len(digest) == len(GENESIS), len(signature)
-        if hashes and chars in (0, _SIGNATURE_CHARS) and is_hex(prev_hash + digest + signature):
-            return
+        if hashes and chars in (0, _SIGNATURE_CHARS):
+            together = prev_hash + digest + signature
+            found = _bytes_of(together)
+            if found is not None and found.hex() == together:  # spaces and capitals are let through
+                return found[_HASHES_BYTES:]
     for name, one in (("prev_hash", prev_hash), ("hash", digest)):
         if not isinstance(one, str) or not is_hex(one) or len(one) != len(GENESIS):
             raise Malformed("ENTRY_INVALID", f"{name} is 64 lower-case hexadecimal digits.")
     raise Malformed("ENTRY_INVALID", "node_signature is empty or 128 hexadecimal digits.")
+
+
+def _bytes_of(text: str) -> bytes | None:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        return None

@@ -52,6 +52,12 @@ def _flat(text: str, at: int, end: int) -> list[dict[str, Any]] | None:
     return None
 
 
+def _is_cut_off(text: str, at: int) -> bool:
+    """Whether an object stands here whose end does not; told without the decoder, whose error
+    counts the lines of all that is before it."""
+    return text.startswith("{", at) and text.find("}", at) < 0
+
+
 class JsonWindow:
     """A place in a JSON text, which only goes forward.
 
@@ -113,6 +119,8 @@ class JsonWindow:
                         yield from found
                         continue
                     one_by_one_to = end
+                if _is_cut_off(text, at):
+                    break
                 try:
                     value, end = _decode(text, at)
                 except JSONDecodeError:
@@ -130,6 +138,8 @@ class JsonWindow:
         """The value that stands here, whole."""
         self._next()
         while True:
+            if _is_cut_off(self._text, self._at) and self._more():
+                continue
             try:
                 value, at = _decode(self._text, self._at)
             except JSONDecodeError:

@@ -1,6 +1,6 @@
 """Ledger statements and entries: canonical bytes, hash chain and signatures.
 
-docs/privacy.md gives the canonical bytes for those who check them with other tools.
+docs/ledger.md gives the canonical bytes for those who check them with other tools.
 """
 
 from collections.abc import Mapping

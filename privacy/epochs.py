@@ -3,7 +3,7 @@
 A coordinator whose database is put back shows less than nodes have seen. An *epoch* declares it:
 when, from a backup of when, and where checkpoints and accounts stood in that backup. Nodes then
 take it for what it is, hand in what was lost, and never again listen to a copy from before; a
-coordinator that goes back without one is disputed. docs/privacy.md gives the bytes.
+coordinator that goes back without one is disputed. docs/ledger.md gives the bytes.
 """
 
 import json

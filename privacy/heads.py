@@ -4,7 +4,7 @@ A chain that was cut at its end or written anew from some entry is valid in itse
 out is a witness who remembers: each node keeps the head that it has seen of each of its accounts,
 accepts only what continues it, and countersigns. A *checkpoint* is one signed line about all
 accounts together, numbered and chained, so that a coordinator that tells two nodes two histories
-has signed both; nodes keep them, and officers compare. docs/privacy.md gives the bytes.
+has signed both; nodes keep them, and officers compare. docs/ledger.md gives the bytes.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The fourth kind of ledger entry: an account's limit is raised, by two people of the hospital.
 
 One of the stewards that the node's policy names asks, another agrees; both sign the same bytes,
-and the node signs the whole. docs/privacy.md gives the bytes.
+and the node signs the whole. docs/ledger.md gives the bytes.
 """
 
 import json

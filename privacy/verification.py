@@ -38,7 +38,7 @@ class Verification:
         unattested: posts without the node's signature (booked because the outcome stayed
             unknown, or not signed yet). A charge needs no proof, so this is no failure.
         bare_reserves: reservations without the node's signature, of attempts whose post has one.
-            The node signs both (docs/privacy.md says when one may be late), so this is no failure
+            The node signs both (docs/ledger.md says when one may be late), so this is no failure
             and worth a question.
         unsigned_reserves: how many reservations are without it, these among them. Each counts
             against the limit all the same, until a void that is signed.

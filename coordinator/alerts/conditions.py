@@ -144,7 +144,7 @@ def _nodes(facts: Facts, limits: Limits) -> Iterator[Alarm]:
                     *("LedgerDisagreement", "critical"),
                     (("account", f"{node.name}/{account}"), ("node", node.name)),
                     f"Node {node.name} refuses orders on account {account}: {reason}.",
-                    "Compare both ledgers with its data steward (docs/privacy.md, `feddp budget "
+                    "Compare both ledgers with its data steward (docs/ledger.md, `feddp budget "
                     "verify --heads`); the steward ends it with `feddp agent ledger settle` or "
                     "`import`.",
                 )

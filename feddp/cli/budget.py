@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 STAGES: Final = {
     "": "",
     "nearly_spent": "80 % spent or more",
-    "spent": "spent: retire it (docs/privacy.md)",
+    "spent": "spent: retire it (docs/budgets.md)",
     "over_limit": "LIMIT BELOW WHAT IS SPENT: nothing more is admitted, what was spent stays spent",
 }
 

@@ -192,7 +192,7 @@ def _stewards(state: State, steward: Steward, faults: Mapping[str, str] | None) 
 def _in_two_accounts(overlaps: Sequence[Overlap]) -> list[Alert]:
     remedy = (
         "the data steward lets one account pay, or takes those patients out of one of the sources "
-        "(docs/privacy.md, A patient in two data sets of one node)"
+        "(docs/budgets.md, A patient in two data sets of one node)"
     )
     return [
         Alert("PATIENTS_IN_TWO_ACCOUNTS", " and ".join(one.data_sets), one.said(), remedy)

@@ -8,7 +8,7 @@ what was signed since is read again from the coordinator's chain.
 
 What it cannot find: a ledger that went back to before anything that the coordinator tells of, what
 it lacks of another coordinator's time, and a coordinator that keeps silent about it.
-docs/privacy.md says what that leaves.
+docs/ledger.md says what that leaves.
 """
 
 from collections.abc import Sequence

@@ -68,7 +68,7 @@ IN_FILE = {shape(path): path for path in objects(FILE)}
 
 
 def test_every_kind_of_object_is_tried() -> None:
-    """Those of the formats as docs/privacy.md has them."""
+    """Those of the formats as docs/ledger.md has them."""
     assert len(IN_LEDGER) == 10
     assert len(IN_FILE) == 9
 

@@ -36,7 +36,7 @@ def test_canonical_bytes_are_the_documented_ones() -> None:
 
 
 def test_an_outsider_can_recompute_hash_and_signature_from_json() -> None:
-    """With the exported JSON, blake3 and Ed25519 alone, as docs/privacy.md says."""
+    """With the exported JSON, blake3 and Ed25519 alone, as docs/ledger.md says."""
     entry = chain(statement(), statement(kind="post"))[1]
     exported = json.loads(json.dumps(to_json(entry)))
     signature = bytes.fromhex(exported.pop("node_signature"))

@@ -1,4 +1,4 @@
-"""docs/privacy.md: its code recomputes our hashes, signatures and epsilon."""
+"""The privacy officer's pages: their code recomputes our hashes, signatures and epsilon."""
 
 import json
 import re
@@ -24,13 +24,20 @@ from privacy.ledger import GENESIS, append, sign, to_json
 from privacy.releases import MECHANISMS, UNNOISED, Release
 from tests.node_agent.samples import data_set
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "privacy.md"
+DOCUMENTS = [
+    Path(__file__).parents[2] / "docs" / f"{name}.md" for name in ("privacy", "budgets", "ledger")
+]
+
+
+def written() -> str:
+    """The pages, one after the other."""
+    return "\n".join(one.read_text() for one in DOCUMENTS)
 
 
 @pytest.fixture
 def document_code(tmp_path: Path) -> dict[str, Any]:
     """The functions of every Python block."""
-    blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", written(), re.DOTALL)
     source = tmp_path / "blocks.py"
     source.write_text("\n".join(blocks))
     return runpy.run_path(str(source))
@@ -82,7 +89,7 @@ def test_the_documented_check_covers_raised_limits(document_code: dict[str, Any]
 
 def test_the_documented_second_account_is_a_policy_that_loads() -> None:
     """Copied as it stands: its signature is good, for these words and data sets alone."""
-    (block,) = re.findall(r"```yaml\n(accounts:.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    (block,) = re.findall(r"```yaml\n(accounts:.*?)```", written(), re.DOTALL)
     content = yaml.safe_load(block)
     assert len(Policy.model_validate(content).accounts) == 2
     more = {**content["disjoint_data_sets"], "patients": ["heart", "heart-again"]}
@@ -94,7 +101,7 @@ def test_the_documented_second_account_is_a_policy_that_loads() -> None:
 
 def test_the_documented_bytes_are_those_that_are_signed_and_kept(tmp_path: Path) -> None:
     """What a steward signs of two accounts, and what a data set's file is known by."""
-    text = DOCUMENT.read_text()
+    text = written()
     assert "the line `feddp-disjoint-v2` and then, as canonical JSON, `accounts`" in text
     assert vouched_bytes({"b": ["y", "x"], "a": []}, "why", "anna") == (
         b'feddp-disjoint-v2\n{"accounts":{"a":[],"b":["x","y"]},"disjoint_patients":"why",'
@@ -111,7 +118,7 @@ def test_the_documented_bytes_are_those_that_are_signed_and_kept(tmp_path: Path)
 
 def test_the_documented_stewards_are_those_of_a_policy() -> None:
     """The section of the page, read as a policy; its keys are Ed25519 keys."""
-    (block,) = re.findall(r"```yaml\n(stewards:.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    (block,) = re.findall(r"```yaml\n(stewards:.*?)```", written(), re.DOTALL)
     found = Policy.model_validate(yaml.safe_load(block)).stewards
     assert [one.name for one in found] == ["anna", "bert"]
     keys = [key.public_key().public_bytes_raw().hex() for key in (ANNA, BERT)]
@@ -143,7 +150,7 @@ def test_the_document_says_how_each_mechanism_is_counted(
     document_code: dict[str, Any], mechanism: str
 ) -> None:
     """A row in both tables, and a program that finds our figure."""
-    text = DOCUMENT.read_text()
+    text = written()
     assert len(re.findall(rf"^\| `{mechanism}` \|", text, re.MULTILINE)) == 2
     rate = 0.5 if mechanism == "poisson_gaussian" else 1.0
     one = statement(

@@ -97,7 +97,7 @@ class PaidTwice:
             f"node {self.node}'s data set {self.data_set} has paid from "
             f"{counted(len(self.posts), 'account')}, {places}: if they are the same patients, they "
             "had two budgets, and what was released about them is all of these accounts' epsilons "
-            "together. Ask the hospital (docs/privacy.md, Who pays)"
+            "together. Ask the hospital (docs/budgets.md, Who pays)"
         )
 
 

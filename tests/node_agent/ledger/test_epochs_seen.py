@@ -74,7 +74,7 @@ def test_an_older_copy_is_told_which_restoration_the_node_has_seen() -> None:
 
 
 def test_the_bytes_of_an_epoch_are_those_of_the_document() -> None:
-    """docs/privacy.md gives them, for who checks a signature with other tools."""
+    """docs/ledger.md gives them, for who checks a signature with other tools."""
     one = replace(SECOND, heads_root="ab", prev_hash="cd", checkpoint_hash="ef")
     assert one.canonical() == (
         b"feddp-coordinator-epoch-v1\n"

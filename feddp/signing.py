@@ -20,6 +20,7 @@ from certs.mandates import (
     sign,
 )
 from feddp.jobfile import JobFacts
+from privacy.filters import EPSILON_MAX
 from protos.content import digest_of
 from protos.errors import Malformed, NotAllowed
 from protos.feddp.v1 import jobs_pb2
@@ -34,8 +35,8 @@ PUBLIC_FILE: Final = "orders.pub"
 
 VALID_S: Final = 7 * 86_400
 EPSILON_SLACK: Final = 1.25
-"""Of a job that fixes its noise: what the quote says, and a quarter for tries that come to nothing
-and are charged all the same."""
+"""Of a job that fixes its noise: what the dearest account would book for it by its quote, and a
+quarter for tries that come to nothing and are charged all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ class Caps:
 
     Attributes:
         nodes: empty for every node that publishes the data set now.
-        epsilon_max: None for the job's target, or else what its quote says and a quarter more.
+        epsilon_max: None for the job's target, or else what accounts would book by its quote, and a
+            quarter more.
         rounds_max: None for the rounds that the job file or its quote says.
     """
 
@@ -209,14 +211,17 @@ def _mechanism(facts: JobFacts) -> Mechanism:
 
 
 def _quoted(answer: jobs_pb2.QuoteJobResponse) -> float:
-    figures = [one.epsilon_job for one in answer.nodes if one.HasField("epsilon_job")]
+    # Nodes count what was signed by their accounts' filters. An older coordinator tells only what
+    # the job comes to by itself, which is less in an rdp account.
+    told = (max(one.epsilon_job, one.epsilon_job_booked) for one in answer.nodes)
+    figures = [epsilon for epsilon in told if epsilon > 0]
     if not figures:
         raise Malformed(
             "EPSILON_MAX_MISSING",
             "the job file fixes the noise, and no node can be quoted now: say with --epsilon-max "
             "how much the job may spend at one node in all",
         )
-    return max(figures) * EPSILON_SLACK
+    return min(max(figures) * EPSILON_SLACK, EPSILON_MAX)
 
 
 def _config_digest(task_config: Mapping[str, Any]) -> str:

@@ -64,6 +64,7 @@ class Answers:
         damaged = damage.damaged(connection, names)
         unreconciled = epochs.unreconciled(connection, names)
         epoch = epochs.newest(connection) if unreconciled else None
+        mandate = mandates.kept(live.record.mandate)
         facts = []
         for node, data_set, name in found:
             account = known.get(name)  # missing if its policy was refused; the planner says so
@@ -88,6 +89,7 @@ class Answers:
                     barred=self._paused(node.name) or _barred(live, node.name, time.time()),
                     damaged=name in damaged,
                     restored_from=epoch.backup_made if epoch and name in unreconciled else "",
+                    signed_epsilon=mandate.epsilon_max if mandate is not None else None,
                 )
             )
         return facts

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection
 
+from certs.mandates import sign
 from coordinator.config.config import CoordinatorConfig
 from coordinator.jobspec import parse_job
 from coordinator.rounds import commands as c
@@ -26,7 +27,9 @@ from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord
 from protos.errors import InvariantBroken, NotFound
 from protos.feddp.v1 import federation_pb2 as federation
+from protos.feddp.v1.mandates_pb2 import SignedMandate
 from tests.attackers import drop_guards
+from tests.certs.test_mandates import KEY, MANDATE
 
 NODES = ("a", "b", "c", "d")
 HASH = "f" * 64
@@ -472,3 +475,18 @@ def test_with_a_round_in_hand_an_attempt_without_update_is_made_up_for(world: Wo
     noises = [one.offer.noise_multiplier for one in phase.round.attempts]
     assert [one.node for one in phase.round.attempts] == ["a", "b", "c", "d", "a", "b"]
     assert noises[4] == pytest.approx(2**0.5 * (noises[0] or 0.0), rel=1e-3)
+
+
+def test_a_job_that_was_signed_ends_once_that_is_used_up(world: World) -> None:
+    """No node would take its next order, and none is charged for a round without the others."""
+    _with_target(world, 2)
+    mandate = replace(MANDATE, nodes=NODES, epsilon_max=1e-3, expires_at_s=1 << 40)
+    signed = sign(KEY, mandate)
+    message = SignedMandate(body=signed.body, signature=signed.signature)
+    world.live.record = replace(world.live.record, mandate=message.SerializeToString())
+    turn = world.turn(c.Survey())
+    assert turn.booked == {}
+    phase = world.live.phase
+    assert isinstance(phase, Ended)
+    assert phase.status == "budget_exhausted"
+    assert "a: the job was signed for epsilon 0.001 at one hospital in all" in phase.message

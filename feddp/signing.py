@@ -1,5 +1,7 @@
 """An engineer's own key, and what is signed with it when a job is submitted or resumed."""
 
+import contextlib
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +23,8 @@ from certs.mandates import (
 )
 from feddp.jobfile import JobFacts
 from privacy.filters import EPSILON_MAX
-from protos.content import digest_of
-from protos.errors import Malformed, NotAllowed
+from protos.content import digest_of, write_durable
+from protos.errors import FeddpError, Malformed, NotAllowed
 from protos.feddp.v1 import jobs_pb2
 from protos.feddp.v1.mandates_pb2 import SignedMandate
 
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 KEY_FILE: Final = "orders.key"
 PUBLIC_FILE: Final = "orders.pub"
 """In a profile's folder. The second goes to the hospitals, by another way than the coordinator."""
+
+RESUMED_FILE: Final = "resumed.json"
+"""In a profile's folder, beside the key: job -> how often it was signed to go on. A coordinator
+that was restored from a backup may not know it, and nodes take no number for a second text."""
 
 VALID_S: Final = 7 * 86_400
 EPSILON_SLACK: Final = 1.25
@@ -171,11 +177,18 @@ def mandate_for(
 
 
 def mandate_to_resume(
-    key: "Ed25519PrivateKey", before: SignedMandate, job_id: str, valid_s: int = VALID_S
+    key: "Ed25519PrivateKey",
+    before: SignedMandate,
+    job_id: str,
+    folder: Path,
+    valid_s: int = VALID_S,
 ) -> SignedMandate:
     """Sign the same job once more, for going on.
 
     Only what this key has signed before is signed again, whatever a coordinator shows.
+
+    Args:
+        folder: the profile's, where it is kept that the job was signed so often.
 
     Raises:
         NotAllowed: MANDATE_OTHER_ENGINEER.
@@ -191,11 +204,25 @@ def mandate_to_resume(
         )
     again = replace(
         mandate,
-        resumption=mandate.resumption + 1,
+        resumption=_next_resumption(folder, job_id, mandate.resumption),
         signed_at_s=now_s,
         expires_at_s=now_s + valid_s,
     )
     return _on_the_wire(sign(key, again))
+
+
+def _next_resumption(folder: Path, job_id: str, known: int) -> int:
+    """One more than was ever signed from this folder, or than the coordinator knows; on the disk
+    before it is signed, where that can be written."""
+    path, kept = folder / RESUMED_FILE, dict[str, Any]()
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(path.read_bytes())
+        kept = found if isinstance(found, dict) else {}
+    last = kept.get(job_id)
+    number = max(known, last if type(last) is int else 0) + 1
+    with contextlib.suppress(FeddpError, OSError):
+        write_durable(path, json.dumps({**kept, job_id: number}, sort_keys=True).encode())
+    return number
 
 
 def _on_the_wire(signed: Signed) -> SignedMandate:

@@ -177,13 +177,10 @@ def mandate_for(
 
 
 def mandate_to_resume(
-    key: "Ed25519PrivateKey",
-    before: SignedMandate,
-    job_id: str,
-    folder: Path,
-    valid_s: int = VALID_S,
+    key: "Ed25519PrivateKey", before: SignedMandate, job_id: str, folder: Path
 ) -> SignedMandate:
-    """Sign the same job once more, for going on.
+    """Sign the same job once more, for going on; for as long as before, as a hospital may take no
+    longer one.
 
     Only what this key has signed before is signed again, whatever a coordinator shows.
 
@@ -206,7 +203,7 @@ def mandate_to_resume(
         mandate,
         resumption=_next_resumption(folder, job_id, mandate.resumption),
         signed_at_s=now_s,
-        expires_at_s=now_s + valid_s,
+        expires_at_s=now_s + mandate.expires_at_s - mandate.signed_at_s,
     )
     return _on_the_wire(sign(key, again))
 

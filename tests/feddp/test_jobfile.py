@@ -68,6 +68,15 @@ def test_what_is_signed_to_go_on_has_a_number_of_its_own(tmp_path: Path) -> None
         assert [number(again), number(first)] == [2, 3]
 
 
+def test_a_job_is_signed_to_go_on_for_as_long_as_it_was_signed_at_first(tmp_path: Path) -> None:
+    """Hospitals that take two days would refuse the usual seven."""
+    key = new_ledger_key()
+    work = Work(SPEC.encode(), facts_of(SPEC.encode()), DIGEST, DIGEST, ["a"])
+    first = mandate_for(key, work, Caps(epsilon_max=1.0, valid_s=2 * 86_400), never)
+    again = parse(mandate_to_resume(key, first, parse(first.body).job_id, tmp_path).body)
+    assert again.expires_at_s - again.signed_at_s == 2 * 86_400
+
+
 @pytest.mark.parametrize("epsilon_max", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_cap_that_is_none_is_refused(epsilon_max: float) -> None:
     """And not taken for one that was left out, which would be the job's whole target."""

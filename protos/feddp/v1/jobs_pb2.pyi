@@ -488,7 +488,7 @@ class ResumeJobRequest(_message.Message):
     """
     @_builtins.property
     def mandate(self) -> _mandates_pb2.SignedMandate:
-        """Of a signed job: the mandate for going on, its `resumption` one higher."""
+        """Of a signed job: the mandate for going on, its `resumption` higher than ever before."""
 
     def __init__(
         self,

@@ -92,7 +92,7 @@ def _node(
     if isinstance(found, Absence):
         one.reason, one.message = found.reason, found.message
         if found.reason == "OFFLINE":
-            one.message += _once_back(job, task_hash, replace(facts_then, connected=True))
+            _once_back(one, job, task_hash, replace(facts_then, connected=True))
         return one
     if facts.taken is not None:
         one.message = facts.taken.message
@@ -103,13 +103,22 @@ def _node(
     return one
 
 
-def _once_back(job: Job, task_hash: str, facts: NodeFacts) -> str:
+def _once_back(one: pb.QuotedNode, job: Job, task_hash: str, facts: NodeFacts) -> None:
     """What a hospital that is away would spend: a round orders whoever is there then."""
     releases = forecast(job, task_hash, [facts]).releases(facts.node)
     spent = epsilon_spent(releases, job.delta) if releases else None
-    if spent is None:
-        return ""
-    return f"; once it is back it takes part, and spends epsilon {round_up(spent, 5):g} at most"
+    if spent is None or facts.account is None:
+        return
+    one.message += (
+        f"; once it is back it takes part, and spends epsilon {round_up(spent, 5):g} at most"
+    )
+    one.epsilon_job_booked = _booked(facts.account.filter, releases)
+
+
+def _booked(filter_: Filter, releases: Mapping[Release, int]) -> float:
+    """Epsilon that an account books for these releases alone."""
+    units = sum(count * filter_.cost_units(release) for release, count in releases.items())
+    return filter_.epsilon_of(units)
 
 
 def _cost(
@@ -132,6 +141,8 @@ def _cost(
     filter_, balance = account.filter, account.balance
     job_units = sum(count * filter_.cost_units(each) for each, count in releases.items())
     after_units = balance.posted_units + balance.pending_units + job_units
+    if spent is not None:
+        one.epsilon_job_booked = _booked(filter_, releases)
     if spent is not None and balance.guarantee:
         one.epsilon_after = filter_.epsilon_of(after_units)
     # Units and epsilon do not grow alike; whichever comes first is a reason to warn.

@@ -236,7 +236,8 @@ class Client:
                     f"job {job_id} was signed, and {self.profile.folder} holds no key; whoever "
                     "signed it can resume it",
                 )
-            request.mandate.CopyFrom(mandate_to_resume(key, before.mandate, job_id))
+            again = mandate_to_resume(key, before.mandate, job_id, self.profile.folder)
+            request.mandate.CopyFrom(again)
         job: Job = self._connection.again(
             lambda: self._jobs.ResumeJob(request, timeout=CALL_TIMEOUT_S)
         ).job

@@ -1,5 +1,7 @@
 """An engineer's own key, and what is signed with it when a job is submitted or resumed."""
 
+import contextlib
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +22,9 @@ from certs.mandates import (
     sign,
 )
 from feddp.jobfile import JobFacts
-from protos.content import digest_of
-from protos.errors import Malformed, NotAllowed
+from privacy.filters import EPSILON_MAX
+from protos.content import digest_of, write_durable
+from protos.errors import FeddpError, Malformed, NotAllowed
 from protos.feddp.v1 import jobs_pb2
 from protos.feddp.v1.mandates_pb2 import SignedMandate
 
@@ -32,10 +35,14 @@ KEY_FILE: Final = "orders.key"
 PUBLIC_FILE: Final = "orders.pub"
 """In a profile's folder. The second goes to the hospitals, by another way than the coordinator."""
 
+RESUMED_FILE: Final = "resumed.json"
+"""In a profile's folder, beside the key: job -> how often it was signed to go on. A coordinator
+that was restored from a backup may not know it, and nodes take no number for a second text."""
+
 VALID_S: Final = 7 * 86_400
 EPSILON_SLACK: Final = 1.25
-"""Of a job that fixes its noise: what the quote says, and a quarter for tries that come to nothing
-and are charged all the same."""
+"""Of a job that fixes its noise: what the dearest account would book for it by its quote, and a
+quarter for tries that come to nothing and are charged all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +51,8 @@ class Caps:
 
     Attributes:
         nodes: empty for every node that publishes the data set now.
-        epsilon_max: None for the job's target, or else what its quote says and a quarter more.
+        epsilon_max: None for the job's target, or else what accounts would book by its quote, and a
+            quarter more.
         rounds_max: None for the rounds that the job file or its quote says.
     """
 
@@ -169,11 +177,15 @@ def mandate_for(
 
 
 def mandate_to_resume(
-    key: "Ed25519PrivateKey", before: SignedMandate, job_id: str, valid_s: int = VALID_S
+    key: "Ed25519PrivateKey", before: SignedMandate, job_id: str, folder: Path
 ) -> SignedMandate:
-    """Sign the same job once more, for going on.
+    """Sign the same job once more, for going on; for as long as before, as a hospital may take no
+    longer one.
 
     Only what this key has signed before is signed again, whatever a coordinator shows.
+
+    Args:
+        folder: the profile's, where it is kept that the job was signed so often.
 
     Raises:
         NotAllowed: MANDATE_OTHER_ENGINEER.
@@ -189,11 +201,25 @@ def mandate_to_resume(
         )
     again = replace(
         mandate,
-        resumption=mandate.resumption + 1,
+        resumption=_next_resumption(folder, job_id, mandate.resumption),
         signed_at_s=now_s,
-        expires_at_s=now_s + valid_s,
+        expires_at_s=now_s + mandate.expires_at_s - mandate.signed_at_s,
     )
     return _on_the_wire(sign(key, again))
+
+
+def _next_resumption(folder: Path, job_id: str, known: int) -> int:
+    """One more than was ever signed from this folder, or than the coordinator knows; on the disk
+    before it is signed, where that can be written."""
+    path, kept = folder / RESUMED_FILE, dict[str, Any]()
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(path.read_bytes())
+        kept = found if isinstance(found, dict) else {}
+    last = kept.get(job_id)
+    number = max(known, last if type(last) is int else 0) + 1
+    with contextlib.suppress(FeddpError, OSError):
+        write_durable(path, json.dumps({**kept, job_id: number}, sort_keys=True).encode())
+    return number
 
 
 def _on_the_wire(signed: Signed) -> SignedMandate:
@@ -209,14 +235,17 @@ def _mechanism(facts: JobFacts) -> Mechanism:
 
 
 def _quoted(answer: jobs_pb2.QuoteJobResponse) -> float:
-    figures = [one.epsilon_job for one in answer.nodes if one.HasField("epsilon_job")]
+    # Nodes count what was signed by their accounts' filters. An older coordinator tells only what
+    # the job comes to by itself, which is less in an rdp account.
+    told = (max(one.epsilon_job, one.epsilon_job_booked) for one in answer.nodes)
+    figures = [epsilon for epsilon in told if epsilon > 0]
     if not figures:
         raise Malformed(
             "EPSILON_MAX_MISSING",
             "the job file fixes the noise, and no node can be quoted now: say with --epsilon-max "
             "how much the job may spend at one node in all",
         )
-    return max(figures) * EPSILON_SLACK
+    return min(max(figures) * EPSILON_SLACK, EPSILON_MAX)
 
 
 def _config_digest(task_config: Mapping[str, Any]) -> str:

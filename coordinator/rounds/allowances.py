@@ -1,5 +1,6 @@
-"""What a job may still spend at a node: by the account's limit, the policy's for one job, and those
-for its purpose and its project. Pure; planning and quoting ask here."""
+"""What a job may still spend at a node: by the account's limit, the policy's for one job, what its
+engineer signed, and the policy's for its purpose and its project. Pure; planning and quoting ask
+here."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ class Allowance:
     """One limit that the job's next release must keep.
 
     Attributes:
-        name: "account", "job", "purpose NAME" or "project NAME".
+        name: "account", "job", "signature", "purpose NAME" or "project NAME".
         epsilon: the limit, at the account's delta.
         left_units: what the job may still reserve; may be negative.
         sure_units: the same if everything that is open came to nothing.
@@ -71,6 +72,8 @@ def _allowances(
     left_units = job_units - facts.job_units
     text = f"its policy allows epsilon {per_job:g} for one job"
     yield Allowance("job", per_job, left_units, left_units, text)
+    if facts.signed_epsilon is not None:
+        yield _signed(facts.signed_epsilon, facts, account)
     for share in facts.shares:
         if share.fault:
             raise Malformed("POLICY_INVALID", f"its limit for {share}: {share.fault}")
@@ -82,6 +85,18 @@ def _allowances(
             left_units + balance.pending_units,
             _passed(share, account),
         )
+
+
+def _signed(most: float, facts: NodeFacts, account: Account) -> Allowance:
+    """By what was signed, counted as the node counts it."""
+    filter_ = account.filter
+    try:
+        signed_units = units_for(filter_.kind, filter_.order, most, filter_.delta)
+    except FeddpError:
+        signed_units = 0  # the account's filter starts above it
+    left_units = signed_units - facts.job_units
+    text = f"the job was signed for epsilon {most:g} at one hospital in all (`--epsilon-max`)"
+    return Allowance("signature", most, left_units, left_units, text)
 
 
 def _passed(share: Share, account: Account) -> str:

@@ -3,7 +3,7 @@ who could take part, reservations, the list of models."""
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -20,6 +20,7 @@ from coordinator.rounds.phases import CUT_OFF, NO_UPDATE, Publishing, Reserving,
 from coordinator.sessions import Sessions
 from coordinator.store import damage, epochs, ledger, people, shares
 from coordinator.store.booking import Books
+from privacy.releases import Release
 from protos.errors import BudgetRefused, FeddpError
 from protos.feddp.v1 import federation_pb2 as federation
 
@@ -63,11 +64,14 @@ class Answers:
         known = {a.account: a for a in ledger.named_accounts(connection, names)}
         damaged = damage.damaged(connection, names)
         unreconciled = epochs.unreconciled(connection, names)
-        epoch = epochs.newest(connection) if unreconciled else None
+        epoch = epochs.newest(connection)
+        # A backup's journal lacks what nodes have released since; they have handed it in.
+        held = None if epoch is None else ledger.held_by(connection, live.job_id)
+        mandate = mandates.kept(live.record.mandate)
         facts = []
         for node, data_set, name in found:
             account = known.get(name)  # missing if its policy was refused; the planner says so
-            units, releases = live.spent(account.account, account.filter) if account else (0, 0)
+            units, releases = _spent(live, account, held) if account else (0, 0)
             steward = next((a for a in node.hello.accounts if a.name == data_set.account), None)
             facts.append(
                 NodeFacts(
@@ -88,6 +92,7 @@ class Answers:
                     barred=self._paused(node.name) or _barred(live, node.name, time.time()),
                     damaged=name in damaged,
                     restored_from=epoch.backup_made if epoch and name in unreconciled else "",
+                    signed_epsilon=mandate.epsilon_max if mandate is not None else None,
                 )
             )
         return facts
@@ -95,6 +100,21 @@ class Answers:
     def _paused(self, node: str) -> e.Absence | None:
         now = self.pausing.now if self.pausing is not None else None
         return absence(now, node) if now is not None else None
+
+
+def _spent(
+    live: LiveJob, account: ledger.Account, held: Mapping[str, Mapping[Release, int]] | None
+) -> tuple[int, int]:
+    """(filter units, number of releases) that a job has posted or holds in an account.
+
+    Args:
+        held: by the ledger, for every account; None where the job's journal knows all of it.
+    """
+    if held is None:
+        return live.spent(account.account, account.filter)
+    made = held.get(account.account, {})
+    units = sum(count * account.filter.cost_units(one) for one, count in made.items())
+    return units, sum(made.values())
 
 
 def _barred(live: LiveJob, node: str, now_s: float) -> e.Absence | None:

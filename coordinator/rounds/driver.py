@@ -186,6 +186,7 @@ class Rounds:
 
         Raises:
             WrongPhase: JOB_NOT_FAILED.
+            NotFound: MODEL_MISSING, the model that it goes on from; nothing was changed.
         """
         live = await self.job(job_id)
         if request_id in await self.resumptions(job_id):
@@ -197,6 +198,7 @@ class Rounds:
                     f"job {job_id} is {live.phase.status}; only a failed job can be resumed",
                 )
             await self._at_hand(live)
+            self._effects.require_model(live)
             live = self._live.setdefault(job_id, live)
             lost = await asyncio.to_thread(self._effects.lost_updates, live)
             if mandate:

@@ -171,6 +171,22 @@ class Effects:
 
         return reply
 
+    def require_model(self, live: LiveJob) -> None:
+        """Refuse to go on with a job whose newest model is gone: no order could be sent, and each
+        that is reserved would be charged.
+
+        Raises:
+            NotFound: MODEL_MISSING.
+        """
+        digest = live.phase.course.model
+        if not self.blobs.has_model(digest):
+            raise NotFound(
+                "MODEL_MISSING",
+                f"the model that job {live.job_id} goes on from, {digest}, is not on the "
+                "coordinator's disk; put its file back from a backup and resume the job then: "
+                "nothing was changed, and no hospital was charged",
+            )
+
     def lost_updates(self, live: LiveJob) -> tuple[str, ...]:
         """Attempts of the round that was cut off whose updates were taken and are gone."""
         record, lost = current_round(live.phase), list[str]()

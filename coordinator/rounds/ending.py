@@ -131,5 +131,5 @@ def exhausted_message(absences: tuple[e.Absence, ...]) -> str:
     said = [f"{a.node}: {a.message.rstrip('.')}" for a in spent[:EXHAUSTED_NAMED_MAX]]
     if spent[EXHAUSTED_NAMED_MAX:]:
         said.append(f"and {len(spent) - EXHAUSTED_NAMED_MAX} more")
-    whose = "of their accounts or of the job's own target"
+    whose = "of their accounts, of what was signed or of the job's own target"
     return f"too few hospitals can pay another round, {whose} ({'; '.join(said)})"

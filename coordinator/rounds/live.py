@@ -174,7 +174,8 @@ class LiveJob:
     def spent(self, account: str, filter_: Filter) -> tuple[int, int]:
         """(filter units, number of releases) that this job has posted or holds in an account.
 
-        The journal and the ledger are written together, so that either can be asked.
+        The journal and the ledger are written together, so that either can be asked, but for a
+        coordinator that was restored: nodes hand in what the journal does not know.
         """
         units = releases = 0
         costs = self._round_costs.setdefault(account, {})

@@ -26,6 +26,8 @@ class NodeFacts:
         taken: another job has the node, or goes first for it.
         steps_possible: local steps that fit into its deadline, as it said; 0 for no bound.
         shares: limits of its policy, within the account's, that this job counts against.
+        signed_epsilon: the most epsilon at one node that was signed of the job; None where nobody
+            signed it.
         barred: what was signed of the job keeps it from this node, or all work is paused.
         damaged: the account's chain here is not what was kept of it.
         restored_from: the moment of the backup that the coordinator was restored from, where the
@@ -49,6 +51,7 @@ class NodeFacts:
     restored_from: str = ""
     job_no_updates: int = 0
     job_cut_off: int = 0
+    signed_epsilon: float | None = None
 
     def local_steps(self, job: Job) -> int:
         """Steps of a round there."""

@@ -5,7 +5,7 @@ the caller's transaction.
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -218,6 +218,27 @@ def posted_by(connection: Connection, job_id: str) -> list[Statement]:
         .order_by(entries.c.seq)
     )
     return sorted((statement_of(row) for row in rows), key=lambda one: one.account)
+
+
+def held_by(connection: Connection, job_id: str) -> dict[str, dict[Release, int]]:
+    """Account -> how often a job has posted or holds each release; grouped by the database."""
+    columns = (
+        entries.c.account,
+        entries.c.mechanism,
+        entries.c.noise_multiplier,
+        entries.c.sample_rate,
+        entries.c.steps,
+    )
+    found: defaultdict[str, Counter[Release]] = defaultdict(Counter)
+    for kind, sign in (("reserve", 1), ("void", -1)):
+        rows = connection.execute(
+            select(*columns, func.count())
+            .where(entries.c.job_id == job_id, entries.c.kind == kind)
+            .group_by(*columns)
+        )
+        for account, *fields, count in rows:
+            found[account][Release(*fields)] += sign * count
+    return {account: +releases for account, releases in found.items()}
 
 
 def posted_to(connection: Connection, account: str) -> dict[tuple[str, Release], int]:

@@ -138,7 +138,8 @@ def _raised(account: dict[str, Any], raises: int) -> str:
     first = account.get("epsilon_limit_highest")
     if not raises or first is None:
         return ""
-    return f"limit raised {raises} time{'' if raises == 1 else 's'}, from {output.epsilon(first)}"
+    times = f"{raises} time{'' if raises == 1 else 's'}"
+    return f"limit raised {times}, {output.epsilon(first)} at first"
 
 
 def _state(account: dict[str, Any], left: int, limit: int) -> str:

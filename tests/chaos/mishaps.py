@@ -183,9 +183,8 @@ def _signed_anew(client: Client, job_id: str) -> SignedMandate:
     key = load_key(client.profile.folder)
     assert key is not None
     asked = jobs_pb2.GetJobRequest(job_id=job_id)
-    return mandate_to_resume(
-        key, client._jobs.GetJob(asked, timeout=CALL_TIMEOUT_S).mandate, job_id
-    )
+    before = client._jobs.GetJob(asked, timeout=CALL_TIMEOUT_S).mandate
+    return mandate_to_resume(key, before, job_id, client.profile.folder)
 
 
 def _without_its_model(federation: WatchedFederation) -> tuple[str, dict[Path, bytes]]:

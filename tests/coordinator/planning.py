@@ -38,6 +38,7 @@ def facts(
     no_updates: int = 0,
     cut_off: int = 0,
     shares: tuple[Share, ...] = (),
+    signed: float | None = None,
 ) -> NodeFacts:
     filter_ = make_filter(kind, order, limit, 1e-5)
     account = Account("a/patients", "a", balance or Balance(filter_), 0, HASH)
@@ -67,6 +68,7 @@ def facts(
         shares=shares,
         job_no_updates=no_updates,
         job_cut_off=cut_off,
+        signed_epsilon=signed,
     )
 
 

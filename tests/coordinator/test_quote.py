@@ -6,6 +6,8 @@ from typing import Any, cast
 
 import pytest
 
+from certs.enrolment import new_ledger_key
+from certs.mandates import parse
 from coordinator.jobspec import Job
 from coordinator.quoting import jobs_under_way, quote
 from coordinator.rounds.events import Absence, Offer
@@ -15,7 +17,10 @@ from coordinator.rounds.planner import consider
 from coordinator.store.people import NodeRecord
 from coordinator.store.shares import Share
 from feddp.cli.quotes import exit_code, lines, rows
+from feddp.jobfile import facts_of
+from feddp.signing import Caps, Work, mandate_for
 from privacy.accounting import epsilon_spent
+from privacy.calibration import units_for
 from privacy.filters import make_filter
 from privacy.ledger import Balance
 from privacy.releases import Release
@@ -145,6 +150,8 @@ def test_a_quote_is_what_the_job_would_spend(nodes: list[NodeFacts]) -> None:
         assert one.epsilon_job == epsilon_spent(releases, 1e-5)
         units = account.balance.posted_units + sum(map(account.filter.cost_units, releases))
         assert one.epsilon_after == account.filter.epsilon_of(units)
+        own_units = sum(map(account.filter.cost_units, releases))
+        assert one.epsilon_job_booked == account.filter.epsilon_of(own_units)
         assert one.epsilon_after <= one.epsilon_limit
     assert exit_code(found) == (0 if rounds == 4 else 4)
 
@@ -210,6 +217,7 @@ def test_a_hospital_that_is_away_is_told_what_it_would_spend() -> None:
         "is not connected; once it is back it takes part, and spends epsilon "
         f"{there.epsilon_job:g} at most"
     )
+    assert one.epsilon_job_booked == there.epsilon_job_booked > 0
     (spent_up,) = quote(
         job(), HASH, [replace(facts(balance=spent(5.0, 5.0)), connected=False)], 0
     ).nodes
@@ -363,3 +371,21 @@ def test_a_quote_says_of_which_backup_a_hospital_is_still_to_hand_in() -> None:
     assert [one.reason for one in quoted.nodes] == ["", "LEDGER_RECONCILING"]
     assert "from a backup of 2026-11-27 05:00:00 UTC" in quoted.nodes[1].message
     assert "has not yet handed in" in quoted.nodes[1].message
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_what_is_signed_by_a_quote_covers_the_job_at_every_account(connected: bool) -> None:
+    """An rdp account, which starts at its conversion cost, books more for a small job than the job
+    comes to by itself: signed for that alone, its node would refuse each order."""
+    spec = SPEC.replace(b"target_epsilon: 2.0", b"noise_multiplier: 20.0")
+    nodes = hospitals(None, None, limit=10.0)
+    nodes.append(replace(facts(limit=10.0, kind="rdp", order=5), node="c", connected=connected))
+    _, made = ordered(job(spec), [replace(one, connected=True) for one in nodes])
+    work = Work(spec, facts_of(spec), HASH, HASH, ["a", "b", "c"])
+    signed = mandate_for(new_ledger_key(), work, Caps(), lambda: quote(job(spec), HASH, nodes, 100))
+    most = parse(signed.body).epsilon_max
+    for one in nodes:
+        assert one.account is not None
+        filter_ = one.account.filter
+        units = sum(map(filter_.cost_units, made[one.node]))
+        assert 0 < units <= units_for(filter_.kind, filter_.order, most, filter_.delta)

@@ -104,7 +104,7 @@ def test_show_says_what_a_raise_makes_of_delta(booked: Coordinator, run: Run) ->
     entries.append(ledger.append(change, entries[-1], bytes(SIGNATURE_BYTES)))
     ran = run("budget", "show", "--profile", booked.profile)
     assert ran.code == 0
-    assert "limit raised 1 time, from 2" in ran.out
+    assert "limit raised 1 time, 2 at first" in ran.out
     assert said in ran.out
 
 

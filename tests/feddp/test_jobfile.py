@@ -1,5 +1,7 @@
 """A job file as the engineer's side reads it, and what of it is signed."""
 
+from pathlib import Path
+
 import pytest
 
 from certs.enrolment import new_ledger_key
@@ -7,9 +9,10 @@ from certs.mandates import Mandate, parse
 from coordinator.config.config import CoordinatorConfig
 from coordinator.jobspec import parse_job
 from feddp.jobfile import facts_of
-from feddp.signing import Caps, Work, mandate_for
+from feddp.signing import RESUMED_FILE, Caps, Work, mandate_for, mandate_to_resume
 from protos.errors import Malformed
 from protos.feddp.v1 import jobs_pb2
+from protos.feddp.v1.mandates_pb2 import SignedMandate
 
 SPEC = """
 name: n
@@ -43,6 +46,35 @@ def test_a_number_with_an_exponent_is_signed_as_the_coordinator_reads_it() -> No
     assert (mandate.max_grad_norm, mandate.proximal_mu) == (job.max_grad_norm, job.proximal_mu)
     target = SPEC.replace("noise_multiplier", "target_epsilon")
     assert signed(target, Caps()).epsilon_max == 2.0
+
+
+def test_what_is_signed_to_go_on_has_a_number_of_its_own(tmp_path: Path) -> None:
+    """Also where the coordinator knows of none: it was restored from a backup of before. A node
+    that has seen two texts of one number takes neither from then on."""
+    key = new_ledger_key()
+    work = Work(SPEC.encode(), facts_of(SPEC.encode()), DIGEST, DIGEST, ["a"])
+    first = mandate_for(key, work, Caps(epsilon_max=1.0), never)
+    job_id = parse(first.body).job_id
+
+    def number(before: SignedMandate, folder: Path = tmp_path) -> int:
+        return parse(mandate_to_resume(key, before, job_id, folder).body).resumption
+
+    again = mandate_to_resume(key, first, job_id, tmp_path)
+    assert parse(again.body).resumption == 1
+    assert [number(again), number(first), number(again)] == [2, 3, 4]
+    assert number(first, tmp_path / "elsewhere") == 1, "nothing can be kept there"
+    for text in ("no JSON", "[]", "{}", f'{{"{job_id}": "9"}}', f'{{"{job_id}": true}}'):
+        (tmp_path / RESUMED_FILE).write_text(text)
+        assert [number(again), number(first)] == [2, 3]
+
+
+def test_a_job_is_signed_to_go_on_for_as_long_as_it_was_signed_at_first(tmp_path: Path) -> None:
+    """Hospitals that take two days would refuse the usual seven."""
+    key = new_ledger_key()
+    work = Work(SPEC.encode(), facts_of(SPEC.encode()), DIGEST, DIGEST, ["a"])
+    first = mandate_for(key, work, Caps(epsilon_max=1.0, valid_s=2 * 86_400), never)
+    again = parse(mandate_to_resume(key, first, parse(first.body).job_id, tmp_path).body)
+    assert again.expires_at_s - again.signed_at_s == 2 * 86_400
 
 
 @pytest.mark.parametrize("epsilon_max", [0.0, -1.0, float("nan"), float("inf")])

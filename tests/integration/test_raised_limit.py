@@ -253,7 +253,7 @@ def check_exports(federation: Federation, folder: Path) -> None:
     (one,) = (x for x in whole["entries"] if x["kind"] == "limit" and x["node"] == "alpha")
     assert (one["asked_by"], one["agreed_by"]) == ("anna", "bert")
     assert verify(whole, folder) == (0, [])
-    assert "limit raised 1 time, from 0.6" in run_cli("budget", "show", "--dir", root)[1]
+    assert "limit raised 1 time, 0.6 at first" in run_cli("budget", "show", "--dir", root)[1]
     table = run_cli("budget", "ledger", "--dir", root)[1]
     assert "epsilon 0.6 -> 2 at delta 1e-05, anna and bert: the second study" in table
     for changes in (

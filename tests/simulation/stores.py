@@ -70,6 +70,7 @@ class MemoryStore:
             damaged=MemoryStore.damaged,
             unreconciled=MemoryStore.unreconciled,
             all_of=MemoryStore.epochs,
+            newest=MemoryStore.newest_epoch,
         )
         return [
             (turns, "Books", MemoryBooks),
@@ -238,6 +239,9 @@ class MemoryStore:
     def epochs(self) -> list[Any]:
         """As `coordinator.store.epochs.all_of`."""
         return []
+
+    def newest_epoch(self) -> None:
+        """As `coordinator.store.epochs.newest`."""
 
     def kinds(self, attempt_id: str) -> frozenset[str]:
         """What is booked of an attempt."""

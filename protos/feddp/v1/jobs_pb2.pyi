@@ -122,6 +122,7 @@ class QuotedNode(_message.Message):
     SHARES_NEARLY_SPENT_FIELD_NUMBER: _builtins.int
     EPSILON_GUARANTEE_FIELD_NUMBER: _builtins.int
     JOBS_UNDER_WAY_FIELD_NUMBER: _builtins.int
+    EPSILON_JOB_BOOKED_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     reason: _builtins.str
     """Why it cannot take part, as in Waiting; empty if it can."""
@@ -173,6 +174,12 @@ class QuotedNode(_message.Message):
     """Jobs under way whose data sets the account pays for. What they spend from now on is neither in
     epsilon_before nor in epsilon_after.
     """
+    epsilon_job_booked: _builtins.float
+    """What the account's filter books for `rounds` of the job by themselves, rounded up; in an rdp
+    account its conversion cost is in it. By this, and not by epsilon_job, which may be below it,
+    nodes count what was signed of a job. Set also where `reason` is OFFLINE, of what it would
+    spend once it is back; unset where nothing is accounted for, and by older coordinators.
+    """
     @_builtins.property
     def shares_nearly_spent(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Limits of the node's policy, "purpose NAME" or "project NAME", of which the same holds after
@@ -206,10 +213,11 @@ class QuotedNode(_message.Message):
         shares_nearly_spent: _abc.Iterable[_builtins.str] | None = ...,
         epsilon_guarantee: _builtins.float | None = ...,
         jobs_under_way: _builtins.int = ...,
+        epsilon_job_booked: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "_epsilon_before", b"_epsilon_before", "_epsilon_guarantee", b"_epsilon_guarantee", "_epsilon_job", b"_epsilon_job", "_noise_multiplier", b"_noise_multiplier", "_rounds_fit", b"_rounds_fit", "epsilon_after", b"epsilon_after", "epsilon_before", b"epsilon_before", "epsilon_guarantee", b"epsilon_guarantee", "epsilon_job", b"epsilon_job", "noise_multiplier", b"noise_multiplier", "rounds_fit", b"rounds_fit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "_epsilon_before", b"_epsilon_before", "_epsilon_guarantee", b"_epsilon_guarantee", "_epsilon_job", b"_epsilon_job", "_epsilon_job_booked", b"_epsilon_job_booked", "_noise_multiplier", b"_noise_multiplier", "_rounds_fit", b"_rounds_fit", "epsilon_after", b"epsilon_after", "epsilon_before", b"epsilon_before", "epsilon_guarantee", b"epsilon_guarantee", "epsilon_job", b"epsilon_job", "epsilon_job_booked", b"epsilon_job_booked", "noise_multiplier", b"noise_multiplier", "rounds_fit", b"rounds_fit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "_epsilon_before", b"_epsilon_before", "_epsilon_guarantee", b"_epsilon_guarantee", "_epsilon_job", b"_epsilon_job", "_noise_multiplier", b"_noise_multiplier", "_rounds_fit", b"_rounds_fit", "account", b"account", "delta", b"delta", "download_bytes", b"download_bytes", "epsilon_after", b"epsilon_after", "epsilon_before", b"epsilon_before", "epsilon_guarantee", b"epsilon_guarantee", "epsilon_job", b"epsilon_job", "epsilon_limit", b"epsilon_limit", "epsilon_start", b"epsilon_start", "jobs_under_way", b"jobs_under_way", "mechanism", b"mechanism", "message", b"message", "nearly_spent", b"nearly_spent", "node", b"node", "noise_multiplier", b"noise_multiplier", "reason", b"reason", "rounds", b"rounds", "rounds_fit", b"rounds_fit", "sample_rate", b"sample_rate", "shares_nearly_spent", b"shares_nearly_spent", "steps", b"steps", "tightest", b"tightest", "tightest_epsilon", b"tightest_epsilon", "upload_bytes", b"upload_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after", "_epsilon_before", b"_epsilon_before", "_epsilon_guarantee", b"_epsilon_guarantee", "_epsilon_job", b"_epsilon_job", "_epsilon_job_booked", b"_epsilon_job_booked", "_noise_multiplier", b"_noise_multiplier", "_rounds_fit", b"_rounds_fit", "account", b"account", "delta", b"delta", "download_bytes", b"download_bytes", "epsilon_after", b"epsilon_after", "epsilon_before", b"epsilon_before", "epsilon_guarantee", b"epsilon_guarantee", "epsilon_job", b"epsilon_job", "epsilon_job_booked", b"epsilon_job_booked", "epsilon_limit", b"epsilon_limit", "epsilon_start", b"epsilon_start", "jobs_under_way", b"jobs_under_way", "mechanism", b"mechanism", "message", b"message", "nearly_spent", b"nearly_spent", "node", b"node", "noise_multiplier", b"noise_multiplier", "reason", b"reason", "rounds", b"rounds", "rounds_fit", b"rounds_fit", "sample_rate", b"sample_rate", "shares_nearly_spent", b"shares_nearly_spent", "steps", b"steps", "tightest", b"tightest", "tightest_epsilon", b"tightest_epsilon", "upload_bytes", b"upload_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__epsilon_after: _TypeAlias = _typing.Literal["epsilon_after"]  # noqa: Y015
     _WhichOneofArgType__epsilon_after: _TypeAlias = _typing.Literal["_epsilon_after", b"_epsilon_after"]  # noqa: Y015
@@ -219,6 +227,8 @@ class QuotedNode(_message.Message):
     _WhichOneofArgType__epsilon_guarantee: _TypeAlias = _typing.Literal["_epsilon_guarantee", b"_epsilon_guarantee"]  # noqa: Y015
     _WhichOneofReturnType__epsilon_job: _TypeAlias = _typing.Literal["epsilon_job"]  # noqa: Y015
     _WhichOneofArgType__epsilon_job: _TypeAlias = _typing.Literal["_epsilon_job", b"_epsilon_job"]  # noqa: Y015
+    _WhichOneofReturnType__epsilon_job_booked: _TypeAlias = _typing.Literal["epsilon_job_booked"]  # noqa: Y015
+    _WhichOneofArgType__epsilon_job_booked: _TypeAlias = _typing.Literal["_epsilon_job_booked", b"_epsilon_job_booked"]  # noqa: Y015
     _WhichOneofReturnType__noise_multiplier: _TypeAlias = _typing.Literal["noise_multiplier"]  # noqa: Y015
     _WhichOneofArgType__noise_multiplier: _TypeAlias = _typing.Literal["_noise_multiplier", b"_noise_multiplier"]  # noqa: Y015
     _WhichOneofReturnType__rounds_fit: _TypeAlias = _typing.Literal["rounds_fit"]  # noqa: Y015
@@ -231,6 +241,8 @@ class QuotedNode(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon_guarantee) -> _WhichOneofReturnType__epsilon_guarantee | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon_job) -> _WhichOneofReturnType__epsilon_job | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon_job_booked) -> _WhichOneofReturnType__epsilon_job_booked | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__noise_multiplier) -> _WhichOneofReturnType__noise_multiplier | None: ...
     @_typing.overload
@@ -476,7 +488,7 @@ class ResumeJobRequest(_message.Message):
     """
     @_builtins.property
     def mandate(self) -> _mandates_pb2.SignedMandate:
-        """Of a signed job: the mandate for going on, its `resumption` one higher."""
+        """Of a signed job: the mandate for going on, its `resumption` higher than ever before."""
 
     def __init__(
         self,

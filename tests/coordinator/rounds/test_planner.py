@@ -121,6 +121,29 @@ def test_after_many_failed_attempts_the_report_still_shows_at_most_the_target() 
     assert 0.199 < spent <= 0.2
 
 
+@pytest.mark.parametrize(("kind", "order"), [("gdp", 0), ("rdp", 5)])
+def test_a_node_is_ordered_no_more_than_what_was_signed(kind: str, order: int) -> None:
+    """It would refuse, for good, and the others would be charged for a round that comes to nothing.
+    It counts by its account's filter, by which an rdp account starts at epsilon 2.26."""
+    fixed = job(SPEC.replace(b"target_epsilon: 2.0", b"noise_multiplier: 9.0"))
+    filter_ = make_filter(kind, order, 5.0, 1e-5)
+    cost_units = filter_.cost_units(Release("gaussian", 9.0, 1.0, 5))
+    signed = filter_.epsilon_of(2 * cost_units) * 1.0001
+
+    def asked(done: int, signed: float) -> Offer | Absence:
+        now = facts(kind=kind, order=order, job_units=done * cost_units, signed=signed)
+        return consider(fixed, HASH, now, 4)
+
+    assert offered(asked(1, signed)).noise_multiplier == 9.0
+    answer = absent(asked(2, signed))
+    assert (answer.reason, answer.for_good) == ("BUDGET", True)
+    assert answer.message == (
+        f"the job was signed for epsilon {signed:g} at one hospital in all (`--epsilon-max`), and "
+        "another round would pass it"
+    )
+    assert absent(asked(0, 1e-3)).reason == "BUDGET"
+
+
 def test_nothing_left_of_the_jobs_share_is_a_budget_absence_for_good() -> None:
     """A share that is used up cannot come back during the job."""
     share = make_filter("gdp", 0, 2.0, 1e-5).limit_units

@@ -33,6 +33,7 @@ class FakeEffects:
         self.blobs = BlobStore(folder)
         self.ran: list[c.Command] = []
         self.faults: list[Exception] = []
+        self.lacks_model = False
 
     async def run(self, _live: Any, command: c.Command) -> None:
         """One command."""
@@ -43,6 +44,11 @@ class FakeEffects:
     def lost_updates(self, _live: Any) -> tuple[str, ...]:
         """None is."""
         return ()
+
+    def require_model(self, _live: Any) -> None:
+        """It is there, unless a test has taken it away."""
+        if self.lacks_model:
+            raise NotFound("MODEL_MISSING", "there is no file")
 
 
 class Table:
@@ -283,6 +289,24 @@ def test_a_resumption_is_one_whoever_asks_for_it_and_how_often(table: Table) -> 
         for has_ended in (False, True):
             await rounds.apply(first, e.StepFailed("the disk again"))
             assert (await rounds.resume("j", "operator", "r3")).has_ended == has_ended
+
+    table.play(scene)
+
+
+def test_a_job_whose_model_is_gone_is_not_resumed(table: Table) -> None:
+    """It would fail again at its first order, and that is charged. Nothing changes, and the same
+    request goes through once the file is back."""
+    training(table)
+    table.world.turn(e.StepFailed("a disk"))
+    table.effects.lacks_model = True
+
+    async def scene(rounds: Rounds) -> None:
+        with pytest.raises(NotFound):
+            await rounds.resume("j", "operator", "r1")
+        assert (await rounds.job("j")).has_ended
+        assert table.effects.ran == []
+        table.effects.lacks_model = False
+        assert not (await rounds.resume("j", "operator", "r1")).has_ended
 
     table.play(scene)
 

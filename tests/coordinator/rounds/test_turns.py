@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Connection
 
+from certs.mandates import sign
 from coordinator.config.config import CoordinatorConfig
 from coordinator.jobspec import parse_job
 from coordinator.rounds import commands as c
@@ -20,13 +22,15 @@ from coordinator.rounds.phases import Aggregating, Course, Ended, Selecting, Tra
 from coordinator.rounds.turn_taker import TurnTaker
 from coordinator.rounds.turns import Turn, take_turn
 from coordinator.sessions import Sessions
-from coordinator.store import jobs, ledger, people
+from coordinator.store import epochs, jobs, ledger, people
 from coordinator.store.booking import Books
 from coordinator.store.database import Database
 from coordinator.store.jobs import JobRecord
 from protos.errors import InvariantBroken, NotFound
 from protos.feddp.v1 import federation_pb2 as federation
+from protos.feddp.v1.mandates_pb2 import SignedMandate
 from tests.attackers import drop_guards
+from tests.certs.test_mandates import KEY, MANDATE
 
 NODES = ("a", "b", "c", "d")
 HASH = "f" * 64
@@ -472,3 +476,46 @@ def test_with_a_round_in_hand_an_attempt_without_update_is_made_up_for(world: Wo
     noises = [one.offer.noise_multiplier for one in phase.round.attempts]
     assert [one.node for one in phase.round.attempts] == ["a", "b", "c", "d", "a", "b"]
     assert noises[4] == pytest.approx(2**0.5 * (noises[0] or 0.0), rel=1e-3)
+
+
+def test_a_job_that_was_signed_ends_once_that_is_used_up(world: World) -> None:
+    """No node would take its next order, and none is charged for a round without the others."""
+    _with_target(world, 2)
+    mandate = replace(MANDATE, nodes=NODES, epsilon_max=1e-3, expires_at_s=1 << 40)
+    signed = sign(KEY, mandate)
+    message = SignedMandate(body=signed.body, signature=signed.signature)
+    world.live.record = replace(world.live.record, mandate=message.SerializeToString())
+    turn = world.turn(c.Survey())
+    assert turn.booked == {}
+    phase = world.live.phase
+    assert isinstance(phase, Ended)
+    assert phase.status == "budget_exhausted"
+    assert "a: the job was signed for epsilon 0.001 at one hospital in all" in phase.message
+
+
+def test_a_job_that_goes_on_after_a_restoration_counts_what_was_handed_in(world: World) -> None:
+    """One of four rounds' worth is in the ledger and not in the journal of before: the rest is
+    spread over all four, as after an attempt that came to nothing. What nodes would refuse is not
+    ordered, and the job does all its rounds."""
+    _with_target(world, 4)
+    before = world.live.phase
+    world.turn(c.Survey())
+    phase: Any = world.live.phase
+    first = phase.round.attempts[0].offer.noise_multiplier
+    world.turn(*(update(one) for one in world.attempts()[:3]))
+    world.turn(e.OrderWasRefused(world.attempts()[3], "BUSY", "no", b"void"))
+    world.live.phase = before
+
+    def restored(connection: Connection) -> None:
+        key = Ed25519PrivateKey.generate()
+        made = epochs.raise_epoch(connection, key, now_s=2.0, backup_made_at_s=1.0)
+        for node in NODES:
+            epochs.reconcile(connection, f"{node}/patients", made.number, 3.0)
+
+    world.database.write_now(restored)
+    world.turn(c.Survey())
+    phase = world.live.phase
+    noise = {one.node: one.offer.noise_multiplier for one in phase.round.attempts}
+    assert noise["d"] == first, "it refused, and its order is void"
+    for node in "abc":
+        assert noise[node] == pytest.approx((4 / 3) ** 0.5 * first, rel=1e-3)

@@ -49,6 +49,21 @@ def test_booking_twice_writes_one_entry(database: Database) -> None:
         database.write_now(lambda c: booking.book(c, statement("x", kind="void")))
 
 
+def test_what_a_job_holds_is_what_it_has_posted_or_not_ended_yet(database: Database) -> None:
+    """Each release with how many; voids and other jobs do not count."""
+    booked = [("a", "post"), ("b", "post"), ("c", ""), ("d", "void")]
+    for attempt, end in booked:
+        for kind in ("reserve", *([end] if end else [])):
+            one = statement(attempt, kind=kind)
+            database.write_now(lambda c, one=one: booking.book(c, one))
+    other = replace(statement("e"), job_id="another")
+    database.write_now(lambda c: booking.book(c, other))
+    job_id = statement("a").job_id
+    held = database.read_now(lambda c: ledger.held_by(c, job_id))
+    assert held == {ACCOUNT: {statement("a").release: 3}}
+    assert database.read_now(lambda c: ledger.held_by(c, "none")) == {}
+
+
 def test_booking_twice_within_a_transaction_writes_one_entry(database: Database) -> None:
     """A turn takes what arrived together, a repeated message included; nothing is charged twice."""
 

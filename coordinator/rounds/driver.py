@@ -67,7 +67,7 @@ class Rounds:
         self._effects = effects
         self._metrics = metrics
         self.traces = RoundTraces()
-        self._answers = Answers(sessions, self.taken, pausing)
+        self._answers = Answers(sessions, self.taken, pausing, effects.blobs.is_gone)
         self._turns = TurnTaker(database, self._answers, self._keep, self._commit, self._caught_up)
         self._passing = PassingTime(sessions)
         self._telling = Telling(metrics, self.traces)

@@ -12,7 +12,8 @@ from typing import Protocol
 
 from sqlalchemy import Connection
 
-from coordinator.blobs import BlobStore, model_damaged
+from coordinator.blobs import BlobStore
+from coordinator.compared import model_damaged
 from coordinator.observing.round_traces import order_place
 from coordinator.pausing import Pausing
 from coordinator.rounds import averaging
@@ -106,7 +107,10 @@ class Effects:
         paused = self.pausing is not None and self.pausing.now is not None
         if paused and found[1].state is AttemptState.ORDERED:
             return  # `Rounds.pause_changed` has it sent when work goes on
-        order = work_order(live, phase, found[1], self.blobs)
+        try:
+            order = work_order(live, phase, found[1], self.blobs)
+        except NotFound as error:
+            raise model_damaged(phase.course.model) from error
         self.sessions.send(found[1].node, federation.CoordinatorMessage(work_order=order))
 
     async def _fold(self, live: LiveJob, number: int) -> Reply | None:

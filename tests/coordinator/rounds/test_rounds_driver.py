@@ -31,6 +31,8 @@ class FakeEffects:
 
     def __init__(self, folder: Path) -> None:
         self.blobs = BlobStore(folder)
+        self.gone: set[str] = set()  # models, which are names alone here
+        self.blobs.is_gone = self.gone.__contains__  # type: ignore[method-assign]
         self.ran: list[c.Command] = []
         self.faults: list[Exception] = []
 

@@ -290,13 +290,14 @@ class TransferService(pb_grpc.TransferServicer):
         """(durable bytes, whether they are all and right) after the messages of one call."""
         header, messages = receiving.header, receiving.messages
         if header.offset > header.size:
-            await self._in_thread(
-                self.blobs.drop_longer, receiving.owner, header.digest, header.size
-            )
             raise Malformed(
                 "OFFSET_MISMATCH",
-                "an upload cannot go on behind its end; if more bytes had come, they were dropped, "
-                "and it begins again",
+                "an upload cannot go on behind its end; if more bytes have come than it has, begin "
+                "it again at byte 0",
+            )
+        if header.offset == 0:
+            await self._in_thread(
+                self.blobs.drop_longer, receiving.owner, header.digest, header.size
             )
         async with self._uploads.turn(receiving.context):
             appending = await self._in_thread(

@@ -171,7 +171,25 @@ def test_more_bytes_than_there_are_do_not_block_the_honest_size(
         with pytest.raises(grpc.RpcError) as caught:
             await bench.upload(whole(await bench.durable()))
         assert from_rpc(caught.value).reason == "OFFSET_MISMATCH"
-        assert (await bench.upload(whole(await bench.durable()))).complete
+        assert (await bench.upload(whole())).complete
+
+    play(scene)
+
+
+def test_a_call_behind_the_end_that_it_announces_changes_nothing(
+    play: Callable[[Scene], None],
+) -> None:
+    """What was durable stays, whatever such a call says; the next honest try goes on there."""
+
+    async def scene(bench: Bench) -> None:
+        half = 2 * CHUNK_BYTES
+        assert (await bench.upload(whole()[:3])).durable_bytes == half
+        for size, offset in ((10, 20), (10, half), (half - 1, half)):
+            with pytest.raises(grpc.RpcError) as caught:
+                await bench.upload([header(size=size, offset=offset)])
+            assert from_rpc(caught.value).reason == "OFFSET_MISMATCH"
+        assert await bench.durable() == half
+        assert (await bench.upload(whole(half))).complete
 
     play(scene)
 

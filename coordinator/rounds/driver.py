@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
+from coordinator.compared import model_damaged
 from coordinator.jobspec import Job
 from coordinator.observing.metrics import EntryKind, Metrics
 from coordinator.observing.round_traces import RoundTraces
@@ -186,6 +187,7 @@ class Rounds:
 
         Raises:
             WrongPhase: JOB_NOT_FAILED.
+            NotFound: MODEL_DAMAGED, the shared store has lost its model.
         """
         live = await self.job(job_id)
         if request_id in await self.resumptions(job_id):
@@ -197,6 +199,9 @@ class Rounds:
                     f"job {job_id} is {live.phase.status}; only a failed job can be resumed",
                 )
             await self._at_hand(live)
+            blobs, model = self._effects.blobs, live.phase.course.model
+            if blobs.is_shared and not blobs.has_model(model):
+                raise model_damaged(model)  # without a shared store the survey finds that out
             live = self._live.setdefault(job_id, live)
             lost = await asyncio.to_thread(self._effects.lost_updates, live)
             if mandate:

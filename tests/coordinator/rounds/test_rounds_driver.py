@@ -269,6 +269,28 @@ def test_a_start_gives_nodes_the_whole_deadline_again(table: Table) -> None:
     asyncio.run(scene())
 
 
+def test_a_job_whose_model_the_shared_store_has_lost_is_not_resumed(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each resumption would charge every hospital for an order that cannot be sent."""
+    training(table)
+    table.world.turn(e.StepFailed("a disk"))
+    monkeypatch.setattr(BlobStore, "is_shared", True)
+    kept = set[str]()
+    table.effects.blobs.at_hand = lambda _digests: None  # type: ignore[method-assign]
+    table.effects.blobs.has_model = kept.__contains__  # type: ignore[method-assign, assignment]
+
+    async def scene(rounds: Rounds) -> None:
+        with pytest.raises(NotFound, match="put the file back from a backup") as refused:
+            await rounds.resume("j", "operator", "r1")
+        assert refused.value.reason == "MODEL_DAMAGED"
+        assert (await rounds.job("j")).has_ended
+        kept.add("m0")
+        assert not (await rounds.resume("j", "operator", "r1")).has_ended
+
+    table.play(scene)
+
+
 def test_a_resumption_is_one_whoever_asks_for_it_and_how_often(table: Table) -> None:
     """Two people at once resume the same memory; a late repeat of a request changes nothing, also
     where the job has failed again since."""

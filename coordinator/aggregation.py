@@ -27,7 +27,7 @@ from coordinator.tiles import Tiles, opened, raw_buffer
 from protos.encoding import TILE_VALUES, Floats
 from protos.errors import Malformed, invariant
 from protos.tensors import NotTensors, make_header
-from protos.updates import Part, UpdateDtype, tensors_for
+from protos.updates import Part, UpdateDtype, taken_names, tensors_for
 
 FOLD_THREADS: Final = 2
 """Of one fold; the sums of each tile are made by one of them, so their number changes no bit."""
@@ -119,14 +119,24 @@ def _invalid(what: str) -> Malformed:
     return Malformed("MODEL_INVALID", f"the model was refused: {what}")
 
 
-def check_model(path: Path) -> None:
+def check_model(path: Path, dtype: UpdateDtype = "float32") -> None:
     """Refuse an initial model that is not a safetensors file of finite float32 tensors.
+
+    Args:
+        dtype: the form in which its updates are to travel.
 
     Raises:
         Malformed: MODEL_INVALID.
     """
-    if not shape_of(path).parameters:
+    shape = shape_of(path)
+    if not shape.parameters:
         raise _invalid("it holds no value")
+    if taken := taken_names([name for name, _ in shape.tensors], dtype):
+        raise _invalid(
+            f"its tensor {taken[0]} has the name under which the scales of "
+            f"{taken[0].removesuffix('.scale')} travel where update_dtype is {dtype}; rename it, "
+            "or choose another update_dtype"
+        )
     with opened([path]) as (model,):
         buffers = _Buffers()
         for name, first, count in model.pieces():

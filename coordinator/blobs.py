@@ -13,8 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-import structlog
-
+from coordinator.compared import Compared, model_damaged
 from coordinator.replicas.shared_blobs import SharedBlobs
 from coordinator.uploads import Appending, Uploads, room, staged_name
 from protos.content import (
@@ -28,16 +27,11 @@ from protos.content import (
 )
 from protos.errors import Malformed, NotFound, Unavailable
 
-log = structlog.get_logger(__name__)
-
 INLINE_MODELS_MAX: Final = 8
 """Small models kept in memory: one for each job that is likely to run at once."""
 
 SIZES_MAX: Final = 1024
-"""Models whose size is known without a look; it never changes."""
-
-COMPARED_MAX: Final = 4096
-"""Files that are not read again to compare them with their digests."""
+"""Models of the shared store whose size is known without asking it; it never changes."""
 
 UPDATES: Final = "updates"
 _SCRATCH: Final = "scratch."
@@ -62,8 +56,7 @@ class BlobStore:
         self._inline: OrderedDict[str, bytes] = OrderedDict()
         self._scratches = itertools.count()
         self._sizes: OrderedDict[str, int] = OrderedDict()
-        self._compared: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        """Name of a file -> its size and time when it had the digest that names it."""
+        self._compared = Compared()
 
     @property
     def fault(self) -> str:
@@ -85,6 +78,10 @@ class BlobStore:
         """Whether the whole model is in the folder."""
         return is_digest(digest) and (self._models / digest).is_file()
 
+    def is_gone(self, digest: str) -> bool:
+        """Whether a model lies nowhere. What the shared store has is not asked for."""
+        return self._shared is None and not self.has_model(digest)
+
     def at_hand(self, digests: Iterable[str]) -> None:
         """Fetch models that are not in the folder, if another replica has kept them. Slow."""
         for digest in digests:
@@ -101,10 +98,10 @@ class BlobStore:
 
     def model_bytes(self, digest: str) -> int:
         """Size of a model, which need not be in the folder. Raises NotFound: BLOB_MISSING."""
+        if self._shared is None or self.has_model(digest):
+            return self.model(digest).stat().st_size
         if digest not in self._sizes:
-            size = None
-            if not self.has_model(digest) and self._shared is not None:
-                size = self._shared.size(digest)
+            size = self._shared.size(digest)
             self._sizes[digest] = self.model(digest).stat().st_size if size is None else size
             if len(self._sizes) > SIZES_MAX:
                 self._sizes.popitem(last=False)
@@ -120,7 +117,10 @@ class BlobStore:
             return self._inline[digest]
         if self.model_bytes(digest) > INLINE_BYTES:
             return b""
-        data = self._inline[digest] = self.model(digest).read_bytes()
+        data = self.model(digest).read_bytes()
+        if digest_of(data) != digest:
+            return b""  # damaged on the disk; it may be put back
+        self._inline[digest] = data
         if len(self._inline) > INLINE_MODELS_MAX:
             self._inline.popitem(last=False)
         return data
@@ -149,7 +149,7 @@ class BlobStore:
         self._share(self._models / digest, path)
         path.replace(self._models / digest)
         sync_directory(self._models)
-        self._note(self._models / digest)
+        self._compared.note(self._models / digest)
         return digest
 
     @contextmanager
@@ -189,45 +189,35 @@ class BlobStore:
                 return path
         raise NotFound("BLOB_MISSING", f"the update of attempt {attempt_id} was not uploaded whole")
 
+    def is_known_whole(self, digest: str) -> bool:
+        """Whether a model is in the folder with its digest, as far as can be told unread."""
+        with suppress(FileNotFoundError):
+            return self._compared.is_known(self._models / digest)
+        return False
+
     def check_models(self, digests: Iterable[str]) -> None:
         """Compare the files of models with their digests, as `update` does. For a thread.
 
         Raises:
-            NotFound: BLOB_MISSING; MODEL_DAMAGED.
+            NotFound: MODEL_DAMAGED, also for one that is gone.
         """
         for digest in digests:
-            if not self._has_digest(self.model(digest), digest):
+            try:
+                is_whole = self._compared.has_digest(self.model(digest), digest)
+            except (NotFound, FileNotFoundError):
+                is_whole = False
+            if not is_whole:
                 raise model_damaged(digest)
 
     def _is_whole(self, path: Path, digest: str) -> bool:
         try:
-            if self._has_digest(path, digest):
+            if self._compared.has_digest(path, digest):
                 return True
         except FileNotFoundError:
             return False
-        self._compared.pop(path.name, None)
+        self._compared.forget(path.name)
         path.unlink(missing_ok=True)
         return False
-
-    def _has_digest(self, path: Path, digest: str) -> bool:
-        if self._compared.get(path.name) == _seen(path):
-            return True
-        if digest_of_file(path) != digest:
-            log.error(
-                "file_damaged",
-                file=path.name,
-                do="look at the disk of storage.blob_dir: it gave other bytes than were written",
-            )
-            return False
-        self._note(path)
-        return True
-
-    def _note(self, path: Path) -> None:
-        """Remember that a file has just been compared with its digest."""
-        with suppress(FileNotFoundError):  # its round closed meanwhile
-            self._compared[path.name] = _seen(path)
-        if len(self._compared) > COMPARED_MAX:
-            self._compared.popitem(last=False)
 
     def drop_update(self, attempt_id: str, digest: str) -> None:
         """Forget an update that is folded, or refused.
@@ -236,7 +226,7 @@ class BlobStore:
         `free_spent`.
         """
         path = self._updates / staged_name(attempt_id, digest)
-        self._compared.pop(path.name, None)
+        self._compared.forget(path.name)
         if self._shared is not None:
             self._shared.drop(_shared_name(path))
         try:
@@ -257,7 +247,7 @@ class BlobStore:
         if self._shared is not None:
             self._shared.drop_folder(f"{UPDATES}/{attempt_id}")
         for path in self._updates.glob(f"{attempt_id}.*"):
-            self._compared.pop(path.name, None)
+            self._compared.forget(path.name)
             path.unlink(missing_ok=True)
 
     def attempts_kept(self) -> list[str]:
@@ -289,7 +279,7 @@ class BlobStore:
             self._shared.put_bytes(_shared_name(path), data)
         with room(self._uploads.free_spent):
             write_durable(path, data)
-        self._note(path)
+        self._compared.note(path)
 
     def received(self, owner: str, digest: str) -> tuple[int, bool]:
         """(durable bytes of an upload, whether it is complete and checked)."""
@@ -325,7 +315,7 @@ class BlobStore:
         target = self._target(owner, digest)
         self._uploads.finish(owner, digest, target, lambda staged: self._share(target, staged))
         sync_directory(target.parent)
-        self._note(target)
+        self._compared.note(target)
 
     def keep_attempts(self, attempts: Collection[str]) -> None:
         """For a replica that does not lead: drop what has come, whole or in part, for others."""
@@ -333,7 +323,7 @@ class BlobStore:
             return
         for path in self._updates.iterdir():
             if path.name.rpartition(".")[0] not in attempts:
-                self._compared.pop(path.name, None)
+                self._compared.forget(path.name)
                 path.unlink(missing_ok=True)
         for path in self._partial.iterdir():
             owner, _, digest = path.name.rpartition(".")
@@ -372,7 +362,7 @@ class BlobStore:
         if self._shared is not None and not target.is_file():
             try:
                 self._shared.fetch(_shared_name(target), target.name[-DIGEST_LENGTH:], target)
-                self._note(target)
+                self._compared.note(target)
             except Unavailable:
                 self.free_spent()  # the disk may be full
                 raise
@@ -380,21 +370,6 @@ class BlobStore:
     def _target(self, owner: str, digest: str) -> Path:
         name = staged_name(owner, digest)
         return self._models / digest if owner.startswith("user.") else self._updates / name
-
-
-def model_damaged(digest: str = "") -> NotFound:
-    """What to raise where the disk gives something else than was kept."""
-    named = f" {digest[:12]}…" if digest else ""
-    return NotFound(
-        "MODEL_DAMAGED",
-        f"the file of a model{named} that the job stands on is damaged on the coordinator's disk; "
-        "look at the disk, put the file back from a backup, then `feddp job resume`",
-    )
-
-
-def _seen(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
 
 
 def _shared_name(path: Path) -> str:

@@ -34,6 +34,22 @@ def read_spec(spec: Path | bytes) -> bytes:
     return spec
 
 
+def read_task(spec: Path | bytes) -> tuple[bytes, str, Mapping[str, Any]]:
+    """(the bytes of a job file, its task's name and configuration); what is wrong with the file
+    is told with its name.
+
+    Raises:
+        Malformed: FILE_UNREADABLE, JOB_INVALID.
+    """
+    data = read_spec(spec)
+    try:
+        return data, *task_of(data)
+    except Malformed as fault:
+        if not isinstance(spec, Path):
+            raise
+        raise Malformed(fault.reason, f"{spec}: {fault.message}") from None
+
+
 def task_of(spec: bytes) -> tuple[str, Mapping[str, Any]]:
     """The task's name and configuration.
 
@@ -42,7 +58,7 @@ def task_of(spec: bytes) -> tuple[str, Mapping[str, Any]]:
     """
     content = _mapping(spec)
     if not isinstance(content.get("task"), str):
-        raise Malformed("JOB_INVALID", "the job file must be a mapping with `task: NAME`")
+        raise Malformed("JOB_INVALID", "the job file names no task: write `task: NAME`")
     task_config = content.get("task_config", {})
     if not isinstance(task_config, dict):
         raise Malformed("JOB_INVALID", "task_config in the job file must be a mapping")
@@ -138,5 +154,10 @@ def _mapping(spec: bytes) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, LookupError):
         raise Malformed("JOB_INVALID", "the job file is not YAML that can be read") from None
     if not isinstance(content, dict):
-        raise Malformed("JOB_INVALID", "the job file must be a mapping with `task: NAME`")
+        what = {type(None): "nothing", list: "a list"}.get(type(content), "a single value")
+        raise Malformed(
+            "JOB_INVALID",
+            f"the job file holds {what} and no keys: write them as `task: NAME`, one on a line "
+            "(docs/jobs.md)",
+        )
     return content

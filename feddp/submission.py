@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from feddp.evaluation import Download, first_model
-from feddp.jobfile import data_set_of, read_spec, task_of
+from feddp.jobfile import data_set_of, read_task
 from protos.errors import Malformed
 from protos.feddp.v1.nodes_pb2 import Node
 
@@ -27,8 +27,7 @@ def checked(
     """
     from node_agent.tasks.registry import EVALUATION, initial_model, installed
 
-    data = read_spec(spec)
-    task, task_config = task_of(data)
+    data, task, task_config = read_task(spec)
     if task == EVALUATION:
         model = first_model(download, task_config)
     else:

@@ -34,7 +34,8 @@ def upload(stub: TransferStub, data: bytes, attempt: Attempt) -> str:
         # After a lost reply only the coordinator knows how much it has.
         request = transfer.UploadStatusRequest(digest=digest)
         status = stub.UploadStatus(request, timeout=CALL_TIMEOUT_S)
-        offset = status.durable_bytes
+        # More than there are never become whole: it begins again.
+        offset = status.durable_bytes if status.durable_bytes <= len(data) else 0
         # A complete blob may have been there before us.
         if status.complete:
             return len(data)

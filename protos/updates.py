@@ -9,7 +9,7 @@ that it does not hold did not change.
 | bfloat16 | NAME, BF16 |
 | int8 | NAME, I8, and `NAME.scale`, F32, one for each 1024 values: delta = scale * value |
 
-A model with tensors NAME and NAME.scale, which no torch module has, cannot travel as int8.
+A model with tensors NAME and NAME.scale cannot travel as int8; `taken_names` finds them.
 
 Both narrow forms are rounded stochastically, so that their mean is the delta (`protos.encoding`).
 Rounding comes after the noise, and what is computed from a private release alone is as private as
@@ -17,7 +17,7 @@ it is: it costs no epsilon.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -68,6 +68,13 @@ class Part:
 def blocks_of(shape: tuple[int, ...]) -> int:
     """Number of scales that a tensor of this shape needs."""
     return -(-math.prod(shape) // BLOCK_VALUES)
+
+
+def taken_names(names: Collection[str], dtype: UpdateDtype) -> list[str]:
+    """Tensors of a model whose names are those under which the scales of others would travel."""
+    if dtype != "int8":
+        return []
+    return sorted({name + _SCALE_SUFFIX for name in names} & set(names))
 
 
 def tensors_for(

@@ -4,11 +4,12 @@ who could take part, reservations, the list of models."""
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
 from coordinator import mandates
+from coordinator.compared import model_damaged
 from coordinator.pausing import Pausing, absence
 from coordinator.rounds import commands as c
 from coordinator.rounds import events as e
@@ -16,12 +17,12 @@ from coordinator.rounds import planner
 from coordinator.rounds.effects import list_model, reserve_statement
 from coordinator.rounds.live import LiveJob
 from coordinator.rounds.node_facts import NodeFacts
-from coordinator.rounds.phases import CUT_OFF, NO_UPDATE, Publishing, Reserving, Training
+from coordinator.rounds.phases import CUT_OFF, NO_UPDATE, Publishing, Reserving, Selecting, Training
 from coordinator.sessions import Sessions
 from coordinator.store import damage, epochs, ledger, people, shares
 from coordinator.store.booking import Books
 from privacy.releases import Release
-from protos.errors import BudgetRefused, FeddpError
+from protos.errors import BudgetRefused, FeddpError, NotFound
 from protos.feddp.v1 import federation_pb2 as federation
 
 Taken = Callable[[LiveJob, str], e.Absence | None]
@@ -30,11 +31,16 @@ Taken = Callable[[LiveJob, str], e.Absence | None]
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Answers commands; keeps no state of its own."""
+    """Answers commands; keeps no state of its own.
+
+    Attributes:
+        is_gone: whether the model of this digest lies nowhere.
+    """
 
     sessions: Sessions
     taken: Taken
     pausing: Pausing | None = None
+    is_gone: Callable[[str], bool] = field(default=lambda _: False)
 
     def __call__(self, books: Books, live: LiveJob, command: c.InsideCommand) -> e.Event | None:
         """The event that answers `command`, or None if the job has moved on meanwhile."""
@@ -46,7 +52,10 @@ class Answers:
             case c.PublishModel():
                 return publish(books, live, command)
 
-    def _survey(self, books: Books, live: LiveJob) -> e.NodesSurveyed:
+    def _survey(self, books: Books, live: LiveJob) -> e.NodesSurveyed | e.StepFailed:
+        gone = self._gone(live.phase.course.model)
+        if gone is not None and isinstance(live.phase, Selecting):
+            return e.StepFailed(f"{gone.message} (Survey: {gone.reason})")
         facts = self.facts(books, live)
         rounds_left = live.job.rounds_planned - len(live.phase.course.done)
         return e.NodesSurveyed(*planner.survey(live.job, live.record.task_hash, facts, rounds_left))
@@ -68,7 +77,7 @@ class Answers:
         # A backup's journal lacks what nodes have released since; they have handed it in.
         held = None if epoch is None else ledger.held_by(connection, live.job_id)
         mandate = mandates.kept(live.record.mandate)
-        facts = []
+        gone, facts = self._gone(live.phase.course.model), []
         for node, data_set, name in found:
             account = known.get(name)  # missing if its policy was refused; the planner says so
             units, releases = _spent(live, account, held) if account else (0, 0)
@@ -89,13 +98,20 @@ class Answers:
                     taken=self.taken(live, node.name),
                     steps_possible=live.steps_possible(node.name),
                     shares=_shares(connection, live, node.hello, account, steward),
-                    barred=self._paused(node.name) or _barred(live, node.name, time.time()),
+                    barred=self._paused(node.name)
+                    or _barred(live, node.name, time.time())
+                    or (e.Absence(node.name, gone.reason, gone.message) if gone else None),
                     damaged=name in damaged,
                     restored_from=epoch.backup_made if epoch and name in unreconciled else "",
                     signed_epsilon=mandate.epsilon_max if mandate is not None else None,
                 )
             )
         return facts
+
+    def _gone(self, digest: str) -> NotFound | None:
+        """Why nobody can be ordered to train: what is reserved for an order that cannot be sent is
+        charged all the same. None if they can, or before there is a model."""
+        return model_damaged(digest) if digest and self.is_gone(digest) else None
 
     def _paused(self, node: str) -> e.Absence | None:
         now = self.pausing.now if self.pausing is not None else None

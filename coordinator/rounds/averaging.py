@@ -2,26 +2,53 @@
 replica makes the same model of them, to the last bit."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from coordinator import aggregation
 from coordinator.blobs import BlobStore
+from coordinator.compared import model_damaged
 from coordinator.rounds import bounds, convergence, planner
 from coordinator.rounds import events as e
 from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import Aggregating, Attempt
-from protos.errors import NotFound
+from protos.errors import NotFound, Unavailable
+
+DAMAGED_RETRY_S: Final = 15.0
+"""Until a node offers its update again to a coordinator that has no whole model of its job."""
 
 
 def check_update(live: LiveJob, attempt: Attempt, path: Path, blobs: BlobStore) -> None:
-    """Check an update against the job's model and its public bounds."""
-    model = aggregation.shape_of(blobs.model(live.phase.course.initial))
+    """Check an update against the job's model and its public bounds.
+
+    Raises:
+        Malformed: UPDATE_INVALID; Unavailable: as `whole_model`.
+    """
+    model = aggregation.shape_of(blobs.model(whole_model(live, blobs)))
     order = round_order(live)
 
     def norm_max(values: int) -> float:
         return bounds.update_norm_max(order, attempt.offer, values)
 
     aggregation.check_update(path, model, live.job.update_dtype, norm_max)
+
+
+def whole_model(live: LiveJob, blobs: BlobStore) -> str:
+    """Digest of one of the job's models that is as it was kept: all have the same tensors.
+
+    A file that the disk has damaged says nothing of an update, which is as good as it was.
+
+    Raises:
+        Unavailable: MODEL_DAMAGED, none is; the node keeps its update and offers it again.
+    """
+    course = live.phase.course
+    for digest in (course.initial, course.model):
+        with suppress(NotFound):
+            blobs.check_models([digest])
+            return digest
+    damaged = model_damaged(course.model)
+    raise Unavailable(damaged.reason, damaged.message, retry_after_s=DAMAGED_RETRY_S)
 
 
 def round_order(live: LiveJob) -> bounds.RoundOrder:
@@ -92,7 +119,9 @@ def _drift(
     window = convergence.choose_window(chances, patience, threshold, size)
     moved = folded.moved
     if window.rounds > 1:
-        moved, _ = aggregation.distance(blobs.model(before[-window.rounds]), blobs.model(new))
+        first = before[-window.rounds]
+        blobs.check_models([first])
+        moved, _ = aggregation.distance(blobs.model(first), blobs.model(new))
     drift = convergence.drift(moved, window.rounds, size)
     step = convergence.step(folded.moved, chance, size)
     return drift, window.chance_share, convergence.settled(window, drift, step, threshold)

@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
+from coordinator.compared import model_damaged
 from coordinator.jobspec import Job
 from coordinator.observing.metrics import EntryKind, Metrics
 from coordinator.observing.round_traces import RoundTraces
@@ -67,7 +68,7 @@ class Rounds:
         self._effects = effects
         self._metrics = metrics
         self.traces = RoundTraces()
-        self._answers = Answers(sessions, self.taken, pausing)
+        self._answers = Answers(sessions, self.taken, pausing, effects.blobs.is_gone)
         self._turns = TurnTaker(database, self._answers, self._keep, self._commit, self._caught_up)
         self._passing = PassingTime(sessions)
         self._telling = Telling(metrics, self.traces)
@@ -186,7 +187,7 @@ class Rounds:
 
         Raises:
             WrongPhase: JOB_NOT_FAILED.
-            NotFound: MODEL_MISSING, the model that it goes on from; nothing was changed.
+            NotFound: MODEL_DAMAGED, that it goes on from is gone; nothing was changed.
         """
         live = await self.job(job_id)
         if request_id in await self.resumptions(job_id):
@@ -198,7 +199,9 @@ class Rounds:
                     f"job {job_id} is {live.phase.status}; only a failed job can be resumed",
                 )
             await self._at_hand(live)
-            self._effects.require_model(live)
+            model = live.phase.course.model
+            if model and not self._effects.blobs.has_model(model):
+                raise model_damaged(model)
             live = self._live.setdefault(job_id, live)
             lost = await asyncio.to_thread(self._effects.lost_updates, live)
             if mandate:

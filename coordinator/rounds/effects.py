@@ -12,7 +12,8 @@ from typing import Protocol
 
 from sqlalchemy import Connection
 
-from coordinator.blobs import BlobStore, model_damaged
+from coordinator.blobs import BlobStore
+from coordinator.compared import model_damaged
 from coordinator.observing.round_traces import order_place
 from coordinator.pausing import Pausing
 from coordinator.rounds import averaging
@@ -106,7 +107,10 @@ class Effects:
         paused = self.pausing is not None and self.pausing.now is not None
         if paused and found[1].state is AttemptState.ORDERED:
             return  # `Rounds.pause_changed` has it sent when work goes on
-        order = work_order(live, phase, found[1], self.blobs)
+        try:
+            order = work_order(live, phase, found[1], self.blobs)
+        except NotFound as error:
+            raise model_damaged(phase.course.model) from error
         self.sessions.send(found[1].node, federation.CoordinatorMessage(work_order=order))
 
     async def _fold(self, live: LiveJob, number: int) -> Reply | None:
@@ -170,22 +174,6 @@ class Effects:
             return e.ModelPublished(command.round, answer)
 
         return reply
-
-    def require_model(self, live: LiveJob) -> None:
-        """Refuse to go on with a job whose newest model is gone: no order could be sent, and each
-        that is reserved would be charged.
-
-        Raises:
-            NotFound: MODEL_MISSING.
-        """
-        digest = live.phase.course.model
-        if not self.blobs.has_model(digest):
-            raise NotFound(
-                "MODEL_MISSING",
-                f"the model that job {live.job_id} goes on from, {digest}, is not on the "
-                "coordinator's disk; put its file back from a backup and resume the job then: "
-                "nothing was changed, and no hospital was charged",
-            )
 
     def lost_updates(self, live: LiveJob) -> tuple[str, ...]:
         """Attempts of the round that was cut off whose updates were taken and are gone."""

@@ -77,7 +77,7 @@ class JobsService(pb_grpc.JobsServicer):
         job = await self._checked(request.spec, request.task_hash)
         warnings = unavailable(job, await self.database.read(people.all_nodes))
         initial = await asyncio.to_thread(self.blobs.model, request.initial_model_digest)
-        await asyncio.to_thread(aggregation.check_model, initial)
+        await asyncio.to_thread(aggregation.check_model, initial, job.update_dtype)
         record = self._record(job, request.spec, request.task_hash, request.request_id)
         facts = await self.rounds.prospect(record, job)
         absent, few = await asyncio.to_thread(waited_for, job, request.task_hash, facts)

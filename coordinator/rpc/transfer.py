@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 from coordinator.blobs import BlobStore
 from coordinator.observing.metrics import Metrics
 from coordinator.observing.round_traces import RoundTraces
+from coordinator.rounds.averaging import whole_model
 from coordinator.rounds.live import LiveJob
 from coordinator.rounds.phases import Attempt, AttemptState, RoundRecord, Training
 from coordinator.rpc.gate import Context, caller, traceparent
@@ -289,13 +290,14 @@ class TransferService(pb_grpc.TransferServicer):
         """(durable bytes, whether they are all and right) after the messages of one call."""
         header, messages = receiving.header, receiving.messages
         if header.offset > header.size:
-            await self._in_thread(
-                self.blobs.drop_longer, receiving.owner, header.digest, header.size
-            )
             raise Malformed(
                 "OFFSET_MISMATCH",
-                "an upload cannot go on behind its end; if more bytes had come, they were dropped, "
-                "and it begins again",
+                "an upload cannot go on behind its end; if more bytes have come than it has, begin "
+                "it again at byte 0",
+            )
+        if header.offset == 0:
+            await self._in_thread(
+                self.blobs.drop_longer, receiving.owner, header.digest, header.size
             )
         async with self._uploads.turn(receiving.context):
             appending = await self._in_thread(
@@ -377,10 +379,10 @@ class TransferService(pb_grpc.TransferServicer):
         return attempt.attempt_id, False
 
     async def _update_bytes_max(self, live: LiveJob) -> int:
-        initial = live.phase.course.initial
-        if self.blobs.has_model(initial):
-            return self.blobs.model_bytes(initial) + UPDATE_BYTES_SLACK
-        return await self._in_thread(self.blobs.model_bytes, initial) + UPDATE_BYTES_SLACK
+        digest = live.phase.course.initial
+        if not self.blobs.is_known_whole(digest):
+            digest = await self._in_thread(whole_model, live, self.blobs)
+        return self.blobs.model_bytes(digest) + UPDATE_BYTES_SLACK
 
     async def _in_thread(self, work: Callable[..., _T], *args: object) -> _T:
         """Run in a thread of ours; a caller that is cancelled still waits for its end."""

@@ -58,6 +58,12 @@ def show(
             }
         )
         return
+    if not found.accounts:
+        output.line(
+            "there is no account yet: each comes with the first connection of a hospital's agent "
+            "whose policy.yaml names it; `feddp node list` shows who has connected"
+        )
+        return
     headers = [
         "ACCOUNT",
         "DATA SETS",

@@ -220,11 +220,17 @@ def resume(
         job = client.resume(job_id)
     if as_json:
         output.print_json(output.as_dict(job))
+    elif job.phase == "ended":
+        output.line(f"job {job_id} has ended again: {job.status}: {job.message}")
     else:
         output.line(
             f"job {job_id} is {job.status}, at round {job.round} of {job.rounds_planned}; "
             f"`feddp job watch {job_id}` follows it"
         )
+    if job.phase == "ended":
+        from feddp.cli.following import code_of
+
+        raise typer.Exit(code_of(job))
 
 
 def _follow(client: "Client", job_id: str, report: Path | None, how: str) -> None:

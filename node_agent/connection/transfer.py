@@ -245,7 +245,8 @@ class Transfers:
             try:
                 answer = await way.calls.UploadStatus(status, timeout=CALL_TIMEOUT_S)
                 while not answer.complete:
-                    before = answer.durable_bytes
+                    # More than there are never become whole: it begins again.
+                    before = answer.durable_bytes if answer.durable_bytes <= size else 0
                     header = transfer_pb2.UploadHeader(
                         attempt_id=attempt_id, digest=digest, size=size, offset=before
                     )

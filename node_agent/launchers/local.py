@@ -20,6 +20,9 @@ log = structlog.get_logger(__name__)
 
 ANSWER_BYTES_MAX: Final = 1 << 20
 
+START_S_MAX: Final = 600.0
+"""Until the first answer of a worker, which loads what trains; one that takes longer hangs."""
+
 _GPUS_SEEN: Final = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 _PASSED_ON: Final = frozenset({"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH"})
@@ -97,7 +100,14 @@ class LocalWorker:
         """
         async with self._turn:
             try:
-                return await self._exchange(message)
+                async with asyncio.timeout(START_S_MAX if message.get("op") == "prepare" else None):
+                    return await self._exchange(message)
+            except TimeoutError:
+                await self._kill()
+                raise WorkerDied(
+                    f"the worker of job {self._job_id} hung: it had not answered after "
+                    f"{START_S_MAX:.0f} s"
+                ) from None
             except (OSError, ValueError, EOFError):
                 exit_code = await self._kill()
                 raise WorkerDied(

@@ -36,6 +36,11 @@ log = structlog.get_logger(__name__)
 STARTS_MAX: Final = 2
 """A worker that dies before the data is open has told nothing, so that it may be tried again."""
 
+REHEARSED_S_MIN: Final = 600.0
+REHEARSED_DEADLINES: Final = 10
+"""A rehearsal of so many of its round's deadlines, or of ten minutes where that is longer, is no
+slow one: its worker hangs. It would keep the node from every job."""
+
 TERMS_RECENT_S: Final = 1.0
 """An attempt that begins later than so long after its admission asks for its terms anew. Either
 way they are asked for once more with the opening."""
@@ -274,7 +279,12 @@ class Training:
 
         A model that does not fit is found out here, before the data is open, and costs nothing.
         """
-        answer = await worker.request({"op": "check", **self._asked(order)})
+        limit_s = max(REHEARSED_S_MIN, REHEARSED_DEADLINES * order.deadline_s)
+        try:
+            async with asyncio.timeout(limit_s):
+                answer = await worker.request({"op": "check", **self._asked(order)})
+        except TimeoutError:
+            raise WorkerDied(f"it hung: it had not answered after {limit_s:.0f} s") from None
         self._traces.worked(tracing.here(), answer, order.attempt_id)
         if answer.get("op") != "checked":
             raise Impossible(

@@ -17,6 +17,7 @@ from node_agent.tasks import evaluation_config, null_config, tabular_config
 from node_agent.tasks.evaluation_config import EvaluationConfig
 from node_agent.tasks.null_config import NullConfig
 from node_agent.tasks.tabular_config import Classifier, TabularConfig
+from node_agent.yaml_files.known_keys import advice
 from protos.errors import Malformed, NotFound, invariant
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
@@ -34,6 +35,7 @@ _WORKER = (
     "node_agent/confinement.py",
     "node_agent/data/datasets.py",
     "node_agent/launchers/mailbox.py",
+    "node_agent/yaml_files/known_keys.py",
     "node_agent/yaml_files/shapes.py",
     "node_agent/sources/database.py",
     "node_agent/worker.py",
@@ -185,14 +187,15 @@ def parse_config(name: str, config: Mapping[str, Any], data_set: DataSetSpec | N
         parsed = _entry(name).config.model_validate(dict(config))
     except ValidationError as error:
         raise Malformed(
-            "TASK_CONFIG_INVALID", f"The task_config of task {name!r} is wrong: {_faults(error)}"
+            "TASK_CONFIG_INVALID",
+            f"The task_config of task {name!r} is wrong: {_faults(error, _entry(name).config)}",
         ) from None
     if data_set is not None and isinstance(parsed, Classifier):
         tabular_config.check_against(parsed, data_set)
     return parsed
 
 
-def _faults(error: ValidationError) -> str:
+def _faults(error: ValidationError, model: type[BaseModel]) -> str:
     """Every fault with its key, in one line."""
     said = []
     for fault in error.errors(include_url=False, include_input=False):
@@ -201,7 +204,7 @@ def _faults(error: ValidationError) -> str:
         if fault["type"] == "missing":
             text = "it is missing: write it"
         elif fault["type"] == "extra_forbidden":
-            text = "there is no such key: correct its name, or leave it out"
+            text = advice(model, fault["loc"])
         said.append(f"{key}: {text}" if key else text)
     return "; ".join(said)
 

@@ -272,6 +272,19 @@ def test_an_initial_model_must_hold_finite_values(tmp_path: Path) -> None:
         assert caught.value.reason == "MODEL_INVALID"
 
 
+def test_a_model_whose_scales_would_have_the_name_of_another_tensor_is_refused(
+    tmp_path: Path,
+) -> None:
+    """As int8 each hospital would train, be charged, and send what nobody can read."""
+    values = np.ones(3, np.float32)
+    path = save(tmp_path / "m", **{"w": values, "w.scale": values, "b.scale": values})
+    for dtype in ("float32", "bfloat16"):
+        aggregation.check_model(path, dtype)
+    with pytest.raises(Malformed, match=r"tensor w\.scale has the name under which the scales"):
+        aggregation.check_model(path, "int8")
+    aggregation.check_model(save(tmp_path / "n", **{"b.scale": values}), "int8")
+
+
 @pytest.fixture
 def blobs(tmp_path: Path) -> BlobStore:
     return BlobStore(tmp_path / "blobs")

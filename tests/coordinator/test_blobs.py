@@ -87,6 +87,9 @@ def test_a_model_is_compared_with_its_digest_once_and_after_each_change(
         with pytest.raises(NotFound) as caught:
             one.check_models([DIGEST])
         assert caught.value.reason == "MODEL_DAMAGED"
+    path.unlink()
+    with pytest.raises(NotFound, match="damaged on the coordinator's disk or gone from it"):
+        blobs.check_models([DIGEST])
     path.write_bytes(DATA)
     blobs.check_models([DIGEST])
 
@@ -102,7 +105,7 @@ def test_an_update_is_compared_with_its_digest_once(
         read.append(path)
         return digest_of_file(path)
 
-    monkeypatch.setattr("coordinator.blobs.digest_of_file", counted)
+    monkeypatch.setattr("coordinator.compared.digest_of_file", counted)
     stage(blobs, "att", DIGEST, 0, [DATA])
     blobs.finish("att", DIGEST)
     blobs.keep_update("small", DIGEST, DATA)
@@ -115,7 +118,7 @@ def test_an_update_is_compared_with_its_digest_once(
     assert read == [path]
     blobs.drop_update("att", DIGEST)
     blobs.drop_attempt("small")
-    assert not blobs._compared
+    assert not blobs._compared._files
 
 
 def test_bytes_that_were_not_kept_do_not_count(blobs: BlobStore) -> None:

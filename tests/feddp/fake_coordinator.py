@@ -147,7 +147,8 @@ class Fake(
         job = self.state.jobs[request.job_id]
         if job.status != "failed":
             fail(context, errors.WrongPhase("JOB_NOT_FAILED", f"job j1 is {job.status}"))
-        job.status, job.phase, job.round = "running", "selecting", 2
+        if not job.message:  # it fails again for what it says
+            job.status, job.phase, job.round = "running", "selecting", 2
         return jobs_pb2.ResumeJobResponse(job=job)
 
     def CreateToken(self, request, context):  # noqa: N802

@@ -454,6 +454,16 @@ def test_a_row_of_the_database_that_cannot_be_read_is_named(
         assert (ran.code, ran.error["reason"]) == (1, "LEDGER_DAMAGED")
 
 
+def test_without_accounts_what_makes_one_is_said(run: Run, tmp_path: Path) -> None:
+    """In place of a table of no rows and what its columns mean."""
+    assert run("coordinator", "init", "--dir", tmp_path / "i").code == 0
+    ran = run("budget", "show", "--dir", tmp_path / "i")
+    assert ran.code == 0
+    assert "there is no account yet: each comes with the first connection" in ran.out
+    assert "GUARANTEE" not in ran.out
+    assert run("budget", "show", "--json", "--dir", tmp_path / "i").json == {"accounts": []}
+
+
 def test_a_database_that_is_missing_is_not_made_and_a_damaged_one_is_named(
     run: Run, tmp_path: Path
 ) -> None:

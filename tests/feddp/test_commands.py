@@ -326,6 +326,18 @@ def test_a_failed_job_is_resumed(coordinator: Coordinator, run: Run) -> None:
     assert "job j1 is running" in again.err
 
 
+def test_a_job_that_fails_again_at_once_is_not_called_resumed(
+    coordinator: Coordinator, run: Run
+) -> None:
+    """What it failed for may still be so: the command says it, and its exit code is the job's."""
+    coordinator.state.jobs["j1"] = job_in("failed", 1)
+    coordinator.state.jobs["j1"].phase = "ended"
+    coordinator.state.jobs["j1"].message = "the file of a model is gone"
+    ran = run("job", "resume", "j1", "--profile", coordinator.profile)
+    assert ran.code == 1
+    assert "ended again: failed: the file of a model is gone" in ran.out
+
+
 def test_a_hospital_that_is_left_out_is_shown_and_said_once(
     coordinator: Coordinator, run: Run
 ) -> None:

@@ -8,7 +8,7 @@ from certs.enrolment import new_ledger_key
 from certs.mandates import Mandate, parse
 from coordinator.config.config import CoordinatorConfig
 from coordinator.jobspec import parse_job
-from feddp.jobfile import facts_of
+from feddp.jobfile import facts_of, read_task
 from feddp.signing import RESUMED_FILE, Caps, Work, mandate_for, mandate_to_resume
 from protos.errors import Malformed
 from protos.feddp.v1 import jobs_pb2
@@ -98,6 +98,28 @@ def test_what_yaml_cannot_build_is_a_fault_of_its_line(line: str, sentence: str)
     with pytest.raises(Malformed, match=sentence) as raised:
         facts_of(SPEC.replace("name: n", line).encode())
     assert raised.value.reason == "JOB_INVALID"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "the job file holds nothing and no keys"),
+        ("- task: null\n", "the job file holds a list and no keys"),
+        ("heart disease\n", "the job file holds a single value and no keys"),
+        ("name: n\n", "the job file names no task"),
+        ("name: [\n", "the job file is not valid YAML at line 2"),
+    ],
+)
+def test_what_is_wrong_with_a_job_file_is_said_with_its_name(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
+    """A shell that was given another file than was meant is found out by it."""
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    with pytest.raises(Malformed) as raised:
+        read_task(path)
+    assert raised.value.reason == "JOB_INVALID"
+    assert raised.value.message.startswith(f"{path}: {sentence}")
 
 
 def test_a_number_that_no_float_holds_is_left_to_the_coordinator() -> None:

@@ -124,7 +124,7 @@ class JobsServicer(object):
     def ResumeJob(self, request, context):
         """Takes a failed job up again, from its last published model and with what it has spent. Called
         by engineers. Safe to retry.
-        Errors: NOT_FOUND (JOB_UNKNOWN, MODEL_MISSING), FAILED_PRECONDITION (JOB_NOT_FAILED),
+        Errors: NOT_FOUND (JOB_UNKNOWN, MODEL_DAMAGED), FAILED_PRECONDITION (JOB_NOT_FAILED),
         INVALID_ARGUMENT (MANDATE_MISSING, MANDATE_INVALID, MANDATE_MISMATCH).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -60,7 +60,7 @@ class JobsStub:
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]
     """Takes a failed job up again, from its last published model and with what it has spent. Called
     by engineers. Safe to retry.
-    Errors: NOT_FOUND (JOB_UNKNOWN, MODEL_MISSING), FAILED_PRECONDITION (JOB_NOT_FAILED),
+    Errors: NOT_FOUND (JOB_UNKNOWN, MODEL_DAMAGED), FAILED_PRECONDITION (JOB_NOT_FAILED),
     INVALID_ARGUMENT (MANDATE_MISSING, MANDATE_INVALID, MANDATE_MISMATCH).
     """
     QuoteJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.QuoteJobRequest, _jobs_pb2.QuoteJobResponse]
@@ -101,7 +101,7 @@ class JobsAsyncStub(JobsStub):
     ResumeJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]  # type: ignore[assignment]
     """Takes a failed job up again, from its last published model and with what it has spent. Called
     by engineers. Safe to retry.
-    Errors: NOT_FOUND (JOB_UNKNOWN, MODEL_MISSING), FAILED_PRECONDITION (JOB_NOT_FAILED),
+    Errors: NOT_FOUND (JOB_UNKNOWN, MODEL_DAMAGED), FAILED_PRECONDITION (JOB_NOT_FAILED),
     INVALID_ARGUMENT (MANDATE_MISSING, MANDATE_INVALID, MANDATE_MISMATCH).
     """
     QuoteJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.QuoteJobRequest, _jobs_pb2.QuoteJobResponse]  # type: ignore[assignment]
@@ -175,7 +175,7 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_jobs_pb2.ResumeJobResponse, _abc.Awaitable[_jobs_pb2.ResumeJobResponse]]:
         """Takes a failed job up again, from its last published model and with what it has spent. Called
         by engineers. Safe to retry.
-        Errors: NOT_FOUND (JOB_UNKNOWN, MODEL_MISSING), FAILED_PRECONDITION (JOB_NOT_FAILED),
+        Errors: NOT_FOUND (JOB_UNKNOWN, MODEL_DAMAGED), FAILED_PRECONDITION (JOB_NOT_FAILED),
         INVALID_ARGUMENT (MANDATE_MISSING, MANDATE_INVALID, MANDATE_MISMATCH).
         """
 

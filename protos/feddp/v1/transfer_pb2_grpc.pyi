@@ -52,7 +52,8 @@ class TransferStub:
     """Called by nodes for an update of an attempt of their own, and by engineers for a job's
     initial model. A refused call changes nothing; one that breaks off keeps whole messages that
     came before. May answer before it has read every message; go on at `durable_bytes`, or from
-    `UploadStatus` after an error.
+    `UploadStatus` after an error; where more is durable than the blob has, a call at offset 0 begins
+    it again, as does the next after DIGEST_MISMATCH.
     Errors: INVALID_ARGUMENT (HEADER_EXPECTED, DIGEST_INVALID, OFFSET_MISMATCH, DIGEST_MISMATCH,
     TOO_LARGE, COMPRESSION_UNKNOWN, COMPRESSION_INVALID, COMPRESSION_BOMB),
     NOT_FOUND (ATTEMPT_UNKNOWN), PERMISSION_DENIED (NOT_ALLOWED), ABORTED (ATTEMPT_CLOSED),
@@ -87,7 +88,8 @@ class TransferAsyncStub(TransferStub):
     """Called by nodes for an update of an attempt of their own, and by engineers for a job's
     initial model. A refused call changes nothing; one that breaks off keeps whole messages that
     came before. May answer before it has read every message; go on at `durable_bytes`, or from
-    `UploadStatus` after an error.
+    `UploadStatus` after an error; where more is durable than the blob has, a call at offset 0 begins
+    it again, as does the next after DIGEST_MISMATCH.
     Errors: INVALID_ARGUMENT (HEADER_EXPECTED, DIGEST_INVALID, OFFSET_MISMATCH, DIGEST_MISMATCH,
     TOO_LARGE, COMPRESSION_UNKNOWN, COMPRESSION_INVALID, COMPRESSION_BOMB),
     NOT_FOUND (ATTEMPT_UNKNOWN), PERMISSION_DENIED (NOT_ALLOWED), ABORTED (ATTEMPT_CLOSED),
@@ -131,7 +133,8 @@ class TransferServicer(metaclass=_abc_1.ABCMeta):
         """Called by nodes for an update of an attempt of their own, and by engineers for a job's
         initial model. A refused call changes nothing; one that breaks off keeps whole messages that
         came before. May answer before it has read every message; go on at `durable_bytes`, or from
-        `UploadStatus` after an error.
+        `UploadStatus` after an error; where more is durable than the blob has, a call at offset 0 begins
+        it again, as does the next after DIGEST_MISMATCH.
         Errors: INVALID_ARGUMENT (HEADER_EXPECTED, DIGEST_INVALID, OFFSET_MISMATCH, DIGEST_MISMATCH,
         TOO_LARGE, COMPRESSION_UNKNOWN, COMPRESSION_INVALID, COMPRESSION_BOMB),
         NOT_FOUND (ATTEMPT_UNKNOWN), PERMISSION_DENIED (NOT_ALLOWED), ABORTED (ATTEMPT_CLOSED),

@@ -51,20 +51,6 @@ def cut_off(blobs: BlobStore, *nodes: str) -> Playbook:
     return book
 
 
-def test_the_model_that_a_job_goes_on_from_has_to_be_there(tmp_path: Path) -> None:
-    """Whole; the message names its file."""
-    blobs = BlobStore(tmp_path)
-    effects = Effects(blobs, Sessions(30.0, 10.0))
-    digest = digest_of(b"a model")
-    course = SimpleNamespace(model=digest)
-    live = cast(Any, SimpleNamespace(job_id="j", phase=SimpleNamespace(course=course)))
-    with pytest.raises(NotFound, match=digest) as missing:
-        effects.require_model(live)
-    assert missing.value.reason == "MODEL_MISSING"
-    (tmp_path / digest).write_bytes(b"a model")
-    effects.require_model(live)
-
-
 @pytest.mark.parametrize("is_damaged", [False, True])
 def test_an_update_whose_file_is_gone_is_found_before_a_job_is_resumed(
     tmp_path: Path, is_damaged: bool

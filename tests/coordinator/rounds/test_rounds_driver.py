@@ -31,9 +31,10 @@ class FakeEffects:
 
     def __init__(self, folder: Path) -> None:
         self.blobs = BlobStore(folder)
+        self.gone: set[str] = set()  # models, which are names alone here
+        self.blobs.has_model = lambda one: one not in self.gone  # type: ignore[method-assign]
         self.ran: list[c.Command] = []
         self.faults: list[Exception] = []
-        self.lacks_model = False
 
     async def run(self, _live: Any, command: c.Command) -> None:
         """One command."""
@@ -44,11 +45,6 @@ class FakeEffects:
     def lost_updates(self, _live: Any) -> tuple[str, ...]:
         """None is."""
         return ()
-
-    def require_model(self, _live: Any) -> None:
-        """It is there, unless a test has taken it away."""
-        if self.lacks_model:
-            raise NotFound("MODEL_MISSING", "there is no file")
 
 
 class Table:
@@ -293,19 +289,25 @@ def test_a_resumption_is_one_whoever_asks_for_it_and_how_often(table: Table) -> 
     table.play(scene)
 
 
-def test_a_job_whose_model_is_gone_is_not_resumed(table: Table) -> None:
-    """It would fail again at its first order, and that is charged. Nothing changes, and the same
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_job_whose_model_is_gone_is_not_resumed(
+    table: Table, monkeypatch: pytest.MonkeyPatch, is_shared: bool
+) -> None:
+    """No order could be sent, and what is reserved for one is charged. Nothing changes; the same
     request goes through once the file is back."""
     training(table)
     table.world.turn(e.StepFailed("a disk"))
-    table.effects.lacks_model = True
+    monkeypatch.setattr(BlobStore, "is_shared", is_shared)
+    table.effects.blobs.at_hand = lambda _digests: None  # type: ignore[method-assign]
+    table.effects.gone.add("m0")
 
     async def scene(rounds: Rounds) -> None:
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFound, match="put the file back from a backup") as refused:
             await rounds.resume("j", "operator", "r1")
+        assert refused.value.reason == "MODEL_DAMAGED"
         assert (await rounds.job("j")).has_ended
         assert table.effects.ran == []
-        table.effects.lacks_model = False
+        table.effects.gone.clear()
         assert not (await rounds.resume("j", "operator", "r1")).has_ended
 
     table.play(scene)

@@ -343,6 +343,35 @@ def test_a_job_that_lacks_nodes_for_damaged_accounts_waits_and_says_so(world: Wo
     assert waiting == {"b": "LEDGER_DAMAGED", "d": "LEDGER_DAMAGED"}
 
 
+def test_a_job_whose_model_is_gone_from_the_disk_reserves_nothing(world: World) -> None:
+    """What is reserved for an order that cannot be sent would be charged whole, and each resumption
+    of the job charged every hospital once more. It is resumed when the file is back."""
+    gone = {"m0"}
+    world.answers = replace(world.answers, is_gone=gone.__contains__)
+    for one in (c.Survey(), e.ResumeRequested("operator", "r1")):
+        assert not world.turn(one).booked
+        phase = world.live.phase
+        assert isinstance(phase, Ended)
+        assert phase.status == "failed"
+        assert "put the file back from a backup" in phase.message
+        assert "MODEL_DAMAGED" in phase.message
+    assert world.reload() == (world.live.phase, world.live.steps)
+    gone.clear()
+    assert world.turn(e.ResumeRequested("operator", "r2")).booked == {"reserve": 4}
+
+
+def test_a_round_under_way_orders_nobody_again_whose_model_is_gone(world: World) -> None:
+    """It waits with that reason; what its nodes still hand in counts."""
+    world.turn(c.Survey())
+    world.answers = replace(world.answers, is_gone=lambda _: True)
+    ids = world.attempts()
+    for one in ids[:2]:
+        assert not world.turn(e.OrderWasRefused(one, "BUSY", "m", b"v")).booked.get("reserve")
+    phase = world.live.phase
+    assert isinstance(phase, Training)
+    assert world.turn(update(ids[2])).booked == {"post": 1}
+
+
 @pytest.mark.parametrize("gone", [False, True])
 def test_a_round_under_way_goes_on_where_an_account_is_damaged(world: World, gone: bool) -> None:
     """What its node did counts; its charge stays reserved, and is named for the log."""

@@ -42,7 +42,8 @@ class FakeRounds:
     """Attempts "a1" and "b1" of one node, open until `received` names an update."""
 
     def __init__(self, initial: str) -> None:
-        self.live = SimpleNamespace(phase=SimpleNamespace(course=SimpleNamespace(initial=initial)))
+        course = SimpleNamespace(initial=initial, model=initial)
+        self.live = SimpleNamespace(phase=SimpleNamespace(course=course))
         self.received = ""
         self.finds = self.closes_at = 0
 
@@ -170,7 +171,25 @@ def test_more_bytes_than_there_are_do_not_block_the_honest_size(
         with pytest.raises(grpc.RpcError) as caught:
             await bench.upload(whole(await bench.durable()))
         assert from_rpc(caught.value).reason == "OFFSET_MISMATCH"
-        assert (await bench.upload(whole(await bench.durable()))).complete
+        assert (await bench.upload(whole())).complete
+
+    play(scene)
+
+
+def test_a_call_behind_the_end_that_it_announces_changes_nothing(
+    play: Callable[[Scene], None],
+) -> None:
+    """What was durable stays, whatever such a call says; the next honest try goes on there."""
+
+    async def scene(bench: Bench) -> None:
+        half = 2 * CHUNK_BYTES
+        assert (await bench.upload(whole()[:3])).durable_bytes == half
+        for size, offset in ((10, 20), (10, half), (half - 1, half)):
+            with pytest.raises(grpc.RpcError) as caught:
+                await bench.upload([header(size=size, offset=offset)])
+            assert from_rpc(caught.value).reason == "OFFSET_MISMATCH"
+        assert await bench.durable() == half
+        assert (await bench.upload(whole(half))).complete
 
     play(scene)
 
@@ -515,5 +534,29 @@ def test_a_download_moves_the_range_that_was_asked_for(play: Callable[[Scene], N
         with pytest.raises(grpc.RpcError) as caught:
             await anext(aiter(bench.stub.Download(past)))
         assert from_rpc(caught.value).reason == "RANGE_INVALID"
+
+    play(scene)
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_an_update_waits_where_the_jobs_models_are_damaged(
+    play: Callable[[Scene], None], is_gone: bool
+) -> None:
+    """By the size of what is left of a model every update would be too large, or unheard of: its
+    node would take that for the last word, and its training for lost."""
+
+    async def scene(bench: Bench) -> None:
+        blobs = bench.service.blobs
+        path = blobs.model(bench.rounds.live.phase.course.initial)
+        path.unlink()
+        if not is_gone:
+            path.write_bytes(MODEL[:100])
+        for call in (bench.upload(whole()), bench.durable()):
+            with pytest.raises(grpc.RpcError) as refused:
+                await call
+            found = from_rpc(refused.value)
+            assert (found.reason, found.retryable) == ("MODEL_DAMAGED", True)
+        path.write_bytes(MODEL)
+        assert (await bench.upload(whole())).complete
 
     play(scene)

@@ -79,6 +79,8 @@ class FakeTransfer(transfer_pb2_grpc.TransferServicer, federation_pb2_grpc.Feder
         async for message in request_iterator:
             if message.HasField("header"):
                 self.wanted = message.header.digest
+                if message.header.offset == 0:
+                    self.uploaded, before = b"", 0
                 assert message.header.offset == before
             self.moved[-1] += len(message.data)
             self.uploaded += chunks.unpack(message)
@@ -292,6 +294,14 @@ def test_a_large_update_is_uploaded_once_whatever_happens_to_its_submission(
     hand_in(Spool(tmp_path), fake, data)
     assert [len(one.data) for one in fake.submitted] == [0] * 4
     assert fake.moved == [len(data)]
+
+
+def test_where_more_bytes_have_come_than_there_are_an_upload_begins_again(tmp_path: Path) -> None:
+    """Behind its end it would go on for ever."""
+    fake, data = FakeTransfer(), os.urandom(INLINE_BYTES + 1)
+    fake.uploaded = data + b"more"
+    hand_in(Spool(tmp_path), fake, data)
+    assert fake.uploaded == data
 
 
 def test_an_update_of_a_closed_attempt_is_given_up(tmp_path: Path) -> None:

@@ -122,6 +122,23 @@ def test_worker_killed_in_mid_training_is_reported(tmp_path: Path) -> None:
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_a_worker_that_hangs_as_it_starts_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else would: the agent works at one attempt at a time, and this one never begins."""
+    monkeypatch.setattr("node_agent.launchers.local.START_S_MAX", 0.3)
+    prepare, _ = requests(tmp_path)
+
+    async def scene() -> None:
+        worker = await LocalWorker.start("j", tmp_path / "worker.log")
+        os.kill(worker.pid, signal.SIGSTOP)
+        with pytest.raises(WorkerDied, match="hung: it had not answered"):
+            await worker.request(prepare)
+        assert not psutil.pid_exists(worker.pid)
+
+    asyncio.run(scene())
+
+
 def test_stop_ends_a_worker_in_mid_training(tmp_path: Path) -> None:
     """A worker that is busy ends within the grace period; its caller gets WorkerDied."""
 

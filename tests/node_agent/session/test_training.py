@@ -192,6 +192,29 @@ def test_a_worker_that_was_kept_and_is_gone_by_the_next_round_is_replaced(tmp_pa
     assert kept(scene.logs) == []
 
 
+def test_a_worker_that_hangs_before_the_data_is_open_is_ended_and_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else ended it while its round lacked that update: the node worked for no job."""
+    monkeypatch.setattr("node_agent.session.training.REHEARSED_S_MIN", 0.05)
+    monkeypatch.setattr("node_agent.session.training.REHEARSED_DEADLINES", 0)
+
+    class Hanging(FakeWorker):
+        async def request(self, message: dict[str, Any]) -> dict[str, Any]:
+            if message["op"] == "check" and message["out"].endswith("a1.safetensors"):
+                await asyncio.sleep(1e6)
+            return await super().request(message)
+
+    worker = Hanging()
+    scene = Scene(tmp_path, worker)
+    scene.play("a1", "a2")
+    refused, *others = scene.heard
+    assert isinstance(refused, e.WorkImpossible)
+    assert refused.reason == "WORKER_FAILED"
+    assert [type(one) for one in others] == [e.DataOpened, e.TrainingEnded]
+    assert worker.stops == 1
+
+
 def test_a_new_worker_that_dies_as_well_is_not_replaced(tmp_path: Path) -> None:
     """Refused, and the hospital is told why."""
     worker = Mortal()

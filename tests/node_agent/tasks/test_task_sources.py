@@ -31,7 +31,6 @@ READS_THE_AGENTS_FILES: Final = frozenset(
         "node_agent/alerts/settings.py",
         "node_agent/folder/config.py",
         "node_agent/yaml_files/faults.py",
-        "node_agent/yaml_files/known_keys.py",
         "node_agent/launchers/settings.py",
         "node_agent/connection/proxy.py",
         "node_agent/folder/tracing_config.py",

@@ -94,7 +94,12 @@ def test_good_configuration_passes_model_and_schema(config: dict[str, Any]) -> N
         ({"features": []}, "features"),
         ({"features": [{**FEATURES[0], "scale": 0}]}, "features.0.scale"),
         ({"features": [{"column": "age"}]}, "features.0.center"),
-        ({"optimizer": "adam"}, "optimizer: there is no such key"),
+        ({"optimizer": "adam"}, "optimizer: there is no such key; known here: features, hidden"),
+        ({"learning_rat": 2.0}, "learning_rat: there is no such key; did you mean learning_rate?"),
+        (
+            {"features": [{**FEATURES[0], "centre": 1.0}]},
+            "features.0.centre: there is no such key; did you mean center?",
+        ),
     ],
 )
 def test_wrong_configuration_is_refused_by_model_and_schema(

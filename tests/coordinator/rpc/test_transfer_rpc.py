@@ -193,12 +193,15 @@ def test_an_attempt_has_one_whole_update(play: Callable[[Scene], None]) -> None:
 def test_an_upload_larger_than_its_model_is_refused_by_its_header(
     play: Callable[[Scene], None],
 ) -> None:
-    """Before a byte is taken."""
+    """Before a byte is taken; one that is as large and has the longest header is not."""
+    most = len(MODEL) + transfer.UPDATE_BYTES_SLACK
 
     async def scene(bench: Bench) -> None:
         with pytest.raises(grpc.RpcError) as caught:
-            await bench.upload([header(size=len(MODEL) + transfer.UPDATE_BYTES_SLACK + 1)])
+            await bench.upload([header(size=most + 1)])
         assert from_rpc(caught.value).reason == "TOO_LARGE"
+        taken = await bench.upload([header(size=most), *whole()[1:]])
+        assert (taken.durable_bytes, taken.complete) == (len(UPDATE), False)
 
     play(scene)
 

@@ -130,6 +130,12 @@ async def until_received(bench: Bench, bytes_: int) -> None:
         await asyncio.sleep(0.005)
 
 
+def open_files() -> list[str]:
+    """Of this process, as the kernel sees them."""
+    folder = Path("/proc/self/fd")
+    return [os.readlink(one) for one in folder.iterdir() if one.is_symlink()]
+
+
 LIES = {
     "HEADER_EXPECTED": [data(UPDATE[:100])],
     "DIGEST_INVALID": [header(digest="../x")],
@@ -518,5 +524,20 @@ def test_a_download_moves_the_range_that_was_asked_for(play: Callable[[Scene], N
         with pytest.raises(grpc.RpcError) as caught:
             await anext(aiter(bench.stub.Download(past)))
         assert from_rpc(caught.value).reason == "RANGE_INVALID"
+
+    play(scene)
+
+
+def test_no_call_leaves_a_file_open(play: Callable[[Scene], None], tmp_path: Path) -> None:
+    """A process has about a thousand descriptors, and each range of a model is a call."""
+
+    async def scene(bench: Bench) -> None:
+        digest = bench.rounds.live.phase.course.initial
+        async for _ in bench.stub.Download(pb.DownloadRequest(digest=digest)):
+            pass
+        await bench.upload(whole()[:2])
+        with pytest.raises(grpc.RpcError):
+            await bench.upload([header(offset=CHUNK_BYTES), data(b"x", crc32c=1)])
+        assert [one for one in open_files() if one.startswith(str(tmp_path))] == []
 
     play(scene)

@@ -1,6 +1,7 @@
 """Uploads under way: what counts, after what, and what is forgotten."""
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,35 @@ def test_a_finished_upload_holds_every_byte_of_its_calls(uploads: Uploads, tmp_p
     assert target.read_bytes() == BYTES
     assert kept == [BYTES]
     assert again.durable("a1", DIGEST) == 0
+
+
+def test_what_an_earlier_process_has_left_is_synced_before_it_counts(
+    uploads: Uploads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have died before it synced them: bytes that a node is told it need not send again
+    must not go with the power."""
+    put(uploads, "a1", DIGEST, BYTES[:1000])
+    synced: list[str] = []
+    sync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+
+    monkeypatch.setattr(uploads_module.os, "fsync", noted)
+    assert Uploads(tmp_path).durable("a1", DIGEST) == 1000
+    assert synced == [str(tmp_path / f"a1.{DIGEST}")]
+
+
+def test_an_upload_is_its_owners_alone_and_is_left_open_by_no_call(tmp_path: Path) -> None:
+    """Each range of a model is a call, and a process has about a thousand descriptors."""
+    for number in range(3):
+        again = Uploads(tmp_path)
+        put(again, "a1", DIGEST, bytes([number]), number)
+    assert (tmp_path / f"a1.{DIGEST}").stat().st_mode & 0o777 == 0o600
+    folder = Path("/proc/self/fd")
+    left = [os.readlink(one) for one in folder.iterdir() if one.is_symlink()]
+    assert [one for one in left if one.startswith(str(tmp_path))] == []
 
 
 def test_bytes_of_a_call_that_was_not_kept_are_cut_off(uploads: Uploads, tmp_path: Path) -> None:
@@ -134,6 +164,8 @@ def test_what_is_dropped_is_forgotten_and_nothing_else_is(
     drop(uploads)
     assert names(tmp_path) == {"a10"}
     assert (uploads.durable("a1", DIGEST), uploads.durable("a10", DIGEST)) == (0, len(BYTES))
+    uploads.finish("a10", DIGEST, tmp_path / "target", lambda _: None)  # reads nothing again
+    assert (tmp_path / "target").read_bytes() == BYTES
 
 
 def test_files_that_nobody_needs_are_few_and_go_when_an_upload_begins(

@@ -31,7 +31,8 @@ class FakeEffects:
 
     def __init__(self, folder: Path) -> None:
         self.blobs = BlobStore(folder)
-        self.gone: set[str] = set()  # models, which are names alone here
+        self.gone: set[str] = set()  # models, whose names are no digests here
+        (folder / "m0").touch()
         self.blobs.has_model = lambda one: one not in self.gone  # type: ignore[method-assign]
         self.ran: list[c.Command] = []
         self.faults: list[Exception] = []

@@ -131,6 +131,12 @@ async def until_received(bench: Bench, bytes_: int) -> None:
         await asyncio.sleep(0.005)
 
 
+def open_files() -> list[str]:
+    """Of this process, as the kernel sees them."""
+    folder = Path("/proc/self/fd")
+    return [os.readlink(one) for one in folder.iterdir() if one.is_symlink()]
+
+
 LIES = {
     "HEADER_EXPECTED": [data(UPDATE[:100])],
     "DIGEST_INVALID": [header(digest="../x")],
@@ -212,12 +218,15 @@ def test_an_attempt_has_one_whole_update(play: Callable[[Scene], None]) -> None:
 def test_an_upload_larger_than_its_model_is_refused_by_its_header(
     play: Callable[[Scene], None],
 ) -> None:
-    """Before a byte is taken."""
+    """Before a byte is taken; one that is as large and has the longest header is not."""
+    most = len(MODEL) + transfer.UPDATE_BYTES_SLACK
 
     async def scene(bench: Bench) -> None:
         with pytest.raises(grpc.RpcError) as caught:
-            await bench.upload([header(size=len(MODEL) + transfer.UPDATE_BYTES_SLACK + 1)])
+            await bench.upload([header(size=most + 1)])
         assert from_rpc(caught.value).reason == "TOO_LARGE"
+        taken = await bench.upload([header(size=most), *whole()[1:]])
+        assert (taken.durable_bytes, taken.complete) == (len(UPDATE), False)
 
     play(scene)
 
@@ -558,5 +567,20 @@ def test_an_update_waits_where_the_jobs_models_are_damaged(
             assert (found.reason, found.retryable) == ("MODEL_DAMAGED", True)
         path.write_bytes(MODEL)
         assert (await bench.upload(whole())).complete
+
+    play(scene)
+
+
+def test_no_call_leaves_a_file_open(play: Callable[[Scene], None], tmp_path: Path) -> None:
+    """A process has about a thousand descriptors, and each range of a model is a call."""
+
+    async def scene(bench: Bench) -> None:
+        digest = bench.rounds.live.phase.course.initial
+        async for _ in bench.stub.Download(pb.DownloadRequest(digest=digest)):
+            pass
+        await bench.upload(whole()[:2])
+        with pytest.raises(grpc.RpcError):
+            await bench.upload([header(offset=CHUNK_BYTES), data(b"x", crc32c=1)])
+        assert [one for one in open_files() if one.startswith(str(tmp_path))] == []
 
     play(scene)

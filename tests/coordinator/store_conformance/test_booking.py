@@ -13,7 +13,7 @@ from coordinator.store import booking, ledger
 from coordinator.store.database import Database
 from privacy.ledger import GENESIS, Kind, Statement, sign
 from privacy.verification import verify
-from protos.errors import BudgetRefused, Conflict, FeddpError, Malformed
+from protos.errors import BudgetRefused, Conflict, FeddpError, InvariantBroken, Malformed
 from tests.coordinator.store_conformance.samples import (
     ACCOUNT,
     KEY,
@@ -296,3 +296,18 @@ def test_a_guarantee_that_was_lost_stays_lost(database: Database) -> None:
         account = database.read_now(lambda c: ledger.read_account(c, ACCOUNT))
         guarantees.append(account.balance.guarantee)
     assert guarantees == [True, False, False, False]
+
+
+@pytest.mark.parametrize("kind", ["reserve", "", "POST"])
+def test_an_attempt_ends_in_nothing_but_post_or_void(database: Database, kind: str) -> None:
+    """A word that is neither would else give the charge back."""
+    database.write_now(lambda c: booking.book(c, statement("x")))
+
+    def work(connection: Connection) -> None:
+        books = booking.Books(connection)
+        books.resolve("x", kind, b"")
+        books.flush()
+
+    with pytest.raises(InvariantBroken):
+        database.write_now(work)
+    assert kinds(database) == ["reserve"]

@@ -1,6 +1,7 @@
 """An ended certificate is replaced for nobody but the node that holds it and may come back."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,7 +25,6 @@ from protos.errors import FeddpError
 from protos.feddp.v1 import enrollment_pb2 as pb
 
 DOMAIN = "test.example"
-NOW = datetime.now(UTC)
 LIFE = timedelta(days=7)
 RECOVERY = timedelta(days=30)
 
@@ -46,7 +46,7 @@ class World:
         issued = self.authority.issue(
             key.public_key(),
             SpiffeId(DOMAIN, kind, name),
-            now=NOW - LIFE - ended_ago,
+            now=datetime.now(UTC) - LIFE - ended_ago,
             lifetime=LIFE,
         )
         if registered:
@@ -113,7 +113,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 def supersede(world: World, ago_s: float) -> None:
     """A newer certificate of alpha came into use so long ago."""
     newer = world.holder("node", "alpha", timedelta(days=-6)).ended
-    since_s = NOW.timestamp() - ago_s
+    since_s = time.time() - ago_s
     world.database.write_now(
         lambda c: certificates.put_in_use(c, newer.fingerprint, newer.spiffe_id, since_s)
     )

@@ -26,7 +26,15 @@ from coordinator.store.database import Database
 from coordinator.uploads import Appending
 from protos import chunks, tracing
 from protos.content import CHUNK_BYTES, RANGE_BYTES, is_digest, read_cached
-from protos.errors import Conflict, FeddpError, Malformed, NotAllowed, TooLate, Unavailable
+from protos.errors import (
+    Conflict,
+    FeddpError,
+    Malformed,
+    NotAllowed,
+    NotFound,
+    TooLate,
+    Unavailable,
+)
 from protos.feddp.v1 import transfer_pb2 as pb
 from protos.feddp.v1 import transfer_pb2_grpc as pb_grpc
 from protos.frames import Frame
@@ -379,10 +387,18 @@ class TransferService(pb_grpc.TransferServicer):
         return attempt.attempt_id, False
 
     async def _update_bytes_max(self, live: LiveJob) -> int:
-        digest = live.phase.course.initial
-        if not self.blobs.is_known_whole(digest):
-            digest = await self._in_thread(whole_model, live, self.blobs)
-        return self.blobs.model_bytes(digest) + UPDATE_BYTES_SLACK
+        initial = live.phase.course.initial
+        if self.blobs.is_known_whole(initial):
+            return self.blobs.model_bytes(initial) + UPDATE_BYTES_SLACK
+        return await self._in_thread(self._model_bytes, live) + UPDATE_BYTES_SLACK
+
+    def _model_bytes(self, live: LiveJob) -> int:
+        """Size of the job's models; the shared store is asked for it, and not for a whole model."""
+        initial = live.phase.course.initial
+        if self.blobs.is_shared and not self.blobs.has_model(initial):
+            with suppress(NotFound):
+                return self.blobs.model_bytes(initial)
+        return self.blobs.model_bytes(whole_model(live, self.blobs))
 
     async def _in_thread(self, work: Callable[..., _T], *args: object) -> _T:
         """Run in a thread of ours; a caller that is cancelled still waits for its end."""

@@ -119,8 +119,7 @@ class Throttle:
         Args:
             least: never fewer than this, or `wanted` if that is smaller.
         """
-        while (policy := await self._open()) is None:
-            await self._sleep(LOOK_AGAIN_S)
+        policy = await self._until_open()
         rate = policy.bytes_per_second_max
         if rate is None:
             return wanted
@@ -133,7 +132,13 @@ class Throttle:
         self._free_at_s = begin_s + bytes_ / rate
         if begin_s > now_s:
             await self._sleep(begin_s - now_s)
+            await self._until_open()  # the window may have closed meanwhile
         return bytes_
+
+    async def _until_open(self) -> TransferPolicy:
+        while (policy := await self._open()) is None:
+            await self._sleep(LOOK_AGAIN_S)
+        return policy
 
     async def _open(self) -> TransferPolicy | None:
         """The policy if bytes may move now."""

@@ -571,6 +571,23 @@ def test_an_update_waits_where_the_jobs_models_are_damaged(
     play(scene)
 
 
+def test_of_a_model_that_only_the_shared_store_has_the_size_is_asked_for(
+    play: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that takes an update of 1 GB in calls of seconds does not fetch a model for it."""
+
+    async def scene(bench: Bench) -> None:
+        blobs = bench.service.blobs
+        initial = bench.rounds.live.phase.course.initial
+        blobs.model(initial).unlink()
+        monkeypatch.setattr(BlobStore, "is_shared", True)
+        monkeypatch.setattr(BlobStore, "model_bytes", lambda _, digest: sizes[digest])
+        sizes = {initial: len(MODEL)}
+        assert (await bench.upload(whole())).complete
+
+    play(scene)
+
+
 def test_no_call_leaves_a_file_open(play: Callable[[Scene], None], tmp_path: Path) -> None:
     """A process has about a thousand descriptors, and each range of a model is a call."""
 

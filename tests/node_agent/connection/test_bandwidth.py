@@ -108,6 +108,22 @@ def test_bytes_wait_for_the_window() -> None:
     assert at("20:00") <= time.local() < at("20:00") + timedelta(seconds=LOOK_AGAIN_S)
 
 
+def test_a_call_that_waited_for_its_turn_does_not_begin_after_the_window() -> None:
+    """At 0.1 Mbit/s a call has to wait 5.2 s for the 65,536 bytes of the one before, and the link
+    closes in 3."""
+    time = MadeUpTime(at("18:00") - timedelta(seconds=3))
+    slow = TransferPolicy(hours=["08:00-18:00"], megabits_per_second_max=0.1)
+    throttle = time.throttle(lambda: slow)
+
+    async def two() -> None:
+        for _ in range(2):
+            await throttle.admit(1 << 20, 1 << 16)
+
+    asyncio.run(two())
+    assert slow.is_open(time.local())
+    assert time.local() - at("18:00") >= timedelta(hours=13, minutes=59)
+
+
 def test_the_wait_is_said_once() -> None:
     """One line when bytes begin to wait and one when they go on."""
     time = MadeUpTime(at("19:50"))

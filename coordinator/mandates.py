@@ -85,7 +85,10 @@ def check_follows(mandate: Mandate, before: Mandate, now_s: float) -> None:
     if (mandate.job_id, mandate.public_key) != (before.job_id, before.public_key):
         raise _mismatch("a job is resumed by whoever signed it")
     if mandate.resumption <= before.resumption:
-        raise _mismatch("it does not follow on what was signed before")
+        raise _mismatch(
+            "it does not follow on what was signed before: the job was resumed meanwhile; if "
+            "`feddp job show` says that it has failed again, resume it once more"
+        )
     check_lasts(mandate, now_s)
 
 

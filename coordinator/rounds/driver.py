@@ -196,7 +196,8 @@ class Rounds:
             if live.phase.status != "failed":
                 raise WrongPhase(
                     "JOB_NOT_FAILED",
-                    f"job {job_id} is {live.phase.status}; only a failed job can be resumed",
+                    f"job {job_id} is {live.phase.status}; only a failed job can be resumed: "
+                    "submit its job file again for another one",
                 )
             await self._at_hand(live)
             model = live.phase.course.model

@@ -113,7 +113,8 @@ def test_a_way_that_swallows_long_messages_is_named(
 def test_a_healthy_way_is_measured_each_time(
     coordinator: Federation, identity: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An answer that is here before the write of its question is done ends no measurement."""
+    """An answer that is here before the write of its question is done ends no measurement. How fast
+    a busy machine was found to be is not asked."""
     monkeypatch.setattr(asking, "ECHOES", 1)
     monkeypatch.setattr(asking, "STEPS_BYTES", (64 << 10,) * 6)
 
@@ -122,7 +123,8 @@ def test_a_healthy_way_is_measured_each_time(
         return [(await asking.check_coordinator(way, identity))[0][-1] for _ in range(times)]
 
     found = asyncio.run(measured(150))
-    assert [one for one in found if (one.name, one.result) != ("bandwidth", "ok")] == []
+    assert {one.name for one in found} == {"bandwidth"}
+    assert {one.result for one in found} <= {"ok", "warning"}
 
 
 def test_a_stream_that_somebody_ends_is_no_matter_of_mtu(

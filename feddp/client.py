@@ -18,6 +18,7 @@ from typing import Self
 
 import grpc
 
+from certs.mandates import Mandate, parse
 from feddp.connection import Connection, pauses_s
 from feddp.jobfile import facts_of
 from feddp.profile import Profile
@@ -83,6 +84,7 @@ class Client:
             Malformed: CREDENTIALS_INVALID.
         """
         self.profile = profile
+        self.signed: Mandate | None = None  # the last job, as it was signed here
         self._connection = Connection(profile)
         channel = self._connection.channel
         self._jobs = JobsStub(channel)
@@ -131,6 +133,7 @@ class Client:
             work = Work(data, facts_of(data), task_hash, digest, publishers(self.nodes(), data))
             signed = mandate_for(key, work, caps, lambda: self._quote(data, task_hash, len(model)))
             request.mandate.CopyFrom(signed)
+            self.signed = parse(signed.body)
         job: Job = self._connection.again(
             lambda: self._jobs.SubmitJob(
                 request, timeout=CALL_TIMEOUT_S, metadata=tracing.metadata()

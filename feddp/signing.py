@@ -239,6 +239,12 @@ def _quoted(answer: jobs_pb2.QuoteJobResponse) -> float:
     # the job comes to by itself, which is less in an rdp account.
     told = (max(one.epsilon_job, one.epsilon_job_booked) for one in answer.nodes)
     figures = [epsilon for epsilon in told if epsilon > 0]
+    if any(epsilon > EPSILON_MAX for epsilon in figures):
+        raise Malformed(
+            "EPSILON_MAX_MISSING",
+            f"the coordinator quotes the job at more than epsilon {EPSILON_MAX:g}, which no "
+            "account allows: say with --epsilon-max how much it may spend at one node in all",
+        )
     if not figures:
         raise Malformed(
             "EPSILON_MAX_MISSING",

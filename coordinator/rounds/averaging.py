@@ -43,7 +43,10 @@ def whole_model(live: LiveJob, blobs: BlobStore) -> str:
         Unavailable: MODEL_DAMAGED, none is; the node keeps its update and offers it again.
     """
     course = live.phase.course
-    for digest in (course.initial, course.model):
+    # One that is known to be whole first: each call for an update asks, and would read a damaged
+    # file from its beginning to find that it is.
+    models = (course.initial, course.model)
+    for digest in sorted(models, key=lambda one: not blobs.is_known_whole(one)):
         with suppress(NotFound):
             blobs.check_models([digest])
             return digest

@@ -11,7 +11,6 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from coordinator.compared import model_damaged
 from coordinator.jobspec import Job
 from coordinator.observing.metrics import EntryKind, Metrics
 from coordinator.observing.round_traces import RoundTraces
@@ -187,7 +186,7 @@ class Rounds:
 
         Raises:
             WrongPhase: JOB_NOT_FAILED.
-            NotFound: MODEL_DAMAGED, that it goes on from is gone; nothing was changed.
+            NotFound: MODEL_DAMAGED, the one that it goes on from; nothing was changed.
         """
         live = await self.job(job_id)
         if request_id in await self.resumptions(job_id):
@@ -201,8 +200,8 @@ class Rounds:
                 )
             await self._at_hand(live)
             model = live.phase.course.model
-            if model and not self._effects.blobs.has_model(model):
-                raise model_damaged(model)
+            if model:
+                await asyncio.to_thread(self._effects.blobs.check_models, [model])
             live = self._live.setdefault(job_id, live)
             lost = await asyncio.to_thread(self._effects.lost_updates, live)
             if mandate:

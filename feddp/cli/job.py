@@ -11,6 +11,7 @@ from feddp.cli.groups import noun
 from feddp.cli.options import Dir, Json, ProfileFolder, connect
 
 if TYPE_CHECKING:
+    from certs.mandates import Mandate
     from feddp.client import Client
     from protos.feddp.v1.jobs_pb2 import Job
 
@@ -80,7 +81,7 @@ def submit(
             )
             raise typer.Exit(130) from None
         if not as_json:
-            output.line(f"job {job.job_id} submitted, {_signature(job)}")
+            output.line(f"job {job.job_id} submitted, {_signature(job, client.signed)}")
             if trace.trace_id:
                 output.line(f"trace {trace.trace_id}")
             for warning in job.warnings:
@@ -102,10 +103,15 @@ def submit(
         raise typer.Exit(code_of(job))
 
 
-def _signature(job: "Job") -> str:
-    if not job.signed_by:
+def _signature(job: "Job", signed: "Mandate | None") -> str:
+    """How far the signature goes, by what was signed here: what the job file leaves open comes from
+    the coordinator's quote."""
+    if signed is None or not job.signed_by:
         return "not signed: nodes whose policy wants signatures refuse it (`feddp job key new`)"
-    return f"signed until {output.moment(job.signed_until)}"
+    most = f"{signed.rounds_max} round{'' if signed.rounds_max == 1 else 's'}"
+    if signed.epsilon_max:
+        most += f" and epsilon {output.epsilon(signed.epsilon_max)} at one hospital in all"
+    return f"signed until {output.moment(signed.expires_at_s)} for {most}"
 
 
 @app.command()

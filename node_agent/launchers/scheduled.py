@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 import structlog
 
 from node_agent.launchers.base import Limits, WorkerDied
-from node_agent.launchers.local import environment
+from node_agent.launchers.local import START_S_MAX, environment
 from node_agent.launchers.mailbox import (
     AGENT_SILENT_S,
     BEAT_S,
@@ -245,6 +245,10 @@ class ScheduledWorker:
                 return answer
             if dead:
                 raise EOFError
+            up_s = time.monotonic() - (self._up_since_s or time.monotonic())
+            if message.get("op") == "prepare" and up_s > START_S_MAX:
+                # How long it waited in the scheduler's queue is not the worker's.
+                self._dead = f"it hung: it had not answered after {START_S_MAX:.0f} s"
             await asyncio.sleep(pause_s)
             pause_s = min(POLL_MOST_S, pause_s * 1.2)
 

@@ -8,6 +8,7 @@ from certs.enrolment import new_ledger_key
 from certs.mandates import Mandate, parse
 from coordinator.config.config import CoordinatorConfig
 from coordinator.jobspec import parse_job
+from feddp.cli.job import _signature
 from feddp.jobfile import facts_of, read_task
 from feddp.signing import RESUMED_FILE, Caps, Work, mandate_for, mandate_to_resume
 from protos.errors import Malformed
@@ -75,6 +76,31 @@ def test_a_job_is_signed_to_go_on_for_as_long_as_it_was_signed_at_first(tmp_path
     first = mandate_for(key, work, Caps(epsilon_max=1.0, valid_s=2 * 86_400), never)
     again = parse(mandate_to_resume(key, first, parse(first.body).job_id, tmp_path).body)
     assert again.expires_at_s - again.signed_at_s == 2 * 86_400
+
+
+@pytest.mark.parametrize("told", [float("inf"), 10_001.0])
+def test_a_quote_that_no_account_could_pay_is_not_signed(told: float) -> None:
+    """It was signed for 10,000."""
+    quote = jobs_pb2.QuoteJobResponse()
+    quote.nodes.add(epsilon_job=2.0, epsilon_job_booked=told)
+    work = Work(SPEC.encode(), facts_of(SPEC.encode()), DIGEST, DIGEST, ["a"])
+    with pytest.raises(Malformed) as raised:
+        mandate_for(new_ledger_key(), work, Caps(), lambda: quote)
+    assert raised.value.reason == "EPSILON_MAX_MISSING"
+
+
+def test_how_far_a_signature_goes_is_told() -> None:
+    """As it was signed here, not as the coordinator says: its quote is behind what the file leaves
+    open, and nobody would see that it told one thing to be looked at and another to be signed."""
+    job = jobs_pb2.Job(signed_by=DIGEST, signed_until=1.0)
+    said = _signature(job, signed(SPEC, Caps(epsilon_max=3.75)))
+    assert said.startswith("signed until ")
+    assert said.endswith(" for 2 rounds and epsilon 3.75 at one hospital in all")
+    assert "1970" not in said
+    none = SPEC.replace("noise_multiplier: 2e0", "mechanism: none")
+    assert _signature(job, signed(none, Caps())).endswith(" for 2 rounds")
+    for one, mandate in ((job, None), (jobs_pb2.Job(), signed(none, Caps()))):
+        assert _signature(one, mandate).startswith("not signed")
 
 
 @pytest.mark.parametrize("epsilon_max", [0.0, -1.0, float("nan"), float("inf")])

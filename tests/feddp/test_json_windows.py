@@ -140,6 +140,25 @@ def test_flat_objects_among_others_are_read_in_their_order(
             assert read(json.dumps(content, indent=indent)) == content
 
 
+@pytest.mark.parametrize("value", [{"b": ":"}, {"b": {"c": 1}}, {"b": [{}]}, 17])
+def test_what_is_not_flat_is_tried_together_once(
+    monkeypatch: pytest.MonkeyPatch, value: Any
+) -> None:
+    """A file of a hundred megabytes that is made of such values took hours: each was read with
+    all that stood in the 64 KiB after it, once for each of these."""
+    tried, together = [], json_windows._flat
+
+    def counted(text: str, at: int, end: int) -> list[dict[str, Any]] | None:
+        tried.append(end - at)
+        return together(text, at, end)
+
+    monkeypatch.setattr(json_windows, "_flat", counted)
+    content = {"a": [value] * 20_000}
+    text = json.dumps(content)
+    assert read(text) == content
+    assert sum(tried) <= len(text)
+
+
 def test_a_value_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory stays bounded: what is no entry is refused after the longest that one may be."""
     monkeypatch.setattr(json_windows, "WINDOW", 64)

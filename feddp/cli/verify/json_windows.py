@@ -111,14 +111,17 @@ class JsonWindow:
             text, one_by_one_to = self._text, 0
             while between := _COMMA.match(text, self._at):
                 at = between.end()
-                end = text.rfind("}", at, min(at + _TOGETHER, len(text) - _AHEAD)) + 1
-                if end > max(at, one_by_one_to):
-                    found = _flat(text, at, end)
+                # What was tried together in vain is over before the next try: each value is tried
+                # once, also in a file that somebody wrote to make this long.
+                if at >= one_by_one_to:
+                    to = min(at + _TOGETHER, len(text) - _AHEAD)
+                    end = text.rfind("}", at, to) + 1
+                    found = _flat(text, at, end) if end else None
                     if found:
                         self._at = end
                         yield from found
                         continue
-                    one_by_one_to = end
+                    one_by_one_to = end or to
                 if _is_cut_off(text, at):
                     break
                 try:

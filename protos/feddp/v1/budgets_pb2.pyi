@@ -358,7 +358,7 @@ Global___ReconciledAccount: _TypeAlias = ReconciledAccount  # noqa: Y015
 @_typing.final
 class CheckpointLeaves(_message.Message):
     """The leaves under a checkpoint that were not under the one before: of accounts that are new or
-    have moved on since. docs/privacy.md gives their bytes.
+    have moved on since. docs/ledger.md gives their bytes.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

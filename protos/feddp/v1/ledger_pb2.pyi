@@ -24,7 +24,7 @@ class LedgerEntry(_message.Message):
     The ledger stores what was released (mechanism and parameters); epsilon is derived from it.
     One hash chain per account. `hash` covers every field above it; `node_signature` covers the
     fields between `kind` and `steps`, so that a node can sign before the coordinator numbers the
-    entry. docs/privacy.md gives the canonical bytes.
+    entry. docs/ledger.md gives the canonical bytes.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -164,7 +164,7 @@ class LimitChange(_message.Message):
     """A steward of the node's policy, and this steward's raw Ed25519 key in hexadecimal."""
     asked_key: _builtins.str
     asked_signature: _builtins.str
-    """Both signatures are over the same bytes, in hexadecimal; docs/privacy.md gives them."""
+    """Both signatures are over the same bytes, in hexadecimal; docs/ledger.md gives them."""
     agreed_by: _builtins.str
     """Another steward."""
     agreed_key: _builtins.str

@@ -91,7 +91,7 @@ Global___ReadHeadsResponse: _TypeAlias = ReadHeadsResponse  # noqa: Y015
 
 @_typing.final
 class CoordinatorEpoch(_message.Message):
-    """One restoration of the coordinator from a backup; docs/privacy.md gives its bytes."""
+    """One restoration of the coordinator from a backup; docs/ledger.md gives its bytes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -170,7 +170,7 @@ Global___LedgerHead: _TypeAlias = LedgerHead  # noqa: Y015
 
 @_typing.final
 class LedgerCheckpoint(_message.Message):
-    """One signed line about the heads of all accounts; docs/privacy.md gives its bytes."""
+    """One signed line about the heads of all accounts; docs/ledger.md gives its bytes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -345,7 +345,7 @@ Global___HandInResponse: _TypeAlias = HandInResponse  # noqa: Y015
 
 @_typing.final
 class AccountTerms(_message.Message):
-    """The terms of a node's own ledger; docs/privacy.md gives their bytes."""
+    """The terms of a node's own ledger; docs/ledger.md gives their bytes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

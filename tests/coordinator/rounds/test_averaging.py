@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from coordinator import compared
 from coordinator.blobs import BlobStore
 from coordinator.rounds import averaging, bounds
-from protos.content import digest_of
+from protos.content import digest_of, digest_of_file
 from protos.encoding import write_update
 from protos.errors import Unavailable
 from tests.coordinator.playbook import training
@@ -66,6 +67,21 @@ def test_an_update_is_not_refused_because_the_jobs_first_model_is_damaged(
     account could pay."""
     spoil(bench.models[0], DAMAGES[damage])
     bench.check()
+
+
+def test_a_damaged_model_is_not_read_again_for_each_update(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each range of each upload asks: a model of a gigabyte would be read for every one, and the
+    log would fill."""
+    read = []
+    monkeypatch.setattr(
+        compared, "digest_of_file", lambda path: read.append(path.name) or digest_of_file(path)
+    )
+    spoil(bench.models[0], FIRST[:40])
+    for _ in range(3):
+        bench.check()
+    assert read == []
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

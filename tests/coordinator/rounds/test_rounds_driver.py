@@ -2,7 +2,7 @@
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from coordinator.blobs import BlobStore
+from coordinator.compared import model_damaged
 from coordinator.observing.metrics import Metrics
 from coordinator.pausing import Pausing
 from coordinator.rounds import commands as c
@@ -33,9 +34,16 @@ class FakeEffects:
         self.blobs = BlobStore(folder)
         self.gone: set[str] = set()  # models, whose names are no digests here
         (folder / "m0").touch()
+        self.damaged: set[str] = set()
         self.blobs.has_model = lambda one: one not in self.gone  # type: ignore[method-assign]
+        self.blobs.check_models = self._check_models  # type: ignore[method-assign]
         self.ran: list[c.Command] = []
         self.faults: list[Exception] = []
+
+    def _check_models(self, digests: Iterable[str]) -> None:
+        for one in digests:
+            if one in self.gone | self.damaged:
+                raise model_damaged(one)
 
     async def run(self, _live: Any, command: c.Command) -> None:
         """One command."""
@@ -291,16 +299,18 @@ def test_a_resumption_is_one_whoever_asks_for_it_and_how_often(table: Table) -> 
 
 
 @pytest.mark.parametrize("is_shared", [False, True])
-def test_a_job_whose_model_is_gone_is_not_resumed(
-    table: Table, monkeypatch: pytest.MonkeyPatch, is_shared: bool
+@pytest.mark.parametrize("what", ["gone", "damaged"])
+def test_a_job_whose_model_is_gone_or_damaged_is_not_resumed(
+    table: Table, monkeypatch: pytest.MonkeyPatch, is_shared: bool, what: str
 ) -> None:
-    """No order could be sent, and what is reserved for one is charged. Nothing changes; the same
-    request goes through once the file is back."""
+    """No order could be sent, and what is reserved for one is charged; what a damaged file gives
+    nodes is refused by each. Nothing changes; the same request goes through once it is back."""
     training(table)
     table.world.turn(e.StepFailed("a disk"))
     monkeypatch.setattr(BlobStore, "is_shared", is_shared)
     table.effects.blobs.at_hand = lambda _digests: None  # type: ignore[method-assign]
-    table.effects.gone.add("m0")
+    lost: set[str] = getattr(table.effects, what)
+    lost.add("m0")
 
     async def scene(rounds: Rounds) -> None:
         with pytest.raises(NotFound, match="put the file back from a backup") as refused:
@@ -308,7 +318,7 @@ def test_a_job_whose_model_is_gone_is_not_resumed(
         assert refused.value.reason == "MODEL_DAMAGED"
         assert (await rounds.job("j")).has_ended
         assert table.effects.ran == []
-        table.effects.gone.clear()
+        lost.clear()
         assert not (await rounds.resume("j", "operator", "r1")).has_ended
 
     table.play(scene)

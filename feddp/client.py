@@ -133,12 +133,13 @@ class Client:
             work = Work(data, facts_of(data), task_hash, digest, publishers(self.nodes(), data))
             signed = mandate_for(key, work, caps, lambda: self._quote(data, task_hash, len(model)))
             request.mandate.CopyFrom(signed)
-            self.signed = parse(signed.body)
         job: Job = self._connection.again(
             lambda: self._jobs.SubmitJob(
                 request, timeout=CALL_TIMEOUT_S, metadata=tracing.metadata()
             )
         ).job
+        # Only now: what no job can be signed for, the coordinator refuses by its name in the file.
+        self.signed = parse(request.mandate.body) if request.HasField("mandate") else None
         return job
 
     def quote(self, spec: Path | bytes) -> jobs_pb2.QuoteJobResponse:

@@ -112,13 +112,13 @@ def _once_back(one: pb.QuotedNode, job: Job, task_hash: str, facts: NodeFacts) -
     one.message += (
         f"; once it is back it takes part, and spends epsilon {round_up(spent, 5):g} at most"
     )
-    one.epsilon_job_booked = _booked(facts.account.filter, releases)
+    filter_ = facts.account.filter
+    one.epsilon_job_booked = filter_.epsilon_of(_units(filter_, releases))
 
 
-def _booked(filter_: Filter, releases: Mapping[Release, int]) -> float:
-    """Epsilon that an account books for these releases alone."""
-    units = sum(count * filter_.cost_units(release) for release, count in releases.items())
-    return filter_.epsilon_of(units)
+def _units(filter_: Filter, releases: Mapping[Release, int]) -> int:
+    """What an account holds against its limit for these releases."""
+    return sum(count * filter_.cost_units(release) for release, count in releases.items())
 
 
 def _cost(
@@ -139,10 +139,10 @@ def _cost(
     if account is None or steward is None:
         return
     filter_, balance = account.filter, account.balance
-    job_units = sum(count * filter_.cost_units(each) for each, count in releases.items())
+    job_units = _units(filter_, releases)
     after_units = balance.posted_units + balance.pending_units + job_units
     if spent is not None:
-        one.epsilon_job_booked = _booked(filter_, releases)
+        one.epsilon_job_booked = filter_.epsilon_of(job_units)
     if spent is not None and balance.guarantee:
         one.epsilon_after = filter_.epsilon_of(after_units)
     # Units and epsilon do not grow alike; whichever comes first is a reason to warn.
